@@ -1,0 +1,77 @@
+"""The ``numpy`` backend's own answers to `unirnn.backend.Backend`."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirnn import Device, Limit, LSTMSpec, Spec
+from unirnn import weights as _weights
+from unirnn.backend import Arrays
+
+from .module import NumpyModule
+
+__all__ = ["NumpyBackend"]
+
+Array = NDArray[Any]
+
+
+class NumpyBackend:
+    """Builds `NumpyModule`; always there."""
+
+    name = "numpy"
+    dtypes = ("float16", "float32", "float64")
+    differentiable = True
+
+    def version(self) -> str:
+        return f"numpy {np.__version__}"
+
+    def devices(self) -> tuple[Device, ...]:
+        return (Device("cpu"),)
+
+    def default_device(self) -> Device:
+        return Device("cpu")
+
+    def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
+        if device.kind != "cpu":
+            yield Limit(f"numpy runs on cpu only, not on {device.kind}")
+        if isinstance(spec, LSTMSpec) and spec.proj_size:
+            yield Limit(f"numpy has no proj_size (given {spec.proj_size}); torch has")
+        if dtype == "float16":
+            yield Limit("float16 is computed in float32, and rounded at the end", refuses=False)
+
+    def build(
+        self, spec: Spec, *, device: Device, dtype: str, weights: Arrays | None, seed: int | None
+    ) -> NumpyModule:
+        drawn = _weights.draw_globally(spec) if weights is None else weights
+        # A stream of its own, so that dropout repeats none of the numbers that made the weights.
+        generator = np.random.default_rng(None if seed is None else [seed, 1])
+        return NumpyModule(spec, {name: np.array(array, dtype) for name, array in drawn.items()}, generator)
+
+    def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
+        if not isinstance(module, NumpyModule):
+            return None
+        return module.spec, module.weights
+
+    def from_numpy(self, array: Array, module: Any) -> Array:
+        return array
+
+    def to_numpy(self, array: Any) -> Array:
+        return np.asarray(array)
+
+    def gradients(
+        self,
+        module: Any,
+        input: Array,
+        hx: tuple[Array, ...],
+        seq_length: NDArray[np.int64] | None,
+        d_output: Array,
+        d_state: tuple[Array, ...],
+    ) -> dict[str, Array]:
+        def joined(parts: tuple[Array, ...]) -> Any:
+            return parts if len(parts) > 1 else parts[0]
+
+        _, _, pullback = module.vjp(input, joined(hx), seq_length)
+        gradients: dict[str, Array] = pullback(d_output, joined(d_state))
+        return gradients

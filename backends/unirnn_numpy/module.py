@@ -1,0 +1,134 @@
+"""The module that the ``numpy`` backend builds."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirnn import Spec, kernels
+from unirnn.call import bind, check_arrays, check_types, lengths, state_parts
+
+__all__ = ["NumpyModule"]
+
+Array = NDArray[Any]
+
+
+class NumpyModule:
+    """A stack of recurrent layers over NumPy arrays.
+
+    Parameters
+    ----------
+    spec
+        What it is.
+    weights
+        By the names of `unirnn.Spec.weight_shapes`; kept, not copied.
+    generator
+        Draws dropout while training.
+
+    Attributes
+    ----------
+    spec
+        What it is.
+    weights
+        Its weights by name; write to the arrays to change them.
+    training
+        Whether dropout is on; False until `train`.
+
+    Examples
+    --------
+    >>> import numpy, unirnn
+    >>> gru = unirnn.GRUSpec(3, 4).build("numpy", seed=0)
+    >>> output, h_n = gru(numpy.ones((5, 2, 3), "float32"), seq_length=[5, 0])
+    >>> output.shape, float(abs(output[:, 1]).max())
+    ((5, 2, 4), 0.0)
+    """
+
+    def __init__(self, spec: Spec, weights: Mapping[str, Array], generator: np.random.Generator) -> None:
+        self.spec = spec
+        self.weights = dict(weights)
+        self.training = False
+        self._generator = generator
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.spec!r})"
+
+    def train(self, mode: bool = True) -> "NumpyModule":
+        """Switch dropout on (or off)."""
+        self.training = mode
+        return self
+
+    def eval(self) -> "NumpyModule":
+        """Switch dropout off."""
+        return self.train(False)
+
+    def __call__(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
+        """Run the layers.
+
+        Parameters
+        ----------
+        input
+            `(T, B, I)`, `(B, T, I)` if ``batch_first``, or `(T, I)`; of the weights' dtype. Also ``x``.
+        hx
+            Initial state, `(L*D, B, H)`, or `(L*D, H)`; for LSTM a pair. None is zeros. Also ``h_0``.
+        seq_length
+            `(B,)` integers, ``0 <= n <= T``; see `unirnn.call`. None is T for every sequence.
+
+        Returns
+        -------
+        output
+            As the input, with D*H on the last axis; zero from step n on.
+        h_n
+            The final state; for LSTM ``(h_n, c_n)``.
+        """
+        return self.vjp(input, hx, seq_length, **aliases)[:2]
+
+    def vjp(
+        self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any
+    ) -> tuple[Array, Any, Callable[[Array, Any], dict[str, Array]]]:
+        """Run the layers, and return what computes the gradients besides.
+
+        Parameters
+        ----------
+        input, hx, seq_length
+            As in a call.
+
+        Returns
+        -------
+        output, h_n
+            As a call returns them.
+        pullback
+            ``pullback(d_output, d_h_n)`` gives, once, the gradients of
+            ``sum(output * d_output) + sum(h_n * d_h_n)``, by name: ``input``, ``h_0`` (and ``c_0``), and each
+            weight.
+        """
+        spec = self.spec
+        input, hx, seq_length = bind(spec, input, hx, seq_length, aliases)
+        state = state_parts(spec, hx)
+        check_types(spec, np.ndarray, input, state)
+        dtype = self.weights["weight_ih_l0"].dtype
+        sizes = check_arrays(
+            spec,
+            dtype.name,
+            (input.shape, input.dtype.name),
+            None if state is None else tuple((part.shape, part.dtype.name) for part in state),
+        )
+        ns = None if seq_length is None else lengths(seq_length, sizes)
+        output, final, pullback = kernels.recurrent(
+            spec, self.weights, input, state, ns, noise=self._noise(sizes.steps, sizes.batch_size or 1)
+        )
+
+        def pull(d_output: Array, d_h_n: Any) -> dict[str, Array]:
+            parts = state_parts(spec, d_h_n)
+            assert parts is not None
+            return pullback(d_output, parts)
+
+        return output, final if len(final) > 1 else final[0], pull
+
+    def _noise(self, steps: int, batch_size: int) -> Array | None:
+        spec = self.spec
+        if not (self.training and spec.dropout and spec.num_layers > 1):
+            return None
+        shape = (spec.num_layers - 1, steps, batch_size, spec.num_directions * spec.hidden_size)
+        kept = self._generator.random(shape) >= spec.dropout
+        return kept / (1 - spec.dropout)

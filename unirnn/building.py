@@ -1,0 +1,40 @@
+"""Building a module: resolve the names, refuse what can't work, draw the weights, hand over."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from . import registry
+from . import weights as _weights
+from .devices import Device, dtype_name
+from .errors import DeviceError, LimitError
+from .limits import explain
+from .specs import Spec
+
+__all__ = ["build"]
+
+
+def build(
+    spec: Spec,
+    backend: str | None,
+    *,
+    device: Any,
+    dtype: Any,
+    seed: int | None,
+    weights: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+) -> Any:
+    """Build a module from a spec and given weights, or weights to draw; see `Spec.build`."""
+    name = registry.default_backend() if backend is None else backend
+    room = registry.load(name)
+    where = room.default_device() if device is None else Device.parse(device)
+    explanation = explain(spec, name, where, dtype=dtype)
+    if not explanation.builds:
+        raise LimitError(str(explanation))
+    present = room.devices()
+    if not any(where.kind == d.kind and where.index in (None, d.index) for d in present):
+        raise DeviceError(
+            f"device: given {device!r}, not present; {name} sees {', '.join(map(str, present))} on this machine"
+        )
+    if weights is None and seed is not None:
+        weights = _weights.draw(spec, seed)
+    return room.build(spec, device=where, dtype=dtype_name(dtype), weights=weights, seed=seed, **options)

@@ -1,0 +1,206 @@
+"""The call: understand its arguments, and refuse what is wrong before any work is done.
+
+Every backend's module takes ``(input, hx=None, seq_length=None)``, and every backend checks it here, so that
+the same mistake raises the same exception with the same words everywhere. Nothing here touches an array's
+contents but `lengths`, which holds the rule for ``seq_length``:
+
+- one integer for each sequence, in any order: ``0 <= n <= T``; for an unbatched input, one integer;
+- from step n on the output is exactly 0, in both directions and every layer;
+- the forward final state is the state after step n-1; the reverse direction starts at step n-1, and its
+  final state is the one after step 0; **for n = 0 both are the initial state**;
+- the output keeps its T steps, whatever the longest n is;
+- padding has no influence: what stands in steps t >= n changes no output, no state and no gradient.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import names
+from .devices import plain_name
+from .errors import ArgumentError, DTypeError, LengthError, ShapeError
+from .specs import Spec
+
+__all__ = ["Sizes", "bind", "check_arrays", "check_types", "lengths", "state_parts"]
+
+
+class Sizes(NamedTuple):
+    """T and B of a call; B is None for an unbatched input."""
+
+    steps: int
+    batch_size: int | None
+
+
+def bind(
+    spec: Spec, input: Any, hx: Any, seq_length: Any, aliases: Mapping[str, Any]
+) -> tuple[Any, Any, Any]:
+    """Resolve the spellings of a call's arguments.
+
+    Parameters
+    ----------
+    spec
+        The module's spec.
+    input, hx, seq_length
+        As given under unirnn's names; None where not given.
+    aliases
+        The other keyword arguments: ``x``, ``h_0``, or a mistake.
+
+    Returns
+    -------
+    tuple
+        ``(input, hx, seq_length)``.
+
+    Raises
+    ------
+    ArgumentError
+        If a name is unknown, given twice, or ``input`` is missing.
+    """
+    if aliases:
+        named = {"input": input, "hx": hx, "seq_length": seq_length}
+        given = tuple(name for name, value in named.items() if value is not None)
+        named.update(names.canonical(spec.cell, "call", aliases, already=given))
+        input, hx, seq_length = named["input"], named["hx"], named["seq_length"]
+    if input is None:
+        raise ArgumentError(f"{spec.cell}: input is missing; call it as module(input, hx=None, seq_length=None)")
+    return input, hx, seq_length
+
+
+def state_parts(spec: Spec, hx: Any) -> tuple[Any, ...] | None:
+    """The initial state as a tuple: ``(h_0,)``, or ``(h_0, c_0)`` for LSTM; None if not given.
+
+    Raises
+    ------
+    ArgumentError
+        If an LSTM's state is not a pair, or another cell's is not one array.
+    """
+    if hx is None:
+        return None
+    if len(spec.states) == 1:
+        if isinstance(hx, (tuple, list)):
+            raise ArgumentError(f"hx: given a {type(hx).__name__} of {len(hx)}, expected one array h_0 for {spec.cell}")
+        return (hx,)
+    if not isinstance(hx, (tuple, list)):
+        raise ArgumentError(f"hx: given one {type(hx).__name__}, expected a pair (h_0, c_0) for {spec.cell}")
+    if len(hx) != 2:
+        raise ArgumentError(f"hx: given a {type(hx).__name__} of {len(hx)}, expected a pair (h_0, c_0) for {spec.cell}")
+    return tuple(hx)
+
+
+def check_types(spec: Spec, array_type: type, input: Any, hx: tuple[Any, ...] | None) -> None:
+    """Check that input and state are arrays of the framework.
+
+    Raises
+    ------
+    ArgumentError
+        If one is not.
+    """
+    for name, array in zip(("input", *(f"{s}_0" for s in spec.states)), (input, *(hx or ())), strict=False):
+        if not isinstance(array, array_type):
+            expected = f"{array_type.__module__.partition('.')[0]}.{array_type.__name__}"
+            raise ArgumentError(f"{name}: given {type(array).__name__}, expected a {expected}")
+
+
+def check_arrays(
+    spec: Spec,
+    dtype: str | None,
+    input: tuple[tuple[int, ...], str],
+    hx: tuple[tuple[tuple[int, ...], str], ...] | None,
+) -> Sizes:
+    """Check shapes and dtypes of input and state.
+
+    Parameters
+    ----------
+    spec
+        The module's spec.
+    dtype
+        The dtype that the arrays must have, the module's own; None: whatever the input has.
+    input, hx
+        Shape and dtype's name of each array.
+
+    Returns
+    -------
+    Sizes
+        T and B.
+
+    Raises
+    ------
+    ShapeError
+        If a rank or a size is wrong.
+    DTypeError
+        If a dtype is not the module's.
+    """
+    shape, given = input
+    layout = "(B, T, I)" if spec.batch_first else "(T, B, I)"
+    if len(shape) not in (2, 3):
+        raise ShapeError(f"input: given shape {shape}, expected {layout}, or (T, I) when unbatched")
+    if shape[-1] != spec.input_size:
+        raise ShapeError(f"input: given shape {shape}, expected {spec.input_size} (input_size) on the last axis")
+    batched = len(shape) == 3
+    steps = shape[1 if batched and spec.batch_first else 0]
+    batch_size = shape[0 if spec.batch_first else 1] if batched else None
+    if steps == 0:
+        raise ShapeError(f"input: given shape {shape}, expected at least one time step")
+    if given != (dtype or given):
+        raise DTypeError(
+            f"input: given dtype {given}, expected {dtype}, the module's own; cast the input, or build with "
+            f"dtype={given!r}"
+        )
+    for name, (state_shape, state_dtype) in zip(spec.states, hx or (), strict=False):
+        expected = spec.state_shapes(batch_size)[name]
+        if state_shape != expected:
+            raise ShapeError(
+                f"{name}_0: given shape {state_shape}, expected {expected}, "
+                + ("(L*D, B, H) whatever batch_first says" if batched else "(L*D, H) for an unbatched input")
+            )
+        if state_dtype != given:
+            raise DTypeError(f"{name}_0: given dtype {state_dtype}, expected {given}, the input's")
+    return Sizes(steps, batch_size)
+
+
+def lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64]:
+    """Check ``seq_length`` and make it one int64 array.
+
+    Parameters
+    ----------
+    seq_length
+        Integers as a list, a tuple, or anything that NumPy reads; one integer for an unbatched input.
+    sizes
+        T and B of the call.
+
+    Returns
+    -------
+    numpy.ndarray
+        `(B,)`, or `(1,)` for an unbatched input.
+
+    Raises
+    ------
+    ShapeError
+        If it is not one integer for each sequence.
+    DTypeError
+        If it does not hold integers.
+    LengthError
+        If a value is below 0 or above T; the message names its position.
+    """
+    try:
+        values = np.asarray(seq_length)
+    except (ValueError, TypeError) as error:
+        raise DTypeError(f"seq_length: given {seq_length!r}, expected integers ({error})") from None
+    expected = () if sizes.batch_size is None else (sizes.batch_size,)
+    if values.shape != expected:
+        raise ShapeError(
+            f"seq_length: given shape {values.shape}, expected {expected}, "
+            + ("one integer for each sequence" if expected else "one integer for an unbatched input")
+        )
+    if values.dtype.kind not in "iu" and values.size:
+        raise DTypeError(f"seq_length: given dtype {plain_name(values.dtype)}, expected integers")
+    values = values.reshape(-1)
+    wrong = np.flatnonzero((values < 0) | (values > sizes.steps))
+    if wrong.size:
+        position = int(wrong[0])
+        raise LengthError(
+            f"seq_length[{position}]: given {int(values[position])}, "
+            f"expected 0 <= n <= {sizes.steps}, the number of time steps"
+        )
+    return values.astype(np.int64)

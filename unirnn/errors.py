@@ -1,0 +1,84 @@
+"""Every error that unirnn raises, as one tree.
+
+Each class is also the built-in exception that fits, so ``except ValueError`` catches what a reader
+would expect it to catch. The words are the same on every backend: the argument, what was given, what
+was expected, and what to do.
+
+::
+
+    UnirnnError
+    ├── ArgumentError     (TypeError)    an argument's name or type: unknown, missing, spelled twice
+    ├── SpecError         (ValueError)   a value that no layer can have: hidden_size=0, dropout=1
+    ├── ShapeError        (ValueError)   an array of the wrong rank or size
+    ├── DTypeError        (TypeError)    an array, or a name, of the wrong dtype
+    ├── LengthError       (ValueError)   a value in seq_length below 0 or above T
+    ├── DeviceError       (ValueError)   a device that is unknown, or not present on this machine
+    ├── LimitError        (ValueError)   something that this backend can't do, told before the run
+    └── BackendError
+        ├── UnknownBackendError   (ValueError)    no such backend
+        ├── MissingBackendError   (ImportError)   known, but its framework is not installed
+        └── BrokenBackendError    (ImportError)   installed, but its import fails
+"""
+
+__all__ = [
+    "ArgumentError",
+    "BackendError",
+    "BrokenBackendError",
+    "DTypeError",
+    "DeviceError",
+    "LengthError",
+    "LimitError",
+    "MissingBackendError",
+    "ShapeError",
+    "SpecError",
+    "UnirnnError",
+    "UnknownBackendError",
+]
+
+
+class UnirnnError(Exception):
+    """The root of the tree."""
+
+
+class ArgumentError(UnirnnError, TypeError):
+    """An argument is unknown, missing, of the wrong type, or given under two spellings."""
+
+
+class SpecError(UnirnnError, ValueError):
+    """A spec's value is one that no layer can have."""
+
+
+class ShapeError(UnirnnError, ValueError):
+    """An array has the wrong rank or size."""
+
+
+class DTypeError(UnirnnError, TypeError):
+    """An array has the wrong dtype, or a dtype's name is unknown."""
+
+
+class LengthError(UnirnnError, ValueError):
+    """A value of ``seq_length`` is below 0 or above the number of time steps."""
+
+
+class DeviceError(UnirnnError, ValueError):
+    """A device is unknown, or not present on this machine."""
+
+
+class LimitError(UnirnnError, ValueError):
+    """The backend can't do what the spec asks for, on this device or in this dtype."""
+
+
+class BackendError(UnirnnError):
+    """A backend can't be had."""
+
+
+class UnknownBackendError(BackendError, ValueError):
+    """No backend of this name is registered."""
+
+
+class MissingBackendError(BackendError, ImportError):
+    """The backend is known, but its framework is not installed."""
+
+
+class BrokenBackendError(BackendError, ImportError):
+    """The backend is installed, but its import fails."""

@@ -1,0 +1,135 @@
+"""The registry: which backends there are, and importing one the first time that it is asked for.
+
+A backend is an entry point of the group ``unirnn.backends``; unirnn's own come through the same door as
+anybody else's. The entry point's name is the backend's name; it loads an object that is a
+`unirnn.backend.Backend`. Until a backend is asked for, it is a string.
+"""
+
+import functools
+import os
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from .backend import Backend
+from .errors import BrokenBackendError, MissingBackendError, UnknownBackendError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+__all__ = ["backends", "default_backend", "install_hint", "load", "loaded", "use_backend"]
+
+GROUP = "unirnn.backends"
+_loaded: dict[str, Backend] = {}
+_default: str | None = None
+
+
+@functools.cache
+def _entry_points() -> "dict[str, EntryPoint]":
+    from importlib import metadata  # here, since it takes a tenth of the time of `import numpy`
+
+    return {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
+
+
+def backends() -> tuple[str, ...]:
+    """The names of all registered backends, installed or not; nothing is imported.
+
+    Examples
+    --------
+    >>> "numpy" in backends()
+    True
+    """
+    return tuple(_entry_points())
+
+
+def loaded() -> tuple[Backend, ...]:
+    """The backends that have been imported so far."""
+    return tuple(_loaded.values())
+
+
+def _entry_point(name: str) -> "EntryPoint":
+    entry = _entry_points().get(name) if isinstance(name, str) else None
+    if entry is None:
+        raise UnknownBackendError(f"backend: given {name!r}, expected one of {', '.join(backends())}")
+    return entry
+
+
+def install_hint(name: str, missing: str | None = None) -> str:
+    """The command that installs what a backend needs."""
+    entry = _entry_point(name)
+    extras = entry.dist.metadata.get_all("Provides-Extra", []) if entry.dist else []
+    wanted = f"'{entry.dist.name}[{name}]'" if entry.dist and name in extras else missing or name
+    return f"python -m pip install {wanted}"
+
+
+def load(name: str) -> Backend:
+    """Import a backend, once.
+
+    Parameters
+    ----------
+    name
+        One of `backends`.
+
+    Raises
+    ------
+    UnknownBackendError
+        If no backend has this name; the message says which are known.
+    MissingBackendError
+        If a module that it needs is not installed; the message says which command installs it.
+    BrokenBackendError
+        If its import fails in any other way; the cause is chained.
+    """
+    if name in _loaded:
+        return _loaded[name]
+    entry = _entry_point(name)
+    try:
+        backend: Backend = entry.load()
+    except ModuleNotFoundError as error:
+        raise MissingBackendError(
+            f"backend {name!r} needs {error.name}, which is not installed; "
+            f"to install it: {install_hint(name, error.name)}"
+        ) from error
+    except Exception as error:  # whatever a third party's import raises concerns that backend alone
+        raise BrokenBackendError(f"backend {name!r} fails to import: {type(error).__name__}: {error}") from error
+    _loaded[name] = backend
+    return backend
+
+
+def default_backend() -> str:
+    """The backend of a `build` that names none: `use_backend`, else ``UNIRNN_BACKEND``, else ``numpy``."""
+    return _default or os.environ.get("UNIRNN_BACKEND") or "numpy"
+
+
+class use_backend:  # noqa: N801 - used as a function, and with `with`
+    """Set the default backend of the process, for good or within a ``with`` block.
+
+    Parameters
+    ----------
+    name
+        One of `backends`.
+
+    Raises
+    ------
+    UnknownBackendError
+        If no backend has this name.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> with unirnn.use_backend("torch"):
+    ...     unirnn.default_backend()
+    'torch'
+    """
+
+    def __init__(self, name: str) -> None:
+        global _default
+        self._before = _default
+        _default = _entry_point(name).name
+
+    def __enter__(self) -> "use_backend":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _default
+        _default = self._before

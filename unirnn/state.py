@@ -1,0 +1,121 @@
+"""The hidden state's layout: its axes by name, and other frameworks' layouts.
+
+A state is `(L*D, B, H)`: layer-major, then direction, whatever ``batch_first`` says; `(L*D, H)` when unbatched.
+An LSTM's state is a pair of them, ``(h, c)``: apply these functions to each. They use nothing of an array
+but ``shape``, ``reshape``, ``swapaxes`` and indexing, and so work on NumPy, torch and MindSpore alike, and
+keep gradients.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .errors import ShapeError
+from .specs import Spec
+
+__all__ = ["axes", "from_batch_major", "from_layers", "last_layer", "to_batch_major", "to_layers"]
+
+Array = Any
+
+
+def axes(spec: Spec, state: Array) -> Array:
+    """Name the axes: `(L*D, B, H)` to `(L, D, B, H)`, that is (layer, direction, batch, hidden).
+
+    Parameters
+    ----------
+    spec
+        The layers.
+    state
+        `(L*D, B, H)`, or `(L*D, H)`, which becomes `(L, D, H)`.
+
+    Raises
+    ------
+    ShapeError
+        If the first axis is not L*D.
+
+    Examples
+    --------
+    >>> import numpy, unirnn
+    >>> axes(unirnn.GRUSpec(3, 4, 2, bidirectional=True), numpy.zeros((4, 5, 4))).shape
+    (2, 2, 5, 4)
+    """
+    shape = tuple(state.shape)
+    if len(shape) not in (2, 3) or shape[0] != spec.num_layers * spec.num_directions:
+        raise ShapeError(
+            f"state: given shape {shape}, expected (L*D, B, H) or (L*D, H) with "
+            f"L*D = {spec.num_layers * spec.num_directions}"
+        )
+    return state.reshape(spec.num_layers, spec.num_directions, *shape[1:])
+
+
+def last_layer(spec: Spec, state: Array) -> Array:
+    """The last layer's state with its directions side by side, forward first.
+
+    Parameters
+    ----------
+    spec
+        The layers.
+    state
+        `(L*D, B, H)` or `(L*D, H)`.
+
+    Returns
+    -------
+    array
+        `(B, D*H)` or `(D*H,)`.
+
+    Examples
+    --------
+    >>> import numpy, unirnn
+    >>> last_layer(unirnn.GRUSpec(3, 4, 2, bidirectional=True), numpy.zeros((4, 5, 4))).shape
+    (5, 8)
+    """
+    last = axes(spec, state)[spec.num_layers - 1]
+    if len(last.shape) == 2:
+        return last.reshape(-1)
+    return last.swapaxes(0, 1).reshape(last.shape[1], -1)
+
+
+def to_batch_major(state: Array) -> Array:
+    """`(L*D, B, H)` to `(B, L*D, H)`: what ONNX calls ``layout=1``, and what splits over devices by batch."""
+    return state.swapaxes(0, 1)
+
+
+def from_batch_major(state: Array) -> Array:
+    """`(B, L*D, H)` to `(L*D, B, H)`."""
+    return state.swapaxes(0, 1)
+
+
+def to_layers(spec: Spec, state: Array) -> list[tuple[Array, ...]]:
+    """One array for each layer and direction, as Keras and Flax hold their states.
+
+    Returns
+    -------
+    list
+        For each layer, a tuple of D arrays `(B, H)`, forward first.
+
+    Examples
+    --------
+    >>> import numpy, unirnn
+    >>> layers = to_layers(unirnn.GRUSpec(3, 4, 2, bidirectional=True), numpy.zeros((4, 5, 4)))
+    >>> len(layers), [part.shape for part in layers[0]]
+    (2, [(5, 4), (5, 4)])
+    """
+    named = axes(spec, state)
+    return [tuple(named[layer][d] for d in range(spec.num_directions)) for layer in range(spec.num_layers)]
+
+
+def from_layers(layers: Sequence[Sequence[Array]], stack: Callable[[list[Array]], Array]) -> Array:
+    """The inverse of `to_layers`.
+
+    Parameters
+    ----------
+    layers
+        For each layer, its directions' arrays `(B, H)`.
+    stack
+        The framework's own: ``numpy.stack``, ``torch.stack``, ``mindspore.ops.stack``.
+
+    Returns
+    -------
+    array
+        `(L*D, B, H)`.
+    """
+    return stack([part for layer in layers for part in layer])

@@ -1,0 +1,86 @@
+"""Drawing the first weights, and reading weights that somebody gives.
+
+Weights are ``dict[str, numpy.ndarray]`` in torch's names and shapes (`Spec.weight_shapes`).
+"""
+
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ArgumentError, ShapeError, SpecError
+from .specs import Spec
+
+__all__ = ["Weights", "check", "draw", "draw_globally"]
+
+Weights = dict[str, NDArray[Any]]
+
+
+def draw(spec: Spec, seed: int) -> Weights:
+    """Draw weights from a seed: the same bits on every backend, in every order of building, on every run.
+
+    Every weight is uniform in ``(-1/sqrt(H), 1/sqrt(H))``, as in torch and MindSpore. One PCG64 generator
+    fills the weights in the order of `Spec.weight_shapes`.
+
+    Parameters
+    ----------
+    spec
+        Whose weights they are.
+    seed
+        A non-negative integer.
+
+    Returns
+    -------
+    dict
+        float64 arrays of the shapes of `Spec.weight_shapes`.
+
+    Raises
+    ------
+    ArgumentError, SpecError
+        If the seed is not an integer, or negative.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        raise ArgumentError(f"seed: given {seed!r}, expected a non-negative integer or None")
+    if seed < 0:
+        raise SpecError(f"seed: given {seed!r}, expected a non-negative integer")
+    random = np.random.Generator(np.random.PCG64(int(seed))).random
+    return _uniform(spec, random)
+
+
+def draw_globally(spec: Spec) -> Weights:
+    """Draw weights as `mindspore.nn` does: from NumPy's global generator, in MindSpore's order.
+
+    ``numpy.random.seed`` and ``mindspore.set_seed`` govern it.
+    """
+    return _uniform(spec, np.random.random_sample)
+
+
+def _uniform(spec: Spec, random: Callable[[tuple[int, ...]], NDArray[np.float64]]) -> Weights:
+    bound = 1 / math.sqrt(spec.hidden_size)
+    return {name: -bound + 2 * bound * random(shape) for name, shape in spec.weight_shapes().items()}
+
+
+def check(spec: Spec, weights: Mapping[str, Any]) -> None:
+    """Hold weights against a spec: the names, then the shapes.
+
+    Raises
+    ------
+    ArgumentError
+        If a name is missing, or is not one of the spec's.
+    ShapeError
+        If an array has the wrong shape.
+    """
+    expected = spec.weight_shapes()
+    missing = [name for name in expected if name not in weights]
+    unknown = [name for name in weights if name not in expected]
+    if missing or unknown:
+        raise ArgumentError(
+            f"weights: missing {', '.join(missing) or 'none'}; unknown {', '.join(unknown) or 'none'}; "
+            f"{spec!r} has {', '.join(expected)}"
+        )
+    for name, shape in expected.items():
+        if tuple(weights[name].shape) != shape:
+            raise ShapeError(f"weights[{name!r}]: given shape {tuple(weights[name].shape)}, expected {shape}")
