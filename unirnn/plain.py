@@ -64,7 +64,7 @@ class Lengths:
 
     def __init__(self, xp: Any, lengths: Array, steps: int) -> None:
         batch_size = lengths.shape[0]
-        kind = {"dtype": lengths.dtype, "device": lengths.device}
+        kind = {"dtype": lengths.dtype, "device": _device(lengths)}
         step = xp.arange(steps, **kind)[:, None]
         row = xp.arange(batch_size, **kind)
         self.values = lengths
@@ -79,6 +79,11 @@ class Lengths:
     def reverse(self, xp: Any, array: Array) -> Array:
         """`(T, B, F)` with each sequence's valid steps in the opposite order."""
         return xp.reshape(xp.take(_flat(xp, array), self.reversal, axis=0), array.shape)
+
+
+def _device(array: Array) -> Any:
+    # NumPy 1's arrays have no device, and its namespace takes None for it.
+    return getattr(array, "device", None)
 
 
 def _flat(xp: Any, array: Array) -> Array:
@@ -219,7 +224,7 @@ def recurrent(
     steps, batch_size = x.shape[0], x.shape[1]
     if hx is None:
         shapes = spec.state_shapes(batch_size).values()
-        hx = tuple(xp.zeros(shape, dtype=x.dtype, device=x.device) for shape in shapes)
+        hx = tuple(xp.zeros(shape, dtype=x.dtype, device=_device(x)) for shape in shapes)
     elif not batched:
         hx = tuple(part[:, None, :] for part in hx)
     ragged = None if lengths is None else Lengths(xp, lengths, steps)

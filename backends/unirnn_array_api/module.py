@@ -1,0 +1,99 @@
+"""The module that the ``array_api`` backend builds."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from unirnn import Spec, plain
+from unirnn.call import bind, check_arrays, check_types, lengths, state_parts
+from unirnn.devices import plain_name
+
+__all__ = ["ArrayModule"]
+
+
+class ArrayModule:
+    """A stack of recurrent layers over the arrays of one namespace.
+
+    Whatever autodiff the namespace has goes through it.
+
+    Parameters
+    ----------
+    spec
+        What it is.
+    weights
+        Arrays of the namespace, by the names of `unirnn.Spec.weight_shapes`.
+    generator
+        Draws dropout while training.
+
+    Attributes
+    ----------
+    spec
+        What it is.
+    weights
+        Its weights by name.
+    training
+        Whether dropout is on; False until `train`.
+    """
+
+    def __init__(self, spec: Spec, weights: Mapping[str, Any], generator: np.random.Generator) -> None:
+        self.spec = spec
+        self.weights = dict(weights)
+        self.training = False
+        self._generator = generator
+        self._xp: Any = array_api_compat.array_namespace(*self.weights.values())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.spec!r}, {self._xp.__name__})"
+
+    def train(self, mode: bool = True) -> "ArrayModule":
+        """Switch dropout on (or off)."""
+        self.training = mode
+        return self
+
+    def eval(self) -> "ArrayModule":
+        """Switch dropout off."""
+        return self.train(False)
+
+    def __call__(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
+        """Run the layers.
+
+        Parameters
+        ----------
+        input
+            `(T, B, I)`, `(B, T, I)` if ``batch_first``, or `(T, I)`; of the weights' dtype. Also ``x``.
+        hx
+            Initial state, `(L*D, B, H)`, or `(L*D, H)`; for LSTM a pair. None is zeros. Also ``h_0``.
+        seq_length
+            `(B,)` integers, ``0 <= n <= T``; see `unirnn.call`. None is T for every sequence.
+
+        Returns
+        -------
+        output
+            As the input, with D*H on the last axis; zero from step n on.
+        h_n
+            The final state; for LSTM ``(h_n, c_n)``.
+        """
+        spec, xp = self.spec, self._xp
+        input, hx, seq_length = bind(spec, input, hx, seq_length, aliases)
+        state = state_parts(spec, hx)
+        weight = self.weights["weight_ih_l0"]
+        check_types(spec, type(weight), input, state)
+        sizes = check_arrays(
+            spec,
+            plain_name(weight.dtype),
+            (tuple(input.shape), plain_name(input.dtype)),
+            None if state is None else tuple((tuple(p.shape), plain_name(p.dtype)) for p in state),
+        )
+        ns = None
+        if seq_length is not None:
+            ns = xp.asarray(lengths(seq_length, sizes), device=array_api_compat.device(input))
+        dropout = self._dropout if self.training and spec.dropout else None
+        output, final = plain.recurrent(xp, spec, self.weights, input, state, ns, dropout=dropout)
+        return output, final if len(final) > 1 else final[0]
+
+    def _dropout(self, x: Any) -> Any:
+        kept = self._generator.random(tuple(x.shape)) >= self.spec.dropout
+        scale = kept / (1 - self.spec.dropout)
+        return x * self._xp.asarray(scale, dtype=x.dtype, device=array_api_compat.device(x))

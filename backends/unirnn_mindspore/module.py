@@ -1,0 +1,134 @@
+"""The module that the ``mindspore`` backend builds."""
+
+from typing import Any
+
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import dtype as mstype
+
+from unirnn import Spec
+from unirnn.backend import Arrays
+from unirnn.call import Sizes, bind, check_arrays, check_types, lengths, state_parts
+from unirnn.devices import plain_name
+
+from .fused import FusedStack
+from .kernel import KernelStack
+
+__all__ = ["Recurrent"]
+
+
+class Recurrent(nn.Cell):
+    """A stack of recurrent layers with the parameters of ``mindspore.nn.RNN``, ``GRU`` or ``LSTM``, by their names.
+
+    Parameters
+    ----------
+    spec
+        What it is.
+    weights
+        By the names of `unirnn.Spec.weight_shapes`; copied.
+    dtype
+        Of the parameters.
+    target
+        ``"CPU"``, ``"GPU"`` or ``"Ascend"``: where it will run.
+
+    Attributes
+    ----------
+    spec
+        What it is.
+    weights
+        Its parameters, in the order of `unirnn.Spec.weight_shapes`.
+
+    Examples
+    --------
+    >>> import mindspore, unirnn
+    >>> gru = unirnn.GRUSpec(3, 4).build("mindspore", seed=0)
+    >>> output, h_n = gru(mindspore.ops.ones((5, 2, 3)), seq_length=[5, 0])
+    >>> output.shape, float(output[:, 1].abs().max())
+    ((5, 2, 4), 0.0)
+    """
+
+    def __init__(self, spec: Spec, weights: Arrays, dtype: mstype.Type, target: str) -> None:
+        super().__init__()
+        self.spec = spec
+        self.input_size = spec.input_size
+        self.hidden_size = spec.hidden_size
+        self.num_layers = spec.num_layers
+        self.has_bias = spec.bias
+        self.batch_first = spec.batch_first
+        self.dropout = spec.dropout
+        self.bidirectional = spec.bidirectional
+        self.is_lstm = spec.cell == "LSTM"
+        self.weights = ParameterTuple(
+            [Parameter(Tensor(np.array(weights[name]), dtype), name=name) for name in spec.weight_shapes()]
+        )
+        self.stack = KernelStack(spec) if target == "CPU" else FusedStack(spec, target)
+        self._state_sizes = tuple(shape[-1] for shape in spec.state_shapes(1).values())
+        self._noise_layers = spec.num_layers - 1 if spec.dropout else 0
+        self._check = ops.constexpr(check=False)(_Checks(spec).traced)
+
+    def __call__(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
+        """Run the layers.
+
+        Parameters
+        ----------
+        input
+            `(T, B, I)`, `(B, T, I)` if ``batch_first``, or `(T, I)`; of the parameters' dtype. Also ``x``.
+        hx
+            Initial state, `(L*D, B, H)`, or `(L*D, H)`; for LSTM a pair. None is zeros. Also ``h_0``.
+        seq_length
+            `(B,)` integers, ``0 <= n <= T``; see `unirnn.call`. None is T for every sequence.
+
+        Returns
+        -------
+        output
+            As the input, with D*H on the last axis; zero from step n on.
+        h_n
+            The final state; for LSTM ``(h_n, c_n)``.
+        """
+        # Here everything can be looked at; `construct`, when it is traced, sees shapes and dtypes only.
+        input, hx, seq_length = bind(self.spec, input, hx, seq_length, aliases)
+        state = state_parts(self.spec, hx)
+        check_types(self.spec, Tensor, input, state)
+        sizes = check_arrays(
+            self.spec,
+            plain_name(self.weights[0].dtype),
+            (input.shape, plain_name(input.dtype)),
+            None if state is None else tuple((part.shape, plain_name(part.dtype)) for part in state),
+        )
+        if seq_length is not None:
+            on_host = seq_length.asnumpy() if isinstance(seq_length, Tensor) else seq_length
+            seq_length = Tensor(lengths(on_host, sizes))
+        return super().__call__(input, tuple(state) if self.is_lstm and state else hx, seq_length)
+
+    def construct(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
+        """What is compiled in graph mode; see the call."""
+        if "x" in aliases:
+            input = aliases["x"]
+        if "h_0" in aliases:
+            hx = aliases["h_0"]
+        batched = input.ndim == 3
+        steps, batch_size = input.shape[0], 1
+        if batched:
+            batch_size = input.shape[1]
+            if self.batch_first:
+                steps, batch_size = batch_size, steps
+        directions = self.num_layers * (2 if self.bidirectional else 1)
+        if hx is None:
+            state = ()
+            for size in self._state_sizes:
+                shape = (directions, batch_size, size) if batched else (directions, size)
+                state += (ops.zeros(shape, input.dtype),)
+        elif self.is_lstm:
+            state = hx
+        else:
+            state = (hx,)
+        noise = ()
+        if self.training and self._noise_layers > 0:
+            ones = ops.ones((self._noise_layers, steps, batch_size, self.stack.last), input.dtype)
+            noise = (ops.dropout(ones, self.dropout, True),)
+        if seq_length is None:
+            seq_length = ops.full((batch_size,), steps, dtype=mstype.int64)
+        result = self.stack(input, state, seq_length, noise, self.weights)
+        if self.is_lstm:
+            return result[0], (result[1], result[2])
+        return result[0], result[1]

@@ -1,0 +1,96 @@
+"""The ``torch`` backend's own answers to `unirnn.backend.Backend`."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from unirnn import Device, Limit, Spec
+from unirnn.backend import Arrays
+from unirnn.errors import DeviceError
+
+from .module import Recurrent
+
+__all__ = ["TorchBackend"]
+
+Array = NDArray[Any]
+
+# unirnn's kinds of device by torch's names: an Ascend is an 'npu' of the package torch_npu.
+_TYPES = {"cpu": "cpu", "gpu": "cuda", "ascend": "npu"}
+
+
+class TorchBackend:
+    """Builds `Recurrent`."""
+
+    name = "torch"
+    dtypes = ("float16", "bfloat16", "float32", "float64")
+    differentiable = True
+
+    def version(self) -> str:
+        return f"torch {torch.__version__}"
+
+    def devices(self) -> tuple[Device, ...]:
+        present = [Device("cpu"), *(Device("gpu", n) for n in range(torch.cuda.device_count()))]
+        npu = getattr(torch, "npu", None)
+        if npu is not None:
+            present += [Device("ascend", n) for n in range(npu.device_count())]
+        return tuple(present)
+
+    def default_device(self) -> Device:
+        default = torch.get_default_device()
+        for kind, type_ in _TYPES.items():
+            if type_ == default.type:
+                return Device(kind, default.index)  # type: ignore[arg-type]
+        raise DeviceError(f"device: torch's default is {default.type!r}, which unirnn does not know; give device=")
+
+    def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
+        return ()
+
+    def build(
+        self, spec: Spec, *, device: Device, dtype: str, weights: Arrays | None, seed: int | None
+    ) -> Recurrent:
+        kind: torch.dtype = getattr(torch, dtype)
+        name = _TYPES[device.kind] + ("" if device.index is None else f":{device.index}")
+        if weights is None:
+            return Recurrent(spec, device=name, dtype=kind)
+        # On the device 'meta' the constructor draws nothing, and the global generator stays where it is.
+        module = Recurrent(spec, device="meta", dtype=kind)
+        tensors = {key: torch.tensor(np.asarray(array), device=name, dtype=kind) for key, array in weights.items()}
+        module.load_state_dict(tensors, assign=True)
+        module.flatten_parameters()
+        return module
+
+    def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
+        if not isinstance(module, Recurrent):
+            return None
+        return module.spec, {name: self.to_numpy(p) for name, p in module.state_dict().items()}
+
+    def from_numpy(self, array: Array, module: Any) -> torch.Tensor:
+        weight = module.weight_ih_l0
+        return torch.tensor(array, device=weight.device)
+
+    def to_numpy(self, array: Any) -> Array:
+        tensor = array.detach().cpu()
+        # NumPy has no bfloat16; float32 holds each of its values.
+        result: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        return result
+
+    def gradients(
+        self,
+        module: Any,
+        input: Array,
+        hx: tuple[Array, ...],
+        seq_length: NDArray[np.int64] | None,
+        d_output: Array,
+        d_state: tuple[Array, ...],
+    ) -> dict[str, Array]:
+        arrays = [self.from_numpy(array, module).requires_grad_() for array in (input, *hx)]
+        output, final = module(arrays[0], arrays[1] if len(hx) == 1 else tuple(arrays[1:]), seq_length)
+        results = (output, *(final if isinstance(final, tuple) else (final,)))
+        cotangents = [self.from_numpy(d, module) for d in (d_output, *d_state)]
+        parameters = dict(module.named_parameters())
+        gradients = torch.autograd.grad(results, [*arrays, *parameters.values()], cotangents)
+        names = ["input", *(f"{state}_0" for state in module.spec.states), *parameters]
+        return {name: self.to_numpy(gradient) for name, gradient in zip(names, gradients, strict=True)}

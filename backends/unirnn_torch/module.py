@@ -1,0 +1,228 @@
+"""The module that the ``torch`` backend builds.
+
+Three paths, each the native computation of ``torch.nn.RNN``, ``GRU`` and ``LSTM`` (cuDNN, oneDNN):
+
+- a dense input, with no lengths: one native call, exactly the layers' own;
+- a ``PackedSequence``: the same, in its packed form;
+- lengths: one native call for each layer and direction over dense steps (`direction`), which the core's plain
+  path surrounds by the selection of padding, the reversal of each sequence, and the state at step n-1. No
+  sorting, no packing, and no length leaves its device but for the check of its value.
+"""
+
+from typing import Any
+
+import array_api_compat.torch as xp
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from unirnn import RNNSpec, Spec, plain
+from unirnn.call import Sizes, bind, check_arrays, check_types, lengths, state_parts
+from unirnn.devices import plain_name
+from unirnn.errors import ArgumentError
+
+__all__ = ["Recurrent"]
+
+_NATIVE = {"RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu, "GRU": torch.gru, "LSTM": torch.lstm}
+
+
+def _mode(spec: Spec) -> str:
+    return f"RNN_{spec.nonlinearity.upper()}" if isinstance(spec, RNNSpec) else spec.cell
+
+
+class Recurrent(torch.nn.RNNBase):
+    """A stack of recurrent layers with the parameters and attributes of ``torch.nn.RNN``, ``GRU`` or ``LSTM``.
+
+    It is no subclass of those three, since ``torch.compile(fullgraph=True)`` refuses any instance of them; a
+    ``state_dict`` goes from and to them with ``strict=True``.
+
+    Parameters
+    ----------
+    spec
+        What it is.
+    device, dtype
+        Of the parameters, which are drawn as the native layers draw theirs.
+
+    Attributes
+    ----------
+    spec
+        What it is.
+
+    Examples
+    --------
+    >>> import torch, unirnn
+    >>> gru = unirnn.GRUSpec(3, 4).build("torch", seed=0)
+    >>> output, h_n = gru(torch.ones(5, 2, 3), seq_length=[5, 0])
+    >>> output.shape, bool((output[:, 1] == 0).all())
+    (torch.Size([5, 2, 4]), True)
+    """
+
+    spec: Spec
+
+    def __init__(self, spec: Spec, *, device: Any = None, dtype: torch.dtype | None = None) -> None:
+        kwargs = spec.to_kwargs("torch")
+        nonlinearity = kwargs.pop("nonlinearity", None)
+        super().__init__(_mode(spec), **kwargs, device=device, dtype=dtype)
+        if nonlinearity is not None:
+            self.nonlinearity = nonlinearity
+        self.spec = spec
+        self._names = tuple(spec.weight_shapes())
+
+    def _get_name(self) -> str:
+        return self.spec.cell
+
+    def forward(  # type: ignore[override]
+        self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any
+    ) -> Any:
+        """Run the layers.
+
+        Parameters
+        ----------
+        input
+            `(T, B, I)`, `(B, T, I)` if ``batch_first``, or `(T, I)`; or a ``PackedSequence``. Also ``x``.
+        hx
+            Initial state, `(L*D, B, H)`, or `(L*D, H)`; for LSTM a pair. None is zeros. Also ``h_0``.
+        seq_length
+            `(B,)` integers, ``0 <= n <= T``, on any device; see `unirnn.call`. None is T for every sequence.
+            A list or a CPU tensor spares the one synchronisation that reading a GPU's lengths costs.
+
+        Returns
+        -------
+        output
+            As the input, with D*H on the last axis; zero from step n on.
+        h_n
+            The final state; for LSTM ``(h_n, c_n)``.
+        """
+        spec = self.spec
+        input, hx, seq_length = bind(spec, input, hx, seq_length, aliases)
+        state = state_parts(spec, hx)
+        if isinstance(input, PackedSequence):
+            return self._packed(input, state, seq_length)
+        check_types(spec, Tensor, input, state)
+        sizes = self._check(tuple(input.shape), input, state)
+        weights = [getattr(self, name) for name in self._names]
+        if seq_length is None:
+            output, final = self._dense(input, state, weights, sizes.batch_size)
+        else:
+            ns = self._lengths(seq_length, sizes, input.device)
+            output, final = plain.recurrent(
+                xp,
+                spec,
+                dict(zip(self._names, weights, strict=True)),
+                input,
+                state,
+                ns,
+                dropout=self._dropout if spec.dropout and self.training else None,
+                direction=direction,
+            )
+        return output, final if len(final) > 1 else final[0]
+
+    def _check(self, shape: tuple[int, ...], input: Tensor, state: tuple[Tensor, ...] | None) -> Sizes:
+        # Under autocast the native call casts, and any floating dtype is right.
+        dtype = None if torch.is_autocast_enabled(input.device.type) else plain_name(self.weight_ih_l0.dtype)
+        return check_arrays(
+            self.spec,
+            dtype,
+            (shape, plain_name(input.dtype)),
+            None if state is None else tuple((tuple(part.shape), plain_name(part.dtype)) for part in state),
+        )
+
+    def _dense(
+        self, input: Tensor, state: tuple[Tensor, ...] | None, weights: list[Tensor], batch_size: int | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        spec = self.spec
+        if state is None:
+            state = tuple(input.new_zeros(shape) for shape in spec.state_shapes(batch_size).values())
+        axis = 0 if spec.batch_first else 1
+        if batch_size is None:
+            input, state = input.unsqueeze(axis), tuple(part.unsqueeze(1) for part in state)
+        output, *final = _NATIVE[self.mode](
+            input,
+            state if len(state) > 1 else state[0],
+            weights,
+            self.bias,
+            self.num_layers,
+            self.dropout,
+            self.training,
+            self.bidirectional,
+            self.batch_first,
+        )
+        if batch_size is None:
+            return output.squeeze(axis), tuple(part.squeeze(1) for part in final)
+        return output, tuple(final)
+
+    def _packed(
+        self, input: PackedSequence, state: tuple[Tensor, ...] | None, seq_length: Any
+    ) -> tuple[PackedSequence, Any]:
+        spec = self.spec
+        if seq_length is not None:
+            raise ArgumentError("seq_length: given besides a PackedSequence, which holds its own lengths; give one")
+        data, batch_sizes, order, inverse = input
+        steps, batch_size = len(batch_sizes), int(batch_sizes[0])
+        check_types(spec, Tensor, data, state)
+        leading = (batch_size, steps) if spec.batch_first else (steps, batch_size)
+        self._check((*leading, data.shape[-1]), data, state)
+        if state is None:
+            state = tuple(data.new_zeros(shape) for shape in spec.state_shapes(batch_size).values())
+        elif order is not None:
+            state = tuple(part.index_select(1, order) for part in state)
+        output, *final = _NATIVE[self.mode](
+            data,
+            batch_sizes,
+            state if len(state) > 1 else state[0],
+            [getattr(self, name) for name in self._names],
+            self.bias,
+            self.num_layers,
+            self.dropout,
+            self.training,
+            self.bidirectional,
+        )
+        if inverse is not None:
+            final = [part.index_select(1, inverse) for part in final]
+        return PackedSequence(output, batch_sizes, order, inverse), tuple(final) if len(final) > 1 else final[0]
+
+    def _lengths(self, seq_length: Any, sizes: Sizes, device: torch.device) -> Tensor:
+        if torch.compiler.is_compiling() and isinstance(seq_length, Tensor):
+            # A traced value can't be looked at; a wrong one fails in the gather of the final state.
+            return seq_length.to(device, torch.int64).reshape(-1)
+        on_host = seq_length.detach().cpu().numpy() if isinstance(seq_length, Tensor) else seq_length
+        return torch.from_numpy(lengths(on_host, sizes)).to(device, non_blocking=True)
+
+    def _dropout(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.dropout(x, self.dropout, training=True)
+
+
+def direction(
+    _: Any,
+    spec: Spec,
+    x: Tensor,
+    state: tuple[Tensor, ...],
+    weights: plain.Weights,
+    ragged: plain.Lengths | None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run one layer in one direction by the native computation; see `unirnn.plain.direction`.
+
+    The state h after step n-1 is in the outputs. An LSTM's c is not, so it is *frozen* instead: one more
+    column of the input is 1 on padded steps, and drives the gates i to 0 and f to 1 there, exactly, so that
+    ``c' = 1 * c + 0 * g = c``.
+    """
+    assert ragged is not None
+    flat = [w for w in (weights.weight_ih, weights.weight_hh, weights.bias_ih, weights.bias_hh) if w is not None]
+    if spec.cell == "LSTM":
+        x = torch.cat((x, torch.where(ragged.valid, 0.0, 1.0).to(x.dtype).unsqueeze(-1)), dim=-1)
+        flat[0] = torch.cat((flat[0], _freeze(flat[0], spec.hidden_size)), dim=1)
+        if weights.weight_hr is not None:
+            flat.append(weights.weight_hr)
+    initial = tuple(part.unsqueeze(0) for part in state)
+    output, *final = _NATIVE[_mode(spec)](
+        x, initial if len(initial) > 1 else initial[0], flat, spec.bias, 1, 0.0, False, False, False
+    )
+    h = plain.last_valid(xp, output, state[0], ragged)
+    return output, (h, *(part.squeeze(0) for part in final[1:]))
+
+
+def _freeze(weight_ih: Tensor, size: int) -> Tensor:
+    """The frozen column's weights, `(4H, 1)`: -1e4 for i, +1e4 for f, 0 for g and o."""
+    column = weight_ih.new_zeros(4, size, 1)
+    column[0], column[1] = -1e4, 1e4
+    return column.reshape(4 * size, 1)
