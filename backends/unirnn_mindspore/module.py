@@ -8,7 +8,7 @@ from mindspore import dtype as mstype
 
 from unirnn import Spec
 from unirnn.backend import Arrays
-from unirnn.call import Sizes, bind, check_arrays, check_types, lengths, state_parts
+from unirnn.call import bind, check_arrays, check_types, lengths, state_parts
 from unirnn.devices import plain_name
 
 from .fused import FusedStack
@@ -62,9 +62,7 @@ class Recurrent(nn.Cell):
             [Parameter(Tensor(np.array(weights[name]), dtype), name=name) for name in spec.weight_shapes()]
         )
         self.stack = KernelStack(spec) if target == "CPU" else FusedStack(spec, target)
-        self._state_sizes = tuple(shape[-1] for shape in spec.state_shapes(1).values())
-        self._noise_layers = spec.num_layers - 1 if spec.dropout else 0
-        self._check = ops.constexpr(check=False)(_Checks(spec).traced)
+        self._check = _traced_check(spec, dtype)
 
     def __call__(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
         """Run the layers.
@@ -106,29 +104,74 @@ class Recurrent(nn.Cell):
             input = aliases["x"]
         if "h_0" in aliases:
             hx = aliases["h_0"]
+        spellings = tuple(aliases.keys())
+        state = ()
+        if isinstance(hx, (tuple, list)):
+            state = tuple(hx)
+        elif hx is not None:
+            state = (hx,)
+        shapes, dtypes = (input.shape,), (input.dtype,)
+        for part in state:
+            shapes += (part.shape,)
+            dtypes += (part.dtype,)
+        in_pair = isinstance(hx, (tuple, list))
+        if isinstance(seq_length, Tensor):
+            self._check(spellings, shapes, dtypes, in_pair, None, seq_length.shape, seq_length.dtype)
+        else:
+            self._check(spellings, shapes, dtypes, in_pair, seq_length, None, None)
+
         batched = input.ndim == 3
         steps, batch_size = input.shape[0], 1
         if batched:
             batch_size = input.shape[1]
             if self.batch_first:
                 steps, batch_size = batch_size, steps
-        directions = self.num_layers * (2 if self.bidirectional else 1)
         if hx is None:
-            state = ()
-            for size in self._state_sizes:
-                shape = (directions, batch_size, size) if batched else (directions, size)
-                state += (ops.zeros(shape, input.dtype),)
-        elif self.is_lstm:
-            state = hx
-        else:
-            state = (hx,)
+            rows = self.num_layers * (2 if self.bidirectional else 1)
+            shape = (rows, batch_size, self.hidden_size) if batched else (rows, self.hidden_size)
+            zeros = ops.zeros(shape, input.dtype)
+            state = (zeros, zeros) if self.is_lstm else (zeros,)
         noise = ()
-        if self.training and self._noise_layers > 0:
-            ones = ops.ones((self._noise_layers, steps, batch_size, self.stack.last), input.dtype)
+        if self.training and self.dropout > 0 and self.num_layers > 1:
+            width = self.hidden_size * (2 if self.bidirectional else 1)
+            ones = ops.ones((self.num_layers - 1, steps, batch_size, width), input.dtype)
             noise = (ops.dropout(ones, self.dropout, True),)
         if seq_length is None:
             seq_length = ops.full((batch_size,), steps, dtype=mstype.int64)
+        elif isinstance(seq_length, Tensor):
+            seq_length = seq_length.reshape((batch_size,)).astype(mstype.int64)
+        elif isinstance(seq_length, int):
+            seq_length = Tensor([seq_length], mstype.int64)
+        else:
+            seq_length = Tensor(seq_length, mstype.int64)
         result = self.stack(input, state, seq_length, noise, self.weights)
         if self.is_lstm:
             return result[0], (result[1], result[2])
         return result[0], result[1]
+
+
+def _traced_check(spec: Spec, dtype: mstype.Type) -> Any:
+    """The core's checks as one compile-time function of what a trace knows: names, shapes and dtypes."""
+
+    def check(
+        spellings: tuple[str, ...],
+        shapes: tuple[tuple[int, ...], ...],
+        dtypes: tuple[Any, ...],
+        in_pair: bool,
+        constant: Any,
+        length_shape: tuple[int, ...] | None,
+        length_dtype: Any,
+    ) -> None:
+        bind(spec, True, None, None, {name: True for name in spellings if name not in ("x", "h_0")})
+        arrays = tuple((tuple(shape), plain_name(kind)) for shape, kind in zip(shapes, dtypes, strict=True))
+        if arrays[1:]:
+            # the message counts and names what was given, and a trace has no values
+            state_parts(spec, arrays[1:] if in_pair else Tensor(0))
+        sizes = check_arrays(spec, plain_name(dtype), arrays[0], arrays[1:] or None)
+        if constant is not None:
+            lengths(constant, sizes)
+        elif length_shape is not None:
+            name = plain_name(length_dtype)
+            lengths(np.zeros(length_shape, name if name != "bfloat16" else "float32"), sizes)
+
+    return ops.constexpr(check=False)(check)

@@ -1,0 +1,114 @@
+"""The ``mindspore`` backend's own answers to `unirnn.backend.Backend`."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from numpy.typing import NDArray
+
+from unirnn import Device, Limit, LSTMSpec, Spec
+from unirnn import weights as _weights
+from unirnn.backend import Arrays
+from unirnn.errors import DeviceError
+
+from .module import Recurrent
+
+__all__ = ["MindSporeBackend"]
+
+Array = NDArray[Any]
+
+_TARGETS = {"cpu": "CPU", "gpu": "GPU", "ascend": "Ascend"}
+
+
+class MindSporeBackend:
+    """Builds `Recurrent`."""
+
+    name = "mindspore"
+    dtypes = ("float16", "float32", "float64")
+    differentiable = True
+
+    def version(self) -> str:
+        return f"mindspore {ms.__version__}"
+
+    def devices(self) -> tuple[Device, ...]:
+        present = [Device("cpu")]
+        for kind in ("gpu", "ascend"):
+            if ms.hal.is_available(_TARGETS[kind]):
+                present += [Device(kind, n) for n in range(ms.hal.device_count(_TARGETS[kind]))]
+        return tuple(present)
+
+    def default_device(self) -> Device:
+        current = ms.get_context("device_target")
+        return Device(next(kind for kind, target in _TARGETS.items() if target == current))  # type: ignore[arg-type]
+
+    def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
+        if isinstance(spec, LSTMSpec) and spec.proj_size:
+            yield Limit(f"mindspore has no proj_size (given {spec.proj_size}); torch has")
+        if device.kind == "cpu":
+            if dtype == "float16":
+                yield Limit("float16 is computed in float32, and rounded at the end", refuses=False)
+            yield Limit(
+                "on the CPU the layers are one operator over NumPy kernels: a compiled graph runs, but can't be "
+                "exported to MindIR, and has no second derivatives",
+                refuses=False,
+            )
+            return
+        if dtype == "float64":
+            yield Limit(f"the fused operators on {device.kind} have no float64; float32 and float16 are there")
+        if device.kind == "ascend" and spec.cell == "GRU" and spec.hidden_size % 16:
+            yield Limit(
+                f"Ascend's GRU takes hidden sizes that are multiples of 16, given {spec.hidden_size}; "
+                f"{-spec.hidden_size // 16 * -16} is the next"
+            )
+        if device.kind == "ascend" and spec.cell != "RNN":
+            yield Limit(f"Ascend's {spec.cell} is computed in float16", refuses=False)
+        if spec.cell == "RNN":
+            yield Limit(f"{device.kind} has no fused RNN: it runs step by step", refuses=False)
+
+    def build(
+        self, spec: Spec, *, device: Device, dtype: str, weights: Arrays | None, seed: int | None
+    ) -> Recurrent:
+        target, current = _TARGETS[device.kind], ms.get_context("device_target")
+        if target != current:
+            raise DeviceError(
+                f"device: given {str(device)!r}, but MindSpore runs on {current}; "
+                f"call mindspore.set_device({target!r}) before anything is built"
+            )
+        drawn = _weights.draw_globally(spec) if weights is None else weights
+        return Recurrent(spec, drawn, getattr(ms, dtype), target)
+
+    def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
+        if not isinstance(module, Recurrent):
+            return None
+        names = module.spec.weight_shapes()
+        return module.spec, {name: p.asnumpy() for name, p in zip(names, module.weights, strict=True)}
+
+    def from_numpy(self, array: Array, module: Any) -> ms.Tensor:
+        return ms.Tensor(array)
+
+    def to_numpy(self, array: Any) -> Array:
+        result: Array = array.asnumpy()
+        return result
+
+    def gradients(
+        self,
+        module: Any,
+        input: Array,
+        hx: tuple[Array, ...],
+        seq_length: NDArray[np.int64] | None,
+        d_output: Array,
+        d_state: tuple[Array, ...],
+    ) -> dict[str, Array]:
+        cotangents = [ms.Tensor(d) for d in (d_output, *d_state)]
+
+        def weighted(*arrays: ms.Tensor) -> ms.Tensor:
+            output, final = module(arrays[0], arrays[1] if len(hx) == 1 else arrays[1:], seq_length)
+            results = (output, *(final if isinstance(final, tuple) else (final,)))
+            return sum((r * d).sum() for r, d in zip(results, cotangents, strict=True))
+
+        arrays = [ms.Tensor(array) for array in (input, *hx)]
+        positions = tuple(range(len(arrays)))
+        of_arrays, of_weights = ms.grad(weighted, positions, module.trainable_params())(*arrays)
+        names = ["input", *(f"{state}_0" for state in module.spec.states), *module.spec.weight_shapes()]
+        return {name: g.asnumpy() for name, g in zip(names, (*of_arrays, *of_weights), strict=True)}
