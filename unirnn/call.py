@@ -12,7 +12,7 @@ contents but `lengths`, which holds the rule for ``seq_length``:
 - padding has no influence: what stands in steps t >= n changes no output, no state and no gradient.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ from .devices import plain_name
 from .errors import ArgumentError, DTypeError, LengthError, ShapeError
 from .specs import Spec
 
-__all__ = ["Sizes", "bind", "check_arrays", "check_types", "lengths", "state_parts"]
+__all__ = ["Sizes", "bind", "check_arrays", "check_types", "join_state", "lengths", "state_parts"]
 
 
 class Sizes(NamedTuple):
@@ -86,6 +86,11 @@ def state_parts(spec: Spec, hx: Any) -> tuple[Any, ...] | None:
     if len(hx) != 2:
         raise ArgumentError(f"hx: given a {type(hx).__name__} of {len(hx)}, expected a pair (h_0, c_0) for {spec.cell}")
     return tuple(hx)
+
+
+def join_state(parts: Sequence[Any]) -> Any:
+    """The inverse of `state_parts`: one array, or an LSTM's pair."""
+    return parts[0] if len(parts) == 1 else tuple(parts)
 
 
 def check_types(spec: Spec, array_type: type, input: Any, hx: tuple[Any, ...] | None) -> None:

@@ -342,9 +342,7 @@ def recurrent(
 
     x = to_time_major(input)
     steps, batch_size = x.shape[:2]
-    if lengths is None:
-        lengths = np.full(batch_size, steps, np.int64)
-    packing = Packing(lengths, steps)
+    packing = Packing(np.full(batch_size, steps) if lengths is None else lengths, steps)
     shapes = spec.state_shapes(batch_size).values()
 
     def read_state(state: State) -> State:

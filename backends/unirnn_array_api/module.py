@@ -7,7 +7,7 @@ import array_api_compat
 import numpy as np
 
 from unirnn import Spec, plain
-from unirnn.call import bind, check_arrays, check_types, lengths, state_parts
+from unirnn.call import bind, check_arrays, check_types, join_state, lengths, state_parts
 from unirnn.devices import plain_name
 
 __all__ = ["ArrayModule"]
@@ -91,7 +91,7 @@ class ArrayModule:
             ns = xp.asarray(lengths(seq_length, sizes), device=array_api_compat.device(input))
         dropout = self._dropout if self.training and spec.dropout else None
         output, final = plain.recurrent(xp, spec, self.weights, input, state, ns, dropout=dropout)
-        return output, final if len(final) > 1 else final[0]
+        return output, join_state(final)
 
     def _dropout(self, x: Any) -> Any:
         kept = self._generator.random(tuple(x.shape)) >= self.spec.dropout

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from unirnn import Device, Limit, LSTMSpec, Spec
 from unirnn import weights as _weights
 from unirnn.backend import Arrays
+from unirnn.call import join_state, state_parts
 from unirnn.errors import DeviceError
 
 from .module import Recurrent
@@ -103,8 +104,8 @@ class MindSporeBackend:
         cotangents = [ms.Tensor(d) for d in (d_output, *d_state)]
 
         def weighted(*arrays: ms.Tensor) -> ms.Tensor:
-            output, final = module(arrays[0], arrays[1] if len(hx) == 1 else arrays[1:], seq_length)
-            results = (output, *(final if isinstance(final, tuple) else (final,)))
+            output, final = module(arrays[0], join_state(arrays[1:]), seq_length)
+            results = (output, *(state_parts(module.spec, final) or ()))
             return sum((r * d).sum() for r, d in zip(results, cotangents, strict=True))
 
         arrays = [ms.Tensor(array) for array in (input, *hx)]

@@ -102,9 +102,7 @@ class FusedStack(nn.Cell):
                 if backward == 1:
                     out = _reorder(out, reversal)
                 outputs += (out,)
-            x = outputs[0]
-            if self.num_directions == 2:
-                x = ops.concat(outputs, 2)
+            x = ops.concat(outputs, 2)
             if len(noise) == 1 and layer < self.num_layers - 1:
                 x = x * noise[0][layer]
 

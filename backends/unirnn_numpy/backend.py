@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from unirnn import Device, Limit, LSTMSpec, Spec
 from unirnn import weights as _weights
 from unirnn.backend import Arrays
+from unirnn.call import join_state
 
 from .module import NumpyModule
 
@@ -69,9 +70,6 @@ class NumpyBackend:
         d_output: Array,
         d_state: tuple[Array, ...],
     ) -> dict[str, Array]:
-        def joined(parts: tuple[Array, ...]) -> Any:
-            return parts if len(parts) > 1 else parts[0]
-
-        _, _, pullback = module.vjp(input, joined(hx), seq_length)
-        gradients: dict[str, Array] = pullback(d_output, joined(d_state))
+        _, _, pullback = module.vjp(input, join_state(hx), seq_length)
+        gradients: dict[str, Array] = pullback(d_output, join_state(d_state))
         return gradients

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unirnn import Spec, kernels
-from unirnn.call import bind, check_arrays, check_types, lengths, state_parts
+from unirnn.call import bind, check_arrays, check_types, join_state, lengths, state_parts
 
 __all__ = ["NumpyModule"]
 
@@ -123,7 +123,7 @@ class NumpyModule:
             assert parts is not None
             return pullback(d_output, parts)
 
-        return output, final if len(final) > 1 else final[0], pull
+        return output, join_state(final), pull
 
     def _noise(self, steps: int, batch_size: int) -> Array | None:
         spec = self.spec

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from unirnn import Device, Limit, Spec
 from unirnn.backend import Arrays
+from unirnn.call import join_state, state_parts
 from unirnn.errors import DeviceError
 
 from .module import Recurrent
@@ -87,8 +88,8 @@ class TorchBackend:
         d_state: tuple[Array, ...],
     ) -> dict[str, Array]:
         arrays = [self.from_numpy(array, module).requires_grad_() for array in (input, *hx)]
-        output, final = module(arrays[0], arrays[1] if len(hx) == 1 else tuple(arrays[1:]), seq_length)
-        results = (output, *(final if isinstance(final, tuple) else (final,)))
+        output, final = module(arrays[0], join_state(arrays[1:]), seq_length)
+        results = (output, *(state_parts(module.spec, final) or ()))
         cotangents = [self.from_numpy(d, module) for d in (d_output, *d_state)]
         parameters = dict(module.named_parameters())
         gradients = torch.autograd.grad(results, [*arrays, *parameters.values()], cotangents)

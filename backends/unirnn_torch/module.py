@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from unirnn import RNNSpec, Spec, plain
-from unirnn.call import Sizes, bind, check_arrays, check_types, lengths, state_parts
+from unirnn.call import Sizes, bind, check_arrays, check_types, join_state, lengths, state_parts
 from unirnn.devices import plain_name
 from unirnn.errors import ArgumentError
 
@@ -115,7 +115,7 @@ class Recurrent(torch.nn.RNNBase):
                 dropout=self._dropout if spec.dropout and self.training else None,
                 direction=direction,
             )
-        return output, final if len(final) > 1 else final[0]
+        return output, join_state(final)
 
     def _check(self, shape: tuple[int, ...], input: Tensor, state: tuple[Tensor, ...] | None) -> Sizes:
         # Under autocast the native call casts, and any floating dtype is right.
@@ -138,7 +138,7 @@ class Recurrent(torch.nn.RNNBase):
             input, state = input.unsqueeze(axis), tuple(part.unsqueeze(1) for part in state)
         output, *final = _NATIVE[self.mode](
             input,
-            state if len(state) > 1 else state[0],
+            join_state(state),
             weights,
             self.bias,
             self.num_layers,
@@ -169,7 +169,7 @@ class Recurrent(torch.nn.RNNBase):
         output, *final = _NATIVE[self.mode](
             data,
             batch_sizes,
-            state if len(state) > 1 else state[0],
+            join_state(state),
             [getattr(self, name) for name in self._names],
             self.bias,
             self.num_layers,
@@ -179,7 +179,7 @@ class Recurrent(torch.nn.RNNBase):
         )
         if inverse is not None:
             final = [part.index_select(1, inverse) for part in final]
-        return PackedSequence(output, batch_sizes, order, inverse), tuple(final) if len(final) > 1 else final[0]
+        return PackedSequence(output, batch_sizes, order, inverse), join_state(final)
 
     def _lengths(self, seq_length: Any, sizes: Sizes, device: torch.device) -> Tensor:
         if torch.compiler.is_compiling() and isinstance(seq_length, Tensor):
@@ -215,7 +215,7 @@ def direction(
             flat.append(weights.weight_hr)
     initial = tuple(part.unsqueeze(0) for part in state)
     output, *final = _NATIVE[_mode(spec)](
-        x, initial if len(initial) > 1 else initial[0], flat, spec.bias, 1, 0.0, False, False, False
+        x, join_state(initial), flat, spec.bias, 1, 0.0, False, False, False
     )
     h = plain.last_valid(xp, output, state[0], ragged)
     return output, (h, *(part.squeeze(0) for part in final[1:]))

@@ -1,0 +1,96 @@
+"""The Japanese Vowels utterances: reading the file that ships, and the order in which a training loop sees them."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["FEATURES", "SPEAKERS", "Utterances", "convert", "load", "shuffled_batches"]
+
+FEATURES = 12
+SPEAKERS = 9
+
+DATA = Path(__file__).with_name("data.npz")
+_SETS = ("training", "test")
+
+
+@dataclass(frozen=True)
+class Utterances:
+    """A set of utterances as every framework takes them: padded, with their lengths.
+
+    Parameters
+    ----------
+    features
+        `(B, T, 12)` float32, zero after an utterance's last step; T is the longest of them, 29.
+    lengths
+        `(B,)` int64: the number of steps of each, 7 to 29.
+    speakers
+        `(B,)` int64: who speaks, 0 to 8.
+    """
+
+    features: NDArray[np.float32]
+    lengths: NDArray[np.int64]
+    speakers: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+def load(path: Path = DATA) -> tuple[Utterances, Utterances]:
+    """Read the 270 utterances to learn from, and the 370 to test with."""
+    with np.load(path) as file:
+        training, test = (
+            _pad(file[f"{name}_millionths"] / 1e6, file[f"{name}_lengths"], file[f"{name}_speakers"])
+            for name in _SETS
+        )
+    return training, test
+
+
+def _pad(steps: NDArray[np.float64], lengths: NDArray[np.uint8], speakers: NDArray[np.uint8]) -> Utterances:
+    valid = np.arange(lengths.max()) < lengths[:, None]
+    features = np.zeros((*valid.shape, FEATURES), np.float32)
+    features[valid] = steps
+    return Utterances(features, lengths.astype(np.int64), speakers.astype(np.int64))
+
+
+def shuffled_batches(
+    count: int, *, batch_size: int, epochs: int, seed: int
+) -> Iterator[list[NDArray[np.int64]]]:
+    """For each epoch, the batches as indices of utterances: the same for every framework that asks with one seed.
+
+    Parameters
+    ----------
+    count
+        How many utterances there are; each comes once an epoch.
+    batch_size
+        How many are in a batch; the last batch may have fewer.
+    epochs, seed
+        How many epochs there are, and what their orders are drawn from.
+    """
+    generator = np.random.default_rng(seed)
+    for _ in range(epochs):
+        order = generator.permutation(count)
+        yield [order[start : start + batch_size] for start in range(0, count, batch_size)]
+
+
+def convert(training: str | os.PathLike[str], test: str | os.PathLike[str], path: Path = DATA) -> None:
+    """Make the file that ships from the two ``.ts`` files of the data set.
+
+    The steps of all utterances stand one after the other. The numbers have at most six decimals, so as whole
+    millionths they take half the room of float64, and divided by 1e6 they are the very float64 that the
+    decimals parse to.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, source in zip(_SETS, (training, test), strict=True):
+        lines = Path(source).read_text().partition("@data\n")[2].splitlines()
+        # A line is an utterance: its channels, the steps of each, and last the speaker, 1 to 9.
+        rows = [line.rpartition(":") for line in lines]
+        steps = [np.array([channel.split(",") for channel in text.split(":")], np.float64).T for text, _, _ in rows]
+        arrays[f"{name}_millionths"] = np.rint(np.concatenate(steps) * 1e6).astype(np.int32)
+        arrays[f"{name}_lengths"] = np.array([len(utterance) for utterance in steps], np.uint8)
+        arrays[f"{name}_speakers"] = np.array([int(speaker) - 1 for _, _, speaker in rows], np.uint8)
+    np.savez_compressed(path, **arrays)
