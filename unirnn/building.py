@@ -1,12 +1,13 @@
 """Building a module: resolve the names, refuse what can't work, draw the weights, hand over."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from . import registry
 from . import weights as _weights
 from .devices import Device, dtype_name
-from .errors import DeviceError, LimitError
+from .errors import ArgumentError, DeviceError, LimitError
 from .limits import explain
 from .specs import Spec
 
@@ -27,14 +28,22 @@ def build(
     name = registry.default_backend() if backend is None else backend
     room = registry.load(name)
     where = room.default_device() if device is None else Device.parse(device)
-    explanation = explain(spec, name, where, dtype=dtype)
-    if not explanation.builds:
-        raise LimitError(str(explanation))
+    kind = dtype_name(dtype)
     present = room.devices()
     if not any(where.kind == d.kind and where.index in (None, d.index) for d in present):
         raise DeviceError(
-            f"device: given {device!r}, not present; {name} sees {', '.join(map(str, present))} on this machine"
+            f"device: given {str(device)!r}, not present; {name} sees {', '.join(map(str, present))} on this machine"
         )
+    explanation = explain(spec, name, where, dtype=kind)
+    if not explanation.builds:
+        raise LimitError(str(explanation))
+    if options:
+        known = set(inspect.signature(room.build).parameters) - {"spec", "device", "dtype", "weights", "seed"}
+        for option in options.keys() - known:
+            raise ArgumentError(
+                f"build: unknown argument {option!r}; {name} takes {', '.join(sorted(known)) or 'none'} besides "
+                "device, dtype and seed"
+            )
     if weights is None and seed is not None:
         weights = _weights.draw(spec, seed)
-    return room.build(spec, device=where, dtype=dtype_name(dtype), weights=weights, seed=seed, **options)
+    return room.build(spec, device=where, dtype=kind, weights=weights, seed=seed, **options)

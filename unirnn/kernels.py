@@ -73,7 +73,7 @@ class Packing:
         """`(N, F)` to `(T, B, F)`, zero in the padding."""
         array = np.zeros((self.shape[0] * self.shape[1], rows.shape[-1]), rows.dtype)
         array[self.rows] = rows
-        return array.reshape(*self.shape, -1)
+        return array.reshape(*self.shape, rows.shape[-1])
 
     def sort(self, state: Array) -> Array:
         """`(..., B, H)`: a copy with the sequences in the packed order."""

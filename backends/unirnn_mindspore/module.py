@@ -95,7 +95,8 @@ class Recurrent(nn.Cell):
         )
         if seq_length is not None:
             on_host = seq_length.asnumpy() if isinstance(seq_length, Tensor) else seq_length
-            seq_length = Tensor(lengths(on_host, sizes))
+            ns = lengths(on_host, sizes)
+            seq_length = Tensor(ns if sizes.batch_size is not None else ns[0])
         return super().__call__(input, tuple(state) if self.is_lstm and state else hx, seq_length)
 
     def construct(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
@@ -131,9 +132,12 @@ class Recurrent(nn.Cell):
             shape = (rows, batch_size, self.hidden_size) if batched else (rows, self.hidden_size)
             zeros = ops.zeros(shape, input.dtype)
             state = (zeros, zeros) if self.is_lstm else (zeros,)
+        width = self.hidden_size * (2 if self.bidirectional else 1)
+        if batch_size == 0:  # operators over memory of no bytes fail
+            output = ops.zeros(input.shape[:-1] + (width,), input.dtype)
+            return (output, state) if self.is_lstm else (output, state[0])
         noise = ()
         if self.training and self.dropout > 0 and self.num_layers > 1:
-            width = self.hidden_size * (2 if self.bidirectional else 1)
             ones = ops.ones((self.num_layers - 1, steps, batch_size, width), input.dtype)
             noise = (ops.dropout(ones, self.dropout, True),)
         if seq_length is None:

@@ -1,0 +1,304 @@
+"""The same mistake raises the same exception with the same words on every backend."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Subject
+
+from unirnn import GRUSpec, LSTMSpec, errors
+
+T, B, I, H = 5, 3, 2, 4  # noqa: E741
+Mistake = tuple[Callable[[Any, Any], Any], type[errors.UnirnnError], str]
+
+
+def zeros(*shape: int, dtype: str = "float32") -> Any:
+    return np.zeros(shape, dtype)
+
+
+X = zeros(T, B, I)
+
+# Each row: what is done with (gru, to), where ``to`` makes a native array; the exception; its words.
+# ``{array}`` is the framework's name of an array, such as torch.Tensor.
+CALLS: dict[str, Mistake] = {
+    "no input": (
+        lambda gru, to: gru(),
+        errors.ArgumentError,
+        "GRU: input is missing; call it as module(input, hx=None, seq_length=None)",
+    ),
+    "input is a list": (
+        lambda gru, to: gru([[1.0, 2.0]]),
+        errors.ArgumentError,
+        "input: given list, expected a {array}",
+    ),
+    "input of rank 1": (
+        lambda gru, to: gru(to(zeros(I))),
+        errors.ShapeError,
+        "input: given shape (2,), expected (T, B, I), or (T, I) when unbatched",
+    ),
+    "input of rank 4": (
+        lambda gru, to: gru(to(zeros(1, T, B, I))),
+        errors.ShapeError,
+        "input: given shape (1, 5, 3, 2), expected (T, B, I), or (T, I) when unbatched",
+    ),
+    "input with a wrong last axis": (
+        lambda gru, to: gru(to(zeros(T, B, 7))),
+        errors.ShapeError,
+        "input: given shape (5, 3, 7), expected 2 (input_size) on the last axis",
+    ),
+    "input without a time step": (
+        lambda gru, to: gru(to(zeros(0, B, I))),
+        errors.ShapeError,
+        "input: given shape (0, 3, 2), expected at least one time step",
+    ),
+    "input of another dtype": (
+        lambda gru, to: gru(to(zeros(T, B, I, dtype="float64"))),
+        errors.DTypeError,
+        "input: given dtype float64, expected float32, the module's own; cast the input, or build with dtype='float64'",
+    ),
+    "input of integers": (
+        lambda gru, to: gru(to(zeros(T, B, I, dtype="int64"))),
+        errors.DTypeError,
+        "input: given dtype int64, expected float32, the module's own; cast the input, or build with dtype='int64'",
+    ),
+    "input spelled twice": (
+        lambda gru, to: gru(to(X), x=to(X)),
+        errors.ArgumentError,
+        "GRU: 'input' and 'x' are two spellings of one argument; give one",
+    ),
+    "hx spelled twice": (
+        lambda gru, to: gru(to(X), hx=to(zeros(2, B, H)), h_0=to(zeros(2, B, H))),
+        errors.ArgumentError,
+        "GRU: 'hx' and 'h_0' are two spellings of one argument; give one",
+    ),
+    "an unknown argument": (
+        lambda gru, to: gru(to(X), lengths=[1, 2, 3]),
+        errors.ArgumentError,
+        "GRU: unknown argument 'lengths'; expected one of input, x, hx, h_0, seq_length",
+    ),
+    "hx is a pair": (
+        lambda gru, to: gru(to(X), (to(zeros(2, B, H)), to(zeros(2, B, H)))),
+        errors.ArgumentError,
+        "hx: given a tuple of 2, expected one array h_0 for GRU",
+    ),
+    "hx is a number": (
+        lambda gru, to: gru(to(X), 0.0),
+        errors.ArgumentError,
+        "h_0: given float, expected a {array}",
+    ),
+    "hx of the wrong rank": (
+        lambda gru, to: gru(to(X), to(zeros(B, H))),
+        errors.ShapeError,
+        "h_0: given shape (3, 4), expected (2, 3, 4), (L*D, B, H) whatever batch_first says",
+    ),
+    "hx of the wrong batch": (
+        lambda gru, to: gru(to(X), to(zeros(2, 7, H))),
+        errors.ShapeError,
+        "h_0: given shape (2, 7, 4), expected (2, 3, 4), (L*D, B, H) whatever batch_first says",
+    ),
+    "hx of the wrong layers": (
+        lambda gru, to: gru(to(X), to(zeros(1, B, H))),
+        errors.ShapeError,
+        "h_0: given shape (1, 3, 4), expected (2, 3, 4), (L*D, B, H) whatever batch_first says",
+    ),
+    "hx of the wrong size": (
+        lambda gru, to: gru(to(X), to(zeros(2, B, 5))),
+        errors.ShapeError,
+        "h_0: given shape (2, 3, 5), expected (2, 3, 4), (L*D, B, H) whatever batch_first says",
+    ),
+    "batched hx, unbatched input": (
+        lambda gru, to: gru(to(zeros(T, I)), to(zeros(2, 1, H))),
+        errors.ShapeError,
+        "h_0: given shape (2, 1, 4), expected (2, 4), (L*D, H) for an unbatched input",
+    ),
+    "hx of another dtype": (
+        lambda gru, to: gru(to(X), to(zeros(2, B, H, dtype="float64"))),
+        errors.DTypeError,
+        "h_0: given dtype float64, expected float32, the input's",
+    ),
+    "seq_length too short": (
+        lambda gru, to: gru(to(X), None, [1, 2]),
+        errors.ShapeError,
+        "seq_length: given shape (2,), expected (3,), one integer for each sequence",
+    ),
+    "seq_length of rank 2": (
+        lambda gru, to: gru(to(X), None, [[1, 2, 3]]),
+        errors.ShapeError,
+        "seq_length: given shape (1, 3), expected (3,), one integer for each sequence",
+    ),
+    "seq_length is one integer": (
+        lambda gru, to: gru(to(X), None, 5),
+        errors.ShapeError,
+        "seq_length: given shape (), expected (3,), one integer for each sequence",
+    ),
+    "seq_length a list, unbatched": (
+        lambda gru, to: gru(to(zeros(T, I)), None, [5]),
+        errors.ShapeError,
+        "seq_length: given shape (1,), expected (), one integer for an unbatched input",
+    ),
+    "seq_length of floats": (
+        lambda gru, to: gru(to(X), None, [1.0, 2.0, 3.0]),
+        errors.DTypeError,
+        "seq_length: given dtype float64, expected integers",
+    ),
+    "seq_length with NaN": (
+        lambda gru, to: gru(to(X), None, [1, float("nan"), 3]),
+        errors.DTypeError,
+        "seq_length: given dtype float64, expected integers",
+    ),
+    "seq_length of bools": (
+        lambda gru, to: gru(to(X), None, [True, False, True]),
+        errors.DTypeError,
+        "seq_length: given dtype bool, expected integers",
+    ),
+    "seq_length of text": (
+        lambda gru, to: gru(to(X), None, ["1", "2", "3"]),
+        errors.DTypeError,
+        "seq_length: given dtype <u1, expected integers",
+    ),
+    "native seq_length of floats": (
+        lambda gru, to: gru(to(X), None, to(zeros(B))),
+        errors.DTypeError,
+        "seq_length: given dtype float32, expected integers",
+    ),
+    "seq_length negative": (
+        lambda gru, to: gru(to(X), None, [5, -1, 3]),
+        errors.LengthError,
+        "seq_length[1]: given -1, expected 0 <= n <= 5, the number of time steps",
+    ),
+    "seq_length above T": (
+        lambda gru, to: gru(to(X), None, [5, 0, 6]),
+        errors.LengthError,
+        "seq_length[2]: given 6, expected 0 <= n <= 5, the number of time steps",
+    ),
+    "native seq_length above T": (
+        lambda gru, to: gru(to(X), None, to(np.array([5, 0, 99]))),
+        errors.LengthError,
+        "seq_length[2]: given 99, expected 0 <= n <= 5, the number of time steps",
+    ),
+    "seq_length above T, unbatched": (
+        lambda gru, to: gru(to(zeros(T, I)), None, 6),
+        errors.LengthError,
+        "seq_length[0]: given 6, expected 0 <= n <= 5, the number of time steps",
+    ),
+}
+
+LSTM_CALLS: dict[str, Mistake] = {
+    "hx without its cell state": (
+        lambda lstm, to: lstm(to(X), to(zeros(1, B, H))),
+        errors.ArgumentError,
+        "hx: given one {type}, expected a pair (h_0, c_0) for LSTM",
+    ),
+    "hx of one part": (
+        lambda lstm, to: lstm(to(X), (to(zeros(1, B, H)),)),
+        errors.ArgumentError,
+        "hx: given a tuple of 1, expected a pair (h_0, c_0) for LSTM",
+    ),
+    "cell state of the wrong shape": (
+        lambda lstm, to: lstm(to(X), (to(zeros(1, B, H)), to(zeros(1, B, 5)))),
+        errors.ShapeError,
+        "c_0: given shape (1, 3, 5), expected (1, 3, 4), (L*D, B, H) whatever batch_first says",
+    ),
+    "cell state of another dtype": (
+        lambda lstm, to: lstm(to(X), (to(zeros(1, B, H)), to(zeros(1, B, H, dtype="float64")))),
+        errors.DTypeError,
+        "c_0: given dtype float64, expected float32, the input's",
+    ),
+    "cell state is missing": (
+        lambda lstm, to: lstm(to(X), (to(zeros(1, B, H)), None)),
+        errors.ArgumentError,
+        "c_0: given NoneType, expected a {array}",
+    ),
+}
+
+BUILDS: dict[str, tuple[dict[str, Any], type[errors.UnirnnError], str]] = {
+    "an unknown device": (
+        {"device": "tpu"},
+        errors.DeviceError,
+        "device: given 'tpu', expected cpu, gpu or cuda[:n], ascend or npu[:n]",
+    ),
+    "a malformed device": (
+        {"device": "cuda:x"},
+        errors.DeviceError,
+        "device: given 'cuda:x', expected cpu, gpu or cuda[:n], ascend or npu[:n]",
+    ),
+    "an unknown dtype": (
+        {"dtype": "float8"},
+        errors.DTypeError,
+        "dtype: given 'float8', expected one of float16, bfloat16, float32, float64",
+    ),
+    "a dtype of integers": (
+        {"dtype": np.int64},
+        errors.DTypeError,
+        "dtype: given <class 'numpy.int64'>, expected one of float16, bfloat16, float32, float64",
+    ),
+    "a seed that is no integer": (
+        {"seed": 1.5},
+        errors.ArgumentError,
+        "seed: given 1.5, expected a non-negative integer or None",
+    ),
+    "a negative seed": ({"seed": -1}, errors.SpecError, "seed: given -1, expected a non-negative integer"),
+}
+
+
+def expect(exception: type[Exception], words: str, action: Callable[[], Any]) -> None:
+    with pytest.raises(exception, match=f"^{re.escape(words)}$") as caught:
+        action()
+    assert type(caught.value) is exception
+
+
+def in_words_of(subject: Subject, module: Any, words: str) -> str:
+    kind = type(subject.array(X, module))
+    return words.replace("{array}", f"{kind.__module__.partition('.')[0]}.{kind.__name__}").replace(
+        "{type}", kind.__name__
+    )
+
+
+@pytest.mark.parametrize("mistake", CALLS.values(), ids=CALLS.keys())
+def test_in_a_call(subject: Subject, mistake: Mistake) -> None:
+    action, exception, words = mistake
+    gru = subject.build(GRUSpec(I, H, bidirectional=True), seed=0)
+    expect(
+        exception, in_words_of(subject, gru, words), lambda: action(gru, lambda array: subject.array(array, gru))
+    )
+
+
+@pytest.mark.parametrize("mistake", LSTM_CALLS.values(), ids=LSTM_CALLS.keys())
+def test_in_a_call_of_an_lstm(subject: Subject, mistake: Mistake) -> None:
+    action, exception, words = mistake
+    lstm = subject.build(LSTMSpec(I, H), seed=0)
+    expect(
+        exception, in_words_of(subject, lstm, words), lambda: action(lstm, lambda array: subject.array(array, lstm))
+    )
+
+
+@pytest.mark.parametrize("mistake", BUILDS.values(), ids=BUILDS.keys())
+def test_in_a_build(
+    subject: Subject, mistake: tuple[dict[str, Any], type[errors.UnirnnError], str]
+) -> None:
+    arguments, exception, words = mistake
+    expect(exception, words, lambda: subject.build(GRUSpec(I, H), **arguments))
+
+
+def test_an_unknown_option_of_a_build(subject: Subject) -> None:
+    with pytest.raises(errors.ArgumentError, match="unknown argument 'colour'"):
+        subject.build(GRUSpec(I, H), colour="red")
+
+
+@pytest.mark.parametrize("device", ["cuda:7", "ascend:7"])
+def test_a_device_that_is_not_there(subject: Subject, device: str) -> None:
+    words = f"device: given '{device}', not present; {subject.backend.name} sees cpu"
+    with pytest.raises(errors.DeviceError, match=re.escape(words)):
+        subject.build(GRUSpec(I, H), device=device)
+
+
+def test_a_module_is_whole_after_a_mistake(subject: Subject) -> None:
+    gru = subject.build(GRUSpec(I, H, bidirectional=True), seed=0)
+    x = np.ones((T, B, I), np.float32)
+    expected = subject.call(gru, x, seq_length=[5, 0, 2])[0]
+    for action, exception, _ in CALLS.values():
+        with pytest.raises(exception):
+            action(gru, lambda array: subject.array(array, gru))
+    np.testing.assert_array_equal(subject.call(gru, x, seq_length=[5, 0, 2])[0], expected)

@@ -1,0 +1,302 @@
+"""The promises that every backend keeps, checked against the oracle.
+
+One table of cases, then hypothesis over everything that the table varies. A third party's backend is proved
+by the same tests: ``pytest tests/conformance --backend NAME``.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Subject, close
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from oracle import derivative, recurrent
+
+from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec
+
+TOLERANCES = {"float64": 1e-12, "float32": 1e-5}
+
+KINDS: dict[str, tuple[type[Spec], dict[str, Any]]] = {
+    "RNN-tanh": (RNNSpec, {"nonlinearity": "tanh"}),
+    "RNN-relu": (RNNSpec, {"nonlinearity": "relu"}),
+    "GRU": (GRUSpec, {}),
+    "LSTM": (LSTMSpec, {}),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer, a batch, and what is given of it."""
+
+    num_layers: int = 1
+    bidirectional: bool = False
+    batch_first: bool = False
+    bias: bool = True
+    dtype: str = "float64"
+    steps: int = 6
+    batch_size: int | None = 4
+    lengths: tuple[int, ...] | None = None
+    state: bool = True
+    input_size: int = 3
+    hidden_size: int = 4
+    seed: int = 0
+
+    def spec(self, kind: str) -> Spec:
+        cls, options = KINDS[kind]
+        return cls(
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            bias=self.bias,
+            batch_first=self.batch_first,
+            bidirectional=self.bidirectional,
+            **options,
+        )
+
+    @property
+    def seq_length(self) -> Any:
+        if self.lengths is None or self.batch_size is not None:
+            return None if self.lengths is None else list(self.lengths)
+        return self.lengths[0]
+
+
+RAGGED = (3, 6, 0, 5)
+CASES = {
+    "dense": Case(),
+    "dense, no state": Case(state=False),
+    "ragged": Case(lengths=RAGGED),
+    "ragged, no state": Case(lengths=RAGGED, state=False),
+    "ragged, no bias": Case(lengths=RAGGED, bias=False),
+    "ragged, batch first": Case(lengths=RAGGED, batch_first=True),
+    "ragged, bidirectional": Case(lengths=RAGGED, bidirectional=True),
+    "ragged, 2 layers": Case(lengths=RAGGED, num_layers=2),
+    "ragged, 3 layers, bidirectional, batch first": Case(
+        lengths=RAGGED, num_layers=3, bidirectional=True, batch_first=True
+    ),
+    "dense, 3 layers, bidirectional, no bias": Case(num_layers=3, bidirectional=True, bias=False),
+    "ragged, float32": Case(lengths=RAGGED, dtype="float32", num_layers=2, bidirectional=True),
+    "float32 at T = 100": Case(steps=100, lengths=(100, 0, 1, 99), dtype="float32", hidden_size=16),
+    "T = 1": Case(steps=1, lengths=(1, 0, 1, 0), bidirectional=True),
+    "B = 1": Case(batch_size=1, lengths=(4,), bidirectional=True),
+    "all lengths zero": Case(lengths=(0, 0, 0, 0), num_layers=2, bidirectional=True),
+    "no sequence is T long": Case(lengths=(2, 0, 1, 3), bidirectional=True),
+    "unbatched": Case(batch_size=None),
+    "unbatched, batch first, ragged, bidirectional": Case(
+        batch_size=None, lengths=(4,), batch_first=True, bidirectional=True, num_layers=2
+    ),
+    "unbatched, length zero": Case(batch_size=None, lengths=(0,), bidirectional=True),
+}
+
+
+class Batch:
+    """Arrays for a case: in the case's dtype, and the same numbers in float64."""
+
+    def __init__(self, case: Case, spec: Spec, weights: dict[str, NDArray[Any]]) -> None:
+        rng = np.random.default_rng(case.seed)
+        batch = () if case.batch_size is None else (case.batch_size,)
+        leading = (case.steps, *batch)
+        if case.batch_first:
+            leading = leading[::-1]
+        shape = (*leading, case.input_size)
+
+        def draw(shape: tuple[int, ...], scale: float = 1.0) -> NDArray[Any]:
+            return (scale * rng.standard_normal(shape)).astype(case.dtype)
+
+        self.input = draw(shape)
+        self.hx = tuple(draw(s, case.state) for s in spec.state_shapes(case.batch_size).values())
+        self.d_output = draw((*leading, spec.num_directions * spec.output_size))
+        self.d_state = tuple(draw(part.shape) for part in self.hx)
+        self.weights = {name: array.astype(np.float64) for name, array in weights.items()}
+        self.lengths = None if case.lengths is None else np.array(case.lengths)
+        # `(T, B)`, or as the input has it: where the padding is
+        step = np.arange(case.steps)
+        valid = np.ones((case.steps, case.batch_size or 1), bool)
+        if self.lengths is not None:
+            valid = step[:, None] < self.lengths
+        valid = valid if case.batch_size is not None else valid[:, 0]
+        self.padding = ~(valid.T if case.batch_first else valid)
+
+    def expected(self, spec: Spec) -> tuple[NDArray[Any], tuple[NDArray[Any], ...]]:
+        hx = tuple(part.astype(np.float64) for part in self.hx)
+        return recurrent(spec, self.weights, self.input.astype(np.float64), hx, self.lengths)
+
+
+def built(subject: Subject, kind: str, case: Case) -> tuple[Any, Batch]:
+    spec = case.spec(kind)
+    module = subject.build(spec, dtype=case.dtype, seed=case.seed)
+    found = subject.backend.read(module)
+    assert found is not None
+    return module, Batch(case, spec, found[1])
+
+
+def check_numbers(subject: Subject, kind: str, case: Case) -> None:
+    module, batch = built(subject, kind, case)
+    tolerance = TOLERANCES[case.dtype]
+    output, final = subject.call(module, batch.input, batch.hx if case.state else None, case.seq_length)
+    expected_output, expected_final = batch.expected(module.spec)
+    assert output.dtype == case.dtype
+    close(output, expected_output, tolerance, "output")
+    for name, part, expected in zip(module.spec.states, final, expected_final, strict=True):
+        close(part, expected, tolerance, f"{name}_n")
+    assert (output[batch.padding] == 0).all(), "output in the padding is not exactly 0"
+    if batch.lengths is not None:
+        for part, initial in zip(final, batch.hx, strict=True):
+            ended = batch.lengths == 0
+            np.testing.assert_array_equal(
+                part[:, ended] if part.ndim == 3 else part[:, None][:, ended],
+                initial[:, ended] if part.ndim == 3 else initial[:, None][:, ended],
+                "a sequence of length 0 does not end in its initial state",
+            )
+
+
+def check_padding(subject: Subject, kind: str, case: Case, filler: float) -> None:
+    module, batch = built(subject, kind, case)
+    if not batch.padding.any():
+        return
+    dirty = batch.input.copy()
+    dirty[batch.padding] = filler
+    clean = subject.call(module, batch.input, batch.hx, case.seq_length)
+    result = subject.call(module, dirty, batch.hx, case.seq_length)
+    np.testing.assert_array_equal(result[0], clean[0])
+    for part, expected in zip(result[1], clean[1], strict=True):
+        np.testing.assert_array_equal(part, expected)
+    if not subject.backend.differentiable:
+        return
+    seq_length = batch.lengths if case.batch_size is not None else case.seq_length
+    of_clean = subject.backend.gradients(module, batch.input, batch.hx, seq_length, batch.d_output, batch.d_state)
+    of_dirty = subject.backend.gradients(module, dirty, batch.hx, seq_length, batch.d_output, batch.d_state)
+    for name, expected in of_clean.items():
+        np.testing.assert_array_equal(of_dirty[name], expected, f"gradient of {name}")
+    assert (of_dirty["input"][batch.padding] == 0).all(), "gradient of the padding is not exactly 0"
+
+
+def check_gradients(subject: Subject, kind: str, case: Case) -> None:
+    module, batch = built(subject, kind, case)
+    if not subject.backend.differentiable:
+        return
+    spec = module.spec
+    seq_length = batch.lengths if case.batch_size is not None else case.seq_length
+    gradients = subject.backend.gradients(module, batch.input, batch.hx, seq_length, batch.d_output, batch.d_state)
+    arrays = {"input": batch.input, **{f"{s}_0": p for s, p in zip(spec.states, batch.hx, strict=True)}}
+    arrays = {**{name: array.astype(np.float64) for name, array in arrays.items()}, **batch.weights}
+    assert gradients.keys() == arrays.keys()
+    cotangents = tuple(d.astype(np.float64) for d in (batch.d_output, *batch.d_state))
+    rng = np.random.default_rng(1)
+    for name, array in arrays.items():
+        direction = rng.choice([-1.0, 1.0], array.shape)
+        expected = derivative(spec, arrays, batch.lengths, cotangents, name, direction)
+        actual = float((gradients[name].astype(np.float64) * direction).sum())
+        scale = max(1.0, float(np.abs(gradients[name]).sum()))
+        assert abs(actual - expected) <= TOLERANCES[case.dtype] * scale, (
+            f"gradient of {name}: {actual}, expected {expected} along a direction"
+        )
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("kind", KINDS)
+class TestPromises:
+    def test_numbers(self, subject: Subject, kind: str, case: Case) -> None:
+        check_numbers(subject, kind, case)
+
+    def test_gradients(self, subject: Subject, kind: str, case: Case) -> None:
+        check_gradients(subject, kind, case)
+
+    def test_padding(self, subject: Subject, kind: str, case: Case) -> None:
+        check_padding(subject, kind, case, np.nan)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    steps = draw(st.integers(1, 5))
+    batch_size = draw(st.none() | st.integers(1, 4))
+    lengths = draw(st.none() | st.tuples(*[st.integers(0, steps)] * (batch_size or 1)))
+    return Case(
+        num_layers=draw(st.integers(1, 3)),
+        bidirectional=draw(st.booleans()),
+        batch_first=draw(st.booleans()),
+        bias=draw(st.booleans()),
+        dtype=draw(st.sampled_from(["float32", "float64"])),
+        steps=steps,
+        batch_size=batch_size,
+        lengths=lengths,
+        state=draw(st.booleans()),
+        input_size=draw(st.integers(1, 4)),
+        hidden_size=draw(st.integers(1, 5)),
+        seed=draw(st.integers(0, 2**16)),
+    )
+
+
+@given(kind=st.sampled_from(list(KINDS)), case=cases(), filler=st.sampled_from([np.nan, np.inf, -np.inf, 1e30]))
+def test_all_of_them_together(subject: Subject, kind: str, case: Case, filler: float) -> None:
+    check_numbers(subject, kind, case)
+    check_gradients(subject, kind, case)
+    check_padding(subject, kind, case, filler)
+
+
+def as_list(values: NDArray[np.int64], module: Any, subject: Subject) -> Any:
+    return values.tolist()
+
+
+LENGTHS = {
+    "list": as_list,
+    "tuple": lambda values, module, subject: tuple(values.tolist()),
+    **{
+        f"numpy {kind}": lambda values, module, subject, kind=kind: values.astype(kind)
+        for kind in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+    },
+    **{
+        f"native {kind}": lambda values, module, subject, kind=kind: subject.array(values.astype(kind), module)
+        for kind in ("int8", "int16", "int32", "int64", "uint8")
+    },
+}
+
+
+@pytest.mark.parametrize("form", LENGTHS.values(), ids=LENGTHS.keys())
+def test_lengths_come_in_any_form(subject: Subject, form: Any) -> None:
+    case = CASES["ragged, bidirectional"]
+    module, batch = built(subject, "GRU", case)
+    expected, _ = subject.call(module, batch.input, batch.hx, case.seq_length)
+    assert batch.lengths is not None
+    output, _ = subject.call(module, batch.input, batch.hx, form(batch.lengths, module, subject))
+    np.testing.assert_array_equal(output, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_full_lengths_are_no_lengths(subject: Subject, kind: str) -> None:
+    case = replace(CASES["dense, 3 layers, bidirectional, no bias"], lengths=(6, 6, 6, 6))
+    module, batch = built(subject, kind, case)
+    ragged = subject.call(module, batch.input, batch.hx, case.seq_length)
+    dense = subject.call(module, batch.input, batch.hx)
+    close(ragged[0], dense[0], 1e-12)
+    for part, expected in zip(ragged[1], dense[1], strict=True):
+        close(part, expected, 1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_batch(subject: Subject, kind: str) -> None:
+    module = subject.build(Case().spec(kind), seed=0)
+    output, final = subject.call(module, np.zeros((5, 0, 3), np.float32), seq_length=[])
+    assert output.shape == (5, 0, 4)
+    assert {part.shape for part in final} == {(1, 0, 4)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropout_between_layers_while_training_only(subject: Subject, kind: str, rng: np.random.Generator) -> None:
+    cls, options = KINDS[kind]
+    spec = cls(3, 4, 2, dropout=0.5, **options)
+    without = cls(3, 4, 2, **options)
+    input = rng.standard_normal((6, 4, 3)).astype(np.float32)
+    expected, _ = subject.call(subject.build(without, seed=0), input, seq_length=RAGGED)
+    module = subject.build(spec, seed=0)
+    switch = module.set_train if hasattr(module, "set_train") else module.train
+
+    switch(True)
+    first, _ = subject.call(module, input, seq_length=RAGGED)
+    second, _ = subject.call(module, input, seq_length=RAGGED)
+    assert (first != second).any()
+    assert (first[3:, 0] == 0).all()
+    switch(False)
+    close(subject.call(module, input, seq_length=RAGGED)[0], expected, 1e-6)

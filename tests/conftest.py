@@ -1,0 +1,91 @@
+"""Which backends are tested, and what the tests of all of them share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from unirnn import Spec, registry
+from unirnn.backend import Backend
+from unirnn.call import join_state, state_parts
+from unirnn.errors import MissingBackendError
+
+hypothesis.settings.register_profile("unirnn", deadline=None, derandomize=True, max_examples=40)
+hypothesis.settings.load_profile("unirnn")
+
+collect_ignore_glob = [f"unirnn_{name}/*" for name in ("torch", "mindspore") if not find_spec(name)]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A backend under test, with what its builds need besides; NumPy arrays in and out."""
+
+    label: str
+    backend: Backend
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, spec: Spec, **arguments: Any) -> Any:
+        return spec.build(self.backend.name, **{**self.options, **arguments})
+
+    def array(self, array: NDArray[Any], module: Any) -> Any:
+        return self.backend.from_numpy(array, module)
+
+    def call(
+        self, module: Any, input: NDArray[Any], hx: tuple[NDArray[Any], ...] | None = None, seq_length: Any = None
+    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...]]:
+        state = None if hx is None else join_state([self.array(part, module) for part in hx])
+        output, final = module(self.array(input, module), state, seq_length)
+        parts = state_parts(module.spec, final)
+        assert parts is not None
+        return self.backend.to_numpy(output), tuple(self.backend.to_numpy(part) for part in parts)
+
+
+def _subjects(name: str) -> list[Subject]:
+    try:
+        backend = registry.load(name)
+    except MissingBackendError:
+        return []
+    if name != "array_api":
+        return [Subject(name, backend)]
+    namespaces = ["array_api_strict", *(["torch"] if find_spec("torch") else [])]
+    return [Subject(f"array_api-{n}", backend, {"namespace": __import__(n)}) for n in namespaces]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backend",
+        action="append",
+        metavar="NAME",
+        help="test this backend (repeatable); default: every registered backend that is installed",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "subject" in metafunc.fixturenames:
+        names = metafunc.config.getoption("--backend") or registry.backends()
+        found = [subject for name in names for subject in _subjects(name)]
+        metafunc.parametrize("subject", found, ids=lambda subject: subject.label, scope="session")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def assert_close() -> Callable[..., None]:
+    return close
+
+
+def close(actual: NDArray[Any], expected: NDArray[Any], tolerance: float, what: str = "") -> None:
+    """Within a tolerance relative to the largest value; equal shapes; NaN nowhere."""
+    assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
+    if not expected.size:
+        return
+    difference = np.abs(actual.astype(np.float64) - expected).max()
+    assert difference <= tolerance * max(1.0, np.abs(expected).max()), f"{what}: off by {difference:.2e}"
