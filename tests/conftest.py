@@ -18,7 +18,7 @@ from unirnn.errors import MissingBackendError
 hypothesis.settings.register_profile("unirnn", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.load_profile("unirnn")
 
-collect_ignore_glob = [f"unirnn_{name}/*" for name in ("torch", "mindspore") if not find_spec(name)]
+collect_ignore_glob = [f"of_{name}/*" for name in ("torch", "mindspore") if not find_spec(name)]
 
 
 @dataclass(frozen=True)

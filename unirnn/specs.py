@@ -337,7 +337,7 @@ class Spec:
         return build(self, backend, device=device, dtype=dtype, seed=seed, weights=None, options=options)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class RNNSpec(Spec):
     """An Elman RNN: ``h' = act(W_ih x + b_ih + W_hh h + b_hh)``.
 
@@ -365,7 +365,7 @@ class RNNSpec(Spec):
             raise SpecError(f"nonlinearity: given {self.nonlinearity!r}, expected 'tanh' or 'relu'")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class GRUSpec(Spec):
     """A gated recurrent unit (Cho et al., 2014; the reset gate is applied after the product, as in cuDNN).
 
@@ -390,7 +390,7 @@ class GRUSpec(Spec):
     states = ("h",)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class LSTMSpec(Spec):
     """A long short-term memory (Hochreiter and Schmidhuber, 1997).
 

@@ -95,9 +95,9 @@ class FusedStack(nn.Cell):
                 h_steps, c_steps = self.directions[position](
                     x_in, h_0[position], c_0[position], weights[first], weights[first + 1], b_ih, b_hh, valid
                 )
-                h_n += (ops.where(begun, _rows(h_steps)[last], h_0[position]),)
+                h_n += (ops.where(begun, ops.gather(_rows(h_steps), last, 0), h_0[position]),)
                 if self.is_lstm:
-                    c_n += (ops.where(begun, _rows(c_steps)[last], c_0[position]),)
+                    c_n += (ops.where(begun, ops.gather(_rows(c_steps), last, 0), c_0[position]),)
                 out = ops.where(valid, h_steps, ops.zeros_like(h_steps))
                 if backward == 1:
                     out = _reorder(out, reversal)
@@ -124,7 +124,7 @@ def _rows(x: Any) -> Any:
 
 def _reorder(x: Any, rows: Any) -> Any:
     """`(T, B, F)` with its `(T*B,)` rows in another order."""
-    return _rows(x)[rows].reshape(x.shape)
+    return ops.gather(_rows(x), rows, 0).reshape(x.shape)
 
 
 def _flat(weights: Any) -> Any:

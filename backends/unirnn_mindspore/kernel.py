@@ -17,7 +17,7 @@ from mindspore import nn, ops
 from unirnn import Spec, kernels
 from unirnn.call import Sizes, lengths
 
-__all__ = ["KernelStack"]
+__all__ = ["KernelStack", "shared"]
 
 
 class KernelStack(nn.Cell):
@@ -99,8 +99,8 @@ def operators(spec: Spec, *, noisy: bool) -> tuple[ops.Custom, ops.Custom]:
 
     count = first_weight + len(names)
     return (
-        ops.Custom(_with_arity(forward, count), results, kinds, "pyfunc"),
-        ops.Custom(_with_arity(backward, count + 1 + parts), gradients_of, gradients_of, "pyfunc"),
+        shared(ops.Custom(_with_arity(forward, count), results, kinds, "pyfunc")),
+        shared(ops.Custom(_with_arity(backward, count + 1 + parts), gradients_of, gradients_of, "pyfunc")),
     )
 
 
@@ -109,3 +109,9 @@ def _with_arity(function: Callable[..., Any], count: int) -> Callable[..., Any]:
     parameters = [inspect.Parameter(f"input_{n}", inspect.Parameter.POSITIONAL_ONLY) for n in range(count)]
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return function
+
+
+def shared(operator: Any) -> Any:
+    """Let a deep copy of a Cell share an operator: it holds no state, and MindSpore's own copying of it fails."""
+    operator.__deepcopy__ = lambda memo: operator
+    return operator

@@ -12,7 +12,7 @@ from unirnn.call import bind, check_arrays, check_types, lengths, state_parts
 from unirnn.devices import plain_name
 
 from .fused import FusedStack
-from .kernel import KernelStack
+from .kernel import KernelStack, shared
 
 __all__ = ["Recurrent"]
 
@@ -178,4 +178,4 @@ def _traced_check(spec: Spec, dtype: mstype.Type) -> Any:
             name = plain_name(length_dtype)
             lengths(np.zeros(length_shape, name if name != "bfloat16" else "float32"), sizes)
 
-    return ops.constexpr(check=False)(check)
+    return shared(ops.constexpr(check=False)(check))

@@ -47,7 +47,12 @@ class TorchBackend:
         raise DeviceError(f"device: torch's default is {default.type!r}, which unirnn does not know; give device=")
 
     def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
-        return ()
+        if device.kind == "cpu" and spec.cell == "LSTM":
+            yield Limit(
+                "torch.compile of an LSTM on the CPU serves inference (torch.no_grad) only: torch itself can't "
+                "compile the gradient of oneDNN's LSTM",
+                refuses=False,
+            )
 
     def build(
         self, spec: Spec, *, device: Device, dtype: str, weights: Arrays | None, seed: int | None

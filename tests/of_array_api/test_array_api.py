@@ -1,0 +1,53 @@
+"""The plain cells on namespaces of the array API standard."""
+
+from importlib.util import find_spec
+from typing import Any
+
+import array_api_strict
+import numpy as np
+import pytest
+
+import unirnn
+from unirnn import GRUSpec, LSTMSpec, RNNSpec, errors
+
+SPECS = [RNNSpec(3, 4, nonlinearity="relu"), GRUSpec(3, 4, 2, bidirectional=True), LSTMSpec(3, 4, bias=False)]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=repr)
+def test_the_standard_is_enough(spec: Any) -> None:
+    module = spec.build("array_api", namespace=array_api_strict, seed=0, dtype="float64")
+    x = array_api_strict.ones((5, 3, 3), dtype=array_api_strict.float64)
+    output, _ = module(x, seq_length=array_api_strict.asarray([5, 0, 2]))
+    assert type(output) is type(x)
+    expected, _ = spec.build("numpy", seed=0, dtype="float64")(np.ones((5, 3, 3)), seq_length=[5, 0, 2])
+    np.testing.assert_allclose(np.asarray(output), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("namespace", [None, "torch", 3])
+def test_a_namespace_is_needed(namespace: Any) -> None:
+    with pytest.raises(errors.ArgumentError, match=r"namespace: given .*, expected a module of the array API standard"):
+        GRUSpec(3, 4).build("array_api", namespace=namespace)
+
+
+if find_spec("torch"):
+
+    @pytest.mark.parametrize("spec", SPECS, ids=repr)
+    def test_torchs_autograd_goes_through_it(spec: Any) -> None:
+        import torch
+
+        plain = spec.build("array_api", namespace=torch, seed=0, dtype="float64")
+        native = spec.build("torch", seed=0, dtype="float64")
+        for weight in plain.weights.values():
+            weight.requires_grad_()
+        x = torch.randn(5, 3, 3, dtype=torch.float64)
+        x[2:, 2], x[:, 1] = torch.nan, torch.inf
+        inputs = [x.clone().requires_grad_() for _ in range(2)]
+        for module, input in zip((plain, native), inputs, strict=True):
+            output, _ = module(input, seq_length=[5, 0, 2])
+            output.square().sum().backward()
+        torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-12, atol=1e-12)
+        for name, parameter in native.named_parameters():
+            torch.testing.assert_close(plain.weights[name].grad, parameter.grad, rtol=1e-12, atol=1e-12)
+        assert unirnn.snapshot(native) == unirnn.Snapshot(
+            spec, {name: weight.detach().numpy() for name, weight in plain.weights.items()}
+        )

@@ -1,0 +1,134 @@
+"""The branches for GPU and Ascend, over an emulation of the operators' documented contracts."""
+
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+import pytest
+from conftest import close
+from mindspore import Tensor, ops
+
+import unirnn
+from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, kernels
+from unirnn import weights as _weights
+from unirnn.call import join_state, state_parts
+from unirnn_mindspore import Recurrent, fused
+
+import emulation
+
+# float16 where the operator computes in it
+TOLERANCES = {("RNN", "Ascend"): 1e-5, ("GRU", "Ascend"): 5e-3, ("LSTM", "Ascend"): 5e-3}
+LENGTHS = {"full": [4, 4, 4], "ragged": [2, 4, 0], "all zero": [0, 0, 0]}
+SPECS: list[Spec] = [
+    RNNSpec(2, 16, nonlinearity="relu"),
+    GRUSpec(2, 16),
+    LSTMSpec(2, 16),
+    RNNSpec(2, 16, 2, bidirectional=True, batch_first=True),
+    GRUSpec(2, 16, 2, bidirectional=True, batch_first=True),
+    LSTMSpec(2, 16, 2, bidirectional=True, batch_first=True),
+    GRUSpec(2, 16, bias=False),
+    LSTMSpec(2, 16, bias=False),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def blocking() -> None:
+    """The emulation is many small operators, which asynchronous launches make ten times slower on a CPU."""
+    ms.runtime.launch_blocking()
+
+
+@pytest.fixture(autouse=True)
+def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "CudnnGRU", emulation.CudnnGRU)
+    monkeypatch.setattr(ops, "LSTM", emulation.CudnnLSTM)
+    monkeypatch.setattr(ops, "DynamicGRUV2", emulation.DynamicGRUV2)
+    monkeypatch.setattr(ops, "DynamicRNN", emulation.DynamicRNN)
+
+
+class Run:
+    """One module and one batch: what the target gives, and what the NumPy kernels expect."""
+
+    def __init__(self, spec: Spec, target: str, lengths: list[int]) -> None:
+        rng = np.random.default_rng(0)
+        weights = {name: array.astype(np.float32) for name, array in _weights.draw(spec, 0).items()}
+        self.spec, self.lengths = spec, np.array(lengths)
+        self.module = Recurrent(spec, weights, ms.float32, target)
+        self.x = rng.standard_normal((3, 4, 2) if spec.batch_first else (4, 3, 2)).astype(np.float32)
+        self.hx = tuple(rng.standard_normal(s).astype(np.float32) for s in spec.state_shapes(3).values())
+        self.output, self.final, self.pullback = kernels.recurrent(spec, weights, self.x, self.hx, self.lengths)
+        self.tolerance = TOLERANCES.get((spec.cell, target), 1e-5)
+
+    def dirty(self) -> np.ndarray[Any, Any]:
+        valid = np.arange(4)[:, None] < self.lengths
+        x = self.x.copy()
+        x[~(valid.T if self.spec.batch_first else valid)] = np.nan
+        return x
+
+    def check(self, result: Any) -> None:
+        output, final = result
+        close(output.asnumpy(), self.output, self.tolerance, "output")
+        assert (output.asnumpy()[self.output == 0] == 0).all()
+        for part, expected, initial in zip(state_parts(self.spec, final) or (), self.final, self.hx, strict=True):
+            close(part.asnumpy(), expected, self.tolerance, "final state")
+            np.testing.assert_array_equal(part.asnumpy()[:, self.lengths == 0], initial[:, self.lengths == 0])
+
+
+each = pytest.mark.parametrize("spec", SPECS, ids=repr)
+targets = pytest.mark.parametrize("target", ["GPU", "Ascend"])
+
+
+@targets
+@each
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+def test_promises(spec: Spec, target: str, lengths: list[int]) -> None:
+    run = Run(spec, target, lengths)
+    run.check(run.module(Tensor(run.dirty()), join_state([Tensor(p) for p in run.hx]), lengths))
+
+
+@targets
+@each
+def test_no_lengths(spec: Spec, target: str) -> None:
+    run = Run(spec, target, LENGTHS["full"])
+    run.check(run.module(Tensor(run.x), join_state([Tensor(p) for p in run.hx])))
+
+
+@pytest.mark.parametrize(
+    ("spec", "target"),
+    [
+        (RNNSpec(2, 16, bidirectional=True), "GPU"),
+        *((cell(2, 16, bidirectional=True), target) for cell in (GRUSpec, LSTMSpec) for target in ("GPU", "Ascend")),
+    ],
+)
+def test_compiled(spec: Spec, target: str) -> None:
+    run = Run(spec, target, LENGTHS["ragged"])
+    module = run.module
+
+    @ms.jit
+    def compiled(x: Tensor, hx: Any, seq_length: Tensor) -> Any:
+        return module(x, hx, seq_length)
+
+    run.check(compiled(Tensor(run.dirty()), join_state([Tensor(p) for p in run.hx]), Tensor(run.lengths)))
+
+
+@targets
+@pytest.mark.parametrize("spec", [SPECS[0], *SPECS[3:6], SPECS[7]], ids=repr)
+def test_gradients(spec: Spec, target: str) -> None:
+    run = Run(spec, target, LENGTHS["ragged"])
+    rng = np.random.default_rng(1)
+    d_output = rng.standard_normal(run.output.shape).astype(np.float32)
+    d_state = tuple(rng.standard_normal(part.shape).astype(np.float32) for part in run.hx)
+    expected = run.pullback(d_output, d_state)
+    backend = unirnn.registry.load("mindspore")
+    actual = backend.gradients(run.module, run.dirty(), run.hx, run.lengths, d_output, d_state)
+    assert actual.keys() == expected.keys()
+    for name, gradient in expected.items():
+        close(actual[name], gradient, 20 * run.tolerance, name)
+    assert (actual["input"][np.isnan(run.dirty())] == 0).all()
+
+
+def test_what_ascend_cannot_do_is_told_on_a_laptop() -> None:
+    told = str(unirnn.explain(GRUSpec(3, 20), "mindspore", "ascend"))
+    assert "multiples of 16, given 20; 32 is the next" in told
+    assert "can't be built" in told
+    assert "float16" in str(unirnn.explain(LSTMSpec(3, 20), "mindspore", "ascend"))
+    assert not unirnn.explain(LSTMSpec(3, 20), "mindspore", "gpu", dtype="float64").builds

@@ -1,0 +1,240 @@
+"""A module that the mindspore backend builds is a citizen of MindSpore, in PyNative and in graph mode."""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+import pytest
+from conftest import close
+from mindspore import Tensor, nn, ops
+
+import unirnn
+from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, errors
+from unirnn.call import join_state, state_parts
+
+SPECS: list[Spec] = [
+    RNNSpec(3, 4, 2, nonlinearity="relu", bidirectional=True, batch_first=True),
+    GRUSpec(3, 4, 2, bidirectional=True),
+    LSTMSpec(3, 4, bias=False),
+]
+each = pytest.mark.parametrize("spec", SPECS, ids=repr)
+LENGTHS = [5, 0, 2]
+
+
+def batch(spec: Spec) -> tuple[Tensor, Any]:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 5, 3) if spec.batch_first else (5, 3, 3)).astype(np.float32)
+    states = [Tensor(rng.standard_normal(s).astype(np.float32)) for s in spec.state_shapes(3).values()]
+    return Tensor(x), join_state(states)
+
+
+def assert_equal(spec: Spec, actual: Any, expected: Any) -> None:
+    parts = [(r[0], *(state_parts(spec, r[1]) or ())) for r in (actual, expected)]
+    for a, b in zip(*parts, strict=True):
+        np.testing.assert_array_equal(a.asnumpy(), b.asnumpy())
+
+
+@pytest.fixture
+def graph_mode() -> Iterator[None]:
+    ms.set_context(mode=ms.GRAPH_MODE)
+    yield
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+
+
+@each
+def test_parameters_bear_mindspores_names(spec: Spec) -> None:
+    ours = spec.build("mindspore")
+    theirs = getattr(nn, spec.cell)(**spec.to_kwargs("mindspore"))
+    assert isinstance(ours, nn.Cell)
+    assert {p.name: p.shape for p in ours.trainable_params()} == {p.name: p.shape for p in theirs.trainable_params()}
+    for name in ("hidden_size", "num_layers", "dropout", "bidirectional", "batch_first", "has_bias"):
+        assert getattr(ours, name) == getattr(theirs, name)
+
+    class Net(nn.Cell):  # type: ignore[misc]
+        def __init__(self, layer: nn.Cell) -> None:
+            super().__init__()
+            self.encoder = layer
+
+    names = [{p.name for p in Net(layer).trainable_params()} for layer in (ours, theirs)]
+    assert names[0] == names[1]
+
+
+@each
+def test_mindspores_seed_gives_mindspores_weights(spec: Spec) -> None:
+    ms.set_seed(3)
+    theirs = {p.name: p.asnumpy() for p in getattr(nn, spec.cell)(**spec.to_kwargs("mindspore")).get_parameters()}
+    ms.set_seed(3)
+    ours = unirnn.snapshot(spec.build("mindspore")).weights
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name])
+
+
+@each
+def test_dense_numbers_are_the_native_layers(spec: Spec) -> None:
+    theirs = getattr(nn, spec.cell)(**spec.to_kwargs("mindspore"))
+    ours = spec.build("mindspore")
+    ms.load_param_into_net(ours, {p.name: p for p in theirs.get_parameters()})
+    x, hx = batch(spec)
+    expected, final = theirs(x, hx)
+    output, h_n = ours(x, hx)
+    close(output.asnumpy(), expected.asnumpy(), 1e-5)
+    for a, b in zip(state_parts(spec, h_n) or (), state_parts(spec, final) or (), strict=True):
+        close(a.asnumpy(), b.asnumpy(), 1e-5)
+
+
+def compiled(module: Any) -> Callable[..., Any]:
+    @ms.jit
+    def run(x: Any, hx: Any, seq_length: Any) -> Any:
+        return module(x, hx, seq_length)
+
+    return run  # type: ignore[no-any-return]
+
+
+@each
+class TestGraph:
+    def test_jit(self, spec: Spec) -> None:
+        module, (x, hx) = spec.build("mindspore", seed=0), batch(spec)
+        run = compiled(module)
+        assert_equal(spec, run(x, hx, Tensor(LENGTHS)), module(x, hx, LENGTHS))
+        assert_equal(spec, run(x, hx, None), module(x, hx))
+
+        @ms.jit
+        def by_name(x: Any, hx: Any) -> Any:
+            return module(x=x, h_0=hx, seq_length=[5, 0, 2])
+
+        assert_equal(spec, by_name(x, hx), module(x, hx, LENGTHS))
+
+    def test_gradients(self, spec: Spec) -> None:
+        module, (x, hx) = spec.build("mindspore", seed=0), batch(spec)
+        module.set_train()
+
+        def loss(x: Any, seq_length: Any) -> Any:
+            output, h_n = module(x, hx, seq_length)
+            return ops.square(output).sum()
+
+        eager = ms.value_and_grad(loss, 0, module.trainable_params())
+        graph = ms.jit(eager)
+        for seq_length in (Tensor(LENGTHS), Tensor([1, 5, 5])):
+            expected, (dx, dw) = eager(x, seq_length)
+            actual, (dx_graph, dw_graph) = graph(x, seq_length)
+            close(actual.asnumpy(), expected.asnumpy(), 1e-6)
+            close(dx_graph.asnumpy(), dx.asnumpy(), 1e-6)
+            for a, b in zip(dw_graph, dw, strict=True):
+                close(a.asnumpy(), b.asnumpy(), 1e-6)
+
+    @pytest.mark.usefixtures("graph_mode")
+    def test_graph_mode(self, spec: Spec) -> None:
+        module, (x, hx) = spec.build("mindspore", seed=0), batch(spec)
+        expected = unirnn.snapshot(module).build("numpy")(x.asnumpy(), seq_length=LENGTHS)
+        output, _ = module(x, seq_length=LENGTHS)
+        close(output.asnumpy(), expected[0], 1e-6)
+        with pytest.raises(errors.LengthError, match=r"seq_length\[0\]: given 9"):
+            module(x, seq_length=[9, 0, 0])
+
+
+class TestMistakesInATrace:
+    """A trace sees no values, but says the rest in the same words."""
+
+    gru = GRUSpec(3, 4).build("mindspore", seed=0)
+
+    def test_shapes(self) -> None:
+        run = compiled(self.gru)
+        with pytest.raises(errors.ShapeError, match=r"input: given shape \(5, 3, 7\), expected 3 \(input_size\)"):
+            run(Tensor(np.ones((5, 3, 7), np.float32)), None, None)
+        with pytest.raises(errors.ShapeError, match=r"seq_length: given shape \(2,\), expected \(3,\)"):
+            run(Tensor(np.ones((5, 3, 3), np.float32)), None, Tensor([1, 2]))
+
+    def test_a_pair_for_a_gru(self) -> None:
+        h = Tensor(np.ones((1, 3, 4), np.float32))
+        with pytest.raises(errors.ArgumentError, match="hx: given a tuple of 2, expected one array h_0 for GRU"):
+            compiled(self.gru)(Tensor(np.ones((5, 3, 3), np.float32)), (h, h), None)
+
+    def test_a_constant_length(self) -> None:
+        gru = self.gru
+
+        @ms.jit
+        def run(x: Any) -> Any:
+            return gru(x, seq_length=[1, 2, 9])
+
+        with pytest.raises(errors.LengthError, match=r"seq_length\[2\]: given 9, expected 0 <= n <= 5"):
+            run(Tensor(np.ones((5, 3, 3), np.float32)))
+
+    def test_a_length_that_only_the_run_knows(self) -> None:
+        x = Tensor(np.ones((5, 3, 3), np.float32))
+        with pytest.raises(errors.LengthError, match=r"seq_length\[2\]: given 9, expected 0 <= n <= 5"):
+            compiled(self.gru)(x, None, Tensor([1, 2, 9]))[0].asnumpy()
+        output, _ = compiled(self.gru)(x, None, Tensor([1, 2, 5]))  # compiled anew, it works
+        assert (output.asnumpy()[1:, 0] == 0).all()
+
+
+def test_an_unbatched_input_in_a_trace() -> None:
+    gru = GRUSpec(3, 4, bidirectional=True).build("mindspore", seed=0)
+    x = Tensor(np.ones((5, 3), np.float32))
+    assert_equal(gru.spec, compiled(gru)(x, None, Tensor(2)), gru(x, None, 2))
+
+
+def test_dropout_draws_anew_in_each_call_of_a_graph() -> None:
+    gru = GRUSpec(3, 16, 2, dropout=0.5).build("mindspore", seed=0).set_train()
+    x = Tensor(np.ones((5, 3, 3), np.float32))
+    run = compiled(gru)
+    first, second = (run(x, None, Tensor(LENGTHS))[0].asnumpy() for _ in range(2))
+    assert (first != second).any()
+    gru.set_train(False)
+    assert_equal(gru.spec, gru(x), gru(x))
+
+
+@each
+def test_checkpoints_and_copies(spec: Spec, tmp_path: Path) -> None:
+    module, (x, hx) = spec.build("mindspore", seed=0), batch(spec)
+    expected = module(x, hx, LENGTHS)
+    for kind in ("ckpt", "safetensors"):
+        path = str(tmp_path / f"layer.{kind}")
+        ms.save_checkpoint(module, path, format=kind)
+        other = spec.build("mindspore", seed=1)
+        not_loaded, _ = ms.load_param_into_net(other, ms.load_checkpoint(path, format=kind))
+        assert not not_loaded
+        assert_equal(spec, other(x, hx, LENGTHS), expected)
+    copied = copy.deepcopy(module)
+    assert_equal(spec, copied(x, hx, LENGTHS), expected)
+    copied.weights[0].set_data(copied.weights[0] + 1)
+    assert_equal(spec, module(x, hx, LENGTHS), expected)
+
+
+def test_it_learns_in_mindspores_own_loop() -> None:
+    gru = GRUSpec(3, 8).build("mindspore", seed=0)
+    x, target = Tensor(np.ones((6, 4, 3), np.float32)), Tensor(np.full((6, 4, 8), 0.25, np.float32))
+    optimizer = nn.Adam(gru.trainable_params(), learning_rate=0.05)
+
+    def loss(x: Any, seq_length: Any) -> Any:
+        output, _ = gru(x, None, seq_length)
+        return ops.square(output - target).mean()
+
+    step = ms.value_and_grad(loss, None, optimizer.parameters)
+    losses = []
+    for _ in range(20):
+        value, gradients = step(x, Tensor([6, 6, 6, 6]))
+        optimizer(gradients)
+        losses.append(float(value))
+    assert losses[-1] < 0.1 * losses[0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+@pytest.mark.parametrize("cell", [GRUSpec, LSTMSpec])
+def test_dtypes_in_which_the_native_layers_fail(cell: type[Spec], dtype: str) -> None:
+    module = cell(3, 4).build("mindspore", dtype=dtype, seed=0)
+    x = np.ones((5, 2, 3), dtype)
+    expected, _ = cell(3, 4).build("numpy", dtype="float64", seed=0)(x.astype(np.float64))
+    close(module(Tensor(x))[0].asnumpy(), expected, 1e-12 if dtype == "float64" else 2e-3)
+    gradients = ms.grad(lambda x: module(x)[0].sum(), 0, module.trainable_params())(Tensor(x))
+    assert np.isfinite(gradients[0].asnumpy()).all()
+    assert all(np.isfinite(g.asnumpy()).all() for g in gradients[1])
+
+
+def test_another_device_than_mindspores_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = unirnn.registry.load("mindspore")
+    monkeypatch.setattr(type(backend), "devices", lambda self: (unirnn.Device("cpu"), unirnn.Device("ascend", 0)))
+    with pytest.raises(errors.DeviceError, match=r"MindSpore runs on CPU; call mindspore.set_device\('Ascend'\)"):
+        GRUSpec(3, 16).build("mindspore", device="ascend")

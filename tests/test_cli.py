@@ -1,0 +1,426 @@
+"""The command ``unirnn``: what it prints, where, and with which exit status.
+
+The backends of third parties that these tests need are a distribution of their own, found through its entry
+points: in this process, and in a fresh one.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, __version__, names, registry
+from unirnn.errors import ArgumentError, SpecError
+
+if TYPE_CHECKING:
+    from typer.testing import Result
+
+INSTALLED = [name for name in ("numpy", "torch", "mindspore") if importlib.util.find_spec(name)]
+SMALL = ["--steps", "5", "--batch-size", "3"]
+
+Run = Callable[..., "Result"]
+
+THIRD_PARTIES = """
+[unirnn.backends]
+absent = unirnn_of_others.absent:backend
+broken = unirnn_of_others.broken:backend
+lost = unirnn_of_others.good:lost
+wrong = unirnn_of_others.good:wrong
+"""
+GOOD = """
+from unirnn_numpy import NumpyBackend
+
+class Wrong(NumpyBackend):
+    name = "wrong"
+
+    def limits(self, spec, device, dtype):
+        yield Limit("adds 1e-3 to every number", refuses=False)
+
+    def to_numpy(self, array):
+        return array + 1e-3
+
+class Lost(NumpyBackend):
+    name = "lost"
+
+    def devices(self):
+        raise RuntimeError("[driver] lost\\nin two lines")
+
+    default_device = limits = devices
+
+from unirnn import Limit
+wrong = Wrong()
+lost = Lost()
+"""
+
+
+@pytest.fixture(scope="session")
+def third_parties(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a distribution whose backends lack their framework, are broken, fail, and are wrong."""
+    folder = tmp_path_factory.mktemp("third_parties")
+    package, metadata = folder / "unirnn_of_others", folder / "unirnn_of_others-1.dist-info"
+    for made in (package, metadata):
+        made.mkdir()
+    (package / "__init__.py").touch()
+    (package / "absent.py").write_text("import a_framework_that_nobody_has\n")
+    (package / "broken.py").write_text("raise RuntimeError('no [driver]')\n")
+    (package / "good.py").write_text(GOOD)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: unirnn-of-others\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text(THIRD_PARTIES)
+    return folder
+
+
+@pytest.fixture
+def with_third_parties(third_parties: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(third_parties)
+    monkeypatch.setattr(registry, "_loaded", {})
+    registry._entry_points.cache_clear()
+    yield
+    registry._entry_points.cache_clear()
+
+
+@pytest.fixture
+def run() -> Run:
+    """Runs the command in this process: ``run("names", "GRU")``."""
+    pytest.importorskip("typer", reason="the command needs the extra cli: python -m pip install 'unirnn[cli]'")
+    from typer.testing import CliRunner
+
+    from unirnn.cli import app
+
+    def invoke(*arguments: str, status: int = 0) -> "Result":
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == status, result.output
+        return result
+
+    return invoke
+
+
+def run_afresh(*arguments: str, path: Path | None = None, before: str = "") -> "subprocess.CompletedProcess[str]":
+    """Run the command in a fresh interpreter, after some code."""
+    start = ["-m", "unirnn"] if not before else ["-c", f"{before}\nfrom unirnn.__main__ import main\nmain()"]
+    environment = {**os.environ, **({"PYTHONPATH": str(path)} if path else {})}
+    return subprocess.run(
+        [sys.executable, *start, *arguments], capture_output=True, text=True, timeout=300, env=environment
+    )
+
+
+# ---- the command as a whole ----------------------------------------------------------------------
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").stdout == f"unirnn {__version__}\n"
+
+
+def test_without_a_command_it_shows_the_commands(run: Run) -> None:
+    output = run(status=2).output
+    assert all(command in output for command in ("backends", "parity", "explain", "names"))
+
+
+def test_as_a_module() -> None:
+    pytest.importorskip("typer", reason="the command needs the extra cli: python -m pip install 'unirnn[cli]'")
+    result = run_afresh("--version")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"unirnn {__version__}\n", "")
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_its_extra_it_says_what_installs_it(missing: str) -> None:
+    if missing == "rich":
+        pytest.importorskip("typer", reason="typer is what is missing first")
+    result = run_afresh("backends", before=f"import sys; sys.modules[{missing!r}] = None")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr == (
+        f"unirnn: the command needs {missing}, which is not installed; "
+        "to install it: python -m pip install 'unirnn[cli]'\n"
+    )
+
+
+def test_an_error_is_one_line(run: Run) -> None:
+    result = run("parity", "--backend", "numpy", "--dtype", "bfloat16", status=2)
+    assert result.stdout == ""
+    assert result.stderr == (
+        "unirnn: GRUSpec(10, 16) on numpy, cpu, bfloat16: can't be built; "
+        "can't: numpy has no bfloat16 layers; it has float16, float32, float64\n"
+    )
+
+
+# ---- unirnn backends -----------------------------------------------------------------------------
+
+
+def test_backends(run: Run) -> None:
+    output = run("backends").stdout
+    for name in INSTALLED:
+        backend = registry.load(name)
+        line = next(line for line in output.splitlines() if line.startswith(name))
+        assert backend.version() in line
+        assert all(dtype in line for dtype in backend.dtypes)
+        assert "cpu" in line
+
+
+def test_backends_as_json(run: Run) -> None:
+    entries = {entry["backend"]: entry for entry in json.loads(run("backends", "--json").stdout)}
+    assert tuple(entries) == registry.backends()
+    for name in INSTALLED:
+        backend = registry.load(name)
+        assert entries[name] == {
+            "backend": name,
+            "installed": True,
+            "version": backend.version(),
+            "devices": [str(device) for device in backend.devices()],
+            "dtypes": list(backend.dtypes),
+            "install": None,
+            "error": None,
+        }
+
+
+@pytest.mark.usefixtures("with_third_parties")
+def test_missing_and_broken_backends_are_shown(run: Run) -> None:
+    lines = run("backends").stdout.splitlines()
+    assert [line.split()[1:] for line in lines if line.startswith(("absent ", "broken ", "lost "))] == [
+        ["not", "installed"],
+        ["broken"],
+        ["broken"],
+    ]
+    assert "absent: to install it: python -m pip install a_framework_that_nobody_has" in lines
+    assert "broken: backend 'broken' fails to import: RuntimeError: no [driver]" in lines
+    assert "lost: RuntimeError: [driver] lost; in two lines" in lines
+
+
+def test_backends_afresh(third_parties: Path) -> None:
+    pytest.importorskip("typer", reason="the command needs the extra cli: python -m pip install 'unirnn[cli]'")
+    before = "import sys; sys.modules.update(torch=None, mindspore=None)"
+    result = run_afresh("backends", "--json", path=third_parties, before=before)
+    assert result.returncode == 0, result.stderr
+    entries = {entry["backend"]: entry for entry in json.loads(result.stdout)}
+    assert entries["numpy"]["installed"]
+    for name in ("torch", "mindspore"):
+        assert not entries[name]["installed"]
+        assert entries[name]["install"] == f"python -m pip install 'unirnn[{name}]'"
+    assert entries["broken"]["error"] == "backend 'broken' fails to import: RuntimeError: no [driver]"
+
+
+# ---- unirnn parity -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", INSTALLED)
+def test_parity(run: Run, backend: str) -> None:
+    lines = run("parity", "--backend", backend, *SMALL).stdout.splitlines()
+    assert lines[0].startswith("GRUSpec(10, 16), T = 5, B = 3, seed 0: ")
+    rows = [line.split() for line in lines if line.startswith(backend)]
+    assert [(row[1], row[2], row[-1]) for row in rows] == [("cpu", "float32", "yes"), ("cpu", "float64", "yes")]
+
+
+def test_parity_of_a_spec_by_flags(run: Run) -> None:
+    flags = "rnn --input-size 2 --hidden-size 3 --num-layers 2 --bidirectional --batch-first --no-bias"
+    more = "--nonlinearity relu --seed 7 --dtype float32 --dtype float16 --backend numpy --json"
+    found = json.loads(run("parity", *flags.split(), *more.split(), *SMALL).stdout)
+    spec = RNNSpec(2, 3, 2, bidirectional=True, batch_first=True, bias=False, nonlinearity="relu")
+    assert Spec.from_dict(found["spec"]) == spec
+    assert (found["steps"], found["batch_size"], found["seed"], found["within"]) == (5, 3, 7, True)
+    assert [(c["backend"], c["dtype"], c["tolerance"]) for c in found["comparisons"]] == [
+        ("numpy", "float32", 1e-5),
+        ("numpy", "float16", 2e-2),
+    ]
+    assert [c["gradients"] is None for c in found["comparisons"]] == [False, True]
+
+
+@pytest.mark.usefixtures("with_third_parties")
+def test_parity_finds_a_wrong_backend(run: Run) -> None:
+    lines = run("parity", "--backend", "numpy", "--backend", "wrong", *SMALL, status=1).stdout.splitlines()
+    verdicts = {line.split()[0]: line.split()[-1] for line in lines if line.startswith(("numpy ", "wrong "))}
+    assert verdicts == {"numpy": "yes", "wrong": "no"}
+    # What the backend does differently stands below.
+    assert "wrong, cpu, float32: differs: adds 1e-3 to every number" in lines
+
+
+def test_parity_afresh(third_parties: Path) -> None:
+    """Every installed backend, and those of third parties, in one process; nothing but JSON on standard output."""
+    pytest.importorskip("typer", reason="the command needs the extra cli: python -m pip install 'unirnn[cli]'")
+    result = run_afresh("parity", "--json", *SMALL, path=third_parties)
+    assert result.returncode == 1, result.stderr
+    found = json.loads(result.stdout)
+    within = {(c["backend"], c["dtype"]): c["within"] for c in found["comparisons"]}
+    assert within == {
+        (name, dtype): name != "wrong" for name in (*INSTALLED, "wrong") for dtype in ("float32", "float64")
+    }
+    reasons = {note["backend"]: note["reason"] for note in found["left_out"]}
+    assert "python -m pip install a_framework_that_nobody_has" in reasons["absent"]
+    assert "no [driver]" in reasons["broken"]
+    assert {note["backend"] for note in found["failures"]} == {"lost"}
+
+
+def test_parity_on_a_terminal_has_colour_and_loses_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    output = run("parity", "--backend", "numpy", *SMALL).stdout
+    assert "\x1b[32m" in output
+    assert "…" not in output
+
+
+@pytest.mark.usefixtures("with_third_parties")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backend", "absent"], "backend 'absent' needs a_framework_that_nobody_has, which is not installed"),
+        (["--backend", "broken"], "backend 'broken' fails to import"),
+        (["--backend", "nope"], "backend: given 'nope', expected one of "),
+        (["--backend", "array_api"], "namespace: given None"),
+        (["--dtype", "float31"], "dtype: given 'float31'"),
+        (["--nonlinearity", "relu"], "GRU: unknown argument 'nonlinearity'"),
+        (["--hidden-size", "0"], "hidden_size: given 0, expected at least 1"),
+        (["--steps", "0"], "steps, batch_size: given 0, 8"),
+        (["--seed", "-1"], "seed: given -1"),
+    ],
+)
+def test_parity_refuses(run: Run, arguments: list[str], message: str) -> None:
+    result = run("parity", *arguments, status=2)
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"unirnn: {message}")
+    assert result.stderr.count("\n") == 1
+
+
+# ---- unirnn explain ------------------------------------------------------------------------------
+
+
+def test_explain_what_can_be_built(run: Run) -> None:
+    result = run("explain", repr(GRUSpec(10, 16, num_layers=2)), "--backend", "numpy")
+    assert result.stdout == "GRUSpec(10, 16, num_layers=2) on numpy, cpu, float32: no limits\n"
+
+
+def test_explain_what_cannot_be_built(run: Run) -> None:
+    spec = json.dumps(LSTMSpec(3, 4, proj_size=2).to_dict())
+    result = run("explain", spec, "--backend", "numpy", "--device", "npu:1", "--dtype", "bfloat16", status=1)
+    assert result.stdout.splitlines() == [
+        "LSTMSpec(3, 4, proj_size=2) on numpy, ascend:1, bfloat16: can't be built",
+        "  can't: numpy has no bfloat16 layers; it has float16, float32, float64",
+        "  can't: numpy runs on cpu only, not on ascend",
+        "  can't: numpy has no proj_size (given 2); torch has",
+    ]
+
+
+@pytest.mark.usefixtures("with_third_parties")
+def test_explain_every_installed_backend(run: Run) -> None:
+    lines = run("explain", "GRUSpec(10, 16)").stdout.splitlines()
+    explained = [line.split(" on ")[1].split(",")[0] for line in lines if line.startswith("GRUSpec(10, 16) on ")]
+    assert set(explained) == {*INSTALLED, "array_api", "wrong"}
+    assert "lost: left out: RuntimeError: [driver] lost; in two lines" in lines
+    assert any(line.startswith("absent: left out: backend 'absent' needs") for line in lines)
+
+
+@pytest.mark.usefixtures("with_third_parties")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["GRUSpec(3)"], "GRU: hidden_size is missing"),
+        (["GRUSpec(3, 4"], "SPEC: given 'GRUSpec(3, 4', expected what Python prints"),
+        (["GRUSpec(3, 4)", "--backend", "absent"], "backend 'absent' needs"),
+        (["GRUSpec(3, 4)", "--device", "tpu"], "device: given 'tpu'"),
+        (["GRUSpec(3, 4)", "--dtype", "int8"], "dtype: given 'int8'"),
+    ],
+)
+def test_explain_refuses(run: Run, arguments: list[str], message: str) -> None:
+    result = run("explain", *arguments, status=2)
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"unirnn: {message}")
+
+
+SPECS = [
+    GRUSpec(10, 16),
+    GRUSpec(10, 16, 2, batch_first=True, bidirectional=True, dropout=0.25, bias=False),
+    LSTMSpec(3, 4, proj_size=2),
+    RNNSpec(2, 3, 4, nonlinearity="relu"),
+]
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize("spec", SPECS, ids=repr)
+def test_a_spec_is_read_from_what_python_prints_and_from_json(spec: Spec) -> None:
+    from unirnn.cli import parse_spec
+
+    assert parse_spec(repr(spec)) == spec
+    assert parse_spec(f"  unirnn.{spec!r}\n") == spec
+    assert parse_spec(json.dumps(spec.to_dict())) == spec
+
+
+@pytest.mark.usefixtures("run")
+def test_every_spelling_of_a_spec_is_read() -> None:
+    from unirnn.cli import parse_spec
+
+    assert parse_spec("GRUSpec(10, hidden_size=16, has_bias=False)") == GRUSpec(10, 16, bias=False)
+    assert parse_spec("GRUSpec(10, 16, 2)") == GRUSpec(10, 16, 2)
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "GRUSpec",
+        "GRUSpec(3, 4) + 1",
+        "Spec(3, 4)",
+        "torch.GRUSpec(3, 4)",
+        "GRUSpec(3, 4, 1, True)",
+        "GRUSpec(3, 4, input_size=3)",
+        "GRUSpec(3, 4, bias=True, bias=False)",
+        "GRUSpec(*[3, 4])",
+        "GRUSpec(**{'input_size': 3, 'hidden_size': 4})",
+        "GRUSpec(3, __import__('os').getpid())",
+        "GRUSpec(3, hidden_size=(lambda: 4)())",
+        "[GRUSpec(3, 4) for _ in '1'][0]",
+        "(" * 1000,
+        '{"cell": "GRU"',
+        '{"cell": "QRNN", "input_size": 3, "hidden_size": 4}',
+        "GRUSpec(3, 0)",
+    ],
+)
+def test_what_is_no_spec_is_refused_and_never_evaluated(text: str) -> None:
+    from unirnn.cli import parse_spec
+
+    with pytest.raises(SpecError):
+        parse_spec(text)
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize("text", ["GRUSpec(3, 4, units=2)", "GRUSpec(3, '4')", "GRUSpec(3, 4, bias=1, has_bias=1)"])
+def test_a_wrong_argument_is_named(text: str) -> None:
+    from unirnn.cli import parse_spec
+
+    with pytest.raises(ArgumentError):
+        parse_spec(text)
+
+
+# ---- unirnn names --------------------------------------------------------------------------------
+
+
+def rows(output: str, cell: str) -> list[list[str]]:
+    """The rows of a cell's table, without the column of differences."""
+    lines = output.splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith(f"{cell} "))
+    body = lines[start + 2 :]
+    end = next((n for n, line in enumerate(body) if line.startswith(("RNN ", "GRU ", "LSTM "))), len(body))
+    return [[part.strip() for part in line.split("   ") if part.strip()][1:4] for line in body[:end] if line.strip()]
+
+
+@pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
+def test_names(run: Run, cell: str) -> None:
+    expected: list[Any] = [
+        [row.torch or "-", row.mindspore or "-", row.name] for row in names.ARGUMENTS if cell in row.cells
+    ]
+    assert rows(run("names", cell.lower()).stdout, cell) == expected
+    assert rows(run("names").stdout, cell) == expected
+
+
+def test_names_are_whole_in_a_pipe(run: Run) -> None:
+    english, chinese = run("names", "GRU").stdout, run("names", "GRU", "--language", "zh").stdout
+    for row in names.arguments("GRU", "constructor"):
+        assert row.difference in english
+        assert row.difference_zh in chinese
+
+
+def test_an_unknown_cell(run: Run) -> None:
+    assert "qrnn" in run("names", "qrnn", status=2).output

@@ -1,0 +1,97 @@
+"""The documentation tells the truth: its code runs, prints what it shows, and its tables are up to date.
+
+A page's ``python`` blocks are one program, run in order in one namespace. A comment ``<!-- needs: torch -->`` on
+the line before a block leaves it out where that module is not installed. A ``text`` block is what the block
+before it prints.
+"""
+
+import importlib.util
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from unirnn.errors import MissingBackendError
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(
+    r"(?:^<!-- needs: (?P<needs>[^>]+?) -->\n)?^```(?P<kind>python|text)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+PAGES = [p for p in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))) if "```python" in p.read_text("utf-8")]
+
+
+def _load_make_tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_tables", ROOT / "docs" / "make_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+make_tables = _load_make_tables()
+
+
+def program(page: str) -> tuple[str, str, list[str]]:
+    """A page's program, each line where it stands in the page; what it prints; and what was missing for the rest."""
+    source, printed, missing, end, runs = "", "", [], 0, False
+    for block in BLOCK.finditer(page):
+        if block["kind"] == "text":
+            printed += block["body"] if runs else ""
+            continue
+        absent = [name for name in re.findall(r"\w+", block["needs"] or "") if not importlib.util.find_spec(name)]
+        missing += absent
+        runs = not absent
+        if runs:
+            source += "\n" * page.count("\n", end, block.start("body")) + block["body"]
+            end = block.end("body")
+    return source, printed, missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, printed, missing = program(page.read_text("utf-8"))
+    if not source:
+        pytest.skip(f"needs {', '.join(sorted(set(missing)))}")
+    script = tmp_path / f"{page.stem}.md.py"  # a file, since MindSpore compiles a function from its source
+    script.write_text(source, "utf-8")
+    runpy.run_path(str(script))
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize("page", make_tables.names_pages(), ids=lambda page: page.name)
+def test_a_names_page_is_up_to_date(page: Path) -> None:
+    assert page.read_text("utf-8") == make_tables.names_pages()[page], "run python docs/make_tables.py"
+
+
+def test_the_support_table_is_up_to_date() -> None:
+    readme = make_tables.README.read_text("utf-8")
+    try:
+        table = make_tables.support_table()
+    except MissingBackendError as error:
+        pytest.skip(f"the table tells of every backend: {error}")
+    assert readme == make_tables.with_support_table(readme, table), "run python docs/make_tables.py"
+
+
+def test_the_backend_of_the_guide_passes_the_conformance_suite(tmp_path: Path) -> None:
+    source, _, _ = program((ROOT / "docs" / "writing-a-backend.md").read_text("utf-8"))
+    (tmp_path / "unirnn_loop.py").write_text(source, "utf-8")
+    installed = tmp_path / "unirnn_loop-0.1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: unirnn-loop\nVersion: 0.1.0\n")
+    (installed / "entry_points.txt").write_text("[unirnn.backends]\nloop = unirnn_loop:backend\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "tests/conformance", "--backend", "loop", "-q", "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert " passed" in result.stdout, result.stdout

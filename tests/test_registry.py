@@ -1,0 +1,109 @@
+"""The registry: lazy, and exact about what is missing."""
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import unirnn
+from unirnn import GRUSpec, errors, registry
+
+
+def run(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120
+    ).stdout.strip()
+
+
+def test_the_import_imports_no_framework() -> None:
+    frameworks = "{'torch', 'mindspore', 'array_api_compat', 'typer', 'rich', 'jax', 'keras', 'unirnn_numpy'}"
+    assert run(f"import sys, unirnn; print(sorted(set(sys.modules) & {frameworks}))") == "[]"
+
+
+def test_a_backend_imports_none_but_its_own() -> None:
+    code = (
+        "import sys, unirnn, numpy\n"
+        "module = unirnn.GRUSpec(3, 4).build('numpy', seed=0)\n"
+        "module(numpy.ones((2, 1, 3), 'float32'))\n"
+        "unirnn.snapshot(module)\n"
+        "print(sorted({'torch', 'mindspore', 'array_api_compat'} & set(sys.modules)))"
+    )
+    assert run(code) == "[]"
+
+
+@pytest.fixture
+def entries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, EntryPoint]:
+    """Backends of third parties: one missing its framework, one whose import fails."""
+    (tmp_path / "of_missing.py").write_text("import a_framework_that_nobody_has")
+    (tmp_path / "of_broken.py").write_text("raise RuntimeError('no driver')")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = dict(registry._entry_points())
+    for name in ("missing", "broken"):
+        found[name] = EntryPoint(name, f"of_{name}:backend", registry.GROUP)
+    monkeypatch.setattr(registry, "_entry_points", lambda: found)
+    return found
+
+
+def test_an_unknown_backend() -> None:
+    with pytest.raises(errors.UnknownBackendError, match="given 'tensorflow', expected one of .*numpy"):
+        GRUSpec(3, 4).build("tensorflow")
+    with pytest.raises(errors.UnknownBackendError):
+        unirnn.use_backend("tensorflow")
+    with pytest.raises(errors.UnknownBackendError, match="given 3"):
+        GRUSpec(3, 4).build(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("entries")
+def test_a_backend_whose_framework_is_missing() -> None:
+    with pytest.raises(errors.MissingBackendError, match="python -m pip install a_framework_that_nobody_has") as caught:
+        GRUSpec(3, 4).build("missing")
+    assert isinstance(caught.value, ImportError)
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+
+
+@pytest.mark.usefixtures("entries")
+def test_a_broken_backend_breaks_nothing_but_itself() -> None:
+    with pytest.raises(errors.BrokenBackendError, match="'broken' fails to import: RuntimeError: no driver"):
+        GRUSpec(3, 4).build("broken")
+    assert "broken" in unirnn.backends()
+    GRUSpec(3, 4).build("numpy")
+
+
+def test_the_hint_names_the_extra() -> None:
+    assert registry.install_hint("torch") == "python -m pip install 'unirnn[torch]'"
+
+
+def test_which_backend_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UNIRNN_BACKEND", raising=False)
+    assert unirnn.default_backend() == "numpy"
+    monkeypatch.setenv("UNIRNN_BACKEND", "torch")
+    assert unirnn.default_backend() == "torch"
+    with unirnn.use_backend("mindspore"):
+        assert unirnn.default_backend() == "mindspore"
+        with unirnn.use_backend("numpy"):
+            assert type(GRUSpec(3, 4).build()).__name__ == "NumpyModule"
+        assert unirnn.default_backend() == "mindspore"
+    assert unirnn.default_backend() == "torch"
+
+
+def test_a_call_sets_the_default_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_default", None)
+    unirnn.use_backend("torch")
+    assert unirnn.default_backend() == "torch"
+
+
+def test_each_error_is_the_builtin_that_fits() -> None:
+    expected: dict[str, Any] = {
+        "ArgumentError": TypeError,
+        "DTypeError": TypeError,
+        "MissingBackendError": ImportError,
+        "BrokenBackendError": ImportError,
+    }
+    for name in errors.__all__:
+        cls = getattr(errors, name)
+        assert issubclass(cls, errors.UnirnnError)
+        if name not in ("UnirnnError", "BackendError"):
+            assert issubclass(cls, expected.get(name, ValueError))

@@ -1,0 +1,221 @@
+"""Specs: values, their checks, and their other forms."""
+
+import dataclasses
+import math
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import unirnn
+from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, errors, names
+
+SPECS = (RNNSpec, GRUSpec, LSTMSpec)
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> Spec:
+    cls = draw(st.sampled_from(SPECS))
+    hidden_size, num_layers = draw(st.integers(1, 9)), draw(st.integers(1, 4))
+    options: dict[str, Any] = {name: draw(st.booleans()) for name in ("bias", "batch_first", "bidirectional")}
+    if num_layers > 1:
+        options["dropout"] = draw(st.floats(0, 0.99))
+    if cls is RNNSpec:
+        options["nonlinearity"] = draw(st.sampled_from(["tanh", "relu"]))
+    if cls is LSTMSpec:
+        options["proj_size"] = draw(st.integers(0, hidden_size - 1))
+    return cls(draw(st.integers(1, 9)), hidden_size, num_layers, **options)
+
+
+@given(specs())
+def test_a_spec_is_a_value(spec: Spec) -> None:
+    same = dataclasses.replace(spec)
+    assert same == spec
+    assert hash(same) == hash(spec)
+    assert eval(repr(spec), vars(unirnn)) == spec
+    assert Spec.from_dict(spec.to_dict()) == spec
+    assert type(spec).from_dict(spec.to_dict()) == spec
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        spec.hidden_size = 3  # type: ignore[misc]
+
+
+@given(specs())
+def test_a_spec_knows_its_weights_and_states(spec: Spec) -> None:
+    shapes = spec.weight_shapes()
+    assert spec.num_weights == sum(math.prod(shape) for shape in shapes.values())
+    assert len(spec.suffixes()) == spec.num_layers * spec.num_directions
+    assert {shape[0] for name, shape in shapes.items() if "_ih" in name} == {len(spec.gates) * spec.hidden_size}
+    for name, shape in spec.state_shapes(5).items():
+        assert shape[:2] == (spec.num_layers * spec.num_directions, 5)
+        assert spec.state_shapes(None)[name] == (shape[0], shape[2])
+
+
+@given(specs(), st.sampled_from(names.FRAMEWORKS))
+def test_a_spec_goes_to_a_frameworks_arguments_and_back(spec: Spec, framework: str) -> None:
+    if framework == "mindspore" and isinstance(spec, LSTMSpec) and spec.proj_size:
+        with pytest.raises(errors.LimitError, match="mindspore: LSTM has no proj_size"):
+            spec.to_kwargs(framework)
+        return
+    kwargs = spec.to_kwargs(framework)
+    assert isinstance(kwargs["dropout"], float)
+    assert type(spec).from_kwargs(framework, kwargs) == spec
+
+
+@pytest.mark.parametrize("cls", SPECS)
+def test_both_spellings(cls: type[Spec]) -> None:
+    assert cls(3, 4, has_bias=False) == cls(3, 4, bias=False)
+    assert cls(3, 4, has_bias=True) == cls(3, 4)
+    assert cls(input_size=3, hidden_size=4, num_layers=2) == cls(3, 4, 2)
+
+
+def test_kinds_differ() -> None:
+    assert len({RNNSpec(3, 4), GRUSpec(3, 4), LSTMSpec(3, 4)}) == 3
+
+
+def test_numbers_of_other_libraries_become_pythons() -> None:
+    spec = GRUSpec(np.int64(3), np.int32(4), np.int8(2), dropout=np.float32(0.5))
+    assert spec == GRUSpec(3, 4, 2, dropout=0.5)
+    assert {type(value) for value in (spec.input_size, spec.hidden_size, spec.num_layers)} == {int}
+    assert type(spec.dropout) is float
+    assert GRUSpec(3, 4, dropout=0).dropout == 0.0
+
+
+MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
+    "no size": (lambda: GRUSpec(), TypeError, "missing 2 required positional arguments"),  # type: ignore[call-arg]
+    "a fourth positional argument": (
+        lambda: RNNSpec(3, 4, 1, "relu"),  # type: ignore[misc]
+        TypeError,
+        "positional arguments but 5 were given",
+    ),
+    "hidden_size 0": (lambda: GRUSpec(3, 0), errors.SpecError, "hidden_size: given 0, expected at least 1"),
+    "input_size negative": (lambda: GRUSpec(-3, 4), errors.SpecError, "input_size: given -3, expected at least 1"),
+    "num_layers 0": (lambda: GRUSpec(3, 4, 0), errors.SpecError, "num_layers: given 0, expected at least 1"),
+    "a size that is a float": (
+        lambda: GRUSpec(3, 4.0),  # type: ignore[arg-type]
+        errors.ArgumentError,
+        "hidden_size: given 4.0, expected an integer",
+    ),
+    "a size that is a bool": (
+        lambda: GRUSpec(3, 4, True),
+        errors.ArgumentError,
+        "num_layers: given True, expected an integer",
+    ),
+    "a size that is NaN": (
+        lambda: GRUSpec(math.nan, 4),  # type: ignore[arg-type]
+        errors.ArgumentError,
+        "input_size: given nan, expected an integer",
+    ),
+    "dropout 1": (lambda: GRUSpec(3, 4, 2, dropout=1), errors.SpecError, "dropout: given 1, expected 0 <= dropout < 1"),
+    "dropout negative": (
+        lambda: GRUSpec(3, 4, 2, dropout=-0.1),
+        errors.SpecError,
+        "dropout: given -0.1, expected 0 <= dropout < 1",
+    ),
+    "dropout NaN": (
+        lambda: GRUSpec(3, 4, 2, dropout=math.nan),
+        errors.SpecError,
+        "dropout: given nan, expected 0 <= dropout < 1",
+    ),
+    "dropout a bool": (
+        lambda: GRUSpec(3, 4, 2, dropout=True),
+        errors.ArgumentError,
+        "dropout: given True, expected a number",
+    ),
+    "dropout a text": (
+        lambda: GRUSpec(3, 4, 2, dropout="0.5"),  # type: ignore[arg-type]
+        errors.ArgumentError,
+        "dropout: given '0.5', expected a number",
+    ),
+    "bias 1": (
+        lambda: GRUSpec(3, 4, bias=1),  # type: ignore[arg-type]
+        errors.ArgumentError,
+        "bias: given 1, expected True or False",
+    ),
+    "has_bias a text": (
+        lambda: GRUSpec(3, 4, has_bias="no"),  # type: ignore[arg-type]
+        errors.ArgumentError,
+        "bias: given 'no', expected True or False",
+    ),
+    "batch_first None": (
+        lambda: GRUSpec(3, 4, batch_first=None),  # type: ignore[arg-type]
+        errors.ArgumentError,
+        "batch_first: given None, expected True or False",
+    ),
+    "bias spelled twice": (
+        lambda: GRUSpec(3, 4, bias=True, has_bias=True),
+        errors.ArgumentError,
+        "GRU: 'bias' and 'has_bias' are two spellings of one argument; give one",
+    ),
+    "an unknown argument": (
+        lambda: GRUSpec(3, 4, nonlinearity="relu"),  # type: ignore[call-arg]
+        TypeError,
+        "unexpected keyword argument 'nonlinearity'",
+    ),
+    "an unknown nonlinearity": (
+        lambda: RNNSpec(3, 4, nonlinearity="gelu"),  # type: ignore[arg-type]
+        errors.SpecError,
+        "nonlinearity: given 'gelu', expected 'tanh' or 'relu'",
+    ),
+    "proj_size as large as hidden_size": (
+        lambda: LSTMSpec(3, 4, proj_size=4),
+        errors.SpecError,
+        "proj_size: given 4, expected less than hidden_size=4",
+    ),
+    "proj_size negative": (
+        lambda: LSTMSpec(3, 4, proj_size=-1),
+        errors.SpecError,
+        "proj_size: given -1, expected at least 0",
+    ),
+    "a Spec itself": (lambda: Spec(3, 4), errors.ArgumentError, "make an RNNSpec, a GRUSpec or an LSTMSpec"),
+    "a dict without a cell": (
+        lambda: Spec.from_dict({"input_size": 3, "hidden_size": 4}),
+        errors.SpecError,
+        "cell: given None, expected one of 'RNN', 'GRU', 'LSTM'",
+    ),
+    "a dict of another cell": (
+        lambda: GRUSpec.from_dict(LSTMSpec(3, 4).to_dict()),
+        errors.SpecError,
+        "cell: given 'LSTM', expected one of 'GRU'",
+    ),
+    "a dict with an unknown key": (
+        lambda: Spec.from_dict({**GRUSpec(3, 4).to_dict(), "layers": 2}),
+        errors.ArgumentError,
+        "GRU: unknown argument 'layers'",
+    ),
+    "a dict without a size": (
+        lambda: Spec.from_dict({"cell": "GRU", "input_size": 3}),
+        errors.ArgumentError,
+        "GRU: hidden_size is missing; given input_size",
+    ),
+    "arguments of an unknown framework": (
+        lambda: GRUSpec(3, 4).to_kwargs("tensorflow"),
+        errors.ArgumentError,
+        "framework: given 'tensorflow', expected one of 'torch', 'mindspore'",
+    ),
+    "another framework's argument": (
+        lambda: GRUSpec.from_kwargs("torch", {"input_size": 3, "hidden_size": 4, "has_bias": True}),
+        errors.ArgumentError,
+        "torch: unknown argument 'has_bias'",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistakes(mistake: tuple[Any, type[Exception], str]) -> None:
+    action, exception, words = mistake
+    with pytest.raises(exception, match=re.escape(words)):
+        action()
+
+
+@pytest.mark.parametrize("cls", SPECS)
+def test_dropout_of_one_layer_warns_where_it_is_written(cls: type[Spec]) -> None:
+    with pytest.warns(UserWarning, match="dropout=0.5 has no effect") as caught:
+        cls(3, 4, dropout=0.5)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cls(3, 4, 2, dropout=0.5)
