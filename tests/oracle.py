@@ -19,10 +19,13 @@ STEP = 1e-30
 
 
 def sigmoid(a: Array) -> Array:
-    return 1 / (1 + np.exp(-a))
+    result: Array = 1 / (1 + np.exp(-a))
+    return result
 
 
-def step(spec: Spec, weights: Mapping[str, Array], suffix: str, x: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+def step(
+    spec: Spec, weights: Mapping[str, Array], suffix: str, x: Array, state: tuple[Array, ...]
+) -> tuple[Array, ...]:
     """`(I,)` and `(H,)` each to `(H,)` each."""
     rows = weights["weight_ih" + suffix].shape[0]
     zeros = np.zeros(rows)

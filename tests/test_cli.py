@@ -254,6 +254,15 @@ def test_parity_afresh(third_parties: Path) -> None:
     assert {note["backend"] for note in found["failures"]} == {"lost"}
 
 
+@pytest.mark.usefixtures("run")
+def test_a_difference_that_json_cannot_hold_is_null() -> None:
+    from unirnn import Device, cli, parity
+
+    comparison = parity.Comparison("numpy", Device("cpu"), "float32", float("nan"), float("inf"), None)
+    found = cli._comparison(comparison)
+    assert (found["output"], found["state"], found["gradients"], found["within"]) == (None, None, None, False)
+
+
 def test_parity_on_a_terminal_has_colour_and_loses_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "40")

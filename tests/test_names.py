@@ -55,9 +55,11 @@ class TestFrameworks:
             spelling = row.of(framework)
             if spelling and hasattr(made, spelling):
                 assert getattr(made, spelling) == getattr(spec, row.name)
-        weights = {p.name: tuple(p.shape) for p in made.get_parameters()} if framework == "mindspore" else {
-            name: tuple(p.shape) for name, p in made.named_parameters()
-        }
+        weights = (
+            {p.name: tuple(p.shape) for p in made.get_parameters()}
+            if framework == "mindspore"
+            else {name: tuple(p.shape) for name, p in made.named_parameters()}
+        )
         assert weights == spec.weight_shapes()
 
     @each

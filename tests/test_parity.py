@@ -210,10 +210,8 @@ def test_nothing_compared_is_not_within() -> None:
     found = parity.compare(GRUSpec(3, 4), None, ["bfloat16"])
     assert not found.comparisons
     assert not found.within
-    assert [note.reason for note in found.left_out][1:] == [
-        "array_api has no bfloat16 layers; it has float32, float64",
-        "numpy has no bfloat16 layers; it has float16, float32, float64",
-    ]
+    for note, words in zip(found.left_out[1:], ("array_api has no bfloat16", "numpy has no bfloat16"), strict=True):
+        assert words in note.reason
 
 
 @pytest.mark.usefixtures("third_parties")
@@ -243,7 +241,9 @@ def test_float64_is_optional_unless_asked_for(pretend: Any) -> None:
     pretend(NoFloat64())
     found = parity.compare(GRUSpec(3, 4), ["pretender"])
     assert [c.dtype for c in found] == ["float32"]
-    assert found.left_out == (parity.Note("pretender", "not on this device"),)
+    (note,) = found.left_out
+    assert note.backend == "pretender"
+    assert "not on this device" in note.reason
     with pytest.raises(LimitError, match="not on this device"):
         parity.compare(GRUSpec(3, 4), ["pretender"], ["float64"])
 

@@ -48,7 +48,7 @@ def entries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, EntryP
 
 
 def test_an_unknown_backend() -> None:
-    with pytest.raises(errors.UnknownBackendError, match="given 'tensorflow', expected one of .*numpy"):
+    with pytest.raises(errors.UnknownBackendError, match=r"given 'tensorflow', expected one of .*numpy"):
         GRUSpec(3, 4).build("tensorflow")
     with pytest.raises(errors.UnknownBackendError):
         unirnn.use_backend("tensorflow")

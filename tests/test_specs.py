@@ -19,7 +19,7 @@ SPECS = (RNNSpec, GRUSpec, LSTMSpec)
 
 @st.composite
 def specs(draw: st.DrawFn) -> Spec:
-    cls = draw(st.sampled_from(SPECS))
+    cls: Any = draw(st.sampled_from(SPECS))
     hidden_size, num_layers = draw(st.integers(1, 9)), draw(st.integers(1, 4))
     options: dict[str, Any] = {name: draw(st.booleans()) for name in ("bias", "batch_first", "bidirectional")}
     if num_layers > 1:
@@ -28,7 +28,8 @@ def specs(draw: st.DrawFn) -> Spec:
         options["nonlinearity"] = draw(st.sampled_from(["tanh", "relu"]))
     if cls is LSTMSpec:
         options["proj_size"] = draw(st.integers(0, hidden_size - 1))
-    return cls(draw(st.integers(1, 9)), hidden_size, num_layers, **options)
+    spec: Spec = cls(draw(st.integers(1, 9)), hidden_size, num_layers, **options)
+    return spec
 
 
 @given(specs())
@@ -77,7 +78,9 @@ def test_kinds_differ() -> None:
 
 
 def test_numbers_of_other_libraries_become_pythons() -> None:
-    spec = GRUSpec(np.int64(3), np.int32(4), np.int8(2), dropout=np.float32(0.5))
+    sizes: Any = (np.int64(3), np.int32(4), np.int8(2))
+    dropout: Any = np.float32(0.5)
+    spec = GRUSpec(*sizes, dropout=dropout)
     assert spec == GRUSpec(3, 4, 2, dropout=0.5)
     assert {type(value) for value in (spec.input_size, spec.hidden_size, spec.num_layers)} == {int}
     assert type(spec.dropout) is float
@@ -87,7 +90,7 @@ def test_numbers_of_other_libraries_become_pythons() -> None:
 MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
     "no size": (lambda: GRUSpec(), TypeError, "missing 2 required positional arguments"),  # type: ignore[call-arg]
     "a fourth positional argument": (
-        lambda: RNNSpec(3, 4, 1, "relu"),  # type: ignore[misc]
+        lambda: RNNSpec(*(3, 4, 1, "relu")),  # type: ignore[call-arg, arg-type]
         TypeError,
         "positional arguments but 5 were given",
     ),
@@ -175,6 +178,11 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
         lambda: Spec.from_dict({"input_size": 3, "hidden_size": 4}),
         errors.SpecError,
         "cell: given None, expected one of 'RNN', 'GRU', 'LSTM'",
+    ),
+    "a dict whose cell is no name": (
+        lambda: Spec.from_dict({"cell": [1], "input_size": 3, "hidden_size": 4}),
+        errors.SpecError,
+        "cell: given [1], expected one of 'RNN', 'GRU', 'LSTM'",
     ),
     "a dict of another cell": (
         lambda: GRUSpec.from_dict(LSTMSpec(3, 4).to_dict()),

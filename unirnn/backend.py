@@ -69,7 +69,10 @@ class Backend(Protocol):
         ...
 
     def from_numpy(self, array: NDArray[Any], module: Any) -> Any:
-        """An array as the module takes it: of its framework, on its device."""
+        """An array as the module takes it: of its framework, on its device, of its own dtype.
+
+        But for bfloat16, which NumPy lacks: for a module of that dtype, floats become bfloat16.
+        """
         ...
 
     def to_numpy(self, array: Any) -> NDArray[Any]:

@@ -14,6 +14,10 @@ from .specs import Spec
 __all__ = ["build"]
 
 
+def _is_present(device: Device, present: tuple[Device, ...]) -> bool:
+    return any(device.kind == d.kind and device.index in (None, d.index) for d in present)
+
+
 def build(
     spec: Spec,
     backend: str | None,
@@ -29,14 +33,13 @@ def build(
     room = registry.load(name)
     where = room.default_device() if device is None else Device.parse(device)
     kind = dtype_name(dtype)
-    present = room.devices()
-    if not any(where.kind == d.kind and where.index in (None, d.index) for d in present):
+    if where != room.default_device() and not _is_present(where, present := room.devices()):
         raise DeviceError(
             f"device: given {str(device)!r}, not present; {name} sees {', '.join(map(str, present))} on this machine"
         )
     explanation = explain(spec, name, where, dtype=kind)
     if not explanation.builds:
-        raise LimitError(str(explanation))
+        raise LimitError(str(explanation.refusing()))
     if options:
         known = set(inspect.signature(room.build).parameters) - {"spec", "device", "dtype", "weights", "seed"}
         for option in options.keys() - known:

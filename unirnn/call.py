@@ -33,9 +33,7 @@ class Sizes(NamedTuple):
     batch_size: int | None
 
 
-def bind(
-    spec: Spec, input: Any, hx: Any, seq_length: Any, aliases: Mapping[str, Any]
-) -> tuple[Any, Any, Any]:
+def bind(spec: Spec, input: Any, hx: Any, seq_length: Any, aliases: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """Resolve the spellings of a call's arguments.
 
     Parameters

@@ -130,8 +130,7 @@ def _describe(name: str) -> dict[str, Any]:
             "dtypes": list(room.dtypes),
         }
     except MissingBackendError as error:
-        missing = getattr(error.__cause__, "name", None)
-        return entry | {"installed": False, "install": registry.install_hint(name, missing)}
+        return entry | {"installed": False, "install": registry.install_hint(name, error.name)}
     except Exception as error:  # whatever a backend raises concerns that backend alone
         return entry | {"error": _reason(error)}
     return entry | present

@@ -67,7 +67,8 @@ class Packing:
 
     def pack(self, array: Array) -> Array:
         """`(T, B, F)` to `(N, F)`."""
-        return array.reshape(-1, array.shape[-1])[self.rows]
+        rows: Array = array.reshape(-1, array.shape[-1])[self.rows]
+        return rows
 
     def unpack(self, rows: Array) -> Array:
         """`(N, F)` to `(T, B, F)`, zero in the padding."""

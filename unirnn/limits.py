@@ -1,6 +1,7 @@
 """Limits: what a backend can't do, or does differently, told before the run."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .devices import Device, dtype_name
@@ -41,26 +42,31 @@ class Explanation:
     dtype: str
     limits: tuple[Limit, ...]
 
+    def refusing(self) -> "Explanation":
+        """Only the limits that refuse: what an error has to say."""
+        return replace(self, limits=tuple(limit for limit in self.limits if limit.refuses))
+
     @property
     def builds(self) -> bool:
         """Whether nothing refuses."""
-        return not any(limit.refuses for limit in self.limits)
+        return not self.refusing().limits
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Limit]:
         return iter(self.limits)
 
     def __str__(self) -> str:
         head = f"{self.spec!r} on {self.backend}, {self.device}, {self.dtype}: "
         if not self.limits:
             return head + "no limits"
-        return "\n".join([head + ("works, with differences" if self.builds else "can't be built"), *(
-            f"  {limit}" for limit in self.limits
-        )])
+        return "\n".join(
+            [
+                head + ("works, with differences" if self.builds else "can't be built"),
+                *(f"  {limit}" for limit in self.limits),
+            ]
+        )
 
 
-def explain(
-    spec: Spec, backend: str | None = None, device: Any = None, *, dtype: Any = "float32"
-) -> Explanation:
+def explain(spec: Spec, backend: str | None = None, device: Any = None, *, dtype: Any = "float32") -> Explanation:
     """List what a backend can't do, or does differently, for a spec.
 
     The device need not be present: what Ascend can't do is told on a laptop.

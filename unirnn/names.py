@@ -56,9 +56,7 @@ class Argument:
     def of(self, framework: str) -> str | None:
         """The framework's name for it, or None."""
         if framework not in FRAMEWORKS:
-            raise ArgumentError(
-                f"framework: given {framework!r}, expected one of {', '.join(map(repr, FRAMEWORKS))}"
-            )
+            raise ArgumentError(f"framework: given {framework!r}, expected one of {', '.join(map(repr, FRAMEWORKS))}")
         return {"torch": self.torch, "mindspore": self.mindspore}[framework]
 
 
@@ -159,9 +157,7 @@ def arguments(cell: str, place: Place) -> tuple[Argument, ...]:
     return tuple(a for a in ARGUMENTS if cell in a.cells and a.place == place)
 
 
-def canonical(
-    cell: str, place: Place, given: Mapping[str, Any], *, already: tuple[str, ...] = ()
-) -> dict[str, Any]:
+def canonical(cell: str, place: Place, given: Mapping[str, Any], *, already: tuple[str, ...] = ()) -> dict[str, Any]:
     """Rename arguments to unirnn's own names.
 
     Parameters

@@ -23,8 +23,7 @@ from . import weights as _weights
 from .backend import Backend
 from .call import join_state, state_parts
 from .devices import Device, dtype_name
-from .errors import ArgumentError, BackendError, LimitError, ShapeError, UnirnnError
-from .limits import explain
+from .errors import ArgumentError, BackendError, ShapeError, UnirnnError
 from .snapshots import Snapshot
 from .specs import RNNSpec, Spec
 
@@ -216,7 +215,7 @@ def compare(
                 # float64 may be tried unasked, and be a limit on this device.
                 if by_name and (asked or dtype == "float32"):
                     raise
-                left_out.append(_refusal(spec, name, dtype, error))
+                left_out.append(Note(name, str(error)))
                 continue
             except Exception as error:
                 failures.append(_failure(name, dtype, error))
@@ -331,12 +330,6 @@ def _difference(arrays: Mapping[str, Array], reference: Mapping[str, Array]) -> 
         largest = np.max(np.abs(expected)) or 1.0
         differences.append(np.max(np.abs(array.astype(np.float64) - expected)) / largest)
     return float(np.max(differences))  # NumPy's, which hands a NaN on
-
-
-def _refusal(spec: Spec, name: str, dtype: str, error: UnirnnError) -> Note:
-    # Of the limits that a LimitError tells, those which only differ are not why.
-    limits = explain(spec, name, dtype=dtype) if isinstance(error, LimitError) else ()
-    return Note(name, "; ".join(limit.text for limit in limits if limit.refuses) or str(error))
 
 
 def _failure(name: str, dtype: str, error: Exception) -> Note:

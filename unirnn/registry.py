@@ -86,7 +86,8 @@ def load(name: str) -> Backend:
     except ModuleNotFoundError as error:
         raise MissingBackendError(
             f"backend {name!r} needs {error.name}, which is not installed; "
-            f"to install it: {install_hint(name, error.name)}"
+            f"to install it: {install_hint(name, error.name)}",
+            name=error.name,
         ) from error
     except Exception as error:  # whatever a third party's import raises concerns that backend alone
         raise BrokenBackendError(f"backend {name!r} fails to import: {type(error).__name__}: {error}") from error

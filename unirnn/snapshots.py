@@ -63,9 +63,7 @@ class Snapshot:
     def __repr__(self) -> str:
         return f"<snapshot of {self.spec!r}, {self.spec.num_weights} numbers, {self.dtype}>"
 
-    def build(
-        self, backend: str | None = None, *, device: Any = None, dtype: Any = None, **options: Any
-    ) -> Any:
+    def build(self, backend: str | None = None, *, device: Any = None, dtype: Any = None, **options: Any) -> Any:
         """Build a module with these weights; see `Spec.build`.
 
         Parameters

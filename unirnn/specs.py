@@ -226,10 +226,11 @@ class Spec:
         SpecError
             If ``cell`` is missing, unknown, or not this spec's.
         """
-        kinds = {kind.cell: kind for kind in (RNNSpec, GRUSpec, LSTMSpec) if issubclass(kind, cls)}
-        kind = kinds.get(values.get("cell", ""))
+        kinds: dict[str, type[SpecT]] = {kind.cell: kind for kind in (cls, *cls.__subclasses__()) if kind is not Spec}
+        cell = values.get("cell")
+        kind = kinds.get(cell) if isinstance(cell, str) else None
         if kind is None:
-            raise SpecError(f"cell: given {values.get('cell')!r}, expected one of {', '.join(map(repr, kinds))}")
+            raise SpecError(f"cell: given {cell!r}, expected one of {', '.join(map(repr, kinds))}")
         arguments = {name: value for name, value in values.items() if name != "cell"}
         return kind._from_arguments(arguments)
 
@@ -422,9 +423,7 @@ class LSTMSpec(Spec):
     def _check_own(self) -> None:
         self._set("proj_size", self._integer("proj_size", least=0))
         if self.proj_size >= self.hidden_size:
-            raise SpecError(
-                f"proj_size: given {self.proj_size!r}, expected less than hidden_size={self.hidden_size}"
-            )
+            raise SpecError(f"proj_size: given {self.proj_size!r}, expected less than hidden_size={self.hidden_size}")
 
     @property
     def output_size(self) -> int:

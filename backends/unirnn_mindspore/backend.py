@@ -1,7 +1,7 @@
 """The ``mindspore`` backend's own answers to `unirnn.backend.Backend`."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import mindspore as ms
 import numpy as np
@@ -19,7 +19,7 @@ __all__ = ["MindSporeBackend"]
 
 Array = NDArray[Any]
 
-_TARGETS = {"cpu": "CPU", "gpu": "GPU", "ascend": "Ascend"}
+_TARGETS: dict[Literal["cpu", "gpu", "ascend"], str] = {"cpu": "CPU", "gpu": "GPU", "ascend": "Ascend"}
 
 
 class MindSporeBackend:
@@ -33,15 +33,16 @@ class MindSporeBackend:
         return f"mindspore {ms.__version__}"
 
     def devices(self) -> tuple[Device, ...]:
-        present = [Device("cpu")]
-        for kind in ("gpu", "ascend"):
-            if ms.hal.is_available(_TARGETS[kind]):
-                present += [Device(kind, n) for n in range(ms.hal.device_count(_TARGETS[kind]))]
-        return tuple(present)
+        current = self.default_device()
+        if current.kind == "cpu":
+            return (current,)
+        # What else there may be is not asked for: MindSpore answers with warnings, and runs on one target at a time.
+        count = ms.hal.device_count(_TARGETS[current.kind])
+        return (Device("cpu"), *(Device(current.kind, n) for n in range(count)))
 
     def default_device(self) -> Device:
         current = ms.get_context("device_target")
-        return Device(next(kind for kind, target in _TARGETS.items() if target == current))  # type: ignore[arg-type]
+        return Device(next(kind for kind, target in _TARGETS.items() if target == current))
 
     def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
         if isinstance(spec, LSTMSpec) and spec.proj_size:
@@ -67,9 +68,7 @@ class MindSporeBackend:
         if spec.cell == "RNN":
             yield Limit(f"{device.kind} has no fused RNN: it runs step by step", refuses=False)
 
-    def build(
-        self, spec: Spec, *, device: Device, dtype: str, weights: Arrays | None, seed: int | None
-    ) -> Recurrent:
+    def build(self, spec: Spec, *, device: Device, dtype: str, weights: Arrays | None, seed: int | None) -> Recurrent:
         target, current = _TARGETS[device.kind], ms.get_context("device_target")
         if target != current:
             raise DeviceError(

@@ -80,9 +80,10 @@ class FusedStack(nn.Cell):
         begun = (seq_length > 0).reshape((batch_size, 1))
 
         x = ops.where(valid, x, ops.zeros_like(x))
-        h_n, c_n = (), ()
+        h_n: Any = ()
+        c_n: Any = ()
         for layer in range(self.num_layers):
-            outputs = ()
+            outputs: Any = ()
             for backward in range(self.num_directions):
                 position = layer * self.num_directions + backward
                 first = position * self.weights_each
@@ -129,7 +130,7 @@ def _reorder(x: Any, rows: Any) -> Any:
 
 def _flat(weights: Any) -> Any:
     """Weights in a row, as cuDNN takes them: `(n, 1, 1)`."""
-    parts = ()
+    parts: Any = ()
     for weight in weights:
         parts += (weight.reshape((-1, 1, 1)),)
     return ops.concat(parts, 0)
@@ -142,15 +143,13 @@ class StepRNN(nn.Cell):
         super().__init__()
         self.activation = ops.relu if isinstance(spec, RNNSpec) and spec.nonlinearity == "relu" else ops.tanh
 
-    def construct(
-        self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any
-    ) -> Any:
+    def construct(self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any) -> Any:
         """`(T, B, I)` and `(B, H)` to the state after each step, `(T, B, H)`, twice."""
         products = ops.matmul(x, w_ih.T)
         if b_ih is not None:
             products = products + b_ih + b_hh
         h = h_0
-        steps = ()
+        steps: Any = ()
         for t in range(x.shape[0]):
             h = self.activation(products[t] + ops.matmul(h, w_hh.T))
             steps += (h,)
@@ -165,11 +164,9 @@ class CudnnGRUDirection(nn.Cell):
         super().__init__()
         self.gru = CudnnGRU(input_size, spec.hidden_size, 1, spec.bias, False, 0.0)
 
-    def construct(
-        self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any
-    ) -> Any:
+    def construct(self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any) -> Any:
         """`(T, B, I)` and `(B, H)` to the state after each step, `(T, B, H)`, twice."""
-        weights = (w_ih, w_hh)
+        weights: Any = (w_ih, w_hh)
         if b_ih is not None:
             weights = (w_ih, w_hh, b_ih, b_hh)
         h_steps, _, _, _ = self.gru(x, h_0.expand_dims(0), _flat(weights))
@@ -188,14 +185,12 @@ class CudnnLSTMDirection(nn.Cell):
         self.lstm = ops.LSTM(input_size + 1, spec.hidden_size, 1, spec.bias, False, 0.0)
         self.size = spec.hidden_size
 
-    def construct(
-        self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any
-    ) -> Any:
+    def construct(self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any) -> Any:
         """`(T, B, I)` and `(B, H)` each to h and c after each step, `(T, B, H)` each."""
         padded = ops.logical_not(valid).astype(x.dtype)
         ones = ops.ones((self.size, 1), x.dtype)
         column = ops.concat((ones * -1e4, ones * 1e4, ops.zeros((2 * self.size, 1), x.dtype)), 0)
-        weights = (ops.concat((w_ih, column), 1), w_hh)
+        weights: Any = (ops.concat((w_ih, column), 1), w_hh)
         if b_ih is not None:
             weights = (ops.concat((w_ih, column), 1), w_hh, b_ih, b_hh)
         h_steps, _, c_n, _, _ = self.lstm(
@@ -211,9 +206,7 @@ class DynamicGRUDirection(nn.Cell):
         super().__init__()
         self.gru = ops.DynamicGRUV2(gate_order="rzh")
 
-    def construct(
-        self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any
-    ) -> Any:
+    def construct(self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any) -> Any:
         """`(T, B, I)` and `(B, H)` to the state after each step, `(T, B, H)`, twice."""
         if b_ih is None:
             b_ih = ops.zeros((w_ih.shape[0],), h_0.dtype)
@@ -234,9 +227,7 @@ class DynamicLSTMDirection(nn.Cell):
         self.lstm = ops.DynamicRNN()
         self.size = spec.hidden_size
 
-    def construct(
-        self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any
-    ) -> Any:
+    def construct(self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any) -> Any:
         """`(T, B, I)` and `(B, H)` each to h and c after each step, `(T, B, H)` each."""
         half = mstype.float16
         bias = ops.zeros((4 * self.size,), half)

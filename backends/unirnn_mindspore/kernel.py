@@ -45,7 +45,7 @@ class KernelStack(nn.Cell):
         """Gradients in the order of `construct`'s inputs."""
         if len(noise) == 0:
             gradients = self.run_back(input, *state, seq_length, *weights, *dout)
-            d_noise = ()
+            d_noise: Any = ()
         else:
             gradients = self.run_noisy_back(input, *state, seq_length, *noise, *weights, *dout)
             d_noise = (ops.zeros_like(noise[0]),)

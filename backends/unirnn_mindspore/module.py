@@ -106,12 +106,13 @@ class Recurrent(nn.Cell):
         if "h_0" in aliases:
             hx = aliases["h_0"]
         spellings = tuple(aliases.keys())
-        state = ()
+        state: Any = ()
         if isinstance(hx, (tuple, list)):
             state = tuple(hx)
         elif hx is not None:
             state = (hx,)
-        shapes, dtypes = (input.shape,), (input.dtype,)
+        shapes: Any = (input.shape,)
+        dtypes: Any = (input.dtype,)
         for part in state:
             shapes += (part.shape,)
             dtypes += (part.dtype,)
@@ -134,9 +135,9 @@ class Recurrent(nn.Cell):
             state = (zeros, zeros) if self.is_lstm else (zeros,)
         width = self.hidden_size * (2 if self.bidirectional else 1)
         if batch_size == 0:  # operators over memory of no bytes fail
-            output = ops.zeros(input.shape[:-1] + (width,), input.dtype)
+            output = ops.zeros((*input.shape[:-1], width), input.dtype)
             return (output, state) if self.is_lstm else (output, state[0])
-        noise = ()
+        noise: Any = ()
         if self.training and self.dropout > 0 and self.num_layers > 1:
             ones = ops.ones((self.num_layers - 1, steps, batch_size, width), input.dtype)
             noise = (ops.dropout(ones, self.dropout, True),)

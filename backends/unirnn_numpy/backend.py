@@ -42,9 +42,7 @@ class NumpyBackend:
         if dtype == "float16":
             yield Limit("float16 is computed in float32, and rounded at the end", refuses=False)
 
-    def build(
-        self, spec: Spec, *, device: Device, dtype: str, weights: Arrays | None, seed: int | None
-    ) -> NumpyModule:
+    def build(self, spec: Spec, *, device: Device, dtype: str, weights: Arrays | None, seed: int | None) -> NumpyModule:
         drawn = _weights.draw_globally(spec) if weights is None else weights
         # A stream of its own, so that dropout repeats none of the numbers that made the weights.
         generator = np.random.default_rng(None if seed is None else [seed, 1])

@@ -1,7 +1,7 @@
 """The ``torch`` backend's own answers to `unirnn.backend.Backend`."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ __all__ = ["TorchBackend"]
 Array = NDArray[Any]
 
 # unirnn's kinds of device by torch's names: an Ascend is an 'npu' of the package torch_npu.
-_TYPES = {"cpu": "cpu", "gpu": "cuda", "ascend": "npu"}
+_TYPES: dict[Literal["cpu", "gpu", "ascend"], str] = {"cpu": "cpu", "gpu": "cuda", "ascend": "npu"}
 
 
 class TorchBackend:
@@ -43,7 +43,7 @@ class TorchBackend:
         default = torch.get_default_device()
         for kind, type_ in _TYPES.items():
             if type_ == default.type:
-                return Device(kind, default.index)  # type: ignore[arg-type]
+                return Device(kind, default.index)
         raise DeviceError(f"device: torch's default is {default.type!r}, which unirnn does not know; give device=")
 
     def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
@@ -54,9 +54,7 @@ class TorchBackend:
                 refuses=False,
             )
 
-    def build(
-        self, spec: Spec, *, device: Device, dtype: str, weights: Arrays | None, seed: int | None
-    ) -> Recurrent:
+    def build(self, spec: Spec, *, device: Device, dtype: str, weights: Arrays | None, seed: int | None) -> Recurrent:
         kind: torch.dtype = getattr(torch, dtype)
         name = _TYPES[device.kind] + ("" if device.index is None else f":{device.index}")
         if weights is None:
@@ -75,7 +73,9 @@ class TorchBackend:
 
     def from_numpy(self, array: Array, module: Any) -> torch.Tensor:
         weight = module.weight_ih_l0
-        return torch.tensor(array, device=weight.device)
+        # NumPy has no bfloat16: floats are meant to be of the module's dtype there.
+        dtype = weight.dtype if weight.dtype == torch.bfloat16 and array.dtype.kind == "f" else None
+        return torch.tensor(array, device=weight.device, dtype=dtype)
 
     def to_numpy(self, array: Any) -> Array:
         tensor = array.detach().cpu()

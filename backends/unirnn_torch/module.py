@@ -9,6 +9,7 @@ Three paths, each the native computation of ``torch.nn.RNN``, ``GRU`` and ``LSTM
   sorting, no packing, and no length leaves its device but for the check of its value.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -23,7 +24,12 @@ from unirnn.errors import ArgumentError
 
 __all__ = ["Recurrent"]
 
-_NATIVE = {"RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu, "GRU": torch.gru, "LSTM": torch.lstm}
+_NATIVE: dict[str, Callable[..., Any]] = {
+    "RNN_TANH": torch.rnn_tanh,
+    "RNN_RELU": torch.rnn_relu,
+    "GRU": torch.gru,
+    "LSTM": torch.lstm,
+}
 
 
 def _mode(spec: Spec) -> str:
@@ -71,9 +77,7 @@ class Recurrent(torch.nn.RNNBase):
     def _get_name(self) -> str:
         return self.spec.cell
 
-    def forward(  # type: ignore[override]
-        self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any
-    ) -> Any:
+    def forward(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
         """Run the layers.
 
         Parameters
@@ -214,9 +218,7 @@ def direction(
         if weights.weight_hr is not None:
             flat.append(weights.weight_hr)
     initial = tuple(part.unsqueeze(0) for part in state)
-    output, *final = _NATIVE[_mode(spec)](
-        x, join_state(initial), flat, spec.bias, 1, 0.0, False, False, False
-    )
+    output, *final = _NATIVE[_mode(spec)](x, join_state(initial), flat, spec.bias, 1, 0.0, False, False, False)
     h = plain.last_valid(xp, output, state[0], ragged)
     return output, (h, *(part.squeeze(0) for part in final[1:]))
 

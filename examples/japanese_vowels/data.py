@@ -25,7 +25,7 @@ class Utterances:
     Parameters
     ----------
     features
-        `(B, T, 12)` float32, zero after an utterance's last step; T is the longest of them, 29.
+        `(B, T, 12)` float32, zero after an utterance's last step; T is the longest of the set.
     lengths
         `(B,)` int64: the number of steps of each, 7 to 29.
     speakers
@@ -41,12 +41,16 @@ class Utterances:
 
 
 def load(path: Path = DATA) -> tuple[Utterances, Utterances]:
-    """Read the 270 utterances to learn from, and the 370 to test with."""
+    """Read the 270 utterances to learn from, and the 370 to test with.
+
+    Each feature is scaled to mean 0 and deviation 1 over the steps of the training set.
+    """
     with np.load(path) as file:
-        training, test = (
-            _pad(file[f"{name}_millionths"] / 1e6, file[f"{name}_lengths"], file[f"{name}_speakers"])
-            for name in _SETS
+        steps, lengths, speakers = (
+            [file[f"{name}_{what}"] for name in _SETS] for what in ("millionths", "lengths", "speakers")
         )
+    mean, deviation = steps[0].mean(axis=0), steps[0].std(axis=0)
+    training, test = (_pad((steps[n] - mean) / deviation, lengths[n], speakers[n]) for n in range(len(_SETS)))
     return training, test
 
 
@@ -57,9 +61,7 @@ def _pad(steps: NDArray[np.float64], lengths: NDArray[np.uint8], speakers: NDArr
     return Utterances(features, lengths.astype(np.int64), speakers.astype(np.int64))
 
 
-def shuffled_batches(
-    count: int, *, batch_size: int, epochs: int, seed: int
-) -> Iterator[list[NDArray[np.int64]]]:
+def shuffled_batches(count: int, *, batch_size: int, epochs: int, seed: int) -> Iterator[list[NDArray[np.int64]]]:
     """For each epoch, the batches as indices of utterances: the same for every framework that asks with one seed.
 
     Parameters

@@ -17,6 +17,10 @@ from unirnn.state import last_layer
 
 __all__ = ["SpeakerClassifier", "logits", "train"]
 
+# A step of this small model is over before a second thread has helped; and where other programs want the cores
+# as well, torch's threads wait for each other by spinning: twenty times slower, seen on two busy cores.
+torch.set_num_threads(1)
+
 
 class SpeakerClassifier(nn.Module):
     """Names the speaker of each utterance.

@@ -260,24 +260,18 @@ def in_words_of(subject: Subject, module: Any, words: str) -> str:
 def test_in_a_call(subject: Subject, mistake: Mistake) -> None:
     action, exception, words = mistake
     gru = subject.build(GRUSpec(I, H, bidirectional=True), seed=0)
-    expect(
-        exception, in_words_of(subject, gru, words), lambda: action(gru, lambda array: subject.array(array, gru))
-    )
+    expect(exception, in_words_of(subject, gru, words), lambda: action(gru, lambda array: subject.array(array, gru)))
 
 
 @pytest.mark.parametrize("mistake", LSTM_CALLS.values(), ids=LSTM_CALLS.keys())
 def test_in_a_call_of_an_lstm(subject: Subject, mistake: Mistake) -> None:
     action, exception, words = mistake
     lstm = subject.build(LSTMSpec(I, H), seed=0)
-    expect(
-        exception, in_words_of(subject, lstm, words), lambda: action(lstm, lambda array: subject.array(array, lstm))
-    )
+    expect(exception, in_words_of(subject, lstm, words), lambda: action(lstm, lambda array: subject.array(array, lstm)))
 
 
 @pytest.mark.parametrize("mistake", BUILDS.values(), ids=BUILDS.keys())
-def test_in_a_build(
-    subject: Subject, mistake: tuple[dict[str, Any], type[errors.UnirnnError], str]
-) -> None:
+def test_in_a_build(subject: Subject, mistake: tuple[dict[str, Any], type[errors.UnirnnError], str]) -> None:
     arguments, exception, words = mistake
     expect(exception, words, lambda: subject.build(GRUSpec(I, H), **arguments))
 

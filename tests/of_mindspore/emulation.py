@@ -20,7 +20,7 @@ def breach(operator: str, wrong: bool, expected: str) -> None:
 
 def _steps_gru(x: Any, h: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
     """Gates r, z, n by rows; reset after the product."""
-    steps = ()
+    steps: Any = ()
     for t in range(x.shape[0]):
         x_r, x_z, x_n = ops.split(ops.matmul(x[t], w_ih.T) + b_ih, w_ih.shape[0] // 3, 1)
         h_r, h_z, h_n = ops.split(ops.matmul(h, w_hh.T) + b_hh, w_ih.shape[0] // 3, 1)
@@ -32,7 +32,7 @@ def _steps_gru(x: Any, h: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> An
 
 
 def _unpack(w: Any, rows: int, input_size: int, hidden_size: int, has_bias: bool) -> Any:
-    """cuDNN's weights in a row: w_ih, w_hh, b_ih, b_hh."""
+    """CuDNN's weights in a row: w_ih, w_hh, b_ih, b_hh."""
     flat = w.reshape((-1,))
     first, second = rows * input_size, rows * (input_size + hidden_size)
     w_ih, w_hh = flat[:first].reshape((rows, input_size)), flat[first:second].reshape((rows, hidden_size))
@@ -81,7 +81,8 @@ class CudnnLSTM(nn.Cell):
         breach("LSTM", h.shape != (1, input.shape[1], hidden_size) or c.shape != h.shape, "h and c are (1, B, H)")
         breach("LSTM", w.shape != (count, 1, 1), "w is (n, 1, 1)")
         w_ih, w_hh, b_ih, b_hh = _unpack(w, rows, input_size, hidden_size, self.has_bias)
-        h, c, steps = h[0], c[0], ()
+        h, c = h[0], c[0]
+        steps: Any = ()
         for t in range(input.shape[0]):
             gates = ops.matmul(input[t], w_ih.T) + b_ih + ops.matmul(h, w_hh.T) + b_hh
             i, f, g, o = ops.split(gates, hidden_size, 1)
@@ -93,14 +94,21 @@ class CudnnLSTM(nn.Cell):
 
 
 class DynamicGRUV2(nn.Cell):
-    """``DynamicGRUV2(gate_order="rzh")(x, weight_input, weight_hidden, bias_input, bias_hidden, seq_length, init_h)``."""
+    """``DynamicGRUV2(gate_order="rzh")(x, weight_input, weight_hidden, bias_input, bias_hidden, None, init_h)``."""
 
     def __init__(self, gate_order: str) -> None:
         super().__init__()
         breach("DynamicGRUV2", gate_order != "rzh", "gate_order 'rzh' here")
 
     def construct(
-        self, x: Any, weight_input: Any, weight_hidden: Any, bias_input: Any, bias_hidden: Any, seq_length: Any, init_h: Any
+        self,
+        x: Any,
+        weight_input: Any,
+        weight_hidden: Any,
+        bias_input: Any,
+        bias_hidden: Any,
+        seq_length: Any,
+        init_h: Any,
     ) -> Any:
         half, size = mstype.float16, weight_hidden.shape[0]
         wrong = x.dtype != half or weight_input.dtype != half or weight_hidden.dtype != half
@@ -130,8 +138,12 @@ class DynamicRNN(nn.Cell):
         breach("DynamicRNN", seq_length is not None, "only seq_length=None is supported")
         breach("DynamicRNN", w.shape != (x.shape[2] + size, 4 * size), "w is (I + H, 4H)")
         breach("DynamicRNN", b.shape != (4 * size,), "b is (4H,)")
-        breach("DynamicRNN", init_h.shape != (1, x.shape[1], size) or init_c.shape != init_h.shape, "states are (1, B, H)")
-        h, c, h_steps, c_steps = init_h[0], init_c[0], (), ()
+        breach(
+            "DynamicRNN", init_h.shape != (1, x.shape[1], size) or init_c.shape != init_h.shape, "states are (1, B, H)"
+        )
+        h, c = init_h[0], init_c[0]
+        h_steps: Any = ()
+        c_steps: Any = ()
         for t in range(x.shape[0]):
             i, g, f, o = ops.split(ops.matmul(ops.concat((x[t], h), 1), w) + b, size, 1)
             c = ops.sigmoid(f) * c + ops.sigmoid(i) * ops.tanh(g)

@@ -2,19 +2,18 @@
 
 from typing import Any
 
+import emulation
 import mindspore as ms
 import numpy as np
 import pytest
 from conftest import close
 from mindspore import Tensor, ops
+from unirnn_mindspore import Recurrent, fused
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, kernels
 from unirnn import weights as _weights
 from unirnn.call import join_state, state_parts
-from unirnn_mindspore import Recurrent, fused
-
-import emulation
 
 # float16 where the operator computes in it
 TOLERANCES = {("RNN", "Ascend"): 1e-5, ("GRU", "Ascend"): 5e-3, ("LSTM", "Ascend"): 5e-3}

@@ -53,7 +53,7 @@ def test_parameters_bear_mindspores_names(spec: Spec) -> None:
     for name in ("hidden_size", "num_layers", "dropout", "bidirectional", "batch_first", "has_bias"):
         assert getattr(ours, name) == getattr(theirs, name)
 
-    class Net(nn.Cell):  # type: ignore[misc]
+    class Net(nn.Cell):
         def __init__(self, layer: nn.Cell) -> None:
             super().__init__()
             self.encoder = layer
@@ -90,7 +90,8 @@ def compiled(module: Any) -> Callable[..., Any]:
     def run(x: Any, hx: Any, seq_length: Any) -> Any:
         return module(x, hx, seq_length)
 
-    return run  # type: ignore[no-any-return]
+    compiled_run: Callable[..., Any] = run
+    return compiled_run
 
 
 @each
@@ -112,7 +113,7 @@ class TestGraph:
         module.set_train()
 
         def loss(x: Any, seq_length: Any) -> Any:
-            output, h_n = module(x, hx, seq_length)
+            output, _ = module(x, hx, seq_length)
             return ops.square(output).sum()
 
         eager = ms.value_and_grad(loss, 0, module.trainable_params())
@@ -127,7 +128,7 @@ class TestGraph:
 
     @pytest.mark.usefixtures("graph_mode")
     def test_graph_mode(self, spec: Spec) -> None:
-        module, (x, hx) = spec.build("mindspore", seed=0), batch(spec)
+        module, (x, _) = spec.build("mindspore", seed=0), batch(spec)
         expected = unirnn.snapshot(module).build("numpy")(x.asnumpy(), seq_length=LENGTHS)
         output, _ = module(x, seq_length=LENGTHS)
         close(output.asnumpy(), expected[0], 1e-6)

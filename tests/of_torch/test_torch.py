@@ -30,8 +30,7 @@ LENGTHS = [5, 0, 2]
 
 
 def native(spec: Spec) -> Any:
-    layer = getattr(torch.nn, spec.cell)(**spec.to_kwargs("torch"))
-    return layer
+    return getattr(torch.nn, spec.cell)(**spec.to_kwargs("torch"))
 
 
 def batch(spec: Spec) -> tuple[torch.Tensor, Any]:
@@ -127,8 +126,8 @@ class TestCitizen:
     def test_compile_as_one_graph(self, spec: Spec, seq_length: Any) -> None:
         module, (x, hx) = spec.build("torch", seed=0).eval(), batch(spec)
         ns = None if seq_length is None else torch.tensor(seq_length)
-        torch.compiler.reset()  # the limit of recompilations counts over all modules of one class
-        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        reset()
+        compiled: Any = torch.compile(module, fullgraph=True, backend="aot_eager")
         with torch.set_grad_enabled(not is_limited(spec)):
             assert_equal(compiled(x, hx, ns), module(x, hx, ns), 1e-6)
 
@@ -172,15 +171,20 @@ class TestCitizen:
         assert len(seen) == 2
 
 
+def reset() -> None:
+    """Forget what was compiled: the limit of recompilations counts over all modules of one class."""
+    torch.compiler.reset()
+
+
 def is_limited(spec: Spec) -> bool:
     """Whether torch itself can't compile the layer's gradient; see `explain`."""
     return "torch.compile" in str(unirnn.explain(spec, "torch"))
 
 
 def test_compiled_gradients() -> None:
-    torch.compiler.reset()
+    reset()
     gru = GRUSpec(3, 4, 2, bidirectional=True).build("torch", seed=0)
-    compiled = torch.compile(gru, fullgraph=True, backend="aot_eager")
+    compiled: Any = torch.compile(gru, fullgraph=True, backend="aot_eager")
     gradients = []
     for module in (gru, compiled):
         gru.zero_grad()

@@ -1,0 +1,213 @@
+"""Make the documentation's tables from the code.
+
+``python docs/make_tables.py`` writes the mapping pages ``docs/names/{rnn,gru,lstm}[.zh].md`` from
+`unirnn.names.ARGUMENTS`, and the support table of ``README.md`` from `unirnn.explain` and the backends. With
+``--check`` it writes nothing, and the exit status is 1 if a page is out of date.
+
+The support table needs every backend of unirnn installed; without one it is left as it is.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy
+
+from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, explain, names, registry
+from unirnn.devices import DTYPES
+from unirnn.errors import MissingBackendError
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+
+# ---- the mapping pages ---------------------------------------------------------------------------
+
+
+class Language(NamedTuple):
+    """The words of a mapping page around the table's own."""
+
+    code: str
+    suffix: str
+    intro: str
+    positional: str
+    constructor: str
+    call: str
+    result: str
+    difference: str
+    same: str
+
+
+LANGUAGES = (
+    Language(
+        "en",
+        "",
+        "What `torch.nn.{cell}`, `mindspore.nn.{cell}` and `unirnn.{cell}Spec` call the same thing. unirnn understands "
+        "every name of an argument; two of one row in one call are a `TypeError` that names both.",
+        "`input_size`, `hidden_size` and `num_layers` are taken by position or by name, the others by name only. "
+        "`device` and `dtype` are arguments of `build`.",
+        "Constructor",
+        "Call",
+        "Result",
+        "difference",
+        "the same",
+    ),
+    Language(
+        "zh",
+        ".zh",
+        "`torch.nn.{cell}`、`mindspore.nn.{cell}` 与 `unirnn.{cell}Spec` 的名称对照。参数的每个名称 unirnn "
+        "都能识别；在一次调用中同时使用同一行的两个名称会引发 `TypeError`，并指出这两个名称。",
+        "`input_size`、`hidden_size` 和 `num_layers` 可按位置或按名称传入，其余参数只能按名称传入。"
+        "`device` 和 `dtype` 是 `build` 的参数。",
+        "构造函数",
+        "调用",
+        "返回值",
+        "差异",
+        "相同",
+    ),
+)
+
+
+def names_page(cell: str, language: Language) -> str:
+    """The mapping page of one cell in one language, as Markdown."""
+    lines = [
+        "<!-- Made by docs/make_tables.py from unirnn/names.py. -->",
+        "",
+        f"# {cell}",
+        "",
+        language.intro.format(cell=cell),
+    ]
+    for place, title, note in (
+        ("constructor", language.constructor, language.positional),
+        ("call", language.call, "`module(input, hx=None, seq_length=None)`"),
+        ("result", language.result, ""),
+    ):
+        rows = []
+        for row in names.arguments(cell, place):  # type: ignore[arg-type]
+            spelled = [f"`{name}`" if name else "—" for name in (row.torch, row.mindspore, row.name)]
+            difference = row.difference if language.code == "en" else row.difference_zh
+            rows.append([*spelled, difference or language.same])
+        lines += ["", f"## {title}", *(["", note] if note else []), ""]
+        lines += _table(["PyTorch", "MindSpore", "unirnn", language.difference], rows)
+    return "\n".join(lines) + "\n"
+
+
+def names_pages() -> dict[Path, str]:
+    """Every mapping page, by its path."""
+    return {
+        ROOT / "docs" / "names" / f"{cell.lower()}{language.suffix}.md": names_page(cell, language)
+        for cell in ("RNN", "GRU", "LSTM")
+        for language in LANGUAGES
+    }
+
+
+# ---- the support table ---------------------------------------------------------------------------
+
+PROBES: tuple[Spec, ...] = (RNNSpec(8, 24), GRUSpec(8, 24), LSTMSpec(8, 24), LSTMSpec(8, 24, proj_size=8))
+"""The specs whose limits the table lists: one of each cell, with a hidden size that is no multiple of 16, and
+a projection."""
+
+OPTIONS: dict[str, dict[str, Any]] = {"array_api": {"namespace": numpy}}
+"""What a backend's build needs besides."""
+
+BEGIN, END = "<!-- support:begin -->", "<!-- support:end -->"
+
+
+def support_table() -> str:
+    """What each backend of unirnn builds, and where, as Markdown.
+
+    Raises
+    ------
+    MissingBackendError
+        If a backend's framework is not installed.
+    """
+    rows = []
+    for entry in sorted(metadata.distribution("unirnn").entry_points.select(group=registry.GROUP)):
+        room = registry.load(entry.name)
+        built = f"`{_native_name(PROBES[0].build(entry.name, **OPTIONS.get(entry.name, {})))}`"
+        gradients = "yes" if room.differentiable else "see limits"
+        # Devices of which the same is true share a row.
+        devices: dict[tuple[str, str], list[str]] = {}
+        for device in ("cpu", "gpu", "ascend"):
+            dtypes = [d for d in DTYPES if any(explain(spec, entry.name, device, dtype=d).builds for spec in PROBES)]
+            if dtypes:
+                limits = _limits(entry.name, device, dtypes)
+                devices.setdefault((", ".join(dtypes), "<br>".join(limits) or "none"), []).append(device)
+        for (dtypes_text, limits_text), where in devices.items():
+            rows.append([f"`{entry.name}`", built, ", ".join(where), dtypes_text, gradients, limits_text])
+    return "\n".join(
+        [
+            *_table(["backend", "builds", "devices", "dtypes", "gradients", "limits"], rows),
+            "",
+            "The limits are what `unirnn.explain` says of " + ", ".join(f"`{spec}`" for spec in PROBES) + "; "
+            "*can't* is refused by `build`, *differs* is not.",
+        ]
+    )
+
+
+def _limits(backend: str, device: str, dtypes: Iterable[str]) -> list[str]:
+    found = (limit for dtype in dtypes for spec in PROBES for limit in explain(spec, backend, device, dtype=dtype))
+    return list(dict.fromkeys(f"*{kind}*{text}" for kind, text in (_split(str(limit)) for limit in found)))
+
+
+def _split(text: str) -> tuple[str, str]:
+    kind, colon, rest = text.partition(":")
+    return kind, colon + rest
+
+
+def _native_name(module: Any) -> str:
+    """The framework's class that a module is, or else the module's own, by the shortest name that imports it."""
+    kinds = type(module).__mro__[:-1]
+    room = _package(kinds[0])
+    kind = next((kind for kind in kinds if _package(kind) != room), kinds[0])
+    parts = kind.__module__.split(".")
+    for length in range(1, len(parts)):
+        path = ".".join(parts[:length])
+        if getattr(importlib.import_module(path), kind.__name__, None) is kind:
+            return f"{path}.{kind.__name__}"
+    return f"{kind.__module__}.{kind.__name__}"
+
+
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
+
+
+def with_support_table(readme: str, table: str) -> str:
+    """The text of README.md with a table between its markers."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+
+
+# ---- both ----------------------------------------------------------------------------------------
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def main() -> int:
+    """Write the pages, or with ``--check`` name those that are out of date."""
+    parser = argparse.ArgumentParser(description="Make the documentation's tables from the code.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is out of date")
+    check = parser.parse_args().check
+
+    pages = names_pages()
+    try:
+        pages[README] = with_support_table(README.read_text("utf-8"), support_table())
+    except MissingBackendError as error:
+        print(f"README.md is left as it is: {error}", file=sys.stderr)
+    stale = [path for path, text in pages.items() if not path.exists() or path.read_text("utf-8") != text]
+    for path in stale:
+        print(f"{path.relative_to(ROOT)} {'is out of date' if check else 'written'}")
+        if not check:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(pages[path], "utf-8")
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
