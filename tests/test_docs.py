@@ -95,3 +95,11 @@ def test_the_backend_of_the_guide_passes_the_conformance_suite(tmp_path: Path) -
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert " passed" in result.stdout, result.stdout
+
+
+def test_ci_runs_the_readmes_two_commands_as_they_stand() -> None:
+    setup = re.search(r"## Set-up.*?```sh\n(.*?)```", make_tables.README.read_text("utf-8"), re.DOTALL)
+    assert setup is not None
+    commands = setup[1].splitlines()
+    assert len(commands) == 2
+    assert set(commands) <= set((ROOT / ".ci" / "run").read_text("utf-8").splitlines())

@@ -1,5 +1,6 @@
 """Backends beside each other: gradients of torch, MindSpore and NumPy agree, and one's weights run on another."""
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -23,13 +24,9 @@ SPECS: list[Spec] = [
 def installed() -> list[Backend]:
     found = []
     for name in registry.backends():
-        try:
-            backend = registry.load(name)
-        except MissingBackendError:
-            continue
-        if backend.differentiable:
-            found.append(backend)
-    return found
+        with contextlib.suppress(MissingBackendError):
+            found.append(registry.load(name))
+    return [backend for backend in found if backend.differentiable]
 
 
 PAIRS = list(itertools.combinations(installed(), 2))

@@ -21,7 +21,11 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class Backend(Protocol):
-    """The members of a backend."""
+    """The members of a backend.
+
+    What it builds is called as ``module(input, hx=None, seq_length=None, **aliases)``, has its ``spec``, and switches
+    dropout by ``train()`` or ``set_train()``, whichever is native.
+    """
 
     name: str
     """The entry point's name."""
@@ -65,7 +69,7 @@ class Backend(Protocol):
         ...
 
     def read(self, module: Any) -> tuple[Spec, dict[str, NDArray[Any]]] | None:
-        """Spec and weights, copied, of a module that it built; None if it didn't."""
+        """Spec and weights of a module that it built; None if it didn't. The caller copies."""
         ...
 
     def from_numpy(self, array: NDArray[Any], module: Any) -> Any:

@@ -33,7 +33,7 @@ def build(
     room = registry.load(name)
     where = room.default_device() if device is None else Device.parse(device)
     kind = dtype_name(dtype)
-    if where != room.default_device() and not _is_present(where, present := room.devices()):
+    if device is not None and not _is_present(where, present := room.devices()):
         raise DeviceError(
             f"device: given {str(device)!r}, not present; {name} sees {', '.join(map(str, present))} on this machine"
         )

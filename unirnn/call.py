@@ -23,7 +23,7 @@ from .devices import plain_name
 from .errors import ArgumentError, DTypeError, LengthError, ShapeError
 from .specs import Spec
 
-__all__ = ["Sizes", "bind", "check_arrays", "check_types", "join_state", "lengths", "state_parts"]
+__all__ = ["Sizes", "bind", "check_arrays", "check_lengths", "check_types", "join_state", "lengths", "state_parts"]
 
 
 class Sizes(NamedTuple):
@@ -162,6 +162,33 @@ def check_arrays(
     return Sizes(steps, batch_size)
 
 
+def check_lengths(shape: tuple[int, ...], dtype: str, sizes: Sizes) -> None:
+    """Check what is known of ``seq_length`` without looking at its values.
+
+    Parameters
+    ----------
+    shape, dtype
+        Its shape, and its dtype's name.
+    sizes
+        T and B of the call.
+
+    Raises
+    ------
+    ShapeError
+        If it is not one integer for each sequence.
+    DTypeError
+        If it does not hold integers.
+    """
+    expected = () if sizes.batch_size is None else (sizes.batch_size,)
+    if shape != expected:
+        raise ShapeError(
+            f"seq_length: given shape {shape}, expected {expected}, "
+            + ("one integer for each sequence" if expected else "one integer for an unbatched input")
+        )
+    if not dtype.startswith(("int", "uint")):
+        raise DTypeError(f"seq_length: given dtype {dtype}, expected integers")
+
+
 def lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64]:
     """Check ``seq_length`` and make it one int64 array.
 
@@ -190,14 +217,8 @@ def lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64]:
         values = np.asarray(seq_length)
     except (ValueError, TypeError) as error:
         raise DTypeError(f"seq_length: given {seq_length!r}, expected integers ({error})") from None
-    expected = () if sizes.batch_size is None else (sizes.batch_size,)
-    if values.shape != expected:
-        raise ShapeError(
-            f"seq_length: given shape {values.shape}, expected {expected}, "
-            + ("one integer for each sequence" if expected else "one integer for an unbatched input")
-        )
-    if values.dtype.kind not in "iu" and values.size:
-        raise DTypeError(f"seq_length: given dtype {plain_name(values.dtype)}, expected integers")
+    # An empty list is an array of floats.
+    check_lengths(values.shape, plain_name(values.dtype) if values.size else "int64", sizes)
     values = values.reshape(-1)
     wrong = np.flatnonzero((values < 0) | (values > sizes.steps))
     if wrong.size:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from .specs import RNNSpec, Spec
 
-__all__ = ["recurrent"]
+__all__ = ["Weights", "direction", "recurrent"]
 
 Array = NDArray[Any]
 State = tuple[Array, ...]
@@ -87,22 +87,24 @@ class Packing:
         return array
 
 
-class _Weights(NamedTuple):
-    weight_ih: Array
-    weight_hh: Array
-    bias_ih: Array | None
-    bias_hh: Array | None
+class Weights(NamedTuple):
+    """Weights of one layer and direction, or their gradients; the biases are None together."""
+
+    weight_ih: Any
+    weight_hh: Any
+    bias_ih: Any
+    bias_hh: Any
 
 
 class _Direction(ABC):
-    """One layer in one direction: `forward`, then, once, `backward`.
+    """One layer in one direction: `forward`, then `backward`.
 
     A subclass is one cell. It steps on views of the rows of one step: ``gates`` `(n, gates*H)` holds the
     input's product, and is overwritten by the gates; ``state`` `(n, H)` each is overwritten by the next state;
     ``extra`` `(n, H)` is for one thing more that the backward pass needs.
     """
 
-    def __init__(self, spec: Spec, weights: _Weights, packing: Packing, *, backward: bool) -> None:
+    def __init__(self, spec: Spec, weights: Weights, packing: Packing, *, backward: bool) -> None:
         self.spec = spec
         self.weights = weights
         self.packing = packing
@@ -140,7 +142,7 @@ class _Direction(ABC):
         self.outputs = outputs
         return outputs, state
 
-    def backward(self, d_outputs: Array, d_final: State) -> tuple[Array, State, _Weights]:
+    def backward(self, d_outputs: Array, d_final: State) -> tuple[Array, State, Weights]:
         """Gradients of outputs `(N, H)` and final state, to those of x, initial state and weights."""
         w_ih, w_hh, b_ih, _ = self.weights
         d_state = tuple(part.copy() for part in d_final)
@@ -151,7 +153,7 @@ class _Direction(ABC):
             self._step_back(at, alive)
             alive[0][...] += d_hidden[at] @ w_hh
         d_input = self._input_gradient(d_hidden)
-        d_weights = _Weights(
+        d_weights = Weights(
             d_input.T @ self.x,
             d_hidden.T @ self.before[0],
             None if b_ih is None else d_input.sum(axis=0),
@@ -288,6 +290,64 @@ def _sigmoid(a: Array) -> None:
 _CELLS: dict[str, type[_Direction]] = {"RNN": _RNN, "GRU": _GRU, "LSTM": _LSTM}
 
 
+def _computed(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype(np.float32) if dtype == np.float16 else dtype
+
+
+def direction(
+    spec: Spec, weights: Weights, x: Array, state: State, lengths: NDArray[np.int64], *, backward: bool
+) -> tuple[Array, State, Callable[[Array, State], tuple[Array, State, Weights]]]:
+    """Run one layer in one direction.
+
+    Parameters
+    ----------
+    spec
+        What the layer is; its sizes are read off the arrays.
+    weights
+        Of this layer and direction.
+    x
+        `(T, B, I)`; float16, float32 or float64.
+    state
+        Initial state, `(B, H)` each.
+    lengths
+        `(B,)`, checked.
+    backward
+        Whether it runs from the last valid step to the first.
+
+    Returns
+    -------
+    outputs
+        `(T, B, H)`, zero in the padding.
+    final_state
+        `(B, H)` each.
+    pullback
+        ``pullback(d_outputs, d_final_state)`` gives the gradients of x, the initial state and the weights.
+    """
+    compute = _computed(x.dtype)
+
+    def widen(array: Any) -> Any:
+        return None if array is None else array.astype(compute, copy=False)
+
+    def narrow(array: Any) -> Any:
+        return None if array is None else array.astype(x.dtype, copy=False)
+
+    packing = Packing(lengths, x.shape[0])
+    run = _CELLS[spec.cell](spec, Weights(*map(widen, weights)), packing, backward=backward)
+    outputs, final = run.forward(packing.pack(widen(x)), tuple(packing.sort(widen(part)) for part in state))
+
+    def pullback(d_outputs: Array, d_final: State) -> tuple[Array, State, Weights]:
+        d_rows, d_state, d_weights = run.backward(
+            packing.pack(widen(d_outputs)), tuple(packing.sort(widen(part)) for part in d_final)
+        )
+        return (
+            narrow(packing.unpack(d_rows)),
+            tuple(narrow(packing.unsort(part)) for part in d_state),
+            Weights(*map(narrow, d_weights)),
+        )
+
+    return narrow(packing.unpack(outputs)), tuple(narrow(packing.unsort(part)) for part in final), pullback
+
+
 def recurrent(
     spec: Spec,
     weights: Mapping[str, Array],
@@ -321,11 +381,11 @@ def recurrent(
     final_state
         As ``hx``.
     pullback
-        ``pullback(d_output, d_final_state)`` gives, once, the gradients by name: ``input``, ``h_0`` (and
+        ``pullback(d_output, d_final_state)`` gives the gradients by name: ``input``, ``h_0`` (and
         ``c_0``), and each weight.
     """
     dtype = input.dtype
-    compute = np.dtype(np.float32) if dtype == np.float16 else dtype
+    compute = _computed(dtype)
     batched = input.ndim == 3
 
     def to_time_major(array: Array) -> Array:
@@ -356,6 +416,9 @@ def recurrent(
         stacked = (packing.unsort(np.stack(part)).astype(dtype, copy=False) for part in zip(*directions, strict=True))
         return tuple(part if batched else part[:, 0] for part in stacked)
 
+    def cast(name: str) -> Array | None:
+        return weights[name].astype(compute, copy=False) if name in weights else None
+
     initial = tuple(np.zeros(shape, compute) for shape in shapes) if hx is None else read_state(hx)
     rows_noise = None if noise is None else [packing.pack(layer.astype(compute, copy=False)) for layer in noise]
     width = spec.num_directions
@@ -366,9 +429,7 @@ def recurrent(
         outputs = []
         for backward in range(width):
             position = layer * width + backward
-            names = [name + spec.suffixes()[position] for name in _Weights._fields]
-            cast = (weights.get(name) for name in names)
-            w = _Weights(*(None if a is None else a.astype(compute, copy=False) for a in cast))  # type: ignore[arg-type]
+            w = Weights(*(cast(name + spec.suffixes()[position]) for name in Weights._fields))
             run = _CELLS[spec.cell](spec, w, packing, backward=bool(backward))
             out, final = run.forward(rows, tuple(part[position] for part in initial))
             outputs.append(out)
@@ -394,7 +455,7 @@ def recurrent(
                     d_out, tuple(d[position] for d in d_finals)
                 )
                 d_x = part if d_x is None else d_x + part
-                for name, gradient in zip(_Weights._fields, d_weights, strict=True):
+                for name, gradient in zip(Weights._fields, d_weights, strict=True):
                     if gradient is not None:
                         gradients[name + spec.suffixes()[position]] = gradient.astype(dtype, copy=False)
             assert d_x is not None

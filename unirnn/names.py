@@ -70,14 +70,14 @@ ARGUMENTS: tuple[Argument, ...] = (
         "nonlinearity",
         cells=("RNN",),
         difference="PyTorch's fourth positional argument; by keyword only in MindSpore, whose fourth is has_bias",
-        difference_zh="PyTorch 的第四个位置参数;MindSpore 只接受关键字形式,其第四个位置参数是 has_bias",
+        difference_zh="PyTorch 的第四个位置参数；MindSpore 只接受关键字形式，其第四个位置参数是 has_bias",
     ),
     Argument(
         "bias",
         "bias",
         "has_bias",
         difference="another name; MindSpore announces that has_bias becomes bias",
-        difference_zh="名称不同;MindSpore 已预告 has_bias 将改名为 bias",
+        difference_zh="名称不同；MindSpore 已预告 has_bias 将改名为 bias",
     ),
     Argument("batch_first", "batch_first", "batch_first"),
     Argument(
@@ -85,7 +85,7 @@ ARGUMENTS: tuple[Argument, ...] = (
         "dropout",
         "dropout",
         difference="MindSpore refuses an int; unirnn takes both and hands on a float",
-        difference_zh="MindSpore 不接受整数;unirnn 两者都接受,并以浮点数传递",
+        difference_zh="MindSpore 不接受整数；unirnn 两者都接受，并以浮点数传递",
     ),
     Argument("bidirectional", "bidirectional", "bidirectional"),
     Argument(
@@ -93,8 +93,8 @@ ARGUMENTS: tuple[Argument, ...] = (
         "proj_size",
         None,
         cells=("LSTM",),
-        difference="PyTorch only; a limit on every other backend",
-        difference_zh="仅 PyTorch 支持;在其他后端上属于限制",
+        difference="PyTorch only; elsewhere a limit, but for the plain cells of array_api",
+        difference_zh="仅 PyTorch 支持；除 array_api 的纯实现外，在其他后端上属于限制",
     ),
     Argument("input", "input", "x", "call", difference="another name", difference_zh="名称不同"),
     Argument(
@@ -104,7 +104,7 @@ ARGUMENTS: tuple[Argument, ...] = (
         "call",
         cells=("RNN", "GRU"),
         difference="PyTorch's documentation says h_0, its signature hx; None is zeros everywhere",
-        difference_zh="PyTorch 文档写作 h_0,函数签名为 hx;None 在各处均表示全零",
+        difference_zh="PyTorch 文档写作 h_0，函数签名为 hx；None 在各处均表示全零",
     ),
     Argument(
         "hx",
@@ -121,7 +121,7 @@ ARGUMENTS: tuple[Argument, ...] = (
         "seq_length",
         "call",
         difference="PyTorch has pack_padded_sequence instead: sorted or re-sorted, on the CPU, no length 0",
-        difference_zh="PyTorch 使用 pack_padded_sequence:需排序、长度须在 CPU 上、不允许长度为 0",
+        difference_zh="PyTorch 使用 pack_padded_sequence：需排序、长度须在 CPU 上、不允许长度为 0",
     ),
     Argument("output", "output", "output", "result", difference="the same", difference_zh="相同"),
     Argument(
@@ -131,7 +131,7 @@ ARGUMENTS: tuple[Argument, ...] = (
         "result",
         cells=("RNN", "GRU"),
         difference="another name in the documentation; the same layout (L*D, B, H)",
-        difference_zh="文档中的名称不同;布局相同,均为 (L*D, B, H)",
+        difference_zh="文档中的名称不同；布局相同，均为 (L*D, B, H)",
     ),
     Argument(
         "(h_n, c_n)",
@@ -140,7 +140,7 @@ ARGUMENTS: tuple[Argument, ...] = (
         "result",
         cells=("LSTM",),
         difference="MindSpore names the pair; the same layout (L*D, B, H) each",
-        difference_zh="MindSpore 以一个名称表示这一对状态;布局相同,均为 (L*D, B, H)",
+        difference_zh="MindSpore 以一个名称表示这一对状态；布局相同，均为 (L*D, B, H)",
     ),
 )
 """The table."""

@@ -26,7 +26,8 @@ class Snapshot:
     spec
         What the layer is.
     weights
-        One array for each name of `Spec.weight_shapes`, of that shape; copied.
+        One array for each name of `Spec.weight_shapes`, of that shape; copied. Of a bfloat16 module they are
+        float32, which holds each of its values, since NumPy has no bfloat16.
 
     Raises
     ------

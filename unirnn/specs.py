@@ -64,7 +64,7 @@ class Spec:
     gates: ClassVar[tuple[str, ...]]
     """The gates in the order of the weights' rows."""
     states: ClassVar[tuple[str, ...]]
-    """The parts of the state: ``("h",)``, or ``("h", "c")`` for LSTM."""
+    """The parts of the state, ``("h",)``, or ``("h", "c")`` for LSTM."""
 
     input_size: int
     hidden_size: int
@@ -404,7 +404,7 @@ class LSTMSpec(Spec):
     ----------
     proj_size
         If positive, ``h' = W_hr (o * tanh(c'))`` has this size (Sak et al., 2014); less than ``hidden_size``.
-        Only torch computes it; elsewhere it is a limit.
+        torch computes it, and so do the plain cells of ``array_api``; elsewhere it is a limit.
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, has_bias
         See `Spec`.
 

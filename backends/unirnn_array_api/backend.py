@@ -7,7 +7,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn import Device, Limit, LSTMSpec, Spec
+from unirnn import Device, Limit, Spec
 from unirnn import weights as _weights
 from unirnn.backend import Arrays
 from unirnn.errors import ArgumentError
@@ -38,8 +38,6 @@ class ArrayBackend:
     def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
         if device.kind != "cpu":
             yield Limit(f"array_api builds on the namespace's default device only, not on {device.kind}")
-        if isinstance(spec, LSTMSpec) and spec.proj_size:
-            yield Limit(f"array_api has no proj_size (given {spec.proj_size}); torch has")
         yield Limit("array_api runs the plain cells step by step; its gradients are the namespace's own", refuses=False)
 
     def build(

@@ -51,7 +51,7 @@ class MindSporeBackend:
             if dtype == "float16":
                 yield Limit("float16 is computed in float32, and rounded at the end", refuses=False)
             yield Limit(
-                "on the CPU the layers are one operator over NumPy kernels: a compiled graph runs, but can't be "
+                "on the CPU a layer is one operator over NumPy kernels: a compiled graph runs, but can't be "
                 "exported to MindIR, and has no second derivatives",
                 refuses=False,
             )
@@ -70,10 +70,11 @@ class MindSporeBackend:
 
     def build(self, spec: Spec, *, device: Device, dtype: str, weights: Arrays | None, seed: int | None) -> Recurrent:
         target, current = _TARGETS[device.kind], ms.get_context("device_target")
-        if target != current:
+        if target != current or device.index not in (None, ms.get_context("device_id")):
+            which = f"{target!r}" if device.index is None else f"{target!r}, {device.index}"
             raise DeviceError(
-                f"device: given {str(device)!r}, but MindSpore runs on {current}; "
-                f"call mindspore.set_device({target!r}) before anything is built"
+                f"device: given {str(device)!r}, but MindSpore runs on {current} {ms.get_context('device_id')}; "
+                f"call mindspore.set_device({which}) before anything is built"
             )
         drawn = _weights.draw_globally(spec) if weights is None else weights
         return Recurrent(spec, drawn, getattr(ms, dtype), target)

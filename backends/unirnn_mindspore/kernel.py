@@ -1,14 +1,12 @@
-"""The stack of layers on a CPU: one differentiable operator over the core's NumPy kernels.
+"""One layer in one direction on a CPU: a differentiable operator over the core's NumPy kernels.
 
 MindSpore on a CPU pays for every operator that it launches, and a layer of small operators per time step
-costs ten to a hundred times what it computes. So the whole stack is one ``ops.Custom``, and its gradient
-another, which runs the layers again and then backward: no intermediate result is kept between them.
+costs ten to a hundred times what it computes. So a layer is one ``ops.Custom`` for all steps, and its gradient
+another, which runs the layer again and then backward: no intermediate result is kept between them.
 It serves PyNative and graph mode alike. MindSpore lends the memory of the inputs; nothing is copied there.
 """
 
 import functools
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,98 +15,96 @@ from mindspore import nn, ops
 from unirnn import Spec, kernels
 from unirnn.call import Sizes, lengths
 
-__all__ = ["KernelStack", "shared"]
+__all__ = ["KernelDirection", "shared"]
 
 
-class KernelStack(nn.Cell):
-    """All layers and directions; inputs and outputs in the spec's own layout.
+class KernelDirection(nn.Cell):
+    """One layer in one direction, with the signature of every direction; see `stack`.
 
     Parameters
     ----------
     spec
-        The layers.
+        What the layer is.
+    backward
+        Whether it runs from the last valid step to the first.
     """
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, backward: bool) -> None:
         super().__init__()
-        self.run, self.run_back = operators(spec, noisy=False)
-        self.run_noisy, self.run_noisy_back = operators(spec, noisy=True)
-        self.parts = len(spec.states)
+        self.run, self.run_back = operators(spec, backward)
 
-    def construct(self, input: Any, state: Any, seq_length: Any, noise: Any, weights: Any) -> Any:
-        """``(output, *final_state)``; ``state``, ``noise`` (none or one) and ``weights`` are tuples."""
-        if len(noise) == 0:
-            return self.run(input, *state, seq_length, *weights)
-        return self.run_noisy(input, *state, seq_length, *noise, *weights)
+    def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
+        """`(T, B, I)` to `(T, B, H)`, and the state, `(B, H)` each."""
+        return self.run(x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
 
-    def bprop(self, input: Any, state: Any, seq_length: Any, noise: Any, weights: Any, out: Any, dout: Any) -> Any:
+    def bprop(
+        self,
+        x: Any,
+        h_0: Any,
+        c_0: Any,
+        seq_length: Any,
+        w_ih: Any,
+        w_hh: Any,
+        b_ih: Any,
+        b_hh: Any,
+        out: Any,
+        dout: Any,
+    ) -> Any:
         """Gradients in the order of `construct`'s inputs."""
-        if len(noise) == 0:
-            gradients = self.run_back(input, *state, seq_length, *weights, *dout)
-            d_noise: Any = ()
-        else:
-            gradients = self.run_noisy_back(input, *state, seq_length, *noise, *weights, *dout)
-            d_noise = (ops.zeros_like(noise[0]),)
-        d_state = gradients[1 : 1 + self.parts]
-        d_weights = gradients[1 + self.parts :]
-        return gradients[0], d_state, ops.zeros_like(seq_length), d_noise, d_weights
+        dx, dh_0, dc_0, dw_ih, dw_hh, db_ih, db_hh = self.run_back(
+            x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh, dout[0], dout[1], dout[2]
+        )
+        return dx, dh_0, dc_0, ops.zeros_like(seq_length), dw_ih, dw_hh, db_ih, db_hh
 
 
 @functools.cache  # MindSpore registers an operator's function for good: one for each spec, not for each module
-def operators(spec: Spec, *, noisy: bool) -> tuple[ops.Custom, ops.Custom]:
-    """The operator of a stack, and that of its gradient."""
-    names = tuple(spec.weight_shapes())
+def operators(spec: Spec, backward: bool) -> tuple[Any, Any]:
+    """The operator of a direction, and that of its gradient."""
     parts = len(spec.states)
-    last = spec.num_directions * spec.hidden_size
-    first_weight = 2 + parts + noisy
 
-    def apply(inputs: tuple[Any, ...]) -> tuple[Any, Any, Any]:
-        input, state = inputs[0], inputs[1 : 1 + parts]
-        batched = input.ndim == 3
-        sizes = Sizes(
-            input.shape[1 if batched and spec.batch_first else 0],
-            inputs[1].shape[1] if batched else None,
-        )
+    def apply(x: Any, h_0: Any, c_0: Any, seq_length: Any, *weights: Any) -> Any:
         # In graph mode this is the first place that sees the values.
-        ns = lengths(inputs[1 + parts].reshape(() if sizes.batch_size is None else -1), sizes)
-        noise = inputs[2 + parts] if noisy else None
-        weights = dict(zip(names, inputs[first_weight:], strict=True))
-        return kernels.recurrent(spec, weights, input, state, ns, noise=noise)
+        ns = lengths(seq_length, Sizes(x.shape[0], x.shape[1]))
+        return kernels.direction(spec, kernels.Weights(*weights), x, (h_0, c_0)[:parts], ns, backward=backward)
 
-    def forward(*inputs: Any) -> tuple[Any, ...]:
-        output, final, _ = apply(inputs)
-        return tuple(np.ascontiguousarray(a) for a in (output, *final))
+    def forward(
+        x: Any, h_0: Any, c_0: Any, seq_length: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any
+    ) -> tuple[Any, ...]:
+        outputs, final, _ = apply(x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
+        return (outputs, final[0], final[-1])
 
-    def backward(*inputs: Any) -> tuple[Any, ...]:
-        given, d_output, d_state = inputs[: -1 - parts], inputs[-1 - parts], inputs[-parts:]
-        _, _, pullback = apply(given)
-        gradients = pullback(d_output, d_state)
-        wanted = ("input", *(f"{state}_0" for state in spec.states), *names)
-        return tuple(np.ascontiguousarray(gradients[name]) for name in wanted)
+    def run_back(
+        x: Any,
+        h_0: Any,
+        c_0: Any,
+        seq_length: Any,
+        w_ih: Any,
+        w_hh: Any,
+        b_ih: Any,
+        b_hh: Any,
+        d_outputs: Any,
+        d_h: Any,
+        d_c: Any,
+    ) -> tuple[Any, ...]:
+        _, _, pullback = apply(x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
+        dx, d_state, d_weights = pullback(d_outputs, (d_h, d_c)[:parts])
+        return (dx, d_state[0], d_state[1] if parts == 2 else np.zeros_like(c_0), *d_weights)
 
-    def results(input: Any, *rest: Any) -> Any:
-        """Shapes of output and final state."""
-        return ([*input[:-1], last], *rest[:parts])
+    def results(x: Any, h_0: Any, c_0: Any, *rest: Any) -> Any:
+        """Shapes of the outputs and of the state."""
+        return [x[0], x[1], h_0[1]], h_0, c_0
 
-    def kinds(input: Any, *rest: Any) -> Any:
-        return (input,) * (1 + parts)
+    def kinds(x: Any, *rest: Any) -> Any:
+        return x, x, x
 
-    def gradients_of(*inputs: Any) -> Any:
-        """Of shapes or of dtypes: those of input, state and weights."""
-        return (*inputs[: 1 + parts], *inputs[first_weight : first_weight + len(names)])
+    def of_gradients(x: Any, h_0: Any, c_0: Any, seq_length: Any, *rest: Any) -> Any:
+        """Shapes or dtypes: those of x, state and weights."""
+        return x, h_0, c_0, *rest[:4]
 
-    count = first_weight + len(names)
     return (
-        shared(ops.Custom(_with_arity(forward, count), results, kinds, "pyfunc")),
-        shared(ops.Custom(_with_arity(backward, count + 1 + parts), gradients_of, gradients_of, "pyfunc")),
+        shared(ops.Custom(forward, results, kinds, "pyfunc")),
+        shared(ops.Custom(run_back, of_gradients, of_gradients, "pyfunc")),
     )
-
-
-def _with_arity(function: Callable[..., Any], count: int) -> Callable[..., Any]:
-    """``ops.Custom`` reads the number of inputs off the function's signature."""
-    parameters = [inspect.Parameter(f"input_{n}", inspect.Parameter.POSITIONAL_ONLY) for n in range(count)]
-    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return function
 
 
 def shared(operator: Any) -> Any:

@@ -8,11 +8,11 @@ from mindspore import dtype as mstype
 
 from unirnn import Spec
 from unirnn.backend import Arrays
-from unirnn.call import bind, check_arrays, check_types, lengths, state_parts
+from unirnn.call import bind, check_arrays, check_lengths, check_types, lengths, state_parts
 from unirnn.devices import plain_name
 
-from .fused import FusedStack
-from .kernel import KernelStack, shared
+from .kernel import shared
+from .stack import Stack
 
 __all__ = ["Recurrent"]
 
@@ -61,7 +61,7 @@ class Recurrent(nn.Cell):
         self.weights = ParameterTuple(
             [Parameter(Tensor(np.array(weights[name]), dtype), name=name) for name in spec.weight_shapes()]
         )
-        self.stack = KernelStack(spec) if target == "CPU" else FusedStack(spec, target)
+        self.stack = Stack(spec, target)
         self._check = _traced_check(spec, dtype)
 
     def __call__(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
@@ -122,25 +122,21 @@ class Recurrent(nn.Cell):
         else:
             self._check(spellings, shapes, dtypes, in_pair, seq_length, None, None)
 
-        batched = input.ndim == 3
-        steps, batch_size = input.shape[0], 1
-        if batched:
-            batch_size = input.shape[1]
-            if self.batch_first:
-                steps, batch_size = batch_size, steps
+        x = input
+        batched = x.ndim == 3
+        if not batched:
+            x = x.expand_dims(1)
+        elif self.batch_first:
+            x = x.swapaxes(0, 1)
+        steps, batch_size = x.shape[0], x.shape[1]
+        directions = 2 if self.bidirectional else 1
         if hx is None:
-            rows = self.num_layers * (2 if self.bidirectional else 1)
-            shape = (rows, batch_size, self.hidden_size) if batched else (rows, self.hidden_size)
-            zeros = ops.zeros(shape, input.dtype)
-            state = (zeros, zeros) if self.is_lstm else (zeros,)
-        width = self.hidden_size * (2 if self.bidirectional else 1)
-        if batch_size == 0:  # operators over memory of no bytes fail
-            output = ops.zeros((*input.shape[:-1], width), input.dtype)
-            return (output, state) if self.is_lstm else (output, state[0])
-        noise: Any = ()
-        if self.training and self.dropout > 0 and self.num_layers > 1:
-            ones = ops.ones((self.num_layers - 1, steps, batch_size, width), input.dtype)
-            noise = (ops.dropout(ones, self.dropout, True),)
+            h_0 = ops.zeros((self.num_layers * directions, batch_size, self.hidden_size), x.dtype)
+            c_0 = h_0
+        else:
+            h_0, c_0 = state[0], state[-1]
+            if not batched:
+                h_0, c_0 = h_0.expand_dims(1), c_0.expand_dims(1)
         if seq_length is None:
             seq_length = ops.full((batch_size,), steps, dtype=mstype.int64)
         elif isinstance(seq_length, Tensor):
@@ -149,10 +145,18 @@ class Recurrent(nn.Cell):
             seq_length = Tensor([seq_length], mstype.int64)
         else:
             seq_length = Tensor(seq_length, mstype.int64)
-        result = self.stack(input, state, seq_length, noise, self.weights)
+
+        if batch_size == 0:  # operators over memory of no bytes fail
+            output, h_n, c_n = ops.zeros((steps, 0, self.hidden_size * directions), x.dtype), h_0, c_0
+        else:
+            output, h_n, c_n = self.stack(x, h_0, c_0, seq_length, self.weights)
+        if not batched:
+            output, h_n, c_n = output.squeeze(1), h_n.squeeze(1), c_n.squeeze(1)
+        elif self.batch_first:
+            output = output.swapaxes(0, 1)
         if self.is_lstm:
-            return result[0], (result[1], result[2])
-        return result[0], result[1]
+            return output, (h_n, c_n)
+        return output, h_n
 
 
 def _traced_check(spec: Spec, dtype: mstype.Type) -> Any:
@@ -176,7 +180,6 @@ def _traced_check(spec: Spec, dtype: mstype.Type) -> Any:
         if constant is not None:
             lengths(constant, sizes)
         elif length_shape is not None:
-            name = plain_name(length_dtype)
-            lengths(np.zeros(length_shape, name if name != "bfloat16" else "float32"), sizes)
+            check_lengths(tuple(length_shape), plain_name(length_dtype), sizes)
 
     return shared(ops.constexpr(check=False)(check))

@@ -98,7 +98,7 @@ class NumpyModule:
         output, h_n
             As a call returns them.
         pullback
-            ``pullback(d_output, d_h_n)`` gives, once, the gradients of
+            ``pullback(d_output, d_h_n)`` gives the gradients of
             ``sum(output * d_output) + sum(h_n * d_h_n)``, by name: ``input``, ``h_0`` (and ``c_0``), and each
             weight.
         """

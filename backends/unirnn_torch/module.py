@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from unirnn import RNNSpec, Spec, plain
-from unirnn.call import Sizes, bind, check_arrays, check_types, join_state, lengths, state_parts
+from unirnn.call import Sizes, bind, check_arrays, check_lengths, check_types, join_state, lengths, state_parts
 from unirnn.devices import plain_name
 from unirnn.errors import ArgumentError
 
@@ -186,9 +186,11 @@ class Recurrent(torch.nn.RNNBase):
         return PackedSequence(output, batch_sizes, order, inverse), join_state(final)
 
     def _lengths(self, seq_length: Any, sizes: Sizes, device: torch.device) -> Tensor:
-        if torch.compiler.is_compiling() and isinstance(seq_length, Tensor):
-            # A traced value can't be looked at; a wrong one fails in the gather of the final state.
-            return seq_length.to(device, torch.int64).reshape(-1)
+        if torch.compiler.is_compiling():
+            # A traced value can't be looked at.
+            traced = torch.as_tensor(seq_length, device=device)
+            check_lengths(tuple(traced.shape), plain_name(traced.dtype), sizes)
+            return traced.to(torch.int64).reshape(-1)
         on_host = seq_length.detach().cpu().numpy() if isinstance(seq_length, Tensor) else seq_length
         return torch.from_numpy(lengths(on_host, sizes)).to(device, non_blocking=True)
 

@@ -11,6 +11,7 @@ import unirnn
 from unirnn import GRUSpec, LSTMSpec, RNNSpec, errors
 
 SPECS = [RNNSpec(3, 4, nonlinearity="relu"), GRUSpec(3, 4, 2, bidirectional=True), LSTMSpec(3, 4, bias=False)]
+PROJECTED = LSTMSpec(3, 4, 2, bidirectional=True, proj_size=2)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
@@ -31,7 +32,8 @@ def test_a_namespace_is_needed(namespace: Any) -> None:
 
 if find_spec("torch"):
 
-    @pytest.mark.parametrize("spec", SPECS, ids=repr)
+    @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+    @pytest.mark.parametrize("spec", [*SPECS, PROJECTED], ids=repr)
     def test_torchs_autograd_goes_through_it(spec: Any) -> None:
         import torch
 

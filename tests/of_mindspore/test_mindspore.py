@@ -94,6 +94,10 @@ def compiled(module: Any) -> Callable[..., Any]:
     return compiled_run
 
 
+def _leaves(tree: Any) -> list[Any]:
+    return [leaf for part in tree for leaf in _leaves(part)] if isinstance(tree, tuple) else [tree]
+
+
 @each
 class TestGraph:
     def test_jit(self, spec: Spec) -> None:
@@ -125,6 +129,21 @@ class TestGraph:
             close(dx_graph.asnumpy(), dx.asnumpy(), 1e-6)
             for a, b in zip(dw_graph, dw, strict=True):
                 close(a.asnumpy(), b.asnumpy(), 1e-6)
+
+    def test_gradients_of_a_compiled_function(self, spec: Spec) -> None:
+        module, (x, hx) = spec.build("mindspore", seed=0), batch(spec)
+        run = compiled(module)
+
+        def loss(run: Any, x: Any, hx: Any) -> Any:
+            output, _ = run(x, hx, Tensor(LENGTHS))
+            return ops.square(output).sum()
+
+        results = [
+            ms.grad(lambda x, hx, run=run: loss(run, x, hx), (0, 1), module.trainable_params())(x, hx)
+            for run in (run, module)
+        ]
+        for a, b in zip(*(_leaves(result) for result in results), strict=True):
+            close(a.asnumpy(), b.asnumpy(), 1e-6)
 
     @pytest.mark.usefixtures("graph_mode")
     def test_graph_mode(self, spec: Spec) -> None:
@@ -237,5 +256,7 @@ def test_dtypes_in_which_the_native_layers_fail(cell: type[Spec], dtype: str) ->
 def test_another_device_than_mindspores_own(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = unirnn.registry.load("mindspore")
     monkeypatch.setattr(type(backend), "devices", lambda self: (unirnn.Device("cpu"), unirnn.Device("ascend", 0)))
-    with pytest.raises(errors.DeviceError, match=r"MindSpore runs on CPU; call mindspore.set_device\('Ascend'\)"):
+    with pytest.raises(errors.DeviceError, match=r"MindSpore runs on CPU 0; call mindspore.set_device\('Ascend'\)"):
         GRUSpec(3, 16).build("mindspore", device="ascend")
+    with pytest.raises(errors.DeviceError, match=r"call mindspore.set_device\('Ascend', 0\)"):
+        GRUSpec(3, 16).build("mindspore", device="ascend:0")

@@ -128,7 +128,8 @@ class TestCitizen:
         ns = None if seq_length is None else torch.tensor(seq_length)
         reset()
         compiled: Any = torch.compile(module, fullgraph=True, backend="aot_eager")
-        with torch.set_grad_enabled(not is_limited(spec)):
+        # torch itself can't compile the gradient of oneDNN's LSTM
+        with torch.set_grad_enabled(not isinstance(spec, LSTMSpec)):
             assert_equal(compiled(x, hx, ns), module(x, hx, ns), 1e-6)
 
     def test_export(self, spec: Spec, seq_length: Any) -> None:
@@ -176,11 +177,6 @@ def reset() -> None:
     torch.compiler.reset()
 
 
-def is_limited(spec: Spec) -> bool:
-    """Whether torch itself can't compile the layer's gradient; see `explain`."""
-    return "torch.compile" in str(unirnn.explain(spec, "torch"))
-
-
 def test_compiled_gradients() -> None:
     reset()
     gru = GRUSpec(3, 4, 2, bidirectional=True).build("torch", seed=0)
@@ -192,6 +188,32 @@ def test_compiled_gradients() -> None:
         (output.square().sum() + h_n.sum()).backward()
         gradients.append([p.grad for p in gru.parameters()])
     torch.testing.assert_close(gradients[1], gradients[0])
+
+
+MISTAKES_IN_A_TRACE = {
+    "size": ([1, 2], r"seq_length: given shape \(2,\), expected \(3,\)"),
+    "rank": ([[1, 2, 3]], r"seq_length: given shape \(1, 3\), expected \(3,\)"),
+    "dtype": ([1.0, 2.0, 3.0], "seq_length: given dtype float32, expected integers"),
+    "bools": ([True, False, True], "seq_length: given dtype bool, expected integers"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_IN_A_TRACE.values(), ids=MISTAKES_IN_A_TRACE.keys())
+def test_a_trace_checks_what_it_knows(mistake: tuple[Any, str]) -> None:
+    given, words = mistake
+    gru = GRUSpec(3, 4).build("torch", seed=0)
+    reset()
+    compiled: Any = torch.compile(gru, fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match=words):
+        compiled(torch.ones(5, 3, 3), None, torch.tensor(given))
+
+
+def test_a_list_of_lengths_in_a_trace() -> None:
+    gru = GRUSpec(3, 4).build("torch", seed=0)
+    reset()
+    compiled: Any = torch.compile(gru, fullgraph=True, backend="eager")
+    x = torch.ones(5, 3, 3)
+    assert_equal(compiled(x, None, LENGTHS), gru(x, None, LENGTHS))
 
 
 def tuple_of(result: Any, dtype: torch.dtype) -> Any:
