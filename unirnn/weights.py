@@ -60,7 +60,14 @@ def draw_globally(spec: Spec) -> Weights:
 
 def _uniform(spec: Spec, random: Callable[[tuple[int, ...]], NDArray[np.float64]]) -> Weights:
     bound = 1 / math.sqrt(spec.hidden_size)
-    return {name: -bound + 2 * bound * random(shape) for name, shape in spec.weight_shapes().items()}
+
+    def draw(shape: tuple[int, ...]) -> NDArray[np.float64]:
+        array = random(shape)
+        array *= 2 * bound
+        array -= bound
+        return array
+
+    return {name: draw(shape) for name, shape in spec.weight_shapes().items()}
 
 
 def check(spec: Spec, weights: Mapping[str, Any]) -> None:

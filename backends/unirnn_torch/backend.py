@@ -53,14 +53,7 @@ class TorchBackend:
     def build(self, spec: Spec, *, device: Device, dtype: str, weights: Arrays | None, seed: int | None) -> Recurrent:
         kind: torch.dtype = getattr(torch, dtype)
         name = _TYPES[device.kind] + ("" if device.index is None else f":{device.index}")
-        if weights is None:
-            return Recurrent(spec, device=name, dtype=kind)
-        # On the device 'meta' the constructor draws nothing, and the global generator stays where it is.
-        module = Recurrent(spec, device="meta", dtype=kind)
-        tensors = {key: torch.tensor(np.asarray(array), device=name, dtype=kind) for key, array in weights.items()}
-        module.load_state_dict(tensors, assign=True)
-        module.flatten_parameters()
-        return module
+        return Recurrent(spec, device=name, dtype=kind, weights=weights)
 
     def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
         if not isinstance(module, Recurrent):

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from unirnn import RNNSpec, Spec, plain
+from unirnn.backend import Arrays
 from unirnn.call import Sizes, bind, check_arrays, check_lengths, check_types, join_state, lengths, state_parts
 from unirnn.devices import plain_name
 from unirnn.errors import ArgumentError
@@ -47,7 +48,9 @@ class Recurrent(torch.nn.RNNBase):
     spec
         What it is.
     device, dtype
-        Of the parameters, which are drawn as the native layers draw theirs.
+        Of the parameters.
+    weights
+        Their values by name; None: drawn as the native layers draw theirs.
 
     Attributes
     ----------
@@ -65,7 +68,10 @@ class Recurrent(torch.nn.RNNBase):
 
     spec: Spec
 
-    def __init__(self, spec: Spec, *, device: Any = None, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, spec: Spec, *, device: Any = None, dtype: torch.dtype | None = None, weights: Arrays | None = None
+    ) -> None:
+        self._first_weights = weights
         kwargs = spec.to_kwargs("torch")
         nonlinearity = kwargs.pop("nonlinearity", None)
         super().__init__(_mode(spec), **kwargs, device=device, dtype=dtype)
@@ -73,6 +79,17 @@ class Recurrent(torch.nn.RNNBase):
             self.nonlinearity = nonlinearity
         self.spec = spec
         self._names = tuple(spec.weight_shapes())
+        self._first_weights = None
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew, as the native layers do."""
+        if self._first_weights is None:
+            super().reset_parameters()
+            return
+        # Called by the base class's constructor: nothing is drawn, and the global generator stays where it is.
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                parameter.copy_(torch.tensor(self._first_weights[name]))
 
     def _get_name(self) -> str:
         return self.spec.cell
