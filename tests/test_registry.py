@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,9 @@ def test_an_unknown_backend() -> None:
         GRUSpec(3, 4).build("tensorflow")
     with pytest.raises(errors.UnknownBackendError):
         unirnn.use_backend("tensorflow")
-    with pytest.raises(errors.UnknownBackendError, match="given 3"):
-        GRUSpec(3, 4).build(3)  # type: ignore[arg-type]
+    for name in (3, ["numpy"]):
+        with pytest.raises(errors.UnknownBackendError, match="backend: given"):
+            GRUSpec(3, 4).build(name)  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("entries")
@@ -90,9 +92,27 @@ def test_which_backend_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_call_sets_the_default_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_default", None)
+    monkeypatch.setattr(registry, "_chosen", [])
     unirnn.use_backend("torch")
     assert unirnn.default_backend() == "torch"
+    seen: list[str] = []
+    with unirnn.use_backend("mindspore"):
+        thread = threading.Thread(target=lambda: seen.append(unirnn.default_backend()))
+        thread.start()
+        thread.join()
+    assert seen == ["torch"]  # a block is the thread's own
+    again = unirnn.use_backend("numpy")
+    for _ in range(2):
+        with again:
+            assert unirnn.default_backend() == "numpy"
+    assert unirnn.default_backend() == "torch"
+
+
+def test_the_variable_is_named_when_it_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_chosen", [])
+    monkeypatch.setenv("UNIRNN_BACKEND", "tensorflow")
+    with pytest.raises(errors.UnknownBackendError, match="UNIRNN_BACKEND: given 'tensorflow'"):
+        GRUSpec(3, 4).build()
 
 
 def test_each_error_is_the_builtin_that_fits() -> None:

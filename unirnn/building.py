@@ -41,8 +41,10 @@ def build(
     if not explanation.builds:
         raise LimitError(str(explanation.refusing()))
     if options:
-        known = set(inspect.signature(room.build).parameters) - {"spec", "device", "dtype", "weights", "seed"}
-        for option in options.keys() - known:
+        parameters = inspect.signature(room.build).parameters
+        known = set(parameters) - {"spec", "device", "dtype", "weights", "seed"}
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        for option in () if takes_any else options.keys() - known:
             raise ArgumentError(
                 f"build: unknown argument {option!r}; {name} takes {', '.join(sorted(known)) or 'none'} besides "
                 "device, dtype and seed"

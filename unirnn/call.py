@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import names
-from .devices import plain_name
+from .devices import DTYPES
 from .errors import ArgumentError, DTypeError, LengthError, ShapeError
 from .specs import Spec
 
@@ -101,8 +101,13 @@ def check_types(spec: Spec, array_type: type, input: Any, hx: tuple[Any, ...] | 
     """
     for name, array in zip(("input", *(f"{s}_0" for s in spec.states)), (input, *(hx or ())), strict=False):
         if not isinstance(array, array_type):
-            expected = f"{array_type.__module__.partition('.')[0]}.{array_type.__name__}"
-            raise ArgumentError(f"{name}: given {type(array).__name__}, expected a {expected}")
+            raise ArgumentError(f"{name}: given {_type_name(type(array))}, expected a {_type_name(array_type)}")
+
+
+def _type_name(kind: type) -> str:
+    """``list``, ``torch.Tensor``."""
+    package = kind.__module__.partition(".")[0]
+    return kind.__name__ if package == "builtins" else f"{package}.{kind.__name__}"
 
 
 def check_arrays(
@@ -118,7 +123,7 @@ def check_arrays(
     spec
         The module's spec.
     dtype
-        The dtype that the arrays must have, the module's own; None: whatever the input has.
+        The dtype that the arrays must have, the module's own; None: any floating dtype, each its own.
     input, hx
         Shape and dtype's name of each array.
 
@@ -145,11 +150,10 @@ def check_arrays(
     batch_size = shape[0 if spec.batch_first else 1] if batched else None
     if steps == 0:
         raise ShapeError(f"input: given shape {shape}, expected at least one time step")
-    if given != (dtype or given):
-        raise DTypeError(
-            f"input: given dtype {given}, expected {dtype}, the module's own; cast the input, or build with "
-            f"dtype={given!r}"
-        )
+    wanted = dtype or "a floating one"
+    if not _fits(given, dtype):
+        advice = f", or build with dtype={given!r}" if given in DTYPES else ""
+        raise DTypeError(f"input: given dtype {given}, expected {wanted}, the module's own; cast the input{advice}")
     for name, (state_shape, state_dtype) in zip(spec.states, hx or (), strict=False):
         expected = spec.state_shapes(batch_size)[name]
         if state_shape != expected:
@@ -157,9 +161,13 @@ def check_arrays(
                 f"{name}_0: given shape {state_shape}, expected {expected}, "
                 + ("(L*D, B, H) whatever batch_first says" if batched else "(L*D, H) for an unbatched input")
             )
-        if state_dtype != given:
-            raise DTypeError(f"{name}_0: given dtype {state_dtype}, expected {given}, the input's")
+        if not _fits(state_dtype, dtype):
+            raise DTypeError(f"{name}_0: given dtype {state_dtype}, expected {wanted}, the input's")
     return Sizes(steps, batch_size)
+
+
+def _fits(given: str, dtype: str | None) -> bool:
+    return given in DTYPES if dtype is None else given == dtype
 
 
 def check_lengths(shape: tuple[int, ...], dtype: str, sizes: Sizes) -> None:
@@ -179,14 +187,14 @@ def check_lengths(shape: tuple[int, ...], dtype: str, sizes: Sizes) -> None:
     DTypeError
         If it does not hold integers.
     """
+    if not dtype.startswith(("int", "uint")):
+        raise DTypeError(f"seq_length: given dtype {dtype}, expected integers")
     expected = () if sizes.batch_size is None else (sizes.batch_size,)
     if shape != expected:
         raise ShapeError(
             f"seq_length: given shape {shape}, expected {expected}, "
             + ("one integer for each sequence" if expected else "one integer for an unbatched input")
         )
-    if not dtype.startswith(("int", "uint")):
-        raise DTypeError(f"seq_length: given dtype {dtype}, expected integers")
 
 
 def lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64]:
@@ -215,10 +223,10 @@ def lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64]:
     """
     try:
         values = np.asarray(seq_length)
-    except (ValueError, TypeError) as error:
-        raise DTypeError(f"seq_length: given {seq_length!r}, expected integers ({error})") from None
+    except (ValueError, TypeError, RuntimeError) as error:  # whatever an array of some framework raises
+        raise DTypeError(f"seq_length: given {_type_name(type(seq_length))}, expected integers ({error})") from None
     # An empty list is an array of floats.
-    check_lengths(values.shape, plain_name(values.dtype) if values.size else "int64", sizes)
+    check_lengths(values.shape, values.dtype.name if values.size else "int64", sizes)
     values = values.reshape(-1)
     wrong = np.flatnonzero((values < 0) | (values > sizes.steps))
     if wrong.size:

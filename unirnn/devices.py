@@ -29,7 +29,7 @@ class Device:
     kind
         ``"cpu"``, ``"gpu"`` or ``"ascend"``.
     index
-        Which one of several; None is the framework's current one.
+        Which one of several; None is the framework's current one. There is one CPU.
 
     Examples
     --------
@@ -54,7 +54,8 @@ class Device:
         match = re.fullmatch(r"([a-z]+)(?::(\d+))?", str(name).lower())
         if match is None or match[1] not in _KINDS:
             raise DeviceError(f"device: given {name!r}, expected cpu, gpu or cuda[:n], ascend or npu[:n]")
-        return cls(_KINDS[match[1]], None if match[2] is None else int(match[2]))
+        kind = _KINDS[match[1]]
+        return cls(kind, None if match[2] is None or kind == "cpu" else int(match[2]))
 
     def __str__(self) -> str:
         return self.kind if self.index is None else f"{self.kind}:{self.index}"

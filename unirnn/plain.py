@@ -76,6 +76,10 @@ class Lengths:
         """`(T, B, F)` with exact zeros in the padding."""
         return xp.where(self.valid[..., None], array, xp.zeros_like(array))
 
+    def begun(self, xp: Any, array: Array) -> Array:
+        """`(B, H)` with exact zeros where n = 0."""
+        return xp.where((self.values > 0)[:, None], array, xp.zeros_like(array))
+
     def reverse(self, xp: Any, array: Array) -> Array:
         """`(T, B, F)` with each sequence's valid steps in the opposite order."""
         return xp.reshape(xp.take(_flat(xp, array), self.reversal, axis=0), array.shape)
@@ -169,11 +173,15 @@ def direction(
         products = products + weights.bias_ih
     outputs = []
     for t in range(x.shape[0]):
-        after = _cell(xp, spec, products[t, ...], state, weights)
-        if lengths is not None:
+        if lengths is None:
+            state = _cell(xp, spec, products[t, ...], state, weights)
+        else:
             alive = lengths.valid[t, :][:, None]
-            after = tuple(xp.where(alive, new, old) for new, old in zip(after, state, strict=True))
-        state = after
+            # Cleaned before and selected after: a NaN in the state of a sequence that has ended, or never
+            # began, would reach the gradient of the weights as 0 * NaN.
+            clean = tuple(xp.where(alive, part, xp.zeros_like(part)) for part in state)
+            after = _cell(xp, spec, products[t, ...], clean, weights)
+            state = tuple(xp.where(alive, new, old) for new, old in zip(after, state, strict=True))
         outputs.append(state[0])
     return xp.stack(outputs), state
 

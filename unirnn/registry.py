@@ -7,6 +7,8 @@ anybody else's. The entry point's name is the backend's name; it loads an object
 
 import functools
 import os
+import sys
+from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,8 @@ __all__ = ["backends", "default_backend", "install_hint", "load", "loaded", "use
 
 GROUP = "unirnn.backends"
 _loaded: dict[str, Backend] = {}
-_default: str | None = None
+_chosen: "list[use_backend]" = []
+_scoped: ContextVar[str | None] = ContextVar("unirnn_backend", default=None)
 
 
 @functools.cache
@@ -42,14 +45,16 @@ def backends() -> tuple[str, ...]:
 
 
 def loaded() -> tuple[Backend, ...]:
-    """The backends that have been imported so far."""
-    return tuple(_loaded.values())
+    """The backends whose packages are imported, through the registry or otherwise (by unpickling a module)."""
+    return tuple(
+        load(name) for name, entry in _entry_points().items() if name in _loaded or entry.module in sys.modules
+    )
 
 
-def _entry_point(name: str) -> "EntryPoint":
+def _entry_point(name: str, argument: str = "backend") -> "EntryPoint":
     entry = _entry_points().get(name) if isinstance(name, str) else None
     if entry is None:
-        raise UnknownBackendError(f"backend: given {name!r}, expected one of {', '.join(backends())}")
+        raise UnknownBackendError(f"{argument}: given {name!r}, expected one of {', '.join(backends())}")
     return entry
 
 
@@ -78,9 +83,9 @@ def load(name: str) -> Backend:
     BrokenBackendError
         If its import fails in any other way; the cause is chained.
     """
+    entry = _entry_point(name)
     if name in _loaded:
         return _loaded[name]
-    entry = _entry_point(name)
     try:
         backend: Backend = entry.load()
     except ModuleNotFoundError as error:
@@ -96,12 +101,19 @@ def load(name: str) -> Backend:
 
 
 def default_backend() -> str:
-    """The backend of a `build` that names none: `use_backend`, else ``UNIRNN_BACKEND``, else ``numpy``."""
-    return _default or os.environ.get("UNIRNN_BACKEND") or "numpy"
+    """The backend of a `build` that names none: `use_backend`, else ``UNIRNN_BACKEND``, else ``numpy``.
+
+    Raises
+    ------
+    UnknownBackendError
+        If ``UNIRNN_BACKEND`` names none.
+    """
+    chosen = _scoped.get() or (_chosen[-1].name if _chosen else None)
+    return chosen or _entry_point(os.environ.get("UNIRNN_BACKEND") or "numpy", "UNIRNN_BACKEND").name
 
 
 class use_backend:  # noqa: N801 - used as a function, and with `with`
-    """Set the default backend of the process, for good or within a ``with`` block.
+    """Set the default backend: of the process, or, with ``with``, of the block, in this thread or task alone.
 
     Parameters
     ----------
@@ -122,15 +134,17 @@ class use_backend:  # noqa: N801 - used as a function, and with `with`
     """
 
     def __init__(self, name: str) -> None:
-        global _default
-        self._before = _default
-        _default = _entry_point(name).name
+        self.name = _entry_point(name).name
+        self._tokens: list[Token[str | None]] = []
+        _chosen.append(self)
 
     def __enter__(self) -> "use_backend":
+        if self in _chosen:  # of the block, then, and not of the process
+            _chosen.remove(self)
+        self._tokens.append(_scoped.set(self.name))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        global _default
-        _default = self._before
+        _scoped.reset(self._tokens.pop())

@@ -59,12 +59,23 @@ class Snapshot:
             )
         )
 
+    def __reduce__(self) -> Any:
+        return Snapshot, (self.spec, dict(self.weights))
+
     __hash__ = None  # type: ignore[assignment]  # its arrays can be written to
 
     def __repr__(self) -> str:
         return f"<snapshot of {self.spec!r}, {self.spec.num_weights} numbers, {self.dtype}>"
 
-    def build(self, backend: str | None = None, *, device: Any = None, dtype: Any = None, **options: Any) -> Any:
+    def build(
+        self,
+        backend: str | None = None,
+        *,
+        device: Any = None,
+        dtype: Any = None,
+        seed: int | None = None,
+        **options: Any,
+    ) -> Any:
         """Build a module with these weights; see `Spec.build`.
 
         Parameters
@@ -73,13 +84,15 @@ class Snapshot:
             As in `Spec.build`.
         dtype
             None is the weights' own.
+        seed
+            Of what is random besides the weights, dropout, on a backend that has a generator for it.
         """
         return build(
             self.spec,
             backend,
             device=device,
             dtype=self.dtype if dtype is None else dtype,
-            seed=None,
+            seed=seed,
             weights=self.weights,
             options=options,
         )

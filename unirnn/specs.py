@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, InitVar, dataclass, fields
 from typing import Any, ClassVar, Literal, TypeVar
 
+import numpy as np
+
 from . import names
 from .errors import ArgumentError, LimitError, SpecError
 
@@ -24,6 +26,9 @@ class _Default:
 
     def __repr__(self) -> str:
         return "<default>"
+
+    def __bool__(self) -> bool:
+        raise ArgumentError("has_bias is a spelling for arguments only; read spec.bias")
 
 
 _DEFAULT: Any = _Default()
@@ -87,8 +92,9 @@ class Spec:
         self._set("bias", bias)
         for name in ("bias", "batch_first", "bidirectional"):
             value = getattr(self, name)
-            if not isinstance(value, bool):
+            if not isinstance(value, (bool, np.bool_)):
                 raise ArgumentError(f"{name}: given {value!r}, expected True or False")
+            self._set(name, bool(value))
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, numbers.Real):
             raise ArgumentError(f"dropout: given {self.dropout!r}, expected a number")
         if not 0 <= self.dropout < 1:

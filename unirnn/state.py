@@ -71,7 +71,8 @@ def last_layer(spec: Spec, state: Array) -> Array:
     last = axes(spec, state)[spec.num_layers - 1]
     if len(last.shape) == 2:
         return last.reshape(-1)
-    return last.swapaxes(0, 1).reshape(last.shape[1], -1)
+    directions, batch_size, size = last.shape
+    return last.swapaxes(0, 1).reshape(batch_size, directions * size)
 
 
 def to_batch_major(state: Array) -> Array:

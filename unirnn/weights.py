@@ -89,5 +89,5 @@ def check(spec: Spec, weights: Mapping[str, Any]) -> None:
             f"{spec!r} has {', '.join(expected)}"
         )
     for name, shape in expected.items():
-        if tuple(weights[name].shape) != shape:
-            raise ShapeError(f"weights[{name!r}]: given shape {tuple(weights[name].shape)}, expected {shape}")
+        if np.shape(weights[name]) != shape:
+            raise ShapeError(f"weights[{name!r}]: given shape {np.shape(weights[name])}, expected {shape}")

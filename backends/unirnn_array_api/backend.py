@@ -72,7 +72,7 @@ class ArrayBackend:
         return xp.asarray(array, device=array_api_compat.device(weight))
 
     def to_numpy(self, array: Any) -> Array:
-        return np.asarray(array)
+        return np.asarray(array.detach() if hasattr(array, "detach") else array)
 
     def gradients(self, *arguments: Any) -> dict[str, Array]:
         raise ArgumentError("array_api has no gradients of its own; use those of the namespace")

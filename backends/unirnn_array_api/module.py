@@ -42,7 +42,10 @@ class ArrayModule:
         self.weights = dict(weights)
         self.training = False
         self._generator = generator
-        self._xp: Any = array_api_compat.array_namespace(*self.weights.values())
+
+    @property
+    def _xp(self) -> Any:
+        return array_api_compat.array_namespace(*self.weights.values())
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.spec!r}, {self._xp.__name__})"
@@ -79,7 +82,8 @@ class ArrayModule:
         input, hx, seq_length = bind(spec, input, hx, seq_length, aliases)
         state = state_parts(spec, hx)
         weight = self.weights["weight_ih_l0"]
-        check_types(spec, type(weight), input, state)
+        # Not the weight's own type, which may be a subclass, such as torch.nn.Parameter.
+        check_types(spec, type(xp.asarray(0.0)), input, state)
         sizes = check_arrays(
             spec,
             plain_name(weight.dtype),

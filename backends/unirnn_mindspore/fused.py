@@ -66,10 +66,11 @@ class FusedDirection(nn.Cell):
         if self.backward:
             x = _reorder(x, reversal)
 
-        h_steps, c_steps = self.operator(x, h_0, c_0, w_ih, w_hh, b_ih, b_hh, valid)
+        begun = (seq_length > 0).reshape((batch_size, 1))
+        h, c = ops.where(begun, h_0, ops.zeros_like(h_0)), ops.where(begun, c_0, ops.zeros_like(c_0))
+        h_steps, c_steps = self.operator(x, h, c, w_ih, w_hh, b_ih, b_hh, valid)
 
         last = ops.maximum(seq_length - 1, 0) * batch_size + row
-        begun = (seq_length > 0).reshape((batch_size, 1))
         h_n = ops.where(begun, ops.gather(_rows(h_steps), last, 0), h_0)
         c_n = ops.where(begun, ops.gather(_rows(c_steps), last, 0), c_0)
         outputs = ops.where(valid, h_steps, ops.zeros_like(h_steps))
@@ -109,7 +110,8 @@ class StepRNN(nn.Cell):
         h = h_0
         steps: Any = ()
         for t in range(x.shape[0]):
-            h = self.activation(products[t] + ops.matmul(h, w_hh.T))
+            after = self.activation(products[t] + ops.matmul(h, w_hh.T))
+            h = ops.where(valid[t], after, h)  # a relu may overflow past the end
             steps += (h,)
         h_steps = ops.stack(steps)
         return h_steps, h_steps
@@ -144,7 +146,8 @@ class CudnnLSTMOperator(nn.Cell):
         """`(T, B, I)` and `(B, H)` each to h and c after each step, `(T, B, H)` each."""
         padded = ops.logical_not(valid).astype(x.dtype)
         ones = ops.ones((self.size, 1), x.dtype)
-        column = ops.concat((ones * -1e4, ones * 1e4, ops.zeros((2 * self.size, 1), x.dtype)), 0)
+        large = 1e4 if x.dtype == mstype.float16 else 1e30  # it outweighs whatever else the gates get
+        column = ops.concat((ones * -large, ones * large, ops.zeros((2 * self.size, 1), x.dtype)), 0)
         weights = (ops.concat((w_ih, column), 1), w_hh, b_ih, b_hh)
         h_steps, _, c_n, _, _ = self.lstm(
             ops.concat((x, padded), 2), h_0.expand_dims(0), c_0.expand_dims(0), _flat(weights)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from unirnn import Spec, kernels
 from unirnn.call import bind, check_arrays, check_types, join_state, lengths, state_parts
+from unirnn.errors import ShapeError
 
 __all__ = ["NumpyModule"]
 
@@ -99,7 +100,7 @@ class NumpyModule:
             As a call returns them.
         pullback
             ``pullback(d_output, d_h_n)`` gives the gradients of
-            ``sum(output * d_output) + sum(h_n * d_h_n)``, by name: ``input``, ``h_0`` (and ``c_0``), and each
+            ``sum(output * d_output) + sum(h_n * d_h_n)`` (None for ``d_h_n`` is zeros), by name: ``input``, ``h_0`` (and ``c_0``), and each
             weight.
         """
         spec = self.spec
@@ -120,8 +121,13 @@ class NumpyModule:
 
         def pull(d_output: Array, d_h_n: Any) -> dict[str, Array]:
             parts = state_parts(spec, d_h_n)
-            assert parts is not None
-            return pullback(d_output, parts)
+            if parts is None:
+                parts = tuple(np.zeros_like(part) for part in final)
+            names = ("d_output", *(f"d_{name}_n" for name in spec.states))
+            for name, given, result in zip(names, (d_output, *parts), (output, *final), strict=True):
+                if np.shape(given) != result.shape:
+                    raise ShapeError(f"{name}: given shape {np.shape(given)}, expected {result.shape}")
+            return pullback(np.asarray(d_output), tuple(np.asarray(part) for part in parts))
 
         return output, join_state(final), pull
 

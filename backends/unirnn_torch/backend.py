@@ -58,7 +58,8 @@ class TorchBackend:
     def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
         if not isinstance(module, Recurrent):
             return None
-        return module.spec, {name: self.to_numpy(p) for name, p in module.state_dict().items()}
+        # By attribute, since a parametrization renames what is in the state_dict.
+        return module.spec, {name: self.to_numpy(getattr(module, name)) for name in module.spec.weight_shapes()}
 
     def from_numpy(self, array: Array, module: Any) -> torch.Tensor:
         weight = module.weight_ih_l0

@@ -74,7 +74,9 @@ class Recurrent(torch.nn.RNNBase):
         self._first_weights = weights
         kwargs = spec.to_kwargs("torch")
         nonlinearity = kwargs.pop("nonlinearity", None)
-        super().__init__(_mode(spec), **kwargs, device=device, dtype=dtype)
+        # The spec has warned of dropout after one layer; the base class would once more.
+        super().__init__(_mode(spec), **{**kwargs, "dropout": 0.0}, device=device, dtype=dtype)
+        self.dropout = spec.dropout
         if nonlinearity is not None:
             self.nonlinearity = nonlinearity
         self.spec = spec
@@ -133,7 +135,7 @@ class Recurrent(torch.nn.RNNBase):
                 input,
                 state,
                 ns,
-                dropout=self._dropout if spec.dropout and self.training else None,
+                dropout=self._dropout if self.dropout and self.training else None,
                 direction=direction,
             )
         return output, join_state(final)
@@ -208,8 +210,10 @@ class Recurrent(torch.nn.RNNBase):
             traced = torch.as_tensor(seq_length, device=device)
             check_lengths(tuple(traced.shape), plain_name(traced.dtype), sizes)
             return traced.to(torch.int64).reshape(-1)
-        on_host = seq_length.detach().cpu().numpy() if isinstance(seq_length, Tensor) else seq_length
-        return torch.from_numpy(lengths(on_host, sizes)).to(device, non_blocking=True)
+        if isinstance(seq_length, Tensor):
+            check_lengths(tuple(seq_length.shape), plain_name(seq_length.dtype), sizes)
+            seq_length = seq_length.cpu().numpy()
+        return torch.from_numpy(lengths(seq_length, sizes)).to(device, non_blocking=True)
 
     def _dropout(self, x: Tensor) -> Tensor:
         return torch.nn.functional.dropout(x, self.dropout, training=True)
@@ -225,25 +229,41 @@ def direction(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run one layer in one direction by the native computation; see `unirnn.plain.direction`.
 
-    The state h after step n-1 is in the outputs. An LSTM's c is not, so it is *frozen* instead: one more
-    column of the input is 1 on padded steps, and drives the gates i to 0 and f to 1 there, exactly, so that
-    ``c' = 1 * c + 0 * g = c``.
+    The native call goes on past step n, over zeros. The state h after step n-1 is in its outputs; an LSTM's c is
+    not, and a relu RNN may overflow on the way, and bring NaN into the gradient. So the padded steps of these
+    two are put to rest (`_rest`). The state of a sequence of length 0 takes no part.
     """
     assert ragged is not None
     flat = [w for w in (weights.weight_ih, weights.weight_hh, weights.bias_ih, weights.bias_hh) if w is not None]
-    if spec.cell == "LSTM":
-        x = torch.cat((x, torch.where(ragged.valid, 0.0, 1.0).to(x.dtype).unsqueeze(-1)), dim=-1)
-        flat[0] = torch.cat((flat[0], _freeze(flat[0], spec.hidden_size)), dim=1)
-        if weights.weight_hr is not None:
-            flat.append(weights.weight_hr)
-    initial = tuple(part.unsqueeze(0) for part in state)
+    rest = _rest(spec, x)
+    if rest is not None:
+        padded = torch.where(ragged.valid, 0.0, 1.0).to(x.dtype).unsqueeze(-1)
+        x = torch.cat((x, padded), dim=-1)
+        flat[0] = torch.cat((flat[0], rest.to(flat[0].dtype)), dim=1)
+    if weights.weight_hr is not None:
+        flat.append(weights.weight_hr)
+    initial = tuple(ragged.begun(xp, part).unsqueeze(0) for part in state)
     output, *final = _NATIVE[_mode(spec)](x, join_state(initial), flat, spec.bias, 1, 0.0, False, False, False)
-    h = plain.last_valid(xp, output, state[0], ragged)
-    return output, (h, *(part.squeeze(0) for part in final[1:]))
+    # Under autocast the output may be narrower than the state.
+    h_0, *c_0 = (part.to(output.dtype) for part in state)
+    h = plain.last_valid(xp, output, h_0, ragged)
+    begun = (ragged.values > 0).unsqueeze(-1)
+    return output, (h, *(torch.where(begun, c.squeeze(0), c0) for c, c0 in zip(final[1:], c_0, strict=True)))
 
 
-def _freeze(weight_ih: Tensor, size: int) -> Tensor:
-    """The frozen column's weights, `(4H, 1)`: -1e4 for i, +1e4 for f, 0 for g and o."""
-    column = weight_ih.new_zeros(4, size, 1)
-    column[0], column[1] = -1e4, 1e4
-    return column.reshape(4 * size, 1)
+def _rest(spec: Spec, x: Tensor) -> Tensor | None:
+    """Weights `(gates*H, 1)` of one more column of the input, 1 on padded steps, that puts them to rest.
+
+    They outweigh whatever else the gates get. LSTM: i is 0 and f is 1, exactly, so that ``c' = 1 * c + 0 * g = c``.
+    Relu RNN: h is 0.
+    """
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    large = torch.finfo(dtype).max / 4
+    if _mode(spec) == "RNN_RELU":
+        return x.new_full((spec.hidden_size, 1), -large)
+    if spec.cell == "LSTM":
+        column = x.new_zeros((4, spec.hidden_size, 1))
+        column[0], column[1] = -large, large
+        return column.reshape(4 * spec.hidden_size, 1)
+    return None

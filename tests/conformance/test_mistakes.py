@@ -61,7 +61,7 @@ CALLS: dict[str, Mistake] = {
     "input of integers": (
         lambda gru, to: gru(to(zeros(T, B, I, dtype="int64"))),
         errors.DTypeError,
-        "input: given dtype int64, expected float32, the module's own; cast the input, or build with dtype='int64'",
+        "input: given dtype int64, expected float32, the module's own; cast the input",
     ),
     "input spelled twice": (
         lambda gru, to: gru(to(X), x=to(X)),
@@ -156,7 +156,17 @@ CALLS: dict[str, Mistake] = {
     "seq_length of text": (
         lambda gru, to: gru(to(X), None, ["1", "2", "3"]),
         errors.DTypeError,
-        "seq_length: given dtype <u1, expected integers",
+        "seq_length: given dtype str32, expected integers",
+    ),
+    "seq_length with None": (
+        lambda gru, to: gru(to(X), None, [1, None, 3]),
+        errors.DTypeError,
+        "seq_length: given dtype object, expected integers",
+    ),
+    "seq_length a dict": (
+        lambda gru, to: gru(to(X), None, {"a": 1}),
+        errors.DTypeError,
+        "seq_length: given dtype object, expected integers",
     ),
     "native seq_length of floats": (
         lambda gru, to: gru(to(X), None, to(zeros(B))),
