@@ -94,4 +94,4 @@ def close(actual: NDArray[Any], expected: NDArray[Any], tolerance: float, what: 
     if not expected.size:
         return
     difference = np.abs(actual.astype(np.float64) - expected).max()
-    assert difference <= tolerance * max(1.0, np.abs(expected).max()), f"{what}: off by {difference:.2e}"
+    assert difference <= tolerance * np.abs(expected).max(), f"{what}: off by {difference:.2e}"

@@ -19,7 +19,7 @@ STEP = 1e-30
 
 
 def sigmoid(a: Array) -> Array:
-    result: Array = 1 / (1 + np.exp(-a))
+    result: Array = 0.5 * np.tanh(0.5 * a) + 0.5  # 1 / (1 + exp(-a)), without the overflow
     return result
 
 

@@ -1,5 +1,10 @@
 """The core's other parts: state, devices, limits, snapshots, and the kernels by themselves."""
 
+import copy
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +32,7 @@ class TestState:
         last = state.last_layer(SPEC, self.h)
         np.testing.assert_array_equal(last, np.concatenate([self.h[2], self.h[3]], axis=1))
         np.testing.assert_array_equal(state.last_layer(SPEC, self.h[:, 1]), last[1])
+        assert state.last_layer(SPEC, self.h[:, :0]).shape == (0, 8)
 
     def test_the_last_layer_is_the_outputs_ends(self) -> None:
         module = SPEC.build("numpy", seed=0)
@@ -55,6 +61,7 @@ class TestState:
         ("gpu", Device("gpu")),
         ("cuda", Device("gpu")),
         ("cuda:1", Device("gpu", 1)),
+        ("cpu:0", Device("cpu")),
         ("Ascend", Device("ascend")),
         ("npu:3", Device("ascend", 3)),
         (Device("cpu"), Device("cpu")),
@@ -107,6 +114,17 @@ class TestSnapshots:
         assert wide.build("numpy").weights["bias_hh_l0"].dtype == np.float64
         assert wide.build("numpy", dtype="float32").weights["bias_hh_l0"].dtype == np.float32
 
+    def test_copies(self) -> None:
+        for copied in (pickle.loads(pickle.dumps(self.taken)), copy.deepcopy(self.taken)):
+            assert copied == self.taken
+
+    def test_of_a_module_that_came_by_pickle(self, tmp_path: Path) -> None:
+        path = tmp_path / "module.pickle"
+        path.write_bytes(pickle.dumps(self.taken.build("numpy")))
+        code = f"import pickle, unirnn; print(unirnn.snapshot(pickle.load(open({str(path)!r}, 'rb'))))"
+        printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+        assert printed.strip() == repr(self.taken)
+
     def test_weights_that_do_not_fit(self) -> None:
         weights = dict(self.taken.weights)
         with pytest.raises(errors.ShapeError, match=r"weights\['weight_ih_l0'\]: given shape \(12, 3\)"):
@@ -135,7 +153,18 @@ class TestKernels:
         assert packing.order.tolist() == [2, 0, 1]
         assert len(packing.rows) == 5
 
-    def test_dropout_keeps_the_expectation_and_its_gradient(self) -> None:
+    def test_a_pullback_checks_and_can_be_called_again(self) -> None:
+        module = GRUSpec(3, 4).build("numpy", seed=0)
+        output, h_n, pullback = module.vjp(np.ones((5, 2, 3), np.float32), seq_length=np.array([5, 2], ">i4"))
+        first, second = (pullback(np.ones_like(output), None) for _ in range(2))
+        for name, gradient in first.items():
+            np.testing.assert_array_equal(gradient, second[name])
+        with pytest.raises(errors.ShapeError, match=r"d_output: given shape \(2, 5, 4\), expected \(5, 2, 4\)"):
+            pullback(output.swapaxes(0, 1), None)
+        with pytest.raises(errors.ShapeError, match=r"d_h_n: given shape \(2, 1, 4\), expected \(1, 2, 4\)"):
+            pullback(output, h_n.swapaxes(0, 1))
+
+    def test_dropout_has_a_seed_and_a_gradient(self) -> None:
         spec = GRUSpec(3, 4, 2, dropout=0.5)
         module = spec.build("numpy", seed=0, dtype="float64").train()
         x = np.random.default_rng(0).standard_normal((5, 2, 3))

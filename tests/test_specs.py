@@ -73,6 +73,12 @@ def test_both_spellings(cls: type[Spec]) -> None:
     assert cls(input_size=3, hidden_size=4, num_layers=2) == cls(3, 4, 2)
 
 
+def test_has_bias_is_for_arguments_only() -> None:
+    spec: Any = GRUSpec(3, 4, has_bias=False)
+    with pytest.raises(errors.ArgumentError, match=r"read spec\.bias"):
+        bool(spec.has_bias)
+
+
 def test_kinds_differ() -> None:
     assert len({RNNSpec(3, 4), GRUSpec(3, 4), LSTMSpec(3, 4)}) == 3
 

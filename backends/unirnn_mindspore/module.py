@@ -10,6 +10,7 @@ from unirnn import Spec
 from unirnn.backend import Arrays
 from unirnn.call import bind, check_arrays, check_lengths, check_types, lengths, state_parts
 from unirnn.devices import plain_name
+from unirnn.errors import ArgumentError
 
 from .kernel import shared
 from .stack import Stack
@@ -62,7 +63,7 @@ class Recurrent(nn.Cell):
             [Parameter(Tensor(np.array(weights[name]), dtype), name=name) for name in spec.weight_shapes()]
         )
         self.stack = Stack(spec, target)
-        self._check = _traced_check(spec, dtype)
+        self._check_names, self._check_types, self._check_arrays = _traced_checks(spec)
 
     def __call__(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
         """Run the layers.
@@ -101,26 +102,35 @@ class Recurrent(nn.Cell):
 
     def construct(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
         """What is compiled in graph mode; see the call."""
+        names: Any = ()
+        if input is not None:
+            names += ("input",)
+        if hx is not None:
+            names += ("hx",)
+        self._check_names(names, tuple(aliases.keys()))
         if "x" in aliases:
             input = aliases["x"]
         if "h_0" in aliases:
             hx = aliases["h_0"]
-        spellings = tuple(aliases.keys())
         state: Any = ()
         if isinstance(hx, (tuple, list)):
             state = tuple(hx)
         elif hx is not None:
             state = (hx,)
+        tensors: Any = (isinstance(input, Tensor),)
+        for part in state:
+            tensors += (isinstance(part, Tensor),)
+        self._check_types(tensors, isinstance(hx, (tuple, list)))
         shapes: Any = (input.shape,)
         dtypes: Any = (input.dtype,)
         for part in state:
             shapes += (part.shape,)
             dtypes += (part.dtype,)
-        in_pair = isinstance(hx, (tuple, list))
+        dtype = self.weights[0].dtype
         if isinstance(seq_length, Tensor):
-            self._check(spellings, shapes, dtypes, in_pair, None, seq_length.shape, seq_length.dtype)
+            self._check_arrays(shapes, dtypes, dtype, None, seq_length.shape, seq_length.dtype)
         else:
-            self._check(spellings, shapes, dtypes, in_pair, seq_length, None, None)
+            self._check_arrays(shapes, dtypes, dtype, seq_length, None, None)
 
         x = input
         batched = x.ndim == 3
@@ -159,27 +169,39 @@ class Recurrent(nn.Cell):
         return output, h_n
 
 
-def _traced_check(spec: Spec, dtype: mstype.Type) -> Any:
-    """The core's checks as one compile-time function of what a trace knows: names, shapes and dtypes."""
+def _traced_checks(spec: Spec) -> tuple[Any, Any, Any]:
+    """The core's checks as compile-time functions of what a trace knows: names, types, shapes and dtypes."""
 
-    def check(
-        spellings: tuple[str, ...],
+    def check_names(names: tuple[str, ...], aliases: tuple[str, ...]) -> None:
+        given = dict.fromkeys(names, True)
+        bind(spec, given.get("input"), given.get("hx"), None, dict.fromkeys(aliases, True))
+
+    def check_tensors(tensors: tuple[bool, ...], in_pair: bool) -> None:
+        for name, is_tensor in zip(("input", *(f"{s}_0" for s in spec.states)), tensors, strict=False):
+            if not is_tensor:
+                raise ArgumentError(f"{name}: given something else, expected a mindspore.Tensor")
+        if tensors[1:]:
+            # the message counts and names what was given, and a trace has no values
+            state_parts(spec, tensors[1:] if in_pair else Tensor(0))
+
+    def check_shapes(
         shapes: tuple[tuple[int, ...], ...],
         dtypes: tuple[Any, ...],
-        in_pair: bool,
+        dtype: Any,
         constant: Any,
         length_shape: tuple[int, ...] | None,
         length_dtype: Any,
     ) -> None:
-        bind(spec, True, None, None, {name: True for name in spellings if name not in ("x", "h_0")})
         arrays = tuple((tuple(shape), plain_name(kind)) for shape, kind in zip(shapes, dtypes, strict=True))
-        if arrays[1:]:
-            # the message counts and names what was given, and a trace has no values
-            state_parts(spec, arrays[1:] if in_pair else Tensor(0))
         sizes = check_arrays(spec, plain_name(dtype), arrays[0], arrays[1:] or None)
         if constant is not None:
             lengths(constant, sizes)
         elif length_shape is not None:
             check_lengths(tuple(length_shape), plain_name(length_dtype), sizes)
 
-    return shared(ops.constexpr(check=False)(check))
+    at_compile_time = ops.constexpr(check=False)
+    return (
+        shared(at_compile_time(check_names)),
+        shared(at_compile_time(check_tensors)),
+        shared(at_compile_time(check_shapes)),
+    )

@@ -100,8 +100,8 @@ class NumpyModule:
             As a call returns them.
         pullback
             ``pullback(d_output, d_h_n)`` gives the gradients of
-            ``sum(output * d_output) + sum(h_n * d_h_n)`` (None for ``d_h_n`` is zeros), by name: ``input``, ``h_0`` (and ``c_0``), and each
-            weight.
+            ``sum(output * d_output) + sum(h_n * d_h_n)``, by name: ``input``, ``h_0`` (and ``c_0``), and each weight.
+            None for ``d_h_n`` is zeros.
         """
         spec = self.spec
         input, hx, seq_length = bind(spec, input, hx, seq_length, aliases)

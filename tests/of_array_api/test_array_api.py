@@ -39,8 +39,7 @@ if find_spec("torch"):
 
         plain = spec.build("array_api", namespace=torch, seed=0, dtype="float64")
         native = spec.build("torch", seed=0, dtype="float64")
-        for weight in plain.weights.values():
-            weight.requires_grad_()
+        plain.weights = {name: torch.nn.Parameter(weight) for name, weight in plain.weights.items()}
         x = torch.randn(5, 3, 3, dtype=torch.float64)
         x[2:, 2], x[:, 1] = torch.nan, torch.inf
         inputs = [x.clone().requires_grad_() for _ in range(2)]
@@ -50,6 +49,4 @@ if find_spec("torch"):
         torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-12, atol=1e-12)
         for name, parameter in native.named_parameters():
             torch.testing.assert_close(plain.weights[name].grad, parameter.grad, rtol=1e-12, atol=1e-12)
-        assert unirnn.snapshot(native) == unirnn.Snapshot(
-            spec, {name: weight.detach().numpy() for name, weight in plain.weights.items()}
-        )
+        assert unirnn.snapshot(native) == unirnn.snapshot(plain)

@@ -172,6 +172,36 @@ class TestMistakesInATrace:
         with pytest.raises(errors.ArgumentError, match="hx: given a tuple of 2, expected one array h_0 for GRU"):
             compiled(self.gru)(Tensor(np.ones((5, 3, 3), np.float32)), (h, h), None)
 
+    def test_names(self) -> None:
+        gru, x = self.gru, Tensor(np.ones((5, 3, 3), np.float32))
+
+        @ms.jit
+        def twice(x: Any) -> Any:
+            return gru(x, x=x)
+
+        @ms.jit
+        def unknown(x: Any) -> Any:
+            return gru(x, lengths=[1, 2, 3])
+
+        @ms.jit
+        def missing(x: Any) -> Any:
+            return gru(hx=x)
+
+        for run, words in (
+            (twice, "GRU: 'input' and 'x' are two spellings of one argument; give one"),
+            (unknown, "GRU: unknown argument 'lengths'"),
+            (missing, "GRU: input is missing"),
+        ):
+            with pytest.raises(errors.ArgumentError, match=words):
+                run(x)
+
+    def test_types(self) -> None:
+        x = Tensor(np.ones((5, 3, 3), np.float32))
+        with pytest.raises(errors.ArgumentError, match=r"h_0: given .*, expected a mindspore\.Tensor"):
+            compiled(self.gru)(x, 0.0, None)
+        with pytest.raises(errors.ArgumentError, match=r"input: given .*, expected a mindspore\.Tensor"):
+            compiled(self.gru)([1.0, 2.0], None, None)
+
     def test_a_constant_length(self) -> None:
         gru = self.gru
 

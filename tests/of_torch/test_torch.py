@@ -161,6 +161,16 @@ class TestCitizen:
             output, _ = module(x, hx, seq_length)
         torch.testing.assert_close(output.float(), module(x, hx, seq_length)[0], rtol=0.05, atol=0.05)
 
+    def test_autocast_of_arrays_in_several_dtypes(self, spec: Spec, seq_length: Any) -> None:
+        module, (x, hx) = spec.build("torch", seed=0).eval(), batch(spec)
+        narrow = join_state([p.bfloat16() for p in (hx if isinstance(hx, tuple) else (hx,))])
+        with torch.autocast("cpu", torch.bfloat16):
+            for arguments in ((x, narrow), (x.bfloat16(), hx)):
+                results = flat(module(*arguments, seq_length))
+                assert all(torch.isfinite(part).all() for part in results)
+            with pytest.raises(errors.DTypeError, match="input: given dtype int64, expected a floating one"):
+                module(x.long(), hx, seq_length)
+
     def test_to_and_hooks(self, spec: Spec, seq_length: Any) -> None:
         module, (x, hx) = spec.build("torch", seed=0).eval(), batch(spec)
         seen: list[Any] = []
@@ -256,6 +266,20 @@ def test_the_gradient_of_padding_survives_second_use() -> None:
     assert x.grad is not None
     assert torch.isfinite(x.grad).all()
     assert all(torch.isfinite(p.grad).all() for p in gru.parameters())
+
+
+def test_a_snapshot_of_a_parametrised_module() -> None:
+    gru = GRUSpec(3, 4).build("torch", seed=0)
+    before = unirnn.snapshot(gru)
+    torch.nn.utils.parametrizations.weight_norm(gru, "weight_hh_l0")
+    np.testing.assert_allclose(unirnn.snapshot(gru).weights["weight_hh_l0"], before.weights["weight_hh_l0"], rtol=1e-6)
+
+
+def test_dropout_after_one_layer_warns_once() -> None:
+    with pytest.warns(UserWarning, match="dropout=0.5 has no effect") as caught:
+        gru = GRUSpec(3, 4, dropout=0.5).build("torch")
+    assert len(caught) == 1
+    assert gru.dropout == 0.5
 
 
 def test_repr_names_the_cell() -> None:
