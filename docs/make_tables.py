@@ -35,6 +35,7 @@ class Language(NamedTuple):
     intro: str
     positional: str
     constructor: str
+    build: str
     call: str
     result: str
     difference: str
@@ -48,8 +49,9 @@ LANGUAGES = (
         "What `torch.nn.{cell}`, `mindspore.nn.{cell}` and `unirnn.{cell}Spec` call the same thing. unirnn understands "
         "every name of an argument; two of one row in one call are a `TypeError` that names both.",
         "`input_size`, `hidden_size` and `num_layers` are taken by position or by name, the others by name only. "
-        "`device` and `dtype` are arguments of `build`.",
+        "The last of PyTorch's and MindSpore's own are arguments of `build`.",
         "Constructor",
+        "Build",
         "Call",
         "Result",
         "difference",
@@ -61,8 +63,9 @@ LANGUAGES = (
         "`torch.nn.{cell}`、`mindspore.nn.{cell}` 与 `unirnn.{cell}Spec` 的名称对照。参数的每个名称 unirnn "
         "都能识别；在一次调用中同时使用同一行的两个名称会引发 `TypeError`，并指出这两个名称。",
         "`input_size`、`hidden_size` 和 `num_layers` 可按位置或按名称传入，其余参数只能按名称传入。"
-        "`device` 和 `dtype` 是 `build` 的参数。",
+        "两个框架构造函数的最后几个参数在此属于 `build`。",
         "构造函数",
+        "构建",
         "调用",
         "返回值",
         "差异",
@@ -82,6 +85,7 @@ def names_page(cell: str, language: Language) -> str:
     ]
     for place, title, note in (
         ("constructor", language.constructor, language.positional),
+        ("build", language.build, '`spec.build(backend, device=None, dtype="float32", seed=None)`'),
         ("call", language.call, "`module(input, hx=None, seq_length=None)`"),
         ("result", language.result, ""),
     ):

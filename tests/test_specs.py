@@ -210,6 +210,11 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
         errors.ArgumentError,
         "framework: given 'tensorflow', expected one of 'torch', 'mindspore'",
     ),
+    "an argument of build": (
+        lambda: GRUSpec.from_kwargs("mindspore", {"input_size": 3, "hidden_size": 4, "dtype": "float32"}),
+        errors.ArgumentError,
+        "mindspore: 'dtype' is no part of a spec; give it to build",
+    ),
     "another framework's argument": (
         lambda: GRUSpec.from_kwargs("torch", {"input_size": 3, "hidden_size": 4, "has_bias": True}),
         errors.ArgumentError,

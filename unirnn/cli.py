@@ -328,10 +328,11 @@ _WORDS = {
     Language.EN: {
         "difference": "difference",
         "constructor": "constructor",
+        "build": "build",
         "call": "call",
         "result": "result",
     },
-    Language.ZH: {"difference": "差异", "constructor": "构造函数", "call": "调用", "result": "返回值"},
+    Language.ZH: {"difference": "差异", "constructor": "构造函数", "build": "构建", "call": "调用", "result": "返回值"},
 }
 
 

@@ -14,7 +14,7 @@ from .errors import ArgumentError
 __all__ = ["ARGUMENTS", "FRAMEWORKS", "Argument", "arguments", "canonical"]
 
 Cell = Literal["RNN", "GRU", "LSTM"]
-Place = Literal["constructor", "call", "result"]
+Place = Literal["constructor", "build", "call", "result"]
 
 FRAMEWORKS = ("torch", "mindspore")
 """The frameworks whose names the table holds."""
@@ -33,7 +33,8 @@ class Argument:
     torch, mindspore
         The framework's name, or None where it has no such argument.
     place
-        An argument of the constructor, an argument of the call, or a part of the call's result.
+        An argument of the constructor; one that the frameworks' constructors have and that is `Spec.build`'s here;
+        an argument of the call; or a part of the call's result.
     cells
         The cells that have it.
     difference, difference_zh
@@ -95,6 +96,22 @@ ARGUMENTS: tuple[Argument, ...] = (
         cells=("LSTM",),
         difference="PyTorch only; elsewhere a limit, but for the plain cells of array_api",
         difference_zh="仅 PyTorch 支持；除 array_api 的纯实现外，在其他后端上属于限制",
+    ),
+    Argument(
+        "device",
+        "device",
+        None,
+        "build",
+        difference="an argument of build; MindSpore has one device for the process, chosen by mindspore.set_device",
+        difference_zh="属于 build 的参数；MindSpore 整个进程使用同一设备，由 mindspore.set_device 选择",
+    ),
+    Argument(
+        "dtype",
+        "dtype",
+        "dtype",
+        "build",
+        difference="an argument of build, by name or as the framework's own object",
+        difference_zh="属于 build 的参数，可用名称或框架自身的对象",
     ),
     Argument("input", "input", "x", "call", difference="another name", difference_zh="名称不同"),
     Argument(

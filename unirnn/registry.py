@@ -83,9 +83,9 @@ def load(name: str) -> Backend:
     BrokenBackendError
         If its import fails in any other way; the cause is chained.
     """
-    entry = _entry_point(name)
-    if name in _loaded:
+    if isinstance(name, str) and name in _loaded:
         return _loaded[name]
+    entry = _entry_point(name)
     try:
         backend: Backend = entry.load()
     except ModuleNotFoundError as error:

@@ -285,7 +285,10 @@ class Spec:
         GRUSpec(3, 4, bias=False)
         """
         known = [name for row in names.arguments(cls.cell, "constructor") if (name := row.of(framework))]
+        elsewhere = [row.of(framework) for row in names.arguments(cls.cell, "build")]
         for name in kwargs:
+            if name in elsewhere:
+                raise ArgumentError(f"{framework}: {name!r} is no part of a spec; give it to build")
             if name not in known:
                 raise ArgumentError(f"{framework}: unknown argument {name!r}; expected one of {', '.join(known)}")
         return cls._from_arguments(kwargs)

@@ -125,6 +125,42 @@ def test_gradients(spec: Spec, target: str) -> None:
     assert (actual["input"][np.isnan(run.dirty())] == 0).all()
 
 
+@targets
+def test_what_would_overflow_past_the_end_does_not(target: str) -> None:
+    run = Run(RNNSpec(2, 16, nonlinearity="relu", bidirectional=True), target, [1, 4, 0])
+    for parameter in run.module.weights:
+        if "weight_hh" in parameter.name:
+            parameter.set_data(Tensor(1e12 * np.eye(16, dtype=np.float32)))
+    run.hx = (np.zeros((2, 3, 16), np.float32),)
+    run.x[:] = 0.5
+    lengths = np.array([1, 1, 0])
+    d_output, d_state = np.ones_like(run.output), tuple(np.ones_like(part) for part in run.hx)
+    gradients = unirnn.registry.load("mindspore").gradients(run.module, run.x, run.hx, lengths, d_output, d_state)
+    assert all(np.isfinite(gradient).all() for gradient in gradients.values())
+
+
+def test_saturated_gates_past_the_end_keep_the_cell_state() -> None:
+    spec = LSTMSpec(2, 16)
+    weights = dict(unirnn.snapshot(spec.build("numpy", seed=0)).weights)
+    weights["bias_ih_l0"] = weights["bias_ih_l0"] + np.repeat(np.array([3e4, -3e4, 0, 0], np.float32), 16)
+    module = Recurrent(spec, weights, ms.float32, "GPU")
+    x = np.random.default_rng(0).standard_normal((4, 3, 2)).astype(np.float32)
+    _, (_, c_n) = module(Tensor(x), seq_length=[2, 4, 0])
+    _, (_, expected) = unirnn.Snapshot(spec, weights).build("numpy")(x, seq_length=[2, 4, 0])
+    close(c_n.asnumpy(), expected, 1e-5)
+
+
+@targets
+def test_unbatched(target: str) -> None:
+    spec = LSTMSpec(2, 16, bidirectional=True)
+    weights = unirnn.snapshot(spec.build("numpy", seed=0)).weights
+    x = np.random.default_rng(0).standard_normal((4, 2)).astype(np.float32)
+    output, (_, c_n) = Recurrent(spec, weights, ms.float32, target)(Tensor(x), seq_length=3)
+    expected, (_, expected_c) = unirnn.Snapshot(spec, weights).build("numpy")(x, seq_length=3)
+    close(output.asnumpy(), expected, TOLERANCES.get((spec.cell, target), 1e-5))
+    close(c_n.asnumpy(), expected_c, TOLERANCES.get((spec.cell, target), 1e-5))
+
+
 def test_what_ascend_cannot_do_is_told_on_a_laptop() -> None:
     told = str(unirnn.explain(GRUSpec(3, 20), "mindspore", "ascend"))
     assert "multiples of 16, given 20; 32 is the next" in told
