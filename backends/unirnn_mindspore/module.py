@@ -102,12 +102,7 @@ class Recurrent(nn.Cell):
 
     def construct(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
         """What is compiled in graph mode; see the call."""
-        names: Any = ()
-        if input is not None:
-            names += ("input",)
-        if hx is not None:
-            names += ("hx",)
-        self._check_names(names, tuple(aliases.keys()))
+        self._check_names(input is not None, hx is not None, tuple(aliases.keys()))
         if "x" in aliases:
             input = aliases["x"]
         if "h_0" in aliases:
@@ -172,9 +167,8 @@ class Recurrent(nn.Cell):
 def _traced_checks(spec: Spec) -> tuple[Any, Any, Any]:
     """The core's checks as compile-time functions of what a trace knows: names, types, shapes and dtypes."""
 
-    def check_names(names: tuple[str, ...], aliases: tuple[str, ...]) -> None:
-        given = dict.fromkeys(names, True)
-        bind(spec, given.get("input"), given.get("hx"), None, dict.fromkeys(aliases, True))
+    def check_names(has_input: bool, has_state: bool, aliases: tuple[str, ...]) -> None:
+        bind(spec, has_input or None, has_state or None, None, dict.fromkeys(aliases, True))
 
     def check_tensors(tensors: tuple[bool, ...], in_pair: bool) -> None:
         for name, is_tensor in zip(("input", *(f"{s}_0" for s in spec.states)), tensors, strict=False):
