@@ -12,9 +12,10 @@ import pytest
 from conftest import close
 
 import unirnn
-from unirnn import Device, GRUSpec, LSTMSpec, Snapshot, errors, kernels, state
+from unirnn import Device, GRUSpec, LSTMSpec, Snapshot, errors, state
 from unirnn import weights as _weights
 from unirnn.devices import dtype_name
+from unirnn.packing import Packing
 
 SPEC = GRUSpec(3, 4, 2, bidirectional=True)
 
@@ -148,7 +149,7 @@ def test_the_drawn_weights_never_change() -> None:
 
 class TestKernels:
     def test_the_cost_follows_the_work(self) -> None:
-        packing = kernels.Packing(np.array([1, 0, 4]), 5)
+        packing = Packing(np.array([1, 0, 4]), 5)
         assert packing.alive == [2, 1, 1, 1, 0]
         assert packing.order.tolist() == [2, 0, 1]
         assert len(packing.rows) == 5

@@ -19,11 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import names
-from .devices import DTYPES
+from .devices import DTYPES, plain_name
 from .errors import ArgumentError, DTypeError, LengthError, ShapeError
 from .specs import Spec
 
-__all__ = ["Sizes", "bind", "check_arrays", "check_lengths", "check_types", "join_state", "lengths", "state_parts"]
+__all__ = [
+    "Sizes",
+    "bind",
+    "check",
+    "check_arrays",
+    "check_lengths",
+    "join_state",
+    "lengths",
+    "state_parts",
+]
 
 
 class Sizes(NamedTuple):
@@ -91,17 +100,51 @@ def join_state(parts: Sequence[Any]) -> Any:
     return parts[0] if len(parts) == 1 else tuple(parts)
 
 
-def check_types(spec: Spec, array_type: type, input: Any, hx: tuple[Any, ...] | None) -> None:
-    """Check that input and state are arrays of the framework.
+def check(
+    spec: Spec,
+    array_type: type,
+    dtype: Any,
+    input: Any,
+    state: tuple[Any, ...] | None,
+    *,
+    shape: tuple[int, ...] | None = None,
+) -> Sizes:
+    """Check input and state: that they are arrays of the framework, then their shapes and dtypes.
+
+    Parameters
+    ----------
+    spec
+        The module's spec.
+    array_type
+        The framework's class of an array.
+    dtype
+        The module's own, a name or the framework's object; None: any floating dtype, each its own.
+    input, state
+        What `bind` and `state_parts` gave.
+    shape
+        What counts as the input's shape, where that is not its own.
+
+    Returns
+    -------
+    Sizes
+        T and B.
 
     Raises
     ------
     ArgumentError
-        If one is not.
+        If one is no array of the framework.
+    ShapeError, DTypeError
+        As `check_arrays`.
     """
-    for name, array in zip(("input", *(f"{s}_0" for s in spec.states)), (input, *(hx or ())), strict=False):
+    for name, array in zip(("input", *(f"{s}_0" for s in spec.states)), (input, *(state or ())), strict=False):
         if not isinstance(array, array_type):
             raise ArgumentError(f"{name}: given {_type_name(type(array))}, expected a {_type_name(array_type)}")
+    return check_arrays(
+        spec,
+        None if dtype is None else plain_name(dtype),
+        (tuple(input.shape) if shape is None else shape, plain_name(input.dtype)),
+        None if state is None else tuple((tuple(part.shape), plain_name(part.dtype)) for part in state),
+    )
 
 
 def _type_name(kind: type) -> str:

@@ -7,8 +7,7 @@ import array_api_compat
 import numpy as np
 
 from unirnn import Spec, plain
-from unirnn.call import bind, check_arrays, check_types, join_state, lengths, state_parts
-from unirnn.devices import plain_name
+from unirnn.call import bind, check, join_state, lengths, state_parts
 
 __all__ = ["ArrayModule"]
 
@@ -81,15 +80,9 @@ class ArrayModule:
         spec, xp = self.spec, self._xp
         input, hx, seq_length = bind(spec, input, hx, seq_length, aliases)
         state = state_parts(spec, hx)
-        weight = self.weights["weight_ih_l0"]
         # Not the weight's own type, which may be a subclass, such as torch.nn.Parameter.
-        check_types(spec, type(xp.asarray(0.0)), input, state)
-        sizes = check_arrays(
-            spec,
-            plain_name(weight.dtype),
-            (tuple(input.shape), plain_name(input.dtype)),
-            None if state is None else tuple((tuple(p.shape), plain_name(p.dtype)) for p in state),
-        )
+        array_type = type(xp.asarray(0.0))
+        sizes = check(spec, array_type, self.weights["weight_ih_l0"].dtype, input, state)
         ns = None
         if seq_length is not None:
             ns = xp.asarray(lengths(seq_length, sizes), device=array_api_compat.device(input))

@@ -8,7 +8,7 @@ from mindspore import dtype as mstype
 
 from unirnn import Spec
 from unirnn.backend import Arrays
-from unirnn.call import bind, check_arrays, check_lengths, check_types, lengths, state_parts
+from unirnn.call import bind, check, check_arrays, check_lengths, lengths, state_parts
 from unirnn.devices import plain_name
 from unirnn.errors import ArgumentError
 
@@ -87,13 +87,7 @@ class Recurrent(nn.Cell):
         # Here everything can be looked at; `construct`, when it is traced, sees shapes and dtypes only.
         input, hx, seq_length = bind(self.spec, input, hx, seq_length, aliases)
         state = state_parts(self.spec, hx)
-        check_types(self.spec, Tensor, input, state)
-        sizes = check_arrays(
-            self.spec,
-            plain_name(self.weights[0].dtype),
-            (input.shape, plain_name(input.dtype)),
-            None if state is None else tuple((part.shape, plain_name(part.dtype)) for part in state),
-        )
+        sizes = check(self.spec, Tensor, self.weights[0].dtype, input, state)
         if seq_length is not None:
             on_host = seq_length.asnumpy() if isinstance(seq_length, Tensor) else seq_length
             ns = lengths(on_host, sizes)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unirnn import Spec, kernels
-from unirnn.call import bind, check_arrays, check_types, join_state, lengths, state_parts
+from unirnn.call import bind, check, join_state, lengths, state_parts
 from unirnn.errors import ShapeError
 
 __all__ = ["NumpyModule"]
@@ -106,14 +106,7 @@ class NumpyModule:
         spec = self.spec
         input, hx, seq_length = bind(spec, input, hx, seq_length, aliases)
         state = state_parts(spec, hx)
-        check_types(spec, np.ndarray, input, state)
-        dtype = self.weights["weight_ih_l0"].dtype
-        sizes = check_arrays(
-            spec,
-            dtype.name,
-            (input.shape, input.dtype.name),
-            None if state is None else tuple((part.shape, part.dtype.name) for part in state),
-        )
+        sizes = check(spec, np.ndarray, self.weights["weight_ih_l0"].dtype, input, state)
         ns = None if seq_length is None else lengths(seq_length, sizes)
         output, final, pullback = kernels.recurrent(
             spec, self.weights, input, state, ns, noise=self._noise(sizes.steps, sizes.batch_size or 1)

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from unirnn import RNNSpec, Spec, plain
 from unirnn.backend import Arrays
-from unirnn.call import Sizes, bind, check_arrays, check_lengths, check_types, join_state, lengths, state_parts
+from unirnn.call import Sizes, bind, check, check_lengths, join_state, lengths, state_parts
 from unirnn.devices import plain_name
 from unirnn.errors import ArgumentError
 
@@ -121,8 +121,7 @@ class Recurrent(torch.nn.RNNBase):
         state = state_parts(spec, hx)
         if isinstance(input, PackedSequence):
             return self._packed(input, state, seq_length)
-        check_types(spec, Tensor, input, state)
-        sizes = self._check(tuple(input.shape), input, state)
+        sizes = check(spec, Tensor, self._dtype(input), input, state)
         weights = [getattr(self, name) for name in self._names]
         if seq_length is None:
             output, final = self._dense(input, state, weights, sizes.batch_size)
@@ -140,15 +139,11 @@ class Recurrent(torch.nn.RNNBase):
             )
         return output, join_state(final)
 
-    def _check(self, shape: tuple[int, ...], input: Tensor, state: tuple[Tensor, ...] | None) -> Sizes:
-        # Under autocast the native call casts, and any floating dtype is right.
-        dtype = None if torch.is_autocast_enabled(input.device.type) else plain_name(self.weight_ih_l0.dtype)
-        return check_arrays(
-            self.spec,
-            dtype,
-            (shape, plain_name(input.dtype)),
-            None if state is None else tuple((tuple(part.shape), plain_name(part.dtype)) for part in state),
-        )
+    def _dtype(self, input: Any) -> torch.dtype | None:
+        """The dtype that arrays must have; under autocast the native call casts, and any floating one is right."""
+        autocast = isinstance(input, Tensor) and torch.is_autocast_enabled(input.device.type)
+        weight: Any = self.weight_ih_l0
+        return None if autocast else weight.dtype
 
     def _dense(
         self, input: Tensor, state: tuple[Tensor, ...] | None, weights: list[Tensor], batch_size: int | None
@@ -182,9 +177,8 @@ class Recurrent(torch.nn.RNNBase):
             raise ArgumentError("seq_length: given besides a PackedSequence, which holds its own lengths; give one")
         data, batch_sizes, order, inverse = input
         steps, batch_size = len(batch_sizes), int(batch_sizes[0])
-        check_types(spec, Tensor, data, state)
         leading = (batch_size, steps) if spec.batch_first else (steps, batch_size)
-        self._check((*leading, data.shape[-1]), data, state)
+        check(spec, Tensor, self._dtype(data), data, state, shape=(*leading, data.shape[-1]))
         if state is None:
             state = tuple(data.new_zeros(shape) for shape in spec.state_shapes(batch_size).values())
         elif order is not None:
