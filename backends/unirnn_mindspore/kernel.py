@@ -1,7 +1,7 @@
 """One layer in one direction on a CPU: a differentiable operator over the core's NumPy kernels.
 
 MindSpore on a CPU pays for every operator that it launches, and a layer of small operators per time step
-costs ten to a hundred times what it computes. So a layer is one ``ops.Custom`` for all steps, and its gradient
+costs far more than what it computes. So a layer is one ``ops.Custom`` for all steps, and its gradient
 another, which runs the layer again and then backward: no intermediate result is kept between them.
 It serves PyNative and graph mode alike. MindSpore lends the memory of the inputs; nothing is copied there.
 """
