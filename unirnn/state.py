@@ -6,6 +6,7 @@ but ``shape``, ``reshape``, ``swapaxes`` and indexing, and so work on NumPy, tor
 keep gradients.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,10 +15,25 @@ from .specs import Spec
 
 __all__ = ["axes", "from_batch_major", "from_layers", "last_layer", "to_batch_major", "to_layers"]
 
-Array = Any
+
+def _checked(function: Callable[[Spec, Any], Any]) -> Callable[[Spec, Any], Any]:
+    """Check the shape before a call; MindSpore's graph mode, which can't raise, compiles what is wrapped."""
+
+    @functools.wraps(function)
+    def checked(spec: Spec, state: Any) -> Any:
+        shape = tuple(state.shape)
+        if len(shape) not in (2, 3) or shape[0] != spec.num_layers * spec.num_directions:
+            raise ShapeError(
+                f"state: given shape {shape}, expected (L*D, B, H) or (L*D, H) with "
+                f"L*D = {spec.num_layers * spec.num_directions}"
+            )
+        return function(spec, state)
+
+    return checked
 
 
-def axes(spec: Spec, state: Array) -> Array:
+@_checked
+def axes(spec: Spec, state: Any) -> Any:
     """Name the axes: `(L*D, B, H)` to `(L, D, B, H)`, that is (layer, direction, batch, hidden).
 
     Parameters
@@ -38,16 +54,11 @@ def axes(spec: Spec, state: Array) -> Array:
     >>> axes(unirnn.GRUSpec(3, 4, 2, bidirectional=True), numpy.zeros((4, 5, 4))).shape
     (2, 2, 5, 4)
     """
-    shape = tuple(state.shape)
-    if len(shape) not in (2, 3) or shape[0] != spec.num_layers * spec.num_directions:
-        raise ShapeError(
-            f"state: given shape {shape}, expected (L*D, B, H) or (L*D, H) with "
-            f"L*D = {spec.num_layers * spec.num_directions}"
-        )
-    return state.reshape(spec.num_layers, spec.num_directions, *shape[1:])
+    return state.reshape(spec.num_layers, spec.num_directions, *state.shape[1:])
 
 
-def last_layer(spec: Spec, state: Array) -> Array:
+@_checked
+def last_layer(spec: Spec, state: Any) -> Any:
     """The last layer's state with its directions side by side, forward first.
 
     Parameters
@@ -75,17 +86,17 @@ def last_layer(spec: Spec, state: Array) -> Array:
     return last.swapaxes(0, 1).reshape(batch_size, directions * size)
 
 
-def to_batch_major(state: Array) -> Array:
+def to_batch_major(state: Any) -> Any:
     """`(L*D, B, H)` to `(B, L*D, H)`: what ONNX calls ``layout=1``, and what splits over devices by batch."""
     return state.swapaxes(0, 1)
 
 
-def from_batch_major(state: Array) -> Array:
+def from_batch_major(state: Any) -> Any:
     """`(B, L*D, H)` to `(L*D, B, H)`."""
     return state.swapaxes(0, 1)
 
 
-def to_layers(spec: Spec, state: Array) -> list[tuple[Array, ...]]:
+def to_layers(spec: Spec, state: Any) -> list[tuple[Any, ...]]:
     """One array for each layer and direction, as Keras and Flax hold their states.
 
     Returns
@@ -104,7 +115,7 @@ def to_layers(spec: Spec, state: Array) -> list[tuple[Array, ...]]:
     return [tuple(named[layer][d] for d in range(spec.num_directions)) for layer in range(spec.num_layers)]
 
 
-def from_layers(layers: Sequence[Sequence[Array]], stack: Callable[[list[Array]], Array]) -> Array:
+def from_layers(layers: Sequence[Sequence[Any]], stack: Callable[[list[Any]], Any]) -> Any:
     """The inverse of `to_layers`.
 
     Parameters

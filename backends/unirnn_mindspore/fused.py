@@ -1,12 +1,12 @@
-"""One layer in one direction on a GPU or an Ascend: the fused operators that ``mindspore.nn`` uses there.
+"""One layer in one direction by MindSpore's own operators: the fused ones that ``mindspore.nn`` uses.
 
-========  =========================================  ==============================================
-cell      GPU                                        Ascend
-========  =========================================  ==============================================
-GRU       ``CudnnGRU``                               ``DynamicGRUV2``, gates r, z, n, float16
-LSTM      ``ops.LSTM``                               ``DynamicRNN``, gates i, g, f, o, float16
-RNN       primitive operations, step by step         the same
-========  =========================================  ==============================================
+========  ====================  ==========================  ========================================
+cell      GPU                   Ascend                      CPU, in an exported file
+========  ====================  ==========================  ========================================
+GRU       ``CudnnGRU``          ``DynamicGRUV2``, float16   step by step
+LSTM      ``ops.LSTM``          ``DynamicRNN``, float16     ``ops.LSTM``, float32
+RNN       step by step          step by step                step by step
+========  ====================  ==========================  ========================================
 
 An operator runs over dense steps, forward. Lengths stand around it: padding is selected
 away before anything is computed from it (it may be NaN), the reverse direction reads each sequence from
@@ -14,6 +14,7 @@ its last valid step, and the final state is gathered at step n-1, or is the init
 This file is written in the part of Python that MindSpore's graph mode compiles.
 """
 
+import functools
 from typing import Any
 
 from mindspore import dtype as mstype
@@ -33,7 +34,7 @@ class FusedDirection(nn.Cell):
     spec
         What the layer is.
     target
-        ``"GPU"`` or ``"Ascend"``.
+        ``"CPU"``, ``"GPU"`` or ``"Ascend"``.
     input_size
         Size of this layer's input.
     backward
@@ -43,11 +44,14 @@ class FusedDirection(nn.Cell):
     def __init__(self, spec: Spec, target: str, input_size: int, backward: bool) -> None:
         super().__init__()
         operators: dict[tuple[str, str], Any] = {
+            ("RNN", "CPU"): StepRNN,
             ("RNN", "GPU"): StepRNN,
             ("RNN", "Ascend"): StepRNN,
+            ("GRU", "CPU"): StepGRU,
             ("GRU", "GPU"): CudnnGRUOperator,
             ("GRU", "Ascend"): DynamicGRUOperator,
-            ("LSTM", "GPU"): CudnnLSTMOperator,
+            ("LSTM", "CPU"): functools.partial(LSTMOperator, on_cpu=True),
+            ("LSTM", "GPU"): LSTMOperator,
             ("LSTM", "Ascend"): DynamicLSTMOperator,
         }
         self.operator = operators[spec.cell, target](spec, input_size)
@@ -117,6 +121,34 @@ class StepRNN(nn.Cell):
         return h_steps, h_steps
 
 
+class StepGRU(nn.Cell):
+    """GRU step by step: ``GRUV2``, the CPU's fused one, computes another GRU.
+
+    ``r = s(W_ir x + b_ir + W_hr h + b_hr)``, z alike, ``n = tanh(W_in x + b_in + r * (W_hn h + b_hn))``,
+    ``h' = (1 - z) * n + z * h``.
+    """
+
+    def __init__(self, spec: Spec, input_size: int) -> None:
+        super().__init__()
+        self.size = spec.hidden_size
+
+    def construct(self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any) -> Any:
+        """`(T, B, I)` and `(B, H)` to the state after each step, `(T, B, H)`, twice."""
+        size = self.size
+        products = ops.matmul(x, w_ih.T) + b_ih
+        h = h_0
+        steps: Any = ()
+        for t in range(x.shape[0]):
+            of_x, of_h = products[t], ops.matmul(h, w_hh.T) + b_hh
+            gates = ops.sigmoid(of_x[:, : 2 * size] + of_h[:, : 2 * size])
+            r, z = gates[:, :size], gates[:, size:]
+            n = ops.tanh(of_x[:, 2 * size :] + r * of_h[:, 2 * size :])
+            h = (1 - z) * n + z * h
+            steps += (h,)
+        h_steps = ops.stack(steps)
+        return h_steps, h_steps
+
+
 class CudnnGRUOperator(nn.Cell):
     """GRU on a GPU. ``CudnnGRU``: gates r, z, n; weights in a row; output `(T, B, H)`."""
 
@@ -130,28 +162,35 @@ class CudnnGRUOperator(nn.Cell):
         return h_steps, h_steps
 
 
-class CudnnLSTMOperator(nn.Cell):
-    """LSTM on a GPU. ``ops.LSTM``: gates i, f, g, o; weights in a row; of c only the last step.
+class LSTMOperator(nn.Cell):
+    """LSTM on a GPU and in a CPU's file. ``ops.LSTM``: gates i, f, g, o; weights in a row; of c only the last step.
 
     So c is *frozen* on padded steps: one more column of the input is 1 there, and drives the gates i to 0
     and f to 1, exactly. Then ``c' = 1 * c + 0 * g``, and c after the last step is c after step n-1.
     """
 
-    def __init__(self, spec: Spec, input_size: int) -> None:
+    def __init__(self, spec: Spec, input_size: int, on_cpu: bool = False) -> None:
         super().__init__()
         self.lstm = ops.LSTM(input_size + 1, spec.hidden_size, 1, True, False, 0.0)
         self.size = spec.hidden_size
+        self.on_cpu = on_cpu
 
     def construct(self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any) -> Any:
         """`(T, B, I)` and `(B, H)` each to h and c after each step, `(T, B, H)` each."""
+        # oneDNN's, on a CPU, takes one bias, and float32 only
+        biases = (b_ih + b_hh,) if self.on_cpu else (b_ih, b_hh)
+        kind = mstype.float32 if self.on_cpu else x.dtype
         padded = ops.logical_not(valid).astype(x.dtype)
         ones = ops.ones((self.size, 1), x.dtype)
         large = 1e4 if x.dtype == mstype.float16 else 1e30  # it outweighs whatever else the gates get
         column = ops.concat((ones * -large, ones * large, ops.zeros((2 * self.size, 1), x.dtype)), 0)
-        weights = (ops.concat((w_ih, column), 1), w_hh, b_ih, b_hh)
         h_steps, _, c_n, _, _ = self.lstm(
-            ops.concat((x, padded), 2), h_0.expand_dims(0), c_0.expand_dims(0), _flat(weights)
+            ops.concat((x, padded), 2).astype(kind),
+            h_0.expand_dims(0).astype(kind),
+            c_0.expand_dims(0).astype(kind),
+            _flat((ops.concat((w_ih, column), 1), w_hh, *biases)).astype(kind),
         )
+        h_steps, c_n = h_steps.astype(x.dtype), c_n.astype(x.dtype)
         return h_steps, ops.broadcast_to(c_n, h_steps.shape)
 
 

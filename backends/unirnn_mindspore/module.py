@@ -10,10 +10,10 @@ from unirnn import Spec
 from unirnn.backend import Arrays
 from unirnn.call import bind, check, check_arrays, check_lengths, lengths, state_parts
 from unirnn.devices import plain_name
-from unirnn.errors import ArgumentError
+from unirnn.errors import ArgumentError, LimitError, ShapeError
 
 from .kernel import shared
-from .stack import Stack
+from .stack import Stack, by_kernels
 
 __all__ = ["Recurrent"]
 
@@ -59,11 +59,13 @@ class Recurrent(nn.Cell):
         self.dropout = spec.dropout
         self.bidirectional = spec.bidirectional
         self.is_lstm = spec.cell == "LSTM"
+        # set by `to_float`, the mixed precision of `mindspore.amp`
+        self.fp16 = self.fp32 = False
         self.weights = ParameterTuple(
             [Parameter(Tensor(np.array(weights[name]), dtype), name=name) for name in spec.weight_shapes()]
         )
         self.stack = Stack(spec, target)
-        self._check_names, self._check_types, self._check_arrays = _traced_checks(spec)
+        self._check_names, self._check_types, self._check_arrays = _traced_checks(spec, target)
 
     def __call__(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
         """Run the layers.
@@ -87,12 +89,19 @@ class Recurrent(nn.Cell):
         # Here everything can be looked at; `construct`, when it is traced, sees shapes and dtypes only.
         input, hx, seq_length = bind(self.spec, input, hx, seq_length, aliases)
         state = state_parts(self.spec, hx)
-        sizes = check(self.spec, Tensor, self.weights[0].dtype, input, state)
+        dtype = None if self.fp16 or self.fp32 else self.weights[0].dtype
+        sizes = check(self.spec, Tensor, dtype, input, state)
         if seq_length is not None:
             on_host = seq_length.asnumpy() if isinstance(seq_length, Tensor) else seq_length
             ns = lengths(on_host, sizes)
             seq_length = Tensor(ns if sizes.batch_size is not None else ns[0])
         return super().__call__(input, tuple(state) if self.is_lstm and state else hx, seq_length)
+
+    def add_flags(self, **flags: Any) -> Any:
+        """Set attributes, as MindSpore's `to_float` does for mixed precision."""
+        if flags.get("bf16"):
+            raise LimitError("to_float: given bfloat16, but mindspore has no bfloat16 layers; it has float16, float32")
+        return super().add_flags(**flags)
 
     def construct(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
         """What is compiled in graph mode; see the call."""
@@ -115,13 +124,25 @@ class Recurrent(nn.Cell):
         for part in state:
             shapes += (part.shape,)
             dtypes += (part.dtype,)
-        dtype = self.weights[0].dtype
+        mixed = self.fp16 or self.fp32
+        dtype = None if mixed else self.weights[0].dtype
         if isinstance(seq_length, Tensor):
-            self._check_arrays(shapes, dtypes, dtype, None, seq_length.shape, seq_length.dtype)
+            empty = self._check_arrays(shapes, dtypes, dtype, None, seq_length.shape, seq_length.dtype)
         else:
-            self._check_arrays(shapes, dtypes, dtype, seq_length, None, None)
+            empty = self._check_arrays(shapes, dtypes, dtype, seq_length, None, None)
 
         x = input
+        weights: Any = self.weights
+        if mixed:
+            kind = mstype.float16 if self.fp16 else mstype.float32
+            x = x.astype(kind)
+            narrow: Any = ()
+            for part in state:
+                narrow += (part.astype(kind),)
+            state = narrow
+            weights = ()
+            for weight in self.weights:
+                weights += (weight.astype(kind),)
         batched = x.ndim == 3
         if not batched:
             x = x.expand_dims(1)
@@ -145,10 +166,10 @@ class Recurrent(nn.Cell):
         else:
             seq_length = Tensor(seq_length, mstype.int64)
 
-        if batch_size == 0:  # operators over memory of no bytes fail
+        if empty:  # operators over memory of no bytes fail
             output, h_n, c_n = ops.zeros((steps, 0, self.hidden_size * directions), x.dtype), h_0, c_0
         else:
-            output, h_n, c_n = self.stack(x, h_0, c_0, seq_length, self.weights)
+            output, h_n, c_n = self.stack(x, h_0, c_0, seq_length, weights)
         if not batched:
             output, h_n, c_n = output.squeeze(1), h_n.squeeze(1), c_n.squeeze(1)
         elif self.batch_first:
@@ -158,7 +179,7 @@ class Recurrent(nn.Cell):
         return output, h_n
 
 
-def _traced_checks(spec: Spec) -> tuple[Any, Any, Any]:
+def _traced_checks(spec: Spec, target: str) -> tuple[Any, Any, Any]:
     """The core's checks as compile-time functions of what a trace knows: names, types, shapes and dtypes."""
 
     def check_names(has_input: bool, has_state: bool, aliases: tuple[str, ...]) -> None:
@@ -173,19 +194,23 @@ def _traced_checks(spec: Spec) -> tuple[Any, Any, Any]:
             state_parts(spec, tensors[1:] if in_pair else Tensor(0))
 
     def check_shapes(
-        shapes: tuple[tuple[int, ...], ...],
+        shapes: tuple[tuple[Any, ...], ...],
         dtypes: tuple[Any, ...],
         dtype: Any,
         constant: Any,
-        length_shape: tuple[int, ...] | None,
+        length_shape: tuple[Any, ...] | None,
         length_dtype: Any,
-    ) -> None:
+    ) -> bool:
+        if any(None in shape for shape in (*shapes, length_shape or ())):
+            _check_unknown(spec, target, shapes[0])
+            return False
         arrays = tuple((tuple(shape), plain_name(kind)) for shape, kind in zip(shapes, dtypes, strict=True))
-        sizes = check_arrays(spec, plain_name(dtype), arrays[0], arrays[1:] or None)
+        sizes = check_arrays(spec, None if dtype is None else plain_name(dtype), arrays[0], arrays[1:] or None)
         if constant is not None:
             lengths(constant, sizes)
         elif length_shape is not None:
             check_lengths(tuple(length_shape), plain_name(length_dtype), sizes)
+        return sizes.batch_size == 0
 
     at_compile_time = ops.constexpr(check=False)
     return (
@@ -193,3 +218,17 @@ def _traced_checks(spec: Spec) -> tuple[Any, Any, Any]:
         shared(at_compile_time(check_tensors)),
         shared(at_compile_time(check_shapes)),
     )
+
+
+def _check_unknown(spec: Spec, target: str, shape: tuple[Any, ...]) -> None:
+    """Refuse sizes that only the run knows (None) where they can't be; of what else there is, nothing is checked."""
+    if by_kernels(target):
+        raise ShapeError(
+            f"input: given shape {tuple(shape)}, whose unknown sizes (None) the CPU's kernels must know when they are "
+            "compiled; leave out set_inputs, and each new shape compiles anew"
+        )
+    if spec.cell != "LSTM" and target == "CPU" and shape[1 if spec.batch_first and len(shape) == 3 else 0] is None:
+        raise ShapeError(
+            f"input: given shape {tuple(shape)}, expected a known number of time steps: {spec.cell} is exported step "
+            "by step"
+        )

@@ -8,19 +8,23 @@ one signature, whatever the cell and the device, so that the stack knows neither
 with x of `(T, B, I)`, outputs of `(T, B, H)`, states of `(B, H)` and lengths of `(B,)`. An RNN or GRU has no c: it
 takes h in its place, and nobody reads what it returns there. A layer without biases gets zeros.
 
+On a CPU there are two of each: the kernel's, which runs and learns, and, for the file that ``mindspore.export``
+writes, one of MindSpore's own operators, since a function of Python can't stand in a file.
+
 This file is written in the part of Python that MindSpore's graph mode compiles.
 """
 
 from typing import Any
 
+import mindspore as ms
 from mindspore import nn, ops
 
 from unirnn import Spec
 
 from .fused import FusedDirection
-from .kernel import KernelDirection
+from .kernel import KernelDirection, shared
 
-__all__ = ["Stack"]
+__all__ = ["Stack", "by_kernels"]
 
 
 class Stack(nn.Cell):
@@ -41,14 +45,17 @@ class Stack(nn.Cell):
         self.dropout = spec.dropout
         self.bias = spec.bias
         self.is_lstm = spec.cell == "LSTM"
-        self.directions = nn.CellList(
+        self.operators = nn.CellList(
             [
-                KernelDirection(spec, suffix.endswith("_reverse"))
-                if target == "CPU"
-                else FusedDirection(spec, target, spec.weight_shapes()["weight_ih" + suffix][1], "_reverse" in suffix)
+                FusedDirection(spec, target, spec.weight_shapes()["weight_ih" + suffix][1], "_reverse" in suffix)
                 for suffix in spec.suffixes()
             ]
         )
+        self.kernels = nn.CellList(
+            [KernelDirection(spec, "_reverse" in suffix) for suffix in spec.suffixes() if target == "CPU"]
+        )
+        # an attribute: automatic mixed precision rewrites `construct` in a module of its own
+        self.by_kernels = shared(ops.constexpr(check=False)(lambda: by_kernels(target)))
 
     def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, weights: Any) -> Any:
         """`(T, B, I)` and states `(L*D, B, H)` to `(T, B, D*H)` and states."""
@@ -62,11 +69,10 @@ class Stack(nn.Cell):
                     w_ih, w_hh, b_ih, b_hh = weights[4 * position : 4 * position + 4]
                 else:
                     w_ih, w_hh = weights[2 * position : 2 * position + 2]
-                    b_ih = ops.zeros((w_ih.shape[0],), w_ih.dtype)
+                    b_ih = ops.zeros_like(w_ih[:, 0])
                     b_hh = b_ih
-                out, h, c = self.directions[position](
-                    x, h_0[position], c_0[position], seq_length, w_ih, w_hh, b_ih, b_hh
-                )
+                direction = self.kernels[position] if self.by_kernels() else self.operators[position]
+                out, h, c = direction(x, h_0[position], c_0[position], seq_length, w_ih, w_hh, b_ih, b_hh)
                 outputs += (out,)
                 h_n += (h,)
                 c_n += (c,)
@@ -75,3 +81,8 @@ class Stack(nn.Cell):
                 x = ops.dropout(x, self.dropout, True)
         h_all = ops.stack(h_n)
         return x, h_all, ops.stack(c_n) if self.is_lstm else h_all
+
+
+def by_kernels(target: str) -> bool:
+    """Whether the kernels run: on a CPU, but not in a file; `mindspore.export` compiles at the strict level."""
+    return target == "CPU" and ms.get_context("jit_syntax_level") != ms.STRICT
