@@ -9,6 +9,7 @@ from .limits import Explanation, Limit, explain
 from .registry import backends, default_backend, use_backend
 from .snapshots import Snapshot, snapshot
 from .specs import GRUSpec, LSTMSpec, RNNSpec, Spec
+from .state import detach
 
 __all__ = [
     "Device",
@@ -22,6 +23,7 @@ __all__ = [
     "__version__",
     "backends",
     "default_backend",
+    "detach",
     "errors",
     "explain",
     "snapshot",

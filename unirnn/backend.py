@@ -83,6 +83,10 @@ class Backend(Protocol):
         """An array of the framework as a NumPy array."""
         ...
 
+    def detach(self, array: Any) -> Any | None:
+        """An array of its framework cut off from what computed it; None if it is of another framework."""
+        ...
+
     def gradients(
         self,
         module: Any,

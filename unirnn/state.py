@@ -1,8 +1,8 @@
 """The hidden state's layout: its axes by name, and other frameworks' layouts.
 
 A state is `(L*D, B, H)`: layer-major, then direction, whatever ``batch_first`` says; `(L*D, H)` when unbatched.
-An LSTM's state is a pair of them, ``(h, c)``: apply these functions to each. They use nothing of an array
-but ``shape``, ``reshape``, ``swapaxes`` and indexing, and so work on NumPy, torch and MindSpore alike, and
+An LSTM's state is a pair of them, ``(h, c)``: apply these functions to each (`detach` takes the pair). They use
+nothing of an array but ``shape``, ``reshape``, ``swapaxes`` and indexing, and so work on NumPy, torch and MindSpore alike, and
 keep gradients.
 """
 
@@ -10,10 +10,11 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .errors import ShapeError
+from . import registry
+from .errors import ArgumentError, ShapeError
 from .specs import Spec
 
-__all__ = ["axes", "from_batch_major", "from_layers", "last_layer", "to_batch_major", "to_layers"]
+__all__ = ["axes", "detach", "from_batch_major", "from_layers", "last_layer", "to_batch_major", "to_layers"]
 
 
 def _checked(function: Callable[[Spec, Any], Any]) -> Callable[[Spec, Any], Any]:
@@ -131,3 +132,44 @@ def from_layers(layers: Sequence[Sequence[Any]], stack: Callable[[list[Any]], An
         `(L*D, B, H)`.
     """
     return stack([part for layer in layers for part in layer])
+
+
+def detach(state: Any) -> Any:
+    """Cut a state off from what computed it: no gradient flows back from there.
+
+    For truncated backpropagation through time, where the state goes on from chunk to chunk and the gradient does not.
+    A compiled function (``torch.compile``, ``mindspore.jit``) uses its framework's own word instead.
+
+    Parameters
+    ----------
+    state
+        `(L*D, B, H)`, or for LSTM the pair ``(h, c)``; an array of a backend that was used before.
+
+    Returns
+    -------
+    array or tuple
+        The same numbers, in the same form; NumPy's arrays are returned as they are, since they have no history.
+
+    Raises
+    ------
+    ArgumentError
+        If no backend knows such an array.
+
+    Examples
+    --------
+    >>> import numpy, unirnn
+    >>> gru = unirnn.GRUSpec(3, 4).build("numpy", seed=0)
+    >>> _, h_n = gru(numpy.ones((5, 2, 3), "float32"))
+    >>> _, h_n = gru(numpy.ones((7, 2, 3), "float32"), unirnn.detach(h_n))
+    """
+    if isinstance(state, (tuple, list)):
+        return tuple(detach(part) for part in state)
+    backends = registry.loaded()
+    for backend in backends:
+        found = backend.detach(state)
+        if found is not None:
+            return found
+    raise ArgumentError(
+        f"state: given {type(state).__module__}.{type(state).__name__}, expected an array of a backend that was used "
+        f"({', '.join(backend.name for backend in backends) or 'none yet'}), or a pair of them"
+    )

@@ -74,5 +74,9 @@ class ArrayBackend:
     def to_numpy(self, array: Any) -> Array:
         return np.asarray(array.detach() if hasattr(array, "detach") else array)
 
+    def detach(self, array: Any) -> Any | None:
+        # The standard has no gradients, and no word for it.
+        return array.detach() if hasattr(array, "detach") else None
+
     def gradients(self, *arguments: Any) -> dict[str, Array]:
         raise ArgumentError("array_api has no gradients of its own; use those of the namespace")

@@ -92,6 +92,9 @@ class MindSporeBackend:
         result: Array = array.asnumpy()
         return result
 
+    def detach(self, array: Any) -> Any | None:
+        return ms.ops.stop_gradient(array) if isinstance(array, ms.Tensor) else None
+
     def gradients(
         self,
         module: Any,

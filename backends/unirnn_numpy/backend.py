@@ -59,6 +59,9 @@ class NumpyBackend:
     def to_numpy(self, array: Any) -> Array:
         return np.asarray(array)
 
+    def detach(self, array: Any) -> Any | None:
+        return array if isinstance(array, np.ndarray) else None
+
     def gradients(
         self,
         module: Any,

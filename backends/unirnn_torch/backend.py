@@ -73,6 +73,9 @@ class TorchBackend:
         result: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
         return result
 
+    def detach(self, array: Any) -> Any | None:
+        return array.detach() if isinstance(array, torch.Tensor) else None
+
     def gradients(
         self,
         module: Any,

@@ -1,0 +1,72 @@
+"""A sequence that is fed in chunks, its state carried on, gives what it gives whole."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import KINDS, Batch, Case, built, cases
+from conftest import Subject, close
+from hypothesis import given
+from hypothesis import strategies as st
+
+import unirnn
+from unirnn import GRUSpec, LSTMSpec, errors
+from unirnn.call import join_state
+
+
+def chunked(subject: Subject, module: Any, batch: Batch, case: Case, cuts: list[int]) -> Any:
+    """Feed the steps between the cuts one chunk after the other; lengths are what is left of each sequence."""
+    axis = 1 if case.batch_first and case.batch_size is not None else 0
+    state = batch.hx if case.state else None
+    outputs = []
+    for start, stop in zip([0, *cuts], [*cuts, case.steps], strict=True):
+        chunk = batch.input.take(range(start, stop), axis)
+        left = None if batch.lengths is None else np.clip(batch.lengths - start, 0, stop - start)
+        given_lengths = left if left is None or case.batch_size is not None else int(left[0])
+        output, state = subject.call(module, chunk, state, given_lengths)
+        outputs.append(output)
+    return np.concatenate(outputs, axis), state
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> tuple[Case, list[int]]:
+    case = replace(draw(cases()), bidirectional=False)
+    cuts = draw(st.lists(st.integers(1, max(1, case.steps - 1)), unique=True)) if case.steps > 1 else []
+    return case, sorted(cuts)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(stream=streams())
+def test_chunks_of_any_sizes(subject: Subject, kind: str, stream: tuple[Case, list[int]]) -> None:
+    case, cuts = stream
+    if case.dtype not in subject.backend.dtypes:
+        return
+    module, batch = built(subject, kind, case)
+    output, final = chunked(subject, module, batch, case, cuts)
+    whole, whole_final = subject.call(module, batch.input, batch.hx if case.state else None, case.seq_length)
+    tolerance = 1e-12 if case.dtype == "float64" else 1e-5
+    close(output, whole, tolerance, "output")
+    for part, expected in zip(final, whole_final, strict=True):
+        close(part, expected, tolerance, "state")
+
+
+def test_a_detached_state_has_the_same_numbers(subject: Subject) -> None:
+    if not subject.backend.differentiable:
+        return
+    for spec in (GRUSpec(3, 4), LSTMSpec(3, 4)):
+        module = subject.build(spec, seed=0)
+        _, final = module(subject.array(np.ones((5, 2, 3), np.float32), module), seq_length=[5, 0])
+        detached = unirnn.detach(final)
+        assert isinstance(detached, tuple) == isinstance(final, tuple)
+        parts = (detached, final) if isinstance(final, tuple) else ((detached,), (final,))
+        for actual, expected in zip(*parts, strict=True):
+            assert type(actual) is type(expected)
+            np.testing.assert_array_equal(subject.backend.to_numpy(actual), subject.backend.to_numpy(expected))
+        module(subject.array(np.ones((5, 2, 3), np.float32), module), join_state(parts[0]))
+
+
+def test_what_can_not_be_detached() -> None:
+    unirnn.GRUSpec(3, 4).build("numpy")
+    with pytest.raises(errors.ArgumentError, match=r"state: given builtins\.float, expected an array of a backend"):
+        unirnn.detach((1.0, 2.0))
