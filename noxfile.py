@@ -23,7 +23,14 @@ PYTHONS = {
 }
 EXTRAS = {"numpy": "cli", "torch": "torch,cli", "mindspore": "mindspore,cli", "all": "all"}
 # what only several backends beside each other can show
-TOGETHER = ["test_together.py", "test_names.py", "test_parity.py", "test_cli.py", "test_docs.py"]
+TOGETHER = [
+    "test_together.py",
+    "test_training.py",
+    "test_names.py",
+    "test_parity.py",
+    "test_cli.py",
+    "test_docs.py",
+]
 
 
 def column(backend: str) -> str:
@@ -53,7 +60,7 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Mypy (strict) and pyright, with the real frameworks."""
     extras = EXTRAS["all"] if HERE in PYTHONS["all"] else EXTRAS["torch"]
-    install(session, "typing", "test", "demo", extras=extras)
+    install(session, "typing", "test", "test-torch", "demo", "benchmark", extras=extras)
     session.run("mypy")
     session.run("pyright")
 
@@ -69,7 +76,8 @@ def typing(session: nox.Session) -> None:
 )
 def tests(session: nox.Session, backend: str) -> None:
     """The suite of one backend, in an environment that has no other; or what all three show together."""
-    install(session, "test", extras=EXTRAS[backend])
+    groups = ["test", "test-torch"] if backend == "torch" else ["test"]
+    install(session, *groups, extras=EXTRAS[backend])
     if backend == "all":
         session.run("pytest", *(f"tests/{name}" for name in TOGETHER), *session.posargs)
         return
@@ -85,6 +93,15 @@ def demo(session: nox.Session) -> None:
     extras = EXTRAS["all"] if HERE in PYTHONS["all"] else EXTRAS["torch"]
     install(session, "demo", extras=extras)
     session.run("python", "examples/japanese_vowels/demo.py", *session.posargs)
+    session.run("python", "examples/japanese_vowels/same_run.py")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """What training costs in memory, ours beside the native layers: a quarter of an hour."""
+    extras = EXTRAS["all"] if HERE in PYTHONS["all"] else EXTRAS["torch"]
+    install(session, "benchmark", extras=extras)
+    session.run("python", "benchmarks/memory.py", *session.posargs)
 
 
 @nox.session

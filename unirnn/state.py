@@ -2,8 +2,8 @@
 
 A state is `(L*D, B, H)`: layer-major, then direction, whatever ``batch_first`` says; `(L*D, H)` when unbatched.
 An LSTM's state is a pair of them, ``(h, c)``: apply these functions to each (`detach` takes the pair). They use
-nothing of an array but ``shape``, ``reshape``, ``swapaxes`` and indexing, and so work on NumPy, torch and MindSpore alike, and
-keep gradients.
+nothing of an array but ``shape``, ``reshape``, ``swapaxes`` and indexing, and so work on NumPy, torch and MindSpore
+alike, and keep gradients.
 """
 
 import functools

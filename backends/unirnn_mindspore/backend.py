@@ -1,5 +1,6 @@
 """The ``mindspore`` backend's own answers to `unirnn.backend.Backend`."""
 
+import sys
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -51,10 +52,12 @@ class MindSporeBackend:
             if dtype == "float16":
                 yield Limit("float16 is computed in float32, and rounded at the end", refuses=False)
             yield Limit(
-                "on the CPU a layer is one operator over NumPy kernels: a compiled graph runs, but can't be "
-                "exported to MindIR, and has no second derivatives",
+                "on the CPU a layer is one operator over NumPy kernels, without second derivatives; a MindIR file has "
+                "MindSpore's own operators instead: RNN and GRU step by step, for a fixed T, and LSTM in float32",
                 refuses=False,
             )
+            if sys.platform != "linux":
+                yield Limit(f"MindSpore's custom operators, which run the kernels, need Linux, given {sys.platform}")
             return
         if dtype == "float64":
             yield Limit(f"the fused operators on {device.kind} have no float64; float32 and float16 are there")

@@ -31,10 +31,28 @@ class KernelDirection(nn.Cell):
 
     def __init__(self, spec: Spec, backward: bool) -> None:
         super().__init__()
-        self.run, self.run_back = operators(spec, backward)
+        self.kernel = Kernel(spec, backward)
 
     def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
         """`(T, B, I)` to `(T, B, H)`, and the state, `(B, H)` each."""
+        steps = x.shape[0]
+        rows = self.kernel(x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
+        return rows[:steps], rows[steps], rows[-1]
+
+
+class Kernel(nn.Cell):
+    """The operator and its gradient: `(T, B, I)` to `(T+1, B, H)`, the outputs and h, or for LSTM `(T+2, B, H)`.
+
+    All is one result, since PyNative makes zeros for the gradient of each result that nobody uses, and MindSpore
+    2.10 never frees all of what it made: 1.3 KB each.
+    """
+
+    def __init__(self, spec: Spec, backward: bool) -> None:
+        super().__init__()
+        self.run, self.run_back = operators(spec, backward)
+
+    def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
+        """The outputs, and behind them the state."""
         return self.run(x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
 
     def bprop(
@@ -52,7 +70,7 @@ class KernelDirection(nn.Cell):
     ) -> Any:
         """Gradients in the order of `construct`'s inputs."""
         dx, dh_0, dc_0, dw_ih, dw_hh, db_ih, db_hh = self.run_back(
-            x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh, dout[0], dout[1], dout[2]
+            x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh, dout
         )
         return dx, dh_0, dc_0, ops.zeros_like(seq_length), dw_ih, dw_hh, db_ih, db_hh
 
@@ -67,11 +85,9 @@ def operators(spec: Spec, backward: bool) -> tuple[Any, Any]:
         ns = lengths(seq_length, Sizes(x.shape[0], x.shape[1]))
         return kernels.direction(spec, kernels.Weights(*weights), x, (h_0, c_0)[:parts], ns, backward=backward)
 
-    def forward(
-        x: Any, h_0: Any, c_0: Any, seq_length: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any
-    ) -> tuple[Any, ...]:
+    def forward(x: Any, h_0: Any, c_0: Any, seq_length: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
         outputs, final, _ = apply(x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
-        return (outputs, final[0], final[-1])
+        return np.concatenate((outputs, final))
 
     def run_back(
         x: Any,
@@ -82,27 +98,26 @@ def operators(spec: Spec, backward: bool) -> tuple[Any, Any]:
         w_hh: Any,
         b_ih: Any,
         b_hh: Any,
-        d_outputs: Any,
-        d_h: Any,
-        d_c: Any,
+        d_rows: Any,
     ) -> tuple[Any, ...]:
+        steps = x.shape[0]
         _, _, pullback = apply(x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
-        dx, d_state, d_weights = pullback(d_outputs, (d_h, d_c)[:parts])
+        dx, d_state, d_weights = pullback(d_rows[:steps], tuple(d_rows[steps:]))
         return (dx, d_state[0], d_state[1] if parts == 2 else np.zeros_like(c_0), *d_weights)
 
-    def results(x: Any, h_0: Any, c_0: Any, *rest: Any) -> Any:
-        """Shapes of the outputs and of the state."""
-        return [x[0], x[1], h_0[1]], h_0, c_0
+    def result(x: Any, h_0: Any, *rest: Any) -> Any:
+        """Shape of the outputs and the state."""
+        return [x[0] + parts, x[1], h_0[1]]
 
-    def kinds(x: Any, *rest: Any) -> Any:
-        return x, x, x
+    def kind(x: Any, *rest: Any) -> Any:
+        return x
 
     def of_gradients(x: Any, h_0: Any, c_0: Any, seq_length: Any, *rest: Any) -> Any:
         """Shapes or dtypes: those of x, state and weights."""
         return x, h_0, c_0, *rest[:4]
 
     return (
-        shared(ops.Custom(forward, results, kinds, "pyfunc")),
+        shared(ops.Custom(forward, result, kind, "pyfunc")),
         shared(ops.Custom(run_back, of_gradients, of_gradients, "pyfunc")),
     )
 

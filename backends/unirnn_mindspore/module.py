@@ -151,7 +151,7 @@ class Recurrent(nn.Cell):
         steps, batch_size = x.shape[0], x.shape[1]
         directions = 2 if self.bidirectional else 1
         if hx is None:
-            h_0 = ops.zeros((self.num_layers * directions, batch_size, self.hidden_size), x.dtype)
+            h_0 = ops.full((self.num_layers * directions, batch_size, self.hidden_size), 0, dtype=x.dtype)
             c_0 = h_0
         else:
             h_0, c_0 = state[0], state[-1]

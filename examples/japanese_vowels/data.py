@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,24 @@ class Utterances:
     Parameters
     ----------
     features
-        `(B, T, 12)` float32, zero after an utterance's last step; T is the longest of the set.
+        `(B, T, 12)` float32 unless `astype` was asked for more, zero after an utterance's last step; T is the
+        longest of the set.
     lengths
         `(B,)` int64: the number of steps of each, 7 to 29.
     speakers
         `(B,)` int64: who speaks, 0 to 8.
     """
 
-    features: NDArray[np.float32]
+    features: NDArray[np.floating[Any]]
     lengths: NDArray[np.int64]
     speakers: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def astype(self, dtype: str) -> "Utterances":
+        """The same utterances, with features of another dtype."""
+        return replace(self, features=self.features.astype(dtype))
 
 
 def load(path: Path = DATA) -> tuple[Utterances, Utterances]:

@@ -9,8 +9,6 @@ left out; without PyTorch the trained weights are those that ship.
 """
 
 import argparse
-import importlib
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -21,18 +19,16 @@ from typing import Any, Protocol, cast
 import data
 import model
 import numpy as np
+import numpy_loop
+from loops import TITLES, installed
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from unirnn import registry
-from unirnn.errors import MissingBackendError
-
 Array = NDArray[Any]
 
-TITLES = {"torch": "PyTorch", "mindspore": "MindSpore"}
 COLOURS = {"torch": "#ee4c2c", "mindspore": "#123a6f"}
 BATCH_SIZE = 30
 LEAST_ACCURACY = 0.96
@@ -70,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--epochs must be at least 1, and --seed at least 0")
 
     training, test = data.load()
-    loops = installed_loops()
+    loops = {name: cast(Loop, loop) for name, loop in installed(COLOURS, console).items()}
     if options.save_weights and "torch" not in loops:
         parser.error("--save-weights needs PyTorch")
     console.print(f"{model.SPEC!r}\n{len(training)} utterances to learn from, {len(test)} to test with\n")
@@ -85,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         best, expected = model.load()
         source = "PyTorch, as shipped"
-    logits = {source: expected, "NumPy": model.logits(best, test)}
+    logits = {source: expected, "NumPy": numpy_loop.logits(best, test)}
     if "mindspore" in loops:
         logits["MindSpore"] = loops["mindspore"].logits(best, test)
 
@@ -98,22 +94,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model.save(best, expected)
         console.print(f"Saved {model.WEIGHTS}", soft_wrap=True)
     return 0
-
-
-def installed_loops() -> dict[str, Loop]:
-    """The loops whose frameworks are installed; says which are not, and what installs them."""
-    # MindSpore would warn, at length, of each kind of device that this machine lacks.
-    os.environ.setdefault("GLOG_v", "3")
-    loops: dict[str, Loop] = {}
-    for name, title in TITLES.items():
-        try:
-            registry.load(name)
-        except MissingBackendError as error:
-            # No markup: the brackets of 'unirnn[torch]' are the command's own.
-            console.print(f"Left out: {title}. {error}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-        else:
-            loops[name] = cast(Loop, importlib.import_module(f"{name}_loop"))
-    return loops
 
 
 def train(name: str, loop: Loop, training: data.Utterances, test: data.Utterances, epochs: int, seed: int) -> Training:

@@ -3,19 +3,21 @@
 The one line that is unirnn's is the line that builds the layer.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import mindspore
+import mindspore.experimental.optim
 import numpy as np
 from data import Utterances
-from mindspore import Parameter, Tensor, nn
-from model import LEARNING_RATE, SPEC, Head, Model
+from mindspore import Parameter, Tensor, nn, ops
+from model import BETAS, EPSILON, LEARNING_RATE, SPEC, Head, Model, Run, classified_state
 from numpy.typing import NDArray
 
 import unirnn
-from unirnn.state import last_layer
 
-__all__ = ["SpeakerClassifier", "logits", "train"]
+__all__ = ["SpeakerClassifier", "curve", "logits", "train"]
 
 # By default each operator is handed to threads that wait for work by spinning. On a few cores they take the
 # time that the work itself needs; a small model trains three times as fast when each operator is awaited.
@@ -27,22 +29,45 @@ class SpeakerClassifier(nn.Cell):
 
     Parameters
     ----------
-    gru
-        A cell of `model.SPEC`.
+    recurrent
+        A cell of `model.SPEC`, or of another spec.
     head
-        The numbers of the linear layer.
+        The numbers of the linear layer, of the same dtype.
     """
 
-    def __init__(self, gru: nn.Cell, head: Head) -> None:
+    def __init__(self, recurrent: nn.Cell, head: Head) -> None:
         super().__init__()
-        self.gru = gru
+        self.recurrent = recurrent
+        weight, bias = Tensor(head.weight), Tensor(head.bias)
         speakers, size = head.weight.shape
-        self.head = nn.Dense(size, speakers, weight_init=Tensor(head.weight), bias_init=Tensor(head.bias))
+        self.head = nn.Dense(size, speakers, weight_init=weight, bias_init=bias, dtype=weight.dtype)
 
     def construct(self, features: Tensor, lengths: Tensor) -> Tensor:
         """`(B, T, 12)` and `(B,)` to `(B, 9)`."""
-        _, h_n = self.gru(features, seq_length=lengths)
-        return self.head(last_layer(SPEC, h_n))
+        _, final = self.recurrent(features, seq_length=lengths)
+        return self.head(classified_state(self.recurrent.spec, final))
+
+
+def training_step(
+    classifier: SpeakerClassifier, optimizer: nn.Cell, utterances: Utterances
+) -> Callable[[NDArray[np.int64]], float]:
+    """What trains by one step on a batch, indices `(B,)` of utterances, and returns the loss before it."""
+
+    def forward(features: Tensor, lengths: Tensor, speakers: Tensor) -> Tensor:
+        # The function, since nn.CrossEntropyLoss refuses float64.
+        return ops.cross_entropy(classifier(features, lengths), speakers)
+
+    value_and_grad = mindspore.value_and_grad(forward, None, optimizer.parameters)
+
+    def step(batch: NDArray[np.int64]) -> float:
+        features = Tensor(utterances.features[batch])
+        lengths = Tensor(utterances.lengths[batch])
+        speakers = Tensor(utterances.speakers[batch], mindspore.int32)
+        loss, gradients = value_and_grad(features, lengths, speakers)
+        optimizer(gradients)
+        return float(loss.asnumpy())
+
+    return step
 
 
 def train(
@@ -55,27 +80,67 @@ def train(
     gru = SPEC.build("mindspore", seed=seed)
     classifier = SpeakerClassifier(gru, Head.draw(seed))
     optimizer = nn.Adam(classifier.trainable_params(), learning_rate=LEARNING_RATE)
-    loss_function = nn.CrossEntropyLoss()
-
-    def forward(features: Tensor, lengths: Tensor, speakers: Tensor) -> Tensor:
-        return loss_function(classifier(features, lengths), speakers)
-
-    value_and_grad = mindspore.value_and_grad(forward, None, optimizer.parameters)
+    step = training_step(classifier, optimizer, utterances)
 
     classifier.set_train()
     for batches in epochs:
-        losses = []
-        for batch in batches:
-            features = Tensor(utterances.features[batch])
-            lengths = Tensor(utterances.lengths[batch])
-            speakers = Tensor(utterances.speakers[batch], mindspore.int32)
-            loss, gradients = value_and_grad(features, lengths, speakers)
-            optimizer(gradients)
-            losses.append(float(loss.asnumpy()))
+        losses = [step(batch) for batch in batches]
         report(sum(losses) / len(losses))
 
     head = Head(_numbers(classifier.head.weight), _numbers(classifier.head.bias))
     return Model(unirnn.snapshot(gru), head)
+
+
+def curve(run: Run, utterances: Utterances, batches: Iterable[NDArray[np.int64]]) -> list[float]:
+    """Train as `run` says, by one step for each batch; the loss of each."""
+    recurrent = run.spec.build("mindspore", dtype=run.dtype, seed=run.seed)
+    classifier = SpeakerClassifier(recurrent, Head.draw(run.seed, run.spec, run.dtype))
+    classifier.set_train()
+    double = run.dtype == "float64"
+    optimizer = (_float64_optimizer if double else _optimizer)(run, classifier.trainable_params())
+    with _uncompiled() if double else contextlib.nullcontext():
+        return list(map(training_step(classifier, optimizer, utterances), batches))
+
+
+def _optimizer(run: Run, parameters: list[Parameter]) -> nn.Cell:
+    if run.optimizer == "SGD":
+        return nn.SGD(parameters, run.learning_rate)
+    return nn.Adam(parameters, run.learning_rate, *BETAS, EPSILON)
+
+
+def _float64_optimizer(run: Run, parameters: list[Parameter]) -> nn.Cell:
+    """MindSpore's own optimizers that take float64 on a CPU: nn.SGD and nn.Adam take float32 at most.
+
+    They are SGD and Adam once the momentum and the decay of the weights are 0. Each has scalars of its own in
+    float32, and what it computes with those is rounded to float32: they are made float64.
+    """
+    if run.optimizer == "SGD":
+        optimizer = nn.Momentum(parameters, run.learning_rate, momentum=0.0)
+        scalars = [optimizer.learning_rate, optimizer.momentum]
+    else:
+        optimizer = mindspore.experimental.optim.AdamW(parameters, run.learning_rate, BETAS, EPSILON, weight_decay=0.0)
+        scalars = [optimizer.state_step]
+    for scalar in scalars:
+        scalar.set_dtype(mindspore.float64)
+    return optimizer
+
+
+@contextlib.contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Let MindSpore's optimizers run operator by operator.
+
+    They compile themselves, and in 2.10's compiled AdamW the square root of a float64 parameter is only as precise
+    as float32: the losses of `model.SPEC` come out 3e-8 apart, and 4e-15 operator by operator.
+    """
+    before = os.environ.get("MS_JIT")
+    os.environ["MS_JIT"] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MS_JIT"]
+        else:
+            os.environ["MS_JIT"] = before
 
 
 def logits(model: Model, utterances: Utterances) -> NDArray[np.float32]:

@@ -4,18 +4,18 @@ The one line that is unirnn's is the line that builds the layer.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import numpy as np
 import torch
 from data import Utterances
-from model import LEARNING_RATE, SPEC, Head, Model
+from model import BETAS, EPSILON, LEARNING_RATE, SPEC, Head, Model, Run, classified_state
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import unirnn
-from unirnn.state import last_layer
 
-__all__ = ["SpeakerClassifier", "logits", "train"]
+__all__ = ["SpeakerClassifier", "curve", "logits", "train"]
 
 # A step of this small model is over before a second thread has helped; and where other programs want the cores
 # as well, torch's threads wait for each other by spinning: twenty times slower, seen on two busy cores.
@@ -27,23 +27,44 @@ class SpeakerClassifier(nn.Module):
 
     Parameters
     ----------
-    gru
-        A module of `model.SPEC`.
+    recurrent
+        A module of `model.SPEC`, or of another spec.
     head
-        The numbers of the linear layer.
+        The numbers of the linear layer, of the same dtype.
     """
 
-    def __init__(self, gru: nn.RNNBase, head: Head) -> None:
+    def __init__(self, recurrent: nn.RNNBase, head: Head) -> None:
         super().__init__()
-        self.gru = gru
+        self.recurrent = recurrent
+        self.spec = cast(unirnn.Spec, recurrent.spec)
+        numbers = {"weight": torch.tensor(head.weight), "bias": torch.tensor(head.bias)}
         speakers, size = head.weight.shape
-        self.head = nn.Linear(size, speakers)
-        self.head.load_state_dict({"weight": torch.tensor(head.weight), "bias": torch.tensor(head.bias)})
+        self.head = nn.Linear(size, speakers, dtype=numbers["weight"].dtype)
+        self.head.load_state_dict(numbers)
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """`(B, T, 12)` and `(B,)` to `(B, 9)`."""
-        _, h_n = self.gru(features, seq_length=lengths)
-        return self.head(last_layer(SPEC, h_n))  # type: ignore[no-any-return]
+        _, final = self.recurrent(features, seq_length=lengths)
+        return self.head(classified_state(self.spec, final))  # type: ignore[no-any-return]
+
+
+def training_step(
+    classifier: SpeakerClassifier, optimizer: torch.optim.Optimizer, utterances: Utterances
+) -> Callable[[NDArray[np.int64]], float]:
+    """What trains by one step on a batch, indices `(B,)` of utterances, and returns the loss before it."""
+    features = torch.from_numpy(utterances.features)
+    lengths = torch.from_numpy(utterances.lengths)
+    speakers = torch.from_numpy(utterances.speakers)
+    loss_function = nn.CrossEntropyLoss()
+
+    def step(batch: NDArray[np.int64]) -> float:
+        optimizer.zero_grad()
+        loss = loss_function(classifier(features[batch], lengths[batch]), speakers[batch])
+        loss.backward()
+        optimizer.step()
+        return loss.item()  # type: ignore[no-any-return]
+
+    return step
 
 
 def train(
@@ -65,28 +86,31 @@ def train(
     report
         Called after each epoch with the mean of its losses.
     """
-    features = torch.from_numpy(utterances.features)
-    lengths = torch.from_numpy(utterances.lengths)
-    speakers = torch.from_numpy(utterances.speakers)
-
     gru = SPEC.build("torch", seed=seed)
     classifier = SpeakerClassifier(gru, Head.draw(seed))
     optimizer = torch.optim.Adam(classifier.parameters(), lr=LEARNING_RATE)
-    loss_function = nn.CrossEntropyLoss()
+    step = training_step(classifier, optimizer, utterances)
 
     classifier.train()
     for batches in epochs:
-        losses = []
-        for batch in batches:
-            optimizer.zero_grad()
-            loss = loss_function(classifier(features[batch], lengths[batch]), speakers[batch])
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
+        losses = [step(batch) for batch in batches]
         report(sum(losses) / len(losses))
 
     head = Head(classifier.head.weight.detach().numpy(), classifier.head.bias.detach().numpy())
     return Model(unirnn.snapshot(gru), head)
+
+
+def curve(run: Run, utterances: Utterances, batches: Iterable[NDArray[np.int64]]) -> list[float]:
+    """Train as `run` says, by one step for each batch; the loss of each."""
+    recurrent = run.spec.build("torch", dtype=run.dtype, seed=run.seed)
+    classifier = SpeakerClassifier(recurrent, Head.draw(run.seed, run.spec, run.dtype)).train()
+    parameters, rate = classifier.parameters(), run.learning_rate
+    optimizer: torch.optim.Optimizer
+    if run.optimizer == "SGD":
+        optimizer = torch.optim.SGD(parameters, lr=rate)
+    else:
+        optimizer = torch.optim.Adam(parameters, lr=rate, betas=BETAS, eps=EPSILON)
+    return list(map(training_step(classifier, optimizer, utterances), batches))
 
 
 def logits(model: Model, utterances: Utterances) -> NDArray[np.float32]:

@@ -1,0 +1,91 @@
+"""Dynamic quantisation on a CPU: a GRU or LSTM whose weights are int8, or float16, and whose arrays stay float32.
+
+``torch.ao.quantization.quantize_dynamic`` replaces modules by their exact type, through a mapping; what is not in it
+stays as it is. `DynamicQuantized` is the entry for `unirnn_torch.Recurrent`. The layers inside are torch's own
+quantised ones, which know no lengths but those of a ``PackedSequence``: the sequences with a step are packed.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.ao.nn.quantized import dynamic
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from unirnn import LSTMSpec, Spec
+from unirnn.call import bind, check, join_state, lengths, state_parts
+from unirnn.errors import LimitError
+
+from .module import Recurrent
+
+__all__ = ["DynamicQuantized"]
+
+
+class DynamicQuantized(torch.nn.Module):
+    """What `Recurrent` becomes in a model that is quantised dynamically; for inference.
+
+    Parameters
+    ----------
+    spec
+        What it is.
+    layers
+        A ``GRU`` or ``LSTM`` of ``torch.ao.nn.quantized.dynamic``.
+
+    Examples
+    --------
+    ``quantize_dynamic(model, {Recurrent, torch.nn.Linear}, mapping={**mapping, Recurrent: DynamicQuantized})`` with
+    ``mapping = torch.ao.quantization.get_default_dynamic_quant_module_mappings()``.
+    """
+
+    def __init__(self, spec: Spec, layers: torch.nn.Module) -> None:
+        super().__init__()
+        self.spec = spec
+        self.layers = layers
+
+    @classmethod
+    def from_float(cls, mod: Recurrent, use_precomputed_fake_quant: bool = False) -> "DynamicQuantized":
+        """Quantise a module; what ``quantize_dynamic`` calls, once it has set ``mod.qconfig``."""
+        spec = mod.spec
+        if spec.cell == "RNN" or (isinstance(spec, LSTMSpec) and spec.proj_size):
+            raise LimitError(f"{spec!r}: torch quantises GRU, and LSTM without proj_size, only")
+        # torch refuses layers without biases: zeros are the same
+        native = getattr(torch.nn, spec.cell)(**{**spec.to_kwargs("torch"), "bias": True})
+        weights = mod.state_dict()
+        for name, parameter in native.state_dict().items():
+            parameter.copy_(weights[name] if name in weights else torch.zeros_like(parameter))
+        native.qconfig = mod.qconfig
+        kinds: dict[str, Any] = {"GRU": dynamic.GRU, "LSTM": dynamic.LSTM}
+        return cls(spec, kinds[spec.cell].from_float(native))
+
+    def forward(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
+        """Run the layers; arguments and results as those of `Recurrent.forward`, of float32."""
+        spec = self.spec
+        input, hx, seq_length = bind(spec, input, hx, seq_length, aliases)
+        state = state_parts(spec, hx)
+        sizes = check(spec, Tensor, torch.float32, input, state)
+        if seq_length is None:
+            ns = torch.full((sizes.batch_size or 1,), sizes.steps)
+        else:
+            ns = torch.from_numpy(lengths(torch.as_tensor(seq_length).numpy(), sizes))
+        batched = sizes.batch_size is not None
+        if not batched:
+            input = input.unsqueeze(0 if spec.batch_first else 1)
+            state = None if state is None else tuple(part.unsqueeze(1) for part in state)
+        if state is None:
+            state = tuple(input.new_zeros(shape) for shape in spec.state_shapes(len(ns)).values())
+
+        axis = 0 if spec.batch_first else 1
+        rows = ns.nonzero().squeeze(1)
+        width = spec.num_directions * spec.output_size
+        output = input.new_zeros((*input.shape[:2], width))
+        if len(rows):
+            packed = pack_padded_sequence(input.index_select(axis, rows), ns[rows], spec.batch_first, False)
+            begun = tuple(part.index_select(1, rows) for part in state)
+            steps, final = self.layers(packed, join_state(begun))
+            steps, _ = pad_packed_sequence(steps, spec.batch_first, total_length=sizes.steps)
+            output = output.index_copy(axis, rows, steps)
+            parts = state_parts(spec, final) or ()
+            state = tuple(whole.index_copy(1, rows, part) for whole, part in zip(state, parts, strict=True))
+        if not batched:
+            return output.squeeze(axis), join_state([part.squeeze(1) for part in state])
+        return output, join_state(state)

@@ -1,0 +1,299 @@
+"""How much a process grows with each training step: our layers beside the native ones, and beside no layer.
+
+    python benchmarks/memory.py
+
+A step is a forward pass, a loss, its gradient and one update by the framework's own SGD, over 10 steps of 4
+sequences of 16 features. Each measurement has a process of its own: 200 steps to warm up, then the resident
+memory after every hundredth step, the garbage collected first, and what the allocator keeps given
+back to the system where glibc can. The growth is the median of the slopes between all pairs of samples (Theil and
+Sen), which a single large page does not move.
+
+In MindSpore's PyNative the loss and its gradient grow as well. So each group is measured once more with no
+layer, only weights, a loss and an update; what a layer adds to that is its share.
+
+The exit status is 1 if a bar is passed. A framework that is not installed is left out.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from unirnn import GRUSpec, LSTMSpec, Spec, registry
+from unirnn.errors import MissingBackendError
+
+STEPS, BATCH, SIZE = 10, 4, 16
+WARM_UP, SAMPLE_EVERY = 200, 100
+BATCHES = 7  # of different lengths, which come again and again
+LEARNING_RATE = 0.01
+SPECS: dict[str, Spec] = {"GRU": GRUSpec(SIZE, SIZE), "LSTM": LSTMSpec(SIZE, SIZE)}
+LENGTHS = ("dense", "ragged")
+MODES = {"numpy": ("eager",), "torch": ("eager",), "mindspore": ("eager", "jit")}
+
+# Bytes a step that pass for none: memory comes in pages of 4 KiB, which an allocator takes when it likes, one in 80
+# steps at this bar. The smallest array that a step keeps is 112 bytes and its numbers.
+NOISE = 50
+# MindSpore 2.10 grows by itself, about 670 bytes for each shape, axis or flag that it hands to an operator.
+BARS = {("mindspore", "eager"): 5000}
+
+Array = NDArray[Any]
+Step = Callable[[int], object]
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one process measures."""
+
+    framework: str
+    mode: str
+    cell: str
+    lengths: str
+    layer: str
+
+    @property
+    def bar(self) -> int:
+        """The growth that is allowed to our layer, in bytes a step."""
+        return BARS.get((self.framework, self.mode), NOISE)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What came of a case."""
+
+    bytes_a_step: float
+    total_bytes: int
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print the table, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--framework", action="append", choices=MODES, help="measure this one (repeatable)")
+    parser.add_argument("--steps", type=int, default=2000, help="how many, warming up included (default 2000)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    options = parser.parse_args(arguments)
+    if options.steps < WARM_UP + 4 * SAMPLE_EVERY:
+        parser.error(f"--steps must be at least {WARM_UP + 4 * SAMPLE_EVERY}")
+
+    found: dict[Case, Growth] = {}
+    for case in cases(installed(options.framework or list(MODES))):
+        with console.status(" ".join(asdict(case).values())):
+            found[case] = in_a_process(case, options.steps)
+    wrong = show(found)
+    if options.json:
+        rows = [{**asdict(case), **asdict(growth), "bar": case.bar} for case, growth in found.items()]
+        options.json.write_text(json.dumps({"steps": options.steps, "growth": rows}, indent=2) + "\n")
+    for complaint in wrong:
+        console.print(f"[bold red]Failed:[/] {complaint}")
+    return 1 if wrong else 0
+
+
+def installed(names: Sequence[str]) -> list[str]:
+    """The frameworks that are installed; says which are not, and what installs them."""
+    present = []
+    for name in names:
+        try:
+            registry.load(name)
+        except MissingBackendError as error:
+            # No markup: the brackets of 'unirnn[torch]' are the command's own.
+            console.print(f"Left out: {error}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        else:
+            present.append(name)
+    return present
+
+
+def cases(frameworks: Sequence[str]) -> list[Case]:
+    """In the order of the table; each native layer takes lengths in another way, so it is measured dense."""
+    found = []
+    for framework in frameworks:
+        for mode in MODES[framework]:
+            found.append(Case(framework, mode, "-", "-", "none"))
+            for cell in SPECS:
+                found += [Case(framework, mode, cell, lengths, "ours") for lengths in LENGTHS]
+                if framework != "numpy":
+                    found.append(Case(framework, mode, cell, "dense", "native"))
+    return found
+
+
+def in_a_process(case: Case, steps: int) -> Growth:
+    """Measure a case in a fresh interpreter, so that no case inherits the memory of another."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, (case, steps))
+
+
+def measure(case: Case, steps: int) -> Growth:
+    """Train, and watch the memory of this process."""
+    step = training(case)
+    counts, sizes = [], []
+    for count in range(1, steps + 1):
+        step(count % BATCHES)
+        if count >= WARM_UP and count % SAMPLE_EVERY == 0:
+            counts.append(count)
+            sizes.append(resident_bytes())
+    slopes = [(b - a) / (n - m) for (m, a), (n, b) in combinations(zip(counts, sizes, strict=True), 2)]
+    return Growth(statistics.median(slopes), sizes[-1] - sizes[0])
+
+
+def resident_bytes() -> int:
+    """What this process holds of the machine's memory, without what could be given back."""
+    gc.collect()
+    if sys.platform == "linux":
+        # Free pages of the heap are no growth, but which of them are returned, and when, is chance.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not
+        if trim is not None:
+            trim(0)
+    return int(psutil.Process().memory_info().rss)
+
+
+def training(case: Case) -> Step:
+    """One step of training, as a function of the batch's number."""
+    os.environ.setdefault("GLOG_v", "3")  # MindSpore would warn of each kind of device that this machine lacks
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((STEPS, BATCH, SIZE)).astype(np.float32)
+    ragged = [rng.integers(1, STEPS + 1, BATCH) for _ in range(BATCHES)]
+    lengths = ragged if case.lengths == "ragged" else None
+    return {"numpy": numpy_training, "torch": torch_training, "mindspore": mindspore_training}[case.framework](
+        case, x, lengths
+    )
+
+
+def numpy_training(case: Case, x: Array, lengths: list[Array] | None) -> Step:
+    """NumPy has no optimizer: the update is written out."""
+    if case.layer == "none":
+        weight = np.ones((SIZE, SIZE), np.float32)
+
+        def bare(batch: int) -> None:
+            weight[...] -= LEARNING_RATE * 2 / weight.size * weight
+
+        return bare
+
+    module: Any = SPECS[case.cell].build("numpy", seed=0)
+
+    def step(batch: int) -> None:
+        output, _, pullback = module.vjp(x, seq_length=None if lengths is None else lengths[batch])
+        gradients = pullback(2 / output.size * output, None)
+        for name, weight in module.weights.items():
+            weight -= LEARNING_RATE * gradients[name]
+
+    return step
+
+
+def torch_training(case: Case, x: Array, lengths: list[Array] | None) -> Step:
+    """PyTorch's own loop."""
+    import torch
+
+    torch.set_num_threads(1)  # more would spend their time waiting for each other
+    layer: Any
+    if case.layer == "none":
+        layer = torch.nn.ParameterList([torch.ones(SIZE, SIZE)])
+    elif case.layer == "ours":
+        layer = SPECS[case.cell].build("torch", seed=0)
+    else:
+        layer = getattr(torch.nn, case.cell)(SIZE, SIZE)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=LEARNING_RATE)
+    features = torch.from_numpy(x)
+
+    def output(batch: int) -> torch.Tensor:
+        result: torch.Tensor
+        if case.layer == "none":
+            (result,) = layer
+        elif lengths is None:
+            result, _ = layer(features)
+        else:
+            result, _ = layer(features, seq_length=torch.from_numpy(lengths[batch]))
+        return result
+
+    def step(batch: int) -> None:
+        optimizer.zero_grad()
+        output(batch).square().mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def mindspore_training(case: Case, x: Array, lengths: list[Array] | None) -> Step:
+    """MindSpore's own loop; under jit, the gradient is one compiled graph."""
+    import mindspore
+
+    mindspore.runtime.launch_blocking()  # else memory is freed by threads, at times that nobody knows
+    layer: Any = None
+    if case.layer == "none":
+        weights = mindspore.ParameterTuple([mindspore.Parameter(mindspore.ops.ones((SIZE, SIZE)), name="weight")])
+    else:
+        ours = case.layer == "ours"
+        layer = SPECS[case.cell].build("mindspore", seed=0) if ours else getattr(mindspore.nn, case.cell)(SIZE, SIZE)
+        weights = mindspore.ParameterTuple(layer.trainable_params())
+    optimizer = mindspore.nn.SGD(weights, learning_rate=LEARNING_RATE)
+    features = mindspore.Tensor(x)
+    batches = [None] * BATCHES if lengths is None else [mindspore.Tensor(ns) for ns in lengths]
+
+    def without_layer(features: Any, seq_length: Any) -> Any:
+        return weights[0].square().mean()
+
+    def dense(features: Any, seq_length: Any) -> Any:
+        output, _ = layer(features)
+        return output.square().mean()
+
+    def ragged(features: Any, seq_length: Any) -> Any:
+        output, _ = layer(features, seq_length=seq_length)
+        return output.square().mean()
+
+    loss = without_layer if layer is None else dense if lengths is None else ragged
+    gradient = mindspore.value_and_grad(loss, None, weights)
+    if case.mode == "jit":
+        gradient = mindspore.jit(gradient)
+
+    def step(batch: int) -> None:
+        value, gradients = gradient(features, batches[batch])
+        optimizer(gradients)
+        value.asnumpy()
+
+    return step
+
+
+def show(found: dict[Case, Growth]) -> list[str]:
+    """Print the table; what passes its bar is returned, in words."""
+    table = Table("framework", "layer", "cell", "lengths", title="Growth of the process")
+    for heading in ("bytes\na step", "layer's\nshare", "KiB\nin all", "bar"):
+        table.add_column(heading, justify="right")
+    wrong = []
+    for case, growth in found.items():
+        bare = found[Case(case.framework, case.mode, "-", "-", "none")]
+        passed = case.layer == "ours" and growth.bytes_a_step > case.bar
+        if passed:
+            what = f"{case.framework}, {case.mode}, {case.cell}, {case.lengths}"
+            wrong.append(f"{what}: {growth.bytes_a_step:,.0f} bytes a step, at most {case.bar:,} expected")
+        if case.layer == "none":
+            table.add_section()
+        table.add_row(
+            f"{case.framework} {case.mode}",
+            case.layer,
+            case.cell,
+            case.lengths,
+            f"[bold red]{growth.bytes_a_step:,.0f}[/]" if passed else f"{growth.bytes_a_step:,.0f}",
+            "" if case.layer == "none" else f"{growth.bytes_a_step - bare.bytes_a_step:,.0f}",
+            f"{growth.total_bytes / 1024:,.0f}",
+            f"{case.bar:,}" if case.layer == "ours" else "",
+        )
+    console.print(table)
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main())

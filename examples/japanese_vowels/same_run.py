@@ -1,0 +1,84 @@
+"""The same training run in NumPy, PyTorch and MindSpore: their loss curves lie on each other.
+
+    python examples/japanese_vowels/same_run.py
+
+From one seed, on one order of the batches, the classifier of the demo takes 50 steps of plain SGD and 50 of Adam, in
+float64 and in float32, each framework with its own optimizer. The exit status is 1 if at any step a loss is apart from
+NumPy's by more than 1e-8 of it in float64, or 1e-3 in float32. A framework that is not installed is left out.
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import data
+import numpy as np
+from loops import TITLES, installed
+from model import Run
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["BOUNDS", "RUNS", "batches", "difference", "main"]
+
+STEPS = 50
+BATCH_SIZE = 30
+BOUNDS = {"float64": 1e-8, "float32": 1e-3}
+RUNS = [Run("SGD", "float64"), Run("SGD", "float32"), Run("Adam", "float64"), Run("Adam", "float32")]
+
+console = Console()
+
+
+class Loop(Protocol):
+    """What `numpy_loop`, `torch_loop` and `mindspore_loop` have in common."""
+
+    def curve(self, run: Run, utterances: data.Utterances, batches: Iterable[NDArray[np.int64]]) -> list[float]: ...
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run them all, and return the exit status."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(
+        arguments
+    )
+    training, _ = data.load()
+    loops: dict[str, Loop] = dict(installed(TITLES, console))
+    table = Table("optimizer", "dtype", "framework", title="Loss, and how far from NumPy's", title_justify="left")
+    for heading in ("step 1", f"step {STEPS}", "apart", "bound"):
+        table.add_column(heading, justify="right")
+    passed = True
+    for run in RUNS:
+        bound = BOUNDS[run.dtype]
+        curves = {name: curve(run, loop, training) for name, loop in loops.items()}
+        for name, losses in curves.items():
+            cells = [run.optimizer, run.dtype, TITLES[name], f"{losses[0]:.6f}", f"{losses[-1]:.6f}"]
+            if name != "numpy":
+                apart = difference(losses, curves["numpy"])
+                # Not `>`, which a NaN would pass.
+                fits = apart <= bound
+                passed = passed and fits
+                cells += [f"{apart:.1e}" if fits else f"[bold red]{apart:.1e}[/]", f"{bound:.0e}"]
+            table.add_row(*cells, end_section=name == list(curves)[-1])
+    console.print(table)
+    return 0 if passed else 1
+
+
+def curve(run: Run, loop: Loop, utterances: data.Utterances) -> list[float]:
+    """The loss of a framework at each step of a run."""
+    return loop.curve(run, utterances.astype(run.dtype), batches(utterances, run.seed))
+
+
+def batches(utterances: data.Utterances, seed: int) -> list[NDArray[np.int64]]:
+    """The batch of each step, as indices of utterances."""
+    epochs = data.shuffled_batches(len(utterances), batch_size=BATCH_SIZE, epochs=STEPS, seed=seed)
+    return list(itertools.islice(itertools.chain.from_iterable(epochs), STEPS))
+
+
+def difference(losses: Sequence[float], expected: Sequence[float]) -> float:
+    """The most that a loss is apart from the one expected at its step, as a share of that."""
+    return float(np.max(np.abs(np.divide(losses, expected) - 1)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
