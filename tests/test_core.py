@@ -12,8 +12,9 @@ import pytest
 from conftest import close
 
 import unirnn
-from unirnn import Device, GRUSpec, LSTMSpec, Snapshot, errors, state
+from unirnn import Device, GRUSpec, LSTMSpec, RNNSpec, Snapshot, Spec, errors, state
 from unirnn import weights as _weights
+from unirnn.call import join_state, state_parts
 from unirnn.devices import dtype_name
 from unirnn.packing import Packing
 
@@ -165,16 +166,34 @@ class TestKernels:
         with pytest.raises(errors.ShapeError, match=r"d_h_n: given shape \(2, 1, 4\), expected \(1, 2, 4\)"):
             pullback(output, h_n.swapaxes(0, 1))
 
-    def test_dropout_has_a_seed_and_a_gradient(self) -> None:
-        spec = GRUSpec(3, 4, 2, dropout=0.5)
-        module = spec.build("numpy", seed=0, dtype="float64").train()
-        x = np.random.default_rng(0).standard_normal((5, 2, 3))
-        again = spec.build("numpy", seed=0, dtype="float64").train()
-        output, _, pullback = module.vjp(x, seq_length=[5, 2])
-        np.testing.assert_array_equal(again(x, seq_length=[5, 2])[0], output)  # the generator is seeded
-        gradient = pullback(np.ones_like(output), np.zeros((2, 2, 4)))["input"]
-        nudged = x.copy()
-        nudged[1, 1, 2] += 1e-6
-        third = spec.build("numpy", seed=0, dtype="float64").train()
-        difference = (third(nudged, seq_length=[5, 2])[0] - output).sum() / 1e-6
-        assert difference == pytest.approx(gradient[1, 1, 2], rel=1e-4)
+    @pytest.mark.parametrize("cell", [RNNSpec, GRUSpec, LSTMSpec])
+    def test_dropout_has_a_seed_and_gradients(self, cell: type[Spec]) -> None:
+        spec = cell(3, 4, 3, bidirectional=True, dropout=0.5)
+        rng = np.random.default_rng(0)
+        weights = unirnn.snapshot(spec.build("numpy", dtype="float64", seed=0)).weights
+        arrays = {"input": rng.standard_normal((5, 2, 3)), **weights}
+        arrays |= {f"{state}_0": rng.standard_normal((6, 2, 4)) for state in spec.states}
+
+        def run(arrays: dict[str, Any]) -> Any:
+            module = Snapshot(spec, {name: arrays[name] for name in weights}).build("numpy", seed=7).train()
+            hx = join_state([arrays[f"{state}_0"] for state in spec.states])
+            return module.vjp(arrays["input"], hx, [5, 2])
+
+        output, final, pullback = run(arrays)
+        np.testing.assert_array_equal(run(arrays)[0], output)  # the generator is seeded
+        assert (run({**arrays, "input": 2 * arrays["input"]})[0] != output).any()
+        parts = (output, *(state_parts(spec, final) or ()))
+        cotangents = [rng.standard_normal(part.shape) for part in parts]
+        gradients = pullback(cotangents[0], join_state(cotangents[1:]))
+        assert gradients.keys() == arrays.keys()
+
+        def loss(arrays: dict[str, Any]) -> float:
+            output, final, _ = run(arrays)
+            parts = (output, *(state_parts(spec, final) or ()))
+            return float(sum((part * d).sum() for part, d in zip(parts, cotangents, strict=True)))
+
+        for name, array in arrays.items():
+            direction = rng.standard_normal(array.shape)
+            ends = [loss({**arrays, name: array + step * direction}) for step in (1e-6, -1e-6)]
+            expected = (ends[0] - ends[1]) / 2e-6
+            assert (gradients[name] * direction).sum() == pytest.approx(expected, rel=1e-6, abs=1e-6), name

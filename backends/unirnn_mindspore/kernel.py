@@ -32,12 +32,14 @@ class KernelDirection(nn.Cell):
     def __init__(self, spec: Spec, backward: bool) -> None:
         super().__init__()
         self.kernel = Kernel(spec, backward)
+        self.is_lstm = spec.cell == "LSTM"
 
     def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
         """`(T, B, I)` to `(T, B, H)`, and the state, `(B, H)` each."""
         steps = x.shape[0]
         rows = self.kernel(x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
-        return rows[:steps], rows[steps], rows[-1]
+        h_n = rows[steps]
+        return rows[:steps], h_n, rows[steps + 1] if self.is_lstm else h_n
 
 
 class Kernel(nn.Cell):

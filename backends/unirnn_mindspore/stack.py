@@ -72,7 +72,9 @@ class Stack(nn.Cell):
                     b_ih = ops.zeros_like(w_ih[:, 0])
                     b_hh = b_ih
                 direction = self.kernels[position] if self.by_kernels() else self.operators[position]
-                out, h, c = direction(x, h_0[position], c_0[position], seq_length, w_ih, w_hh, b_ih, b_hh)
+                h = h_0[position]
+                c = c_0[position] if self.is_lstm else h
+                out, h, c = direction(x, h, c, seq_length, w_ih, w_hh, b_ih, b_hh)
                 outputs += (out,)
                 h_n += (h,)
                 c_n += (c,)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from unirnn import Device, Limit, Spec
 from unirnn.backend import Arrays
 from unirnn.call import join_state, state_parts
-from unirnn.errors import DeviceError
+from unirnn.errors import ArgumentError, DeviceError
 
 from .module import Recurrent
 
@@ -59,7 +59,13 @@ class TorchBackend:
         if not isinstance(module, Recurrent):
             return None
         # By attribute, since a parametrization renames what is in the state_dict.
-        return module.spec, {name: self.to_numpy(getattr(module, name)) for name in module.spec.weight_shapes()}
+        weights = {name: getattr(module, name) for name in module.spec.weight_shapes()}
+        if any(hasattr(weight, "full_tensor") for weight in weights.values()):  # a DTensor: importing it takes a second
+            raise ArgumentError(
+                "module: given one whose weights are sharded over processes, expected whole ones; gather them in all "
+                "processes, by torch.distributed.checkpoint.state_dict.get_model_state_dict(..., full_state_dict=True)"
+            )
+        return module.spec, {name: self.to_numpy(weight) for name, weight in weights.items()}
 
     def from_numpy(self, array: Array, module: Any) -> torch.Tensor:
         weight = module.weight_ih_l0

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec
 from unirnn.call import join_state
+from unirnn.errors import ArgumentError
 from unirnn.state import from_batch_major, to_batch_major
 
 # torch's own word about its own computation
@@ -149,6 +150,9 @@ def work(rank: int, folder: Path) -> None:
                     weights = {n: torch.from_numpy(w) for n, w in unirnn.snapshot(module.module).weights.items()}
                 else:
                     gradients = {}  # of parts of parameters
+                    if engine is fsdp:
+                        with pytest.raises(ArgumentError, match="sharded over processes, expected whole ones; gather"):
+                            unirnn.snapshot(module)
                     weights = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True))
                 results[engine.__name__, repr(spec), case] = gradients, weights
     torch.save(results, folder / f"{rank}.pt")
