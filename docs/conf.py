@@ -1,5 +1,10 @@
 """The settings of the documentation: ``sphinx-build -W -b html docs docs/_build/html``."""
 
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.application import Sphinx
+
 import unirnn
 
 project = "unirnn"
@@ -21,3 +26,17 @@ napoleon_use_rtype = False
 
 html_theme = "furo"
 html_title = f"unirnn {release}"
+
+
+def name_the_files_of_diffs(app: Sphinx, doctree: nodes.document) -> None:
+    """Sphinx heads a diff with the folders of the machine that it runs on: the files' names are enough."""
+    for block in doctree.findall(nodes.literal_block):
+        if block.get("language") == "udiff":
+            lines = block.astext().splitlines(keepends=True)
+            lines[:2] = [f"{line[:4]}{Path(line[4:].strip()).name}\n" for line in lines[:2]]
+            block.rawsource, block[:] = "".join(lines), [nodes.Text("".join(lines))]
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("doctree-read", name_the_files_of_diffs)

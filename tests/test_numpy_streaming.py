@@ -61,7 +61,8 @@ class Streamed:
             pullbacks.append(pullback)
 
         total = {name: np.zeros_like(weight) for name, weight in self.module.weights.items()}
-        d_inputs, d_state = [], self.d_state
+        d_inputs: list[Array] = []
+        d_state = self.d_state
         for pullback, d_output in zip(pullbacks[::-1], chunks(self.spec, self.d_output)[::-1], strict=True):
             found = pullback(d_output, d_state)
             for name in total:

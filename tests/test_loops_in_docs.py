@@ -1,0 +1,184 @@
+"""The loops of the documentation run, learn, and differ by what their pages say, in the code and in the numbers."""
+
+import difflib
+import re
+import runpy
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import close
+
+LOOPS = Path(__file__).resolve().parent.parent / "docs" / "loops"
+needs_torch = pytest.mark.skipif(not find_spec("torch"), reason="needs torch")
+needs_mindspore = pytest.mark.skipif(not find_spec("mindspore"), reason="needs mindspore")
+needs_lightning = pytest.mark.skipif(not find_spec("lightning"), reason="needs lightning")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The loops write their checkpoints to the folder that they run in, and the example's folder onto the path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other by spinning make small models slow wherever the cores are busy."""
+    if not find_spec("torch"):
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def run(name: str, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], Any, str]:
+    """A script's namespace, what its main function returns, and what it prints."""
+    namespace = runpy.run_path(str(LOOPS / f"{name}.py"))
+    capsys.readouterr()
+    return namespace, namespace["main"](), capsys.readouterr().out
+
+
+def best(printed: str) -> float:
+    """The part that is right, as a loop prints it last."""
+    match = re.fullmatch(r"the best: (\d+)% right", printed.splitlines()[-1])
+    assert match is not None, printed
+    return int(match[1]) / 100
+
+
+def changes(before: str, after: str) -> tuple[list[str], list[str]]:
+    """The lines that go, and the lines that come."""
+    old, new = ((LOOPS / f"{name}.py").read_text("utf-8").splitlines() for name in (before, after))
+    diff = list(difflib.unified_diff(old, new, n=0, lineterm=""))[2:]
+    gone, come = ([line[1:] for line in diff if line[0] == sign] for sign in "-+")
+    return gone, come
+
+
+@pytest.mark.parametrize("framework", ["torch", "mindspore"])
+def test_what_changes_is_the_line_that_makes_the_layer(framework: str) -> None:
+    gone, come = changes(f"{framework}_before", f"{framework}_after")
+    assert gone == ["        self.gru = nn.GRU(1, 16, batch_first=True)"]
+    layer = f'        self.gru = unirnn.GRUSpec(1, 16, batch_first=True).build("{framework}")'
+    assert come == ["", "import unirnn", layer]
+
+
+def test_without_packing_only_the_packing_goes() -> None:
+    gone, come = changes("torch_after", "torch_lengths")
+    assert come == [
+        "from torch.nn.utils.rnn import pad_sequence",
+        "        output, _ = self.gru(x, seq_length=lengths)",
+    ]
+    assert len(gone) == 4
+    assert all("pack" in line for line in gone if "self.gru(packed)" not in line)
+
+
+def test_in_numpy_one_call_takes_the_place_of_the_loop() -> None:
+    gone, come = changes("numpy_before", "numpy_after")
+    assert any("for t in" in line for line in gone)
+    assert sum("gru(" in line for line in come) == 1
+    assert len(gone) > 3 * len(come)
+
+
+@needs_torch
+def test_torchs_losses_and_checkpoints_are_the_same_bit_for_bit(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    before, losses, printed = run("torch_before", capsys)
+    native = torch.load(before["CHECKPOINT"], weights_only=True)
+    after, ours, printed_by_ours = run("torch_after", capsys)
+    assert len(losses) == before["EPOCHS"]
+    assert losses[-1] < 0.3 * losses[0]
+    assert best(printed) >= 0.95
+    assert ours == losses
+    assert printed_by_ours == printed
+
+    kinds = [type(namespace["Classifier"]().gru) for namespace in (before, after)]
+    assert kinds[0] is torch.nn.GRU
+    assert kinds[1].__module__.startswith("unirnn_torch")
+    checkpoint = torch.load(after["CHECKPOINT"], weights_only=True)
+    assert checkpoint.keys() == native.keys()
+    for name, weight in checkpoint.items():
+        assert torch.equal(weight, native[name]), name
+    for namespace, saved in ((before, checkpoint), (after, native)):
+        namespace["Classifier"]().load_state_dict(saved, strict=True)
+
+
+@needs_torch
+def test_torchs_losses_without_packing(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    _, packed, _ = run("torch_after", capsys)
+    namespace, losses, printed = run("torch_lengths", capsys)
+    close(np.array(losses), np.array(packed), 1e-5, "losses")
+    assert best(printed) >= 0.95
+
+    x, lengths = torch.ones(2, 5, 1), torch.tensor([5, 0])
+    assert namespace["Classifier"]().gru(x, seq_length=lengths)[0].shape == (2, 5, 16)
+    with pytest.raises(RuntimeError, match="has to be greater than 0"):
+        torch.nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+
+
+@needs_mindspore
+def test_mindspores_losses_are_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    import mindspore
+
+    before, losses, printed = run("mindspore_before", capsys)
+    native = mindspore.load_checkpoint(before["CHECKPOINT"])
+    after, ours, printed_by_ours = run("mindspore_after", capsys)
+    assert len(losses) == before["EPOCHS"]
+    assert losses[-1] < 0.3 * losses[0]
+    assert best(printed) >= 0.95
+    close(np.array(ours), np.array(losses), 1e-4, "losses")
+    assert best(printed_by_ours) >= 0.95
+
+    kinds = [type(namespace["Classifier"]().gru) for namespace in (before, after)]
+    assert kinds[0] is mindspore.nn.GRU
+    assert kinds[1].__module__.startswith("unirnn_mindspore")
+    checkpoint = mindspore.load_checkpoint(after["CHECKPOINT"])
+    assert checkpoint.keys() == native.keys()
+    for name, weight in checkpoint.items():
+        close(weight.asnumpy(), native[name].asnumpy(), 1e-3, name)
+    for namespace, saved in ((before, checkpoint), (after, native)):
+        mindspore.load_param_into_net(namespace["Classifier"](), saved, strict_load=True)
+
+
+def test_numpys_logits_are_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    _, expected, printed = run("numpy_before", capsys)
+    _, actual, printed_by_ours = run("numpy_after", capsys)
+    close(actual, expected, 1e-6, "logits")
+    assert printed == printed_by_ours == "97.6% right\n"
+
+
+@needs_lightning
+@pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers:UserWarning")
+def test_lightning_learns_across_the_cuts(capsys: pytest.CaptureFixture[str]) -> None:
+    """At the first step of a chunk, what is to be said stands in the state alone."""
+    import torch
+
+    namespace, model, _ = run("lightning_streaming", capsys)
+    chunks, batches, epochs, size = 3, 4, 8, model.hparams["chunk_size"]
+    assert model.trainer.global_step == chunks * batches * epochs
+
+    batch = namespace["collate"]([torch.randn(size * 2, 1) for _ in range(100)])
+    calls: list[Any] = []
+    model.gru.register_forward_hook(lambda _, arguments, result: calls.append((arguments, result)))
+    model.training_step(batch)
+    ((_, begun, _), (_, ended)), ((second, carried, _), (output, _)) = calls
+    assert begun is None
+    assert ended.requires_grad
+    assert not carried.requires_grad
+    assert torch.equal(carried, ended)
+
+    with torch.no_grad():
+        without_state, _ = model.gru(second)
+        errors = [(model.head(o) - batch[2][:, size:])[:, 0].square().mean().item() for o in (output, without_state)]
+    assert errors[0] < 0.05
+    assert errors[1] > 0.5
