@@ -204,13 +204,18 @@ class Recurrent(torch.nn.RNNBase):
             traced = torch.as_tensor(seq_length, device=device)
             check_lengths(tuple(traced.shape), plain_name(traced.dtype), sizes)
             return traced.to(torch.int64).reshape(-1)
-        if isinstance(seq_length, Tensor):
-            check_lengths(tuple(seq_length.shape), plain_name(seq_length.dtype), sizes)
-            seq_length = seq_length.cpu().numpy()
-        return torch.from_numpy(lengths(seq_length, sizes)).to(device, non_blocking=True)
+        return on_host(seq_length, sizes).to(device, non_blocking=True)
 
     def _dropout(self, x: Tensor) -> Tensor:
         return torch.nn.functional.dropout(x, self.dropout, training=True)
+
+
+def on_host(seq_length: Any, sizes: Sizes) -> Tensor:
+    """Check the lengths, whatever they come in: `(B,)` int64 on the CPU."""
+    if isinstance(seq_length, Tensor):
+        check_lengths(tuple(seq_length.shape), plain_name(seq_length.dtype), sizes)
+        seq_length = seq_length.cpu().numpy()
+    return torch.from_numpy(lengths(seq_length, sizes))
 
 
 def direction(

@@ -13,10 +13,10 @@ from torch.ao.nn.quantized import dynamic
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from unirnn import LSTMSpec, Spec
-from unirnn.call import bind, check, join_state, lengths, state_parts
+from unirnn.call import bind, check, join_state, state_parts
 from unirnn.errors import LimitError
 
-from .module import Recurrent
+from .module import Recurrent, on_host
 
 __all__ = ["DynamicQuantized"]
 
@@ -50,42 +50,50 @@ class DynamicQuantized(torch.nn.Module):
             raise LimitError(f"{spec!r}: torch quantises GRU, and LSTM without proj_size, only")
         # torch refuses layers without biases: zeros are the same
         native = getattr(torch.nn, spec.cell)(**{**spec.to_kwargs("torch"), "bias": True})
-        weights = mod.state_dict()
         for name, parameter in native.state_dict().items():
-            parameter.copy_(weights[name] if name in weights else torch.zeros_like(parameter))
+            given = spec.bias or not name.startswith("bias")
+            # by attribute, since a parametrization renames what is in the state_dict
+            parameter.copy_(getattr(mod, name).detach() if given else torch.zeros_like(parameter))
         native.qconfig = mod.qconfig
         kinds: dict[str, Any] = {"GRU": dynamic.GRU, "LSTM": dynamic.LSTM}
-        return cls(spec, kinds[spec.cell].from_float(native))
+        return cls(spec, kinds[spec.cell].from_float(native)).train(mod.training)
 
     def forward(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
-        """Run the layers; arguments and results as those of `Recurrent.forward`, of float32."""
+        """Run the layers; arguments and results as those of `Recurrent.forward`, of float32, not packed."""
         spec = self.spec
         input, hx, seq_length = bind(spec, input, hx, seq_length, aliases)
-        state = state_parts(spec, hx)
-        sizes = check(spec, Tensor, torch.float32, input, state)
-        if seq_length is None:
-            ns = torch.full((sizes.batch_size or 1,), sizes.steps)
-        else:
-            ns = torch.from_numpy(lengths(torch.as_tensor(seq_length).numpy(), sizes))
+        given = state_parts(spec, hx)
+        sizes = check(spec, Tensor, torch.float32, input, given)
+        axis = 0 if spec.batch_first else 1
         batched = sizes.batch_size is not None
         if not batched:
-            input = input.unsqueeze(0 if spec.batch_first else 1)
-            state = None if state is None else tuple(part.unsqueeze(1) for part in state)
-        if state is None:
-            state = tuple(input.new_zeros(shape) for shape in spec.state_shapes(len(ns)).values())
+            input = input.unsqueeze(axis)
+            given = None if given is None else tuple(part.unsqueeze(1) for part in given)
+        batch_size = input.shape[axis]
+        state = given or tuple(input.new_zeros(shape) for shape in spec.state_shapes(batch_size).values())
 
-        axis = 0 if spec.batch_first else 1
-        rows = ns.nonzero().squeeze(1)
-        width = spec.num_directions * spec.output_size
-        output = input.new_zeros((*input.shape[:2], width))
-        if len(rows):
-            packed = pack_padded_sequence(input.index_select(axis, rows), ns[rows], spec.batch_first, False)
-            begun = tuple(part.index_select(1, rows) for part in state)
-            steps, final = self.layers(packed, join_state(begun))
-            steps, _ = pad_packed_sequence(steps, spec.batch_first, total_length=sizes.steps)
-            output = output.index_copy(axis, rows, steps)
-            parts = state_parts(spec, final) or ()
-            state = tuple(whole.index_copy(1, rows, part) for whole, part in zip(state, parts, strict=True))
+        if seq_length is None and batch_size:
+            output, final = self.layers(input, join_state(state))
+            state = state_parts(spec, final) or ()
+        else:
+            ns = on_host([] if seq_length is None else seq_length, sizes)
+            output, state = self._ragged(input, state, ns)
         if not batched:
             return output.squeeze(axis), join_state([part.squeeze(1) for part in state])
         return output, join_state(state)
+
+    def _ragged(self, input: Tensor, state: tuple[Tensor, ...], ns: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run the sequences that have a step; the others are done."""
+        spec = self.spec
+        axis = 0 if spec.batch_first else 1
+        rows = ns.nonzero().squeeze(1)
+        output = input.new_zeros((*input.shape[:2], spec.num_directions * spec.output_size))
+        if not len(rows):
+            return output, state
+        packed = pack_padded_sequence(input.index_select(axis, rows), ns[rows], spec.batch_first, False)
+        begun = tuple(part.index_select(1, rows) for part in state)
+        steps, final = self.layers(packed, join_state(begun))
+        steps, _ = pad_packed_sequence(steps, spec.batch_first, total_length=input.shape[1 - axis])
+        parts = state_parts(spec, final) or ()
+        ended = tuple(whole.index_copy(1, rows, part) for whole, part in zip(state, parts, strict=True))
+        return output.index_copy(axis, rows, steps), ended

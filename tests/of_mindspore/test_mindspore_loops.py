@@ -78,7 +78,7 @@ def mode(request: pytest.FixtureRequest) -> Iterator[str]:
     ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
-@each
+@pytest.mark.parametrize("spec", SPECS[1:], ids=repr)
 @pytest.mark.usefixtures("mode")
 class TestTrainers:
     def test_train_one_step_cell(self, spec: Spec) -> None:
@@ -205,8 +205,7 @@ def test_bfloat16_is_refused_before_anything_runs() -> None:
         ms.amp.auto_mixed_precision(Tagger(SPECS[1]), "O2", ms.bfloat16)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@each
+@pytest.mark.parametrize(("spec", "dtype"), list(zip(SPECS, ["float32", "float64", "float64"], strict=True)), ids=repr)
 def test_an_exported_file_gives_the_same(spec: Spec, dtype: str, tmp_path: Path) -> None:
     """It has no Python: there the layer is made of MindSpore's own operators."""
     net = WithState(spec.build("mindspore", seed=0, dtype=dtype), spec)
@@ -233,14 +232,30 @@ def test_an_exported_file_gives_the_same(spec: Spec, dtype: str, tmp_path: Path)
                 close(actual.asnumpy(), expected.asnumpy(), 1e-12 if dtype == "float64" and not net.is_lstm else 1e-6)
 
 
+@pytest.mark.parametrize("spec", SPECS[1:], ids=repr)
+def test_an_exported_file_of_mixed_precision(spec: Spec, tmp_path: Path) -> None:
+    x, lengths, _ = batch()
+    state = Tensor(np.random.default_rng(0).standard_normal(spec.state_shapes(16)["h"]).astype(np.float32))
+    net = WithState(spec.build("mindspore", seed=0).to_float(ms.float16), spec)
+    path = str(tmp_path / "layer.mindir")
+    ms.export(net, x, state, state, lengths, file_name=path, file_format="MINDIR")
+    results = nn.GraphCell(ms.load(path))(x, state, state, lengths)
+    for actual, expected in zip(results, net(x, state, state, lengths), strict=True):
+        assert actual.dtype == expected.dtype == ms.float16
+        close(actual.asnumpy(), expected.asnumpy(), 5e-3)
+
+
 def test_what_a_file_needs_to_know(tmp_path: Path) -> None:
     gru = GRUSpec(3, 4).build("mindspore", seed=0)
     unknown = Tensor(shape=[None, None, 3], dtype=ms.float32)
     try:
         with pytest.raises(errors.ShapeError, match="expected a known number of time steps: GRU is exported step by"):
             ms.export(gru, unknown, file_name=str(tmp_path / "gru.mindir"), file_format="MINDIR")
+        assert ms.get_context("jit_syntax_level") == ms.STRICT, "the guide says that MindSpore leaves it so"
+        by_operators, _ = gru(ops.ones((5, 2, 3)))
     finally:
-        ms.set_context(jit_syntax_level=ms.LAX)  # MindSpore leaves it at STRICT
+        ms.set_context(jit_syntax_level=ms.LAX)
+    close(gru(ops.ones((5, 2, 3)))[0].asnumpy(), by_operators.asnumpy(), 1e-6)
     net = WithState(gru, gru.spec)
     h_0, lengths = ops.ones((1, 2, 4)), Tensor([5, 0])
     net.set_inputs(unknown, h_0, h_0, lengths)

@@ -1,5 +1,6 @@
 """A module that the torch backend builds works in the training loops, exporters and quantisers that torch has."""
 
+import copy
 import functools
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,18 @@ mappings: Any = get_default_dynamic_quant_module_mappings
 MAPPING = {**mappings(), Recurrent: DynamicQuantized}
 
 
+X = torch.ones(5, 3, 3)
+MISTAKES: dict[str, tuple[Any, ...]] = {
+    "above T": (X, None, [1, 6, 0]),
+    "words": (X, None, ["a", 0, 1]),
+    "nested": (X, None, [[1], [2, 3]]),
+    "floats": (X, None, [1.0, 0.0, 1.0]),
+    "too few": (X, None, torch.tensor([1, 2])),
+    "float64": (X.double(), None, None),
+    "one state of an LSTM": (X, torch.zeros(4, 3, 4), None),
+}
+
+
 class Tagger(nn.Module):
     def __init__(self, layers: nn.Module, width: int) -> None:
         super().__init__()
@@ -197,8 +210,34 @@ class TestDynamicQuantisation:
         padded = actual[0].swapaxes(0, 1) if spec.batch_first else actual[0]
         assert (padded[torch.arange(5).unsqueeze(1) >= LENGTHS] == 0).all()
         torch.testing.assert_close(quantised(x.nan_to_num()), quantised(x.nan_to_num(), seq_length=[5, 5, 5]))
-        with pytest.raises(errors.LengthError, match=r"seq_length\[1\]: given 6"):
-            quantised(x, hx, [1, 6, 0])
+        again = copy.deepcopy(quantised)
+        again.load_state_dict(quantised.state_dict())
+        torch.testing.assert_close(again(x, hx, LENGTHS), actual, rtol=0, atol=0)
+        empty = torch.ones((0, 5, 3) if spec.batch_first else (5, 0, 3))
+        assert (
+            quantised(empty)[0].shape
+            == quantised(empty, seq_length=[])[0].shape
+            == (*empty.shape[:2], 4 * spec.num_directions)
+        )
+
+    @pytest.mark.parametrize("arguments", MISTAKES.values(), ids=MISTAKES.keys())
+    def test_the_same_mistake_raises_the_same_words(self, arguments: tuple[Any, ...]) -> None:
+        module = SPECS[2].build("torch", seed=0)
+        quantised = quantised_model(nn.Sequential(module), {Recurrent}, mapping=MAPPING)[0]
+        raised = []
+        for run in (module, quantised):
+            with pytest.raises(errors.UnirnnError) as caught:
+                run(*arguments)
+            raised.append((caught.type, str(caught.value)))
+        assert raised[0] == raised[1]
+
+    def test_of_a_parametrised_module(self) -> None:
+        module = GRUSpec(3, 4).build("torch", seed=0)
+        nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+        model = nn.ModuleDict({"layers": module})
+        quantised = quantised_model(model, {Recurrent}, mapping=MAPPING)["layers"]
+        x = torch.linspace(-1, 1, 45).reshape(5, 3, 3)
+        torch.testing.assert_close(quantised(x, seq_length=LENGTHS), module(x, seq_length=LENGTHS), rtol=0, atol=0.05)
 
     @pytest.mark.parametrize("length", [0, 3])
     def test_unbatched(self, length: int) -> None:
