@@ -290,3 +290,9 @@ def test_another_device_than_mindspores_own(monkeypatch: pytest.MonkeyPatch) -> 
         GRUSpec(3, 16).build("mindspore", device="ascend")
     with pytest.raises(errors.DeviceError, match=r"call mindspore.set_device\('Ascend', 0\)"):
         GRUSpec(3, 16).build("mindspore", device="ascend:0")
+
+
+def test_the_kernels_need_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(errors.LimitError, match="which run the kernels, need Linux, given darwin"):
+        GRUSpec(3, 4).build("mindspore", device="cpu")
