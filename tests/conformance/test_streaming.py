@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from cases import KINDS, Batch, Case, built, cases
 from conftest import Subject, close
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import unirnn
@@ -37,6 +37,7 @@ def streams(draw: st.DrawFn) -> tuple[Case, list[int]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=15)  # of each kind
 @given(stream=streams())
 def test_chunks_of_any_sizes(subject: Subject, kind: str, stream: tuple[Case, list[int]]) -> None:
     case, cuts = stream
