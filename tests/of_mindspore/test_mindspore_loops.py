@@ -182,6 +182,9 @@ def test_to_float_runs_the_layer_in_that_type(spec: Spec, dtype: Any, given: Any
         output, final = run(x.astype(given), hx, lengths)
         assert {part.dtype for part in (output, *(state_parts(spec, final) or ()))} == {dtype}
         close(output.astype(ms.float32).asnumpy(), expected.asnumpy(), 1e-2)
+    nothing = [ops.zeros(shape, given) for shape in spec.state_shapes(0).values()]
+    output, final = layer(ops.zeros((0, 5, 3), given), join_state(nothing), [])
+    assert {part.dtype for part in (output, *(state_parts(spec, final) or ()))} == {dtype}
     with pytest.raises(errors.DTypeError, match="input: given dtype int32, expected a floating one"):
         layer(ops.ones((16, 5, 3), ms.int32), hx, lengths)
 

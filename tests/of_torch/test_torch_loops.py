@@ -66,6 +66,19 @@ def test_onnx_export(spec: Spec, tmp_path: Path) -> None:
 
 
 @each
+def test_an_export_takes_any_batch_size(spec: Spec) -> None:
+    module, (x, hx) = spec.build("torch", seed=0).eval(), batch(spec)
+    axis, size = 0 if spec.batch_first else 1, torch.export.Dim("B", min=1, max=64)
+    state = ({1: size}, {1: size}) if spec.cell == "LSTM" else {1: size}
+    shapes = {"input": {axis: size}, "hx": state, "seq_length": {0: size}}
+    exported = torch.export.export(module, (x, hx, LENGTHS), dynamic_shapes=shapes).module()
+    rows = torch.tensor([2, 0, 1, 1])
+    parts = [part.index_select(1, rows) for part in flat((x, hx))[1:]]
+    arguments = (x.index_select(axis, rows), join_state(parts), LENGTHS[rows])
+    torch.testing.assert_close(exported(*arguments), module(*arguments))
+
+
+@each
 def test_hooks_of_the_module_and_of_its_parameters(spec: Spec) -> None:
     module, (x, hx) = spec.build("torch", seed=0), batch(spec)
     seen: list[str] = []
