@@ -110,9 +110,15 @@ def names_pages() -> dict[Path, str]:
 
 # ---- the support table ---------------------------------------------------------------------------
 
-PROBES: tuple[Spec, ...] = (RNNSpec(8, 24), GRUSpec(8, 24), LSTMSpec(8, 24), LSTMSpec(8, 24, proj_size=8))
-"""The specs whose limits the table lists: one of each cell, with a hidden size that is no multiple of 16, and
-a projection."""
+PROBES: tuple[Spec, ...] = (
+    RNNSpec(8, 24),
+    GRUSpec(8, 24),
+    GRUSpec(8, 24, reset_after=False),
+    LSTMSpec(8, 24),
+    LSTMSpec(8, 24, proj_size=8),
+)
+"""The specs whose limits the table lists: one of each cell and variant, with a hidden size that is no multiple of 16,
+and a projection."""
 
 OPTIONS: dict[str, dict[str, Any]] = {"array_api": {"namespace": numpy}}
 """What a backend's build needs besides."""

@@ -38,7 +38,11 @@ def step(
         x_r, x_z, x_n = np.split(from_input, 3)
         h_r, h_z, h_n = np.split(from_state, 3)
         r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
-        n = np.tanh(x_n + r * h_n)
+        if spec.reset_after:
+            n = np.tanh(x_n + r * h_n)
+        else:
+            w_n, b_n = weights["weight_hh" + suffix], weights.get("bias_hh" + suffix, zeros)
+            n = np.tanh(x_n + (w_n @ (r * state[0]) + b_n)[-spec.hidden_size :])
         return ((1 - z) * n + z * state[0],)
     i, f, g, o = np.split(from_input + from_state, 4)
     c = sigmoid(f) * state[1] + sigmoid(i) * np.tanh(g)

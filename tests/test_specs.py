@@ -28,6 +28,8 @@ def specs(draw: st.DrawFn) -> Spec:
         options["nonlinearity"] = draw(st.sampled_from(["tanh", "relu"]))
     if cls is LSTMSpec:
         options["proj_size"] = draw(st.integers(0, hidden_size - 1))
+    if cls is GRUSpec:
+        options["reset_after"] = draw(st.booleans())
     spec: Spec = cls(draw(st.integers(1, 9)), hidden_size, num_layers, **options)
     return spec
 
@@ -57,8 +59,13 @@ def test_a_spec_knows_its_weights_and_states(spec: Spec) -> None:
 
 @given(specs(), st.sampled_from(names.FRAMEWORKS))
 def test_a_spec_goes_to_a_frameworks_arguments_and_back(spec: Spec, framework: str) -> None:
+    lacks = None
     if framework == "mindspore" and isinstance(spec, LSTMSpec) and spec.proj_size:
-        with pytest.raises(errors.LimitError, match="mindspore: LSTM has no proj_size"):
+        lacks = f"mindspore: LSTM has no proj_size; given proj_size={spec.proj_size}"
+    elif isinstance(spec, GRUSpec) and not spec.reset_after:
+        lacks = f"{framework}: GRU has no reset_after; given reset_after=False"
+    if lacks is not None:
+        with pytest.raises(errors.LimitError, match=lacks):
             spec.to_kwargs(framework)
         return
     kwargs = spec.to_kwargs(framework)
@@ -80,7 +87,13 @@ def test_has_bias_is_for_arguments_only() -> None:
 
 
 def test_kinds_differ() -> None:
-    assert len({RNNSpec(3, 4), GRUSpec(3, 4), LSTMSpec(3, 4)}) == 3
+    assert len({RNNSpec(3, 4), GRUSpec(3, 4), GRUSpec(3, 4, reset_after=False), LSTMSpec(3, 4)}) == 4
+
+
+def test_a_dict_that_names_no_variant_is_that_of_the_frameworks() -> None:
+    written = GRUSpec(3, 4, reset_after=False).to_dict()
+    assert written.pop("reset_after") is False
+    assert Spec.from_dict(written) == GRUSpec(3, 4)
 
 
 def test_numbers_of_other_libraries_become_pythons() -> None:
@@ -89,6 +102,8 @@ def test_numbers_of_other_libraries_become_pythons() -> None:
     spec = GRUSpec(*sizes, dropout=dropout)
     assert spec == GRUSpec(3, 4, 2, dropout=0.5)
     assert {type(value) for value in (spec.input_size, spec.hidden_size, spec.num_layers)} == {int}
+    flag: Any = np.False_
+    assert GRUSpec(3, 4, reset_after=flag).reset_after is False
     assert type(spec.dropout) is float
     assert GRUSpec(3, 4, dropout=0).dropout == 0.0
 
@@ -153,6 +168,16 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
         lambda: GRUSpec(3, 4, batch_first=None),  # type: ignore[arg-type]
         errors.ArgumentError,
         "batch_first: given None, expected True or False",
+    ),
+    "reset_after 0": (
+        lambda: GRUSpec(3, 4, reset_after=0),  # type: ignore[arg-type]
+        errors.ArgumentError,
+        "reset_after: given 0, expected True or False",
+    ),
+    "reset_after of an LSTM": (
+        lambda: Spec.from_dict({**LSTMSpec(3, 4).to_dict(), "reset_after": True}),
+        errors.ArgumentError,
+        "LSTM: unknown argument 'reset_after'",
     ),
     "bias spelled twice": (
         lambda: GRUSpec(3, 4, bias=True, has_bias=True),

@@ -17,6 +17,7 @@ from unirnn.errors import MissingBackendError
 SPECS: list[Spec] = [
     RNNSpec(3, 4, 2, bidirectional=True, nonlinearity="relu"),
     GRUSpec(3, 4, 3, bidirectional=True, batch_first=True),
+    GRUSpec(3, 4, 2, bidirectional=True, reset_after=False),
     LSTMSpec(3, 4, 2, bidirectional=True, bias=False),
 ]
 

@@ -69,7 +69,17 @@ class Backend(Protocol):
         ...
 
     def read(self, module: Any) -> tuple[Spec, dict[str, NDArray[Any]]] | None:
-        """Spec and weights of a module that it built; None if it didn't. The caller copies."""
+        """Spec and weights of a module that it built, or of its framework's own layer; None of anything else.
+
+        The caller copies.
+        """
+        ...
+
+    def write(self, module: Any, weights: Arrays) -> None:
+        """Replace the weights of a module that `read` reads, in place; all, or with an error none.
+
+        They fit the module's spec, and its dtype holds them, but for bfloat16, which NumPy lacks.
+        """
         ...
 
     def from_numpy(self, array: NDArray[Any], module: Any) -> Any:

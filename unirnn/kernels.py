@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .packing import Packing
-from .specs import RNNSpec, Spec
+from .specs import GRUSpec, RNNSpec, Spec
 
 __all__ = ["Weights", "direction", "recurrent"]
 
@@ -54,6 +54,9 @@ class _Direction(ABC):
         self.packing = packing
         self.backwards = backward
         self.size = spec.hidden_size
+        # What multiplies the state itself: as a rule, all of W_hh.
+        self.recurrent = weights.weight_hh
+        self.recurrent_bias = weights.bias_hh
 
     def _gate(self, gates: Array, name: str) -> Array:
         start = self.spec.gates.index(name) * self.size
@@ -61,13 +64,13 @@ class _Direction(ABC):
 
     def forward(self, x: Array, initial: State) -> tuple[Array, State]:
         """`(N, I)` and the initial state `(B, H)` each, to `(N, H)` and the final state, which overwrites it."""
-        w_ih, w_hh, b_ih, b_hh = self.weights
+        w_ih, _, b_ih, _ = self.weights
         self.x = x
         self.gates = x @ w_ih.T
         if b_ih is not None:
             self.gates += b_ih
         # A transposed view costs up to 2.7 times as much in each of the T products.
-        recurrent = np.ascontiguousarray(w_hh.T)
+        recurrent = np.ascontiguousarray(self.recurrent.T)
         state = initial
         rows, dtype = x.shape[0], x.dtype
         self.before = tuple(np.empty((rows, self.size), dtype) for _ in initial)
@@ -79,8 +82,8 @@ class _Direction(ABC):
             for kept, part in zip(self.before, alive, strict=True):
                 kept[at] = part
             hidden = np.matmul(alive[0], recurrent, out=product[:n])
-            if b_hh is not None:
-                hidden += b_hh
+            if self.recurrent_bias is not None:
+                hidden += self.recurrent_bias
             self._step(self.gates[at], hidden, alive, self.extra[at])
             outputs[at] = alive[0]
         self.outputs = outputs
@@ -88,18 +91,19 @@ class _Direction(ABC):
 
     def backward(self, d_outputs: Array, d_final: State) -> tuple[Array, State, Weights]:
         """Gradients of outputs `(N, H)` and final state, overwritten, to those of x, initial state and weights."""
-        w_ih, w_hh, b_ih, _ = self.weights
+        w_ih, _, b_ih, _ = self.weights
         d_state = d_final
         d_hidden = self._coefficients()
+        d_product = d_hidden[:, : len(self.recurrent)]
         for n, at in self.packing.steps(backward=not self.backwards):
             alive = tuple(part[:n] for part in d_state)
             alive[0][...] += d_outputs[at]
             self._step_back(at, alive)
-            alive[0][...] += d_hidden[at] @ w_hh
+            alive[0][...] += d_product[at] @ self.recurrent
         d_input = self._input_gradient(d_hidden)
         d_weights = Weights(
             d_input.T @ self.x,
-            d_hidden.T @ self.before[0],
+            self._recurrent_gradient(d_hidden),
             None if b_ih is None else d_input.sum(axis=0),
             None if b_ih is None else d_hidden.sum(axis=0),
         )
@@ -111,7 +115,7 @@ class _Direction(ABC):
 
     @abstractmethod
     def _coefficients(self) -> Array:
-        """`(N, gates*H)`: the gradient of the state's product, but for the factor that a step brings."""
+        """`(N, gates*H)`: the gradient of the products with W_hh, but for the factor that a step brings."""
 
     @abstractmethod
     def _step_back(self, at: slice, d_state: State) -> None:
@@ -120,6 +124,11 @@ class _Direction(ABC):
     def _input_gradient(self, d_hidden: Array) -> Array:
         """`(N, gates*H)`: the gradient of the input's product, after the last step back."""
         return d_hidden
+
+    def _recurrent_gradient(self, d_hidden: Array) -> Array:
+        """`(gates*H, H)`: the gradient of W_hh."""
+        gradient: Array = d_hidden.T @ self.before[0]
+        return gradient
 
 
 class _RNN(_Direction):
@@ -185,6 +194,60 @@ class _GRU(_Direction):
         return self.da[:, (0, 1, 3)].reshape(d_hidden.shape)
 
 
+class _GRUResetBefore(_Direction):
+    """``r, z = s(x + W h)    n = tanh(x_n + W_hn (r * h))    h' = n + z * (h - n)``; extra is ``r * h``.
+
+    W_hn multiplies ``r * h``, so a step has two products, and a step back as well.
+    """
+
+    def __init__(self, spec: Spec, weights: Weights, packing: Packing, *, backward: bool) -> None:
+        super().__init__(spec, weights, packing, backward=backward)
+        cut = 2 * self.size
+        self.recurrent, self.recurrent_n = weights.weight_hh[:cut], weights.weight_hh[cut:]
+        self.bias_n = None
+        if weights.bias_hh is not None:
+            self.recurrent_bias, self.bias_n = weights.bias_hh[:cut], weights.bias_hh[cut:]
+        self.recurrent_n_t = np.ascontiguousarray(self.recurrent_n.T)
+
+    def _step(self, gates: Array, hidden: Array, state: State, extra: Array) -> None:
+        size = self.size
+        (h,) = state
+        rz, n = gates[:, : 2 * size], gates[:, 2 * size :]
+        rz += hidden
+        _sigmoid(rz)
+        np.multiply(rz[:, :size], h, out=extra)
+        n += extra @ self.recurrent_n_t
+        if self.bias_n is not None:
+            n += self.bias_n
+        np.tanh(n, out=n)
+        h -= n
+        h *= rz[:, size:]
+        h += n
+
+    def _coefficients(self) -> Array:
+        r, z, n = (self._gate(self.gates, name) for name in "rzn")
+        rows, size = self.extra.shape
+        self.r, self.z = r, z
+        self.da = np.empty((rows, 3, size), r.dtype)
+        self.da[:, 0] = self.extra * (1 - r)
+        self.da[:, 1] = (self.before[0] - n) * z * (1 - z)
+        self.da[:, 2] = (1 - z) * (1 - n * n)
+        return self.da.reshape(rows, 3 * size)
+
+    def _step_back(self, at: slice, d_state: State) -> None:
+        (dh,) = d_state
+        self.da[at, 1:] *= dh[:, None]
+        d_extra = self.da[at, 2] @ self.recurrent_n
+        self.da[at, 0] *= d_extra
+        d_extra *= self.r[at]
+        dh *= self.z[at]
+        dh += d_extra
+
+    def _recurrent_gradient(self, d_hidden: Array) -> Array:
+        cut = 2 * self.size
+        return np.concatenate((d_hidden[:, :cut].T @ self.before[0], d_hidden[:, cut:].T @ self.extra))
+
+
 class _LSTM(_Direction):
     """``c' = f * c + i * g    h' = o * tanh(c')``; extra is ``tanh(c')``."""
 
@@ -234,6 +297,10 @@ def _sigmoid(a: Array) -> None:
 _CELLS: dict[str, type[_Direction]] = {"RNN": _RNN, "GRU": _GRU, "LSTM": _LSTM}
 
 
+def _cell(spec: Spec) -> type[_Direction]:
+    return _GRUResetBefore if isinstance(spec, GRUSpec) and not spec.reset_after else _CELLS[spec.cell]
+
+
 def _computed(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float32) if dtype == np.float16 else dtype
 
@@ -276,7 +343,7 @@ def direction(
         return None if array is None else array.astype(x.dtype, copy=False)
 
     packing = Packing(lengths, x.shape[0])
-    run = _CELLS[spec.cell](spec, Weights(*map(widen, weights)), packing, backward=backward)
+    run = _cell(spec)(spec, Weights(*map(widen, weights)), packing, backward=backward)
     outputs, final = run.forward(packing.pack(widen(x)), tuple(packing.sort(widen(part)) for part in state))
 
     def pullback(d_outputs: Array, d_final: State) -> tuple[Array, State, Weights]:
@@ -374,7 +441,7 @@ def recurrent(
         for backward in range(width):
             position = layer * width + backward
             w = Weights(*(cast(name + spec.suffixes()[position]) for name in Weights._fields))
-            run = _CELLS[spec.cell](spec, w, packing, backward=bool(backward))
+            run = _cell(spec)(spec, w, packing, backward=bool(backward))
             out, final = run.forward(rows, tuple(part[position] for part in initial))
             outputs.append(out)
             finals.append(final)

@@ -37,6 +37,8 @@ class Argument:
         an argument of the call; or a part of the call's result.
     cells
         The cells that have it.
+    without
+        What a framework does that has no such argument of the constructor.
     difference, difference_zh
         What differs between the frameworks, in English and in Chinese.
     """
@@ -46,6 +48,7 @@ class Argument:
     mindspore: str | None
     place: Place = "constructor"
     cells: tuple[Cell, ...] = _ALL
+    without: Any = None
     difference: str = ""
     difference_zh: str = ""
 
@@ -90,10 +93,20 @@ ARGUMENTS: tuple[Argument, ...] = (
     ),
     Argument("bidirectional", "bidirectional", "bidirectional"),
     Argument(
+        "reset_after",
+        None,
+        None,
+        cells=("GRU",),
+        without=True,
+        difference="in neither, whose GRU is that of True; Keras has it by this name",
+        difference_zh="两者均无此参数，其 GRU 相当于 True；Keras 有同名参数",
+    ),
+    Argument(
         "proj_size",
         "proj_size",
         None,
         cells=("LSTM",),
+        without=0,
         difference="PyTorch only; elsewhere a limit, but for the plain cells of array_api",
         difference_zh="仅 PyTorch 支持；除 array_api 的纯实现外，在其他后端上属于限制",
     ),

@@ -11,7 +11,7 @@ cleaned before anything is computed from it, so nothing after it can meet a NaN 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from .specs import RNNSpec, Spec
+from .specs import GRUSpec, RNNSpec, Spec
 
 __all__ = ["Direction", "State", "Weights", "direction", "last_valid", "recurrent"]
 
@@ -108,33 +108,61 @@ def last_valid(xp: Any, steps: Array, initial: Array, lengths: Lengths) -> Array
     return xp.where((lengths.values > 0)[:, None], after, initial)
 
 
-def _cell(xp: Any, spec: Spec, x: Array, state: State, weights: Weights) -> State:
+def _product(xp: Any, weight: Array, bias: Array | None) -> Callable[[Array], Array]:
+    """``x -> W x + b``: `(B, I)` to `(B, O)`."""
+    transposed = xp.matrix_transpose(weight)
+    return lambda x: xp.matmul(x, transposed) if bias is None else xp.matmul(x, transposed) + bias
+
+
+def _cell(xp: Any, spec: Spec, weights: Weights) -> Callable[[Array, State], State]:
     """One step: `(B, gates*H)` of input products, and the state, to the next state."""
-    h = state[0]
-    hidden = xp.matmul(h, xp.matrix_transpose(weights.weight_hh))
-    if weights.bias_hh is not None:
-        hidden = hidden + weights.bias_hh
+    if isinstance(spec, GRUSpec) and not spec.reset_after:
+        return _reset_before(xp, spec, weights)
+    product = _product(xp, weights.weight_hh, weights.bias_hh)
+    project = None if weights.weight_hr is None else _product(xp, weights.weight_hr, None)
     size = spec.hidden_size
 
     def gate(array: Array, name: str) -> Array:
         start = spec.gates.index(name) * size
         return array[:, start : start + size]
 
-    if isinstance(spec, RNNSpec):
+    def step(x: Array, state: State) -> State:
+        h = state[0]
+        hidden = product(h)
+        if isinstance(spec, RNNSpec):
+            a = x + hidden
+            return (xp.tanh(a) if spec.nonlinearity == "tanh" else xp.where(a > 0, a, xp.zeros_like(a)),)
+        if spec.cell == "GRU":
+            r = _sigmoid(xp, gate(x, "r") + gate(hidden, "r"))
+            z = _sigmoid(xp, gate(x, "z") + gate(hidden, "z"))
+            n = xp.tanh(gate(x, "n") + r * gate(hidden, "n"))
+            return ((1 - z) * n + z * h,)
         a = x + hidden
-        return (xp.tanh(a) if spec.nonlinearity == "tanh" else xp.where(a > 0, a, xp.zeros_like(a)),)
-    if spec.cell == "GRU":
-        r = _sigmoid(xp, gate(x, "r") + gate(hidden, "r"))
-        z = _sigmoid(xp, gate(x, "z") + gate(hidden, "z"))
-        n = xp.tanh(gate(x, "n") + r * gate(hidden, "n"))
+        i, f, o = (_sigmoid(xp, gate(a, name)) for name in "ifo")
+        c = f * state[1] + i * xp.tanh(gate(a, "g"))
+        h = o * xp.tanh(c)
+        return (h if project is None else project(h), c)
+
+    return step
+
+
+def _reset_before(xp: Any, spec: Spec, weights: Weights) -> Callable[[Array, State], State]:
+    """One step of a GRU whose reset gate is applied before the product, so that n has a product of its own."""
+    size = spec.hidden_size
+    # Cut here, not in the step: the gradient of a cut is as large as the whole.
+    product, product_n = (
+        _product(xp, weights.weight_hh[rows, :], None if weights.bias_hh is None else weights.bias_hh[rows])
+        for rows in (slice(None, 2 * size), slice(2 * size, None))
+    )
+
+    def step(x: Array, state: State) -> State:
+        (h,) = state
+        gates = _sigmoid(xp, x[:, : 2 * size] + product(h))
+        r, z = gates[:, :size], gates[:, size:]
+        n = xp.tanh(x[:, 2 * size :] + product_n(r * h))
         return ((1 - z) * n + z * h,)
-    a = x + hidden
-    i, f, o = (_sigmoid(xp, gate(a, name)) for name in "ifo")
-    c = f * state[1] + i * xp.tanh(gate(a, "g"))
-    h = o * xp.tanh(c)
-    if weights.weight_hr is not None:
-        h = xp.matmul(h, xp.matrix_transpose(weights.weight_hr))
-    return (h, c)
+
+    return step
 
 
 def _sigmoid(xp: Any, a: Array) -> Array:
@@ -171,16 +199,17 @@ def direction(
     products = xp.matmul(x, xp.matrix_transpose(weights.weight_ih))
     if weights.bias_ih is not None:
         products = products + weights.bias_ih
+    step = _cell(xp, spec, weights)
     outputs = []
     for t in range(x.shape[0]):
         if lengths is None:
-            state = _cell(xp, spec, products[t, ...], state, weights)
+            state = step(products[t, ...], state)
         else:
             alive = lengths.valid[t, :][:, None]
             # Cleaned before and selected after: a NaN in the state of a sequence that has ended, or never
             # began, would reach the gradient of the weights as 0 * NaN.
             clean = tuple(xp.where(alive, part, xp.zeros_like(part)) for part in state)
-            after = _cell(xp, spec, products[t, ...], clean, weights)
+            after = step(products[t, ...], clean)
             state = tuple(xp.where(alive, new, old) for new, old in zip(after, state, strict=True))
         outputs.append(state[0])
     return xp.stack(outputs), state

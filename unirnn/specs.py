@@ -91,10 +91,7 @@ class Spec:
             self._set(name, self._integer(name, least=1))
         self._set("bias", bias)
         for name in ("bias", "batch_first", "bidirectional"):
-            value = getattr(self, name)
-            if not isinstance(value, (bool, np.bool_)):
-                raise ArgumentError(f"{name}: given {value!r}, expected True or False")
-            self._set(name, bool(value))
+            self._set(name, self._flag(name))
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, numbers.Real):
             raise ArgumentError(f"dropout: given {self.dropout!r}, expected a number")
         if not 0 <= self.dropout < 1:
@@ -121,6 +118,12 @@ class Spec:
         if value < least:
             raise SpecError(f"{name}: given {value!r}, expected at least {least}")
         return int(value)
+
+    def _flag(self, name: str) -> bool:
+        value = getattr(self, name)
+        if not isinstance(value, (bool, np.bool_)):
+            raise ArgumentError(f"{name}: given {value!r}, expected True or False")
+        return bool(value)
 
     def __repr__(self) -> str:
         shown = [repr(self.input_size), repr(self.hidden_size)]
@@ -209,6 +212,19 @@ class Spec:
         sizes = {"h": self.output_size, "c": self.hidden_size}
         return {name: (*leading, sizes[name]) for name in self.states}
 
+    def fits(self, other: "Spec") -> bool:
+        """Whether weights of the other compute the same here: only ``batch_first`` and ``dropout`` may differ.
+
+        Examples
+        --------
+        >>> GRUSpec(3, 4, batch_first=True).fits(GRUSpec(3, 4))
+        True
+        >>> GRUSpec(3, 4, reset_after=False).fits(GRUSpec(3, 4))
+        False
+        """
+        free = {"batch_first": None, "dropout": None}
+        return {**self.to_dict(), **free} == {**other.to_dict(), **free}
+
     # ---- to other forms and back -----------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
@@ -271,7 +287,7 @@ class Spec:
             spelling, value = row.of(framework), getattr(self, row.name)
             if spelling is not None:
                 kwargs[spelling] = value
-            elif value:
+            elif value != row.without:
                 raise LimitError(f"{framework}: {self.cell} has no {row.name}; given {row.name}={value!r}")
         return kwargs
 
@@ -377,15 +393,26 @@ class RNNSpec(Spec):
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class GRUSpec(Spec):
-    """A gated recurrent unit (Cho et al., 2014; the reset gate is applied after the product, as in cuDNN).
+    """A gated recurrent unit (Cho et al., 2014), of either variant.
 
     ::
 
         r = s(W_ir x + b_ir + W_hr h + b_hr)    z = s(W_iz x + b_iz + W_hz h + b_hz)
         n = tanh(W_in x + b_in + r * (W_hn h + b_hn))    h' = (1 - z) * n + z * h
 
+    and with ``reset_after=False``
+
+    ::
+
+        n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)
+
+    The weights of both have the same names and shapes, so they don't tell which variant they were trained for.
+
     Parameters
     ----------
+    reset_after
+        Whether the reset gate is applied after the product with W_hn, as in torch, MindSpore and cuDNN, or before it,
+        as Cho et al. have it. Keras' argument of this name, and ``linear_before_reset`` of ONNX.
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, has_bias
         See `Spec`.
 
@@ -393,11 +420,18 @@ class GRUSpec(Spec):
     --------
     >>> GRUSpec(10, 16, num_layers=2, batch_first=True) == GRUSpec(10, 16, 2, batch_first=True, has_bias=True)
     True
+    >>> GRUSpec(10, 16, reset_after=False)
+    GRUSpec(10, 16, reset_after=False)
     """
 
     cell = "GRU"
     gates = ("r", "z", "n")
     states = ("h",)
+
+    reset_after: bool = True
+
+    def _check_own(self) -> None:
+        self._set("reset_after", self._flag("reset_after"))
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)

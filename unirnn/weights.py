@@ -5,16 +5,16 @@ Weights are ``dict[str, numpy.ndarray]`` in torch's names and shapes (`Spec.weig
 
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ArgumentError, ShapeError, SpecError
+from .errors import ArgumentError, DTypeError, ShapeError, SpecError
 from .specs import Spec
 
-__all__ = ["Weights", "check", "draw", "draw_globally"]
+__all__ = ["Weights", "check", "draw", "draw_globally", "exactly"]
 
 Weights = dict[str, NDArray[Any]]
 
@@ -70,8 +70,8 @@ def _uniform(spec: Spec, random: Callable[[tuple[int, ...]], NDArray[np.float64]
     return {name: draw(shape) for name, shape in spec.weight_shapes().items()}
 
 
-def check(spec: Spec, weights: Mapping[str, Any]) -> None:
-    """Hold weights against a spec: the names, then the shapes.
+def check(spec: Spec, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Hold names and shapes against a spec: first the names, then the shapes.
 
     Raises
     ------
@@ -81,13 +81,31 @@ def check(spec: Spec, weights: Mapping[str, Any]) -> None:
         If an array has the wrong shape.
     """
     expected = spec.weight_shapes()
-    missing = [name for name in expected if name not in weights]
-    unknown = [name for name in weights if name not in expected]
+    missing = [name for name in expected if name not in shapes]
+    unknown = [name for name in shapes if name not in expected]
     if missing or unknown:
         raise ArgumentError(
-            f"weights: missing {', '.join(missing) or 'none'}; unknown {', '.join(unknown) or 'none'}; "
+            f"weights: missing {', '.join(missing) or 'none'}; unknown {', '.join(map(str, unknown)) or 'none'}; "
             f"{spec!r} has {', '.join(expected)}"
         )
     for name, shape in expected.items():
-        if np.shape(weights[name]) != shape:
-            raise ShapeError(f"weights[{name!r}]: given shape {np.shape(weights[name])}, expected {shape}")
+        if tuple(shapes[name]) != shape:
+            raise ShapeError(f"weights[{name!r}]: given shape {tuple(shapes[name])}, expected {shape}")
+
+
+def exactly(framework: str, arrays: Mapping[str, NDArray[Any]], dtypes: Iterable[Any]) -> Weights:
+    """Cast a framework's arrays to the dtypes of what will hold them, if none of them is rounded by it.
+
+    Raises
+    ------
+    DTypeError
+        If one is.
+    """
+    found: Weights = {}
+    for (name, array), dtype in zip(arrays.items(), dtypes, strict=True):
+        found[name] = array.astype(dtype)
+        if not np.array_equal(found[name].astype(array.dtype), array, equal_nan=True):
+            raise DTypeError(
+                f"{framework}: the layer is of {np.dtype(dtype)}, which can't hold {name} without rounding"
+            )
+    return found

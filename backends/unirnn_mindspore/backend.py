@@ -14,6 +14,8 @@ from unirnn.backend import Arrays
 from unirnn.call import join_state, state_parts
 from unirnn.errors import DeviceError
 
+from .checkpoints import read_checkpoint
+from .fused import by_steps
 from .module import Recurrent
 
 __all__ = ["MindSporeBackend"]
@@ -61,15 +63,17 @@ class MindSporeBackend:
             return
         if dtype == "float64":
             yield Limit(f"the fused operators on {device.kind} have no float64; float32 and float16 are there")
+        if by_steps(spec, _TARGETS[device.kind]):
+            variant = " of reset_after=False" if spec.cell == "GRU" else ""
+            yield Limit(f"{device.kind} has no fused {spec.cell}{variant}: it runs step by step", refuses=False)
+            return
         if device.kind == "ascend" and spec.cell == "GRU" and spec.hidden_size % 16:
             yield Limit(
                 f"Ascend's GRU takes hidden sizes that are multiples of 16, given {spec.hidden_size}; "
                 f"{-spec.hidden_size // 16 * -16} is the next"
             )
-        if device.kind == "ascend" and spec.cell != "RNN":
+        if device.kind == "ascend":
             yield Limit(f"Ascend's {spec.cell} is computed in float16", refuses=False)
-        if spec.cell == "RNN":
-            yield Limit(f"{device.kind} has no fused RNN: it runs step by step", refuses=False)
 
     def build(self, spec: Spec, *, device: Device, dtype: str, weights: Arrays | None, seed: int | None) -> Recurrent:
         target, current = _TARGETS[device.kind], ms.get_context("device_target")
@@ -83,10 +87,19 @@ class MindSporeBackend:
         return Recurrent(spec, drawn, getattr(ms, dtype), target)
 
     def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
-        if not isinstance(module, Recurrent):
+        spec = module.spec if isinstance(module, Recurrent) else _native_spec(module)
+        if spec is None:
             return None
-        names = module.spec.weight_shapes()
-        return module.spec, {name: p.asnumpy() for name, p in zip(names, module.weights, strict=True)}
+        parameters = _parameters(module)
+        return spec, {name: parameters[name].asnumpy() for name in spec.weight_shapes()}
+
+    def write(self, module: Any, weights: Arrays) -> None:
+        parameters = _parameters(module)
+        for name, array in weights.items():
+            parameters[name].set_data(ms.Tensor(array, parameters[name].dtype))
+
+    def read_file(self, path: str) -> dict[str, Array]:
+        return read_checkpoint(path)
 
     def from_numpy(self, array: Array, module: Any) -> ms.Tensor:
         return ms.Tensor(array)
@@ -119,3 +132,27 @@ class MindSporeBackend:
         of_arrays, of_weights = ms.grad(weighted, positions, module.trainable_params())(*arrays)
         names = ["input", *(f"{state}_0" for state in module.spec.states), *module.spec.weight_shapes()]
         return {name: g.asnumpy() for name, g in zip(names, (*of_arrays, *of_weights), strict=True)}
+
+
+def _parameters(module: Any) -> dict[str, Any]:
+    """By torch's names, whatever a cell around the module has put before the parameters' own."""
+    return {p.name.rpartition(".")[2]: p for p in module.get_parameters()}
+
+
+def _native_spec(module: Any) -> Spec | None:
+    """The spec of one of MindSpore's own layers, which keep some of their constructor's arguments."""
+    kinds = {"RNN": ms.nn.RNN, "GRU": ms.nn.GRU, "LSTM": ms.nn.LSTM}
+    cell = next((cell for cell, kind in kinds.items() if isinstance(module, kind)), None)
+    if cell is None:
+        return None
+    parameters = _parameters(module)
+    arguments: dict[str, Any] = {
+        "cell": cell,
+        "input_size": parameters["weight_ih_l0"].shape[1],
+        "bias": "bias_ih_l0" in parameters,
+        **{name: getattr(module, name) for name in ("hidden_size", "num_layers", "batch_first", "dropout")},
+        "bidirectional": module.bidirectional,
+    }
+    if cell == "RNN":
+        arguments["nonlinearity"] = {"_DynamicRNNTanh": "tanh", "_DynamicRNNRelu": "relu"}[type(module.rnn).__name__]
+    return Spec.from_dict(arguments)

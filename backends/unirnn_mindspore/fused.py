@@ -8,6 +8,8 @@ LSTM      ``ops.LSTM``          ``DynamicRNN``, float16     ``ops.LSTM``, float3
 RNN       step by step          step by step                step by step
 ========  ====================  ==========================  ========================================
 
+A GRU of ``reset_after=False`` goes step by step everywhere: none of the fused ones is that GRU.
+
 An operator runs over dense steps, forward. Lengths stand around it: padding is selected
 away before anything is computed from it (it may be NaN), the reverse direction reads each sequence from
 its last valid step, and the final state is gathered at step n-1, or is the initial state where n = 0.
@@ -21,9 +23,9 @@ from mindspore import dtype as mstype
 from mindspore import nn, ops
 from mindspore.ops.operations._rl_inner_ops import CudnnGRU
 
-from unirnn import RNNSpec, Spec
+from unirnn import GRUSpec, RNNSpec, Spec
 
-__all__ = ["FusedDirection"]
+__all__ = ["FusedDirection", "by_steps"]
 
 
 class FusedDirection(nn.Cell):
@@ -43,18 +45,18 @@ class FusedDirection(nn.Cell):
 
     def __init__(self, spec: Spec, target: str, input_size: int, backward: bool) -> None:
         super().__init__()
-        operators: dict[tuple[str, str], Any] = {
-            ("RNN", "CPU"): StepRNN,
-            ("RNN", "GPU"): StepRNN,
-            ("RNN", "Ascend"): StepRNN,
-            ("GRU", "CPU"): StepGRU,
+        fused: dict[tuple[str, str], Any] = {
             ("GRU", "GPU"): CudnnGRUOperator,
             ("GRU", "Ascend"): DynamicGRUOperator,
             ("LSTM", "CPU"): functools.partial(LSTMOperator, on_cpu=True),
             ("LSTM", "GPU"): LSTMOperator,
             ("LSTM", "Ascend"): DynamicLSTMOperator,
         }
-        self.operator = operators[spec.cell, target](spec, input_size)
+        if by_steps(spec, target):
+            operator: Any = StepRNN if spec.cell == "RNN" else StepGRU
+        else:
+            operator = fused[spec.cell, target]
+        self.operator = operator(spec, input_size)
         self.backward = backward
 
     def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
@@ -81,6 +83,13 @@ class FusedDirection(nn.Cell):
         if self.backward:
             outputs = _reorder(outputs, reversal)
         return outputs, h_n, c_n
+
+
+def by_steps(spec: Spec, target: str) -> bool:
+    """Whether no fused operator computes the layer there."""
+    if isinstance(spec, GRUSpec):
+        return target == "CPU" or not spec.reset_after
+    return spec.cell == "RNN"
 
 
 def _rows(x: Any) -> Any:
@@ -122,27 +131,32 @@ class StepRNN(nn.Cell):
 
 
 class StepGRU(nn.Cell):
-    """GRU step by step: ``GRUV2``, the CPU's fused one, computes another GRU.
+    """GRU of either variant, step by step: ``GRUV2``, the CPU's fused one, computes another GRU.
 
-    ``r = s(W_ir x + b_ir + W_hr h + b_hr)``, z alike, ``n = tanh(W_in x + b_in + r * (W_hn h + b_hn))``,
-    ``h' = (1 - z) * n + z * h``.
+    ``r = s(W_ir x + b_ir + W_hr h + b_hr)``, z alike, ``h' = (1 - z) * n + z * h``,
+    ``n = tanh(W_in x + b_in + r * (W_hn h + b_hn))`` or ``n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)``.
     """
 
     def __init__(self, spec: Spec, input_size: int) -> None:
         super().__init__()
         self.size = spec.hidden_size
+        self.reset_after = isinstance(spec, GRUSpec) and spec.reset_after
 
     def construct(self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any) -> Any:
         """`(T, B, I)` and `(B, H)` to the state after each step, `(T, B, H)`, twice."""
         size = self.size
         products = ops.matmul(x, w_ih.T) + b_ih
+        # what multiplies h, and what multiplies r * h
+        cut = 3 * size if self.reset_after else 2 * size
+        w_h, b_h, w_n, b_n = w_hh[:cut], b_hh[:cut], w_hh[2 * size :], b_hh[2 * size :]
         h = h_0
         steps: Any = ()
         for t in range(x.shape[0]):
-            of_x, of_h = products[t], ops.matmul(h, w_hh.T) + b_hh
+            of_x, of_h = products[t], ops.matmul(h, w_h.T) + b_h
             gates = ops.sigmoid(of_x[:, : 2 * size] + of_h[:, : 2 * size])
             r, z = gates[:, :size], gates[:, size:]
-            n = ops.tanh(of_x[:, 2 * size :] + r * of_h[:, 2 * size :])
+            of_n = r * of_h[:, 2 * size :] if self.reset_after else ops.matmul(r * h, w_n.T) + b_n
+            n = ops.tanh(of_x[:, 2 * size :] + of_n)
             h = (1 - z) * n + z * h
             steps += (h,)
         h_steps = ops.stack(steps)

@@ -12,6 +12,7 @@ from unirnn.call import bind, check, check_arrays, check_lengths, lengths, state
 from unirnn.devices import plain_name
 from unirnn.errors import ArgumentError, LimitError, ShapeError
 
+from .fused import by_steps
 from .kernel import shared
 from .stack import Stack, by_kernels
 
@@ -228,7 +229,7 @@ def _check_unknown(spec: Spec, target: str, shape: tuple[Any, ...]) -> None:
             f"input: given shape {tuple(shape)}, whose unknown sizes (None) the CPU's kernels must know when they are "
             "compiled; leave out set_inputs, and each new shape compiles anew"
         )
-    if spec.cell != "LSTM" and target == "CPU" and shape[1 if spec.batch_first and len(shape) == 3 else 0] is None:
+    if by_steps(spec, target) and shape[1 if spec.batch_first and len(shape) == 3 else 0] is None:
         raise ShapeError(
             f"input: given shape {tuple(shape)}, expected a known number of time steps: {spec.cell} is exported step "
             "by step"

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unirnn import Device, Limit, Spec
+from unirnn import Device, GRUSpec, Limit, LSTMSpec, RNNSpec, Spec, names
 from unirnn.backend import Arrays
 from unirnn.call import join_state, state_parts
-from unirnn.errors import ArgumentError, DeviceError
+from unirnn.errors import ArgumentError, DeviceError, DTypeError
 
+from .checkpoints import read_checkpoint
 from .module import Recurrent
 
 __all__ = ["TorchBackend"]
@@ -49,6 +50,12 @@ class TorchBackend:
     def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
         if device.kind == "ascend":
             yield Limit("through torch_npu, which no test here has run: what it lacks, it says itself", refuses=False)
+        if isinstance(spec, GRUSpec) and not spec.reset_after:
+            yield Limit(
+                "torch has no GRU of reset_after=False: it runs step by step; torch.nn.GRU takes its state_dict, and "
+                "computes the other variant",
+                refuses=False,
+            )
 
     def build(self, spec: Spec, *, device: Device, dtype: str, weights: Arrays | None, seed: int | None) -> Recurrent:
         kind: torch.dtype = getattr(torch, dtype)
@@ -56,16 +63,32 @@ class TorchBackend:
         return Recurrent(spec, device=name, dtype=kind, weights=weights)
 
     def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
-        if not isinstance(module, Recurrent):
+        spec = module.spec if isinstance(module, Recurrent) else _native_spec(module)
+        if spec is None:
             return None
         # By attribute, since a parametrization renames what is in the state_dict.
-        weights = {name: getattr(module, name) for name in module.spec.weight_shapes()}
+        weights = {name: getattr(module, name) for name in spec.weight_shapes()}
         if any(hasattr(weight, "full_tensor") for weight in weights.values()):  # a DTensor: importing it takes a second
             raise ArgumentError(
                 "module: given one whose weights are sharded over processes, expected whole ones; gather them in all "
                 "processes, by torch.distributed.checkpoint.state_dict.get_model_state_dict(..., full_state_dict=True)"
             )
-        return module.spec, {name: self.to_numpy(weight) for name, weight in weights.items()}
+        return spec, {name: self.to_numpy(weight) for name, weight in weights.items()}
+
+    def write(self, module: Any, weights: Arrays) -> None:
+        tensors = {name: torch.tensor(array) for name, array in weights.items()}
+        for name, tensor in tensors.items():
+            weight = getattr(module, name)
+            if not isinstance(weight, torch.nn.Parameter):
+                raise ArgumentError(f"module: its {name} is a parametrization's; remove that first")
+            if weight.dtype == torch.bfloat16 and not torch.equal(tensor.to(torch.bfloat16).to(tensor.dtype), tensor):
+                raise DTypeError(f"module: it is of bfloat16, which can't hold {name} without rounding")
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                getattr(module, name).copy_(tensor)
+
+    def read_file(self, path: str) -> dict[str, Array]:
+        return read_checkpoint(path)
 
     def from_numpy(self, array: Array, module: Any) -> torch.Tensor:
         weight = module.weight_ih_l0
@@ -99,3 +122,12 @@ class TorchBackend:
         gradients = torch.autograd.grad(results, [*arrays, *parameters.values()], cotangents)
         names = ["input", *(f"{state}_0" for state in module.spec.states), *parameters]
         return {name: self.to_numpy(gradient) for name, gradient in zip(names, gradients, strict=True)}
+
+
+def _native_spec(module: Any) -> Spec | None:
+    """The spec of one of torch's own layers, by the attributes that are its constructor's arguments."""
+    for kind, native in ((RNNSpec, torch.nn.RNN), (GRUSpec, torch.nn.GRU), (LSTMSpec, torch.nn.LSTM)):
+        if isinstance(module, native):
+            rows = names.arguments(kind.cell, "constructor")
+            return kind.from_kwargs("torch", {row.torch: getattr(module, row.torch) for row in rows if row.torch})
+    return None

@@ -7,6 +7,8 @@ Three paths, each the native computation of ``torch.nn.RNN``, ``GRU`` and ``LSTM
 - lengths: one native call for each layer and direction over dense steps (`direction`), which the core's plain
   path surrounds by the selection of padding, the reversal of each sequence, and the state at step n-1. No
   sorting, no packing, and no length leaves its device but for the check of its value.
+
+A GRU of ``reset_after=False`` has no native computation: there the core's plain path runs all three, step by step.
 """
 
 from collections.abc import Callable
@@ -15,9 +17,9 @@ from typing import Any
 import array_api_compat.torch as xp
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from unirnn import RNNSpec, Spec, plain
+from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, plain
 from unirnn.backend import Arrays
 from unirnn.call import Sizes, bind, check, check_lengths, join_state, lengths, state_parts
 from unirnn.devices import plain_name
@@ -35,6 +37,10 @@ _NATIVE: dict[str, Callable[..., Any]] = {
 
 def _mode(spec: Spec) -> str:
     return f"RNN_{spec.nonlinearity.upper()}" if isinstance(spec, RNNSpec) else spec.cell
+
+
+def _is_native(spec: Spec) -> bool:
+    return not isinstance(spec, GRUSpec) or spec.reset_after
 
 
 class Recurrent(torch.nn.RNNBase):
@@ -72,13 +78,22 @@ class Recurrent(torch.nn.RNNBase):
         self, spec: Spec, *, device: Any = None, dtype: torch.dtype | None = None, weights: Arrays | None = None
     ) -> None:
         self._first_weights = weights
-        kwargs = spec.to_kwargs("torch")
-        nonlinearity = kwargs.pop("nonlinearity", None)
-        # The spec has warned of dropout after one layer; the base class would once more.
-        super().__init__(_mode(spec), **{**kwargs, "dropout": 0.0}, device=device, dtype=dtype)
+        super().__init__(
+            _mode(spec),
+            spec.input_size,
+            spec.hidden_size,
+            spec.num_layers,
+            spec.bias,
+            spec.batch_first,
+            0.0,  # the spec has warned of dropout after one layer; the base class would once more
+            spec.bidirectional,
+            spec.proj_size if isinstance(spec, LSTMSpec) else 0,
+            device=device,
+            dtype=dtype,
+        )
         self.dropout = spec.dropout
-        if nonlinearity is not None:
-            self.nonlinearity = nonlinearity
+        if isinstance(spec, RNNSpec):
+            self.nonlinearity = spec.nonlinearity
         self.spec = spec
         self._names = tuple(spec.weight_shapes())
         self._first_weights = None
@@ -95,6 +110,10 @@ class Recurrent(torch.nn.RNNBase):
 
     def _get_name(self) -> str:
         return self.spec.cell
+
+    def extra_repr(self) -> str:
+        """What `repr` shows: as the native layers, and the variant that they don't have."""
+        return super().extra_repr() + ("" if _is_native(self.spec) else ", reset_after=False")
 
     def forward(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
         """Run the layers.
@@ -122,22 +141,16 @@ class Recurrent(torch.nn.RNNBase):
         if isinstance(input, PackedSequence):
             return self._packed(input, state, seq_length)
         sizes = check(spec, Tensor, self._dtype(input), input, state)
-        weights = [getattr(self, name) for name in self._names]
-        if seq_length is None:
-            output, final = self._dense(input, state, weights, sizes.batch_size)
+        if seq_length is None and _is_native(spec):
+            output, final = self._dense(input, state, sizes.batch_size)
         else:
-            ns = self._lengths(seq_length, sizes, input.device)
-            output, final = plain.recurrent(
-                xp,
-                spec,
-                dict(zip(self._names, weights, strict=True)),
-                input,
-                state,
-                ns,
-                dropout=self._dropout if self.dropout and self.training else None,
-                direction=direction,
-            )
+            ns = None if seq_length is None else self._lengths(seq_length, sizes, input.device)
+            output, final = self._by_directions(input, state, ns)
         return output, join_state(final)
+
+    @property
+    def _weights(self) -> list[Tensor]:
+        return [getattr(self, name) for name in self._names]
 
     def _dtype(self, input: Any) -> torch.dtype | None:
         """The dtype that arrays must have; under autocast the native call casts, and any floating one is right."""
@@ -146,7 +159,7 @@ class Recurrent(torch.nn.RNNBase):
         return None if autocast else weight.dtype
 
     def _dense(
-        self, input: Tensor, state: tuple[Tensor, ...] | None, weights: list[Tensor], batch_size: int | None
+        self, input: Tensor, state: tuple[Tensor, ...] | None, batch_size: int | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         spec = self.spec
         if state is None:
@@ -157,7 +170,7 @@ class Recurrent(torch.nn.RNNBase):
         output, *final = _NATIVE[self.mode](
             input,
             join_state(state),
-            weights,
+            self._weights,
             self.bias,
             self.num_layers,
             self.dropout,
@@ -168,6 +181,20 @@ class Recurrent(torch.nn.RNNBase):
         if batch_size is None:
             return output.squeeze(axis), tuple(part.squeeze(1) for part in final)
         return output, tuple(final)
+
+    def _by_directions(
+        self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return plain.recurrent(
+            xp,
+            self.spec,
+            dict(zip(self._names, self._weights, strict=True)),
+            input,
+            state,
+            ns,
+            dropout=self._dropout if self.dropout and self.training else None,
+            direction=direction if _is_native(self.spec) else plain.direction,
+        )
 
     def _packed(
         self, input: PackedSequence, state: tuple[Tensor, ...] | None, seq_length: Any
@@ -183,17 +210,22 @@ class Recurrent(torch.nn.RNNBase):
             state = tuple(data.new_zeros(shape) for shape in spec.state_shapes(batch_size).values())
         elif order is not None:
             state = tuple(part.index_select(1, order) for part in state)
-        output, *final = _NATIVE[self.mode](
-            data,
-            batch_sizes,
-            join_state(state),
-            [getattr(self, name) for name in self._names],
-            self.bias,
-            self.num_layers,
-            self.dropout,
-            self.training,
-            self.bidirectional,
-        )
+        if _is_native(spec):
+            output, *final = _NATIVE[self.mode](
+                data,
+                batch_sizes,
+                join_state(state),
+                self._weights,
+                self.bias,
+                self.num_layers,
+                self.dropout,
+                self.training,
+                self.bidirectional,
+            )
+        else:
+            padded, ns = pad_packed_sequence(PackedSequence(data, batch_sizes), spec.batch_first)
+            padded, final = self._by_directions(padded, state, ns.to(data.device))
+            output = pack_padded_sequence(padded, ns, spec.batch_first).data
         if inverse is not None:
             final = [part.index_select(1, inverse) for part in final]
         return PackedSequence(output, batch_sizes, order, inverse), join_state(final)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.ao.nn.quantized import dynamic
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from unirnn import LSTMSpec, Spec
+from unirnn import GRUSpec, LSTMSpec, Spec
 from unirnn.call import bind, check, join_state, state_parts
 from unirnn.errors import LimitError
 
@@ -46,8 +46,10 @@ class DynamicQuantized(torch.nn.Module):
     def from_float(cls, mod: Recurrent, use_precomputed_fake_quant: bool = False) -> "DynamicQuantized":
         """Quantise a module; what ``quantize_dynamic`` calls, once it has set ``mod.qconfig``."""
         spec = mod.spec
-        if spec.cell == "RNN" or (isinstance(spec, LSTMSpec) and spec.proj_size):
-            raise LimitError(f"{spec!r}: torch quantises GRU, and LSTM without proj_size, only")
+        before = isinstance(spec, GRUSpec) and not spec.reset_after
+        projected = isinstance(spec, LSTMSpec) and spec.proj_size
+        if spec.cell == "RNN" or before or projected:
+            raise LimitError(f"{spec!r}: torch quantises GRU with reset_after=True, and LSTM without proj_size, only")
         # torch refuses layers without biases: zeros are the same
         native = getattr(torch.nn, spec.cell)(**{**spec.to_kwargs("torch"), "bias": True})
         for name, parameter in native.state_dict().items():

@@ -1,6 +1,6 @@
 """What the promises are checked on: a table of cases, and a strategy for everything that the table varies."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ KINDS: dict[str, tuple[type[Spec], dict[str, Any]]] = {
     "RNN-tanh": (RNNSpec, {"nonlinearity": "tanh"}),
     "RNN-relu": (RNNSpec, {"nonlinearity": "relu"}),
     "GRU": (GRUSpec, {}),
+    "GRU-reset-before": (GRUSpec, {"reset_after": False}),
     "LSTM": (LSTMSpec, {}),
 }
 
@@ -117,6 +118,17 @@ class Batch:
     def expected(self, spec: Spec) -> tuple[NDArray[Any], tuple[NDArray[Any], ...]]:
         hx = tuple(part.astype(np.float64) for part in self.hx)
         return recurrent(spec, self.weights, self.input.astype(np.float64), hx, self.lengths)
+
+
+def available(subject: Subject, dtype: str) -> str:
+    """The dtype, or the widest that the backend has, where it lacks this one."""
+    wanted = (dtype, "float64", "float32", "float16")
+    return next(name for name in wanted if name in subject.backend.dtypes)
+
+
+def in_its_dtype(subject: Subject, case: Case) -> Case:
+    """The case, in a dtype that the backend has."""
+    return replace(case, dtype=available(subject, case.dtype))
 
 
 def built(subject: Subject, kind: str, case: Case) -> tuple[Any, Batch]:

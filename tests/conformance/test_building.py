@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import available
 from conftest import Subject, close
 
 import unirnn
@@ -13,6 +14,7 @@ from unirnn import weights as _weights
 SPECS = {
     "RNN": RNNSpec(3, 4, 2, nonlinearity="relu"),
     "GRU": GRUSpec(3, 4, bidirectional=True),
+    "GRU-reset-before": GRUSpec(3, 4, reset_after=False),
     "LSTM": LSTMSpec(3, 4, 2, bias=False, bidirectional=True),
 }
 each_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
@@ -27,6 +29,7 @@ def weights(subject: Subject, module: Any) -> dict[str, Any]:
 @each_spec
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_seed_gives_the_same_bits_everywhere(subject: Subject, spec: Spec, dtype: str) -> None:
+    dtype = available(subject, dtype)
     expected = _weights.draw(spec, 7)
     subject.build(GRUSpec(5, 6), seed=1)  # what was built before has no influence
     found = weights(subject, subject.build(spec, seed=7, dtype=dtype))
@@ -60,6 +63,24 @@ def test_a_snapshot_goes_out_and_back(subject: Subject, spec: Spec) -> None:
     input = np.random.default_rng(0).standard_normal((5, 2, 3)).astype(np.float32)
     output, _ = subject.call(again, input, seq_length=[5, 2])
     close(output, on_numpy(input, seq_length=[5, 2])[0], 1e-6)
+
+
+@each_spec
+def test_weights_are_replaced_in_place(subject: Subject, spec: Spec) -> None:
+    module, taken = subject.build(spec, seed=3), unirnn.snapshot(subject.build(spec, seed=4))
+    unirnn.load_weights(module, taken)
+    assert unirnn.snapshot(module) == taken
+    input = np.random.default_rng(0).standard_normal((5, 2, 3)).astype(np.float32)
+    expected, _ = subject.call(taken.build(subject.backend.name, **subject.options), input, seq_length=[5, 2])
+    np.testing.assert_array_equal(subject.call(module, input, seq_length=[5, 2])[0], expected)
+
+
+def test_weights_that_do_not_fit_change_nothing(subject: Subject) -> None:
+    module, wider = subject.build(GRUSpec(3, 4), seed=3), unirnn.snapshot(subject.build(GRUSpec(3, 5), seed=3))
+    before = unirnn.snapshot(module)
+    with pytest.raises(unirnn.errors.ShapeError, match=r"weights\['weight_ih_l0'\]: given shape \(15, 3\)"):
+        unirnn.load_weights(module, wider)
+    assert unirnn.snapshot(module) == before
 
 
 def test_a_snapshot_is_a_copy(subject: Subject) -> None:

@@ -1,5 +1,6 @@
 """The branches for GPU and Ascend, over an emulation of the operators' documented contracts."""
 
+from pathlib import Path
 from typing import Any
 
 import emulation
@@ -11,11 +12,11 @@ from mindspore import Tensor, ops
 from unirnn_mindspore import Recurrent, fused
 
 import unirnn
-from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, kernels
+from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, errors, kernels
 from unirnn import weights as _weights
 from unirnn.call import join_state, state_parts
 
-# float16 where the operator computes in it
+# float16 where a fused operator computes in it
 TOLERANCES = {("RNN", "Ascend"): 1e-5, ("GRU", "Ascend"): 5e-3, ("LSTM", "Ascend"): 5e-3}
 LENGTHS = {"full": [4, 4, 4], "ragged": [2, 4, 0], "all zero": [0, 0, 0]}
 SPECS: list[Spec] = [
@@ -26,6 +27,7 @@ SPECS: list[Spec] = [
     GRUSpec(2, 16, 2, bidirectional=True, batch_first=True),
     LSTMSpec(2, 16, 2, bidirectional=True, batch_first=True),
     GRUSpec(2, 16, bias=False),
+    GRUSpec(2, 5, 2, bidirectional=True, reset_after=False),
     LSTMSpec(2, 16, bias=False),
 ]
 
@@ -55,7 +57,7 @@ class Run:
         self.x = rng.standard_normal((3, 4, 2) if spec.batch_first else (4, 3, 2)).astype(np.float32)
         self.hx = tuple(rng.standard_normal(s).astype(np.float32) for s in spec.state_shapes(3).values())
         self.output, self.final, self.pullback = kernels.recurrent(spec, weights, self.x, self.hx, self.lengths)
-        self.tolerance = TOLERANCES.get((spec.cell, target), 1e-5)
+        self.tolerance = 1e-5 if fused.by_steps(spec, target) else TOLERANCES.get((spec.cell, target), 1e-5)
 
     def dirty(self) -> np.ndarray[Any, Any]:
         valid = np.arange(4)[:, None] < self.lengths
@@ -96,6 +98,7 @@ def test_no_lengths(spec: Spec, target: str) -> None:
     [
         (RNNSpec(2, 16, bidirectional=True), "GPU"),
         *((cell(2, 16, bidirectional=True), target) for cell in (GRUSpec, LSTMSpec) for target in ("GPU", "Ascend")),
+        (GRUSpec(2, 16, bias=False, reset_after=False), "GPU"),
     ],
 )
 def test_compiled(spec: Spec, target: str) -> None:
@@ -110,7 +113,7 @@ def test_compiled(spec: Spec, target: str) -> None:
 
 
 @targets
-@pytest.mark.parametrize("spec", [SPECS[0], *SPECS[3:6], SPECS[7]], ids=repr)
+@pytest.mark.parametrize("spec", [SPECS[0], *SPECS[3:6], *SPECS[7:]], ids=repr)
 def test_gradients(spec: Spec, target: str) -> None:
     run = Run(spec, target, LENGTHS["ragged"])
     rng = np.random.default_rng(1)
@@ -167,3 +170,21 @@ def test_what_ascend_cannot_do_is_told_on_a_laptop() -> None:
     assert "can't be built" in told
     assert "float16" in str(unirnn.explain(LSTMSpec(3, 20), "mindspore", "ascend"))
     assert not unirnn.explain(LSTMSpec(3, 20), "mindspore", "gpu", dtype="float64").builds
+
+
+@pytest.mark.parametrize("spec", [RNNSpec(2, 5), GRUSpec(2, 5, reset_after=False)], ids=repr)
+def test_what_goes_step_by_step_is_exported_for_a_known_number_of_them(spec: Spec, tmp_path: Path) -> None:
+    module = Recurrent(spec, _weights.draw(spec, 0), ms.float32, "GPU")
+    unknown = Tensor(shape=[None, 3, 2], dtype=ms.float32)
+    try:
+        with pytest.raises(errors.ShapeError, match=f"a known number of time steps: {spec.cell} is exported step by"):
+            ms.export(module, unknown, file_name=str(tmp_path / "layer.mindir"), file_format="MINDIR")
+    finally:
+        ms.set_context(jit_syntax_level=ms.LAX)
+
+
+@pytest.mark.parametrize("device", ["gpu", "ascend"])
+def test_what_goes_step_by_step_has_the_limits_of_no_fused_operator(device: str) -> None:
+    for spec, name in ((RNNSpec(3, 20), "RNN"), (GRUSpec(3, 20, reset_after=False), "GRU of reset_after=False")):
+        told = unirnn.explain(spec, "mindspore", device)
+        assert [str(limit) for limit in told] == [f"differs: {device} has no fused {name}: it runs step by step"]

@@ -207,7 +207,14 @@ def test_bfloat16_is_refused_before_anything_runs() -> None:
         ms.amp.auto_mixed_precision(Tagger(SPECS[1]), "O2", ms.bfloat16)
 
 
-@pytest.mark.parametrize(("spec", "dtype"), list(zip(SPECS, ["float32", "float64", "float64"], strict=True)), ids=repr)
+@pytest.mark.parametrize(
+    ("spec", "dtype"),
+    [
+        *zip(SPECS, ["float32", "float64", "float64"], strict=True),
+        (GRUSpec(3, 4, batch_first=True, reset_after=False), "float64"),
+    ],
+    ids=repr,
+)
 def test_an_exported_file_gives_the_same(spec: Spec, dtype: str, tmp_path: Path) -> None:
     """It has no Python: there the layer is made of MindSpore's own operators."""
     net = WithState(spec.build("mindspore", seed=0, dtype=dtype), spec)

@@ -25,6 +25,8 @@ SPECS: list[Spec] = [
     LSTMSpec(3, 4, 2, bidirectional=True, batch_first=True),
     LSTMSpec(3, 4, 2, bidirectional=True, proj_size=2),
 ]
+RESET_BEFORE = GRUSpec(3, 4, 2, bidirectional=True, batch_first=True, dropout=0.25, reset_after=False)
+"""torch has no such layer: it runs step by step."""
 each = pytest.mark.parametrize("spec", SPECS, ids=repr)
 LENGTHS = [5, 0, 2]
 
@@ -102,6 +104,44 @@ def test_a_packed_sequence_has_its_own_lengths() -> None:
         gru(packed, torch.zeros(1, 3, 4))
 
 
+@pytest.mark.parametrize("enforce_sorted", [True, False])
+def test_a_packed_sequence_of_a_variant_that_torch_lacks(enforce_sorted: bool) -> None:
+    gru = RESET_BEFORE.build("torch", dtype="float64", seed=0).eval()
+    x, hx = (part.double() for part in batch(RESET_BEFORE))
+    lengths = [5, 2, 2] if enforce_sorted else [2, 5, 2]
+    packed = pack_padded_sequence(x, torch.tensor(lengths), True, enforce_sorted)
+    for state in (None, hx):
+        actual, h_n = gru(packed, state)
+        torch.testing.assert_close(actual[1:], packed[1:], rtol=0, atol=0)  # its sizes and its order
+        assert_equal((pad_packed_sequence(actual, True)[0], h_n), gru(x, state, lengths), 1e-12)
+    with pytest.raises(errors.ArgumentError, match="given besides a PackedSequence"):
+        gru(packed, seq_length=lengths)
+
+
+def test_a_variant_that_torch_lacks_has_the_same_parameters_and_says_so() -> None:
+    told = str(unirnn.explain(RESET_BEFORE, "torch"))
+    assert "works, with differences" in told
+    assert "torch has no GRU of reset_after=False: it runs step by step" in told
+    assert not list(unirnn.explain(GRUSpec(3, 4), "torch"))
+    gru = RESET_BEFORE.build("torch", seed=0).eval()
+    assert repr(gru).endswith("dropout=0.25, bidirectional=True, reset_after=False)")
+    theirs = torch.nn.GRU(3, 4, 2, bidirectional=True, batch_first=True).eval()
+    theirs.load_state_dict(gru.state_dict(), strict=True)
+    x, hx = batch(RESET_BEFORE)
+    assert (theirs(x, hx)[0] - gru(x, hx)[0]).abs().max() > 0.01
+
+
+def test_a_variant_that_torch_lacks_drops_between_layers_with_and_without_lengths() -> None:
+    gru = RESET_BEFORE.build("torch", seed=0)
+    x, hx = batch(RESET_BEFORE)
+    results = []
+    for lengths in (None, [5, 5, 5]):
+        torch.manual_seed(2)
+        results.append(gru(x, hx, lengths))
+    assert_equal(results[0], results[1], 1e-6)
+    assert (gru.eval()(x, hx)[0] - results[0][0]).abs().max() > 0.01
+
+
 def test_a_projection_keeps_the_promises() -> None:
     spec = LSTMSpec(3, 4, 2, bidirectional=True, proj_size=2)
     lstm = spec.build("torch", dtype="float64", seed=0)
@@ -120,7 +160,7 @@ def test_a_projection_keeps_the_promises() -> None:
     assert (output[:, 1] == 0).all()
 
 
-@each
+@pytest.mark.parametrize("spec", [*SPECS, RESET_BEFORE], ids=repr)
 @pytest.mark.parametrize("seq_length", [None, LENGTHS], ids=["dense", "ragged"])
 class TestCitizen:
     def test_compile_as_one_graph(self, spec: Spec, seq_length: Any) -> None:
@@ -187,9 +227,10 @@ def reset() -> None:
     torch.compiler.reset()
 
 
-def test_compiled_gradients() -> None:
+@pytest.mark.parametrize("spec", [GRUSpec(3, 4, 2, bidirectional=True), GRUSpec(3, 4, reset_after=False)], ids=repr)
+def test_compiled_gradients(spec: Spec) -> None:
     reset()
-    gru = GRUSpec(3, 4, 2, bidirectional=True).build("torch", seed=0)
+    gru = spec.build("torch", seed=0)
     compiled: Any = torch.compile(gru, fullgraph=True, backend="aot_eager")
     gradients = []
     for module in (gru, compiled):

@@ -12,6 +12,7 @@ from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec
 SPECS: list[Spec] = [
     RNNSpec(3, 4, 2, nonlinearity="relu"),
     GRUSpec(3, 4, 2, batch_first=True),
+    GRUSpec(3, 4, 2, reset_after=False),
     LSTMSpec(3, 4, 2),
     LSTMSpec(3, 4, proj_size=2),
 ]
