@@ -5,9 +5,11 @@ Importing it imports no framework: a backend is imported the first time that it 
 
 from . import errors, state
 from .devices import Device
+from .files import load
 from .limits import Explanation, Limit, explain
+from .reading import load_weights, snapshot
 from .registry import backends, default_backend, use_backend
-from .snapshots import Snapshot, snapshot
+from .snapshots import Snapshot
 from .specs import GRUSpec, LSTMSpec, RNNSpec, Spec
 from .state import detach
 
@@ -26,6 +28,8 @@ __all__ = [
     "detach",
     "errors",
     "explain",
+    "load",
+    "load_weights",
     "snapshot",
     "state",
     "use_backend",

@@ -14,6 +14,7 @@ was expected, and what to do.
     ├── LengthError       (ValueError)   a value in seq_length below 0 or above T
     ├── DeviceError       (ValueError)   a device that is unknown, or not present on this machine
     ├── LimitError        (ValueError)   something that this backend can't do, told before the run
+    ├── FileError         (ValueError)   a file that is truncated, altered, hostile, or of a newer format
     └── BackendError
         ├── UnknownBackendError   (ValueError)    no such backend
         ├── MissingBackendError   (ImportError)   known, but its framework is not installed
@@ -26,6 +27,7 @@ __all__ = [
     "BrokenBackendError",
     "DTypeError",
     "DeviceError",
+    "FileError",
     "LengthError",
     "LimitError",
     "MissingBackendError",
@@ -66,6 +68,10 @@ class DeviceError(UnirnnError, ValueError):
 
 class LimitError(UnirnnError, ValueError):
     """The backend can't do what the spec asks for, on this device or in this dtype."""
+
+
+class FileError(UnirnnError, ValueError):
+    """A file does not hold what its suffix says: it is truncated, altered, hostile, or of a newer format."""
 
 
 class BackendError(UnirnnError):

@@ -10,7 +10,7 @@ import os
 import sys
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .backend import Backend
 from .errors import BrokenBackendError, MissingBackendError, UnknownBackendError
@@ -18,7 +18,7 @@ from .errors import BrokenBackendError, MissingBackendError, UnknownBackendError
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["backends", "default_backend", "install_hint", "load", "loaded", "use_backend"]
+__all__ = ["backends", "default_backend", "install_hint", "load", "loaded", "of", "packages", "use_backend"]
 
 GROUP = "unirnn.backends"
 _loaded: dict[str, Backend] = {}
@@ -49,6 +49,24 @@ def loaded() -> tuple[Backend, ...]:
     return tuple(
         load(name) for name, entry in _entry_points().items() if name in _loaded or entry.module in sys.modules
     )
+
+
+def packages(obj: Any) -> set[str]:
+    """The packages that the classes of an object come from.
+
+    Examples
+    --------
+    >>> import fractions
+    >>> sorted(packages(fractions.Fraction()))
+    ['builtins', 'fractions', 'numbers']
+    """
+    return {kind.__module__.partition(".")[0] for kind in type(obj).__mro__}
+
+
+def of(obj: Any) -> tuple[Backend, ...]:
+    """The backends that may know an object: those with the name of a package of its classes, and those loaded."""
+    named = tuple(load(name) for name in _entry_points() if name in packages(obj))
+    return tuple(dict.fromkeys((*named, *loaded())))
 
 
 def _entry_point(name: str, argument: str = "backend") -> "EntryPoint":

@@ -1,5 +1,6 @@
 """Snapshots: a spec and its weights, free of any framework."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -8,13 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import registry
+from . import layouts
 from . import weights as _weights
 from .building import build
-from .errors import ArgumentError
+from .devices import dtype_name
+from .errors import DTypeError
 from .specs import Spec
 
-__all__ = ["Snapshot", "snapshot"]
+__all__ = ["Snapshot"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,21 +28,30 @@ class Snapshot:
     spec
         What the layer is.
     weights
-        One array for each name of `Spec.weight_shapes`, of that shape; copied. Of a bfloat16 module they are
-        float32, which holds each of its values, since NumPy has no bfloat16.
+        One array for each name of `Spec.weight_shapes`, of that shape, of float16, float32 or float64; copied.
+        bfloat16 becomes float32, which holds each of its values, since NumPy has no bfloat16.
 
     Raises
     ------
     ArgumentError, ShapeError
         If the weights are not the spec's.
+    DTypeError
+        If they are of another dtype.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> spec = unirnn.RNNSpec(1, 2, bias=False)
+    >>> Snapshot(spec, {"weight_ih_l0": np.ones((2, 1)), "weight_hh_l0": np.eye(2)})
+    <snapshot of RNNSpec(1, 2, bias=False), 6 numbers, float64>
     """
 
     spec: Spec
     weights: Mapping[str, NDArray[Any]]
 
     def __post_init__(self) -> None:
-        _weights.check(self.spec, self.weights)
-        copies = {name: np.array(self.weights[name]) for name in self.spec.weight_shapes()}
+        _weights.check(self.spec, {name: np.shape(array) for name, array in self.weights.items()})
+        copies = {name: _floats(name, self.weights[name]) for name in self.spec.weight_shapes()}
         object.__setattr__(self, "weights", MappingProxyType(copies))
 
     @property
@@ -97,28 +108,91 @@ class Snapshot:
             options=options,
         )
 
+    def to(self, framework: str) -> dict[str, NDArray[Any]]:
+        """The weights in a framework's own names, shapes and gate order.
 
-def snapshot(module: Any) -> Snapshot:
-    """Take a module's spec and a copy of its weights.
+        Parameters
+        ----------
+        framework
+            ``"torch"``, ``"mindspore"``, ``"keras"``, ``"flax"`` or ``"onnx"``; see `unirnn.layouts`.
 
-    Parameters
-    ----------
-    module
-        A module that unirnn built.
+        Raises
+        ------
+        ArgumentError
+            If the framework is none of these.
+        LimitError
+            If its layers can't hold these weights; the message says what would be lost.
 
-    Raises
-    ------
-    ArgumentError
-        If no backend built it.
+        Examples
+        --------
+        >>> import unirnn
+        >>> taken = unirnn.snapshot(unirnn.LSTMSpec(3, 4, bias=False).build("numpy", seed=0))
+        >>> {name: array.shape for name, array in taken.to("onnx").items()}
+        {'W_l0': (1, 16, 3), 'R_l0': (1, 16, 4)}
+        """
+        return layouts.to(framework, self.spec, self.weights)
 
-    Examples
-    --------
-    >>> import unirnn
-    >>> unirnn.snapshot(unirnn.GRUSpec(3, 4).build("numpy", seed=0))
-    <snapshot of GRUSpec(3, 4), 108 numbers, float32>
-    """
-    for backend in registry.loaded():
-        found = backend.read(module)
-        if found is not None:
-            return Snapshot(*found)
-    raise ArgumentError(f"module: given {type(module).__name__}, expected a module that unirnn built")
+    def cast(self, dtype: Any) -> "Snapshot":
+        """The same snapshot with weights of another dtype, rounded.
+
+        Parameters
+        ----------
+        dtype
+            ``float16``, ``float32`` or ``float64``, as a name or as a framework's object.
+
+        Raises
+        ------
+        DTypeError
+            If it is none of these, or can't hold a weight, which would become infinite.
+
+        Examples
+        --------
+        >>> import unirnn
+        >>> unirnn.snapshot(unirnn.GRUSpec(3, 4).build("numpy", seed=0)).cast("float16")
+        <snapshot of GRUSpec(3, 4), 108 numbers, float16>
+        """
+        kind = dtype_name(dtype)
+        if kind == "bfloat16":
+            raise DTypeError(
+                "dtype: given bfloat16, expected float16, float32 or float64, since NumPy has no other; "
+                "give dtype='bfloat16' to build"
+            )
+        weights = {}
+        for name, array in self.weights.items():
+            with np.errstate(over="ignore"):
+                weights[name] = array.astype(kind)
+            if np.isinf(weights[name]).any() and not np.isinf(array).any():
+                raise DTypeError(f"dtype: given {kind}, which can't hold {name}: it reaches {np.abs(array).max():.3g}")
+        return Snapshot(self.spec, weights)
+
+    def save(self, path: "str | os.PathLike[str]") -> None:
+        """Write a file, whole or not at all; its suffix says which.
+
+        ``.safetensors`` holds the weights under their names and the spec in its metadata; ``.onnx`` a graph that
+        computes the layers, from which the snapshot can be read back. `unirnn.load` reads both.
+
+        Parameters
+        ----------
+        path
+            Where to; a file that is there is replaced.
+
+        Raises
+        ------
+        ArgumentError
+            If the suffix is another.
+        LimitError
+            If the format can't hold the layer.
+        """
+        from . import files
+
+        files.save(self, path)
+
+
+def _floats(name: str, array: Any) -> NDArray[Any]:
+    """A copy, in one of NumPy's floats and in this machine's byte order."""
+    copy = np.array(array)
+    if copy.dtype.name == "bfloat16":  # of the package ml_dtypes, as JAX has it
+        return copy.astype(np.float32)
+    if copy.dtype.name not in ("float16", "float32", "float64"):
+        raise DTypeError(f"weights[{name!r}]: given dtype {copy.dtype}, expected float16, float32 or float64")
+    return copy.astype(copy.dtype.newbyteorder("="), copy=False)

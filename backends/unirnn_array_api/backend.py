@@ -66,6 +66,11 @@ class ArrayBackend:
             return None
         return module.spec, {name: self.to_numpy(array) for name, array in module.weights.items()}
 
+    def write(self, module: Any, weights: Arrays) -> None:
+        # Arrays of the standard may be immutable.
+        for name, array in module.weights.items():
+            module.weights[name] = self.from_numpy(weights[name].astype(self.to_numpy(array).dtype), module)
+
     def from_numpy(self, array: Array, module: Any) -> Any:
         weight = module.weights["weight_ih_l0"]
         xp: Any = array_api_compat.array_namespace(weight)

@@ -53,6 +53,10 @@ class NumpyBackend:
             return None
         return module.spec, module.weights
 
+    def write(self, module: Any, weights: Arrays) -> None:
+        for name, array in module.weights.items():
+            array[...] = weights[name]
+
     def from_numpy(self, array: Array, module: Any) -> Array:
         return array
 

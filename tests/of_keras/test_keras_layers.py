@@ -1,0 +1,149 @@
+"""Keras' layers: what is read of them, and what no spec describes. Their numbers are those of tests/roundtrip."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import pytest
+from keras import layers
+
+import unirnn
+from unirnn import GRUSpec, LSTMSpec, RNNSpec, Snapshot, Spec, errors
+from unirnn import weights as _weights
+
+# Keras' own reading of its variables, under NumPy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+def built(layer: Any) -> Any:
+    layer.build((None, None, 3))
+    return layer
+
+
+def drawn(spec: Spec) -> Snapshot:
+    return Snapshot(spec, _weights.draw(spec, 0)).cast("float32")
+
+
+SPECS: dict[str, tuple[Callable[[], Any], Spec]] = {
+    "SimpleRNN": (lambda: layers.SimpleRNN(4), RNNSpec(3, 4, batch_first=True)),
+    "SimpleRNN, relu": (
+        lambda: layers.SimpleRNN(4, activation="relu", use_bias=False),
+        RNNSpec(3, 4, nonlinearity="relu", bias=False, batch_first=True),
+    ),
+    "GRU": (lambda: layers.GRU(4, dropout=0.5, return_state=True), GRUSpec(3, 4, batch_first=True)),
+    "GRU, no bias": (lambda: layers.GRU(4, use_bias=False), GRUSpec(3, 4, bias=False, batch_first=True)),
+    "GRU, reset before": (
+        lambda: layers.GRU(4, reset_after=False),
+        GRUSpec(3, 4, reset_after=False, batch_first=True),
+    ),
+    "LSTM": (lambda: layers.LSTM(4, recurrent_dropout=0.5), LSTMSpec(3, 4, batch_first=True)),
+    "Bidirectional": (
+        lambda: layers.Bidirectional(layers.LSTM(4)),
+        LSTMSpec(3, 4, bidirectional=True, batch_first=True),
+    ),
+    "a subclass": (lambda: type("Mine", (layers.GRU,), {})(4), GRUSpec(3, 4, batch_first=True)),
+}
+
+
+@pytest.mark.parametrize(("make", "spec"), SPECS.values(), ids=SPECS.keys())
+def test_the_spec_of_a_layer(make: Callable[[], Any], spec: Spec) -> None:
+    layer = built(make())
+    assert unirnn.snapshot(layer).spec == spec
+    taken = Snapshot(spec, {n: a * ("bias_hh" not in n) for n, a in drawn(spec).weights.items()})
+    unirnn.load_weights(layer, taken)
+    assert unirnn.snapshot(layer) == taken
+
+
+def test_a_list_of_layers() -> None:
+    stacked = [layers.GRU(4, return_sequences=True), layers.GRU(4)]
+    keras.Sequential([keras.Input((None, 3)), *stacked])
+    assert unirnn.snapshot(stacked).spec == GRUSpec(3, 4, 2, batch_first=True)
+
+
+def different() -> Any:
+    return layers.Bidirectional(layers.GRU(4), backward_layer=layers.LSTM(4, go_backwards=True))
+
+
+def swapped() -> Any:
+    return layers.Bidirectional(layers.GRU(4, go_backwards=True), backward_layer=layers.GRU(4))
+
+
+MISTAKES: dict[str, tuple[Callable[[], Any], type[errors.UnirnnError], str]] = {
+    "no weights yet": (
+        lambda: layers.GRU(4, name="gru"),
+        errors.ArgumentError,
+        "keras: gru: given a layer without weights; call it, or its build, first",
+    ),
+    "runs backward": (
+        lambda: built(layers.GRU(4, name="gru", go_backwards=True)),
+        errors.SpecError,
+        "keras: gru: given go_backwards=True, expected a layer that runs forward",
+    ),
+    "another activation": (
+        lambda: built(layers.GRU(4, name="gru", activation="relu")),
+        errors.SpecError,
+        "keras: gru: given activation='relu', expected 'tanh'",
+    ),
+    "another activation of an RNN": (
+        lambda: built(layers.SimpleRNN(4, name="rnn", activation="sigmoid")),
+        errors.SpecError,
+        "keras: rnn: given activation='sigmoid', expected 'tanh' or 'relu'",
+    ),
+    "another activation of the gates": (
+        lambda: built(layers.LSTM(4, name="lstm", recurrent_activation="hard_sigmoid")),
+        errors.SpecError,
+        "keras: lstm: given recurrent_activation='hard_sigmoid', expected 'sigmoid'",
+    ),
+    "directions that are summed": (
+        lambda: built(layers.Bidirectional(layers.GRU(4), merge_mode="sum", name="both")),
+        errors.SpecError,
+        "keras: both: given merge_mode='sum', expected 'concat'",
+    ),
+    "directions of two kinds": (
+        lambda: built(different()),
+        errors.SpecError,
+        "keras: bidirectional",
+    ),
+    "directions the other way": (
+        lambda: built(swapped()),
+        errors.SpecError,
+        "keras: bidirectional",
+    ),
+    "no recurrent layer": (
+        lambda: built(layers.Dense(4)),
+        errors.ArgumentError,
+        "obj: given keras.src.layers.core.dense.Dense, expected a module that unirnn built",
+    ),
+    "directions of no recurrent layer": (
+        lambda: built(layers.Bidirectional(layers.RNN(layers.GRUCell(4)))),
+        errors.SpecError,
+        "keras: bidirectional",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "kind", "words"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistakes(make: Callable[[], Any], kind: type[Exception], words: str) -> None:
+    layer = make()
+    with pytest.raises(kind) as caught:
+        unirnn.snapshot(layer)
+    assert str(caught.value).startswith(words)
+
+
+def test_what_a_layer_can_not_hold() -> None:
+    layer = built(layers.GRU(4, use_bias=False))
+    before = unirnn.snapshot(layer)
+    with pytest.raises(errors.ArgumentError, match="unknown bias_ih_l0, bias_hh_l0"):
+        unirnn.load_weights(layer, drawn(GRUSpec(3, 4)))
+    assert unirnn.snapshot(layer) == before
+
+
+def test_weights_of_bfloat16() -> None:
+    # no backend draws an orthogonal matrix of bfloat16
+    layer = built(layers.GRU(4, dtype="bfloat16", recurrent_initializer="glorot_uniform"))
+    taken = unirnn.snapshot(layer)
+    assert taken.dtype == "float32"
+    with pytest.raises(errors.DTypeError, match="keras: the layer is of bfloat16, which can't hold kernel_l0"):
+        unirnn.load_weights(layer, drawn(taken.spec))
+    assert unirnn.snapshot(layer) == taken
+    unirnn.load_weights(layer, taken)

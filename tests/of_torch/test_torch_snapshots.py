@@ -1,0 +1,83 @@
+"""Snapshots of torch's own layers, and writing into them."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import unirnn
+from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, errors
+from unirnn import weights as _weights
+
+LAYERS: dict[str, tuple[Spec, Any, dict[str, Any]]] = {
+    "RNN": (RNNSpec(3, 4, bidirectional=True), torch.nn.RNN, {"bidirectional": True}),
+    "relu RNN": (RNNSpec(3, 4, nonlinearity="relu"), torch.nn.RNN, {"nonlinearity": "relu"}),
+    "GRU": (
+        GRUSpec(3, 4, 3, dropout=0.5, batch_first=True),
+        torch.nn.GRU,
+        {"num_layers": 3, "dropout": 0.5, "batch_first": True},
+    ),
+    "LSTM": (LSTMSpec(3, 4, 2, bias=False), torch.nn.LSTM, {"num_layers": 2, "bias": False}),
+    "LSTM with a projection": (LSTMSpec(3, 4, proj_size=2), torch.nn.LSTM, {"proj_size": 2}),
+}
+each_layer = pytest.mark.parametrize(("spec", "kind", "options"), LAYERS.values(), ids=LAYERS.keys())
+
+
+@each_layer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+def test_a_layer_of_torch(spec: Spec, kind: Any, options: dict[str, Any], dtype: torch.dtype) -> None:
+    native = kind(3, 4, **options, dtype=dtype).eval()
+    taken = unirnn.snapshot(native)
+    assert taken.spec == spec
+    assert taken == unirnn.Snapshot(spec, {name: p.detach().numpy() for name, p in native.named_parameters()})
+    x = torch.randn(5, 2, 3, dtype=dtype)
+    torch.testing.assert_close(taken.build("torch").eval()(x)[0], native(x)[0], rtol=0, atol=0)
+
+    other = kind(3, 4, **options, dtype=dtype).eval()
+    unirnn.load_weights(other, taken)
+    torch.testing.assert_close(other(x)[0], native(x)[0], rtol=0, atol=0)
+    assert all(isinstance(weight, torch.nn.Parameter) for weight in other.all_weights[0])
+
+
+def test_a_state_dict_as_it_is() -> None:
+    model = torch.nn.ModuleDict({"encoder": torch.nn.GRU(3, 4), "head": torch.nn.Linear(4, 2)})
+    expected = unirnn.snapshot(model["encoder"])
+    assert unirnn.snapshot(model.state_dict()) == expected
+    assert unirnn.snapshot(dict(model.named_parameters()), prefix="encoder.") == expected
+    narrow = unirnn.snapshot(model.to(torch.bfloat16).state_dict())
+    for name, array in narrow.weights.items():
+        np.testing.assert_allclose(array, expected.weights[name], rtol=2**-8)
+
+
+def test_a_list_of_layers_is_a_stack() -> None:
+    layers = [torch.nn.GRU(3, 4, bidirectional=True), torch.nn.GRU(8, 4, bidirectional=True)]
+    x = torch.randn(5, 2, 3)
+    output, _ = unirnn.snapshot(layers).build("torch")(x)
+    torch.testing.assert_close(output, layers[1](layers[0](x)[0])[0])
+
+
+def test_a_module_that_is_no_layer() -> None:
+    with pytest.raises(errors.ArgumentError, match=r"obj: given torch\.nn\.modules\.linear\.Linear, expected a module"):
+        unirnn.snapshot(torch.nn.Linear(3, 4))
+
+
+def test_a_parametrization_is_not_written_to() -> None:
+    native = torch.nn.utils.parametrizations.weight_norm(torch.nn.GRU(3, 4), "weight_hh_l0")
+    taken = unirnn.snapshot(native)
+    with pytest.raises(errors.ArgumentError, match="its weight_hh_l0 is a parametrization's; remove that first"):
+        unirnn.load_weights(native, unirnn.snapshot(torch.nn.GRU(3, 4)))
+    assert unirnn.snapshot(native) == taken
+
+
+@pytest.mark.parametrize("module", [torch.nn.GRU(3, 4), GRUSpec(3, 4).build("torch")], ids=["native", "built"])
+def test_bfloat16_is_not_rounded_in_silence(module: torch.nn.Module) -> None:
+    module = module.to(torch.bfloat16)
+    before = unirnn.snapshot(module)
+    wide = unirnn.Snapshot(GRUSpec(3, 4), _weights.draw(GRUSpec(3, 4), 0)).cast("float32")
+    with pytest.raises(errors.DTypeError, match="it is of bfloat16, which can't hold weight_ih_l0 without rounding"):
+        unirnn.load_weights(module, wide)
+    assert unirnn.snapshot(module) == before
+    unirnn.load_weights(module, unirnn.snapshot(wide.build("torch", dtype="bfloat16")))
+    assert unirnn.snapshot(module) != before

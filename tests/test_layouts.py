@@ -1,0 +1,166 @@
+"""Layouts of other frameworks: there and back is the same, and what would be lost is refused.
+
+That an order of gates is the framework's own is shown where the framework computes: tests/roundtrip.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unirnn import GRUSpec, LSTMSpec, RNNSpec, Snapshot, Spec, errors, layouts, weights
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> Spec:
+    kinds: list[dict[str, Any]] = [
+        {"cell": "RNN", "nonlinearity": "relu"},
+        {"cell": "GRU", "reset_after": True},
+        {"cell": "GRU", "reset_after": False},
+        {"cell": "LSTM"},
+    ]
+    arguments = {
+        **draw(st.sampled_from(kinds)),
+        **{name: draw(st.integers(1, 3)) for name in ("input_size", "hidden_size")},
+        "num_layers": draw(st.integers(1, 12)),
+        "bias": draw(st.booleans()),
+        "bidirectional": draw(st.booleans()),
+        "batch_first": draw(st.booleans()),
+    }
+    spec: Spec = Spec.from_dict(arguments)
+    return spec
+
+
+def drawn(spec: Spec) -> Snapshot:
+    return Snapshot(spec, weights.draw(spec, 0))
+
+
+def without_second_biases(snapshot: Snapshot) -> Snapshot:
+    zeros = {n: np.zeros_like(a) if n.startswith("bias_hh") else a for n, a in snapshot.weights.items()}
+    return Snapshot(snapshot.spec, zeros)
+
+
+@given(spec=specs(), framework=st.sampled_from(layouts.FRAMEWORKS))
+def test_there_and_back_is_the_same(spec: Spec, framework: str) -> None:
+    if isinstance(spec, GRUSpec) and not spec.reset_after and framework in ("torch", "mindspore", "flax"):
+        with pytest.raises(errors.LimitError, match="reset_after"):
+            drawn(spec).to(framework)
+        return
+    snapshot = drawn(spec)
+    if framework in ("keras", "flax"):
+        snapshot = without_second_biases(snapshot)
+    arrays = snapshot.to(framework)
+    assert {name: array.shape for name, array in arrays.items()} == layouts.shapes(framework, spec)
+    assert all(array.flags.c_contiguous for array in arrays.values())
+    assert Snapshot(spec, layouts.of(framework, spec, arrays)) == snapshot
+
+
+@given(spec=specs(), framework=st.sampled_from(layouts.FRAMEWORKS))
+def test_arrays_are_copies(spec: Spec, framework: str) -> None:
+    snapshot = without_second_biases(drawn(spec))
+    try:
+        arrays = snapshot.to(framework)
+    except errors.LimitError:
+        return
+    for array in arrays.values():
+        array += 1
+    assert snapshot == without_second_biases(drawn(spec))
+
+
+GATES = {  # blocks of rows, by the value that marks the gate: r 1, z 2, n 3; i 1, f 2, g 3, o 4
+    ("GRU", "keras"): [2, 1, 3],
+    ("GRU", "onnx"): [2, 1, 3],
+    ("GRU", "flax"): [1, 2, 3],
+    ("LSTM", "keras"): [1, 2, 3, 4],
+    ("LSTM", "onnx"): [1, 4, 2, 3],
+    ("LSTM", "flax"): [1, 2, 3, 4],
+}
+
+
+@pytest.mark.parametrize(("cell", "framework"), GATES)
+def test_the_documented_order_of_the_gates(cell: str, framework: str) -> None:
+    spec: Spec = Spec.from_dict({"cell": cell, "input_size": 1, "hidden_size": 2, "bias": False})
+    marks = np.repeat(np.arange(1.0, 1 + len(spec.gates)), 2)
+    snapshot = Snapshot(spec, {"weight_ih_l0": marks[:, None], "weight_hh_l0": np.stack([marks, marks], axis=1)})
+    name = {"keras": "kernel_l0", "onnx": "W_l0", "flax": "dense_i.kernel_l0"}[framework]
+    assert snapshot.to(framework)[name].ravel()[::2].tolist() == GATES[cell, framework]
+
+
+@pytest.mark.parametrize("framework", ["keras", "flax"])
+def test_one_bias_is_the_sum_of_both(framework: str) -> None:
+    spec = LSTMSpec(1, 1)
+    zeros = {"weight_ih_l0": np.zeros((4, 1)), "weight_hh_l0": np.zeros((4, 1))}
+    b_ih, b_hh = np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.1, 0.2, 0.3, 0.4])
+    arrays = Snapshot(spec, {**zeros, "bias_ih_l0": b_ih, "bias_hh_l0": b_hh}).to(framework)
+    name = {"keras": "bias_l0", "flax": "dense_h.bias_l0"}[framework]
+    np.testing.assert_array_equal(arrays[name], b_ih + b_hh)
+    back = layouts.of(framework, spec, arrays)
+    np.testing.assert_array_equal(back["bias_ih_l0"], b_ih + b_hh)
+    assert not back["bias_hh_l0"].any()
+
+
+def test_a_sum_is_rounded_once() -> None:
+    spec = RNNSpec(1, 1)
+    small = {name: np.full(shape, 0.1, np.float16) for name, shape in spec.weight_shapes().items()}
+    small["bias_hh_l0"] = np.full(1, 1000.0, np.float16)
+    bias = Snapshot(spec, small).to("keras")["bias_l0"]
+    assert bias.dtype == np.float16
+    assert bias == np.float16(np.float64(np.float16(0.1)) + 1000)
+
+
+Mistake = tuple[Callable[[], Any], type[errors.UnirnnError], str]
+GRU = drawn(GRUSpec(3, 4))
+WITH_FLAXS_BIAS = {**without_second_biases(GRU).to("flax")}
+
+MISTAKES: dict[str, Mistake] = {
+    "a framework that is not known": (
+        lambda: GRU.to("jax"),
+        errors.ArgumentError,
+        "framework: given 'jax', expected one of 'torch', 'mindspore', 'keras', 'flax', 'onnx'",
+    ),
+    "a GRU's second bias of the candidate, in Flax": (
+        lambda: GRU.to("flax"),
+        errors.LimitError,
+        "flax: its GRUCell has no bias_hh of the gate n, which would be lost: bias_hh_l0 holds up to 0.4",
+    ),
+    "a projection, in ONNX": (
+        lambda: drawn(LSTMSpec(3, 4, proj_size=2)).to("onnx"),
+        errors.LimitError,
+        "onnx: its LSTM has no proj_size; given proj_size=2",
+    ),
+    "a projection, in MindSpore": (
+        lambda: drawn(LSTMSpec(3, 4, proj_size=2)).to("mindspore"),
+        errors.LimitError,
+        "mindspore: LSTM has no proj_size; given proj_size=2",
+    ),
+    "the other GRU, in Flax": (
+        lambda: drawn(GRUSpec(3, 4, reset_after=False)).to("flax"),
+        errors.LimitError,
+        "flax: its GRUCell is the variant reset_after=True; given reset_after=False",
+    ),
+    "Flax's bias into a spec without": (
+        lambda: layouts.of("flax", GRUSpec(3, 4, bias=False), WITH_FLAXS_BIAS),
+        errors.LimitError,
+        "flax: a bias of up to 0.4",
+    ),
+    "an array too few": (
+        lambda: layouts.of("onnx", GRU.spec, {"W_l0": np.zeros((1, 12, 3))}),
+        errors.ArgumentError,
+        "onnx: given W_l0; GRUSpec(3, 4) has W_l0, R_l0, B_l0 there",
+    ),
+    "an array of another shape": (
+        lambda: layouts.of("onnx", GRU.spec, {**GRU.to("onnx"), "R_l0": np.zeros((1, 12, 5))}),
+        errors.ShapeError,
+        "onnx: R_l0: given shape (1, 12, 5), expected (1, 12, 4)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "kind", "words"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistakes(call: Callable[[], Any], kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind) as caught:
+        call()
+    assert str(caught.value).startswith(words)

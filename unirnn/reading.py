@@ -1,0 +1,174 @@
+"""Taking a snapshot of an object, of whichever framework, and writing one back into it.
+
+An object is recognised by the packages that its classes come from. Nothing is imported that is not loaded: who holds
+a ``torch.nn.GRU`` has torch. A backend reads and writes the modules that it built and its framework's own
+layers; Keras and Flax, for which there is no backend, have a file each here.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import registry, state_dicts, weights
+from .errors import ArgumentError, DTypeError, SpecError
+from .snapshots import Snapshot
+from .specs import Spec
+from .stacks import stack, unstack
+
+__all__ = ["load_weights", "snapshot"]
+
+
+class _Reader(Protocol):
+    """What reads and writes: a backend, or the file of a framework that is none."""
+
+    def read(self, module: Any) -> tuple[Spec, Mapping[str, NDArray[Any]]] | None: ...
+
+    def write(self, module: Any, weights: Mapping[str, NDArray[Any]]) -> None: ...
+
+
+def snapshot(obj: Any, *, spec: Spec | None = None, prefix: str | None = None) -> Snapshot:
+    """Take what an object is and a copy of its weights.
+
+    Parameters
+    ----------
+    obj
+        One of
+
+        - a module that unirnn built, of any backend;
+        - a layer of ``torch.nn`` or ``mindspore.nn``: ``RNN``, ``GRU``, ``LSTM``;
+        - a layer of Keras 3: ``SimpleRNN``, ``GRU``, ``LSTM``, or ``Bidirectional`` of one;
+        - ``flax.nnx.RNN``, or ``Bidirectional`` of two, over ``SimpleCell``, ``GRUCell`` or ``OptimizedLSTMCell``;
+        - an ``onnx.ModelProto`` with RNN, GRU or LSTM nodes;
+        - a mapping of names to arrays or tensors, such as a ``state_dict``; see `unirnn.state_dicts`;
+        - a list of such objects, the lowest layer first.
+    spec
+        What the layer is, of a mapping; None: what names and shapes determine.
+    prefix
+        What the layer's names begin with in a mapping (``"encoder.lstm."``), or a node's name in an ONNX model. None:
+        there is only one layer in it.
+
+    Raises
+    ------
+    ArgumentError
+        If the object is none of these, or there is not one layer where it was looked for.
+    SpecError
+        If the layer is one that no spec describes: a Keras layer that runs backward, an activation that no other
+        framework has, an RNN's weights without its nonlinearity.
+    ShapeError, DTypeError
+        If arrays don't fit a layer.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> unirnn.snapshot(unirnn.GRUSpec(3, 4).build("numpy", seed=0))
+    <snapshot of GRUSpec(3, 4), 108 numbers, float32>
+    >>> unirnn.snapshot({"lstm.weight_ih_l0": np.ones((8, 3)), "lstm.weight_hh_l0": np.ones((8, 2))})
+    <snapshot of LSTMSpec(3, 2, bias=False), 40 numbers, float64>
+    """
+    if isinstance(obj, Mapping):
+        return _of_mapping(obj, spec, prefix)
+    if "onnx" in registry.packages(obj):
+        from . import onnx_nodes
+
+        return onnx_nodes.read(obj, spec=spec, prefix=prefix)
+    if spec is not None or prefix is not None:
+        given = "spec" if spec is not None else "prefix"
+        raise ArgumentError(f"{given}: given besides a module, which says itself what it is; leave it out")
+    if isinstance(obj, Sequence):
+        return stack([snapshot(layer) for layer in obj])
+    return _read(obj)[1]
+
+
+def load_weights(module: Any, snapshot: Snapshot) -> None:
+    """Replace a module's weights in place.
+
+    Parameters
+    ----------
+    module
+        What `snapshot` takes, but for mappings and ONNX models.
+    snapshot
+        Of the same names and shapes; ``batch_first`` and ``dropout`` may differ.
+
+    Raises
+    ------
+    ArgumentError
+        If the module is none, or the snapshot has other names.
+    ShapeError, SpecError
+        If the snapshot's weights have other shapes, or are meant for another computation.
+    DTypeError
+        If the module's dtype can't hold them all exactly; `Snapshot.cast` rounds.
+    LimitError
+        If the module's framework can't hold them; the message says what would be lost.
+
+    An error leaves the module as it was.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> trained, other = (unirnn.GRUSpec(3, 4).build("numpy", seed=seed) for seed in (0, 1))
+    >>> unirnn.load_weights(other, unirnn.snapshot(trained))
+    >>> unirnn.snapshot(other) == unirnn.snapshot(trained)
+    True
+    """
+    parts = list(module) if isinstance(module, Sequence) else [module]
+    found = [_read(part) for part in parts]
+    _check_replaces(stack([old for _, old in found]), snapshot)
+    news = iter(unstack(snapshot))
+    written = []
+    try:
+        for part, (reader, old) in zip(parts, found, strict=True):
+            reader.write(part, stack(list(islice(news, old.spec.num_layers))).weights)
+            written.append((part, reader, old))
+    except Exception:
+        for part, reader, old in written:
+            reader.write(part, old.weights)
+        raise
+
+
+def _check_replaces(old: Snapshot, new: Snapshot) -> None:
+    weights.check(old.spec, {name: array.shape for name, array in new.weights.items()})
+    if not new.spec.fits(old.spec):
+        raise SpecError(f"snapshot: given {new.spec!r}, expected the module's {old.spec!r}")
+    if not np.can_cast(new.dtype, old.dtype, "safe"):
+        raise DTypeError(
+            f"snapshot: given {new.dtype}, but the module is of {old.dtype}; snapshot.cast({old.dtype!r}) rounds"
+        )
+
+
+def _read(obj: Any) -> tuple[_Reader, Snapshot]:
+    packages = registry.packages(obj)
+    readers: list[_Reader] = []
+    if "keras" in packages:
+        from . import of_keras
+
+        readers.append(of_keras)
+    if "flax" in packages:
+        from . import of_flax
+
+        readers.append(of_flax)
+    for reader in (*readers, *registry.of(obj)):
+        found = reader.read(obj)
+        if found is not None:
+            return reader, Snapshot(*found)
+    raise ArgumentError(
+        f"obj: given {type(obj).__module__}.{type(obj).__qualname__}, expected a module that unirnn built, a recurrent "
+        "layer of torch, mindspore, keras or flax, an ONNX model, a mapping of names to arrays, or a list of layers"
+    )
+
+
+def _of_mapping(obj: Mapping[Any, Any], spec: Spec | None, prefix: str | None) -> Snapshot:
+    named = {name: array for name, array in obj.items() if isinstance(name, str) and hasattr(array, "shape")}
+    shapes = {name: tuple(array.shape) for name, array in named.items()}
+    prefix, spec = state_dicts.choose(shapes, prefix=prefix, spec=spec)
+    return Snapshot(spec, {name: _to_numpy(named[prefix + name]) for name in spec.weight_shapes()})
+
+
+def _to_numpy(array: Any) -> NDArray[Any]:
+    """An array or a tensor of a framework; one that is on another device, or needs a gradient, too."""
+    for room in registry.of(array):
+        if room.name in registry.packages(array):
+            return room.to_numpy(array)
+    return np.asarray(array)
