@@ -1,0 +1,91 @@
+"""The ``onnxruntime`` backend's own answers to `unirnn.backend.Backend`."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx  # noqa: F401 - the emitter's; missing, it is told when the backend is asked for
+import onnxruntime
+from numpy.typing import NDArray
+
+from unirnn import Device, Limit, LSTMSpec, Spec
+from unirnn import weights as _weights
+from unirnn.backend import Arrays
+from unirnn.errors import ArgumentError
+from unirnn.onnx_graph import LARGEST
+
+from .module import PROVIDERS, OnnxRuntimeModule
+
+__all__ = ["OnnxRuntimeBackend"]
+
+Array = NDArray[Any]
+
+
+class OnnxRuntimeBackend:
+    """Builds `OnnxRuntimeModule`; devices are execution providers."""
+
+    name = "onnxruntime"
+    dtypes = ("float16", "float32")
+    differentiable = False
+
+    def version(self) -> str:
+        return f"onnxruntime {onnxruntime.__version__}"
+
+    def devices(self) -> tuple[Device, ...]:
+        """Those whose provider this onnxruntime has; it doesn't tell how many units there are, so only the first."""
+        available = onnxruntime.get_available_providers()
+        return tuple(
+            device
+            for device in (Device("cpu"), Device("gpu", 0), Device("ascend", 0))
+            if PROVIDERS[device.kind] in available
+        )
+
+    def default_device(self) -> Device:
+        return Device("cpu")
+
+    def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
+        if isinstance(spec, LSTMSpec) and spec.proj_size:
+            yield Limit(f"ONNX's LSTM has no proj_size (given {spec.proj_size}); torch has")
+        if (size := spec.num_weights * (2 if dtype == "float16" else 4)) > LARGEST:
+            yield Limit(f"the weights take {size} bytes, and an ONNX model holds at most {LARGEST}")
+        yield Limit("onnxruntime is for inference: no gradients, and dropout is never applied", refuses=False)
+        if device.kind == "cpu" and dtype == "float16":
+            yield Limit("float16 is computed in float32, and rounded", refuses=False)
+        if device.kind != "cpu":
+            yield Limit(f"through {PROVIDERS[device.kind]}, which no test here has run", refuses=False)
+
+    def build(
+        self,
+        spec: Spec,
+        *,
+        device: Device,
+        dtype: str,
+        weights: Arrays | None,
+        seed: int | None,
+        session_options: Mapping[str, Any] | None = None,
+    ) -> OnnxRuntimeModule:
+        """Make a module; ``session_options`` are attributes of ``onnxruntime.SessionOptions`` and their values."""
+        drawn = _weights.draw_globally(spec) if weights is None else weights
+        arrays = {name: np.asarray(array, dtype) for name, array in drawn.items()}
+        return OnnxRuntimeModule(spec, arrays, device, session_options or {})
+
+    def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
+        if not isinstance(module, OnnxRuntimeModule):
+            return None
+        return module.spec, dict(module.weights)
+
+    def write(self, module: Any, weights: Arrays) -> None:
+        dtype = module.weights["weight_ih_l0"].dtype
+        module.replace({name: array.astype(dtype) for name, array in weights.items()})
+
+    def from_numpy(self, array: Array, module: Any) -> Array:
+        return array
+
+    def to_numpy(self, array: Any) -> Array:
+        return np.asarray(array)
+
+    def detach(self, array: Any) -> Any | None:
+        return array if isinstance(array, np.ndarray) else None
+
+    def gradients(self, *arguments: Any) -> dict[str, Array]:
+        raise ArgumentError("onnxruntime is for inference and has no gradients; take another backend's")
