@@ -21,7 +21,14 @@ from unirnn.errors import ArgumentError, SpecError
 if TYPE_CHECKING:
     from typer.testing import Result
 
-INSTALLED = [name for name in ("numpy", "torch", "mindspore") if importlib.util.find_spec(name)]
+INSTALLED = [name for name in ("numpy", "torch", "mindspore", "onnxruntime") if importlib.util.find_spec(name)]
+
+
+def compared(name: str) -> list[str]:
+    """The dtypes that parity compares unasked."""
+    return [dtype for dtype in ("float32", "float64") if dtype in registry.load(name).dtypes]
+
+
 SMALL = ["--steps", "5", "--batch-size", "3"]
 
 Run = Callable[..., "Result"]
@@ -212,7 +219,7 @@ def test_parity(run: Run, backend: str) -> None:
     lines = run("parity", "--backend", backend, *SMALL).stdout.splitlines()
     assert lines[0].startswith("GRUSpec(10, 16), T = 5, B = 3, seed 0: ")
     rows = [line.split() for line in lines if line.startswith(backend)]
-    assert [(row[1], row[2], row[-1]) for row in rows] == [("cpu", "float32", "yes"), ("cpu", "float64", "yes")]
+    assert [(row[1], row[2], row[-1]) for row in rows] == [("cpu", dtype, "yes") for dtype in compared(backend)]
 
 
 def test_parity_of_a_spec_by_flags(run: Run) -> None:
@@ -227,6 +234,8 @@ def test_parity_of_a_spec_by_flags(run: Run) -> None:
         ("numpy", "float16", 2e-2),
     ]
     assert [c["gradients"] is None for c in found["comparisons"]] == [False, True]
+    found = json.loads(run("parity", "gru", "--reset-before", "--backend", "numpy", "--json", *SMALL).stdout)
+    assert found["spec"]["reset_after"] is False
 
 
 @pytest.mark.usefixtures("with_third_parties")
@@ -246,7 +255,8 @@ def test_parity_afresh(third_parties: Path) -> None:
     found = json.loads(result.stdout)
     within = {(c["backend"], c["dtype"]): c["within"] for c in found["comparisons"]}
     assert within == {
-        (name, dtype): name != "wrong" for name in (*INSTALLED, "wrong") for dtype in ("float32", "float64")
+        **{(name, dtype): True for name in INSTALLED for dtype in compared(name)},
+        **{("wrong", dtype): False for dtype in ("float32", "float64")},
     }
     reasons = {note["backend"]: note["reason"] for note in found["left_out"]}
     assert "python -m pip install a_framework_that_nobody_has" in reasons["absent"]
@@ -281,6 +291,7 @@ def test_parity_on_a_terminal_has_colour_and_loses_nothing(run: Run, monkeypatch
         (["--backend", "array_api"], "namespace: given None"),
         (["--dtype", "float31"], "dtype: given 'float31'"),
         (["--nonlinearity", "relu"], "GRU: unknown argument 'nonlinearity'"),
+        (["lstm", "--reset-before"], "LSTM: unknown argument 'reset_after'"),
         (["--hidden-size", "0"], "hidden_size: given 0, expected at least 1"),
         (["--steps", "0"], "steps, batch_size: given 0, 8"),
         (["--seed", "-1"], "seed: given -1"),

@@ -1,7 +1,7 @@
 """The command ``unirnn``: what there is, whether it agrees, what it can't do, and what it is called elsewhere.
 
 Results go to the standard output: tables as wide as the terminal, or, in a pipe or a file, as wide as they
-are. Errors of unirnn go to the standard error, in one line. The exit status is
+are. Errors of unirnn, and those of files, go to the standard error, in one line. The exit status is
 
 - 0 if all is well;
 - 1 if a backend is out of tolerance, fails, or can't build what is explained;
@@ -13,6 +13,7 @@ import json
 import math
 from dataclasses import asdict
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
@@ -23,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from . import GRUSpec, LSTMSpec, RNNSpec, Spec, __version__, registry
+from . import GRUSpec, LSTMSpec, RNNSpec, Spec, __version__, files, registry
 from . import explain as explain_limits
 from . import names as _names
 from . import parity as _parity
@@ -54,7 +55,9 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except UnirnnError as error:
+        except (UnirnnError, OSError) as error:
+            if isinstance(error, OSError) and error.filename is None and not isinstance(error, UnirnnError):
+                raise  # not of a file: a broken pipe
             typer.echo(f"unirnn: {_one_line(error)}", err=True)
             raise typer.Exit(2) from None
 
@@ -149,6 +152,7 @@ def parity(
     batch_first: Annotated[bool, typer.Option("--batch-first", help="Lay the input out as (B, T, I).")] = False,
     bias: Annotated[bool, typer.Option("--bias/--no-bias", help="With biases.")] = True,
     nonlinearity: Annotated[str | None, typer.Option(help="Of an RNN: tanh or relu.")] = None,
+    reset_after: Annotated[bool | None, typer.Option("--reset-after/--reset-before", help="Of a GRU: which.")] = None,
     steps: Annotated[int, typer.Option(help="Number of time steps, T.")] = 100,
     batch_size: Annotated[int, typer.Option(help="Number of sequences, B.")] = 8,
     seed: Annotated[int, typer.Option(help="Draws the weights and the batch.")] = 0,
@@ -176,6 +180,8 @@ def parity(
     }
     if nonlinearity is not None:
         arguments["nonlinearity"] = nonlinearity
+    if reset_after is not None:
+        arguments["reset_after"] = reset_after
     spec: Spec = Spec.from_dict(arguments)
     batch = {"steps": steps, "batch_size": batch_size, "seed": seed}
     with _busy("comparing the backends"):
@@ -320,6 +326,83 @@ def _read_call(text: str) -> dict[str, Any]:
     if kind not in _CELLS or len(nodes) < len(call.args) + len(call.keywords):
         raise ValueError
     return {"cell": _CELLS[kind], **{name: ast.literal_eval(node) for name, node in nodes.items()}}
+
+
+# ---- unirnn show ---------------------------------------------------------------------------------
+
+_File = Annotated[Path, typer.Argument(metavar="FILE", help=f"Ends in {', '.join(files.READ)}.", show_default=False)]
+
+
+@app.command()
+def show(file: _File, as_json: _AsJson = False) -> None:
+    """Show what a file holds: a snapshot, or the recurrent layers in somebody else's, with the prefixes to use."""
+    with _busy(f"reading {file}"):
+        found = files.contents(file)
+    layers = [_layer(prefix, layer) for prefix, layer in found.layers.items()]
+    if as_json:
+        _print_json({"file": str(file), "format": found.format, "version": found.version, "layers": layers})
+    elif found.version is None:
+        table = _table("prefix", "layer", "parameters", "bytes", "dtype")
+        notes = []
+        for (prefix, layer), entry in zip(found.layers.items(), layers, strict=True):
+            if entry["spec"] is None:
+                table.add_row(repr(prefix), Text("-"), "-", "-", "-")
+                notes.append(f"{prefix!r}: {_one_line(layer.spec)}")
+                continue
+            dtypes = dict.fromkeys(weight["dtype"] for weight in entry["weights"])
+            table.add_row(
+                repr(prefix), repr(layer.spec), str(entry["parameters"]), str(entry["bytes"]), ", ".join(dtypes)
+            )
+        title = f"{file}: {found.format}, no unirnn snapshot"
+        _print(*([f"{title}: no recurrent layer in it"] if not layers else [title, table, *notes]))
+    else:
+        table = _table("weight", "shape", "dtype")
+        (entry,) = layers
+        for weight in entry["weights"]:
+            table.add_row(weight["name"], str(tuple(weight["shape"])), weight["dtype"])
+        _print(
+            f"{file}: unirnn snapshot, {found.format}, format {found.version}",
+            *(repr(layer.spec) for layer in found.layers.values()),
+            f"{entry['parameters']} parameters, {entry['bytes']} bytes",
+            table,
+        )
+
+
+def _layer(prefix: str, layer: files.Layer) -> dict[str, Any]:
+    known = isinstance(layer.spec, Spec)
+    return {
+        "prefix": prefix,
+        "spec": layer.spec.to_dict() if isinstance(layer.spec, Spec) else None,
+        "error": None if known else _one_line(layer.spec),
+        "parameters": layer.num_weights if known else None,
+        "bytes": layer.num_bytes if known else None,
+        "weights": [
+            {"name": name, "shape": list(shape), "dtype": dtype} for name, (shape, dtype) in layer.weights.items()
+        ],
+    }
+
+
+# ---- unirnn convert ------------------------------------------------------------------------------
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help=f"Ends in {', '.join(files.READ)}.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help=f"Ends in {', '.join(files.WRITTEN)}; replaced.")],
+    prefix: Annotated[
+        str | None, typer.Option(help="Of a file of several layers: what the names of one begin with; see show.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float16, float32 or float64, rounded to. Without it: as it is.")
+    ] = None,
+) -> None:
+    """Read a recurrent layer from a file, and write it to a file of another kind, whole or not at all."""
+    with _busy(f"converting {source}"):
+        snapshot = files.load(source, prefix=prefix)
+        if dtype is not None:
+            snapshot = snapshot.cast(dtype)
+        files.save(snapshot, target)
+    _print(f"{target}: {snapshot.spec!r}, {snapshot.spec.num_weights} parameters, {snapshot.dtype}")
 
 
 # ---- unirnn names --------------------------------------------------------------------------------

@@ -1,0 +1,182 @@
+"""The commands on files: ``unirnn show`` and ``unirnn convert``."""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import unirnn
+from unirnn import GRUSpec, LSTMSpec, RNNSpec, Snapshot, Spec, files
+
+if TYPE_CHECKING:
+    from typer.testing import Result
+
+SUFFIXES = [suffix for suffix in files.WRITTEN if suffix != ".onnx" or importlib.util.find_spec("onnx")]
+GRU = GRUSpec(2, 3, batch_first=True)
+
+Run = Callable[..., "Result"]
+
+
+@pytest.fixture
+def run() -> Run:
+    """Runs the command in this process."""
+    pytest.importorskip("typer", reason="the command needs the extra cli: python -m pip install 'unirnn[cli]'")
+    from typer.testing import CliRunner
+
+    from unirnn.cli import app
+
+    def run(*arguments: str, status: int = 0) -> "Result":
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == status, result.output
+        return result
+
+    return run
+
+
+def snapshot_of(spec: Spec) -> Snapshot:
+    return unirnn.snapshot(spec.build("numpy", seed=0))
+
+
+def write_several(path: Path) -> None:
+    arrays: dict[str, Any] = {"head.weight": np.ones((2, 3))}
+    for prefix, spec in {"encoder.": LSTMSpec(5, 3), "decoder.rnn.": GRUSpec(2, 3), "old.": RNNSpec(2, 3)}.items():
+        arrays |= {prefix + name: array for name, array in snapshot_of(spec).weights.items()}
+    np.savez(path, **arrays)
+
+
+# ---- unirnn show ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_show_a_snapshot(run: Run, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    snapshot_of(GRU).save(path)
+    lines = [line.rstrip() for line in run("show", str(path)).stdout.splitlines()]
+    assert lines[:4] == [
+        f"{path}: unirnn snapshot, {suffix[1:]}, format 1",
+        "GRUSpec(2, 3, batch_first=True)",
+        "63 parameters, 252 bytes",
+        "",
+    ]
+    assert [line.split(maxsplit=1) for line in lines[6:]] == [
+        ["weight_ih_l0", "(9, 2)   float32"],
+        ["weight_hh_l0", "(9, 3)   float32"],
+        ["bias_ih_l0", "(9,)     float32"],
+        ["bias_hh_l0", "(9,)     float32"],
+    ]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_show_a_snapshot_as_json(run: Run, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    snapshot_of(GRU).save(path)
+    found = json.loads(run("show", str(path), "--json").stdout)
+    (layer,) = found.pop("layers")
+    assert found == {"file": str(path), "format": suffix[1:], "version": 1}
+    assert Spec.from_dict(layer["spec"]) == GRU
+    assert (layer["prefix"], layer["error"], layer["parameters"], layer["bytes"]) == ("", None, 63, 252)
+    assert layer["weights"][0] == {"name": "weight_ih_l0", "shape": [9, 2], "dtype": "float32"}
+
+
+def test_show_the_layers_of_somebody_else(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    write_several(path)
+    output = run("show", str(path)).stdout
+    lines = output.splitlines()
+    assert lines[0] == f"{path}: npz, no unirnn snapshot"
+    assert [line.split() for line in lines[4:7]] == [
+        ["'encoder.'", "LSTMSpec(5,", "3)", "120", "480", "float32"],
+        ["'decoder.rnn.'", "GRUSpec(2,", "3)", "63", "252", "float32"],
+        ["'old.'", "-", "-", "-", "-"],
+    ]
+    assert lines[8].startswith("'old.': ")
+    assert "tanh or relu" in lines[8]
+    assert "give spec=" in lines[8]
+    found = json.loads(run("show", str(path), "--json").stdout)
+    assert (found["format"], found["version"]) == ("npz", None)
+    assert [(layer["prefix"], layer["parameters"]) for layer in found["layers"]] == [
+        ("encoder.", 120),
+        ("decoder.rnn.", 63),
+        ("old.", None),
+    ]
+    assert (found["layers"][2]["spec"], found["layers"][2]["weights"]) == (None, [])
+    assert "tanh or relu" in found["layers"][2]["error"]
+
+
+def test_show_a_file_without_a_layer(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, a=np.ones(3))
+    assert run("show", str(path)).stdout == f"{path}: npz, no unirnn snapshot: no recurrent layer in it\n"
+    assert json.loads(run("show", str(path), "--json").stdout)["layers"] == []
+
+
+@pytest.mark.parametrize("command", [["show"], ["convert", "--prefix", "a", "out.safetensors"]])
+def test_what_is_no_file_to_read(run: Run, tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    for name, message in {
+        "absent.npz": "[Errno 2] No such file or directory",
+        "bad.safetensors": f"{tmp_path / 'bad.safetensors'}: truncated, altered",
+        "a.h5": f"path: given '{tmp_path / 'a.h5'}', expected one of the suffixes that are read",
+    }.items():
+        result = run(command[0], str(tmp_path / name), *command[1:], status=2)
+        assert result.stdout == ""
+        assert result.stderr.startswith(f"unirnn: {message}")
+        assert result.stderr.count("\n") == 1
+
+
+# ---- unirnn convert ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", SUFFIXES)
+@pytest.mark.parametrize("target", SUFFIXES)
+def test_convert_a_snapshot_there_and_back(run: Run, tmp_path: Path, source: str, target: str) -> None:
+    first, second, third = tmp_path / f"a{source}", tmp_path / f"b{target}", tmp_path / f"c{source}"
+    snapshot_of(GRU).save(first)
+    assert run("convert", str(first), str(second)).stdout == f"{second}: {GRU!r}, 63 parameters, float32\n"
+    run("convert", str(second), str(third))
+    assert files.load(second) == files.load(third) == snapshot_of(GRU)
+
+
+def test_convert_a_file_into_itself(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    snapshot_of(GRU).save(path)
+    run("convert", str(path), str(path), "--dtype", "float16")
+    assert files.load(path) == snapshot_of(GRU).cast("float16")
+
+
+def test_convert_one_layer_of_several(run: Run, tmp_path: Path) -> None:
+    source, target = tmp_path / "a.npz", tmp_path / "b.safetensors"
+    write_several(source)
+    target.write_bytes(b"as it was")
+    result = run("convert", str(source), str(target), status=2)
+    assert result.stderr.startswith(f"unirnn: {source}: prefix: given none, but there are several layers")
+    assert "give one of 'encoder.', 'decoder.rnn.', 'old.'" in result.stderr
+    assert target.read_bytes() == b"as it was"
+    result = run("convert", str(source), str(target), "--prefix", "decoder.rnn", "--dtype", "float64")
+    assert result.stdout == f"{target}: GRUSpec(2, 3), 63 parameters, float64\n"
+    assert files.load(target) == snapshot_of(GRUSpec(2, 3)).cast("float64")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["out.npz"], "path: given 'out.npz', expected one of the suffixes that are written"),
+        (["out.safetensors", "--dtype", "int8"], "dtype: given 'int8'"),
+        (["out.safetensors", "--dtype", "bfloat16"], "dtype: given bfloat16"),
+        (["out.safetensors", "--prefix", "encoder."], "prefix: given 'encoder.', but the file is a snapshot"),
+        (["absent/out.safetensors"], "[Errno 2] No such file or directory: 'absent/out.safetensors'\n"),
+    ],
+)
+def test_what_cannot_be_converted(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    snapshot_of(GRU).save("a.safetensors")
+    result = run("convert", "a.safetensors", *arguments, status=2)
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

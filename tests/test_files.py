@@ -1,0 +1,664 @@
+"""Files: whole or as they were, read back as they were written, and never trusted."""
+
+import errno
+import importlib.util
+import io
+import json
+import os
+import stat
+import subprocess
+import sys
+import tracemalloc
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import unirnn
+from unirnn import GRUSpec, LSTMSpec, RNNSpec, Snapshot, Spec, files, registry
+from unirnn.errors import ArgumentError, FileError, MissingBackendError, ShapeError, SpecError
+from unirnn.files import writing
+
+SUFFIXES = [suffix for suffix in files.WRITTEN if suffix != ".onnx" or importlib.util.find_spec("onnx")]
+SPECS = [
+    RNNSpec(2, 3, nonlinearity="relu"),
+    GRUSpec(2, 3, 2, bidirectional=True, batch_first=True, dropout=0.25),
+    GRUSpec(2, 3, reset_after=False),
+    LSTMSpec(2, 3, 3, bias=False),
+]
+GRU = GRUSpec(2, 3)
+
+Header = dict[str, Any]
+
+
+def snapshot_of(spec: Spec, dtype: str = "float32") -> Snapshot:
+    return unirnn.snapshot(spec.build("numpy", seed=0)).cast(dtype)
+
+
+@contextmanager
+def little_memory(limit: int = 4 << 20) -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
+
+
+def refused(path: Path, message: str = "") -> None:
+    with pytest.raises(FileError) as caught, little_memory():
+        files.load(path)
+    assert str(caught.value).startswith(str(path))
+    assert message in str(caught.value)
+
+
+# ---- what is written -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("spec", SPECS, ids=repr)
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_is_saved_is_loaded(tmp_path: Path, suffix: str, spec: Spec, dtype: str) -> None:
+    snapshot, path = snapshot_of(spec, dtype), tmp_path / f"a{suffix.upper()}"
+    files.save(snapshot, path)
+    assert files.load(path) == snapshot
+    assert files.load(str(path), prefix="", spec=spec) == snapshot
+    found = files.contents(path)
+    assert (found.format, found.version, list(found.layers)) == (suffix[1:], files.FORMAT, [""])
+    assert found.layers[""].spec == spec
+    assert found.layers[""].num_weights == spec.num_weights
+    assert found.layers[""].num_bytes == sum(array.nbytes for array in snapshot.weights.values())
+
+
+def test_plain_safetensors_reads_what_is_saved(tmp_path: Path) -> None:
+    snapshot, path = snapshot_of(GRU), tmp_path / "a.safetensors"
+    snapshot.save(path)
+    arrays = safetensors.numpy.load_file(path)
+    assert list(arrays) == sorted(snapshot.weights)
+    for name, array in snapshot.weights.items():
+        np.testing.assert_array_equal(arrays[name], array)
+    with safetensors.safe_open(path, framework="np") as file:
+        assert file.metadata() == {"unirnn.format": "1", "unirnn.spec": json.dumps(GRU.to_dict())}
+
+
+@pytest.mark.parametrize("layout", ["F", "reversed", "big-endian", "strided"])
+def test_arrays_of_any_layout_are_saved_in_order(tmp_path: Path, layout: str) -> None:
+    def laid_out(array: NDArray[Any]) -> NDArray[Any]:
+        strided = np.zeros((*array.shape, 2), array.dtype)
+        strided[..., 0] = array
+        return {
+            "F": np.asfortranarray(array),
+            "reversed": np.ascontiguousarray(array[::-1])[::-1],
+            "big-endian": array.astype(">f4"),
+            "strided": strided[..., 0],
+        }[layout]
+
+    snapshot, path = snapshot_of(GRU), tmp_path / "a.safetensors"
+    odd = Snapshot(GRU, snapshot.weights)
+    # A snapshot copies, so that the arrays as they come are put in its place.
+    object.__setattr__(odd, "weights", {name: laid_out(array) for name, array in snapshot.weights.items()})
+    files.save(odd, path)
+    assert files.load(path) == snapshot
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("stop", ["the disk is full", "the file is too large", "interrupted"])
+def test_an_error_leaves_the_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, stop: str
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    snapshot_of(GRU).save(path)
+    before = path.read_bytes()
+    raised: BaseException = {
+        "the disk is full": OSError(errno.ENOSPC, "No space left on device"),
+        "the file is too large": OSError(errno.EFBIG, "File too large", "another.tmp"),
+        "interrupted": KeyboardInterrupt(),
+    }[stop]
+
+    def fail(descriptor: int) -> None:
+        raise raised
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(type(raised)) as caught:
+        snapshot_of(LSTMSpec(5, 6)).save(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == [path.name]
+    if isinstance(raised, OSError):
+        assert isinstance(caught.value, OSError)
+        assert (caught.value.errno, caught.value.filename) == (raised.errno, str(path))
+
+
+SAVING = """
+import os, resource, signal, sys, unirnn
+path, how = sys.argv[1:]
+snapshot = unirnn.snapshot(unirnn.LSTMSpec(64, 64).build("numpy", seed=0))
+if how == "killed":
+    os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+else:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+snapshot.save(path)
+"""
+
+
+@pytest.mark.parametrize(("how", "status", "left"), [("killed", -9, 1), ("out of space", 1, 0)])
+def test_a_process_that_ends_half_way_leaves_the_file_as_it_was(
+    tmp_path: Path, how: str, status: int, left: int
+) -> None:
+    path = tmp_path / "a.safetensors"
+    snapshot_of(GRU).save(path)
+    done = subprocess.run([sys.executable, "-c", SAVING, str(path), how], capture_output=True, text=True)
+    assert done.returncode == status
+    assert ("File too large" in done.stderr) == (how != "killed")
+    assert files.load(path) == snapshot_of(GRU)
+    # Who is killed can't tidy up; what is left is hidden, and read by nobody.
+    assert sum(name.startswith(".unirnn-") for name in os.listdir(tmp_path)) == left
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_permissions_are_those_of_any_file(tmp_path: Path, umask: int) -> None:
+    path, old = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    old.touch()
+    old.chmod(0o640)
+    before = os.umask(umask)
+    try:
+        snapshot_of(GRU).save(path)
+        snapshot_of(GRU).save(old)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+    assert stat.S_IMODE(old.stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_is_followed(tmp_path: Path, there: bool) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    target, link = folder / "v1.safetensors", tmp_path / "latest.safetensors"
+    if there:
+        target.touch()
+    link.symlink_to(target)
+    snapshot_of(GRU).save(link)
+    assert link.is_symlink()
+    assert files.load(target) == snapshot_of(GRU)
+    assert os.listdir(folder) == [target.name]
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("a.npz", ArgumentError, "expected one of the suffixes that are written: .safetensors, .onnx"),
+        ("a", ArgumentError, "suffixes that are written"),
+        ("absent/a.safetensors", FileNotFoundError, "absent/a.safetensors"),
+        ("folder.safetensors", IsADirectoryError, "folder.safetensors"),
+    ],
+)
+def test_what_cannot_be_written(tmp_path: Path, name: str, error: type[Exception], message: str) -> None:
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(error, match=message):
+        files.save(snapshot_of(GRU), tmp_path / name)
+    assert os.listdir(tmp_path) == ["folder.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "message"),
+    [
+        ("a.h5", ArgumentError, "that are read: .safetensors, .onnx, .pt, .pth, .ckpt, .npz"),
+        ("folder.safetensors", IsADirectoryError, "folder.safetensors"),
+        *((f"absent{suffix}", FileNotFoundError, f"absent{suffix}") for suffix in files.READ),
+    ],
+)
+def test_what_cannot_be_read(tmp_path: Path, path: str, error: type[Exception], message: str) -> None:
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(error, match=message):
+        files.load(tmp_path / path)
+
+
+def test_what_is_no_path() -> None:
+    for call in (files.load, lambda path: files.save(snapshot_of(GRU), path)):
+        with pytest.raises(ArgumentError, match="path: given 3, expected a str or an"):
+            call(3)  # type: ignore[arg-type]
+
+
+def test_a_backend_that_is_missing_says_what_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_loaded", {})
+    for name, suffix in (("torch", ".pt"), ("torch", ".pth"), ("mindspore", ".ckpt")):
+        monkeypatch.setitem(sys.modules, f"unirnn_{name}", None)
+        (tmp_path / f"a{suffix}").touch()
+        with pytest.raises(MissingBackendError, match=rf"python -m pip install 'unirnn\[{name}\]'"):
+            files.load(tmp_path / f"a{suffix}")
+
+
+def test_importing_unirnn_imports_nothing_of_this() -> None:
+    code = "import sys, numpy; before = set(sys.modules); import unirnn; print(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"safetensors", "zipfile", "onnx", "torch", "mindspore"}.isdisjoint(done.stdout.split())
+
+
+# ---- .safetensors, ours --------------------------------------------------------------------------
+
+
+def header_of(snapshot: Snapshot) -> tuple[Header, bytes]:
+    data = safetensors.numpy.save(dict(snapshot.weights), files.metadata(snapshot.spec))
+    length = 8 + int.from_bytes(data[:8], "little")
+    return json.loads(data[8:length]), data[length:]
+
+
+def write_safetensors(path: Path, header: Header | str, data: bytes) -> None:
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+FINE = json.dumps(GRU.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (
+            {"unirnn.format": "2"},
+            "a newer format than 1, which this unirnn reads; to upgrade it: python -m pip",
+        ),
+        ({"unirnn.format": "2", "unirnn.spec": "of another kind"}, "a newer format"),
+        ({"unirnn.format": "1.5"}, "unirnn.format: given '1.5', expected a version"),
+        ({"unirnn.format": "9" * 10_000}, "unirnn.format: given '999"),
+        ({"unirnn.format": "-1"}, "unirnn.format: given '-1'"),
+        ({"unirnn.format": None}, "unirnn.format: given none"),
+        ({"unirnn.spec": None}, "unirnn.spec: given none, expected the JSON of a spec"),
+        ({"unirnn.spec": ""}, "unirnn.spec: given ''"),
+        ({"unirnn.spec": "[1, 2]"}, "given list, expected an object"),
+        ({"unirnn.spec": "null"}, "given NoneType, expected an object"),
+        ({"unirnn.spec": "[" * 9_000}, "unirnn.spec: given '[[["),
+        ({"unirnn.spec": FINE + " " * 10_000}, "expected at most 10000 characters"),
+        ({"unirnn.spec": "{}"}, "cell: given None"),
+        ({"unirnn.spec": FINE.replace('"GRU"', '["GRU"]')}, "cell: given ['GRU']"),
+        ({"unirnn.spec": FINE.replace('"GRU"', '"QRNN"')}, "cell: given 'QRNN'"),
+        ({"unirnn.spec": FINE.replace('"dropout": 0.0', '"dropout": NaN')}, "NaN is no number of JSON"),
+        ({"unirnn.spec": FINE.replace('"input_size": 2', '"input_size": Infinity')}, "Infinity is no number"),
+        ({"unirnn.spec": FINE.replace('"input_size": 2', '"input_size": 1e400')}, "input_size: given inf"),
+        ({"unirnn.spec": FINE.replace('"input_size": 2', '"input_size": 2.0')}, "input_size: given 2.0"),
+        ({"unirnn.spec": FINE.replace('"input_size": 2', '"input_size": "2"')}, "input_size: given '2'"),
+        ({"unirnn.spec": FINE.replace('"input_size": 2', f'"input_size": 1{"0" * 5_000}')}, "unirnn.spec: given"),
+        ({"unirnn.spec": FINE.replace('"input_size": 2', '"input_size": -2')}, "input_size: given -2"),
+        ({"unirnn.spec": FINE.replace('"bias": true', '"bias": 1')}, "bias: given 1, expected True or False"),
+        ({"unirnn.spec": FINE[:-1] + ', "gates": 3}'}, "unknown argument 'gates'"),
+        ({"unirnn.spec": FINE.replace('"bias"', '"has_bias"')}, "unknown has_bias"),
+        ({"unirnn.spec": FINE[:-1] + ', "bias": true}'}, "'bias' stands twice"),
+        ({"unirnn.spec": FINE[:-1]}, "unirnn.spec: given"),
+        ({"unirnn.spec": FINE.replace('"hidden_size": 3', f'"hidden_size": {10**12}')}, "doesn't fit the arrays"),
+        ({"unirnn.spec": FINE.replace('"num_layers": 1', f'"num_layers": {10**12}')}, "but the file has 4 arrays"),
+        ({"unirnn.spec": json.dumps(LSTMSpec(2, 3).to_dict())}, "doesn't fit the arrays: weights['weight_ih_l0']"),
+        ({"unirnn.spec": json.dumps(GRUSpec(2, 3, 2).to_dict())}, "doesn't fit the arrays: weights: missing"),
+        ({"unirnn.spec": json.dumps(GRUSpec(2, 3, bias=False).to_dict())}, "unknown bias_hh_l0, bias_ih_l0"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_altered_metadata(tmp_path: Path, metadata: dict[str, str | None], message: str) -> None:
+    header, data = header_of(snapshot_of(GRU))
+    changed = header["__metadata__"] | metadata
+    header["__metadata__"] = {name: text for name, text in changed.items() if text is not None}
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, header, data)
+    refused(path, message)
+
+
+def changed(header: Header, name: str, **entry: Any) -> Header:
+    return header | {name: header[name] | entry}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h: changed(h, "bias_hh_l0", shape=[10]),
+        lambda h: changed(h, "bias_hh_l0", shape=[2**62]),
+        lambda h: changed(h, "bias_hh_l0", shape=[-9]),
+        lambda h: changed(h, "bias_hh_l0", shape=[9.0]),
+        lambda h: changed(h, "bias_hh_l0", shape=[3, 3]),
+        lambda h: changed(h, "bias_hh_l0", dtype="I32"),
+        lambda h: changed(h, "bias_hh_l0", dtype="X99"),
+        lambda h: changed(h, "bias_hh_l0", data_offsets=[0, 10**15]),
+        lambda h: changed(h, "bias_hh_l0", data_offsets=h["bias_ih_l0"]["data_offsets"]),
+        lambda h: changed(h, "bias_hh_l0", more=1),
+        lambda h: {name: entry for name, entry in h.items() if name != "weight_ih_l0"},
+        lambda h: h | {"more": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}},
+        lambda h: json.dumps(h)[:-1] + ', "bias_hh_l0": ' + json.dumps(h["bias_hh_l0"]) + "}",
+        lambda h: h | {"__metadata__": {"unirnn.format": 1}},
+        lambda h: "[" * 5_000,
+        lambda h: "",
+    ],
+)
+def test_altered_arrays(tmp_path: Path, change: Any) -> None:
+    header, data = header_of(snapshot_of(GRU))
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, change(header), data)
+    refused(path)
+
+
+@pytest.mark.parametrize("length", [0, 2**32, 2**63, 2**64 - 1])
+def test_a_header_whose_length_is_a_lie(tmp_path: Path, length: int) -> None:
+    snapshot, path = snapshot_of(GRU), tmp_path / "a.safetensors"
+    snapshot.save(path)
+    path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
+    refused(path)
+
+
+def test_a_snapshot_has_one_layer_and_says_which(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    snapshot_of(GRU).save(path)
+    with pytest.raises(ArgumentError, match=r"prefix: given 'encoder\.', but the file is a snapshot"):
+        files.load(path, prefix="encoder.")
+    with pytest.raises(SpecError, match=r"spec: given GRUSpec\(2, 4\), but the file says GRUSpec\(2, 3\)"):
+        files.load(path, spec=GRUSpec(2, 4))
+    assert files.load(path, spec=GRUSpec(2, 3, batch_first=True)).spec == GRUSpec(2, 3, batch_first=True)
+
+
+# ---- state dicts of others -----------------------------------------------------------------------
+
+
+def write(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)
+    else:
+        safetensors.numpy.save_file(arrays, path)
+
+
+def prefixed(prefix: str, snapshot: Snapshot) -> dict[str, NDArray[Any]]:
+    return {prefix + name: array for name, array in snapshot.weights.items()}
+
+
+each_kind = pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+
+
+@each_kind
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("prefix", ["", "encoder.", "model.encoder.rnn."])
+def test_the_one_layer_of_a_state_dict(tmp_path: Path, suffix: str, dtype: str, prefix: str) -> None:
+    snapshot, path = snapshot_of(LSTMSpec(2, 3, 2, bidirectional=True), dtype), tmp_path / f"a{suffix}"
+    others = {"head.weight": np.ones((2, 2), "f4"), "step": np.array(3), "mask": np.ones(2, bool)}
+    write(path, prefixed(prefix, snapshot) | others)
+    assert files.load(path) == snapshot
+    found = files.contents(path)
+    assert (found.version, list(found.layers)) == (None, [prefix])
+    assert found.layers[prefix].spec == snapshot.spec
+    assert found.layers[prefix].weights["weight_hh_l0"] == ((12, 3), dtype)
+
+
+@each_kind
+def test_one_layer_of_several(tmp_path: Path, suffix: str) -> None:
+    one, other, path = snapshot_of(GRU), snapshot_of(RNNSpec(2, 3, nonlinearity="relu")), tmp_path / f"a{suffix}"
+    write(path, prefixed("encoder.", one) | prefixed("decoder.rnn.", other))
+    with pytest.raises(ArgumentError, match=r"prefix: given none.*'decoder\.rnn\.'") as caught:
+        files.load(path)
+    assert str(path) in str(caught.value)
+    assert "'encoder.'" in str(caught.value)
+    assert files.load(path, prefix="encoder.") == files.load(path, prefix="encoder") == one
+    assert files.load(path, prefix="decoder.rnn", spec=other.spec) == other
+    with pytest.raises(ArgumentError, match="prefix: given 'absent', expected one of"):
+        files.load(path, prefix="absent")
+    with pytest.raises(FileError, match="tanh or relu does not follow"):
+        files.load(path, prefix="decoder.rnn")
+    with pytest.raises(ShapeError):
+        files.load(path, prefix="encoder", spec=LSTMSpec(2, 3))
+    found = files.contents(path).layers
+    assert found["encoder."].spec == GRU
+    assert "give spec=" in str(found["decoder.rnn."].spec)
+    assert found["decoder.rnn."].num_weights == 0
+
+
+@each_kind
+def test_only_the_arrays_of_the_layer_are_read(tmp_path: Path, suffix: str) -> None:
+    snapshot, path = snapshot_of(GRU), tmp_path / f"a{suffix}"
+    write(path, prefixed("rnn.", snapshot) | {"embedding": np.ones((4_000, 1_000), "f4")})
+    with little_memory():
+        assert files.load(path) == snapshot
+
+
+@each_kind
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"a": np.ones(3)},
+        {},
+        {"weight_ih_l0": np.ones((9, 2)), "bias_ih_l0": np.ones(9)},
+        {"weight_ih_l0": np.ones((9, 2)), "weight_hh_l0": np.ones((10, 3))},
+        {"weight_ih_l0": np.ones((9, 2)), "weight_hh_l0": np.ones(9)},
+        {"weight_ih_l0": np.ones((9, 2)), "weight_hh_l0": np.ones((9, 0))},
+        {"weight_ih_l0": np.ones((9, 2)), "weight_hh_l0": np.ones((9, 3)), "weight_ih_l999999999": np.ones((9, 2))},
+        {"weight_ih_l0": np.ones((9, 2), int), "weight_hh_l0": np.ones((9, 3), int)},
+    ],
+    ids=lambda arrays: ", ".join(f"{name} {array.dtype}{array.shape}" for name, array in arrays.items()),
+)
+def test_what_holds_no_layer(tmp_path: Path, suffix: str, arrays: dict[str, NDArray[Any]]) -> None:
+    path = tmp_path / f"a{suffix}"
+    write(path, arrays)
+    with pytest.raises(FileError) as caught:
+        files.load(path)
+    assert str(caught.value).startswith(str(path))
+    assert not any(isinstance(layer.spec, Spec) for layer in files.contents(path).layers.values())
+
+
+def test_bfloat16_is_read_as_float32_bit_for_bit(tmp_path: Path) -> None:
+    snapshot, path = snapshot_of(GRUSpec(2, 3, bias=False)), tmp_path / "a.safetensors"
+    halves = {name: (array.view(np.uint32) >> 16).astype("<u2") for name, array in snapshot.weights.items()}
+    halves["weight_hh_l0"][0] = 0x7F80, 0xFF80, 0x0001  # infinities, and the least subnormal
+    header, data = {"other": {"dtype": "BOOL", "shape": [2], "data_offsets": [0, 2]}}, b"\0\0"
+    for name, array in halves.items():
+        end = len(data) + array.nbytes
+        header[name] = {"dtype": "BF16", "shape": list(array.shape), "data_offsets": [len(data), end]}
+        data += array.tobytes()
+    write_safetensors(path, header, data)
+    found = files.load(path)
+    assert found.dtype == "float32"
+    for name, array in halves.items():
+        np.testing.assert_array_equal(found.weights[name].view(np.uint32), array.astype(np.uint32) << 16)
+    layer = files.contents(path).layers[""]
+    assert (layer.weights["weight_ih_l0"], layer.num_bytes) == (((9, 2), "bfloat16"), 2 * snapshot.spec.num_weights)
+
+
+# ---- .npz ----------------------------------------------------------------------------------------
+
+
+def npy(shape: str, data: bytes, descr: str = "'<f4'", fortran: str = "False") -> bytes:
+    text = f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
+
+
+def write_npz(path: Path, members: list[tuple[str, bytes]], method: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+
+
+FINE_NPZ = [("weight_ih_l0.npy", npy("(9, 2)", bytes(72))), ("weight_hh_l0.npy", npy("(9, 3)", bytes(108)))]
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", ">f8", "<f2"])
+def test_an_npz_of_any_layout(tmp_path: Path, save: Any, order: Any, dtype: str) -> None:
+    snapshot, path = snapshot_of(GRU, np.dtype(dtype).name), tmp_path / "a.npz"
+    save(path, **{name: np.array(array, dtype, order=order) for name, array in snapshot.weights.items()})
+    assert files.load(path) == snapshot
+
+
+def test_headers_of_other_writers(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    write_npz(path, FINE_NPZ)
+    plain = files.load(path)
+    second = b"\x93NUMPY\x02\x00" + npy("(9, 2)", b"")[8:10] + b"\0\0" + npy("(9, 2)", bytes(72))[10:]
+    write_npz(path, [("weight_ih_l0.npy", second), FINE_NPZ[1], ("read.me", b"?")])
+    assert files.load(path) == plain
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        (npy("(9, 2)", bytes(71)), "claims shape (9, 2) of float32, but has 71 bytes"),
+        (npy("(9, 2)", bytes(73)), "but has 73 bytes"),
+        (npy(f"({10**12}, 2)", bytes(72)), "claims shape (1000000000000, 2)"),
+        (npy(f"({2**62}, 4)", b""), "claims shape"),
+        (npy("(0, 2)", b""), "weights['weight_ih_l0']: given shape (0, 2), expected (9, 2)"),
+        (npy("(" + "9" * 5_000 + ", 2)", bytes(72)), "truncated, altered or"),
+        (npy("(-9, -2)", bytes(72)), "has no header"),
+        (npy("(9, 2)", bytes(72), "'|O'"), "is of dtype '|O', expected one of float16"),
+        (npy("(9, 2)", bytes(72), "'<i4'"), "is of dtype '<i4'"),
+        (npy("(9, 2)", bytes(72), "[('a', '<f4')]"), "is of dtype [('a', '<f4')]"),
+        (npy("(9, 2)", bytes(72), "__import__('os').abort()"), "is of dtype __import__"),
+        (npy("(9, 2)", bytes(72), "'<f4'", "maybe"), "has no header"),
+        (npy("(" * 9_000, bytes(72)), "has no header"),
+        (b"\x93NUMPY\x01\x00\xff\xff{}", "has no header"),
+        (b"\x93NUMPY\x02\x00\xff\xff\xff\xff{}", "has no header"),
+        (b"\x93NUMPY\x09\x00\x02\x00{}", "has no header"),
+        (b"\x93NUM", "has no header"),
+        (b"", "has no header"),
+    ],
+    ids=lambda value: repr(value)[:60],
+)
+def test_an_altered_member_of_an_npz(tmp_path: Path, member: bytes, message: str) -> None:
+    path = tmp_path / "a.npz"
+    write_npz(path, [("weight_ih_l0.npy", member), FINE_NPZ[1]])
+    refused(path, message)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")  # zipfile's, of what is made here
+def test_a_name_that_stands_twice_in_an_npz(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    write_npz(path, [*FINE_NPZ, FINE_NPZ[0]])
+    refused(path, "'weight_ih_l0' stands twice")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_compression_that_numpy_does_not_write(tmp_path: Path, method: int) -> None:
+    path = tmp_path / "a.npz"
+    write_npz(path, FINE_NPZ, method)
+    refused(path, "is compressed in a way that NumPy does not write")
+
+
+def test_an_npz_that_claims_what_no_byte_backs(tmp_path: Path) -> None:
+    """The sizes in the zip's own directory, and in the array's header, agree with each other alone."""
+    path = tmp_path / "a.npz"
+    count = (1 << 31) - 256
+    member = npy(f"(9, {count // 36})", b"")
+    size = len(member) + 36 * (count // 36)
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        write_npz(path, [("weight_ih_l0.npy", member), FINE_NPZ[1]], method)
+        data = bytearray(path.read_bytes())
+        entry = data.index(b"PK\x01\x02")
+        data[entry + 24 : entry + 28] = size.to_bytes(4, "little")
+        path.write_bytes(data)
+        refused(path, "bytes, more than")
+        data[entry + 20 : entry + 24] = size.to_bytes(4, "little")
+        path.write_bytes(data)
+        refused(path, "bytes, more than the file has")
+
+
+def test_an_npz_that_unfolds_a_thousandfold(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, weight_ih_l0=np.zeros((9, 1 << 21), "f4"), weight_hh_l0=np.zeros((9, 3), "f4"))
+    assert path.stat().st_size < 100_000
+    refused(path, "more than 100 times the file's")
+    np.savez_compressed(path, weight_ih_l0=np.zeros((9, 1 << 20), "f4"), weight_hh_l0=np.zeros((9, 3), "f4"))
+    assert files.load(path).spec == GRUSpec(1 << 20, 3, bias=False)
+
+
+class Runs:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
+
+
+def test_a_pickle_in_an_npz_is_never_run(tmp_path: Path) -> None:
+    path, marker = tmp_path / "a.npz", tmp_path / "marker"
+    snapshot = snapshot_of(GRU)
+    bad = np.array([[Runs(marker)] * 2] * 9, dtype=object)
+    np.savez(path, **prefixed("rnn.", snapshot), vocabulary=bad)
+    assert files.load(path) == snapshot  # what is not the layer's is not read
+    np.savez(path, weight_ih_l0=bad, weight_hh_l0=snapshot.weights["weight_hh_l0"])
+    refused(path, "is of dtype '|O'")
+    assert not marker.exists()
+
+
+# ---- any damage ----------------------------------------------------------------------------------
+
+
+def _whole() -> dict[str, bytes]:
+    snapshot = snapshot_of(GRU)
+    whole: dict[str, bytes] = {}
+    for suffix in SUFFIXES:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(writing, "_write", lambda path, data: whole.__setitem__(path, data))
+            files.save(snapshot, f"ours{suffix}")
+    whole["theirs.safetensors"] = safetensors.numpy.save(prefixed("rnn.", snapshot))
+    for name, save in (("stored.npz", np.savez), ("compressed.npz", np.savez_compressed)):
+        buffer = io.BytesIO()
+        save(buffer, **prefixed("rnn.", snapshot))
+        whole[name] = buffer.getvalue()
+    return whole
+
+
+WHOLE = _whole()
+each_file = pytest.mark.parametrize("name", WHOLE)
+often = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def load_or_refuse(folder: Path, name: str, data: bytes) -> Snapshot | None:
+    path = folder / name
+    path.write_bytes(data)
+    try:
+        with little_memory(8 << 20):
+            return files.load(path)
+    except (FileError, ArgumentError) as error:
+        caught = error
+    # A name may be altered so that there are two layers, of which none was chosen.
+    several = name.startswith("theirs") and "prefix: given none, but there are several layers" in str(caught)
+    assert isinstance(caught, FileError) or several
+    assert str(caught).startswith(str(path))
+    return None
+
+
+@each_file
+def test_the_whole_file(tmp_path: Path, name: str) -> None:
+    assert load_or_refuse(tmp_path, name, WHOLE[name]) == snapshot_of(GRU)
+
+
+@each_file
+@often
+@given(data=st.data())
+def test_a_truncated_file_is_refused(tmp_path: Path, name: str, data: st.DataObject) -> None:
+    length = data.draw(st.integers(0, len(WHOLE[name]) - 1))
+    found = load_or_refuse(tmp_path, name, WHOLE[name][:length])
+    # Protobuf can't tell a message from one whose last fields were never set; what is left is then whole.
+    assert found is None or (name.endswith(".onnx") and found == snapshot_of(GRU))
+
+
+@each_file
+@often
+@given(data=st.data())
+def test_a_flipped_bit_is_refused_or_is_another_snapshot(tmp_path: Path, name: str, data: st.DataObject) -> None:
+    altered = bytearray(WHOLE[name])
+    altered[data.draw(st.integers(0, len(altered) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    found = load_or_refuse(tmp_path, name, bytes(altered))
+    # A zip has checksums: no number in it changes unseen.
+    assert found is None or name.endswith((".safetensors", ".onnx")) or found == snapshot_of(GRU)
+
+
+@each_file
+@often
+@given(data=st.data())
+def test_a_replaced_part_is_refused_or_is_another_snapshot(tmp_path: Path, name: str, data: st.DataObject) -> None:
+    whole = WHOLE[name]
+    at, length = data.draw(st.integers(0, len(whole))), data.draw(st.integers(0, 16))
+    altered = whole[:at] + data.draw(st.binary(max_size=16)) + whole[at + length :]
+    assume(altered != whole)
+    load_or_refuse(tmp_path, name, altered)

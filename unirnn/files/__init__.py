@@ -1,0 +1,30 @@
+"""Files: snapshots written whole or not at all, and files of anybody's read without being trusted.
+
+A suffix says what a file is. unirnn writes ``.safetensors`` and ``.onnx``, with two strings in their metadata:
+``unirnn.format``, a version, and ``unirnn.spec``, the JSON of `Spec.to_dict`. It reads these again, and recurrent
+layers in the files of others: state dicts in ``.safetensors``, ``.npz``, ``.pt``, ``.pth`` and ``.ckpt``, nodes in
+``.onnx``.
+
+Reading executes nothing from a file. What a file claims (names, shapes, sizes, a spec) is held against the bytes that
+are there before an array is made, so that no claim allocates more than the file can back, and only the arrays of the
+layer that is asked for are read.
+"""
+
+from .header import FORMAT, metadata, spec_of
+from .layers import Contents, Layer, floats
+from .reading import READ, contents, load
+from .writing import WRITTEN, save
+
+__all__ = [
+    "FORMAT",
+    "READ",
+    "WRITTEN",
+    "Contents",
+    "Layer",
+    "contents",
+    "floats",
+    "load",
+    "metadata",
+    "save",
+    "spec_of",
+]

@@ -1,0 +1,159 @@
+"""What a file holds, described without its data: arrays by name, and the recurrent layers that they make."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirnn import state_dicts
+from unirnn.devices import DTYPES, plain_name
+from unirnn.errors import ArgumentError, FileError, SpecError, UnirnnError
+from unirnn.snapshots import Snapshot
+from unirnn.specs import Spec
+from unirnn.weights import check
+
+__all__ = ["Contents", "Layer", "Stored", "floats", "of_snapshot", "of_state_dict", "stored"]
+
+Array = NDArray[Any]
+
+_SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A recurrent layer in a file.
+
+    Parameters
+    ----------
+    spec
+        What it is, or the error that says why that is not known.
+    weights
+        Shape and dtype of each of its weights, under their canonical names; of a layer without a spec, none.
+    """
+
+    spec: Spec | UnirnnError
+    weights: Mapping[str, tuple[tuple[int, ...], str]]
+
+    @property
+    def num_weights(self) -> int:
+        """How many numbers the weights hold."""
+        return sum(math.prod(shape) for shape, _ in self.weights.values())
+
+    @property
+    def num_bytes(self) -> int:
+        """How many bytes they take in the file."""
+        return sum(math.prod(shape) * _SIZES[dtype] for shape, dtype in self.weights.values())
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file says that it holds; its arrays are not read.
+
+    Parameters
+    ----------
+    format
+        The file's, ``"safetensors"``, ``"onnx"``, ``"npz"``, ``"torch"`` or ``"mindspore"``.
+    version
+        Of unirnn's format; None of somebody else's file.
+    layers
+        The recurrent layers by their prefixes; in a snapshot one, whose prefix is empty.
+    """
+
+    format: str
+    version: int | None
+    layers: Mapping[str, Layer]
+    read: Callable[[str | None, Spec | None], Snapshot]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array that a file claims to hold; ``dtype`` is unirnn's name for it, or the file's own."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[], Array]
+
+
+def stored(array: Array) -> Stored:
+    return Stored(plain_name(array.dtype), array.shape, lambda: array)
+
+
+def floats(dtype: str, data: bytes) -> Array:
+    """Little-endian bytes as floats `(N,)`; bfloat16, which NumPy lacks, as float32, whose upper half it is.
+
+    Examples
+    --------
+    >>> floats("bfloat16", bytes([0x80, 0x3F, 0x00, 0xC0]))
+    array([ 1., -2.], dtype=float32)
+    """
+    if dtype == "bfloat16":
+        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(data, np.dtype(dtype).newbyteorder("<"))
+
+
+def _taken(arrays: Mapping[str, Stored], prefix: str, spec: Spec) -> Snapshot:
+    _layer(arrays, prefix, spec)
+    return Snapshot(spec, {name: arrays[prefix + name].read() for name in spec.weight_shapes()})
+
+
+def _layer(arrays: Mapping[str, Stored], prefix: str, spec: Spec) -> Layer:
+    """The arrays of a layer, if they are floats."""
+    weights = {name: arrays[prefix + name] for name in spec.weight_shapes()}
+    for name, stored in weights.items():
+        if stored.dtype not in DTYPES:
+            raise FileError(f"{prefix + name!r} is of dtype {stored.dtype}, expected one of {', '.join(DTYPES)}")
+    return Layer(spec, {name: (stored.shape, stored.dtype) for name, stored in weights.items()})
+
+
+def of_state_dict(format: str, arrays: Mapping[str, Stored]) -> Contents:
+    """Somebody else's arrays by name."""
+    shapes = {name: stored.shape for name, stored in arrays.items()}
+
+    def read(prefix: str | None, spec: Spec | None) -> Snapshot:
+        if not layers:
+            raise FileError(
+                f"no recurrent layer in it, expected names such as 'weight_ih_l0'; it has {_some(arrays) or 'none'}"
+            )
+        try:
+            chosen = state_dicts.choose(shapes, prefix=prefix, spec=spec)
+        except UnirnnError as error:
+            if spec is None and (len(layers) == 1 if prefix is None else prefix in layers or f"{prefix}." in layers):
+                raise FileError(str(error)) from error
+            raise
+        return _taken(arrays, *chosen)
+
+    layers: dict[str, Layer] = {}
+    for prefix, spec in state_dicts.layers(shapes).items():
+        try:
+            layers[prefix] = _layer(arrays, prefix, spec) if isinstance(spec, Spec) else Layer(spec, {})
+        except FileError as error:
+            layers[prefix] = Layer(error, {})
+    return Contents(format, None, layers, read)
+
+
+def _some(names: Mapping[str, Any]) -> str:
+    shown = [repr(name) for name, _ in zip(names, range(5), strict=False)]
+    return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def of_snapshot(format: str, version: int, spec: Spec, arrays: Mapping[str, Stored]) -> Contents:
+    """Arrays that are said to be those of a spec."""
+    # The spec's names are as many as its layers, which may be any number: first, are there so many?
+    if spec.num_layers * spec.num_directions > len(arrays):
+        raise FileError(f"unirnn.spec: given {spec!r}, but the file has {len(arrays)} arrays")
+    try:
+        check(spec, {name: stored.shape for name, stored in arrays.items()})
+    except UnirnnError as error:
+        raise FileError(f"unirnn.spec: given {spec!r}, which doesn't fit the arrays: {error}") from error
+
+    def read(prefix: str | None, given: Spec | None) -> Snapshot:
+        if prefix:
+            raise ArgumentError(f"prefix: given {prefix!r}, but the file is a snapshot, of one layer without a prefix")
+        if given is not None and not given.fits(spec):
+            raise SpecError(f"spec: given {given!r}, but the file says {spec!r}")
+        return _taken(arrays, "", given or spec)
+
+    return Contents(format, version, {"": _layer(arrays, "", spec)}, read)
