@@ -58,7 +58,11 @@ def program(page: str) -> tuple[str, str, list[str]]:
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor.*are deprecated:UserWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_code_of_a_page_runs(
+    page: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where pages write their files
+    monkeypatch.setenv("KERAS_BACKEND", "torch")  # its own default is TensorFlow
     source, printed, missing = program(page.read_text("utf-8"))
     if not source:
         pytest.skip(f"needs {', '.join(sorted(set(missing)))}")
