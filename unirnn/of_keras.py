@@ -1,7 +1,7 @@
 """Keras 3's recurrent layers, on whatever backend Keras runs: what they are, their weights, and writing them.
 
-The layers are told by their classes' names, and arrays come and go through ``get_weights`` and
-``set_weights``, so Keras is not imported. ``dropout`` and ``recurrent_dropout`` are no part of a spec: they drop inputs
+The layers are told by their classes' names, and arrays come from their variables and go through ``set_weights``, so
+Keras is not imported. ``dropout`` and ``recurrent_dropout`` are no part of a spec: they drop inputs
 and states while training, where a spec's ``dropout`` is between layers.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from . import layouts
+from . import layouts, registry
 from .errors import ArgumentError, SpecError
 from .specs import Spec
 from .weights import exactly
@@ -48,8 +48,9 @@ def read(module: Any) -> tuple[Spec, dict[str, NDArray[Any]]] | None:
                 "the first running forward"
             )
         spec = Spec.from_dict({**spec.to_dict(), "bidirectional": True})
-    arrays = zip(layouts.shapes("keras", spec), module.get_weights(), strict=True)
-    return spec, layouts.of("keras", spec, dict(arrays))
+    # Not by `get_weights`, whose way of reading variables NumPy 2 warns of.
+    arrays = (registry.to_numpy(variable.value) for variable in module.weights)
+    return spec, layouts.of("keras", spec, dict(zip(layouts.shapes("keras", spec), arrays, strict=True)))
 
 
 def write(module: Any, weights: Arrays) -> None:

@@ -163,12 +163,4 @@ def _of_mapping(obj: Mapping[Any, Any], spec: Spec | None, prefix: str | None) -
     named = {name: array for name, array in obj.items() if isinstance(name, str) and hasattr(array, "shape")}
     shapes = {name: tuple(array.shape) for name, array in named.items()}
     prefix, spec = state_dicts.choose(shapes, prefix=prefix, spec=spec)
-    return Snapshot(spec, {name: _to_numpy(named[prefix + name]) for name in spec.weight_shapes()})
-
-
-def _to_numpy(array: Any) -> NDArray[Any]:
-    """An array or a tensor of a framework; one that is on another device, or needs a gradient, too."""
-    for room in registry.of(array):
-        if room.name in registry.packages(array):
-            return room.to_numpy(array)
-    return np.asarray(array)
+    return Snapshot(spec, {name: registry.to_numpy(named[prefix + name]) for name in spec.weight_shapes()})

@@ -12,13 +12,16 @@ from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .backend import Backend
 from .errors import BrokenBackendError, MissingBackendError, UnknownBackendError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["backends", "default_backend", "install_hint", "load", "loaded", "of", "packages", "use_backend"]
+__all__ = ["backends", "default_backend", "install_hint", "load", "loaded", "of", "packages", "to_numpy", "use_backend"]
 
 GROUP = "unirnn.backends"
 _loaded: dict[str, Backend] = {}
@@ -67,6 +70,21 @@ def of(obj: Any) -> tuple[Backend, ...]:
     """The backends that may know an object: those with the name of a package of its classes, and those loaded."""
     named = tuple(load(name) for name in _entry_points() if name in packages(obj))
     return tuple(dict.fromkeys((*named, *loaded())))
+
+
+def to_numpy(array: Any) -> NDArray[Any]:
+    """An array or a tensor of whichever framework, on whichever device, as NumPy's.
+
+    Examples
+    --------
+    >>> import torch
+    >>> to_numpy([1.0, 2.0])
+    array([1., 2.])
+    """
+    for room in of(array):
+        if room.name in packages(array):
+            return room.to_numpy(array)
+    return np.asarray(array)
 
 
 def _entry_point(name: str, argument: str = "backend") -> "EntryPoint":

@@ -11,9 +11,6 @@ import unirnn
 from unirnn import GRUSpec, LSTMSpec, RNNSpec, Snapshot, Spec, errors
 from unirnn import weights as _weights
 
-# Keras' own reading of its variables, under NumPy 2
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 
 def built(layer: Any) -> Any:
     layer.build((None, None, 3))
