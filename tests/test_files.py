@@ -87,7 +87,7 @@ def test_plain_safetensors_reads_what_is_saved(tmp_path: Path) -> None:
     for name, array in snapshot.weights.items():
         np.testing.assert_array_equal(arrays[name], array)
     with safetensors.safe_open(path, framework="np") as file:
-        assert file.metadata() == {"unirnn.format": "1", "unirnn.spec": json.dumps(GRU.to_dict())}
+        assert file.metadata() == {"unirnn": json.dumps({"format": 1, "spec": GRU.to_dict()})}
 
 
 @pytest.mark.parametrize("layout", ["F", "reversed", "big-endian", "strided"])
@@ -258,54 +258,58 @@ def write_safetensors(path: Path, header: Header | str, data: bytes) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
-FINE = json.dumps(GRU.to_dict())
+FINE = json.dumps({"format": 1, "spec": GRU.to_dict()})
 
 
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
         (
-            {"unirnn.format": "2"},
-            "a newer format than 1, which this unirnn reads; to upgrade it: python -m pip",
+            FINE.replace("1", "2", 1),
+            "given format 2, newer than 1, which this unirnn reads; to upgrade it: python -m pip",
         ),
-        ({"unirnn.format": "2", "unirnn.spec": "of another kind"}, "a newer format"),
-        ({"unirnn.format": "1.5"}, "unirnn.format: given '1.5', expected a version"),
-        ({"unirnn.format": "9" * 10_000}, "unirnn.format: given '999"),
-        ({"unirnn.format": "-1"}, "unirnn.format: given '-1'"),
-        ({"unirnn.format": None}, "unirnn.format: given none"),
-        ({"unirnn.spec": None}, "unirnn.spec: given none, expected the JSON of a spec"),
-        ({"unirnn.spec": ""}, "unirnn.spec: given ''"),
-        ({"unirnn.spec": "[1, 2]"}, "given list, expected an object"),
-        ({"unirnn.spec": "null"}, "given NoneType, expected an object"),
-        ({"unirnn.spec": "[" * 9_000}, "unirnn.spec: given '[[["),
-        ({"unirnn.spec": FINE + " " * 10_000}, "expected at most 10000 characters"),
-        ({"unirnn.spec": "{}"}, "cell: given None"),
-        ({"unirnn.spec": FINE.replace('"GRU"', '["GRU"]')}, "cell: given ['GRU']"),
-        ({"unirnn.spec": FINE.replace('"GRU"', '"QRNN"')}, "cell: given 'QRNN'"),
-        ({"unirnn.spec": FINE.replace('"dropout": 0.0', '"dropout": NaN')}, "NaN is no number of JSON"),
-        ({"unirnn.spec": FINE.replace('"input_size": 2', '"input_size": Infinity')}, "Infinity is no number"),
-        ({"unirnn.spec": FINE.replace('"input_size": 2', '"input_size": 1e400')}, "input_size: given inf"),
-        ({"unirnn.spec": FINE.replace('"input_size": 2', '"input_size": 2.0')}, "input_size: given 2.0"),
-        ({"unirnn.spec": FINE.replace('"input_size": 2', '"input_size": "2"')}, "input_size: given '2'"),
-        ({"unirnn.spec": FINE.replace('"input_size": 2', f'"input_size": 1{"0" * 5_000}')}, "unirnn.spec: given"),
-        ({"unirnn.spec": FINE.replace('"input_size": 2', '"input_size": -2')}, "input_size: given -2"),
-        ({"unirnn.spec": FINE.replace('"bias": true', '"bias": 1')}, "bias: given 1, expected True or False"),
-        ({"unirnn.spec": FINE[:-1] + ', "gates": 3}'}, "unknown argument 'gates'"),
-        ({"unirnn.spec": FINE.replace('"bias"', '"has_bias"')}, "unknown has_bias"),
-        ({"unirnn.spec": FINE[:-1] + ', "bias": true}'}, "'bias' stands twice"),
-        ({"unirnn.spec": FINE[:-1]}, "unirnn.spec: given"),
-        ({"unirnn.spec": FINE.replace('"hidden_size": 3', f'"hidden_size": {10**12}')}, "doesn't fit the arrays"),
-        ({"unirnn.spec": FINE.replace('"num_layers": 1', f'"num_layers": {10**12}')}, "but the file has 4 arrays"),
-        ({"unirnn.spec": json.dumps(LSTMSpec(2, 3).to_dict())}, "doesn't fit the arrays: weights['weight_ih_l0']"),
-        ({"unirnn.spec": json.dumps(GRUSpec(2, 3, 2).to_dict())}, "doesn't fit the arrays: weights: missing"),
-        ({"unirnn.spec": json.dumps(GRUSpec(2, 3, bias=False).to_dict())}, "unknown bias_hh_l0, bias_ih_l0"),
+        ('{"format": 2, "spec": "of another kind"}', "given format 2, newer than 1"),
+        ('{"format": 2}', "given format 2, newer than 1"),
+        (FINE.replace("1", "1.5", 1), "format: given 1.5, expected a version such as 1"),
+        (FINE.replace("1", "true", 1), "format: given True, expected a version"),
+        (FINE.replace("1", '"1"', 1), "format: given '1', expected a version"),
+        (FINE.replace("1", "-1", 1), "format: given -1, expected a version"),
+        (FINE.replace("1", "9" * 5_000, 1), "unirnn: given '{"),
+        ("{}", "format: given None"),
+        ('{"format": 1}', "expected a format and a spec"),
+        ('{"format": 1, "spec": null}', "expected a format and a spec"),
+        ('{"format": 1, "spec": [1, 2]}', "expected a format and a spec"),
+        (FINE[:-1] + ', "more": 0}', "expected a format and a spec"),
+        ("", "unirnn: given ''"),
+        ("[1, 2]", "format: given None"),
+        ("[" * 9_000, "unirnn: given '[[["),
+        (FINE + " " * 10_000, "expected at most 10000 characters"),
+        ('{"format": 1, "spec": {}}', "cell: given None"),
+        (FINE.replace('"GRU"', '["GRU"]'), "cell: given ['GRU']"),
+        (FINE.replace('"GRU"', '"QRNN"'), "cell: given 'QRNN'"),
+        (FINE.replace('"dropout": 0.0', '"dropout": NaN'), "NaN is no number of JSON"),
+        (FINE.replace('"input_size": 2', '"input_size": Infinity'), "Infinity is no number"),
+        (FINE.replace('"input_size": 2', '"input_size": 1e400'), "input_size: given inf"),
+        (FINE.replace('"input_size": 2', '"input_size": 2.0'), "input_size: given 2.0"),
+        (FINE.replace('"input_size": 2', '"input_size": "2"'), "input_size: given '2'"),
+        (FINE.replace('"input_size": 2', f'"input_size": 1{"0" * 5_000}'), "unirnn: given"),
+        (FINE.replace('"input_size": 2', '"input_size": -2'), "input_size: given -2"),
+        (FINE.replace('"bias": true', '"bias": 1'), "bias: given 1, expected True or False"),
+        (FINE[:-2] + ', "gates": 3}}', "unknown argument 'gates'"),
+        (FINE.replace('"bias"', '"has_bias"'), "unknown has_bias"),
+        (FINE[:-2] + ', "bias": true}}', "'bias' stands twice"),
+        (FINE[:-1], "unirnn: given"),
+        (FINE.replace('"hidden_size": 3', f'"hidden_size": {10**12}'), "doesn't fit the arrays"),
+        (FINE.replace('"num_layers": 1', f'"num_layers": {10**12}'), "but the file has 4 arrays"),
+        (files.metadata(LSTMSpec(2, 3))["unirnn"], "doesn't fit the arrays: weights['weight_ih_l0']"),
+        (files.metadata(GRUSpec(2, 3, 2))["unirnn"], "doesn't fit the arrays: weights: missing"),
+        (files.metadata(GRUSpec(2, 3, bias=False))["unirnn"], "unknown bias_hh_l0, bias_ih_l0"),
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_altered_metadata(tmp_path: Path, metadata: dict[str, str | None], message: str) -> None:
+def test_altered_metadata(tmp_path: Path, metadata: str, message: str) -> None:
     header, data = header_of(snapshot_of(GRU))
-    changed = header["__metadata__"] | metadata
-    header["__metadata__"] = {name: text for name, text in changed.items() if text is not None}
+    header["__metadata__"] = {"unirnn": metadata}
     path = tmp_path / "a.safetensors"
     write_safetensors(path, header, data)
     refused(path, message)
@@ -331,7 +335,7 @@ def changed(header: Header, name: str, **entry: Any) -> Header:
         lambda h: {name: entry for name, entry in h.items() if name != "weight_ih_l0"},
         lambda h: h | {"more": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}},
         lambda h: json.dumps(h)[:-1] + ', "bias_hh_l0": ' + json.dumps(h["bias_hh_l0"]) + "}",
-        lambda h: h | {"__metadata__": {"unirnn.format": 1}},
+        lambda h: h | {"__metadata__": {"unirnn": 1}},
         lambda h: "[" * 5_000,
         lambda h: "",
     ],
@@ -349,6 +353,13 @@ def test_a_header_whose_length_is_a_lie(tmp_path: Path, length: int) -> None:
     snapshot.save(path)
     path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
     refused(path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_same_snapshot_is_the_same_bytes(tmp_path: Path, suffix: str) -> None:
+    for number in range(5):
+        files.save(snapshot_of(GRU), tmp_path / f"{number}{suffix}")
+    assert len({(tmp_path / f"{number}{suffix}").read_bytes() for number in range(5)}) == 1
 
 
 def test_a_snapshot_has_one_layer_and_says_which(tmp_path: Path) -> None:

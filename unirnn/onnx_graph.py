@@ -6,8 +6,7 @@ both directions; around it, what ONNX leaves open or does otherwise is settled b
 mask (0 * NaN is NaN): padding is replaced by zeros before the first layer and after each, and the state of a
 sequence of length 0 is its initial state.
 
-The model's metadata holds ``unirnn.format`` and ``unirnn.spec``, which is the whole spec, dropout included (the graph
-is for inference).
+The model's metadata hold the whole spec, dropout included (the graph is for inference); see `unirnn.files`.
 """
 
 from collections.abc import Mapping

@@ -97,8 +97,7 @@ def test_padding_is_replaced_before_each_node_and_after_the_last(spec: Spec) -> 
 def test_the_metadata_is_the_whole_spec() -> None:
     taken = drawn(GRUSpec(3, 4, 2, dropout=0.5, batch_first=True, reset_after=False))
     metadata = {entry.key: entry.value for entry in onnx_graph.emit(taken.spec, taken.weights).metadata_props}
-    assert metadata["unirnn.format"] == "1"
-    assert json.loads(metadata["unirnn.spec"]) == taken.spec.to_dict()
+    assert json.loads(metadata["unirnn"]) == {"format": 1, "spec": taken.spec.to_dict()}
 
 
 def test_what_onnx_lacks_is_refused() -> None:
@@ -421,18 +420,16 @@ def set_(field: str, value: Any, of: int = 0) -> Callable[[Any], None]:
     return change
 
 
-def metadata(key: str, value: str | None) -> Callable[[Any], None]:
+def metadata(text: str) -> Callable[[Any], None]:
     def change(model: Any) -> None:
-        kept = [(entry.key, entry.value) for entry in model.metadata_props if entry.key != key]
-        del model.metadata_props[:]
-        for name, text in [*kept, *([(key, value)] if value is not None else [])]:
-            model.metadata_props.add(key=name, value=text)
+        (entry,) = model.metadata_props
+        entry.value = text
 
     return change
 
 
 def spec_of(**changes: Any) -> Callable[[Any], None]:
-    return metadata("unirnn.spec", json.dumps({**GRUSpec(3, 4).to_dict(), **changes}))
+    return metadata(json.dumps({"format": 1, "spec": {**GRUSpec(3, 4).to_dict(), **changes}}))
 
 
 def external(model: Any) -> None:
@@ -498,14 +495,14 @@ ALTERED: dict[str, tuple[Callable[[Any], None], str]] = {
         "its metadata says GRUSpec(3, 4), its nodes are GRUSpec(3, 4, reset_after=False)",
     ),
     "no nodes": (without_nodes, "its metadata is unirnn's, and it has no RNN, GRU or LSTM node"),
-    "a newer format": (metadata("unirnn.format", "2"), "upgrade"),
-    "no format": (metadata("unirnn.format", None), "unirnn.format"),
-    "no spec": (metadata("unirnn.spec", None), "unirnn.spec"),
-    "a spec of no JSON": (metadata("unirnn.spec", "{"), "unirnn.spec"),
+    "a newer format": (metadata('{"format": 2}'), "upgrade"),
+    "no format": (metadata("{}"), "format: given None"),
+    "no spec": (metadata('{"format": 1}'), "expected a format and a spec"),
+    "a spec of no JSON": (metadata("{"), "expected the JSON of a format and a spec"),
     "a spec of another size": (spec_of(hidden_size=5), "its metadata says GRUSpec(3, 5), its nodes are GRUSpec(3, 4)"),
     "a spec of gigantic layers": (spec_of(num_layers=10**12), "its metadata says GRUSpec(3, 4, num_layers=1000000"),
-    "a spec of another cell": (spec_of(cell="LSTM", reset_after=None), "unirnn.spec"),
-    "a size that is no number": (spec_of(hidden_size=float("nan")), "unirnn.spec"),
+    "a spec of another cell": (spec_of(cell="LSTM", reset_after=None), "unirnn: given"),
+    "a size that is no number": (spec_of(hidden_size=float("nan")), "NaN is no number of JSON"),
 }
 
 

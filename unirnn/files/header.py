@@ -1,6 +1,6 @@
-"""The two strings in a file's metadata that make it a snapshot: the format's version, and the spec as JSON."""
+"""The entry in a file's metadata that makes it a snapshot: the format's version and the spec, as JSON."""
 
-import re
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,17 +14,17 @@ FORMAT = 1
 
 
 def metadata(spec: Spec) -> dict[str, str]:
-    """The two strings that make a file a snapshot's.
+    """What makes a file a snapshot's.
+
+    It is one entry, since safetensors writes several in any order, and the same snapshot shall be the same bytes.
 
     Examples
     --------
-    >>> from unirnn import LSTMSpec
-    >>> metadata(LSTMSpec(3, 4))["unirnn.format"]
-    '1'
+    >>> from unirnn import RNNSpec
+    >>> metadata(RNNSpec(3, 4))["unirnn"][:50]
+    '{"format": 1, "spec": {"cell": "RNN", "input_size"'
     """
-    import json
-
-    return {"unirnn.format": str(FORMAT), "unirnn.spec": json.dumps(spec.to_dict())}
+    return {"unirnn": json.dumps({"format": FORMAT, "spec": spec.to_dict()})}
 
 
 def spec_of(metadata: Mapping[str, str]) -> Spec | None:
@@ -41,43 +41,40 @@ def spec_of(metadata: Mapping[str, str]) -> Spec | None:
     >>> spec_of(metadata(GRUSpec(3, 4)))
     GRUSpec(3, 4)
     """
-    import json
-
-    version, text = metadata.get("unirnn.format"), metadata.get("unirnn.spec")
-    if version is None and text is None:
+    text = metadata.get("unirnn")
+    if text is None:
         return None
-    if version is None or not re.fullmatch(r"[1-9]\d{0,8}", version, re.ASCII):
-        raise FileError(f"unirnn.format: given {_shown(version)}, expected a version such as '{FORMAT}'")
-    if int(version) > FORMAT:
-        raise FileError(
-            f"unirnn.format: given {version}, a newer format than {FORMAT}, which this unirnn reads; "
-            "to upgrade it: python -m pip install --upgrade unirnn"
-        )
     try:
-        if text is None:
-            raise ValueError("it is missing")
-        if len(text) > _LONGEST_SPEC:
-            raise ValueError(f"expected at most {_LONGEST_SPEC} characters")
+        if len(text) > _LONGEST:
+            raise ValueError(f"expected at most {_LONGEST} characters")
         values = json.loads(text, object_pairs_hook=unique, parse_constant=_no_constant)
-        if not isinstance(values, dict):
-            raise ValueError(f"given {type(values).__name__}, expected an object")
-        spec: Spec = Spec.from_dict(values)
-        unknown = [name for name in values if name not in spec.to_dict()]
+        version = values.get("format") if isinstance(values, dict) else None
+        if type(version) is not int or version < 1:
+            raise ValueError(f"format: given {version!r}, expected a version such as {FORMAT}")
+        if version > FORMAT:
+            raise FileError(
+                f"unirnn: given format {version}, newer than {FORMAT}, which this unirnn reads; "
+                "to upgrade it: python -m pip install --upgrade unirnn"
+            )
+        if values.keys() != {"format", "spec"} or not isinstance(values["spec"], dict):
+            raise ValueError("expected a format and a spec")
+        spec: Spec = Spec.from_dict(values["spec"])
+        unknown = [name for name in values["spec"] if name not in spec.to_dict()]
         if unknown:
             raise ValueError(f"unknown {', '.join(unknown)}")
+    except FileError:
+        raise
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise FileError(f"unirnn.spec: given {_shown(text)}, expected the JSON of a spec: {error}") from error
+        shown = text if len(text) <= 200 else text[:200] + "..."
+        raise FileError(f"unirnn: given {shown!r}, expected the JSON of a format and a spec: {error}") from error
     return spec
 
 
-_LONGEST_SPEC = 10_000
-
-
-def _shown(text: str | None) -> str:
-    return "none" if text is None else repr(text if len(text) <= 200 else text[:200] + "...")
+_LONGEST = 10_000
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict of pairs whose names are all different; a ValueError if they are not."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:

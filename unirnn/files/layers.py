@@ -15,6 +15,8 @@ from unirnn.snapshots import Snapshot
 from unirnn.specs import Spec
 from unirnn.weights import check
 
+from .header import FORMAT
+
 __all__ = ["Contents", "Layer", "Stored", "floats", "of_snapshot", "of_state_dict", "stored"]
 
 Array = NDArray[Any]
@@ -78,6 +80,7 @@ class Stored:
 
 
 def stored(array: Array) -> Stored:
+    """An array that is there already."""
     return Stored(plain_name(array.dtype), array.shape, lambda: array)
 
 
@@ -102,15 +105,15 @@ def _taken(arrays: Mapping[str, Stored], prefix: str, spec: Spec) -> Snapshot:
 def _layer(arrays: Mapping[str, Stored], prefix: str, spec: Spec) -> Layer:
     """The arrays of a layer, if they are floats."""
     weights = {name: arrays[prefix + name] for name in spec.weight_shapes()}
-    for name, stored in weights.items():
-        if stored.dtype not in DTYPES:
-            raise FileError(f"{prefix + name!r} is of dtype {stored.dtype}, expected one of {', '.join(DTYPES)}")
-    return Layer(spec, {name: (stored.shape, stored.dtype) for name, stored in weights.items()})
+    for name, array in weights.items():
+        if array.dtype not in DTYPES:
+            raise FileError(f"{prefix + name!r} is of dtype {array.dtype}, expected one of {', '.join(DTYPES)}")
+    return Layer(spec, {name: (array.shape, array.dtype) for name, array in weights.items()})
 
 
 def of_state_dict(format: str, arrays: Mapping[str, Stored]) -> Contents:
     """Somebody else's arrays by name."""
-    shapes = {name: stored.shape for name, stored in arrays.items()}
+    shapes = {name: array.shape for name, array in arrays.items()}
 
     def read(prefix: str | None, spec: Spec | None) -> Snapshot:
         if not layers:
@@ -139,15 +142,15 @@ def _some(names: Mapping[str, Any]) -> str:
     return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def of_snapshot(format: str, version: int, spec: Spec, arrays: Mapping[str, Stored]) -> Contents:
+def of_snapshot(format: str, spec: Spec, arrays: Mapping[str, Stored]) -> Contents:
     """Arrays that are said to be those of a spec."""
     # The spec's names are as many as its layers, which may be any number: first, are there so many?
     if spec.num_layers * spec.num_directions > len(arrays):
-        raise FileError(f"unirnn.spec: given {spec!r}, but the file has {len(arrays)} arrays")
+        raise FileError(f"unirnn: given {spec!r}, but the file has {len(arrays)} arrays")
     try:
-        check(spec, {name: stored.shape for name, stored in arrays.items()})
+        check(spec, {name: array.shape for name, array in arrays.items()})
     except UnirnnError as error:
-        raise FileError(f"unirnn.spec: given {spec!r}, which doesn't fit the arrays: {error}") from error
+        raise FileError(f"unirnn: given {spec!r}, which doesn't fit the arrays: {error}") from error
 
     def read(prefix: str | None, given: Spec | None) -> Snapshot:
         if prefix:
@@ -156,4 +159,4 @@ def of_snapshot(format: str, version: int, spec: Spec, arrays: Mapping[str, Stor
             raise SpecError(f"spec: given {given!r}, but the file says {spec!r}")
         return _taken(arrays, "", given or spec)
 
-    return Contents(format, version, {"": _layer(arrays, "", spec)}, read)
+    return Contents(format, FORMAT, {"": _layer(arrays, "", spec)}, read)

@@ -35,4 +35,4 @@ def read(path: str) -> Contents:
     spec = spec_of(strings)
     if spec is None:
         return of_state_dict("safetensors", arrays)
-    return of_snapshot("safetensors", int(strings["unirnn.format"]), spec, arrays)
+    return of_snapshot("safetensors", spec, arrays)
