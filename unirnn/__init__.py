@@ -1,17 +1,21 @@
 """One spec for RNN, GRU and LSTM layers; native modules on NumPy, PyTorch, MindSpore and others.
 
-Importing it imports no framework: a backend is imported the first time that it is asked for.
+Importing it imports no framework: a backend is imported the first time that it is asked for. So are snapshots.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from . import errors, state
 from .devices import Device
-from .files import load
 from .limits import Explanation, Limit, explain
-from .reading import load_weights, snapshot
 from .registry import backends, default_backend, use_backend
-from .snapshots import Snapshot
 from .specs import GRUSpec, LSTMSpec, RNNSpec, Spec
 from .state import detach
+
+if TYPE_CHECKING:
+    from .files import load
+    from .objects import load_weights, snapshot
+    from .snapshots import Snapshot
 
 __all__ = [
     "Device",
@@ -36,3 +40,19 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+_LATER = {"Snapshot": "snapshots", "load": "files", "load_weights": "objects", "snapshot": "objects"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what a module only has to know that trains, saves or converts; it would take a quarter of NumPy's time."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -31,7 +31,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import kernels
 from .errors import ArgumentError, LimitError, ShapeError
 from .specs import GRUSpec, LSTMSpec, Spec
 
@@ -42,6 +41,8 @@ Arrays = Mapping[str, Array]
 
 FRAMEWORKS = ("torch", "mindspore", "keras", "flax", "onnx")
 """The frameworks whose layouts are known."""
+
+_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 _GATES: dict[str, dict[str, str]] = {
     "keras": {"RNN": "h", "GRU": "zrn", "LSTM": "ifgo"},
@@ -200,7 +201,7 @@ def _sum(first: Array, second: Array) -> Array:
 def _keras(spec: Spec, weights: Arrays, suffix: str) -> dict[str, Array]:
     rows = {
         name: _reordered(spec, weights[name + suffix], spec.gates, _GATES["keras"][spec.cell])
-        for name in kernels.Weights._fields[: 4 if spec.bias else 2]
+        for name in _WEIGHTS[: 4 if spec.bias else 2]
     }
     arrays = {"kernel": rows["weight_ih"].T, "recurrent_kernel": rows["weight_hh"].T}
     if spec.bias:
@@ -220,7 +221,7 @@ def _from_keras(spec: Spec, arrays: Arrays) -> dict[str, Array]:
 def _onnx(spec: Spec, weights: Arrays, suffix: str) -> dict[str, Array]:
     rows = {
         name: _reordered(spec, weights[name + suffix], spec.gates, _GATES["onnx"][spec.cell])
-        for name in kernels.Weights._fields[: 4 if spec.bias else 2]
+        for name in _WEIGHTS[: 4 if spec.bias else 2]
     }
     arrays = {"W": rows["weight_ih"], "R": rows["weight_hh"]}
     if spec.bias:

@@ -2,8 +2,8 @@
 
 A suffix says what a file is. unirnn writes ``.safetensors`` and ``.onnx``, with an entry ``unirnn`` in their metadata,
 the JSON of the format's version and of `Spec.to_dict`. It reads these again, and recurrent layers in the files of
-others: state dicts in ``.safetensors``, ``.npz``, ``.pt``, ``.pth`` and ``.ckpt``, nodes in ``.onnx``. The same snapshot
-is written as the same bytes.
+others: state dicts in ``.safetensors``, ``.npz``, ``.pt``, ``.pth`` and ``.ckpt``, nodes in ``.onnx``. The same
+snapshot is written as the same bytes.
 
 Reading executes nothing from a file. What a file claims (names, shapes, sizes, a spec) is held against the bytes that
 are there before an array is made, so that no claim allocates more than the file can back, and only the arrays of the
