@@ -95,7 +95,7 @@ def test_show_the_layers_of_somebody_else(run: Run, tmp_path: Path) -> None:
     ]
     assert lines[8].startswith("'old.': ")
     assert "tanh or relu" in lines[8]
-    assert "give spec=" in lines[8]
+    assert "give as spec RNNSpec(2, 3) or RNNSpec(2, 3, nonlinearity='relu')" in lines[8]
     found = json.loads(run("show", str(path), "--json").stdout)
     assert (found["format"], found["version"]) == ("npz", None)
     assert [(layer["prefix"], layer["parameters"]) for layer in found["layers"]] == [
@@ -161,9 +161,22 @@ def test_convert_one_layer_of_several(run: Run, tmp_path: Path) -> None:
     assert files.load(target) == snapshot_of(GRUSpec(2, 3)).cast("float64")
 
 
+def test_convert_what_the_file_does_not_say(run: Run, tmp_path: Path) -> None:
+    source, target = tmp_path / "a.npz", tmp_path / "b.safetensors"
+    write_several(source)
+    arguments = ["convert", str(source), str(target), "--prefix", "old."]
+    advice = "give as spec RNNSpec(2, 3) or RNNSpec(2, 3, nonlinearity='relu')"
+    assert advice in run(*arguments, status=2).stderr
+    spec = RNNSpec(2, 3, nonlinearity="relu", batch_first=True)
+    assert run(*arguments, "--spec", repr(spec)).stdout == f"{target}: {spec!r}, 21 parameters, float32\n"
+    assert files.load(target) == Snapshot(spec, snapshot_of(RNNSpec(2, 3)).weights)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["out.safetensors", "--spec", "GRU"], "SPEC: given 'GRU', expected what Python prints"),
+        (["out.safetensors", "--spec", "LSTMSpec(2, 3)"], "spec: given LSTMSpec(2, 3), but the file says GRUSpec(2, 3"),
         (["out.npz"], "path: given 'out.npz', expected one of the suffixes that are written"),
         (["out.safetensors", "--dtype", "int8"], "dtype: given 'int8'"),
         (["out.safetensors", "--dtype", "bfloat16"], "dtype: given bfloat16"),

@@ -146,6 +146,13 @@ MISTAKES: dict[str, Mistake] = {
         errors.LimitError,
         "flax: a bias of up to 0.4",
     ),
+    "two biases whose sum overflows": (
+        lambda: Snapshot(
+            LSTMSpec(1, 1), {n: np.full(s, 6e4, "f2") for n, s in LSTMSpec(1, 1).weight_shapes().items()}
+        ).to("keras"),
+        errors.LimitError,
+        "keras: its layer has one bias, and the sum of both reaches 1.2e+05, which float16 can't hold",
+    ),
     "an array too few": (
         lambda: layouts.of("onnx", GRU.spec, {"W_l0": np.zeros((1, 12, 3))}),
         errors.ArgumentError,

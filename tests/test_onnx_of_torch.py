@@ -68,7 +68,7 @@ def test_a_model_lists_its_layers_by_the_names_of_its_modules(tmp_path: Path) ->
         "/encoder/GRU": snapshot(native.encoder),
         "/decoder/GRU": snapshot(native.decoder),
     }
-    with pytest.raises(errors.ArgumentError, match="give prefix= as one of '/encoder/GRU', '/decoder/GRU'"):
+    with pytest.raises(errors.ArgumentError, match="give one of '/encoder/GRU', '/decoder/GRU'"):
         onnx_nodes.read(model)
 
 

@@ -25,6 +25,14 @@ def test_the_import_imports_no_framework() -> None:
     assert run(f"import sys, unirnn; print(sorted(set(sys.modules) & {heavy}))") == "[]"
 
 
+def test_what_comes_later_is_there_when_it_is_asked_for() -> None:
+    names = "unirnn.files, unirnn.layouts, unirnn.stacks, unirnn.state_dicts, unirnn.Snapshot, unirnn.load"
+    assert run(f"import unirnn; print(len([{names}]))") == "6"
+    assert run("import unirnn; print(set(unirnn.__all__) <= set(dir(unirnn)))") == "True"
+    with pytest.raises(AttributeError, match="module 'unirnn' has no attribute 'nothing'"):
+        unirnn.nothing  # noqa: B018
+
+
 def test_a_backend_imports_none_but_its_own(tmp_path: Path) -> None:
     code = (
         "import sys, unirnn, numpy\n"

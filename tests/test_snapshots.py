@@ -56,10 +56,12 @@ class TestSnapshots:
         weights = dict(self.taken.weights)
         with pytest.raises(errors.ShapeError, match=r"weights\['weight_ih_l0'\]: given shape \(12, 3\)"):
             Snapshot(GRUSpec(5, 4), weights)
-        with pytest.raises(errors.ArgumentError, match="missing none; unknown bias_ih_l0, bias_hh_l0"):
+        with pytest.raises(errors.ArgumentError, match=r"weights: unknown bias_ih_l0, bias_hh_l0; GRUSpec\(3, 4, "):
             Snapshot(GRUSpec(3, 4, bias=False), weights)
         del weights["bias_hh_l0"]
-        with pytest.raises(errors.ArgumentError, match="missing bias_hh_l0; unknown none"):
+        with pytest.raises(
+            errors.ArgumentError, match=r"weights: missing bias_hh_l0; GRUSpec\(3, 4\) has weight_ih_l0, "
+        ):
             Snapshot(GRUSpec(3, 4), weights)
 
 
@@ -77,6 +79,21 @@ def test_bfloat16_weights_are_held_in_float32() -> None:
     assert held.dtype == "float32"
     for name, array in held.weights.items():
         np.testing.assert_array_equal(array, narrow[name].astype(np.float32))
+
+
+def test_equal_to_the_bit() -> None:
+    spec = RNNSpec(1, 1, bias=False)
+    nan, zero, minus = (
+        Snapshot(spec, {"weight_ih_l0": np.full((1, 1), value), "weight_hh_l0": np.ones((1, 1))})
+        for value in (np.nan, 0.0, -0.0)
+    )
+    assert nan == Snapshot(spec, nan.weights)
+    assert zero != minus
+
+
+def test_lists_are_arrays() -> None:
+    taken = unirnn.snapshot({"weight_ih_l0": [[1.0]] * 3, "weight_hh_l0": [[2.0]] * 3, "ragged": [[1.0], [2.0, 3.0]]})
+    assert taken.spec == GRUSpec(1, 1, bias=False)
 
 
 def test_cast() -> None:
@@ -127,6 +144,10 @@ def test_the_spec_follows_from_names_and_shapes(
     assert state_dicts.choose(shapes) == (prefix, spec)
 
 
+LSTM = LSTMSpec(3, 4)
+WEIGHTS = dict(drawn(LSTM).weights)
+
+
 def state_dict(*prefixes: str, spec: Spec = LSTMSpec(3, 4), **extra: Any) -> dict[str, Any]:  # noqa: B008 - frozen
     layers = {prefix + name: array for prefix in prefixes for name, array in drawn(spec).weights.items()}
     return {"head.bias": np.zeros(3, np.float32), **layers, **extra}
@@ -139,19 +160,85 @@ def test_a_layer_of_a_state_dict_by_its_prefix() -> None:
     assert unirnn.snapshot(state_dict("")) == drawn(LSTMSpec(3, 4))
 
 
+def test_less_than_a_layer_hides_none() -> None:
+    less = {"model.dec.weight_ih_l0": np.ones((12, 3)), "old.bias_hh_l0": np.ones(12)}
+    weights = state_dict("encoder.") | less
+    assert unirnn.snapshot(weights) == drawn(LSTMSpec(3, 4))
+    with pytest.raises(errors.SpecError, match="expected weight_ih_l0 and weight_hh_l0"):
+        unirnn.snapshot(weights, prefix="model.dec.")
+
+
+IN_PARTS = {
+    "weight_norm": ["weight_hh_l0_g", "weight_hh_l0_v"],
+    "spectral_norm": ["weight_hh_l0_orig", "weight_hh_l0_u", "weight_hh_l0_v"],
+    "parametrizations.weight_norm": [f"parametrizations.weight_hh_l0.original{n}" for n in "01"],
+    "parametrizations.spectral_norm": [
+        f"parametrizations.weight_hh_l0.{name}" for name in ("original", "0._u", "0._v")
+    ],
+}
+
+
+@pytest.mark.parametrize("parts", IN_PARTS.values(), ids=IN_PARTS.keys())
+@pytest.mark.parametrize("spec", [None, LSTM])
+@pytest.mark.parametrize("prefix", ["", "encoder."])
+def test_a_parametrization_is_named(parts: list[str], spec: Spec | None, prefix: str) -> None:
+    weights = {prefix + name: array for name, array in WEIGHTS.items() if name != "weight_hh_l0"}
+    weights |= {prefix + part: np.ones((16, 4)) for part in parts}
+    with pytest.raises(errors.SpecError) as caught:
+        unirnn.snapshot(weights, spec=spec)
+    assert str(caught.value).startswith("weights: given a parametrization of weight_hh_l0, expected the weight itself")
+    assert "torch.nn.utils.parametrize.remove_parametrizations" in str(caught.value)
+    # Where the weight is there as well, its parts are nobody's concern.
+    weights[f"{prefix}weight_hh_l0"] = WEIGHTS["weight_hh_l0"]
+    assert unirnn.snapshot(weights, spec=spec) == Snapshot(LSTM, WEIGHTS)
+
+
 def test_a_given_spec_says_what_names_and_shapes_do_not() -> None:
     for spec in (RNNSpec(3, 4, nonlinearity="relu"), GRUSpec(3, 4, reset_after=False, batch_first=True)):
         assert unirnn.snapshot(state_dict("rnn.", spec=spec), spec=spec).spec == spec
 
 
 Mistake = tuple[Callable[[], Any], type[errors.UnirnnError], str]
-LSTM = LSTMSpec(3, 4)
-WEIGHTS = dict(drawn(LSTM).weights)
 TAKING: dict[str, Mistake] = {
     "nothing": (
         lambda: unirnn.snapshot({}),
         errors.ArgumentError,
         "weights: given no recurrent layer, expected names such as 'weight_ih_l0'",
+    ),
+    "a path": (
+        lambda: unirnn.snapshot("encoder.safetensors"),
+        errors.ArgumentError,
+        "obj: given builtins.str, expected an object; unirnn.load(path) reads a file",
+    ),
+    "a path that is an object": (
+        lambda: unirnn.snapshot(Path("encoder.safetensors")),
+        errors.ArgumentError,
+        "obj: given pathlib.PosixPath, expected an object; unirnn.load(path) reads a file",
+    ),
+    "the name of a cell for a spec": (
+        lambda: unirnn.snapshot(WEIGHTS, spec="LSTM"),  # type: ignore[arg-type]
+        errors.ArgumentError,
+        "spec, prefix: given 'LSTM', None, expected a spec such as GRUSpec(3, 4), and a str",
+    ),
+    "no snapshot": (
+        lambda: unirnn.load_weights(LSTM.build("numpy"), WEIGHTS),  # type: ignore[arg-type]
+        errors.ArgumentError,
+        "snapshot: given dict, expected one that unirnn.snapshot took",
+    ),
+    "a snapshot of nothing": (
+        lambda: Snapshot(LSTM, None),  # type: ignore[arg-type]
+        errors.ArgumentError,
+        "spec, weights: given LSTMSpec, NoneType, expected a spec and a mapping of names to arrays",
+    ),
+    "a seed that is none": (
+        lambda: drawn(LSTM).build("numpy", seed=-1),
+        errors.SpecError,
+        "seed: given -1, expected a non-negative integer",
+    ),
+    "a build that overflows": (
+        lambda: Snapshot(LSTM, {name: array * 1e6 for name, array in WEIGHTS.items()}).build("numpy", dtype="float16"),
+        errors.DTypeError,
+        "dtype: given float16, which can't hold weight_ih_l0: it reaches 4.",
     ),
     "something else": (
         lambda: unirnn.snapshot(3.0),
@@ -188,12 +275,29 @@ TAKING: dict[str, Mistake] = {
         lambda: unirnn.snapshot(state_dict("", spec=RNNSpec(3, 4))),
         errors.SpecError,
         "weights: they are those of RNNSpec(3, 4), but whether it is tanh or relu does not follow from names and "
-        "shapes; give spec=",
+        "shapes; give as spec RNNSpec(3, 4) or RNNSpec(3, 4, nonlinearity='relu')",
+    ),
+    "a weight of a deep stack too few": (
+        lambda: unirnn.snapshot(state_dict("", spec=LSTMSpec(3, 4, 64)) | {"weight_ih_l64": np.ones((16, 4))}),
+        errors.ArgumentError,
+        "weights: missing weight_hh_l64, bias_ih_l64, bias_hh_l64; LSTMSpec(3, 4, num_layers=65) has weight_ih_l0, "
+        "weight_hh_l0, bias_ih_l0, bias_hh_l0, weight_ih_l1, weight_hh_l1, bias_ih_l1, bias_hh_l1 and 252 more",
+    ),
+    "many layers and no prefix": (
+        lambda: unirnn.snapshot(state_dict(*(f"{n}." for n in range(64)))),
+        errors.ArgumentError,
+        "prefix: given none, but there are several layers; give one of '0.', '1.', '2.', '3.', '4.', '5.', '6.', '7.' "
+        "and 56 more",
+    ),
+    "two layers, one of which is damaged": (
+        lambda: unirnn.snapshot(state_dict("a.") | {"b.weight_ih_l0": np.ones(3), "b.weight_hh_l0": np.ones(3)}),
+        errors.ArgumentError,
+        "prefix: given none, but there are several layers; give one of 'a.', 'b.'",
     ),
     "a weight too few": (
         lambda: unirnn.snapshot({name: array for name, array in WEIGHTS.items() if name != "bias_hh_l0"}),
         errors.ArgumentError,
-        "weights: missing bias_hh_l0; unknown none; LSTMSpec(3, 4) has weight_ih_l0, ",
+        "weights: missing bias_hh_l0; LSTMSpec(3, 4) has weight_ih_l0, ",
     ),
     "a layer left out": (
         lambda: unirnn.snapshot({**WEIGHTS, **{n.replace("l0", "l2"): a for n, a in WEIGHTS.items()}}),
@@ -268,6 +372,32 @@ def test_mistakes_in_taking(call: Callable[[], Any], kind: type[Exception], word
 # ---- writing into a module -----------------------------------------------------------------------
 
 
+def test_what_is_exact_is_written() -> None:
+    whole = drawn(GRUSpec(3, 4))
+    zeros = Snapshot(whole.spec, {n: np.zeros_like(a) if "bias" in n else a for n, a in whole.weights.items()})
+    without = Snapshot(GRUSpec(3, 4, bias=False), {n: a for n, a in whole.weights.items() if "bias" not in n})
+    with_biases, bias_free = (GRUSpec(3, 4, bias=bias).build("numpy", seed=1) for bias in (True, False))
+    unirnn.load_weights(with_biases, without)
+    assert unirnn.snapshot(with_biases) == zeros
+    unirnn.load_weights(bias_free, zeros)
+    assert unirnn.snapshot(bias_free) == without
+    unirnn.load_weights(with_biases, whole.cast("float64"))  # of which each number is one of float32
+    assert unirnn.snapshot(with_biases) == whole
+    other = GRUSpec(3, 4, batch_first=True).build("numpy", seed=1)
+    unirnn.load_weights(other, whole)
+    assert unirnn.snapshot(other) == Snapshot(other.spec, whole.weights)
+
+
+def test_one_layer_can_not_be_two() -> None:
+    module = GRUSpec(4, 4).build("numpy", seed=1)
+    before = unirnn.snapshot(module)
+    with pytest.raises(errors.ArgumentError, match="module: it shares a weight between layers or directions"):
+        unirnn.load_weights([module, module], drawn(GRUSpec(4, 4, 2)))
+    assert unirnn.snapshot(module) == before
+    unirnn.load_weights([module, module], stack([drawn(GRUSpec(4, 4))] * 2))
+    assert unirnn.snapshot(module) == drawn(GRUSpec(4, 4))
+
+
 def test_a_list_of_modules_takes_a_stack() -> None:
     modules = [GRUSpec(3, 4).build("numpy", seed=1), GRUSpec(4, 4, 2).build("numpy", seed=2)]
     taken = drawn(GRUSpec(3, 4, 3))
@@ -285,11 +415,17 @@ def test_an_error_half_way_leaves_a_list_as_it_was() -> None:
 
 
 WRITING: dict[str, tuple[Spec, Snapshot, type[errors.UnirnnError], str]] = {
-    "other names": (
+    "biases that would be lost": (
         GRUSpec(3, 4, bias=False),
         drawn(GRUSpec(3, 4)),
         errors.ArgumentError,
-        "weights: missing none; unknown bias_ih_l0, bias_hh_l0",
+        "module: it has no biases, so that the snapshot's would be lost; they reach 0.485",
+    ),
+    "a layer less": (
+        GRUSpec(3, 4, 2),
+        drawn(GRUSpec(3, 4)),
+        errors.ArgumentError,
+        "weights: missing weight_ih_l1, ",
     ),
     "other shapes": (
         GRUSpec(3, 5),
@@ -313,7 +449,7 @@ WRITING: dict[str, tuple[Spec, Snapshot, type[errors.UnirnnError], str]] = {
         GRUSpec(3, 4),
         drawn(GRUSpec(3, 4), dtype="float64"),
         errors.DTypeError,
-        "snapshot: given float64, but the module is of float32; snapshot.cast('float32') rounds",
+        "module: it is of float32, which can't hold weight_ih_l0 without rounding; snapshot.cast('float32') rounds",
     ),
 }
 

@@ -42,14 +42,17 @@ __all__ = [
 __version__ = "0.1.0"
 
 _LATER = {"Snapshot": "snapshots", "load": "files", "load_weights": "objects", "snapshot": "objects"}
+_MODULES = ("files", "layouts", "stacks", "state_dicts")
 
 
 def __getattr__(name: str) -> Any:
     """Import what a module only has to know that trains, saves or converts; it would take a quarter of NumPy's time."""
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
     return value
 

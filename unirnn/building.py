@@ -49,6 +49,7 @@ def build(
                 f"build: unknown argument {option!r}; {name} takes {', '.join(sorted(known)) or 'none'} besides "
                 "device, dtype and seed"
             )
-    if weights is None and seed is not None:
-        weights = _weights.draw(spec, seed)
+    if seed is not None:
+        _weights.check_seed(seed)
+        weights = _weights.draw(spec, seed) if weights is None else weights
     return room.build(spec, device=where, dtype=kind, weights=weights, seed=seed, **options)

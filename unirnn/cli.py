@@ -335,7 +335,10 @@ _File = Annotated[Path, typer.Argument(metavar="FILE", help=f"Ends in {', '.join
 
 @app.command()
 def show(file: _File, as_json: _AsJson = False) -> None:
-    """Show what a file holds: a snapshot, or the recurrent layers in somebody else's, with the prefixes to use."""
+    """Show what a file holds: a snapshot, or the recurrent layers in somebody else's, with the prefixes to use.
+
+    Bytes and dtypes are those of the weights once they are read: bfloat16 becomes float32.
+    """
     with _busy(f"reading {file}"):
         found = files.contents(file)
     layers = [_layer(prefix, layer) for prefix, layer in found.layers.items()]
@@ -392,13 +395,18 @@ def convert(
     prefix: Annotated[
         str | None, typer.Option(help="Of a file of several layers: what the names of one begin with; see show.")
     ] = None,
+    spec: Annotated[
+        str | None,
+        typer.Option(help="What the layer is, where the file does not say: tanh or relu, batch_first; see explain."),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float16, float32 or float64, rounded to. Without it: as it is.")
     ] = None,
 ) -> None:
     """Read a recurrent layer from a file, and write it to a file of another kind, whole or not at all."""
+    parsed = None if spec is None else parse_spec(spec)
     with _busy(f"converting {source}"):
-        snapshot = files.load(source, prefix=prefix)
+        snapshot = files.load(source, prefix=prefix, spec=parsed)
         if dtype is not None:
             snapshot = snapshot.cast(dtype)
         files.save(snapshot, target)

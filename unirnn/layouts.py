@@ -42,8 +42,6 @@ Arrays = Mapping[str, Array]
 FRAMEWORKS = ("torch", "mindspore", "keras", "flax", "onnx")
 """The frameworks whose layouts are known."""
 
-_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-
 _GATES: dict[str, dict[str, str]] = {
     "keras": {"RNN": "h", "GRU": "zrn", "LSTM": "ifgo"},
     "onnx": {"RNN": "h", "GRU": "zrn", "LSTM": "iofg"},
@@ -110,8 +108,26 @@ def shapes(framework: str, spec: Spec) -> dict[str, tuple[int, ...]]:
     >>> shapes("flax", unirnn.LSTMSpec(3, 4))
     {'dense_i.kernel_l0': (3, 16), 'dense_h.kernel_l0': (4, 16), 'dense_h.bias_l0': (16,)}
     """
-    empty = {name: np.zeros(shape, np.float16) for name, shape in spec.weight_shapes().items()}
-    return {name: array.shape for name, array in to(framework, spec, empty).items()}
+    _check_spec(framework, spec)
+    own = spec.weight_shapes()
+    if framework in ("torch", "mindspore"):
+        return own
+    found: dict[str, tuple[int, ...]] = {}
+    for suffix in spec.suffixes():
+        rows, columns = own["weight_ih" + suffix]
+        size = spec.hidden_size
+        if framework == "onnx":
+            if not suffix.endswith("_reverse"):
+                width = spec.num_directions
+                found |= {"W" + suffix: (width, rows, columns), "R" + suffix: (width, rows, size)}
+                found |= {"B" + suffix: (width, 2 * rows)} if spec.bias else {}
+        elif framework == "keras":
+            found |= {"kernel" + suffix: (columns, rows), "recurrent_kernel" + suffix: (size, rows)}
+            found |= {"bias" + suffix: (2, rows) if _has_two_biases(spec) else (rows,)} if spec.bias else {}
+        else:
+            found |= {"dense_i.kernel" + suffix: (columns, rows), "dense_h.kernel" + suffix: (size, rows)}
+            found |= {_flax_bias(spec) + suffix: (rows,)}
+    return found
 
 
 def of(framework: str, spec: Spec, arrays: Arrays) -> dict[str, Array]:
@@ -190,23 +206,42 @@ def _reordered(spec: Spec, rows: Array, given: Sequence[str], wanted: Sequence[s
     return np.concatenate([rows[start : start + size] for start in (given.index(gate) * size for gate in wanted)])
 
 
-def _sum(first: Array, second: Array) -> Array:
+def _has_two_biases(spec: Spec) -> bool:
+    """Whether Keras has both, as the reset gate comes between them."""
+    return isinstance(spec, GRUSpec) and spec.reset_after
+
+
+def _flax_bias(spec: Spec) -> str:
+    return "dense_h.bias" if spec.cell == "LSTM" else "dense_i.bias"
+
+
+def _sum(framework: str, first: Array, second: Array) -> Array:
     wide = first.astype(np.float64) + second
-    return wide.astype(first.dtype)
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(first.dtype)
+    if np.isinf(narrow).any() and np.isfinite(first).all() and np.isfinite(second).all():
+        raise LimitError(
+            f"{framework}: its layer has one bias, and the sum of both reaches {np.abs(wide).max():.3g}, which "
+            f"{first.dtype} can't hold; cast the snapshot to a wider dtype"
+        )
+    return narrow
+
+
+def _rows(framework: str, spec: Spec, weights: Arrays, suffix: str) -> dict[str, Array]:
+    """The weights of one layer and direction, with their gates in a framework's order."""
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if spec.bias else 2]
+    return {name: _reordered(spec, weights[name + suffix], spec.gates, _GATES[framework][spec.cell]) for name in names}
 
 
 # ---- one layer and direction, there and back -----------------------------------------------------
 
 
 def _keras(spec: Spec, weights: Arrays, suffix: str) -> dict[str, Array]:
-    rows = {
-        name: _reordered(spec, weights[name + suffix], spec.gates, _GATES["keras"][spec.cell])
-        for name in _WEIGHTS[: 4 if spec.bias else 2]
-    }
+    rows = _rows("keras", spec, weights, suffix)
     arrays = {"kernel": rows["weight_ih"].T, "recurrent_kernel": rows["weight_hh"].T}
     if spec.bias:
         both = rows["bias_ih"], rows["bias_hh"]
-        arrays["bias"] = np.stack(both) if isinstance(spec, GRUSpec) and spec.reset_after else _sum(*both)
+        arrays["bias"] = np.stack(both) if _has_two_biases(spec) else _sum("keras", *both)
     return arrays
 
 
@@ -219,10 +254,7 @@ def _from_keras(spec: Spec, arrays: Arrays) -> dict[str, Array]:
 
 
 def _onnx(spec: Spec, weights: Arrays, suffix: str) -> dict[str, Array]:
-    rows = {
-        name: _reordered(spec, weights[name + suffix], spec.gates, _GATES["onnx"][spec.cell])
-        for name in _WEIGHTS[: 4 if spec.bias else 2]
-    }
+    rows = _rows("onnx", spec, weights, suffix)
     arrays = {"W": rows["weight_ih"], "R": rows["weight_hh"]}
     if spec.bias:
         arrays["B"] = np.concatenate([rows["bias_ih"], rows["bias_hh"]])
@@ -242,20 +274,20 @@ def _flax(spec: Spec, weights: Arrays, suffix: str) -> dict[str, Array]:
     bias = np.zeros(len(w_ih), w_ih.dtype)  # Flax's layers always have one
     if spec.bias:
         b_hh = weights["bias_hh" + suffix]
-        bias = _sum(weights["bias_ih" + suffix], b_hh)
+        bias = _sum("flax", weights["bias_ih" + suffix], b_hh)
         of_candidate = b_hh[2 * spec.hidden_size :]
         if spec.cell == "GRU" and of_candidate.any():
             raise LimitError(
                 f"flax: its GRUCell has no bias_hh of the gate n, which would be lost: bias_hh{suffix} holds up to "
                 f"{np.abs(of_candidate).max():.3g} there"
             )
-    arrays["dense_h.bias" if spec.cell == "LSTM" else "dense_i.bias"] = bias
+    arrays[_flax_bias(spec)] = bias
     return arrays
 
 
 def _from_flax(spec: Spec, arrays: Arrays) -> dict[str, Array]:
     weights = {"weight_ih": arrays["dense_i.kernel"].T, "weight_hh": arrays["dense_h.kernel"].T}
-    bias = arrays["dense_h.bias" if spec.cell == "LSTM" else "dense_i.bias"]
+    bias = arrays[_flax_bias(spec)]
     if spec.bias:
         weights |= {"bias_ih": bias, "bias_hh": np.zeros_like(bias)}
     elif bias.any():

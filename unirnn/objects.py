@@ -5,6 +5,7 @@ a ``torch.nn.GRU`` has torch. A backend reads and writes the modules that it bui
 layers; Keras and Flax, for which there is no backend, have a file each here.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol
@@ -12,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from . import registry, state_dicts, weights
-from .errors import ArgumentError, DTypeError, SpecError
+from . import layouts, registry, state_dicts, weights
+from .errors import ArgumentError, SpecError
 from .snapshots import Snapshot
 from .specs import Spec
 from .stacks import stack, unstack
@@ -23,6 +24,9 @@ __all__ = ["load_weights", "snapshot"]
 
 class _Reader(Protocol):
     """What reads and writes: a backend, or the file of a framework that is none."""
+
+    @property
+    def name(self) -> str: ...
 
     def read(self, module: Any) -> tuple[Spec, Mapping[str, NDArray[Any]]] | None: ...
 
@@ -68,6 +72,7 @@ def snapshot(obj: Any, *, spec: Spec | None = None, prefix: str | None = None) -
     >>> unirnn.snapshot({"lstm.weight_ih_l0": np.ones((8, 3)), "lstm.weight_hh_l0": np.ones((8, 2))})
     <snapshot of LSTMSpec(3, 2, bias=False), 40 numbers, float64>
     """
+    state_dicts.check_types(prefix, spec)
     if isinstance(obj, Mapping):
         return _of_mapping(obj, spec, prefix)
     if "onnx" in registry.packages(obj):
@@ -77,7 +82,7 @@ def snapshot(obj: Any, *, spec: Spec | None = None, prefix: str | None = None) -
     if spec is not None or prefix is not None:
         given = "spec" if spec is not None else "prefix"
         raise ArgumentError(f"{given}: given besides a module, which says itself what it is; leave it out")
-    if isinstance(obj, Sequence):
+    if _is_list(obj):
         return stack([snapshot(layer) for layer in obj])
     return _read(obj)[1]
 
@@ -90,12 +95,13 @@ def load_weights(module: Any, snapshot: Snapshot) -> None:
     module
         What `snapshot` takes, but for mappings and ONNX models.
     snapshot
-        Of the same names and shapes; ``batch_first`` and ``dropout`` may differ.
+        Of the same names and shapes; ``batch_first`` and ``dropout`` may differ, and biases of zeros are none.
 
     Raises
     ------
     ArgumentError
-        If the module is none, or the snapshot has other names.
+        If the module is none, or the snapshot has other names, or the module can't hold different weights where it
+        shares one between layers.
     ShapeError, SpecError
         If the snapshot's weights have other shapes, or are meant for another computation.
     DTypeError
@@ -113,29 +119,54 @@ def load_weights(module: Any, snapshot: Snapshot) -> None:
     >>> unirnn.snapshot(other) == unirnn.snapshot(trained)
     True
     """
-    parts = list(module) if isinstance(module, Sequence) else [module]
+    if not isinstance(snapshot, Snapshot):
+        raise ArgumentError(f"snapshot: given {type(snapshot).__name__}, expected one that unirnn.snapshot took")
+    parts = list(module) if _is_list(module) else [module]
     found = [_read(part) for part in parts]
-    _check_replaces(stack([old for _, old in found]), snapshot)
-    news = iter(unstack(snapshot))
+    layers = iter(unstack(_replacing(stack([old for _, old in found]), snapshot)))
+    news = [Snapshot(old.spec, stack(list(islice(layers, old.spec.num_layers))).weights) for _, old in found]
     written = []
     try:
-        for part, (reader, old) in zip(parts, found, strict=True):
-            reader.write(part, stack(list(islice(news, old.spec.num_layers))).weights)
+        for part, (reader, old), new in zip(parts, found, news, strict=True):
+            reader.write(part, new.weights)
             written.append((part, reader, old))
+        for part, (reader, _), new in zip(parts, found, news, strict=True):
+            if _read(part)[1] != _held(reader.name, new):
+                raise ArgumentError("module: it shares a weight between layers or directions, and they are to differ")
     except Exception:
         for part, reader, old in written:
             reader.write(part, old.weights)
         raise
 
 
-def _check_replaces(old: Snapshot, new: Snapshot) -> None:
-    weights.check(old.spec, {name: array.shape for name, array in new.weights.items()})
-    if not new.spec.fits(old.spec):
+def _replacing(old: Snapshot, new: Snapshot) -> Snapshot:
+    """What replaces a module's weights, if it fits: with biases where the module has some, and of its dtype."""
+    given = dict(new.weights)
+    biases = [name for name in old.spec.weight_shapes() if name.startswith("bias")]
+    if new.spec.bias and not old.spec.bias:
+        lost = max(float(np.abs(given.pop(name)).max()) for name in list(given) if name.startswith("bias"))
+        if lost:
+            raise ArgumentError(
+                f"module: it has no biases, so that the snapshot's would be lost; they reach {lost:.3g}"
+            )
+    elif old.spec.bias and not new.spec.bias:
+        given |= {name: np.zeros_like(old.weights[name]) for name in biases}
+    weights.check(old.spec, {name: array.shape for name, array in given.items()})
+    if not Spec.from_dict({**new.spec.to_dict(), "bias": old.spec.bias}).fits(old.spec):
         raise SpecError(f"snapshot: given {new.spec!r}, expected the module's {old.spec!r}")
-    if not np.can_cast(new.dtype, old.dtype, "safe"):
-        raise DTypeError(
-            f"snapshot: given {new.dtype}, but the module is of {old.dtype}; snapshot.cast({old.dtype!r}) rounds"
-        )
+    dtypes = [old.weights[name].dtype for name in given]
+    return Snapshot(old.spec, weights.exactly(given, dtypes))
+
+
+def _held(framework: str, snapshot: Snapshot) -> Snapshot:
+    """A snapshot as a framework holds it, which may have one bias for two."""
+    if framework not in ("keras", "flax"):
+        return snapshot
+    return Snapshot(snapshot.spec, layouts.of(framework, snapshot.spec, snapshot.to(framework)))
+
+
+def _is_list(obj: Any) -> bool:
+    return isinstance(obj, Sequence) and not isinstance(obj, (str, bytes))
 
 
 def _read(obj: Any) -> tuple[_Reader, Snapshot]:
@@ -153,14 +184,24 @@ def _read(obj: Any) -> tuple[_Reader, Snapshot]:
         found = reader.read(obj)
         if found is not None:
             return reader, Snapshot(*found)
+    given = f"{type(obj).__module__}.{type(obj).__qualname__}"
+    if isinstance(obj, (str, os.PathLike)):
+        raise ArgumentError(f"obj: given {given}, expected an object; unirnn.load(path) reads a file")
+    wrapped = next((f", or what it wraps, its .{name}" for name in ("_orig_mod", "module") if hasattr(obj, name)), "")
     raise ArgumentError(
-        f"obj: given {type(obj).__module__}.{type(obj).__qualname__}, expected a module that unirnn built, a recurrent "
-        "layer of torch, mindspore, keras or flax, an ONNX model, a mapping of names to arrays, or a list of layers"
+        f"obj: given {given}, expected a module that unirnn built, a recurrent layer of torch, mindspore, keras or "
+        f"flax, an ONNX model, a mapping of names to arrays, or a list of layers{wrapped}"
     )
 
 
 def _of_mapping(obj: Mapping[Any, Any], spec: Spec | None, prefix: str | None) -> Snapshot:
-    named = {name: array for name, array in obj.items() if isinstance(name, str) and hasattr(array, "shape")}
-    shapes = {name: tuple(array.shape) for name, array in named.items()}
+    shapes = {name: _shape(array) for name, array in obj.items() if isinstance(name, str)}
     prefix, spec = state_dicts.choose(shapes, prefix=prefix, spec=spec)
-    return Snapshot(spec, {name: registry.to_numpy(named[prefix + name]) for name in spec.weight_shapes()})
+    return Snapshot(spec, {name: obj[prefix + name] for name in spec.weight_shapes()})
+
+
+def _shape(array: Any) -> tuple[int, ...]:
+    try:
+        return tuple(array.shape if hasattr(array, "shape") else np.shape(array))
+    except ValueError:  # a ragged list
+        return ()

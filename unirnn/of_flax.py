@@ -15,11 +15,15 @@ from .errors import SpecError
 from .specs import Spec
 from .weights import exactly
 
-__all__ = ["read", "write"]
+__all__ = ["name", "read", "write"]
 
 Arrays = Mapping[str, NDArray[Any]]
 
 _CELLS = {"SimpleCell": "RNN", "GRUCell": "GRU", "OptimizedLSTMCell": "LSTM"}
+
+
+name = "flax"
+"""Of the framework."""
 
 
 def read(module: Any) -> tuple[Spec, dict[str, NDArray[Any]]] | None:
@@ -30,10 +34,28 @@ def read(module: Any) -> tuple[Spec, dict[str, NDArray[Any]]] | None:
     SpecError
         If it computes what no spec describes.
     """
-    layers = _layers(module)
+    layers = _directions(module)
     if layers is None:
         return None
-    specs = [_spec(layer.cell) for layer in layers]
+    spec = _spec(module, layers)
+    arrays = {name: np.asarray(parameter[...]) for name, parameter in _parameters(layers, spec).items()}
+    return spec, layouts.of("flax", spec, arrays)
+
+
+def write(module: Any, weights: Arrays) -> None:
+    """Replace a layer's weights; they are those of the spec that `read` gives."""
+    layers = _directions(module)
+    assert layers is not None
+    spec = _spec(module, layers)
+    parameters = _parameters(layers, spec)
+    arrays = exactly(layouts.to("flax", spec, weights), (p.dtype for p in parameters.values()))
+    for name, parameter in parameters.items():
+        parameter[...] = arrays[name]
+
+
+def _spec(module: Any, layers: list[Any]) -> Spec:
+    """What a layer is."""
+    specs = [_direction(layer.cell) for layer in layers]
     if specs[0] != specs[-1]:
         raise SpecError(f"flax: given directions of {specs[0]} and {specs[-1]}, expected the same")
     if len(layers) == 1 and module.reverse:
@@ -41,23 +63,10 @@ def read(module: Any) -> tuple[Spec, dict[str, NDArray[Any]]] | None:
     if len(layers) == 2 and getattr(module.merge_fn, "__name__", None) != "_concatenate":
         raise SpecError(f"flax: given merge_fn={module.merge_fn!r}, expected Bidirectional's own, which concatenates")
     arguments = {"bidirectional": len(layers) == 2, "batch_first": not module.time_major}
-    spec = Spec.from_dict({**specs[0].to_dict(), **arguments})
-    arrays = {name: np.asarray(parameter[...]) for name, parameter in _parameters(layers, spec).items()}
-    return spec, layouts.of("flax", spec, arrays)
+    return Spec.from_dict({**specs[0].to_dict(), **arguments})
 
 
-def write(module: Any, weights: Arrays) -> None:
-    """Replace a layer's weights; they are those of the spec that `read` gives."""
-    found, layers = read(module), _layers(module)
-    assert found is not None
-    assert layers is not None
-    parameters = _parameters(layers, found[0])
-    arrays = exactly("flax", layouts.to("flax", found[0], weights), (p.dtype for p in parameters.values()))
-    for name, parameter in parameters.items():
-        parameter[...] = arrays[name]
-
-
-def _layers(module: Any) -> list[Any] | None:
+def _directions(module: Any) -> list[Any] | None:
     """The layer's directions, each an ``nnx.RNN``."""
     names = {kind.__name__ for kind in type(module).__mro__ if kind.__module__.startswith("flax.nnx.")}
     if "Bidirectional" in names:
@@ -65,7 +74,7 @@ def _layers(module: Any) -> list[Any] | None:
     return [module] if "RNN" in names else None
 
 
-def _spec(cell: Any) -> Spec:
+def _direction(cell: Any) -> Spec:
     """What one direction is."""
     names = [kind.__name__ for kind in type(cell).__mro__ if kind.__module__.startswith("flax.nnx.")]
     name = next((name for name in names if name in _CELLS), None)
@@ -83,9 +92,12 @@ def _spec(cell: Any) -> Spec:
 
 
 def _activation(cell: Any, name: str, *known: str) -> str:
-    given = getattr(getattr(cell, name), "__name__", "")
-    if given not in known:
-        raise SpecError(f"flax: given {name}={given!r} in a {type(cell).__name__}, expected {' or '.join(known)}")
+    function = getattr(cell, name)
+    given = getattr(function, "__name__", "")
+    # One of the same name that is not JAX' own may be any function.
+    if given not in known or not function.__module__.startswith("jax."):
+        expected = " or ".join(known)
+        raise SpecError(f"flax: given {name}={function!r} in a {type(cell).__name__}, expected JAX' own {expected}")
     return given
 
 
@@ -95,5 +107,5 @@ def _parameters(layers: list[Any], spec: Spec) -> dict[str, Any]:
     for name in layouts.shapes("flax", spec):
         own, _, suffix = name.partition("_l0")
         part, _, which = own.partition(".")
-        found[name] = getattr(getattr(layers[bool(suffix)].cell, part), which)
+        found[name] = getattr(getattr(layers[1 if suffix else 0].cell, part), which)
     return found

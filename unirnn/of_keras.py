@@ -15,11 +15,15 @@ from .errors import ArgumentError, SpecError
 from .specs import Spec
 from .weights import exactly
 
-__all__ = ["read", "write"]
+__all__ = ["name", "read", "write"]
 
 Arrays = Mapping[str, NDArray[Any]]
 
 _CELLS = {"SimpleRNN": "RNN", "GRU": "GRU", "LSTM": "LSTM"}
+
+
+name = "keras"
+"""Of the framework."""
 
 
 def read(module: Any) -> tuple[Spec, dict[str, NDArray[Any]]] | None:
@@ -32,22 +36,9 @@ def read(module: Any) -> tuple[Spec, dict[str, NDArray[Any]]] | None:
     ArgumentError
         If it has no weights yet.
     """
-    if _kind(module) != "Bidirectional":
-        spec = _spec(module)
-        if spec is None:
-            return None
-        if module.go_backwards:
-            raise SpecError(f"keras: {module.name}: given go_backwards=True, expected a layer that runs forward")
-    else:
-        if module.merge_mode != "concat":
-            raise SpecError(f"keras: {module.name}: given merge_mode={module.merge_mode!r}, expected 'concat'")
-        spec, backward = _spec(module.forward_layer), _spec(module.backward_layer)
-        if spec is None or spec != backward or module.forward_layer.go_backwards:
-            raise SpecError(
-                f"keras: {module.name}: given directions of {spec} and {backward}, expected the same kind of layer, "
-                "the first running forward"
-            )
-        spec = Spec.from_dict({**spec.to_dict(), "bidirectional": True})
+    spec = _spec(module)
+    if spec is None:
+        return None
     # Not by `get_weights`, whose way of reading variables NumPy 2 warns of.
     arrays = (registry.to_numpy(variable.value) for variable in module.weights)
     return spec, layouts.of("keras", spec, dict(zip(layouts.shapes("keras", spec), arrays, strict=True)))
@@ -55,10 +46,31 @@ def read(module: Any) -> tuple[Spec, dict[str, NDArray[Any]]] | None:
 
 def write(module: Any, weights: Arrays) -> None:
     """Replace a layer's weights; they are those of the spec that `read` gives."""
-    found = read(module)
-    assert found is not None
+    spec = _spec(module)
+    assert spec is not None
     dtypes = (variable.dtype for variable in module.weights)
-    module.set_weights(list(exactly("keras", layouts.to("keras", found[0], weights), dtypes).values()))
+    module.set_weights(list(exactly(layouts.to("keras", spec, weights), dtypes).values()))
+
+
+def _spec(module: Any) -> Spec | None:
+    """What a layer is."""
+    if _kind(module) != "Bidirectional":
+        spec = _direction(module)
+        if spec is None:
+            return None
+        if module.go_backwards:
+            raise SpecError(f"keras: {module.name}: given go_backwards=True, expected a layer that runs forward")
+    else:
+        if module.merge_mode != "concat":
+            raise SpecError(f"keras: {module.name}: given merge_mode={module.merge_mode!r}, expected 'concat'")
+        spec, backward = _direction(module.forward_layer), _direction(module.backward_layer)
+        if spec is None or spec != backward or module.forward_layer.go_backwards:
+            raise SpecError(
+                f"keras: {module.name}: given directions of {spec} and {backward}, expected the same kind of layer, "
+                "the first running forward"
+            )
+        spec = Spec.from_dict({**spec.to_dict(), "bidirectional": True})
+    return spec
 
 
 def _kind(module: Any) -> str | None:
@@ -67,7 +79,7 @@ def _kind(module: Any) -> str | None:
     return next((name for name in names if name in (*_CELLS, "Bidirectional")), None)
 
 
-def _spec(module: Any) -> Spec | None:
+def _direction(module: Any) -> Spec | None:
     """What one layer in one direction is."""
     cell = _CELLS.get(_kind(module) or "")
     if cell is None:
@@ -92,6 +104,9 @@ def _spec(module: Any) -> Spec | None:
 
 
 def _check_activation(module: Any, name: str, known: tuple[str, ...]) -> None:
-    given = getattr(getattr(module, name), "__name__", None)
-    if given not in known:
-        raise SpecError(f"keras: {module.name}: given {name}={given!r}, expected {' or '.join(map(repr, known))}")
+    function = getattr(module, name)
+    given = getattr(function, "__name__", None)
+    # One of the same name that is not Keras' own may be any function.
+    if given not in known or not function.__module__.startswith("keras."):
+        expected = " or ".join(map(repr, known))
+        raise SpecError(f"keras: {module.name}: given {name}={function!r}, expected Keras' own {expected}")

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 
 from . import files, layouts
 from .errors import LimitError, MissingBackendError
-from .snapshots import Snapshot
 from .specs import GRUSpec, RNNSpec, Spec
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["LARGEST", "dumps", "emit", "import_onnx"]
+__all__ = ["LARGEST", "emit", "import_onnx"]
 
 Array = NDArray[Any]
 
@@ -219,15 +218,3 @@ class _Emitter:
             [value("output", *leading, spec.num_directions * spec.hidden_size), *states("_n")],
             [self.onnx.numpy_helper.from_array(array, name) for name, array in self.initializers.items()],
         )
-
-
-def dumps(snapshot: Snapshot) -> bytes:
-    """The bytes of an ``.onnx`` file: the same for equal snapshots.
-
-    Raises
-    ------
-    MissingBackendError, LimitError
-        As `emit`.
-    """
-    data: bytes = emit(snapshot.spec, snapshot.weights).SerializeToString(deterministic=True)
-    return data

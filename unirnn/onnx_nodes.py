@@ -4,8 +4,9 @@ Nothing is executed: nodes and constants are looked at, and whatever is not unde
 What a tensor claims is held against the bytes that are there before an array is made.
 """
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +16,29 @@ from numpy.typing import NDArray
 from . import files, layouts
 from .devices import DTYPES
 from .errors import ArgumentError, FileError, SpecError
+from .files.header import unique
+from .onnx_graph import import_onnx
 from .snapshots import Snapshot
 from .specs import GRUSpec, LSTMSpec, RNNSpec, Spec
 from .stacks import stack
+from .state_dicts import one_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-from .onnx_graph import import_onnx
-
-__all__ = ["layers", "loads", "read"]
+__all__ = ["choose", "layers", "loads", "read"]
 
 Array = NDArray[Any]
 
 _SPECS: dict[str, type[Spec]] = {kind.cell: kind for kind in (RNNSpec, GRUSpec, LSTMSpec)}
+_ATTRIBUTES = {
+    "activations": "STRINGS",
+    "direction": "STRING",
+    "hidden_size": "INT",
+    "input_forget": "INT",
+    "layout": "INT",
+    "linear_before_reset": "INT",
+}
 _ACTIVATIONS = {"RNN": ("tanh",), "GRU": ("sigmoid", "tanh"), "LSTM": ("sigmoid", "tanh", "tanh")}
 
 
@@ -70,7 +80,7 @@ def read(model: "ModelProto", prefix: str | None = None, spec: Spec | None = Non
     Raises
     ------
     ArgumentError
-        If there are several layers and no prefix, or none of this name.
+        If it is no model, or there are several layers and no prefix, or none of this name.
     SpecError
         If the layer is one that no spec holds, or not the given spec.
     FileError
@@ -84,49 +94,52 @@ def read(model: "ModelProto", prefix: str | None = None, spec: Spec | None = Non
     >>> read(onnx_graph.emit(snapshot.spec, snapshot.weights)) == snapshot
     True
     """
-    found = layers(model)
-    listed = ", ".join(map(repr, found))
+    return choose(layers(model), prefix, spec)
+
+
+def choose(found: Mapping[str, Snapshot | SpecError], prefix: str | None, spec: Spec | None) -> Snapshot:
+    """Choose one of the `layers` of a model; see `read`, which raises the same errors."""
     if not found:
         raise ArgumentError(
             "onnx: the model has no RNN, GRU or LSTM node; an exporter may have written the layer out as single "
             "operations, as PyTorch's does with torch.nn.RNN: export it with dynamo=False"
         )
-    if prefix is None and len(found) > 1:
-        raise ArgumentError(f"onnx: the model has several recurrent layers; give prefix= as one of {listed}")
-    name = next(iter(found)) if prefix is None else prefix
-    if name not in found:
-        raise ArgumentError(f"prefix: given {prefix!r}, expected one of {listed}")
-    layer = found[name]
-    if isinstance(layer, str):
-        raise SpecError(layer)
+    layer = found[one_of(found, prefix)]
+    if isinstance(layer, SpecError):
+        raise layer
     if spec is None:
         return layer
     if not spec.fits(layer.spec):
-        raise SpecError(f"onnx: {name!r} is {layer.spec!r}, not the given {spec!r}")
+        raise SpecError(f"spec: given {spec!r}, but the model says {layer.spec!r}")
     return Snapshot(spec, layer.weights)
 
 
-def layers(model: "ModelProto") -> dict[str, Snapshot | str]:
+def layers(model: "ModelProto") -> dict[str, Snapshot | SpecError]:
     """The recurrent layers of a model by the name of their first node: a snapshot, or why there is none.
 
     Nodes of which one feeds the next, and nothing else, are one snapshot of several layers, where one spec holds
-    them. A node without a name goes by its first output's.
+    them. A node without a name, or whose name another has, goes by its first output's, or by its number. The one layer
+    of a model that `emit` made has an empty name.
 
     Raises
     ------
+    ArgumentError
+        If it is no model.
     FileError
         If the model is altered, hostile, or of a newer format.
     """
+    if not isinstance(model, import_onnx().ModelProto):
+        raise ArgumentError(f"onnx: given {type(model).__name__}, expected an onnx.ModelProto, the whole model")
     found = _Graph(model.graph).stacks()
-    spec = files.spec_of({entry.key: entry.value for entry in model.metadata_props})
+    spec = files.spec_of(unique([(entry.key, entry.value) for entry in model.metadata_props]))
     if spec is None or len(found) > 1:  # several: a model that ours was merged into, whose nodes say what they are
         return found
-    for name, layer in found.items():
-        if isinstance(layer, str):
+    for layer in found.values():
+        if isinstance(layer, SpecError):
             raise FileError(f"onnx: an altered file: {layer}")
         if not spec.fits(layer.spec):
             raise FileError(f"onnx: an altered file: its metadata says {spec!r}, its nodes are {layer.spec!r}")
-        return {name: Snapshot(spec, layer.weights)}
+        return {"": Snapshot(spec, layer.weights)}
     raise FileError("onnx: an altered file: its metadata is unirnn's, and it has no RNN, GRU or LSTM node")
 
 
@@ -137,7 +150,7 @@ class _Node:
     name: str
     index: int
     proto: Any
-    found: Snapshot | str
+    found: Snapshot | SpecError
 
 
 class _Graph:
@@ -158,12 +171,12 @@ class _Graph:
                 self.consumers.setdefault(name, []).append(index)
         self.results = {value.name for value in graph.output}
 
-    def stacks(self) -> dict[str, Snapshot | str]:
+    def stacks(self) -> dict[str, Snapshot | SpecError]:
         nodes = list(self.recurrent())
         by_index = {node.index: node for node in nodes}
         after = {node.index: by_index.get(self.next_of(node)) for node in nodes}
         taken: set[int] = set()
-        found: dict[str, Snapshot | str] = {}
+        found: dict[str, Snapshot | SpecError] = {}
         for node in nodes:
             if node.index in taken:
                 continue
@@ -179,15 +192,15 @@ class _Graph:
         names: set[str] = set()
         for index, node in enumerate(self.nodes):
             if node.op_type in _SPECS and node.domain in ("", "ai.onnx"):
-                outputs = [name for name in node.output if name] or [f"node {index}"]
-                name = node.name if node.name and node.name not in names else outputs[0]
+                possible = itertools.chain((node.name, *node.output), (f"node {i}" for i in itertools.count(index)))
+                name = next(name for name in possible if name and name not in names)
                 names.add(name)
-                found: Snapshot | str
+                found: Snapshot | SpecError
                 where = f"onnx: node {name!r} ({node.op_type})"
                 try:
                     found = self.layer(node)
                 except SpecError as error:
-                    found = f"{where}: {error}"
+                    found = SpecError(f"{where}: {error}")
                 except FileError as error:
                     raise FileError(f"{where}: {error}") from None
                 yield _Node(name, index, node, found)
@@ -196,7 +209,7 @@ class _Graph:
 
     def layer(self, node: Any) -> Snapshot:
         """A recurrent node as a snapshot of one layer."""
-        given = {a.name: self.onnx.helper.get_attribute_value(a) for a in node.attribute}
+        given = {a.name: self.attribute(a) for a in node.attribute}
         kind = _SPECS[node.op_type]
         inputs = [*node.input, *[""] * 8][:8]
         if inputs[7]:
@@ -218,6 +231,14 @@ class _Graph:
         if len(dtypes) > 1 or not dtypes <= set(DTYPES):
             raise FileError(f"its weights are {', '.join(sorted(dtypes))}, expected one floating dtype")
         return Snapshot(spec, layouts.of("onnx", spec, {f"{role}_l0": array for role, array in arrays.items()}))
+
+    def attribute(self, attribute: Any) -> Any:
+        """An attribute's value, if it is of the type that ONNX gives it."""
+        kind = self.onnx.AttributeProto.AttributeType.Name(attribute.type)
+        expected = _ATTRIBUTES.get(attribute.name, kind)
+        if kind != expected or kind == "UNDEFINED":
+            raise FileError(f"attribute {attribute.name!r}: given type {kind}, expected {expected}")
+        return self.onnx.helper.get_attribute_value(attribute)
 
     def spec(self, kind: type[Spec], given: dict[str, Any], arrays: dict[str, Array]) -> Spec:
         """What a node's attributes and shapes say."""
@@ -276,7 +297,7 @@ class _Graph:
 
     def next_of(self, node: _Node) -> int:
         """The index of the recurrent node that alone takes this one's output, as its X; -1 if there is none."""
-        if not node.proto.output or isinstance(node.found, str):
+        if not node.proto.output or isinstance(node.found, SpecError):
             return -1
         spec = node.found.spec
         name, axes = node.proto.output[0], ["B", "T", "D", "H"] if spec.batch_first else ["T", "D", "B", "H"]
@@ -324,7 +345,7 @@ class _Graph:
         if tensor is None or len(tensor.dims) > 1 or math.prod(tensor.dims) > 8:
             return None
         values = _array(tensor, self.onnx).reshape(-1).tolist()
-        return [int(value) for value in values] if all(value == int(value) for value in values) else None
+        return [int(value) for value in values] if all(float(value).is_integer() for value in values) else None
 
 
 def _continues(first: _Node, node: _Node) -> bool:

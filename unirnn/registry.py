@@ -68,7 +68,8 @@ def packages(obj: Any) -> set[str]:
 
 def of(obj: Any) -> tuple[Backend, ...]:
     """The backends that may know an object: those with the name of a package of its classes, and those loaded."""
-    named = tuple(load(name) for name in _entry_points() if name in packages(obj))
+    own = packages(obj)
+    named = tuple(load(name) for name in _entry_points() if name in own)
     return tuple(dict.fromkeys((*named, *loaded())))
 
 
@@ -77,12 +78,12 @@ def to_numpy(array: Any) -> NDArray[Any]:
 
     Examples
     --------
-    >>> import torch
     >>> to_numpy([1.0, 2.0])
     array([1., 2.])
     """
+    own = packages(array)
     for room in of(array):
-        if room.name in packages(array):
+        if room.name in own:
             return room.to_numpy(array)
     return np.asarray(array)
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import layouts
+from . import layouts, registry
 from . import weights as _weights
 from .building import build
 from .devices import dtype_name
-from .errors import DTypeError
+from .errors import ArgumentError, DTypeError
 from .specs import Spec
 
 __all__ = ["Snapshot"]
@@ -28,8 +28,9 @@ class Snapshot:
     spec
         What the layer is.
     weights
-        One array for each name of `Spec.weight_shapes`, of that shape, of float16, float32 or float64; copied.
-        bfloat16 becomes float32, which holds each of its values, since NumPy has no bfloat16.
+        One array, or tensor, for each name of `Spec.weight_shapes`, of that shape, of float16, float32 or float64;
+        copied, and the copies are read-only. bfloat16 becomes float32, which holds each of its values, since NumPy has
+        no bfloat16.
 
     Raises
     ------
@@ -50,6 +51,9 @@ class Snapshot:
     weights: Mapping[str, NDArray[Any]]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.spec, Spec) or not isinstance(self.weights, Mapping):
+            given = f"{type(self.spec).__name__}, {type(self.weights).__name__}"
+            raise ArgumentError(f"spec, weights: given {given}, expected a spec and a mapping of names to arrays")
         _weights.check(self.spec, {name: np.shape(array) for name, array in self.weights.items()})
         copies = {name: _floats(name, self.weights[name]) for name in self.spec.weight_shapes()}
         object.__setattr__(self, "weights", MappingProxyType(copies))
@@ -65,7 +69,7 @@ class Snapshot:
             and self.spec == other.spec
             and all(
                 self.weights[name].dtype == other.weights[name].dtype
-                and np.array_equal(self.weights[name], other.weights[name])
+                and self.weights[name].tobytes() == other.weights[name].tobytes()
                 for name in self.weights
             )
         )
@@ -73,7 +77,7 @@ class Snapshot:
     def __reduce__(self) -> Any:
         return Snapshot, (self.spec, dict(self.weights))
 
-    __hash__ = None  # type: ignore[assignment]  # its arrays can be written to
+    __hash__ = None  # type: ignore[assignment]  # it would go through all numbers
 
     def __repr__(self) -> str:
         return f"<snapshot of {self.spec!r}, {self.spec.num_weights} numbers, {self.dtype}>"
@@ -97,16 +101,17 @@ class Snapshot:
             None is the weights' own.
         seed
             Of what is random besides the weights, dropout, on a backend that has a generator for it.
+
+        Raises
+        ------
+        BackendError, DeviceError, LimitError
+            As `Spec.build`.
+        DTypeError
+            If the dtype is unknown, or can't hold a weight, as `cast`.
         """
-        return build(
-            self.spec,
-            backend,
-            device=device,
-            dtype=self.dtype if dtype is None else dtype,
-            seed=seed,
-            weights=self.weights,
-            options=options,
-        )
+        kind = self.dtype if dtype is None else dtype_name(dtype)
+        held = self if kind in (self.dtype, "bfloat16") else self.cast(kind)
+        return build(self.spec, backend, device=device, dtype=kind, seed=seed, weights=held.weights, options=options)
 
     def to(self, framework: str) -> dict[str, NDArray[Any]]:
         """The weights in a framework's own names, shapes and gate order.
@@ -182,6 +187,10 @@ class Snapshot:
             If the suffix is another.
         LimitError
             If the format can't hold the layer.
+        MissingBackendError
+            If what writes such a file is not installed.
+        OSError
+            If the file can't be written.
         """
         from . import files
 
@@ -189,10 +198,12 @@ class Snapshot:
 
 
 def _floats(name: str, array: Any) -> NDArray[Any]:
-    """A copy, in one of NumPy's floats and in this machine's byte order."""
-    copy = np.array(array)
-    if copy.dtype.name == "bfloat16":  # of the package ml_dtypes, as JAX has it
-        return copy.astype(np.float32)
-    if copy.dtype.name not in ("float16", "float32", "float64"):
-        raise DTypeError(f"weights[{name!r}]: given dtype {copy.dtype}, expected float16, float32 or float64")
-    return copy.astype(copy.dtype.newbyteorder("="), copy=False)
+    """A read-only copy, in one of NumPy's floats and in this machine's byte order."""
+    given = registry.to_numpy(array)
+    # bfloat16 of the package ml_dtypes, as JAX has it
+    kind = "float32" if given.dtype.name == "bfloat16" else given.dtype.name
+    if kind not in ("float16", "float32", "float64"):
+        raise DTypeError(f"weights[{name!r}]: given dtype {given.dtype}, expected float16, float32 or float64")
+    copy = np.array(given, kind, order="C")
+    copy.flags.writeable = False
+    return copy

@@ -27,7 +27,8 @@ def stack(layers: Sequence[Snapshot]) -> Snapshot:
     Raises
     ------
     SpecError
-        If they don't fit: the input of each is the output of the one below, and all else is the same.
+        If they don't fit: the input of each is the output of the one below, and all else is the same, but for dropout,
+        which is the first's.
 
     Examples
     --------
@@ -44,7 +45,8 @@ def stack(layers: Sequence[Snapshot]) -> Snapshot:
     below = 0
     for position, layer in enumerate(layers):
         expected = {**first.to_dict(), "input_size": width if position else first.input_size}
-        if layer.spec.to_dict() | {"num_layers": first.num_layers} != expected:
+        free = {"num_layers": None, "dropout": None}
+        if {**layer.spec.to_dict(), **free} != {**expected, **free}:
             raise SpecError(
                 f"layers[{position}]: given {layer.spec!r}, expected one on {first!r}, whose output has size {width}"
             )

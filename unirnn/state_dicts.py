@@ -7,17 +7,24 @@ GRU under these names is the one of torch and MindSpore, ``reset_after=True``.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from .errors import ArgumentError, SpecError, UnirnnError
 from .specs import GRUSpec, LSTMSpec, RNNSpec, Spec
-from .weights import check
+from .weights import check, listed
 
-__all__ = ["choose", "layers"]
+__all__ = ["check_types", "choose", "layers", "one_of"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_NAME = re.compile(r"(?P<prefix>.*?)(?P<name>(?:weight_(?:ih|hh|hr)|bias_(?:ih|hh))_l\d+(?:_reverse)?)", re.DOTALL)
+# A weight, or a part of one that torch makes anew from its parts at each call (weight_norm, spectral_norm, pruning).
+_NAME = re.compile(
+    r"(?P<prefix>.*?)(?P<held>parametrizations\.)?(?P<name>(?:weight_(?:ih|hh|hr)|bias_(?:ih|hh))_l\d+(?:_reverse)?)"
+    r"(?P<part>(?(held)\.original\d*|(?:_g|_v|_orig)?))",
+    re.DOTALL,
+)
+_IN_PARTS = (-1,)  # the shape of no array
 _CELLS: dict[int, type[Spec]] = {1: RNNSpec, 3: GRUSpec, 4: LSTMSpec}
 
 
@@ -42,10 +49,18 @@ def layers(shapes: Shapes) -> dict[str, Spec | UnirnnError]:
     found: dict[str, Spec | UnirnnError] = {}
     for prefix, own in _by_prefix(shapes).items():
         try:
-            found[prefix] = _infer(own)
+            found[prefix] = _spec_of(own)
         except UnirnnError as error:
             found[prefix] = error
     return found
+
+
+def check_types(prefix: str | None, spec: Spec | None) -> None:
+    """Check the types of what chooses a layer; an ArgumentError if they are others."""
+    if not isinstance(spec, Spec | None) or not isinstance(prefix, str | None):
+        raise ArgumentError(
+            f"spec, prefix: given {spec!r}, {prefix!r}, expected a spec such as GRUSpec(3, 4), and a str"
+        )
 
 
 def choose(shapes: Shapes, *, prefix: str | None = None, spec: Spec | None = None) -> tuple[str, Spec]:
@@ -56,7 +71,8 @@ def choose(shapes: Shapes, *, prefix: str | None = None, spec: Spec | None = Non
     shapes
         Every array's shape by its name.
     prefix
-        What the layer's names begin with, with or without the dot at its end. None: there is only one layer.
+        What the layer's names begin with, with or without the dot at its end. None: there is only one layer; prefixes
+        of less than the two matrices that every layer has are passed over.
     spec
         What the layer is; None: what names and shapes determine.
 
@@ -83,38 +99,66 @@ def choose(shapes: Shapes, *, prefix: str | None = None, spec: Spec | None = Non
     ('rnn.', GRUSpec(3, 4, bias=False))
     """
     found = _by_prefix(shapes)
-    listed = ", ".join(map(repr, found)) or "none"
-    if prefix is None:
-        if not found:
-            raise ArgumentError("weights: given no recurrent layer, expected names such as 'weight_ih_l0'")
-        if len(found) > 1:
-            raise ArgumentError(f"prefix: given none, but there are several layers; give one of {listed}")
-        (prefix,) = found
-    elif prefix not in found:
-        if f"{prefix}." not in found:
-            raise ArgumentError(f"prefix: given {prefix!r}, expected one of {listed}")
+    if not found:
+        raise ArgumentError(
+            "weights: given no recurrent layer, expected names such as 'weight_ih_l0' of arrays of floats; given "
+            + (listed(map(repr, shapes)) or "none")
+        )
+    likely = [key for key, own in found.items() if own.keys() >= {"weight_ih_l0", "weight_hh_l0"}]
+    if prefix is not None and prefix not in found and f"{prefix}." in found:
         prefix = f"{prefix}."
-    if spec is None:
-        return prefix, _infer(found[prefix])
-    check(spec, found[prefix])
-    return prefix, spec
+    elif prefix not in found:
+        prefix = one_of(likely or found, prefix)
+    return prefix, _spec_of(found[prefix], spec)
+
+
+def one_of(names: Iterable[str], prefix: str | None) -> str:
+    """The name that is asked for, or the only one; an ArgumentError that lists them, if there is none."""
+    known = list(names)
+    if prefix in known:
+        return prefix
+    if prefix is not None:
+        raise ArgumentError(f"prefix: given {prefix!r}, expected one of {listed(map(repr, known))}")
+    if len(known) > 1:
+        raise ArgumentError(f"prefix: given none, but there are several layers; give one of {listed(map(repr, known))}")
+    return known[0]
 
 
 def _by_prefix(shapes: Shapes) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Names without their prefixes, and shapes."""
     found: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         match = _NAME.fullmatch(name)
         if match is not None:
-            found.setdefault(match["prefix"], {})[match["name"]] = tuple(shape)
+            own = found.setdefault(match["prefix"], {})
+            own[match["name"]] = tuple(shape) if not match["part"] else own.get(match["name"], _IN_PARTS)
+    return found
+
+
+def _spec_of(shapes: Shapes, spec: Spec | None = None) -> Spec:
+    """The spec of one layer, from its names and shapes if it is not given."""
+    in_parts = [name for name, shape in shapes.items() if shape == _IN_PARTS]
+    if in_parts:
+        raise SpecError(
+            f"weights: given a parametrization of {listed(in_parts)}, expected the weight itself; first remove it by "
+            "torch.nn.utils.parametrize.remove_parametrizations, or torch.nn.utils.remove_weight_norm if it is older"
+        )
+    found = spec or _infer(shapes)
+    check(found, shapes)
+    if spec is None and isinstance(found, RNNSpec):
+        raise SpecError(
+            f"weights: they are those of {found!r}, but whether it is tanh or relu does not follow from names and "
+            f"shapes; give as spec {found!r} or {replace(found, nonlinearity='relu')!r}"
+        )
     return found
 
 
 def _infer(shapes: Shapes) -> Spec:
-    """The spec of one layer from its names and shapes."""
+    """The spec of one layer from the first layer's shapes, and all names."""
     w_ih, w_hh = (shapes.get(name, ()) for name in ("weight_ih_l0", "weight_hh_l0"))
     w_hr = shapes.get("weight_hr_l0")
     if len(w_ih) != 2 or len(w_hh) != 2 or (w_hr is not None and len(w_hr) != 2):
-        given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        given = listed(f"{name} {shape}" for name, shape in shapes.items())
         raise SpecError(f"weights: given {given}; expected weight_ih_l0 and weight_hh_l0 of two axes")
     rows, hidden_size = w_hh[0], w_hh[1] if w_hr is None else w_hr[1]
     cell = _CELLS.get(rows // hidden_size) if hidden_size and rows % hidden_size == 0 else None
@@ -133,11 +177,5 @@ def _infer(shapes: Shapes) -> Spec:
     }
     if w_hr is not None:
         arguments["proj_size"] = w_hr[0]
-    spec = Spec.from_dict({"cell": cell.cell, **arguments})
-    check(spec, shapes)
-    if isinstance(spec, RNNSpec):
-        raise SpecError(
-            f"weights: they are those of {spec!r}, but whether it is tanh or relu does not follow from names and "
-            "shapes; give spec="
-        )
+    spec: Spec = Spec.from_dict({"cell": cell.cell, **arguments})
     return spec

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .errors import ArgumentError, DTypeError, ShapeError, SpecError
 from .specs import Spec
 
-__all__ = ["Weights", "check", "draw", "draw_globally", "exactly"]
+__all__ = ["Weights", "check", "check_seed", "draw", "draw_globally", "exactly", "listed"]
 
 Weights = dict[str, NDArray[Any]]
 
@@ -42,12 +42,17 @@ def draw(spec: Spec, seed: int) -> Weights:
     ArgumentError, SpecError
         If the seed is not an integer, or negative.
     """
+    check_seed(seed)
+    random = np.random.Generator(np.random.PCG64(int(seed))).random
+    return _uniform(spec, random)
+
+
+def check_seed(seed: int) -> None:
+    """Check that a seed is a non-negative integer; see `draw`."""
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
         raise ArgumentError(f"seed: given {seed!r}, expected a non-negative integer or None")
     if seed < 0:
         raise SpecError(f"seed: given {seed!r}, expected a non-negative integer")
-    random = np.random.Generator(np.random.PCG64(int(seed))).random
-    return _uniform(spec, random)
 
 
 def draw_globally(spec: Spec) -> Weights:
@@ -84,17 +89,27 @@ def check(spec: Spec, shapes: Mapping[str, tuple[int, ...]]) -> None:
     missing = [name for name in expected if name not in shapes]
     unknown = [name for name in shapes if name not in expected]
     if missing or unknown:
-        raise ArgumentError(
-            f"weights: missing {', '.join(missing) or 'none'}; unknown {', '.join(map(str, unknown)) or 'none'}; "
-            f"{spec!r} has {', '.join(expected)}"
-        )
+        wrong = [f"{what} {listed(names)}; " for what, names in (("missing", missing), ("unknown", unknown)) if names]
+        raise ArgumentError(f"weights: {''.join(wrong)}{spec!r} has {listed(expected)}")
     for name, shape in expected.items():
         if tuple(shapes[name]) != shape:
             raise ShapeError(f"weights[{name!r}]: given shape {tuple(shapes[name])}, expected {shape}")
 
 
-def exactly(framework: str, arrays: Mapping[str, NDArray[Any]], dtypes: Iterable[Any]) -> Weights:
-    """Cast a framework's arrays to the dtypes of what will hold them, if none of them is rounded by it.
+def listed(names: Iterable[object]) -> str:
+    """Names as an error shows them: a deep stack has hundreds.
+
+    Examples
+    --------
+    >>> listed("abc"), listed("abcdefghijk")
+    ('a, b, c', 'a, b, c, d, e, f, g, h and 3 more')
+    """
+    shown = list(map(str, names))
+    return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
+
+
+def exactly(arrays: Mapping[str, NDArray[Any]], dtypes: Iterable[Any]) -> Weights:
+    """Cast arrays to the dtypes of what will hold them, if none of them is rounded by it.
 
     Raises
     ------
@@ -103,9 +118,10 @@ def exactly(framework: str, arrays: Mapping[str, NDArray[Any]], dtypes: Iterable
     """
     found: Weights = {}
     for (name, array), dtype in zip(arrays.items(), dtypes, strict=True):
-        found[name] = array.astype(dtype)
+        with np.errstate(over="ignore"):
+            found[name] = array.astype(dtype)
         if not np.array_equal(found[name].astype(array.dtype), array, equal_nan=True):
-            raise DTypeError(
-                f"{framework}: the layer is of {np.dtype(dtype)}, which can't hold {name} without rounding"
-            )
+            kind = found[name].dtype
+            advice = "" if kind.name == "bfloat16" else f"; snapshot.cast({kind.name!r}) rounds"
+            raise DTypeError(f"module: it is of {kind}, which can't hold {name} without rounding{advice}")
     return found

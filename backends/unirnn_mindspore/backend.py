@@ -96,7 +96,8 @@ class MindSporeBackend:
     def write(self, module: Any, weights: Arrays) -> None:
         parameters = _parameters(module)
         for name, array in weights.items():
-            parameters[name].set_data(ms.Tensor(array, parameters[name].dtype))
+            # Not by set_data, which a function that ms.jit has compiled does not see.
+            ms.ops.assign(parameters[name], ms.Tensor(array, parameters[name].dtype))
 
     def read_file(self, path: str) -> dict[str, Array]:
         return read_checkpoint(path)

@@ -68,11 +68,22 @@ class TorchBackend:
             return None
         # By attribute, since a parametrization renames what is in the state_dict.
         weights = {name: getattr(module, name) for name in spec.weight_shapes()}
-        if any(hasattr(weight, "full_tensor") for weight in weights.values()):  # a DTensor: importing it takes a second
-            raise ArgumentError(
-                "module: given one whose weights are sharded over processes, expected whole ones; gather them in all "
-                "processes, by torch.distributed.checkpoint.state_dict.get_model_state_dict(..., full_state_dict=True)"
-            )
+        for name, weight in weights.items():
+            if hasattr(weight, "full_tensor"):  # a DTensor: importing it takes a second
+                raise ArgumentError(
+                    "module: given one whose weights are sharded over processes, expected whole ones; gather them in "
+                    "all processes, by torch.distributed.checkpoint.state_dict.get_model_state_dict(..., "
+                    "full_state_dict=True)"
+                )
+            if weight.is_meta:
+                raise ArgumentError(
+                    f"module: its {name} is on the device 'meta', without numbers; load or draw it first"
+                )
+            if f"{name}_g" in module._parameters:
+                raise ArgumentError(
+                    f"module: its {name} is what torch.nn.utils.weight_norm last computed; call remove_weight_norm, or "
+                    "take torch.nn.utils.parametrizations.weight_norm"
+                )
         return spec, {name: self.to_numpy(weight) for name, weight in weights.items()}
 
     def write(self, module: Any, weights: Arrays) -> None:

@@ -39,6 +39,7 @@ def read_checkpoint(path: str) -> dict[str, NDArray[Any]]:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0]
+        reason = reason.partition(" Please use")[0]  # its advice: to trust the file
         raise FileError(
             "expected tensors in mappings, but it is altered, or holds objects that only code could make again, and "
             f"nothing from a file is executed; save module.state_dict() instead ({reason or 'torch.load refuses it'})"

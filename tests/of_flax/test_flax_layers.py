@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -21,9 +22,15 @@ def both(cell: Any, **arguments: Any) -> Any:
 
 
 def drawn(spec: Spec) -> Snapshot:
-    weights = {name: a * ("bias_hh" not in name) for name, a in _weights.draw(spec, 0).items()}
+    weights = {n: np.zeros_like(a) if "bias_hh" in n else a for n, a in _weights.draw(spec, 0).items()}
     return Snapshot(spec, weights).cast("float32")
 
+
+def same_name(a: Any) -> Any:
+    return 2 * nnx.tanh(a)
+
+
+same_name.__name__ = "tanh"
 
 SPECS: dict[str, tuple[Callable[[], Any], Spec]] = {
     "SimpleCell": (lambda: rnn(nnx.SimpleCell), RNNSpec(3, 4, batch_first=True)),
@@ -64,7 +71,7 @@ def test_weights_of_bfloat16() -> None:
     taken = unirnn.snapshot(layer)
     assert taken.dtype == "float32"
     assert (taken.weights["weight_ih_l0"] == layer.cell.dense_i.kernel[...].astype("float32")[:, :12].T).all()
-    with pytest.raises(errors.DTypeError, match=r"flax: the layer is of bfloat16, which can't hold dense_i\.kernel_l0"):
+    with pytest.raises(errors.DTypeError, match=r"module: it is of bfloat16, which can't hold dense_i\.kernel_l0"):
         unirnn.load_weights(layer, drawn(taken.spec))
     assert unirnn.snapshot(layer) == taken
     unirnn.load_weights(layer, taken)
@@ -84,12 +91,17 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[errors.UnirnnError], str]] = {
     "another activation": (
         lambda: rnn(nnx.GRUCell, options={"activation_fn": nnx.relu}),
         errors.SpecError,
-        "flax: given activation_fn='relu' in a GRUCell, expected tanh",
+        "flax: given activation_fn=<jax",
     ),
     "another activation of the gates": (
         lambda: rnn(nnx.OptimizedLSTMCell, options={"gate_fn": nnx.hard_sigmoid}),
         errors.SpecError,
-        "flax: given gate_fn='hard_sigmoid' in a OptimizedLSTMCell, expected sigmoid",
+        "flax: given gate_fn=<PjitFunction",
+    ),
+    "an activation of the same name": (
+        lambda: rnn(nnx.GRUCell, options={"activation_fn": same_name}),
+        errors.SpecError,
+        "flax: given activation_fn=<function same_name",
     ),
     "a residual": (
         lambda: rnn(nnx.SimpleCell, options={"residual": True}),
@@ -131,3 +143,20 @@ def test_what_flax_can_not_hold_is_told_before_anything_is_written() -> None:
     with pytest.raises(errors.LimitError, match="flax: its GRUCell has no bias_hh of the gate n"):
         unirnn.load_weights(layers, Snapshot(spec, lossy))
     assert unirnn.snapshot(layers) == before
+
+
+def test_directions_that_share_a_cell_are_not_half_written() -> None:
+    cell = rnn(nnx.GRUCell).cell
+    layer = nnx.Bidirectional(nnx.RNN(cell), nnx.RNN(cell))
+    before = unirnn.snapshot(layer)
+    with pytest.raises(errors.ArgumentError, match="it shares a weight between layers or directions"):
+        unirnn.load_weights(layer, drawn(before.spec))
+    assert unirnn.snapshot(layer) == before
+
+
+def test_a_layer_that_always_has_biases_takes_a_snapshot_without() -> None:
+    layer, spec = rnn(nnx.GRUCell), GRUSpec(3, 4, bias=False, batch_first=True)
+    unirnn.load_weights(layer, drawn(spec))
+    held = unirnn.snapshot(layer)
+    assert all((held.weights[name] == array).all() for name, array in drawn(spec).weights.items())
+    assert not any(array.any() for name, array in held.weights.items() if "bias" in name)

@@ -60,3 +60,20 @@ def test_a_layer_within_a_net() -> None:
     assert unirnn.snapshot(net.encoder) == other
     with pytest.raises(errors.ArgumentError, match="expected a module that unirnn built"):
         unirnn.snapshot(net)
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "built"])
+def test_a_compiled_function_sees_what_is_written(native: bool) -> None:
+    first, second = (GRUSpec(3, 4).build("numpy", seed=seed) for seed in (1, 2))
+    module = nn.GRU(3, 4) if native else unirnn.snapshot(first).build("mindspore")
+    parameters = module.trainable_params()
+    x, h_0 = np.ones((5, 2, 3), np.float32), np.zeros((1, 2, 4), np.float32)
+
+    @ms.jit
+    def run(x: ms.Tensor, h_0: ms.Tensor) -> ms.Tensor:
+        return module(x, h_0)[0]
+
+    run(ms.Tensor(x), ms.Tensor(h_0))
+    unirnn.load_weights(module, unirnn.snapshot(second))
+    close(run(ms.Tensor(x), ms.Tensor(h_0)).asnumpy(), second(x)[0], 1e-5)
+    assert all(one is another for one, another in zip(parameters, module.trainable_params(), strict=True))

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -43,16 +45,9 @@ def test_every_weight_keeps_its_bits() -> None:
     rng = np.random.default_rng(0)
     numbers = [-0.0, np.nan, np.inf, 1e-45, 3.0]
     taken = Snapshot(spec, {n: rng.choice(numbers, s).astype(np.float32) for n, s in spec.weight_shapes().items()})
-    again = onnx_nodes.read(onnx_nodes.loads(onnx_graph.dumps(taken)))
+    again = onnx_nodes.read(onnx_nodes.loads(onnx_graph.emit(spec, taken.weights).SerializeToString()))
     for name, array in taken.weights.items():
         np.testing.assert_array_equal(again.weights[name].view(np.int32), array.view(np.int32))
-
-
-def test_equal_snapshots_give_equal_bytes() -> None:
-    taken = drawn(GRUSpec(3, 4, 2, bidirectional=True))
-    assert onnx_graph.dumps(taken) == onnx_graph.dumps(
-        Snapshot(taken.spec, dict(reversed(list(taken.weights.items()))))
-    )
 
 
 def test_the_graph_names_what_it_holds() -> None:
@@ -117,7 +112,7 @@ def test_a_spec_says_what_the_nodes_do_not() -> None:
     model = onnx_graph.emit(taken.spec, taken.weights)
     wanted = GRUSpec(3, 4, 2, dropout=0.5, batch_first=True)
     assert onnx_nodes.read(model, spec=wanted) == Snapshot(wanted, taken.weights)
-    with pytest.raises(errors.SpecError, match=r"^onnx: 'GRU_l0' is GRUSpec\(3, 4, num_layers=2\), not the given "):
+    with pytest.raises(errors.SpecError, match=r"^spec: given .*, but the model says GRUSpec\(3, 4, num_layers=2\)$"):
         onnx_nodes.read(model, spec=GRUSpec(3, 4, 2, reset_after=False))
 
 
@@ -129,7 +124,7 @@ snapshot = unirnn.snapshot(unirnn.GRUSpec(3, 4).build("numpy"))
 from unirnn import onnx_graph, onnx_nodes
 assert not {"onnx", "onnxruntime", "google.protobuf"} & set(sys.modules)
 sys.modules["onnx"] = None
-for action in (lambda: onnx_graph.dumps(snapshot), lambda: onnx_nodes.loads(b"")):
+for action in (lambda: onnx_graph.emit(snapshot.spec, snapshot.weights), lambda: onnx_nodes.loads(b"")):
     try:
         action()
     except ImportError as error:
@@ -262,7 +257,7 @@ def test_what_changes_something_ends_a_stack(joints: Any) -> None:
     assert onnx_nodes.layers(model) == {"rnn0": parts[0], "rnn1": parts[1]}
     with pytest.raises(
         errors.ArgumentError,
-        match=r"^onnx: the model has several recurrent layers; give prefix= as one of 'rnn0', 'rnn1'$",
+        match=r"^prefix: given none, but there are several layers; give one of 'rnn0', 'rnn1'$",
     ):
         onnx_nodes.read(model)
     assert onnx_nodes.read(model, prefix="rnn1") == parts[1]
@@ -320,6 +315,46 @@ def test_nodes_of_one_name_are_told_apart() -> None:
     assert list(onnx_nodes.layers(model)) == ["rnn", "Y1"]
 
 
+def test_no_name_hides_a_layer() -> None:
+    model = foreign(unstack(drawn(GRUSpec(4, 4, 5))), joints=STOPPED["a node that computes"])
+    nodes = [node for node in model.graph.node if node.op_type == "GRU"]
+    index = list(model.graph.node).index(nodes[3])
+    for node, name in zip(nodes, ["Y1", "", f"node {index}", "Y1", ""], strict=True):
+        node.name = name
+    nodes[3].output[0] = nodes[3].output[1] = ""
+    assert list(onnx_nodes.layers(model)) == ["Y1", "Y_h1", f"node {index}", f"node {index + 1}", "Y4"]
+
+
+@pytest.mark.parametrize("part", [lambda m: m.graph, lambda m: m.graph.node[0]], ids=["graph", "node"])
+def test_a_part_of_a_model_is_refused(part: Callable[[Any], Any]) -> None:
+    given = part(foreign([drawn(GRUSpec(3, 4))]))
+    words = f"^onnx: given {type(given).__name__}, expected an onnx.ModelProto, the whole model$"
+    for read in (onnx_nodes.read, unirnn.snapshot):
+        with pytest.raises(errors.ArgumentError, match=words):
+            read(given)
+
+
+def test_infinite_padding_ends_a_stack() -> None:
+    joints = through(lambda x, y: helper.make_node("Where", ["mask", x, "infinity"], [y]))
+    parts = unstack(drawn(GRUSpec(4, 4, 2)))
+    model = foreign(parts, joints=joints)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(-np.inf, np.float32), "infinity"))
+    assert onnx_nodes.layers(model) == {"rnn0": parts[0], "rnn1": parts[1]}
+
+
+def test_a_file_is_read_once_and_says_what_the_model_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = Mock(wraps=onnx_nodes._array)
+    monkeypatch.setattr(onnx_nodes, "_array", decode)
+    parts = unstack(drawn(GRUSpec(4, 4, 2)))
+    onnx.save(foreign(parts, joints=STOPPED["a node that computes"]), tmp_path / "a.onnx")
+    assert unirnn.load(tmp_path / "a.onnx", prefix="rnn1") == parts[1]
+    read = [call.args[0].name for call in decode.call_args_list]
+    assert sorted(name for name in read if name[0] in "WRB") == ["B0", "B1", "R0", "R1", "W0", "W1"]
+    onnx.save(foreign(parts[:1], clip=3.0), tmp_path / "a.onnx")
+    with pytest.raises(errors.SpecError, match=r"a\.onnx: onnx: node 'rnn0' \(GRU\): clip=3.0, which no spec holds"):
+        unirnn.load(tmp_path / "a.onnx")
+
+
 def test_layout_1_is_batch_first() -> None:
     taken = drawn(GRUSpec(3, 4))
     assert onnx_nodes.read(foreign([taken], layout=1)) == Snapshot(replace(taken.spec, batch_first=True), taken.weights)
@@ -367,8 +402,8 @@ def test_an_attribute_that_no_spec_holds_is_named(spec: Spec, attributes: dict[s
     with pytest.raises(errors.SpecError, match=f"^{re.escape(expected)}"):
         onnx_nodes.read(model)
     found = onnx_nodes.layers(model)["rnn0"]
-    assert isinstance(found, str)
-    assert found.startswith(expected)
+    assert isinstance(found, errors.SpecError)
+    assert str(found).startswith(expected)
 
 
 def test_attributes_that_say_the_default_are_none() -> None:
@@ -418,6 +453,15 @@ def set_(field: str, value: Any, of: int = 0) -> Callable[[Any], None]:
             setattr(tensor, field, value)
 
     return change
+
+
+def metadata_twice(model: Any) -> None:
+    model.metadata_props.append(model.metadata_props[0])
+
+
+def of_no_type(model: Any) -> None:
+    (node,) = (node for node in model.graph.node if node.op_type == "GRU")
+    node.attribute.add(name="direction")
 
 
 def metadata(text: str) -> Callable[[Any], None]:
@@ -494,6 +538,18 @@ ALTERED: dict[str, tuple[Callable[[Any], None], str]] = {
         attribute("linear_before_reset", 0),
         "its metadata says GRUSpec(3, 4), its nodes are GRUSpec(3, 4, reset_after=False)",
     ),
+    "a direction that is a number": (
+        attribute("direction", 3),
+        "onnx: node 'GRU_l0' (GRU): attribute 'direction': given type INT, expected STRING",
+    ),
+    "a hidden_size that is a text": (attribute("hidden_size", "4"), "'hidden_size': given type STRING, expected INT"),
+    "a layout that is a text": (attribute("layout", "1"), "'layout': given type STRING, expected INT"),
+    "activations that are one": (
+        attribute("activations", "Tanh"),
+        "'activations': given type STRING, expected STRINGS",
+    ),
+    "an attribute of no type": (of_no_type, "attribute 'direction': given type UNDEFINED, expected STRING"),
+    "metadata twice": (metadata_twice, "'unirnn' stands twice"),
     "no nodes": (without_nodes, "its metadata is unirnn's, and it has no RNN, GRU or LSTM node"),
     "a newer format": (metadata('{"format": 2}'), "upgrade"),
     "no format": (metadata("{}"), "format: given None"),
@@ -521,7 +577,8 @@ def test_what_is_no_model_is_refused(data: bytes) -> None:
         onnx_nodes.loads(data)
 
 
-WHOLE = onnx_graph.dumps(drawn(GRUSpec(3, 4, 2, bidirectional=True)))
+DRAWN = drawn(GRUSpec(3, 4, 2, bidirectional=True))
+WHOLE = onnx_graph.emit(DRAWN.spec, DRAWN.weights).SerializeToString()
 
 
 @settings(max_examples=300)

@@ -96,7 +96,9 @@ def test_any_file_keeps_them_for_any_lengths(
 ) -> None:
     taken = unirnn.snapshot(spec.build("numpy", seed=0, dtype=dtype))
     with np.errstate(over="ignore"):  # 1e30 is infinite in float16
-        check_file(spec, onnx_graph.dumps(taken), seq_length, filler, dtype, seed)
+        check_file(
+            spec, onnx_graph.emit(taken.spec, taken.weights).SerializeToString(), seq_length, filler, dtype, seed
+        )
 
 
 @pytest.mark.parametrize("wrong", [-1, STEPS + 1])
@@ -104,7 +106,9 @@ def test_any_file_keeps_them_for_any_lengths(
 def test_a_length_out_of_range_is_an_error_of_the_file_too(kind: str, wrong: int) -> None:
     cls, options = KINDS[kind]
     taken = unirnn.snapshot(cls(3, 4, **options).build("numpy", seed=0))
-    session = onnxruntime.InferenceSession(onnx_graph.dumps(taken), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        onnx_graph.emit(taken.spec, taken.weights).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     states = {f"{name}_0": np.zeros((1, 2, 4), np.float32) for name in taken.spec.states}
     x = np.zeros((STEPS, 2, 3), np.float32)
     with pytest.raises(Exception, match="Invalid value/s in sequence_lens"):
@@ -159,7 +163,9 @@ def test_onnx_runtime_has_no_float64_layers(kind: str) -> None:
     taken = unirnn.snapshot(cls(3, 4, **options).build("numpy", seed=0, dtype="float64"))
     with pytest.raises(Exception, match=r"NOT_IMPLEMENTED|does not support double"):
         run(
-            onnxruntime.InferenceSession(onnx_graph.dumps(taken), providers=["CPUExecutionProvider"]),
+            onnxruntime.InferenceSession(
+                onnx_graph.emit(taken.spec, taken.weights).SerializeToString(), providers=["CPUExecutionProvider"]
+            ),
             input=np.zeros((5, 2, 3)),
             seq_length=np.array([5, 5]),
             **{f"{name}_0": np.zeros((1, 2, 4)) for name in taken.spec.states},

@@ -147,7 +147,7 @@ def work(rank: int, folder: Path) -> None:
                 gradients = train(module, spec, lengths, rank)
                 weights: dict[str, Any]
                 if engine is ddp:
-                    weights = {n: torch.from_numpy(w) for n, w in unirnn.snapshot(module.module).weights.items()}
+                    weights = {n: torch.from_numpy(w) for n, w in unirnn.snapshot(module.module).to("torch").items()}
                 else:
                     gradients = {}  # of parts of parameters
                     if engine is fsdp:

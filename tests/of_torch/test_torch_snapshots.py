@@ -81,3 +81,45 @@ def test_bfloat16_is_not_rounded_in_silence(module: torch.nn.Module) -> None:
     assert unirnn.snapshot(module) == before
     unirnn.load_weights(module, unirnn.snapshot(wide.build("torch", dtype="bfloat16")))
     assert unirnn.snapshot(module) != before
+
+
+def test_weights_that_are_shared_are_not_half_written() -> None:
+    native = torch.nn.GRU(4, 4, 2)
+    native.weight_hh_l1 = native.weight_hh_l0
+    before = unirnn.snapshot(native)
+    with pytest.raises(errors.ArgumentError, match="it shares a weight between layers or directions"):
+        unirnn.load_weights(native, unirnn.snapshot(torch.nn.GRU(4, 4, 2)))
+    assert unirnn.snapshot(native) == before
+
+
+def test_weights_without_numbers() -> None:
+    with pytest.raises(errors.ArgumentError, match="its weight_ih_l0 is on the device 'meta', without numbers"):
+        unirnn.snapshot(torch.nn.GRU(3, 4, device="meta"))
+
+
+@pytest.mark.filterwarnings("ignore:`?torch.nn.utils.weight_norm`? is deprecated:FutureWarning")
+def test_weights_that_a_hook_will_compute() -> None:
+    native = torch.nn.utils.weight_norm(torch.nn.GRU(3, 4), "weight_hh_l0")
+    with pytest.raises(errors.ArgumentError, match="weight_norm last computed; call remove_weight"):
+        unirnn.snapshot(native)
+
+
+def test_a_wrapped_layer_is_asked_for() -> None:
+    with pytest.raises(errors.ArgumentError, match=r"or a list of layers, or what it wraps, its \.module"):
+        unirnn.snapshot(torch.nn.DataParallel(torch.nn.GRU(3, 4)))
+
+
+def test_an_optimizer_and_a_compiled_module_see_what_is_written() -> None:
+    native, taken = torch.nn.GRU(3, 4), unirnn.snapshot(torch.nn.GRU(3, 4))
+    optimizer = torch.optim.SGD(native.parameters(), lr=0.0)
+    module = taken.build("torch")
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    x = torch.randn(5, 2, 3)
+    compiled(x)
+    other = unirnn.snapshot(torch.nn.GRU(3, 4))
+    for layer in (native, module):
+        unirnn.load_weights(layer, other)
+    torch.testing.assert_close(compiled(x)[0], native(x)[0], rtol=0, atol=1e-6)
+    held = optimizer.param_groups[0]["params"]
+    assert all(one is another for one, another in zip(held, native.parameters(), strict=True))
+    torch.compiler.reset()

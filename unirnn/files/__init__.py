@@ -6,8 +6,9 @@ others: state dicts in ``.safetensors``, ``.npz``, ``.pt``, ``.pth`` and ``.ckpt
 snapshot is written as the same bytes.
 
 Reading executes nothing from a file. What a file claims (names, shapes, sizes, a spec) is held against the bytes that
-are there before an array is made, so that no claim allocates more than the file can back, and only the arrays of the
-layer that is asked for are read.
+are there before an array is made, so that no claim allocates more than the file can back; a compressed ``.npz`` may
+unfold to 64 MiB, or to 100 times its size. Of ``.safetensors`` and ``.npz`` only the arrays of the layer that is asked
+for are read; the others are read whole.
 """
 
 from .header import FORMAT, metadata, spec_of

@@ -74,11 +74,11 @@ _LONGEST = 10_000
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A dict of pairs whose names are all different; a ValueError if they are not."""
+    """A dict of pairs whose names are all different; a FileError if they are not."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"{name!r} stands twice")
+            raise FileError(f"{name!r} stands twice")
         found[name] = value
     return found
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unirnn import state_dicts
-from unirnn.devices import DTYPES, plain_name
-from unirnn.errors import ArgumentError, FileError, SpecError, UnirnnError
+from unirnn.devices import plain_name
+from unirnn.errors import ArgumentError, DTypeError, FileError, SpecError, UnirnnError
 from unirnn.snapshots import Snapshot
 from unirnn.specs import Spec
 from unirnn.weights import check
@@ -21,7 +21,7 @@ __all__ = ["Contents", "Layer", "Stored", "floats", "of_snapshot", "of_state_dic
 
 Array = NDArray[Any]
 
-_SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+_DTYPES = ("float16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Layer:
     spec
         What it is, or the error that says why that is not known.
     weights
-        Shape and dtype of each of its weights, under their canonical names; of a layer without a spec, none.
+        Shape of each of its weights, and dtype once it is read, which is float32 for bfloat16; under their canonical
+        names. Of a layer without a spec, none.
     """
 
     spec: Spec | UnirnnError
@@ -46,13 +47,13 @@ class Layer:
 
     @property
     def num_bytes(self) -> int:
-        """How many bytes they take in the file."""
-        return sum(math.prod(shape) * _SIZES[dtype] for shape, dtype in self.weights.values())
+        """How many bytes they take once they are read."""
+        return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in self.weights.values())
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file says that it holds; its arrays are not read.
+    """What a file says that it holds.
 
     Parameters
     ----------
@@ -62,6 +63,8 @@ class Contents:
         Of unirnn's format; None of somebody else's file.
     layers
         The recurrent layers by their prefixes; in a snapshot one, whose prefix is empty.
+    read
+        Takes a prefix and a spec, and reads the layer, as `load` does.
     """
 
     format: str
@@ -72,7 +75,17 @@ class Contents:
 
 @dataclass(frozen=True)
 class Stored:
-    """An array that a file claims to hold; ``dtype`` is unirnn's name for it, or the file's own."""
+    """An array that a file claims to hold.
+
+    Parameters
+    ----------
+    dtype
+        What it has once it is read, by unirnn's name; the file's own name for one that no layer has.
+    shape
+        Of the array.
+    read
+        Reads it.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -103,11 +116,11 @@ def _taken(arrays: Mapping[str, Stored], prefix: str, spec: Spec) -> Snapshot:
 
 
 def _layer(arrays: Mapping[str, Stored], prefix: str, spec: Spec) -> Layer:
-    """The arrays of a layer, if they are floats."""
+    """What the arrays of a layer are, if they are floats."""
     weights = {name: arrays[prefix + name] for name in spec.weight_shapes()}
     for name, array in weights.items():
-        if array.dtype not in DTYPES:
-            raise FileError(f"{prefix + name!r} is of dtype {array.dtype}, expected one of {', '.join(DTYPES)}")
+        if array.dtype not in _DTYPES:
+            raise DTypeError(f"weights[{prefix + name!r}]: given dtype {array.dtype}, expected {', '.join(_DTYPES)}")
     return Layer(spec, {name: (array.shape, array.dtype) for name, array in weights.items()})
 
 
@@ -116,30 +129,15 @@ def of_state_dict(format: str, arrays: Mapping[str, Stored]) -> Contents:
     shapes = {name: array.shape for name, array in arrays.items()}
 
     def read(prefix: str | None, spec: Spec | None) -> Snapshot:
-        if not layers:
-            raise FileError(
-                f"no recurrent layer in it, expected names such as 'weight_ih_l0'; it has {_some(arrays) or 'none'}"
-            )
-        try:
-            chosen = state_dicts.choose(shapes, prefix=prefix, spec=spec)
-        except UnirnnError as error:
-            if spec is None and (len(layers) == 1 if prefix is None else prefix in layers or f"{prefix}." in layers):
-                raise FileError(str(error)) from error
-            raise
-        return _taken(arrays, *chosen)
+        return _taken(arrays, *state_dicts.choose(shapes, prefix=prefix, spec=spec))
 
     layers: dict[str, Layer] = {}
     for prefix, spec in state_dicts.layers(shapes).items():
         try:
             layers[prefix] = _layer(arrays, prefix, spec) if isinstance(spec, Spec) else Layer(spec, {})
-        except FileError as error:
+        except DTypeError as error:
             layers[prefix] = Layer(error, {})
     return Contents(format, None, layers, read)
-
-
-def _some(names: Mapping[str, Any]) -> str:
-    shown = [repr(name) for name, _ in zip(names, range(5), strict=False)]
-    return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def of_snapshot(format: str, spec: Spec, arrays: Mapping[str, Stored]) -> Contents:
@@ -149,6 +147,7 @@ def of_snapshot(format: str, spec: Spec, arrays: Mapping[str, Stored]) -> Conten
         raise FileError(f"unirnn: given {spec!r}, but the file has {len(arrays)} arrays")
     try:
         check(spec, {name: array.shape for name, array in arrays.items()})
+        layer = _layer(arrays, "", spec)
     except UnirnnError as error:
         raise FileError(f"unirnn: given {spec!r}, which doesn't fit the arrays: {error}") from error
 
@@ -159,4 +158,4 @@ def of_snapshot(format: str, spec: Spec, arrays: Mapping[str, Stored]) -> Conten
             raise SpecError(f"spec: given {given!r}, but the file says {spec!r}")
         return _taken(arrays, "", given or spec)
 
-    return Contents(format, FORMAT, {"": _layer(arrays, "", spec)}, read)
+    return Contents(format, FORMAT, {"": layer}, read)

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from unirnn import registry
-from unirnn.errors import FileError, SpecError, UnirnnError
+from unirnn import registry, state_dicts
+from unirnn.errors import FileError, UnirnnError
 from unirnn.snapshots import Snapshot
 from unirnn.specs import Spec
 
@@ -37,10 +37,11 @@ def load(path: Path, *, prefix: str | None = None, spec: Spec | None = None) -> 
     Raises
     ------
     FileError
-        If the file is truncated, altered, hostile, of a newer format, or has no recurrent layer in it, or one of which
-        names and shapes do not tell enough (whether an RNN is tanh or relu): then give ``spec``.
-    ArgumentError, ShapeError, SpecError
-        If there are several layers and no prefix, none under the prefix, or if the given spec is not the layer's.
+        If the file is truncated, altered, hostile, or of a newer format.
+    ArgumentError, ShapeError, DTypeError, SpecError
+        If `unirnn.snapshot` would raise it over what is in the file, a state dict or an ONNX model: if there is no
+        recurrent layer, or several and no prefix, none under the prefix, one that no spec describes, or of which names
+        and shapes do not tell enough (whether an RNN is tanh or relu: then give ``spec``), or not the given spec's.
     MissingBackendError
         If what reads such a file is not installed.
     OSError
@@ -55,13 +56,24 @@ def load(path: Path, *, prefix: str | None = None, spec: Spec | None = None) -> 
     <snapshot of GRUSpec(1, 1, bias=False), 6 numbers, float64>
     """
     path = plain(path)
+    state_dicts.check_types(prefix, spec)
     found = contents(path)
-    with _reading(path, spec):
+    with _reading(path):
         return found.read(prefix, spec)
 
 
 def contents(path: Path) -> Contents:
-    """What a file says that it holds, checked against its size; see `load`, which raises the same errors.
+    """What a file says that it holds, checked against its size.
+
+    Parameters
+    ----------
+    path
+        As in `load`.
+
+    Raises
+    ------
+    FileError, ArgumentError, MissingBackendError, OSError
+        As `load`; what is wrong with one layer stands in its place.
 
     Examples
     --------
@@ -91,16 +103,14 @@ def contents(path: Path) -> Contents:
 
 
 @contextmanager
-def _reading(path: str, spec: Spec | None = None) -> Iterator[None]:
+def _reading(path: str) -> Iterator[None]:
     """Whatever a parser raises over a file, as an error that names the file."""
     try:
         yield
-    except (ImportError, UnirnnError) as error:
-        if isinstance(error, ImportError):
-            raise
-        # No spec was given that could be wrong: what the file says of itself is.
-        kind = FileError if spec is None and isinstance(error, SpecError) else type(error)
-        raise kind(f"{path}: {error}") from error
+    except ImportError:  # of what reads it, not of the file
+        raise
+    except UnirnnError as error:
+        raise type(error)(f"{path}: {error}") from error
     except Exception as error:  # of four parsers, each with exceptions of its own
         reason = str(error).partition("\n")[0]
         raise FileError(f"{path}: truncated, altered or no such file: {type(error).__name__}: {reason}") from error

@@ -29,7 +29,7 @@ def read(path: str) -> Contents:
                 file.seek(start + begin)
                 return floats(name, file.read(end - begin)).reshape(shape)
 
-        return Stored(name, tuple(shape), read)
+        return Stored("float32" if name == "bfloat16" else name, tuple(shape), read)
 
     arrays = {name: stored(**entry) for name, entry in header.items()}
     spec = spec_of(strings)

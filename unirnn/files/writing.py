@@ -21,7 +21,8 @@ def save(snapshot: Snapshot, path: Path) -> None:
 
     The file is written under another name in the same folder and renamed once it is on the disk: whatever stops this
     half-way, a full disk or the end of the process, the file is as it was. One that is there keeps its permissions, and
-    of a symbolic link the target is replaced.
+    of a symbolic link the target is replaced. A process that is killed meanwhile may leave a file ``.unirnn-*.tmp``
+    beside it, which may be deleted.
 
     Parameters
     ----------
@@ -34,6 +35,8 @@ def save(snapshot: Snapshot, path: Path) -> None:
     ------
     ArgumentError
         If it is another suffix.
+    LimitError
+        If the format can't hold the layer.
     MissingBackendError
         If what writes such a file is not installed.
     OSError
@@ -53,7 +56,7 @@ def save(snapshot: Snapshot, path: Path) -> None:
     if suffix == ".onnx":
         from unirnn import onnx_graph
 
-        data = onnx_graph.dumps(snapshot)
+        data: bytes = onnx_graph.emit(snapshot.spec, snapshot.weights).SerializeToString(deterministic=True)
     else:
         import safetensors.numpy
 
