@@ -113,7 +113,7 @@ def test_an_optimizer_and_a_compiled_module_see_what_is_written() -> None:
     native, taken = torch.nn.GRU(3, 4), unirnn.snapshot(torch.nn.GRU(3, 4))
     optimizer = torch.optim.SGD(native.parameters(), lr=0.0)
     module = taken.build("torch")
-    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    compiled: Any = torch.compile(module, backend="eager", fullgraph=True)
     x = torch.randn(5, 2, 3)
     compiled(x)
     other = unirnn.snapshot(torch.nn.GRU(3, 4))
