@@ -383,6 +383,9 @@ def test_what_is_exact_is_written() -> None:
     assert unirnn.snapshot(bias_free) == without
     unirnn.load_weights(with_biases, whole.cast("float64"))  # of which each number is one of float32
     assert unirnn.snapshot(with_biases) == whole
+    unknown = Snapshot(whole.spec, {n: np.full_like(a, np.nan) for n, a in whole.weights.items()})
+    unirnn.load_weights(with_biases, unknown)
+    assert unirnn.snapshot(with_biases) == unknown
     other = GRUSpec(3, 4, batch_first=True).build("numpy", seed=1)
     unirnn.load_weights(other, whole)
     assert unirnn.snapshot(other) == Snapshot(other.spec, whole.weights)

@@ -60,10 +60,10 @@ class OnnxRuntimeModule:
         self.spec = spec
         self.training = False
         self._device = device
+        _options(session_options)
         self._session_options = dict(session_options)
         self._weights: dict[str, Array] = {}
         self._sessions: dict[bool, Any] = {}
-        _options(session_options)
         self.replace(weights)
         if device.kind != "cpu":
             self._session(lengths=True)  # now, since only this tells whether the device is there
@@ -146,6 +146,10 @@ class OnnxRuntimeModule:
 
 
 def _options(given: Mapping[str, Any]) -> Any:
+    if not isinstance(given, Mapping):
+        raise ArgumentError(
+            f"session_options: given {given!r}, expected a mapping such as {{'intra_op_num_threads': 1}}"
+        )
     options = onnxruntime.SessionOptions()
     for name, value in given.items():
         try:

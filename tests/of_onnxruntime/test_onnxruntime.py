@@ -219,6 +219,11 @@ def test_session_options_are_checked_when_building(options: dict[str, Any]) -> N
         SPEC.build("onnxruntime", session_options=options)
 
 
+def test_session_options_are_a_mapping() -> None:
+    with pytest.raises(errors.ArgumentError, match="session_options: given 5, expected a mapping such as {'intra_op"):
+        SPEC.build("onnxruntime", session_options=5)
+
+
 def test_session_options_reach_the_session(tmp_path: Path) -> None:
     path = tmp_path / "optimized.onnx"
     module = GRUSpec(3, 4).build("onnxruntime", seed=0, session_options={"optimized_model_filepath": str(path)})
