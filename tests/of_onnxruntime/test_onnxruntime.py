@@ -220,7 +220,7 @@ def test_session_options_are_checked_when_building(options: dict[str, Any]) -> N
 
 
 def test_session_options_are_a_mapping() -> None:
-    with pytest.raises(errors.ArgumentError, match="session_options: given 5, expected a mapping such as {'intra_op"):
+    with pytest.raises(errors.ArgumentError, match="session_options: given 5, expected a mapping"):
         SPEC.build("onnxruntime", session_options=5)
 
 
