@@ -66,10 +66,10 @@ def snapshot(obj: Any, *, spec: Spec | None = None, prefix: str | None = None) -
 
     Examples
     --------
-    >>> import unirnn
+    >>> import numpy, unirnn
     >>> unirnn.snapshot(unirnn.GRUSpec(3, 4).build("numpy", seed=0))
     <snapshot of GRUSpec(3, 4), 108 numbers, float32>
-    >>> unirnn.snapshot({"lstm.weight_ih_l0": np.ones((8, 3)), "lstm.weight_hh_l0": np.ones((8, 2))})
+    >>> unirnn.snapshot({"lstm.weight_ih_l0": numpy.ones((8, 3)), "lstm.weight_hh_l0": numpy.ones((8, 2))})
     <snapshot of LSTMSpec(3, 2, bias=False), 40 numbers, float64>
     """
     state_dicts.check_types(prefix, spec)
@@ -88,7 +88,7 @@ def snapshot(obj: Any, *, spec: Spec | None = None, prefix: str | None = None) -
 
 
 def load_weights(module: Any, snapshot: Snapshot) -> None:
-    """Replace a module's weights in place.
+    """Replace a module's weights in place; an error leaves it as it was.
 
     Parameters
     ----------
@@ -108,8 +108,6 @@ def load_weights(module: Any, snapshot: Snapshot) -> None:
         If the module's dtype can't hold them all exactly; `Snapshot.cast` rounds.
     LimitError
         If the module's framework can't hold them; the message says what would be lost.
-
-    An error leaves the module as it was.
 
     Examples
     --------

@@ -41,9 +41,9 @@ class Snapshot:
 
     Examples
     --------
-    >>> import unirnn
+    >>> import numpy, unirnn
     >>> spec = unirnn.RNNSpec(1, 2, bias=False)
-    >>> Snapshot(spec, {"weight_ih_l0": np.ones((2, 1)), "weight_hh_l0": np.eye(2)})
+    >>> unirnn.Snapshot(spec, {"weight_ih_l0": numpy.ones((2, 1)), "weight_hh_l0": numpy.eye(2)})
     <snapshot of RNNSpec(1, 2, bias=False), 6 numbers, float64>
     """
 
