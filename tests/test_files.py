@@ -663,7 +663,7 @@ def _whole() -> dict[str, bytes]:
 
 WHOLE = _whole()
 each_file = pytest.mark.parametrize("name", WHOLE)
-often = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+often = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def load_or_refuse(folder: Path, name: str, data: bytes) -> Snapshot | None:

@@ -166,7 +166,7 @@ def load_or_refuse(path: Path, data: bytes) -> Snapshot | None:
     return None
 
 
-often = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+often = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @often

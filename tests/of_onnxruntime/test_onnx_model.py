@@ -581,7 +581,7 @@ DRAWN = drawn(GRUSpec(3, 4, 2, bidirectional=True))
 WHOLE = onnx_graph.emit(DRAWN.spec, DRAWN.weights).SerializeToString()
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_bytes_that_were_changed_give_a_snapshot_or_an_error_of_ours(data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(WHOLE)))
