@@ -1,5 +1,7 @@
 """Snapshots of torch's own layers, and writing into them."""
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,18 @@ def test_a_layer_of_torch(spec: Spec, kind: Any, options: dict[str, Any], dtype:
     unirnn.load_weights(other, taken)
     torch.testing.assert_close(other(x)[0], native(x)[0], rtol=0, atol=0)
     assert all(isinstance(weight, torch.nn.Parameter) for weight in other.all_weights[0])
+
+
+def test_no_other_framework_is_imported() -> None:
+    program = """
+import sys, torch, unirnn
+before = set(sys.modules)
+unirnn.load_weights(torch.nn.GRU(3, 4), unirnn.snapshot(torch.nn.GRU(3, 4)))
+others = {"mindspore", "keras", "flax", "jax", "onnx", "onnxruntime", "unirnn_mindspore", "unirnn_onnxruntime"}
+print(sorted(others & (set(sys.modules) - before)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
 
 
 def test_a_state_dict_as_it_is() -> None:
