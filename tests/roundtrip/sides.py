@@ -6,6 +6,7 @@ are NumPy's, `(T, B, ...)`, and states `(L*D, B, H)`, whatever the framework cal
 """
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -82,19 +83,19 @@ def join(outputs: Array, states: list[tuple[Array, ...]]) -> Result:
     return outputs, tuple(np.stack(part) for part in zip(*states, strict=True))
 
 
-class Side:
+class Side(ABC):
     """A framework."""
 
     name: str
     kinds: tuple[str, ...] = ("RNN", "GRU", "GRU without b_hn", "LSTM")
 
+    @abstractmethod
     def make(self, case: Case, rng: np.random.Generator) -> Any:
         """A native layer, or a list of stacked ones, with random weights."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self, native: Any, x: Array) -> Result:
         """What the framework computes."""
-        raise NotImplementedError
 
     def hold(self, snapshot: Snapshot, case: Case, folder: Path) -> Any:
         """A native layer with a snapshot's weights."""
