@@ -213,7 +213,7 @@ TAKING: dict[str, Mistake] = {
     "a path that is an object": (
         lambda: unirnn.snapshot(Path("encoder.safetensors")),
         errors.ArgumentError,
-        "obj: given pathlib.PosixPath, expected an object; unirnn.load(path) reads a file",
+        f"obj: given {Path.__module__}.PosixPath, expected an object; unirnn.load(path) reads a file",
     ),
     "the name of a cell for a spec": (
         lambda: unirnn.snapshot(WEIGHTS, spec="LSTM"),  # type: ignore[arg-type]
