@@ -61,6 +61,27 @@ def install(session: nox.Session, *groups: str, extras: str = "") -> None:
     session.install("-c", "constraints.txt", "-e", project, *nox.project.dependency_groups(PROJECT, *groups))
 
 
+def together(session: nox.Session, *groups: str) -> str:
+    """The python of the one environment that has every framework, with groups of tools added.
+
+    The sessions that need it share it by Python version: an environment for each would be 4 GB, seven times.
+    """
+    version = str(session.run("python", "-c", "import sys; print('%d.%d' % sys.version_info[:2])", silent=True)).strip()
+    folder = Path(".nox").resolve() / f"together-{version}"
+    extras = EXTRAS["all"] if version in PYTHONS["all"] else f"{EXTRAS['torch']},onnxruntime"
+    return environment(session, folder, "constraints.txt", extras, *groups)
+
+
+def environment(session: nox.Session, folder: Path, pins: str, extras: str, *groups: str) -> str:
+    """The python of an environment besides the session's own: made if it is not there, and installed into."""
+    if not folder.exists():
+        session.run("python", "-m", "venv", str(folder))
+    python = str(folder / "bin" / "python")
+    wanted = ["-e", f".[{extras}]", *nox.project.dependency_groups(PROJECT, *groups)]
+    session.run(python, "-m", "pip", "install", "--quiet", "-c", pins, *wanted, external=True)
+    return python
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Ruff: style, imports, docstrings."""
@@ -72,10 +93,9 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """Mypy (strict) and pyright, with the real frameworks."""
-    extras = EXTRAS["all"] if HERE in PYTHONS["all"] else EXTRAS["torch"]
-    install(session, "typing", "test", "test-torch", "demo", "benchmark", extras=extras)
-    session.run("mypy")
-    session.run("pyright")
+    python = together(session, "typing", "test", "test-torch", "demo", "benchmark")
+    session.run(python, "-m", "mypy", external=True)
+    session.run(python, "-m", "pyright", "--pythonpath", python, external=True)
 
 
 @nox.session
@@ -89,11 +109,12 @@ def typing(session: nox.Session) -> None:
 )
 def tests(session: nox.Session, backend: str) -> None:
     """The suite of one backend, in an environment that has no other; or what all three show together."""
+    if backend == "all":
+        files = [f"tests/{name}" for name in TOGETHER]
+        session.run(together(session, "test"), "-m", "pytest", *files, *session.posargs, external=True)
+        return
     groups = ["test", "test-torch"] if backend == "torch" else ["test"]
     install(session, *groups, extras=EXTRAS[backend])
-    if backend == "all":
-        session.run("pytest", *(f"tests/{name}" for name in TOGETHER), *session.posargs)
-        return
     rooms = ["numpy", "array_api"] if backend == "numpy" else [backend]
     chosen = [f"--backend={room}" for room in rooms]
     doctests = ["unirnn", *(f"backends/unirnn_{room}" for room in rooms)]
@@ -103,25 +124,21 @@ def tests(session: nox.Session, backend: str) -> None:
 @nox.session(python=HERE if HERE in PYTHONS["all"] else PYTHONS["all"][-1])
 def models(session: nox.Session) -> None:
     """Trained models of others, from their packages, on every backend."""
-    install(session, "test", extras="torch,mindspore,onnxruntime")
-    packages = nox.project.dependency_groups(PROJECT, "test-models")
-    session.install("-c", "constraints.txt", "--no-deps", *packages)
-    session.run("pytest", "tests/models", *session.posargs)
+    python = together(session, "test")
+    packages = ["--no-deps", *nox.project.dependency_groups(PROJECT, "test-models")]
+    session.run(python, "-m", "pip", "install", "--quiet", "-c", "constraints.txt", *packages, external=True)
+    session.run(python, "-m", "pytest", "tests/models", *session.posargs, external=True)
 
 
 @nox.session(python=ROUNDTRIP_PYTHON)
 def roundtrip(session: nox.Session) -> None:
     """Every framework's layers into every other's: by files between two environments, MindSpore's and JAX's."""
     folder = Path(session.create_tmp()).resolve()
-    exchange, other, pins = folder / "exchange", folder / "numpy2", folder / "constraints.txt"
-    install(session, "test", "test-keras", extras="torch,mindspore,onnxruntime")
-    if not other.exists():
-        session.run("python", "-m", "venv", str(other))
-    mine, others = "python", str(other / "bin" / "python")
+    exchange, pins = folder / "exchange", folder / "constraints.txt"
     pins.write_text(re.sub("(?m)^numpy==.*", f"numpy=={NUMPY_2}", Path("constraints.txt").read_text()))
-    groups = nox.project.dependency_groups(PROJECT, "test", "test-keras", "test-flax")
-    wanted = ["-c", str(pins), "-e", ".[torch,onnxruntime]", *groups]
-    session.run(others, "-m", "pip", "install", "--quiet", *wanted, external=True)
+    mine = together(session, "test", "test-keras")
+    groups = ["test", "test-keras", "test-flax"]
+    others = environment(session, folder / "numpy2", str(pins), "torch,onnxruntime", *groups)
 
     # An environment writes its layers once, and reads all that it finds, its own the first time only.
     shutil.rmtree(exchange, ignore_errors=True)
@@ -138,27 +155,24 @@ def roundtrip(session: nox.Session) -> None:
 @nox.session
 def demo(session: nox.Session) -> None:
     """Learn who speaks: one GRU in PyTorch's and in MindSpore's own loop, the same predictions on all three."""
-    extras = EXTRAS["all"] if HERE in PYTHONS["all"] else EXTRAS["torch"]
-    install(session, "demo", extras=extras)
-    session.run("python", "examples/japanese_vowels/demo.py", *session.posargs)
-    session.run("python", "examples/japanese_vowels/same_run.py")
+    python = together(session, "demo")
+    session.run(python, "examples/japanese_vowels/demo.py", *session.posargs, external=True)
+    session.run(python, "examples/japanese_vowels/same_run.py", external=True)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
     """What inference costs in time and training in memory, beside the native layers: a quarter of an hour."""
-    extras = EXTRAS["all"] if HERE in PYTHONS["all"] else EXTRAS["torch"] + ",onnxruntime"
-    install(session, "benchmark", extras=extras)
-    session.run("python", "benchmarks/inference.py")
-    session.run("python", "benchmarks/memory.py", *session.posargs)
+    python = together(session, "benchmark")
+    session.run(python, "benchmarks/inference.py", external=True)
+    session.run(python, "benchmarks/memory.py", *session.posargs, external=True)
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
     """The documentation, with warnings as errors."""
-    extras = EXTRAS["all"] if HERE in PYTHONS["all"] else EXTRAS["torch"]
-    install(session, "docs", extras=extras)
-    session.run("sphinx-build", "-W", "-b", "html", "docs", "docs/_build/html")
+    python = together(session, "docs")
+    session.run(python, "-m", "sphinx", "-W", "-b", "html", "docs", "docs/_build/html", external=True)
 
 
 @nox.session
