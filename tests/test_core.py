@@ -1,10 +1,14 @@
 """The core's other parts: state, devices, limits, and the kernels by themselves."""
 
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from conftest import close
+from hypothesis import given
+from hypothesis import strategies as st
 
 import unirnn
 from unirnn import Device, GRUSpec, LSTMSpec, RNNSpec, Snapshot, Spec, errors, state
@@ -106,6 +110,55 @@ class TestKernels:
         assert packing.alive == [2, 1, 1, 1, 0]
         assert packing.order.tolist() == [2, 0, 1]
         assert len(packing.rows) == 5
+
+    @given(lengths=st.lists(st.integers(0, 6), max_size=5), limit=st.integers(1, 12))
+    def test_every_row_is_in_one_chunk_and_one_run(self, lengths: list[int], limit: int) -> None:
+        with mock.patch("unirnn.packing._CHUNK", limit):
+            packing = Packing(np.array(lengths, np.int64), 6)
+        assert len(packing.rows) == sum(lengths)
+        steps: list[int] = []
+        for before, chunk in zip([None, *packing.chunks], packing.chunks, strict=False):
+            assert chunk.rows.start == (0 if before is None else before.rows.stop)
+            assert chunk.size <= max(limit, packing.alive[len(steps)])
+            assert [run.rows.start for run in chunk.runs] == [0, *(run.rows.stop for run in chunk.runs[:-1])]
+            assert chunk.runs[-1].rows.stop == chunk.size
+            steps += [run.alive for run in chunk.runs for _ in range(run.steps)]
+        assert steps == [alive for alive in packing.alive if alive]
+
+    @pytest.mark.parametrize("cell", [RNNSpec, GRUSpec, partial(GRUSpec, reset_after=False), LSTMSpec])
+    @pytest.mark.parametrize("bias", [True, False])
+    @given(lengths=st.lists(st.integers(0, 6), min_size=1, max_size=5), limit=st.integers(1, 12))
+    def test_cuts_change_nothing(self, cell: Any, bias: bool, lengths: list[int], limit: int) -> None:
+        spec = cell(3, 4, 2, bias=bias, bidirectional=True)
+        module = spec.build("numpy", dtype="float64", seed=0)
+        x = np.random.default_rng(0).standard_normal((6, len(lengths), 3))
+
+        def run() -> list[Any]:
+            output, h_n, pullback = module.vjp(x, None, lengths)
+            return [output, *(state_parts(spec, h_n) or ()), *pullback(output, h_n).values()]
+
+        whole = run()
+        with (
+            mock.patch("unirnn.packing._CHUNK", limit),
+            mock.patch("unirnn.products._SMALL", 8 * limit),
+            mock.patch("unirnn.products._NARROWEST", 1),
+        ):
+            cut = run()
+            called = module(x, None, lengths)[0]
+        for one, other in zip(whole, cut, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
+        np.testing.assert_array_equal(called, cut[0])
+
+    def test_what_the_caller_writes_does_not_reach_the_gradients(self) -> None:
+        module = GRUSpec(3, 4).build("numpy", seed=0)
+        x = np.ones((5, 2, 3), np.float32)
+        output, _, pullback = module.vjp(x)
+        wanted = pullback(np.ones_like(output), None)
+        d_output = np.ones_like(output)
+        x[:], output[:] = 7, 7
+        for name, gradient in pullback(d_output, None).items():
+            np.testing.assert_array_equal(gradient, wanted[name])
+        assert (d_output == 1).all()
 
     def test_a_pullback_checks_and_can_be_called_again(self) -> None:
         module = GRUSpec(3, 4).build("numpy", seed=0)

@@ -7,8 +7,8 @@ One idea makes them fast on a CPU, and keeps the promises without a mask:
 2. *Project.* One product makes the input's part of all gates for all rows.
 3. *Step* on the rows still alive, in place in the state. A sequence that has ended, or in the reverse
    direction has not begun, simply stays in the state: so a sequence of length 0 ends in its initial state.
-4. *Backward* is linear in the gradient of the state: whatever does not depend on that gradient is
-   computed for all rows at once, a step is a few operations, and each weight's gradient is one product.
+4. *Backward* is linear in the gradient of the state: chunk by chunk, whatever does not depend on that gradient is
+   computed for many steps at once, a step is a few operations, and each weight's gradient is one product.
 
 N is the number of rows, the sum of the lengths. float16 is computed in float32.
 """
@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .packing import Packing
+from .packing import Packing, Run
+from .products import by_gate, sum_of_gates
 from .specs import GRUSpec, RNNSpec, Spec
 
 __all__ = ["Weights", "direction", "recurrent"]
@@ -43,255 +44,422 @@ class Weights(NamedTuple):
 class _Direction(ABC):
     """One layer in one direction: `forward`, then `backward`.
 
-    A subclass is one cell. It steps on views of the rows of one step: ``gates`` `(n, gates*H)` holds the
-    input's product, and is overwritten by the gates; ``state`` `(n, H)` each is overwritten by the next state;
-    ``extra`` `(n, H)` is for one thing more that the backward pass needs.
+    A subclass is one cell. What it keeps of a step is a *block*, `(kept, n, H)`: first the gates, each one piece of
+    memory, and neighbouring gates as well, since NumPy is quickest on those. The blocks of a run of steps are
+    `(steps, kept, n, H)`.
+
+    A sigmoid is ``(1 + tanh(a / 2)) / 2``: it can't overflow, and NumPy has no exp that is as fast. The half of a
+    stands in the weights, which is exact; what is kept of such a gate is twice the gate, and the other half is taken
+    of what it is multiplied with.
     """
 
+    sigmoids: str
+    """The gates that are sigmoids."""
+    kept: int
+    """How many arrays `(n, H)` a block has: the gates, and what else the backward pass needs."""
+    coefficients: int
+    """How many arrays `(n, H)` a step back takes: first the gradients of the gates' products with the state."""
+    of_input: tuple[int, ...] = ()
+    """Which of them are the gradients of the input's products, where these are not the same."""
+
     def __init__(self, spec: Spec, weights: Weights, packing: Packing, *, backward: bool) -> None:
-        self.spec = spec
         self.weights = weights
         self.packing = packing
         self.backwards = backward
         self.size = spec.hidden_size
-        # What multiplies the state itself: as a rule, all of W_hh.
-        self.recurrent = weights.weight_hh
-        self.recurrent_bias = weights.bias_hh
+        self.num_gates = len(spec.gates)
+        self.batch_size = packing.shape[1]
+        self.scales = [0.5 if gate in self.sigmoids else 1.0 for gate in spec.gates]
+        # As arrays, since NumPy takes longer to convert a number than to add it.
+        dtype = weights.weight_hh.dtype
+        self.half, self.one = np.array(0.5, dtype), np.array(1, dtype)
 
-    def _gate(self, gates: Array, name: str) -> Array:
-        start = self.spec.gates.index(name) * self.size
-        return gates[:, start : start + self.size]
+    def _by_gate(self, weight: Array) -> Array:
+        """`(gates*H, ...)` to `(gates, H, ...)`: a copy, of which the sigmoids' part is halved."""
+        blocks = weight.reshape(self.num_gates, self.size, -1)
+        scaled: Array = blocks * np.array(self.scales, weight.dtype)[:, None, None]
+        return scaled.reshape(self.num_gates, self.size, *weight.shape[1:])
 
-    def forward(self, x: Array, initial: State) -> tuple[Array, State]:
-        """`(N, I)` and the initial state `(B, H)` each, to `(N, H)` and the final state, which overwrites it."""
-        w_ih, _, b_ih, _ = self.weights
+    def _input_bias(self, b_ih: Array, b_hh: Array) -> Array:
+        """`(gates, H)`: what is added to the input's product; as a rule, both biases."""
+        return self._by_gate(b_ih + b_hh)
+
+    def _recurrent(self) -> Array:
+        """`(gates, H, H)`: what multiplies the state itself; as a rule, all of W_hh."""
+        return self._by_gate(self.weights.weight_hh)
+
+    def forward(self, x: Array, initial: State, *, keep: bool) -> tuple[Array, State]:
+        """`(N, I)` and the initial state `(B, H)` each, to `(N, H)` and the final state, which overwrites it.
+
+        ``keep`` for a backward pass; without it no more memory is taken than a chunk needs.
+        """
+        w_ih, _, b_ih, b_hh = self.weights
+        weight = self._by_gate(w_ih).reshape(w_ih.shape).T
+        bias = None if b_ih is None else self._input_bias(b_ih, b_hh).reshape(-1)
+        products_of = by_gate(self._recurrent().swapaxes(1, 2), self.batch_size)
+        chunks = self.packing.chunks
+        longest = max((chunk.size for chunk in chunks), default=0)
         self.x = x
-        self.gates = x @ w_ih.T
-        if b_ih is not None:
-            self.gates += b_ih
-        # A transposed view costs up to 2.7 times as much in each of the T products.
-        recurrent = np.ascontiguousarray(self.recurrent.T)
-        state = initial
-        rows, dtype = x.shape[0], x.dtype
-        self.before = tuple(np.empty((rows, self.size), dtype) for _ in initial)
-        self.extra = np.empty((rows, self.size), dtype)
-        outputs = np.empty((rows, self.size), dtype)
-        product = np.empty((initial[0].shape[0], recurrent.shape[1]), dtype)
-        for n, at in self.packing.steps(backward=self.backwards):
-            alive = tuple(part[:n] for part in state)
-            for kept, part in zip(self.before, alive, strict=True):
-                kept[at] = part
-            hidden = np.matmul(alive[0], recurrent, out=product[:n])
-            if self.recurrent_bias is not None:
-                hidden += self.recurrent_bias
-            self._step(self.gates[at], hidden, alive, self.extra[at])
-            outputs[at] = alive[0]
-        self.outputs = outputs
-        return outputs, state
+        self.blocks = np.empty((len(x) if keep else longest, self.kept, self.size), x.dtype)
+        self.outputs = np.empty((len(x), self.size), x.dtype)
+        self.before: list[State] = []
+        projected = np.empty((longest, weight.shape[1]), x.dtype)
+        turn = -1 if self.backwards else 1
+        for chunk in chunks[::turn]:
+            chunk_blocks = self.blocks[chunk.rows] if keep else self.blocks
+            chunk_outputs = self.outputs[chunk.rows]
+            of_input = np.matmul(x[chunk.rows], weight, out=projected[: chunk.size])
+            if bias is not None:
+                of_input += bias
+            for run in chunk.runs[::turn]:
+                blocks, outputs = run.blocks_of(chunk_blocks), run.of(chunk_outputs)
+                by_step = run.of(of_input).reshape(run.steps, run.alive, self.num_gates, self.size)
+                blocks[:, : self.num_gates] = by_step.swapaxes(1, 2)
+                state = tuple(part[: run.alive] for part in initial)
+                if keep:
+                    self.before.append(tuple(part.copy() for part in state))
+                hidden, multiply = products_of(run.alive)
+                now = state
+                for block, h in zip(blocks[::turn], outputs[::turn], strict=True):
+                    multiply(now[0])
+                    now = self._step(block, hidden, now, h)
+                for part, last in zip(state, now, strict=True):
+                    part[...] = last
+        return self.outputs, initial
+
+    def _shift(self, steps: Array, first: Array, out: Array) -> None:
+        """`(steps, n, H)` of a part of the state after each step of a run: to that before each step."""
+        if self.backwards:
+            out[-1], out[:-1] = first, steps[1:]
+        else:
+            out[0], out[1:] = first, steps[:-1]
 
     def backward(self, d_outputs: Array, d_final: State) -> tuple[Array, State, Weights]:
         """Gradients of outputs `(N, H)` and final state, overwritten, to those of x, initial state and weights."""
-        w_ih, _, b_ih, _ = self.weights
-        d_state = d_final
-        d_hidden = self._coefficients()
-        d_product = d_hidden[:, : len(self.recurrent)]
-        for n, at in self.packing.steps(backward=not self.backwards):
-            alive = tuple(part[:n] for part in d_state)
-            alive[0][...] += d_outputs[at]
-            self._step_back(at, alive)
-            alive[0][...] += d_product[at] @ self.recurrent
-        d_input = self._input_gradient(d_hidden)
-        d_weights = Weights(
-            d_input.T @ self.x,
-            self._recurrent_gradient(d_hidden),
-            None if b_ih is None else d_input.sum(axis=0),
-            None if b_ih is None else d_hidden.sum(axis=0),
-        )
-        return d_input @ w_ih, d_state, d_weights
+        w_ih, w_hh, b_ih, _ = self.weights
+        longest = max((chunk.size for chunk in self.packing.chunks), default=0)
+
+        def space(*shape: int) -> Array:
+            return np.empty((longest, *shape, self.size), self.x.dtype)
+
+        chunk_da, chunk_before = space(self.coefficients), tuple(space() for _ in d_final)
+        chunk_hidden = space(self.num_gates)
+        chunk_input = space(self.num_gates) if self.of_input else chunk_hidden
+        self._begin_backward(longest)
+        d_x = np.empty_like(self.x)
+        d_weights = Weights(*(None if weight is None else np.zeros_like(weight) for weight in self.weights))
+        of_weight_ih, of_weight_hh = (np.empty(weight.shape, weight.dtype) for weight in (w_ih, w_hh))
+        turn = 1 if self.backwards else -1
+        first_states = reversed(self.before)
+        for chunk in self.packing.chunks[::turn]:
+            for run in chunk.runs[::turn]:
+                blocks, outputs = run.blocks_of(self.blocks[chunk.rows]), run.of(self.outputs[chunk.rows])
+                before = tuple(run.of(part) for part in chunk_before)
+                for part, first, steps in zip(before, next(first_states), self._states(blocks, outputs), strict=True):
+                    self._shift(steps, first, part)
+                da = run.blocks_of(chunk_da)
+                self._coefficients(run, blocks.swapaxes(0, 1), outputs, before, da.swapaxes(0, 1))
+                d_state = tuple(part[: run.alive] for part in d_final)
+                multiply = self.products_back(run.alive)
+                d_steps = run.of(d_outputs[chunk.rows])
+                for d_h, d_block, block in zip(d_steps[::turn], da[::turn], blocks[::turn], strict=True):
+                    d_state[0][...] += d_h
+                    self._step_back(d_block, block, d_state, multiply)
+                shape = (run.steps, run.alive, self.num_gates, self.size)
+                of_hidden, of_input = (d[run.rows].reshape(shape) for d in (chunk_hidden, chunk_input))
+                of_hidden[...] = da[:, : self.num_gates].swapaxes(1, 2)
+                for gate, place in enumerate(self.of_input):
+                    of_input[:, :, gate] = da[:, place]
+            n = chunk.size
+            d_input, d_hidden = (d[:n].reshape(n, -1) for d in (chunk_input, chunk_hidden))
+            np.matmul(d_input, w_ih, out=d_x[chunk.rows])
+            d_weights.weight_ih[...] += np.matmul(d_input.T, self.x[chunk.rows], out=of_weight_ih)
+            d_weights.weight_hh[...] += self._recurrent_gradient(d_hidden, chunk_before[0][:n], of_weight_hh)
+            if b_ih is not None:
+                d_weights.bias_ih[...] += d_input.sum(axis=0)
+                d_weights.bias_hh[...] += d_hidden.sum(axis=0)
+        return d_x, d_final, d_weights
 
     @abstractmethod
-    def _step(self, gates: Array, hidden: Array, state: State, extra: Array) -> None:
-        """One step: products of the input `(n, gates*H)` and of the state, and the state, in place."""
+    def _step(self, block: Array, hidden: Array, state: State, h: Array) -> State:
+        """One step: the block holds the input's products, and hidden the state's; h is to be written.
+
+        ``hidden``, `(gates, n, H)`, may be overwritten. Returns the next state, h first.
+        """
+
+    def _states(self, blocks: Array, outputs: Array) -> State:
+        """`(steps, n, H)`: each part of the state after each step of a run."""
+        return (outputs,)
+
+    def _begin_backward(self, longest: int) -> None:
+        """Make what all steps back share; ``longest`` is the size of the largest chunk."""
+        weight = self.weights.weight_hh.reshape(self.num_gates, self.size, self.size)
+        self.products_back = sum_of_gates(weight, self.batch_size)
+        self.scratch = np.empty((self.batch_size, self.size), self.x.dtype)
 
     @abstractmethod
-    def _coefficients(self) -> Array:
-        """`(N, gates*H)`: the gradient of the products with W_hh, but for the factor that a step brings."""
+    def _coefficients(self, run: Run, blocks: Array, h: Array, before: State, da: Array) -> None:
+        """The gradients of a run's blocks, but for the factor that a step brings.
+
+        ``blocks`` `(kept, steps, n, H)`, h and the parts of the state before `(steps, n, H)` to
+        ``da`` `(coefficients, steps, n, H)`.
+        """
 
     @abstractmethod
-    def _step_back(self, at: slice, d_state: State) -> None:
-        """One step back: multiply the coefficients of its rows, and leave the direct part of the gradient."""
+    def _step_back(self, da: Array, block: Array, d_state: State, multiply: Callable[[Array, Array], object]) -> None:
+        """One step back: multiply the coefficients, and turn the gradient of the state into that before it.
 
-    def _input_gradient(self, d_hidden: Array) -> Array:
-        """`(N, gates*H)`: the gradient of the input's product, after the last step back."""
-        return d_hidden
+        ``multiply(da, out)`` leaves the gradient that the products with the state bring.
+        """
 
-    def _recurrent_gradient(self, d_hidden: Array) -> Array:
-        """`(gates*H, H)`: the gradient of W_hh."""
-        gradient: Array = d_hidden.T @ self.before[0]
-        return gradient
+    def _recurrent_gradient(self, d_hidden: Array, h: Array, out: Array) -> Array:
+        """`(gates*H, H)`: the gradient of W_hh that a chunk brings."""
+        return np.matmul(d_hidden.T, h, out=out)
 
 
 class _RNN(_Direction):
     """``h' = act(x + W_hh h)``"""
 
-    def _step(self, gates: Array, hidden: Array, state: State, extra: Array) -> None:
-        gates += hidden
-        if isinstance(self.spec, RNNSpec) and self.spec.nonlinearity == "relu":
-            np.maximum(gates, 0, out=state[0])
-        else:
-            np.tanh(gates, out=state[0])
-
-    def _coefficients(self) -> Array:
-        h = self.outputs
-        if isinstance(self.spec, RNNSpec) and self.spec.nonlinearity == "relu":
-            self.da = (h > 0).astype(h.dtype)
-        else:
-            self.da = 1 - h * h
-        return self.da
-
-    def _step_back(self, at: slice, d_state: State) -> None:
-        (dh,) = d_state
-        self.da[at] *= dh
-        dh[...] = 0
-
-
-class _GRU(_Direction):
-    """``r, z = s(x + W h)    n = tanh(x_n + r * (W_hn h))    h' = n + z * (h - n)``; extra is ``W_hn h``."""
-
-    def _step(self, gates: Array, hidden: Array, state: State, extra: Array) -> None:
-        size = self.size
-        (h,) = state
-        rz, n = gates[:, : 2 * size], gates[:, 2 * size :]
-        extra[...] = hidden[:, 2 * size :]
-        rz += hidden[:, : 2 * size]
-        _sigmoid(rz)
-        n += rz[:, :size] * extra
-        np.tanh(n, out=n)
-        h -= n
-        h *= rz[:, size:]
-        h += n
-
-    def _coefficients(self) -> Array:
-        r, z, n = (self._gate(self.gates, name) for name in "rzn")
-        h = self.before[0]
-        rows, size = self.extra.shape
-        self.z = z
-        # n stands twice, since the reset gate comes between: with respect to W_hn h, then to x_n.
-        self.da = np.empty((rows, 4, size), r.dtype)
-        dn = (1 - z) * (1 - n * n)
-        self.da[:, 0] = dn * self.extra * r * (1 - r)
-        self.da[:, 1] = (h - n) * z * (1 - z)
-        self.da[:, 2] = dn * r
-        self.da[:, 3] = dn
-        return self.da.reshape(rows, 4 * size)[:, : 3 * size]
-
-    def _step_back(self, at: slice, d_state: State) -> None:
-        (dh,) = d_state
-        self.da[at] *= dh[:, None]
-        dh *= self.z[at]
-
-    def _input_gradient(self, d_hidden: Array) -> Array:
-        return self.da[:, (0, 1, 3)].reshape(d_hidden.shape)
-
-
-class _GRUResetBefore(_Direction):
-    """``r, z = s(x + W h)    n = tanh(x_n + W_hn (r * h))    h' = n + z * (h - n)``; extra is ``r * h``.
-
-    W_hn multiplies ``r * h``, so a step has two products, and a step back as well.
-    """
+    sigmoids = ""
+    kept = 1
+    coefficients = 1
 
     def __init__(self, spec: Spec, weights: Weights, packing: Packing, *, backward: bool) -> None:
         super().__init__(spec, weights, packing, backward=backward)
-        cut = 2 * self.size
-        self.recurrent, self.recurrent_n = weights.weight_hh[:cut], weights.weight_hh[cut:]
-        self.bias_n = None
-        if weights.bias_hh is not None:
-            self.recurrent_bias, self.bias_n = weights.bias_hh[:cut], weights.bias_hh[cut:]
-        self.recurrent_n_t = np.ascontiguousarray(self.recurrent_n.T)
+        self.is_relu = isinstance(spec, RNNSpec) and spec.nonlinearity == "relu"
 
-    def _step(self, gates: Array, hidden: Array, state: State, extra: Array) -> None:
-        size = self.size
-        (h,) = state
-        rz, n = gates[:, : 2 * size], gates[:, 2 * size :]
-        rz += hidden
-        _sigmoid(rz)
-        np.multiply(rz[:, :size], h, out=extra)
-        n += extra @ self.recurrent_n_t
-        if self.bias_n is not None:
-            n += self.bias_n
-        np.tanh(n, out=n)
-        h -= n
-        h *= rz[:, size:]
-        h += n
+    def _step(self, block: Array, hidden: Array, state: State, h: Array) -> State:
+        np.add(block, hidden, out=block)
+        if self.is_relu:
+            np.maximum(block[0], 0, out=h)
+        else:
+            np.tanh(block[0], out=h)
+        return (h,)
 
-    def _coefficients(self) -> Array:
-        r, z, n = (self._gate(self.gates, name) for name in "rzn")
-        rows, size = self.extra.shape
-        self.r, self.z = r, z
-        self.da = np.empty((rows, 3, size), r.dtype)
-        self.da[:, 0] = self.extra * (1 - r)
-        self.da[:, 1] = (self.before[0] - n) * z * (1 - z)
-        self.da[:, 2] = (1 - z) * (1 - n * n)
-        return self.da.reshape(rows, 3 * size)
+    def _coefficients(self, run: Run, blocks: Array, h: Array, before: State, da: Array) -> None:
+        if self.is_relu:
+            np.greater(h, 0, out=da[0])
+        else:
+            _slope_of_tanh(h, out=da[0])
 
-    def _step_back(self, at: slice, d_state: State) -> None:
+    def _step_back(self, da: Array, block: Array, d_state: State, multiply: Callable[[Array, Array], object]) -> None:
         (dh,) = d_state
-        self.da[at, 1:] *= dh[:, None]
-        d_extra = self.da[at, 2] @ self.recurrent_n
-        self.da[at, 0] *= d_extra
-        d_extra *= self.r[at]
-        dh *= self.z[at]
-        dh += d_extra
+        np.multiply(da, dh, out=da)
+        multiply(da, dh)
 
-    def _recurrent_gradient(self, d_hidden: Array) -> Array:
+
+class _GRU(_Direction):
+    """``r, z = s(x + W h)    n = tanh(x_n + r * (W_hn h + b_hn))    h' = n + z * (h - n)``.
+
+    Kept are 2r, 2z, n, and the half of ``W_hn h + b_hn``, which is multiplied with 2r. The coefficients are those of
+    r, z, ``W_hn h`` and n, since the reset gate comes between the latter two, and z.
+    """
+
+    sigmoids = "rz"
+    kept = 4
+    coefficients = 5
+    of_input = (0, 1, 3)
+
+    def _input_bias(self, b_ih: Array, b_hh: Array) -> Array:
+        bias = self._by_gate(b_ih)
+        bias[:2] += self._by_gate(b_hh)[:2]
+        return bias
+
+    def _recurrent(self) -> Array:
+        recurrent = super()._recurrent()
+        recurrent[2] *= self.half
+        bias = self.weights.bias_hh
+        # For all rows, since NumPy is quicker on arrays of one shape.
+        self.half_bias_n = None if bias is None else np.tile(self.half * bias[2 * self.size :], (self.batch_size, 1))
+        return recurrent
+
+    def _step(self, block: Array, hidden: Array, state: State, h: Array) -> State:
+        rz, (r2, z2, n, hidden_n) = block[:2], block
+        np.add(rz, hidden[:2], out=rz)
+        np.tanh(rz, out=rz)
+        np.add(rz, self.one, out=rz)
+        if self.half_bias_n is None:
+            hidden_n[...] = hidden[2]
+        else:
+            np.add(hidden[2], self.half_bias_n[: len(h)], out=hidden_n)
+        np.multiply(r2, hidden_n, out=h)
+        np.add(n, h, out=n)
+        np.tanh(n, out=n)
+        np.subtract(state[0], n, out=h)
+        np.multiply(h, z2, out=h)
+        np.multiply(h, self.half, out=h)
+        np.add(h, n, out=h)
+        return (h,)
+
+    def _coefficients(self, run: Run, blocks: Array, h: Array, before: State, da: Array) -> None:
+        r2, z2, n, hidden_n = blocks
+        d_r, d_z, d_hidden_n, d_n, z = da
+        np.multiply(z2, self.half, out=z)
+        _slope_of_tanh(n, out=d_n)
+        np.subtract(1, z, out=d_z)
+        d_n *= d_z
+        d_z *= z
+        np.subtract(before[0], n, out=d_hidden_n)
+        d_z *= d_hidden_n
+        np.multiply(d_n, r2, out=d_hidden_n)
+        d_hidden_n *= self.half
+        np.subtract(2, r2, out=d_r)
+        d_r *= d_hidden_n
+        d_r *= hidden_n
+
+    def _step_back(self, da: Array, block: Array, d_state: State, multiply: Callable[[Array, Array], object]) -> None:
+        (dh,) = d_state
+        gates, scratch = da[:4], self.scratch[: len(dh)]
+        np.multiply(gates, dh, out=gates)
+        multiply(da[:3], scratch)
+        np.multiply(dh, da[4], out=dh)
+        np.add(dh, scratch, out=dh)
+
+
+class _GRUResetBefore(_Direction):
+    """``r, z = s(x + W h)    n = tanh(x_n + W_hn (r * h))    h' = n + z * (h - n)``.
+
+    Kept are 2r, 2z, n and ``r * h``, which W_hn multiplies: a step has two products, and a step back as well. The
+    coefficients are those of r, z and n, and z.
+    """
+
+    sigmoids = "rz"
+    kept = 4
+    coefficients = 4
+
+    def _input_bias(self, b_ih: Array, b_hh: Array) -> Array:
+        return self._by_gate(b_ih) + self._by_gate(b_hh)
+
+    def _recurrent(self) -> Array:
+        recurrent = super()._recurrent()
+        self.products_n = by_gate(recurrent[2:].swapaxes(1, 2), self.batch_size)
+        return recurrent[:2]
+
+    def _step(self, block: Array, hidden: Array, state: State, h: Array) -> State:
+        rz, (r2, z2, n, reset) = block[:2], block
+        np.add(rz, hidden, out=rz)
+        np.tanh(rz, out=rz)
+        np.add(rz, self.one, out=rz)
+        np.multiply(r2, state[0], out=reset)
+        np.multiply(reset, self.half, out=reset)
+        of_reset, multiply = self.products_n(len(h))
+        multiply(reset)
+        np.add(n, of_reset[0], out=n)
+        np.tanh(n, out=n)
+        np.subtract(state[0], n, out=h)
+        np.multiply(h, z2, out=h)
+        np.multiply(h, self.half, out=h)
+        np.add(h, n, out=h)
+        return (h,)
+
+    def _begin_backward(self, longest: int) -> None:
+        weight = self.weights.weight_hh.reshape(self.num_gates, self.size, self.size)
+        self.products_back = sum_of_gates(weight[:2], self.batch_size)
+        self.products_back_n = sum_of_gates(weight[2:], self.batch_size)
+        self.scratch = np.empty((self.batch_size, self.size), self.x.dtype)
+        self.reset = np.empty((longest, self.size), self.x.dtype)
+
+    def _coefficients(self, run: Run, blocks: Array, h: Array, before: State, da: Array) -> None:
+        r2, z2, n, reset = blocks
+        d_r, d_z, d_n, z = da
+        run.of(self.reset)[...] = reset
+        np.multiply(z2, self.half, out=z)
+        _slope_of_tanh(n, out=d_n)
+        np.subtract(1, z, out=d_z)
+        d_n *= d_z
+        d_z *= z
+        np.subtract(before[0], n, out=d_r)
+        d_z *= d_r
+        np.multiply(r2, self.half, out=d_r)
+        np.subtract(1, d_r, out=d_r)
+        d_r *= reset
+
+    def _step_back(self, da: Array, block: Array, d_state: State, multiply: Callable[[Array, Array], object]) -> None:
+        (dh,) = d_state
+        scratch = self.scratch[: len(dh)]
+        zn = da[1:3]
+        np.multiply(zn, dh, out=zn)
+        self.products_back_n(len(dh))(da[2:3], scratch)
+        np.multiply(da[0], scratch, out=da[0])
+        np.multiply(dh, da[3], out=dh)
+        np.multiply(scratch, block[0], out=scratch)
+        np.multiply(scratch, self.half, out=scratch)
+        np.add(dh, scratch, out=dh)
+        multiply(da[:2], scratch)
+        np.add(dh, scratch, out=dh)
+
+    def _recurrent_gradient(self, d_hidden: Array, h: Array, out: Array) -> Array:
         cut = 2 * self.size
-        return np.concatenate((d_hidden[:, :cut].T @ self.before[0], d_hidden[:, cut:].T @ self.extra))
+        np.matmul(d_hidden[:, :cut].T, h, out=out[:cut])
+        np.matmul(d_hidden[:, cut:].T, self.reset[: len(h)], out=out[cut:])
+        return out
 
 
 class _LSTM(_Direction):
-    """``c' = f * c + i * g    h' = o * tanh(c')``; extra is ``tanh(c')``."""
+    """``c' = f * c + i * g    h' = o * tanh(c')``.
 
-    def _step(self, gates: Array, hidden: Array, state: State, extra: Array) -> None:
-        size = self.size
-        h, c = state
-        gates += hidden
-        i, f, g, o = (self._gate(gates, name) for name in "ifgo")
-        _sigmoid(gates[:, : 2 * size])
-        np.tanh(g, out=g)
-        _sigmoid(o)
-        c *= f
-        c += i * g
-        np.tanh(c, out=extra)
-        np.multiply(o, extra, out=h)
+    Kept are 2i, 2f, g, 2o, c' and ``tanh(c')``. The coefficients are those of the gates, that of h' with respect to
+    c', and f.
+    """
 
-    def _coefficients(self) -> Array:
-        i, f, g, o = (self._gate(self.gates, name) for name in "ifgo")
-        tanh_c, c = self.extra, self.before[1]
-        rows, size = tanh_c.shape
-        self.f = f
-        self.dc = o * (1 - tanh_c * tanh_c)
-        self.da = np.empty((rows, 4, size), f.dtype)
-        self.da[:, 0] = g * i * (1 - i)
-        self.da[:, 1] = c * f * (1 - f)
-        self.da[:, 2] = i * (1 - g * g)
-        self.da[:, 3] = tanh_c * o * (1 - o)
-        return self.da.reshape(rows, 4 * size)
+    sigmoids = "ifo"
+    kept = 6
+    coefficients = 6
 
-    def _step_back(self, at: slice, d_state: State) -> None:
+    def _step(self, block: Array, hidden: Array, state: State, h: Array) -> State:
+        gates, if_, (i2, f2, g, o2, c, tanh_c) = block[:4], block[:2], block
+        np.add(gates, hidden, out=gates)
+        np.tanh(gates, out=gates)
+        np.add(if_, self.one, out=if_)
+        np.add(o2, self.one, out=o2)
+        np.multiply(f2, state[1], out=c)
+        np.multiply(i2, g, out=h)
+        np.add(c, h, out=c)
+        np.multiply(c, self.half, out=c)
+        np.tanh(c, out=tanh_c)
+        np.multiply(o2, tanh_c, out=h)
+        np.multiply(h, self.half, out=h)
+        return h, c
+
+    def _states(self, blocks: Array, outputs: Array) -> State:
+        return outputs, blocks[:, 4]
+
+    def _coefficients(self, run: Run, blocks: Array, h: Array, before: State, da: Array) -> None:
+        i2, f2, g, o2, _, tanh_c = blocks
+        d_i, d_f, d_g, d_o, d_c, f = da
+        _slope_of_tanh(tanh_c, out=d_c)
+        d_c *= o2
+        d_c *= self.half
+        np.multiply(i2, self.half, out=f)
+        _slope_of_tanh(g, out=d_g)
+        d_g *= f
+        np.subtract(1, f, out=d_i)
+        d_i *= f
+        d_i *= g
+        np.multiply(o2, self.half, out=f)
+        np.subtract(1, f, out=d_o)
+        d_o *= f
+        d_o *= tanh_c
+        np.multiply(f2, self.half, out=f)
+        np.subtract(1, f, out=d_f)
+        d_f *= f
+        d_f *= before[1]
+
+    def _step_back(self, da: Array, block: Array, d_state: State, multiply: Callable[[Array, Array], object]) -> None:
         dh, dc = d_state
-        dc += dh * self.dc[at]
-        self.da[at, :3] *= dc[:, None]
-        self.da[at, 3] *= dh
-        dc *= self.f[at]
-        dh[...] = 0
+        scratch, ifg, d_o = self.scratch[: len(dh)], da[:3], da[3]
+        np.multiply(dh, da[4], out=scratch)
+        np.add(dc, scratch, out=dc)
+        np.multiply(ifg, dc, out=ifg)
+        np.multiply(d_o, dh, out=d_o)
+        np.multiply(dc, da[5], out=dc)
+        multiply(da[:4], dh)
 
 
-def _sigmoid(a: Array) -> None:
-    """In place, by tanh: it can't overflow, and NumPy has no exp that is as fast."""
-    a *= 0.5
-    np.tanh(a, out=a)
-    a += 1
-    a *= 0.5
+def _slope_of_tanh(t: Array, out: Array) -> None:
+    """``1 - t * t``, for t a tanh."""
+    np.multiply(t, t, out=out)
+    np.subtract(1, out, out=out)
 
 
 _CELLS: dict[str, type[_Direction]] = {"RNN": _RNN, "GRU": _GRU, "LSTM": _LSTM}
@@ -306,7 +474,7 @@ def _computed(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def direction(
-    spec: Spec, weights: Weights, x: Array, state: State, lengths: NDArray[np.int64], *, backward: bool
+    spec: Spec, weights: Weights, x: Array, state: State, lengths: NDArray[np.int64], *, backward: bool, keep: bool
 ) -> tuple[Array, State, Callable[[Array, State], tuple[Array, State, Weights]]]:
     """Run one layer in one direction.
 
@@ -324,6 +492,8 @@ def direction(
         `(B,)`, checked.
     backward
         Whether it runs from the last valid step to the first.
+    keep
+        Whether the pullback will be called; without it no more memory is taken than a few hundred rows need.
 
     Returns
     -------
@@ -344,7 +514,7 @@ def direction(
 
     packing = Packing(lengths, x.shape[0])
     run = _cell(spec)(spec, Weights(*map(widen, weights)), packing, backward=backward)
-    outputs, final = run.forward(packing.pack(widen(x)), tuple(packing.sort(widen(part)) for part in state))
+    outputs, final = run.forward(packing.pack(widen(x)), tuple(packing.sort(widen(part)) for part in state), keep=keep)
 
     def pullback(d_outputs: Array, d_final: State) -> tuple[Array, State, Weights]:
         d_rows, d_state, d_weights = run.backward(
@@ -367,6 +537,7 @@ def recurrent(
     lengths: NDArray[np.int64] | None,
     *,
     noise: Array | None = None,
+    keep: bool,
 ) -> tuple[Array, State, Pullback]:
     """Run a whole stack of layers.
 
@@ -384,6 +555,8 @@ def recurrent(
         `(B,)`, checked; None if every step is valid.
     noise
         `(L-1, T, B, D*H)`: what the output of every layer but the last is multiplied with (dropout).
+    keep
+        Whether the pullback will be called; see `direction`.
 
     Returns
     -------
@@ -436,13 +609,15 @@ def recurrent(
     runs: list[_Direction] = []
     finals: list[State] = []
     rows = packing.pack(x)
+    if keep and np.may_share_memory(rows, input):
+        rows = rows.copy()  # the caller may write over it before the backward pass
     for layer in range(spec.num_layers):
         outputs = []
         for backward in range(width):
             position = layer * width + backward
             w = Weights(*(cast(name + spec.suffixes()[position]) for name in Weights._fields))
             run = _cell(spec)(spec, w, packing, backward=bool(backward))
-            out, final = run.forward(rows, tuple(part[position] for part in initial))
+            out, final = run.forward(rows, tuple(part[position] for part in initial), keep=keep)
             outputs.append(out)
             finals.append(final)
             runs.append(run)
@@ -474,4 +649,7 @@ def recurrent(
         d_hx = {f"{name}_0": part for name, part in zip(spec.states, write_state(d_initials), strict=True)}
         return {"input": from_time_major(packing.unpack(d_rows)), **d_hx, **gradients}
 
-    return from_time_major(packing.unpack(rows)), write_state(finals), pullback
+    output = from_time_major(packing.unpack(rows))
+    if keep and np.may_share_memory(output, runs[-1].outputs):
+        output = output.copy()
+    return output, write_state(finals), pullback

@@ -3,15 +3,57 @@
 N is the number of rows, the sum of the lengths.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Packing"]
+__all__ = ["Chunk", "Packing", "Run"]
 
 Array = NDArray[Any]
+
+_CHUNK = 384
+"""How many rows a chunk has at most, if a step has no more: what is computed for them stays in the cache."""
+
+
+class Run(NamedTuple):
+    """Steps with the same sequences alive.
+
+    Parameters
+    ----------
+    steps
+        How many.
+    alive
+        How many sequences.
+    rows
+        Theirs, ``steps * alive``, counted from the chunk's first.
+    """
+
+    steps: int
+    alive: int
+    rows: slice
+
+    def of(self, array: Array) -> Array:
+        """Of a chunk's rows, `(rows, F)`, those of this run by steps: `(steps, alive, F)`."""
+        return array[self.rows].reshape(self.steps, self.alive, array.shape[1])
+
+    def blocks_of(self, array: Array) -> Array:
+        """Of a chunk's rows, `(rows, K, F)`, those of this run by blocks of a step: `(steps, K, alive, F)`."""
+        return array[self.rows].reshape(self.steps, array.shape[1], self.alive, array.shape[2])
+
+
+class Chunk(NamedTuple):
+    """Rows that are computed together, and the runs of steps among them."""
+
+    rows: slice
+    runs: tuple[Run, ...]
+
+    @property
+    def size(self) -> int:
+        """How many rows."""
+        size: int = self.rows.stop - self.rows.start
+        return size
 
 
 class Packing:
@@ -32,40 +74,67 @@ class Packing:
         `(N,)`: where each row stands in the flat `(T*B,)` order.
     alive
         How many sequences have a step t, for each t.
+    chunks
+        All rows, step by step.
     """
 
     def __init__(self, lengths: NDArray[np.int64], steps: int) -> None:
         batch_size = lengths.shape[0]
         self.shape = (steps, batch_size)
-        self.order = np.argsort(-lengths, kind="stable")
-        valid = np.arange(steps)[:, None] < lengths[self.order]
-        self.rows = (np.arange(steps)[:, None] * batch_size + self.order)[valid]
-        self.alive: list[int] = valid.sum(axis=1).tolist()
-        ends = np.cumsum(self.alive)
-        self._slices = [slice(end - n, end) for end, n in zip(ends.tolist(), self.alive, strict=True)]
-
-    def steps(self, *, backward: bool) -> Iterator[tuple[int, slice]]:
-        """For each step that any sequence has, in order: how many are alive, and their rows."""
-        pairs = [(n, rows) for n, rows in zip(self.alive, self._slices, strict=True) if n]
-        return reversed(pairs) if backward else iter(pairs)
+        self._is_dense = bool((lengths == steps).all())
+        if self._is_dense:  # nothing is sorted, nothing gathered
+            self.order, self.rows = np.arange(batch_size), np.arange(steps * batch_size)
+            self.alive = [batch_size] * steps
+        else:
+            self.order = np.argsort(-lengths, kind="stable")
+            valid = np.arange(steps)[:, None] < lengths[self.order]
+            self.rows = (np.arange(steps)[:, None] * batch_size + self.order)[valid]
+            self.alive = valid.sum(axis=1).tolist()
+        self.chunks = _chunks(self.alive)
 
     def pack(self, array: Array) -> Array:
-        """`(T, B, F)` to `(N, F)`."""
-        rows: Array = array.reshape(-1, array.shape[-1])[self.rows]
-        return rows
+        """`(T, B, F)` to `(N, F)`; not always a copy."""
+        rows = array.reshape(-1, array.shape[-1])
+        return rows if self._is_dense else rows[self.rows]
 
     def unpack(self, rows: Array) -> Array:
-        """`(N, F)` to `(T, B, F)`, zero in the padding."""
+        """`(N, F)` to `(T, B, F)`, zero in the padding; not always a copy."""
+        if self._is_dense:
+            return rows.reshape(*self.shape, rows.shape[-1])
         array = np.zeros((self.shape[0] * self.shape[1], rows.shape[-1]), rows.dtype)
         array[self.rows] = rows
         return array.reshape(*self.shape, rows.shape[-1])
 
     def sort(self, state: Array) -> Array:
         """`(..., B, H)`: a copy with the sequences in the packed order."""
-        return state[..., self.order, :]
+        return state.copy() if self._is_dense else state[..., self.order, :]
 
     def unsort(self, state: Array) -> Array:
-        """`(..., B, H)`: a copy with the sequences in the batch's order again."""
+        """`(..., B, H)`: with the sequences in the batch's order again; not always a copy."""
+        if self._is_dense:
+            return state
         array = np.empty_like(state)
         array[..., self.order, :] = state
         return array
+
+
+def _chunks(alive: list[int]) -> list[Chunk]:
+    """Chunks of all steps in order: a run is cut where a chunk is full."""
+    chunks: list[Chunk] = []
+    runs: list[Run] = []
+    start = size = 0
+    for n, group in groupby(alive):
+        left = sum(1 for _ in group) if n else 0
+        while left:
+            fitting = (_CHUNK - size) // n
+            if fitting < 1 and size:
+                chunks.append(Chunk(slice(start, start + size), tuple(runs)))
+                runs, start, size = [], start + size, 0
+                continue
+            steps = min(left, max(fitting, 1))
+            runs.append(Run(steps, n, slice(size, size + steps * n)))
+            size += steps * n
+            left -= steps
+    if size:
+        chunks.append(Chunk(slice(start, start + size), tuple(runs)))
+    return chunks

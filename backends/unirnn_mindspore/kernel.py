@@ -82,13 +82,15 @@ def operators(spec: Spec, backward: bool) -> tuple[Any, Any]:
     """The operator of a direction, and that of its gradient."""
     parts = len(spec.states)
 
-    def apply(x: Any, h_0: Any, c_0: Any, seq_length: Any, *weights: Any) -> Any:
+    def apply(keep: bool, x: Any, h_0: Any, c_0: Any, seq_length: Any, *weights: Any) -> Any:
         # In graph mode this is the first place that sees the values.
         ns = lengths(seq_length, Sizes(x.shape[0], x.shape[1]))
-        return kernels.direction(spec, kernels.Weights(*weights), x, (h_0, c_0)[:parts], ns, backward=backward)
+        return kernels.direction(
+            spec, kernels.Weights(*weights), x, (h_0, c_0)[:parts], ns, backward=backward, keep=keep
+        )
 
     def forward(x: Any, h_0: Any, c_0: Any, seq_length: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
-        outputs, final, _ = apply(x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
+        outputs, final, _ = apply(False, x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
         return np.concatenate((outputs, final))
 
     def run_back(
@@ -103,7 +105,7 @@ def operators(spec: Spec, backward: bool) -> tuple[Any, Any]:
         d_rows: Any,
     ) -> tuple[Any, ...]:
         steps = x.shape[0]
-        _, _, pullback = apply(x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
+        _, _, pullback = apply(True, x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
         dx, d_state, d_weights = pullback(d_rows[:steps], tuple(d_rows[steps:]))
         return (dx, d_state[0], d_state[1] if parts == 2 else np.zeros_like(c_0), *d_weights)
 

@@ -82,7 +82,8 @@ class NumpyModule:
         h_n
             The final state; for LSTM ``(h_n, c_n)``.
         """
-        return self.vjp(input, hx, seq_length, **aliases)[:2]
+        output, final, _ = self._run(input, hx, seq_length, aliases, keep=False)
+        return output, join_state(final)
 
     def vjp(
         self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any
@@ -103,26 +104,30 @@ class NumpyModule:
             ``sum(output * d_output) + sum(h_n * d_h_n)``, by name: ``input``, ``h_0`` (and ``c_0``), and each weight.
             None for ``d_h_n`` is zeros.
         """
-        spec = self.spec
-        input, hx, seq_length = bind(spec, input, hx, seq_length, aliases)
-        state = state_parts(spec, hx)
-        sizes = check(spec, np.ndarray, self.weights["weight_ih_l0"].dtype, input, state)
-        ns = None if seq_length is None else lengths(seq_length, sizes)
-        output, final, pullback = kernels.recurrent(
-            spec, self.weights, input, state, ns, noise=self._noise(sizes.steps, sizes.batch_size or 1)
-        )
+        output, final, pullback = self._run(input, hx, seq_length, aliases, keep=True)
 
         def pull(d_output: Array, d_h_n: Any) -> dict[str, Array]:
-            parts = state_parts(spec, d_h_n)
+            parts = state_parts(self.spec, d_h_n)
             if parts is None:
                 parts = tuple(np.zeros_like(part) for part in final)
-            names = ("d_output", *(f"d_{name}_n" for name in spec.states))
+            names = ("d_output", *(f"d_{name}_n" for name in self.spec.states))
             for name, given, result in zip(names, (d_output, *parts), (output, *final), strict=True):
                 if np.shape(given) != result.shape:
                     raise ShapeError(f"{name}: given shape {np.shape(given)}, expected {result.shape}")
             return pullback(np.asarray(d_output), tuple(np.asarray(part) for part in parts))
 
         return output, join_state(final), pull
+
+    def _run(
+        self, input: Any, hx: Any, seq_length: Any, aliases: dict[str, Any], *, keep: bool
+    ) -> tuple[Array, tuple[Array, ...], Callable[[Array, tuple[Array, ...]], dict[str, Array]]]:
+        spec = self.spec
+        input, hx, seq_length = bind(spec, input, hx, seq_length, aliases)
+        state = state_parts(spec, hx)
+        sizes = check(spec, np.ndarray, self.weights["weight_ih_l0"].dtype, input, state)
+        ns = None if seq_length is None else lengths(seq_length, sizes)
+        noise = self._noise(sizes.steps, sizes.batch_size or 1)
+        return kernels.recurrent(spec, self.weights, input, state, ns, noise=noise, keep=keep)
 
     def _noise(self, steps: int, batch_size: int) -> Array | None:
         spec = self.spec

@@ -56,7 +56,9 @@ class Run:
         self.module = Recurrent(spec, weights, ms.float32, target)
         self.x = rng.standard_normal((3, 4, 2) if spec.batch_first else (4, 3, 2)).astype(np.float32)
         self.hx = tuple(rng.standard_normal(s).astype(np.float32) for s in spec.state_shapes(3).values())
-        self.output, self.final, self.pullback = kernels.recurrent(spec, weights, self.x, self.hx, self.lengths)
+        self.output, self.final, self.pullback = kernels.recurrent(
+            spec, weights, self.x, self.hx, self.lengths, keep=True
+        )
         self.tolerance = 1e-5 if fused.by_steps(spec, target) else TOLERANCES.get((spec.cell, target), 1e-5)
 
     def dirty(self) -> np.ndarray[Any, Any]:
