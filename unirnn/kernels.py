@@ -14,14 +14,16 @@ N is the number of rows, the sum of the lengths. float16 is computed in float32.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import memory
+from .memory import arrays, empty
 from .packing import Packing, Run
-from .products import by_gate, sum_of_gates
+from .products import ByGate, SumOfGates
 from .specs import GRUSpec, RNNSpec, Spec
 
 __all__ = ["Weights", "direction", "recurrent"]
@@ -41,12 +43,20 @@ class Weights(NamedTuple):
     bias_hh: Any
 
 
+class _Kept(NamedTuple):
+    """What the forward pass leaves of a run: its blocks, and each part of the state `(n, H)` before it."""
+
+    blocks: Array
+    before: State
+
+
 class _Direction(ABC):
     """One layer in one direction: `forward`, then `backward`.
 
-    A subclass is one cell. What it keeps of a step is a *block*, `(kept, n, H)`: first the gates, each one piece of
-    memory, and neighbouring gates as well, since NumPy is quickest on those. The blocks of a run of steps are
-    `(steps, kept, n, H)`.
+    A subclass is one cell. What it keeps of a step is a *block* of arrays `(n, H)`: first the gates, which hold the
+    input's products, then the gates themselves. It comes twice: as `(n, H)` arrays, and flat, so that neighbouring
+    gates are computed as one piece of memory. See `memory` for how the arrays lie: an operation writes over one of its
+    inputs, or to another block.
 
     A sigmoid is ``(1 + tanh(a / 2)) / 2``: it can't overflow, and NumPy has no exp that is as fast. The half of a
     stands in the weights, which is exact; what is kept of such a gate is twice the gate, and the other half is taken
@@ -55,10 +65,12 @@ class _Direction(ABC):
 
     sigmoids: str
     """The gates that are sigmoids."""
+    products: int
+    """How many gates the state has a product with."""
     kept: int
-    """How many arrays `(n, H)` a block has: the gates, and what else the backward pass needs."""
+    """How many arrays a block has: the gates, and what else the backward pass needs."""
     coefficients: int
-    """How many arrays `(n, H)` a step back takes: first the gradients of the gates' products with the state."""
+    """How many arrays a step back takes: first the gradients of the gates' products with the state."""
     of_input: tuple[int, ...] = ()
     """Which of them are the gradients of the input's products, where these are not the same."""
 
@@ -71,8 +83,8 @@ class _Direction(ABC):
         self.batch_size = packing.shape[1]
         self.scales = [0.5 if gate in self.sigmoids else 1.0 for gate in spec.gates]
         # As arrays, since NumPy takes longer to convert a number than to add it.
-        dtype = weights.weight_hh.dtype
-        self.half, self.one = np.array(0.5, dtype), np.array(1, dtype)
+        self.dtype = weights.weight_hh.dtype
+        self.half, self.one = np.array(0.5, self.dtype), np.array(1, self.dtype)
 
     def _by_gate(self, weight: Array) -> Array:
         """`(gates*H, ...)` to `(gates, H, ...)`: a copy, of which the sigmoids' part is halved."""
@@ -85,8 +97,11 @@ class _Direction(ABC):
         return self._by_gate(b_ih + b_hh)
 
     def _recurrent(self) -> Array:
-        """`(gates, H, H)`: what multiplies the state itself; as a rule, all of W_hh."""
+        """`(products, H, H)`: what multiplies the state itself; as a rule, all of W_hh."""
         return self._by_gate(self.weights.weight_hh)
+
+    def _blocks(self, runs: Sequence[Run], count: int, place: int, *, keep: bool) -> Iterator[Array]:
+        return iter(memory.blocks(runs, count, self.size, self.dtype, place, keep=keep))
 
     def forward(self, x: Array, initial: State, *, keep: bool) -> tuple[Array, State]:
         """`(N, I)` and the initial state `(B, H)` each, to `(N, H)` and the final state, which overwrites it.
@@ -96,33 +111,35 @@ class _Direction(ABC):
         w_ih, _, b_ih, b_hh = self.weights
         weight = self._by_gate(w_ih).reshape(w_ih.shape).T
         bias = None if b_ih is None else self._input_bias(b_ih, b_hh).reshape(-1)
-        products_of = by_gate(self._recurrent().swapaxes(1, 2), self.batch_size)
+        product = ByGate(self._recurrent().swapaxes(1, 2), self.batch_size)
         chunks = self.packing.chunks
-        longest = max((chunk.size for chunk in chunks), default=0)
         self.x = x
-        self.blocks = np.empty((len(x) if keep else longest, self.kept, self.size), x.dtype)
-        self.outputs = np.empty((len(x), self.size), x.dtype)
-        self.before: list[State] = []
-        projected = np.empty((longest, weight.shape[1]), x.dtype)
+        self.outputs = empty((len(x), self.size), self.dtype, place=64)
+        self.runs: list[_Kept] = []
+        projected = np.empty((max((chunk.size for chunk in chunks), default=0), weight.shape[1]), self.dtype)
         turn = -1 if self.backwards else 1
+        runs = [run for chunk in chunks[::turn] for run in chunk.runs[::turn]]
+        all_flat = self._blocks(runs, self.kept, 0, keep=keep)
+        all_hidden = self._blocks([run._replace(steps=1) for run in runs], self.products, 128, keep=False)
         for chunk in chunks[::turn]:
-            chunk_blocks = self.blocks[chunk.rows] if keep else self.blocks
-            chunk_outputs = self.outputs[chunk.rows]
             of_input = np.matmul(x[chunk.rows], weight, out=projected[: chunk.size])
             if bias is not None:
                 of_input += bias
             for run in chunk.runs[::turn]:
-                blocks, outputs = run.blocks_of(chunk_blocks), run.of(chunk_outputs)
-                by_step = run.of(of_input).reshape(run.steps, run.alive, self.num_gates, self.size)
-                blocks[:, : self.num_gates] = by_step.swapaxes(1, 2)
-                state = tuple(part[: run.alive] for part in initial)
+                n = run.alive
+                flat, (hidden_flat,) = next(all_flat), next(all_hidden)
+                blocks, hidden = arrays(flat, n, self.size), arrays(hidden_flat, n, self.size)
+                by_row = run.of(of_input).reshape(run.steps, n, self.num_gates, self.size)
+                blocks[:, : self.num_gates] = by_row.swapaxes(1, 2)
+                state = tuple(part[:n] for part in initial)
                 if keep:
-                    self.before.append(tuple(part.copy() for part in state))
-                hidden, multiply = products_of(run.alive)
+                    self.runs.append(_Kept(flat, tuple(part.copy() for part in state)))
+                multiply = product.into(hidden)
+                outputs = run.of(self.outputs[chunk.rows])
                 now = state
-                for block, h in zip(blocks[::turn], outputs[::turn], strict=True):
+                for whole, block, h in zip(flat[::turn], blocks[::turn], outputs[::turn], strict=True):
                     multiply(now[0])
-                    now = self._step(block, hidden, now, h)
+                    now = self._step(whole, block, hidden_flat, hidden, now, h)
                 for part, last in zip(state, now, strict=True):
                     part[...] = last
         return self.outputs, initial
@@ -139,52 +156,60 @@ class _Direction(ABC):
         w_ih, w_hh, b_ih, _ = self.weights
         longest = max((chunk.size for chunk in self.packing.chunks), default=0)
 
-        def space(*shape: int) -> Array:
-            return np.empty((longest, *shape, self.size), self.x.dtype)
+        def rows(width: int, place: int = 0) -> Array:
+            return empty((longest, width), self.dtype, place)
 
-        chunk_da, chunk_before = space(self.coefficients), tuple(space() for _ in d_final)
-        chunk_hidden = space(self.num_gates)
-        chunk_input = space(self.num_gates) if self.of_input else chunk_hidden
+        chunk_before = tuple(rows(self.size, 64) for _ in d_final)
+        chunk_hidden = rows(self.num_gates * self.size)
+        chunk_input = rows(self.num_gates * self.size) if self.of_input else chunk_hidden
+        d_state = tuple(empty(part.shape, self.dtype, 192) for part in d_final)
+        for part, given in zip(d_state, d_final, strict=True):
+            part[...] = given
         self._begin_backward(longest)
         d_x = np.empty_like(self.x)
         d_weights = Weights(*(None if weight is None else np.zeros_like(weight) for weight in self.weights))
         of_weight_ih, of_weight_hh = (np.empty(weight.shape, weight.dtype) for weight in (w_ih, w_hh))
         turn = 1 if self.backwards else -1
-        first_states = reversed(self.before)
+        kept = reversed(self.runs)
+        runs = [run for chunk in self.packing.chunks[::turn] for run in chunk.runs[::turn]]
+        all_da = self._blocks(runs, self.coefficients, 128, keep=False)
+        all_spare = empty((self.batch_size, self.size), self.dtype, 64)
         for chunk in self.packing.chunks[::turn]:
             for run in chunk.runs[::turn]:
-                blocks, outputs = run.blocks_of(self.blocks[chunk.rows]), run.of(self.outputs[chunk.rows])
+                n = run.alive
+                flat, first = next(kept)
+                blocks, da = arrays(flat, n, self.size), arrays(next(all_da), n, self.size)
+                outputs = run.of(self.outputs[chunk.rows])
                 before = tuple(run.of(part) for part in chunk_before)
-                for part, first, steps in zip(before, next(first_states), self._states(blocks, outputs), strict=True):
-                    self._shift(steps, first, part)
-                da = run.blocks_of(chunk_da)
+                for out, part, steps in zip(before, first, self._states(blocks, outputs), strict=True):
+                    self._shift(steps, part, out)
                 self._coefficients(run, blocks.swapaxes(0, 1), outputs, before, da.swapaxes(0, 1))
-                d_state = tuple(part[: run.alive] for part in d_final)
-                multiply = self.products_back(run.alive)
+                alive = tuple(part[:n] for part in d_state)
+                multiply, spare = self.product_back.of(n), all_spare[:n]
                 d_steps = run.of(d_outputs[chunk.rows])
                 for d_h, d_block, block in zip(d_steps[::turn], da[::turn], blocks[::turn], strict=True):
-                    d_state[0][...] += d_h
-                    self._step_back(d_block, block, d_state, multiply)
-                shape = (run.steps, run.alive, self.num_gates, self.size)
+                    alive[0][...] += d_h
+                    self._step_back(d_block, block, alive, spare, multiply)
+                shape = (run.steps, n, self.num_gates, self.size)
                 of_hidden, of_input = (d[run.rows].reshape(shape) for d in (chunk_hidden, chunk_input))
                 of_hidden[...] = da[:, : self.num_gates].swapaxes(1, 2)
                 for gate, place in enumerate(self.of_input):
                     of_input[:, :, gate] = da[:, place]
-            n = chunk.size
-            d_input, d_hidden = (d[:n].reshape(n, -1) for d in (chunk_input, chunk_hidden))
+            d_input, d_hidden, h = (part[: chunk.size] for part in (chunk_input, chunk_hidden, chunk_before[0]))
             np.matmul(d_input, w_ih, out=d_x[chunk.rows])
             d_weights.weight_ih[...] += np.matmul(d_input.T, self.x[chunk.rows], out=of_weight_ih)
-            d_weights.weight_hh[...] += self._recurrent_gradient(d_hidden, chunk_before[0][:n], of_weight_hh)
+            d_weights.weight_hh[...] += self._recurrent_gradient(d_hidden, h, of_weight_hh)
             if b_ih is not None:
                 d_weights.bias_ih[...] += d_input.sum(axis=0)
                 d_weights.bias_hh[...] += d_hidden.sum(axis=0)
-        return d_x, d_final, d_weights
+        return d_x, d_state, d_weights
 
     @abstractmethod
-    def _step(self, block: Array, hidden: Array, state: State, h: Array) -> State:
-        """One step: the block holds the input's products, and hidden the state's; h is to be written.
+    def _step(self, flat: Array, block: Array, hidden_flat: Array, hidden: Array, state: State, h: Array) -> State:
+        """One step: the block holds the input's products, and hidden the state's; h `(n, H)` is to be written.
 
-        ``hidden``, `(gates, n, H)`, may be overwritten. Returns the next state, h first.
+        ``block`` `(kept, n, H)` and ``hidden`` `(products, n, H)`, which may be overwritten, come flat as well.
+        Returns the next state, h first.
         """
 
     def _states(self, blocks: Array, outputs: Array) -> State:
@@ -194,8 +219,7 @@ class _Direction(ABC):
     def _begin_backward(self, longest: int) -> None:
         """Make what all steps back share; ``longest`` is the size of the largest chunk."""
         weight = self.weights.weight_hh.reshape(self.num_gates, self.size, self.size)
-        self.products_back = sum_of_gates(weight, self.batch_size)
-        self.scratch = np.empty((self.batch_size, self.size), self.x.dtype)
+        self.product_back = SumOfGates(weight[: self.products], self.batch_size)
 
     @abstractmethod
     def _coefficients(self, run: Run, blocks: Array, h: Array, before: State, da: Array) -> None:
@@ -206,10 +230,12 @@ class _Direction(ABC):
         """
 
     @abstractmethod
-    def _step_back(self, da: Array, block: Array, d_state: State, multiply: Callable[[Array, Array], object]) -> None:
+    def _step_back(
+        self, da: Array, block: Array, d_state: State, spare: Array, multiply: Callable[[Array, Array], object]
+    ) -> None:
         """One step back: multiply the coefficients, and turn the gradient of the state into that before it.
 
-        ``multiply(da, out)`` leaves the gradient that the products with the state bring.
+        ``multiply(da, out)`` leaves the gradient that the products with the state bring; ``spare`` is `(n, H)`.
         """
 
     def _recurrent_gradient(self, d_hidden: Array, h: Array, out: Array) -> Array:
@@ -221,6 +247,7 @@ class _RNN(_Direction):
     """``h' = act(x + W_hh h)``"""
 
     sigmoids = ""
+    products = 1
     kept = 1
     coefficients = 1
 
@@ -228,12 +255,12 @@ class _RNN(_Direction):
         super().__init__(spec, weights, packing, backward=backward)
         self.is_relu = isinstance(spec, RNNSpec) and spec.nonlinearity == "relu"
 
-    def _step(self, block: Array, hidden: Array, state: State, h: Array) -> State:
-        np.add(block, hidden, out=block)
+    def _step(self, flat: Array, block: Array, hidden_flat: Array, hidden: Array, state: State, h: Array) -> State:
+        np.add(hidden_flat, flat, out=hidden_flat)
         if self.is_relu:
-            np.maximum(block[0], 0, out=h)
+            np.maximum(hidden[0], 0, out=h)
         else:
-            np.tanh(block[0], out=h)
+            np.tanh(hidden[0], out=h)
         return (h,)
 
     def _coefficients(self, run: Run, blocks: Array, h: Array, before: State, da: Array) -> None:
@@ -242,9 +269,11 @@ class _RNN(_Direction):
         else:
             _slope_of_tanh(h, out=da[0])
 
-    def _step_back(self, da: Array, block: Array, d_state: State, multiply: Callable[[Array, Array], object]) -> None:
+    def _step_back(
+        self, da: Array, block: Array, d_state: State, spare: Array, multiply: Callable[[Array, Array], object]
+    ) -> None:
         (dh,) = d_state
-        np.multiply(da, dh, out=da)
+        np.multiply(da[0], dh, out=da[0])
         multiply(da, dh)
 
 
@@ -256,6 +285,7 @@ class _GRU(_Direction):
     """
 
     sigmoids = "rz"
+    products = 3
     kept = 4
     coefficients = 5
     of_input = (0, 1, 3)
@@ -269,26 +299,29 @@ class _GRU(_Direction):
         recurrent = super()._recurrent()
         recurrent[2] *= self.half
         bias = self.weights.bias_hh
-        # For all rows, since NumPy is quicker on arrays of one shape.
-        self.half_bias_n = None if bias is None else np.tile(self.half * bias[2 * self.size :], (self.batch_size, 1))
+        self.half_bias_n = None
+        if bias is not None:
+            # For each row, since NumPy is quicker on arrays of one shape.
+            self.half_bias_n = empty((self.batch_size, self.size), self.dtype, 192)
+            self.half_bias_n[...] = self.half * bias[2 * self.size :]
         return recurrent
 
-    def _step(self, block: Array, hidden: Array, state: State, h: Array) -> State:
-        rz, (r2, z2, n, hidden_n) = block[:2], block
-        np.add(rz, hidden[:2], out=rz)
+    def _step(self, flat: Array, block: Array, hidden_flat: Array, hidden: Array, state: State, h: Array) -> State:
+        rz, (r2, z2, n, hidden_n), spare = flat[:2], block, hidden[0]
+        np.add(rz, hidden_flat[:2], out=rz)
         np.tanh(rz, out=rz)
         np.add(rz, self.one, out=rz)
         if self.half_bias_n is None:
             hidden_n[...] = hidden[2]
         else:
             np.add(hidden[2], self.half_bias_n[: len(h)], out=hidden_n)
-        np.multiply(r2, hidden_n, out=h)
-        np.add(n, h, out=n)
+        np.multiply(r2, hidden_n, out=spare)
+        np.add(n, spare, out=n)
         np.tanh(n, out=n)
-        np.subtract(state[0], n, out=h)
-        np.multiply(h, z2, out=h)
-        np.multiply(h, self.half, out=h)
-        np.add(h, n, out=h)
+        np.subtract(state[0], n, out=spare)
+        np.multiply(spare, z2, out=spare)
+        np.multiply(spare, self.half, out=spare)
+        np.add(spare, n, out=h)
         return (h,)
 
     def _coefficients(self, run: Run, blocks: Array, h: Array, before: State, da: Array) -> None:
@@ -307,13 +340,15 @@ class _GRU(_Direction):
         d_r *= d_hidden_n
         d_r *= hidden_n
 
-    def _step_back(self, da: Array, block: Array, d_state: State, multiply: Callable[[Array, Array], object]) -> None:
+    def _step_back(
+        self, da: Array, block: Array, d_state: State, spare: Array, multiply: Callable[[Array, Array], object]
+    ) -> None:
         (dh,) = d_state
-        gates, scratch = da[:4], self.scratch[: len(dh)]
+        gates = da[:4]
         np.multiply(gates, dh, out=gates)
-        multiply(da[:3], scratch)
+        multiply(da[:3], spare)
         np.multiply(dh, da[4], out=dh)
-        np.add(dh, scratch, out=dh)
+        np.add(dh, spare, out=dh)
 
 
 class _GRUResetBefore(_Direction):
@@ -324,40 +359,35 @@ class _GRUResetBefore(_Direction):
     """
 
     sigmoids = "rz"
+    products = 2
     kept = 4
     coefficients = 4
 
-    def _input_bias(self, b_ih: Array, b_hh: Array) -> Array:
-        return self._by_gate(b_ih) + self._by_gate(b_hh)
-
     def _recurrent(self) -> Array:
         recurrent = super()._recurrent()
-        self.products_n = by_gate(recurrent[2:].swapaxes(1, 2), self.batch_size)
+        self.product_n = ByGate(recurrent[2:].swapaxes(1, 2), self.batch_size)
         return recurrent[:2]
 
-    def _step(self, block: Array, hidden: Array, state: State, h: Array) -> State:
-        rz, (r2, z2, n, reset) = block[:2], block
-        np.add(rz, hidden, out=rz)
+    def _step(self, flat: Array, block: Array, hidden_flat: Array, hidden: Array, state: State, h: Array) -> State:
+        rz, (r2, z2, n, reset), spare = flat[:2], block, hidden[0]
+        np.add(rz, hidden_flat, out=rz)
         np.tanh(rz, out=rz)
         np.add(rz, self.one, out=rz)
-        np.multiply(r2, state[0], out=reset)
-        np.multiply(reset, self.half, out=reset)
-        of_reset, multiply = self.products_n(len(h))
-        multiply(reset)
-        np.add(n, of_reset[0], out=n)
+        np.multiply(r2, state[0], out=spare)
+        np.multiply(spare, self.half, out=reset)
+        self.product_n.into(hidden[:1])(reset)
+        np.add(n, spare, out=n)
         np.tanh(n, out=n)
-        np.subtract(state[0], n, out=h)
-        np.multiply(h, z2, out=h)
-        np.multiply(h, self.half, out=h)
-        np.add(h, n, out=h)
+        np.subtract(state[0], n, out=spare)
+        np.multiply(spare, z2, out=spare)
+        np.multiply(spare, self.half, out=spare)
+        np.add(spare, n, out=h)
         return (h,)
 
     def _begin_backward(self, longest: int) -> None:
-        weight = self.weights.weight_hh.reshape(self.num_gates, self.size, self.size)
-        self.products_back = sum_of_gates(weight[:2], self.batch_size)
-        self.products_back_n = sum_of_gates(weight[2:], self.batch_size)
-        self.scratch = np.empty((self.batch_size, self.size), self.x.dtype)
-        self.reset = np.empty((longest, self.size), self.x.dtype)
+        super()._begin_backward(longest)
+        self.product_back_n = SumOfGates(self.weights.weight_hh[None, 2 * self.size :], self.batch_size)
+        self.reset = empty((longest, self.size), self.dtype, 0)
 
     def _coefficients(self, run: Run, blocks: Array, h: Array, before: State, da: Array) -> None:
         r2, z2, n, reset = blocks
@@ -374,19 +404,20 @@ class _GRUResetBefore(_Direction):
         np.subtract(1, d_r, out=d_r)
         d_r *= reset
 
-    def _step_back(self, da: Array, block: Array, d_state: State, multiply: Callable[[Array, Array], object]) -> None:
+    def _step_back(
+        self, da: Array, block: Array, d_state: State, spare: Array, multiply: Callable[[Array, Array], object]
+    ) -> None:
         (dh,) = d_state
-        scratch = self.scratch[: len(dh)]
         zn = da[1:3]
         np.multiply(zn, dh, out=zn)
-        self.products_back_n(len(dh))(da[2:3], scratch)
-        np.multiply(da[0], scratch, out=da[0])
+        self.product_back_n.of(len(dh))(da[2:3], spare)
+        np.multiply(da[0], spare, out=da[0])
         np.multiply(dh, da[3], out=dh)
-        np.multiply(scratch, block[0], out=scratch)
-        np.multiply(scratch, self.half, out=scratch)
-        np.add(dh, scratch, out=dh)
-        multiply(da[:2], scratch)
-        np.add(dh, scratch, out=dh)
+        np.multiply(spare, block[0], out=spare)
+        np.multiply(spare, self.half, out=spare)
+        np.add(dh, spare, out=dh)
+        multiply(da[:2], spare)
+        np.add(dh, spare, out=dh)
 
     def _recurrent_gradient(self, d_hidden: Array, h: Array, out: Array) -> Array:
         cut = 2 * self.size
@@ -403,22 +434,23 @@ class _LSTM(_Direction):
     """
 
     sigmoids = "ifo"
+    products = 4
     kept = 6
     coefficients = 6
 
-    def _step(self, block: Array, hidden: Array, state: State, h: Array) -> State:
-        gates, if_, (i2, f2, g, o2, c, tanh_c) = block[:4], block[:2], block
-        np.add(gates, hidden, out=gates)
+    def _step(self, flat: Array, block: Array, hidden_flat: Array, hidden: Array, state: State, h: Array) -> State:
+        gates, i_f, (i2, f2, g, o2, c, tanh_c), (spare, ig) = flat[:4], flat[:2], block, hidden[:2]
+        np.add(gates, hidden_flat, out=gates)
         np.tanh(gates, out=gates)
-        np.add(if_, self.one, out=if_)
+        np.add(i_f, self.one, out=i_f)
         np.add(o2, self.one, out=o2)
-        np.multiply(f2, state[1], out=c)
-        np.multiply(i2, g, out=h)
-        np.add(c, h, out=c)
-        np.multiply(c, self.half, out=c)
+        np.multiply(f2, state[1], out=spare)
+        np.multiply(i2, g, out=ig)
+        np.add(spare, ig, out=spare)
+        np.multiply(spare, self.half, out=c)
         np.tanh(c, out=tanh_c)
-        np.multiply(o2, tanh_c, out=h)
-        np.multiply(h, self.half, out=h)
+        np.multiply(o2, tanh_c, out=spare)
+        np.multiply(spare, self.half, out=h)
         return h, c
 
     def _states(self, blocks: Array, outputs: Array) -> State:
@@ -445,11 +477,13 @@ class _LSTM(_Direction):
         d_f *= f
         d_f *= before[1]
 
-    def _step_back(self, da: Array, block: Array, d_state: State, multiply: Callable[[Array, Array], object]) -> None:
+    def _step_back(
+        self, da: Array, block: Array, d_state: State, spare: Array, multiply: Callable[[Array, Array], object]
+    ) -> None:
         dh, dc = d_state
-        scratch, ifg, d_o = self.scratch[: len(dh)], da[:3], da[3]
-        np.multiply(dh, da[4], out=scratch)
-        np.add(dc, scratch, out=dc)
+        ifg, d_o = da[:3], da[3]
+        np.multiply(dh, da[4], out=spare)
+        np.add(dc, spare, out=dc)
         np.multiply(ifg, dc, out=ifg)
         np.multiply(d_o, dh, out=d_o)
         np.multiply(dc, da[5], out=dc)

@@ -38,10 +38,6 @@ class Run(NamedTuple):
         """Of a chunk's rows, `(rows, F)`, those of this run by steps: `(steps, alive, F)`."""
         return array[self.rows].reshape(self.steps, self.alive, array.shape[1])
 
-    def blocks_of(self, array: Array) -> Array:
-        """Of a chunk's rows, `(rows, K, F)`, those of this run by blocks of a step: `(steps, K, alive, F)`."""
-        return array[self.rows].reshape(self.steps, array.shape[1], self.alive, array.shape[2])
-
 
 class Chunk(NamedTuple):
     """Rows that are computed together, and the runs of steps among them."""

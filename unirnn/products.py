@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["by_gate", "sum_of_gates"]
+__all__ = ["ByGate", "SumOfGates"]
 
 Array = NDArray[Any]
 
@@ -33,21 +33,18 @@ class _Pieces:
     """Weights `(gates, I, O)` in blocks of columns, for up to ``batch_size`` rows."""
 
     def __init__(self, weight: Array, batch_size: int) -> None:
-        gates, inputs, outputs = weight.shape
-        self.shape = gates, outputs
-        self.columns = _columns(batch_size, inputs, outputs)
-        blocks = weight.reshape(gates, inputs, outputs // self.columns, self.columns)
+        gates, inputs, self.outputs = weight.shape
+        self.columns = _columns(batch_size, inputs, self.outputs)
+        blocks = weight.reshape(gates, inputs, self.outputs // self.columns, self.columns)
         self.weight = np.ascontiguousarray(blocks.swapaxes(1, 2))
-        self._space = np.empty(gates * batch_size * outputs, weight.dtype)
 
-    def space(self, rows: int) -> tuple[Array, Array]:
-        """Where products go: `(gates, rows, O)`, one piece of memory, and the same by pieces."""
-        gates, outputs = self.shape
-        out = self._space[: gates * rows * outputs].reshape(gates, rows, outputs)
-        return out, out.reshape(gates, rows, -1, self.columns).swapaxes(1, 2)
+    def of(self, products: Array) -> Array:
+        """`(gates, n, O)` by pieces, `(gates, pieces, n, columns)`, a view."""
+        gates, rows, _ = products.shape
+        return products.reshape(gates, rows, self.outputs // self.columns, self.columns).swapaxes(1, 2)
 
 
-def by_gate(weight: Array, batch_size: int) -> Callable[[int], tuple[Array, Callable[[Array], object]]]:
+class ByGate:
     """``h @ weight[gate]`` for each gate.
 
     Parameters
@@ -56,29 +53,27 @@ def by_gate(weight: Array, batch_size: int) -> Callable[[int], tuple[Array, Call
         `(gates, I, O)`.
     batch_size
         B, the most rows that h has.
-
-    Returns
-    -------
-    callable
-        For a number of rows n: where the products are left, `(gates, n, O)`, one piece of memory, and what takes h,
-        `(n, I)`, and makes them.
     """
-    gates, inputs, outputs = weight.shape
-    if batch_size == 1:
-        row = np.ascontiguousarray(weight.swapaxes(0, 1)).reshape(inputs, gates * outputs)
-        out = np.empty((gates, 1, outputs), weight.dtype)
-        flat = out.reshape(1, -1)
-        return lambda rows: (out, lambda h: np.dot(h, row, out=flat))
-    pieces = _Pieces(weight, batch_size)
 
-    def of(rows: int) -> tuple[Array, Callable[[Array], object]]:
-        out, by_pieces = pieces.space(rows)
-        return out, lambda h: np.matmul(h, pieces.weight, out=by_pieces)
+    def __init__(self, weight: Array, batch_size: int) -> None:
+        gates, inputs, outputs = weight.shape
+        self._row: Any = None
+        self._pieces = None
+        if batch_size == 1:
+            self._row = np.ascontiguousarray(weight.swapaxes(0, 1)).reshape(inputs, gates * outputs)
+        else:
+            self._pieces = _Pieces(weight, batch_size)
 
-    return of
+    def into(self, products: Array) -> Callable[[Array], object]:
+        """What takes h, `(n, I)`, and leaves the products in `(gates, n, O)`."""
+        if self._pieces is None:
+            row, flat = self._row, products.reshape(1, -1)
+            return lambda h: np.dot(h, row, out=flat)
+        weight, by_pieces = self._pieces.weight, self._pieces.of(products)
+        return lambda h: np.matmul(h, weight, out=by_pieces)
 
 
-def sum_of_gates(weight: Array, batch_size: int) -> Callable[[int], Callable[[Array, Array], object]]:
+class SumOfGates:
     """``sum(d[gate] @ weight[gate] for each gate)``.
 
     Parameters
@@ -87,24 +82,29 @@ def sum_of_gates(weight: Array, batch_size: int) -> Callable[[int], Callable[[Ar
         `(gates, I, O)`.
     batch_size
         B, the most rows that d has.
-
-    Returns
-    -------
-    callable
-        For a number of rows n: what takes d, `(gates, n, I)`, one piece of memory, and leaves the sum in `(n, O)`.
     """
-    if batch_size == 1:
-        column = weight.reshape(-1, weight.shape[2])
-        return lambda rows: lambda d, out: np.dot(d.reshape(1, -1), column, out=out)
-    pieces = _Pieces(weight, batch_size)
 
-    def of(rows: int) -> Callable[[Array, Array], object]:
-        products, by_pieces = pieces.space(rows)
+    def __init__(self, weight: Array, batch_size: int) -> None:
+        self._column: Any = None
+        self._pieces = None
+        if batch_size == 1:
+            self._column = weight.reshape(-1, weight.shape[2])
+        else:
+            self._pieces = _Pieces(weight, batch_size)
+            self._products = np.empty(weight.shape[0] * batch_size * weight.shape[2], weight.dtype)
+            self._gates = weight.shape[0]
+
+    def of(self, rows: int) -> Callable[[Array, Array], object]:
+        """What takes d, `(gates, n, I)`, and leaves the sum in `(n, O)`, one piece of memory."""
+        if self._pieces is None:
+            column = self._column
+            return lambda d, out: np.dot(d.reshape(1, -1), column, out=out)
+        shape = self._gates, rows, self._pieces.outputs
+        products = self._products[: self._gates * rows * self._pieces.outputs].reshape(shape)
+        weight, by_pieces = self._pieces.weight, self._pieces.of(products)
 
         def multiply(d: Array, out: Array) -> None:
-            np.matmul(d[:, None], pieces.weight, out=by_pieces)
+            np.matmul(d[:, None], weight, out=by_pieces)
             np.add.reduce(products, axis=0, out=out)
 
         return multiply
-
-    return of
