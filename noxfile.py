@@ -40,6 +40,7 @@ TOGETHER = [
     "test_training.py",
     "test_names.py",
     "test_parity.py",
+    "test_bench.py",
     "test_cli.py",
     "test_docs.py",
     "test_onnx_of_torch.py",
@@ -162,10 +163,19 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """What inference costs in time and training in memory, beside the native layers: a quarter of an hour."""
+    """What time and memory cost, in benchmarks/figures, and which bars hold: an hour or two."""
     python = together(session, "benchmark")
-    session.run(python, "benchmarks/inference.py", external=True)
+    figures = Path("benchmarks/figures")
+    figures.mkdir(exist_ok=True)
+    sizes = [f"--size={size}" for size in ("S", "M", "L", "wide", "long", "step")]
+    lengths = [f"--lengths={kind}" for kind in ("dense", "full", "uniform", "short")]
+    reports = [figures / "threads1.json", figures / "threads2.json", figures / "overheads.json"]
+    for threads, report in zip((1, 2), reports, strict=False):
+        out = [f"--json={report}", f"--plot={report.with_suffix('.png')}"]
+        session.run(python, "-m", "unirnn", "bench", *sizes, *lengths, f"--threads={threads}", *out, external=True)
+    session.run(python, "benchmarks/overheads.py", f"--json={reports[2]}", external=True)
     session.run(python, "benchmarks/memory.py", *session.posargs, external=True)
+    session.run(python, "benchmarks/bars.py", *map(str, reports), external=True)
 
 
 @nox.session

@@ -25,6 +25,11 @@ class Backend(Protocol):
 
     What it builds is called as ``module(input, hx=None, seq_length=None, **aliases)``, has its ``spec``, and switches
     dropout by ``train()`` or ``set_train()``, whichever is native.
+
+    Besides, a backend may tell what ``unirnn bench`` compares it with: see `unirnn.benchmark.Benchmarked`.
+
+    One that has several kernels may list them, and when it takes which, for `unirnn.explain`:
+    ``kernels(spec, device, dtype)``, arguments as those of `limits`, gives `unirnn.limits.Kernel` each.
     """
 
     name: str

@@ -11,7 +11,9 @@ are. Errors of unirnn, and those of files, go to the standard error, in one line
 import ast
 import json
 import math
-from dataclasses import asdict
+import shlex
+import sys
+from dataclasses import asdict, fields
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -19,17 +21,18 @@ from typing import Annotated, Any, get_args
 import typer
 from rich import box
 from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from . import GRUSpec, LSTMSpec, RNNSpec, Spec, __version__, files, registry
+from . import GRUSpec, LSTMSpec, RNNSpec, Spec, __version__, benchmark, benchmark_plot, files, registry
 from . import explain as explain_limits
 from . import names as _names
 from . import parity as _parity
 from .devices import Device, dtype_name
-from .errors import MissingBackendError, SpecError, UnirnnError
+from .errors import BackendError, MissingBackendError, SpecError, UnirnnError
 
 __all__ = ["app", "parse_spec"]
 
@@ -236,6 +239,118 @@ def _print_parity(found: _parity.Parity, batch: str) -> None:
     notes += [f"{note.backend}: failed: {_one_line(note.reason)}" for note in found.failures]
     notes += [f"{note.backend}: left out: {_one_line(note.reason)}" for note in found.left_out]
     _print(f"{found.spec!r}, {batch}: largest relative differences from {_parity.ORACLE} in float64", table, *notes)
+
+
+# ---- unirnn bench --------------------------------------------------------------------------------
+
+_SIZES = ", ".join(f"{name} {tuple(size)}" for name, size in benchmark.SIZES.items())
+
+
+@app.command()
+def bench(
+    backend: Annotated[
+        list[str] | None, typer.Option(help="May be repeated. Without it: every one that is installed.")
+    ] = None,
+    cell: Annotated[
+        list[Cell] | None, typer.Option(case_sensitive=False, help="May be repeated. Without it: all three.")
+    ] = None,
+    size: Annotated[
+        list[str] | None, typer.Option(help=f"May be repeated; T, B, I, H: {_SIZES}. Without it: S, M, step.")
+    ] = None,
+    layers: Annotated[list[int] | None, typer.Option(help="May be repeated. Without it: 1.")] = None,
+    bidirectional: Annotated[
+        bool | None, typer.Option("--bidirectional/--unidirectional", help="Without it: unidirectional.")
+    ] = None,
+    lengths: Annotated[
+        list[str] | None,
+        typer.Option(help=f"May be repeated: {', '.join(benchmark.LENGTHS)}. Without it: dense, uniform."),
+    ] = None,
+    threads: Annotated[list[int] | None, typer.Option(help="May be repeated. Without it: 1.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="How long a row is measured.")] = 0.5,
+    whole: Annotated[
+        bool,
+        typer.Option("--whole", help="All of what no option chooses, and what takes minutes to measure: hours."),
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there.")] = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw them there, .png; needs matplotlib.")
+    ] = None,
+) -> None:
+    """Measure what layers cost, forward and with backward, beside what one would use without unirnn.
+
+    Ratios are ours to others', so below 1 ours is faster: to the framework's native dense layer, to what is usual in
+    it, to torch's native dense layer, and to the floor, the bare matrix products.
+
+    The exit status is 1 if something failed.
+    """
+    if plot_file is not None:
+        benchmark_plot.check(plot_file)
+    with _busy("importing the backends"):
+        planned, versions, left_out = benchmark.jobs(
+            backend or None,
+            cells=[c.value for c in cell or Cell],
+            sizes=size or (benchmark.SIZES if whole else ("S", "M", "step")),
+            num_layers=layers or ((1, 2) if whole else (1,)),
+            bidirectional=(False, True) if whole and bidirectional is None else (bool(bidirectional),),
+            lengths=lengths or (benchmark.LENGTHS if whole else ("dense", "uniform")),
+            threads=threads or (1,),
+        )
+    for file in (json_file, plot_file):
+        if file is not None:
+            file.touch()  # now an error, not after all is measured
+    rows: list[dict[str, Any]] = []
+    failures: list[str] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("", total=sum(len(job.layers) for job in planned))
+        for job in planned:
+            done = len(rows)
+            progress.update(bar, description=f"{job.backend}, {job.mode}, threads: {job.threads}")
+            try:
+                for row in benchmark.run(job, seconds=seconds, slow=whole):
+                    rows.append(row)
+                    progress.advance(bar)
+            except BackendError as error:
+                failures.append(_one_line(error))
+                progress.advance(bar, len(job.layers) - (len(rows) - done))
+    failures += [f"{_about(row)}: {name}: {_one_line(e)}" for row in rows for name, e in row["errors"].items()]
+    if json_file is not None:
+        command = shlex.join(["unirnn", *sys.argv[1:]])
+        head = {"command": command, **benchmark.machine(), "versions": versions, "seconds": seconds}
+        report = {**head, "rows": rows, "left_out": left_out, "failures": failures}
+        json_file.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", "utf-8")
+    if plot_file is not None:
+        benchmark_plot.plot(rows, plot_file)
+    _print_bench(rows)
+    _print(*(f"failed: {text}" for text in failures), *(f"{name}: left out: {text}" for name, text in left_out.items()))
+    raise typer.Exit(1 if failures else 0)
+
+
+def _about(row: dict[str, Any]) -> str:
+    layer = benchmark.Layer(**{field.name: row[field.name] for field in fields(benchmark.Layer)})
+    return f"{row['backend']}, {row['mode']}, {layer}"
+
+
+def _print_bench(rows: list[dict[str, Any]]) -> None:
+    others = ("native", "usual", "torch", "floor")
+    for threads in dict.fromkeys(row["threads"] for row in rows):
+        table = _table("backend", "mode", "layer", "ms", *(f"/ {name}" for name in others))
+        for before, row in zip((None, *rows), rows, strict=False):
+            if row["threads"] != threads:
+                continue
+            if before is not None and before["backend"] != row["backend"]:
+                table.add_section()
+            backend, mode, layer = _about(row).split(", ", 2)
+            ours = row["times"].get("ours")
+            ratios = (row["ratios"].get(name) for name in others)
+            table.add_row(
+                backend,
+                mode,
+                layer,
+                Text("-" if ours is None else f"{1e3 * ours['median']:.3g}"),
+                *(Text("-") if r is None else Text(f"{r:.2f}", "green" if r <= 1 else "") for r in ratios),
+            )
+        _print(f"ours, and its ratio to the others; float32, threads: {threads}", table)
 
 
 # ---- unirnn explain ------------------------------------------------------------------------------

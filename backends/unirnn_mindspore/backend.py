@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import mindspore as ms
 import numpy as np
@@ -12,17 +12,31 @@ from unirnn import Device, Limit, LSTMSpec, Spec
 from unirnn import weights as _weights
 from unirnn.backend import Arrays
 from unirnn.call import join_state, state_parts
-from unirnn.errors import DeviceError
+from unirnn.errors import DeviceError, LimitError
+from unirnn.limits import Kernel, check_kernel
 
 from .checkpoints import read_checkpoint
 from .fused import by_steps
 from .module import Recurrent
+
+if TYPE_CHECKING:
+    from unirnn.benchmark import Contenders, Work
 
 __all__ = ["MindSporeBackend"]
 
 Array = NDArray[Any]
 
 _TARGETS: dict[Literal["cpu", "gpu", "ascend"], str] = {"cpu": "CPU", "gpu": "GPU", "ascend": "Ascend"}
+
+_KERNELS = ("auto", "native", "packed")
+"""MindSpore's own operators, fused where it has them, or on the CPU the core's packed kernels."""
+
+
+def _native_lack(spec: Spec, dtype: str) -> str | None:
+    """What MindSpore's own operators can't do on the CPU."""
+    if spec.cell == "LSTM" and dtype != "float32":
+        return f"MindSpore's LSTM on the CPU is right in float32 only, not in {dtype}"
+    return None
 
 
 class MindSporeBackend:
@@ -31,6 +45,7 @@ class MindSporeBackend:
     name = "mindspore"
     dtypes = ("float16", "float32", "float64")
     differentiable = True
+    modes = ("eager", "jit", "asynchronous")
 
     def version(self) -> str:
         return f"mindspore {ms.__version__}"
@@ -75,7 +90,32 @@ class MindSporeBackend:
         if device.kind == "ascend":
             yield Limit(f"Ascend's {spec.cell} is computed in float16", refuses=False)
 
-    def build(self, spec: Spec, *, device: Device, dtype: str, weights: Arrays | None, seed: int | None) -> Recurrent:
+    def kernels(self, spec: Spec, device: Device, dtype: str) -> Iterable[Kernel]:
+        if device.kind != "cpu":
+            yield Kernel("native", "always")
+            return
+        yield Kernel("packed", "always, but in an exported file")
+        if _native_lack(spec, dtype) is None:
+            yield Kernel("native", "in an exported file")
+
+    def build(
+        self,
+        spec: Spec,
+        *,
+        device: Device,
+        dtype: str,
+        weights: Arrays | None,
+        seed: int | None,
+        kernel: str = "auto",
+    ) -> Recurrent:
+        check_kernel(kernel, _KERNELS)
+        why_not = None
+        if kernel == "packed" and device.kind != "cpu":
+            why_not = f"the packed kernels run on cpu only, not on {device.kind}"
+        elif kernel == "native" and device.kind == "cpu":
+            why_not = _native_lack(spec, dtype)
+        if why_not is not None:
+            raise LimitError(f"kernel: given {kernel!r}, but {why_not}; 'auto' takes what there is")
         target, current = _TARGETS[device.kind], ms.get_context("device_target")
         if target != current or device.index not in (None, ms.get_context("device_id")):
             which = f"{target!r}" if device.index is None else f"{target!r}, {device.index}"
@@ -84,7 +124,7 @@ class MindSporeBackend:
                 f"call mindspore.set_device({which}) before anything is built"
             )
         drawn = _weights.draw_globally(spec) if weights is None else weights
-        return Recurrent(spec, drawn, getattr(ms, dtype), target)
+        return Recurrent(spec, drawn, getattr(ms, dtype), target, kernel)
 
     def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
         spec = module.spec if isinstance(module, Recurrent) else _native_spec(module)
@@ -111,6 +151,11 @@ class MindSporeBackend:
 
     def detach(self, array: Any) -> Any | None:
         return ms.ops.stop_gradient(array) if isinstance(array, ms.Tensor) else None
+
+    def contenders(self, work: "Work") -> "Contenders":
+        from .contenders import contenders  # not needed but for the benchmark
+
+        return contenders(work)
 
     def gradients(
         self,

@@ -32,6 +32,8 @@ class Recurrent(nn.Cell):
         Of the parameters.
     target
         ``"CPU"``, ``"GPU"`` or ``"Ascend"``: where it will run.
+    kernel
+        ``"auto"``, ``"native"`` or ``"packed"``; see `unirnn.explain`.
 
     Attributes
     ----------
@@ -49,7 +51,7 @@ class Recurrent(nn.Cell):
     ((5, 2, 4), 0.0)
     """
 
-    def __init__(self, spec: Spec, weights: Arrays, dtype: mstype.Type, target: str) -> None:
+    def __init__(self, spec: Spec, weights: Arrays, dtype: mstype.Type, target: str, kernel: str = "auto") -> None:
         super().__init__()
         self.spec = spec
         self.input_size = spec.input_size
@@ -65,8 +67,8 @@ class Recurrent(nn.Cell):
         self.weights = ParameterTuple(
             [Parameter(Tensor(np.array(weights[name]), dtype), name=name) for name in spec.weight_shapes()]
         )
-        self.stack = Stack(spec, target)
-        self._check_names, self._check_types, self._check_arrays = _traced_checks(spec, target)
+        self.stack = Stack(spec, target, kernel)
+        self._check_names, self._check_types, self._check_arrays = _traced_checks(spec, target, kernel)
 
     def __call__(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
         """Run the layers.
@@ -149,27 +151,24 @@ class Recurrent(nn.Cell):
             x = x.expand_dims(1)
         elif self.batch_first:
             x = x.swapaxes(0, 1)
-        steps, batch_size = x.shape[0], x.shape[1]
-        directions = 2 if self.bidirectional else 1
-        if hx is None:
-            # ops.zeros does not free all that it takes, 1.3 KB each time
-            h_0 = ops.full((self.num_layers * directions, batch_size, self.hidden_size), 0, dtype=x.dtype)
-            c_0 = h_0
-        else:
+        h_0: Any = None
+        c_0: Any = None
+        if hx is not None:
             h_0, c_0 = state[0], state[-1]
             if not batched:
                 h_0, c_0 = h_0.expand_dims(1), c_0.expand_dims(1)
-        if seq_length is None:
-            seq_length = ops.full((batch_size,), steps, dtype=mstype.int64)
-        elif isinstance(seq_length, Tensor):
-            seq_length = seq_length.reshape((batch_size,)).astype(mstype.int64)
+        if isinstance(seq_length, Tensor):
+            seq_length = seq_length.reshape((x.shape[1],)).astype(mstype.int64)
         elif isinstance(seq_length, int):
             seq_length = Tensor([seq_length], mstype.int64)
-        else:
+        elif seq_length is not None:
             seq_length = Tensor(seq_length, mstype.int64)
 
         if empty:  # operators over memory of no bytes fail
-            output, h_n, c_n = ops.zeros((steps, 0, self.hidden_size * directions), x.dtype), h_0, c_0
+            directions = 2 if self.bidirectional else 1
+            output = ops.zeros((x.shape[0], 0, self.hidden_size * directions), x.dtype)
+            h_n = ops.zeros((self.num_layers * directions, 0, self.hidden_size), x.dtype)
+            c_n = h_n
         else:
             output, h_n, c_n = self.stack(x, h_0, c_0, seq_length, weights)
         if not batched:
@@ -181,7 +180,7 @@ class Recurrent(nn.Cell):
         return output, h_n
 
 
-def _traced_checks(spec: Spec, target: str) -> tuple[Any, Any, Any]:
+def _traced_checks(spec: Spec, target: str, kernel: str) -> tuple[Any, Any, Any]:
     """The core's checks as compile-time functions of what a trace knows: names, types, shapes and dtypes."""
 
     def check_names(has_input: bool, has_state: bool, aliases: tuple[str, ...]) -> None:
@@ -204,7 +203,7 @@ def _traced_checks(spec: Spec, target: str) -> tuple[Any, Any, Any]:
         length_dtype: Any,
     ) -> bool:
         if any(None in shape for shape in (*shapes, length_shape or ())):
-            _check_unknown(spec, target, shapes[0])
+            _check_unknown(spec, target, kernel, shapes[0])
             return False
         arrays = tuple((tuple(shape), plain_name(kind)) for shape, kind in zip(shapes, dtypes, strict=True))
         sizes = check_arrays(spec, None if dtype is None else plain_name(dtype), arrays[0], arrays[1:] or None)
@@ -222,9 +221,9 @@ def _traced_checks(spec: Spec, target: str) -> tuple[Any, Any, Any]:
     )
 
 
-def _check_unknown(spec: Spec, target: str, shape: tuple[Any, ...]) -> None:
+def _check_unknown(spec: Spec, target: str, kernel: str, shape: tuple[Any, ...]) -> None:
     """Refuse sizes that only the run knows (None) where they can't be; of what else there is, nothing is checked."""
-    if by_kernels(target):
+    if by_kernels(target, kernel):
         raise ShapeError(
             f"input: given shape {tuple(shape)}, whose unknown sizes (None) the CPU's kernels must know when they are "
             "compiled; leave out set_inputs, and each new shape compiles anew"

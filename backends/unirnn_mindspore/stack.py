@@ -14,13 +14,17 @@ writes, one of MindSpore's own operators, since a function of Python can't stand
 This file is written in the part of Python that MindSpore's graph mode compiles.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import mindspore as ms
+from mindspore import dtype as mstype
 from mindspore import nn, ops
 
 from unirnn import Spec
+from unirnn.errors import LimitError
 
+from .eager import layers
 from .fused import FusedDirection
 from .kernel import KernelDirection, shared
 
@@ -36,11 +40,16 @@ class Stack(nn.Cell):
         The layers.
     target
         ``"CPU"``, ``"GPU"`` or ``"Ascend"``.
+    kernel
+        ``"auto"``, ``"native"`` or ``"packed"``; the last on a CPU only.
     """
 
-    def __init__(self, spec: Spec, target: str) -> None:
+    def __init__(self, spec: Spec, target: str, kernel: str) -> None:
         super().__init__()
+        # `batch_first` is undone before, and redone behind
+        self.spec = replace(spec, batch_first=False)
         self.num_layers = spec.num_layers
+        self.hidden_size = spec.hidden_size
         self.num_directions = spec.num_directions
         self.dropout = spec.dropout
         self.bias = spec.bias
@@ -54,11 +63,30 @@ class Stack(nn.Cell):
         self.kernels = nn.CellList(
             [KernelDirection(spec, "_reverse" in suffix) for suffix in spec.suffixes() if target == "CPU"]
         )
+        self.layers = layers if target == "CPU" and kernel != "native" else None
         # an attribute: automatic mixed precision rewrites `construct` in a module of its own
-        self.by_kernels = shared(ops.constexpr(check=False)(lambda: by_kernels(target)))
+        self.by_kernels = shared(ops.constexpr(check=False)(lambda: by_kernels(target, kernel)))
+
+    def __call__(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, weights: Any) -> Any:
+        """`(T, B, I)` and states `(L*D, B, H)` to `(T, B, D*H)` and states; None is zeros, and T for every sequence.
+
+        This is what runs where Python runs; what MindSpore compiles is `construct`.
+        """
+        if self.layers is None or (self.dropout and self.training and self.num_layers > 1):
+            return super().__call__(x, h_0, c_0, seq_length, weights)
+        state = () if h_0 is None else (h_0, c_0) if self.is_lstm else (h_0,)
+        output, *final = self.layers(self.spec, x, state, seq_length, weights)
+        return output, final[0], final[-1]
 
     def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, weights: Any) -> Any:
-        """`(T, B, I)` and states `(L*D, B, H)` to `(T, B, D*H)` and states."""
+        """See the call."""
+        steps, batch_size = x.shape[0], x.shape[1]
+        if h_0 is None:
+            # ops.zeros does not free all that it takes, 1.3 KB each
+            h_0 = ops.full((self.num_layers * self.num_directions, batch_size, self.hidden_size), 0, dtype=x.dtype)
+            c_0 = h_0
+        if seq_length is None:
+            seq_length = ops.full((batch_size,), steps, dtype=mstype.int64)
         h_n: Any = ()
         c_n: Any = ()
         for layer in range(self.num_layers):
@@ -85,6 +113,21 @@ class Stack(nn.Cell):
         return x, h_all, ops.stack(c_n) if self.is_lstm else h_all
 
 
-def by_kernels(target: str) -> bool:
-    """Whether the kernels run: on a CPU, but not in a file; `mindspore.export` compiles at the strict level."""
-    return target == "CPU" and ms.get_context("jit_syntax_level") != ms.STRICT
+def by_kernels(target: str, kernel: str) -> bool:
+    """Whether the kernels run: on a CPU, but not in a file; `mindspore.export` compiles at the strict level.
+
+    Raises
+    ------
+    LimitError
+        If they are asked for by name, in a file.
+    """
+    if target != "CPU" or kernel == "native":
+        return False
+    if ms.get_context("jit_syntax_level") != ms.STRICT:
+        return True
+    if kernel == "packed":
+        raise LimitError(
+            "kernel: built with 'packed', which runs Python, and can't stand in an exported file; build with 'auto' or "
+            "'native'"
+        )
+    return False

@@ -1,7 +1,7 @@
 """The ``numpy`` backend's own answers to `unirnn.backend.Backend`."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +10,13 @@ from unirnn import Device, Limit, LSTMSpec, Spec
 from unirnn import weights as _weights
 from unirnn.backend import Arrays
 from unirnn.call import join_state
+from unirnn.errors import LimitError
+from unirnn.limits import Kernel, check_kernel
 
-from .module import NumpyModule
+from .module import KERNELS, SHORT, NumpyModule
+
+if TYPE_CHECKING:
+    from unirnn.benchmark import Contenders, Work
 
 __all__ = ["NumpyBackend"]
 
@@ -24,6 +29,7 @@ class NumpyBackend:
     name = "numpy"
     dtypes = ("float16", "float32", "float64")
     differentiable = True
+    modes = ("eager",)
 
     def version(self) -> str:
         return f"numpy {np.__version__}"
@@ -42,11 +48,31 @@ class NumpyBackend:
         if dtype == "float16":
             yield Limit("float16 is computed in float32, and rounded at the end", refuses=False)
 
-    def build(self, spec: Spec, *, device: Device, dtype: str, weights: Arrays | None, seed: int | None) -> NumpyModule:
+    def kernels(self, spec: Spec, device: Device, dtype: str) -> Iterable[Kernel]:
+        if dtype == "float16":
+            yield Kernel("packed", "always")
+        else:
+            yield Kernel("plain", f"inference (T <= {SHORT})")
+            yield Kernel("packed", "else")
+
+    def build(
+        self,
+        spec: Spec,
+        *,
+        device: Device,
+        dtype: str,
+        weights: Arrays | None,
+        seed: int | None,
+        kernel: str = "auto",
+    ) -> NumpyModule:
+        check_kernel(kernel, KERNELS)
+        if kernel == "plain" and dtype == "float16":
+            raise LimitError("kernel: given 'plain', but float16 is computed in float32, which 'packed' does")
         drawn = _weights.draw_globally(spec) if weights is None else weights
         # A stream of its own, so that dropout repeats none of the numbers that made the weights.
         generator = np.random.default_rng(None if seed is None else [seed, 1])
-        return NumpyModule(spec, {name: np.array(array, dtype) for name, array in drawn.items()}, generator)
+        arrays = {name: np.array(array, dtype) for name, array in drawn.items()}
+        return NumpyModule(spec, arrays, generator, kernel)
 
     def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
         if not isinstance(module, NumpyModule):
@@ -65,6 +91,11 @@ class NumpyBackend:
 
     def detach(self, array: Any) -> Any | None:
         return array if isinstance(array, np.ndarray) else None
+
+    def contenders(self, work: "Work") -> "Contenders":
+        from .contenders import contenders  # not needed but for the benchmark
+
+        return contenders(work)
 
     def gradients(
         self,

@@ -3,16 +3,23 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import array_api_compat.numpy as xp
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn import Spec, kernels
+from unirnn import Spec, kernels, plain
 from unirnn.call import bind, check, join_state, lengths, state_parts
-from unirnn.errors import ShapeError
+from unirnn.errors import ArgumentError, ShapeError
 
-__all__ = ["NumpyModule"]
+__all__ = ["KERNELS", "SHORT", "NumpyModule"]
 
 Array = NDArray[Any]
+
+KERNELS = ("auto", "packed", "plain")
+"""The core's packed kernels, with gradients, or its plain cells: step by step, with nothing to prepare."""
+
+SHORT = 4
+"""Up to how many steps ``auto`` takes the plain cells, for inference: about where both cost the same."""
 
 
 class NumpyModule:
@@ -26,6 +33,8 @@ class NumpyModule:
         By the names of `unirnn.Spec.weight_shapes`; kept, not copied.
     generator
         Draws dropout while training.
+    kernel
+        One of `KERNELS`.
 
     Attributes
     ----------
@@ -45,11 +54,14 @@ class NumpyModule:
     ((5, 2, 4), 0.0)
     """
 
-    def __init__(self, spec: Spec, weights: Mapping[str, Array], generator: np.random.Generator) -> None:
+    def __init__(
+        self, spec: Spec, weights: Mapping[str, Array], generator: np.random.Generator, kernel: str = "auto"
+    ) -> None:
         self.spec = spec
         self.weights = dict(weights)
         self.training = False
         self._generator = generator
+        self._kernel = kernel
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.spec!r})"
@@ -82,7 +94,14 @@ class NumpyModule:
         h_n
             The final state; for LSTM ``(h_n, c_n)``.
         """
-        output, final, _ = self._run(input, hx, seq_length, aliases, keep=False)
+        input, state, ns = self._checked(input, hx, seq_length, aliases)
+        noise = self._noise(input.shape)
+        if self._is_plain(input):
+            layers = iter(() if noise is None else noise.astype(input.dtype))
+            dropout = None if noise is None else lambda x: x * next(layers)
+            output, final = plain.recurrent(xp, self.spec, self.weights, input, state, ns, dropout=dropout)
+        else:
+            output, final, _ = kernels.recurrent(self.spec, self.weights, input, state, ns, noise=noise, keep=False)
         return output, join_state(final)
 
     def vjp(
@@ -104,7 +123,13 @@ class NumpyModule:
             ``sum(output * d_output) + sum(h_n * d_h_n)``, by name: ``input``, ``h_0`` (and ``c_0``), and each weight.
             None for ``d_h_n`` is zeros.
         """
-        output, final, pullback = self._run(input, hx, seq_length, aliases, keep=True)
+        if self._kernel == "plain":
+            raise ArgumentError(
+                "vjp: the module was built with kernel='plain', which has no gradients; 'auto' and 'packed' have"
+            )
+        input, state, ns = self._checked(input, hx, seq_length, aliases)
+        noise = self._noise(input.shape)
+        output, final, pullback = kernels.recurrent(self.spec, self.weights, input, state, ns, noise=noise, keep=True)
 
         def pull(d_output: Array, d_h_n: Any) -> dict[str, Array]:
             parts = state_parts(self.spec, d_h_n)
@@ -118,21 +143,28 @@ class NumpyModule:
 
         return output, join_state(final), pull
 
-    def _run(
-        self, input: Any, hx: Any, seq_length: Any, aliases: dict[str, Any], *, keep: bool
-    ) -> tuple[Array, tuple[Array, ...], Callable[[Array, tuple[Array, ...]], dict[str, Array]]]:
-        spec = self.spec
-        input, hx, seq_length = bind(spec, input, hx, seq_length, aliases)
-        state = state_parts(spec, hx)
-        sizes = check(spec, np.ndarray, self.weights["weight_ih_l0"].dtype, input, state)
-        ns = None if seq_length is None else lengths(seq_length, sizes)
-        noise = self._noise(sizes.steps, sizes.batch_size or 1)
-        return kernels.recurrent(spec, self.weights, input, state, ns, noise=noise, keep=keep)
+    def _checked(
+        self, input: Any, hx: Any, seq_length: Any, aliases: dict[str, Any]
+    ) -> tuple[Array, tuple[Array, ...] | None, NDArray[np.int64] | None]:
+        input, hx, seq_length = bind(self.spec, input, hx, seq_length, aliases)
+        state = state_parts(self.spec, hx)
+        sizes = check(self.spec, np.ndarray, self.weights["weight_ih_l0"].dtype, input, state)
+        return input, state, None if seq_length is None else lengths(seq_length, sizes)
 
-    def _noise(self, steps: int, batch_size: int) -> Array | None:
+    def _is_plain(self, input: Array) -> bool:
+        if self._kernel != "auto":
+            return self._kernel == "plain"
+        steps = input.shape[1 if input.ndim == 3 and self.spec.batch_first else 0]
+        return steps <= SHORT and input.dtype != np.float16
+
+    def _noise(self, shape: tuple[int, ...]) -> Array | None:
+        """`(L-1, T, B, D*H)`: what dropout multiplies the outputs of all layers but the last with, if anything."""
         spec = self.spec
         if not (self.training and spec.dropout and spec.num_layers > 1):
             return None
-        shape = (spec.num_layers - 1, steps, batch_size, spec.num_directions * spec.hidden_size)
-        kept = self._generator.random(shape) >= spec.dropout
+        steps, batch_size = (shape[0], 1) if len(shape) == 2 else shape[1::-1] if spec.batch_first else shape[:2]
+        kept = (
+            self._generator.random((spec.num_layers - 1, steps, batch_size, spec.num_directions * spec.hidden_size))
+            >= spec.dropout
+        )
         return kept / (1 - spec.dropout)

@@ -1,7 +1,7 @@
 """The ``onnxruntime`` backend's own answers to `unirnn.backend.Backend`."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx  # noqa: F401 - the emitter's; missing, it is told when the backend is asked for
@@ -16,6 +16,9 @@ from unirnn.onnx_graph import LARGEST
 
 from .module import PROVIDERS, OnnxRuntimeModule
 
+if TYPE_CHECKING:
+    from unirnn.benchmark import Contenders, Work
+
 __all__ = ["OnnxRuntimeBackend"]
 
 Array = NDArray[Any]
@@ -27,6 +30,7 @@ class OnnxRuntimeBackend:
     name = "onnxruntime"
     dtypes = ("float16", "float32")
     differentiable = False
+    modes = ("eager",)
 
     def version(self) -> str:
         return f"onnxruntime {onnxruntime.__version__}"
@@ -86,6 +90,11 @@ class OnnxRuntimeBackend:
 
     def detach(self, array: Any) -> Any | None:
         return array if isinstance(array, np.ndarray) else None
+
+    def contenders(self, work: "Work") -> "Contenders":
+        from .contenders import contenders  # not needed but for the benchmark
+
+        return contenders(work)
 
     def gradients(self, *arguments: Any) -> dict[str, Array]:
         raise ArgumentError("onnxruntime is for inference and has no gradients; take another backend's")

@@ -1,0 +1,97 @@
+"""All layers as one function, where MindSpore runs Python as it stands (PyNative), on a CPU.
+
+Each operator that MindSpore launches there costs as much as some steps of a small layer. So nothing is launched: one
+differentiable function runs the core's NumPy kernels over the tensors' own memory, which is not copied, and what the
+backward pass needs stays with it. What MindSpore compiles is `kernel`, with the same numbers.
+"""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from mindspore import Tensor
+
+from unirnn import Spec, kernels
+from unirnn.call import Sizes, lengths
+from unirnn.errors import LimitError
+
+__all__ = ["layers"]
+
+
+def _forward(ctx: Any, spec: Spec, seq_length: Any, x: Any, *rest: Any) -> Any:
+    # No zeros are made for a result that nobody uses.
+    ctx.set_materialize_grads(False)
+    input = x.asnumpy()
+    given = len(rest) - len(spec.weight_shapes())
+    hx = tuple(part.asnumpy() for part in rest[:given]) or None
+    weights = {name: w.asnumpy() for name, w in zip(spec.weight_shapes(), rest[given:], strict=True)}
+    ns = None if seq_length is None else lengths(seq_length.asnumpy(), Sizes(*input.shape[:2]))
+    output, final, ctx.pullback = kernels.recurrent(spec, weights, input, hx, ns, keep=True)
+    ctx.results = tuple((part.shape, part.dtype) for part in (output, *final))
+    ctx.names = ("input", *(f"{name}_0" for name in spec.states[:given]), *weights)
+    return tuple(_tensor(part) for part in (output, *final))
+
+
+def _backward(ctx: Any, *d_results: Any) -> Any:
+    if _is_recorded():  # else these gradients would be taken for constants, in silence
+        raise LimitError(
+            "second derivatives: the packed kernels, on which mindspore's layers run on the CPU, have none; those "
+            "of the torch backend have"
+        )
+    d_output, *d_final = (
+        np.zeros(*result) if d is None else d.asnumpy() for d, result in zip(d_results, ctx.results, strict=True)
+    )
+    gradients = ctx.pullback(d_output, tuple(d_final))
+    return (None, None, *(_tensor(gradients[name]) for name in ctx.names))
+
+
+def _tensor(array: Any) -> Tensor:
+    return Tensor.from_numpy(np.ascontiguousarray(array))
+
+
+def _layers(spec: Spec, x: Any, state: tuple[Any, ...], seq_length: Any, weights: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Run all layers.
+
+    Parameters
+    ----------
+    spec
+        The layers, as of time-major input.
+    x
+        `(T, B, I)`.
+    state
+        Initial state, `(L*D, B, H)` each; empty for zeros.
+    seq_length
+        `(B,)`; None if every step is valid.
+    weights
+        In the order of `unirnn.Spec.weight_shapes`.
+
+    Returns
+    -------
+    tuple
+        `(T, B, D*H)`, and the final state, as the initial.
+    """
+    results: tuple[Any, ...] = _Function.apply(spec, seq_length, x, *state, *weights)
+    return results
+
+
+layers: Any = None
+"""What runs the layers; None where MindSpore lacks what it stands on. See `_layers`."""
+
+try:
+    # There is no public class for this: a Cell with a `bprop` has no place for what one call leaves to its backward.
+    from mindspore.common._grad_function import _Function as _Base
+    from mindspore.graph.api import _pynative_executor
+
+    _is_recorded = _pynative_executor.requires_grad
+except (ImportError, AttributeError) as error:
+    warnings.warn(
+        "in PyNative mode unirnn runs its layers as custom operators, which is slower: this MindSpore lacks what else "
+        f"runs them ({error}); please report it to unirnn",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+else:
+    _Function: Any = type(
+        "_Function", (_Base,), {"forward": staticmethod(_forward), "backward": staticmethod(_backward)}
+    )
+    layers = _layers

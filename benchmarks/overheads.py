@@ -1,0 +1,233 @@
+"""What unirnn costs besides the computation: to import, to build, to train in memory, and to load.
+
+    python benchmarks/overheads.py
+
+- ``import unirnn`` beside ``import numpy``, in fresh interpreters, by turns.
+- ``build`` beside the native constructor of PyTorch and of MindSpore, in one process, by turns.
+- What a process's memory grows by, at its peak, over training steps of size L, beside PyTorch's native layer in a
+  process of its own; a step of a tiny layer comes before, so that what a framework keeps for itself does not count.
+- Whether time follows the work: training steps at twice T, twice B, and with as many sequences of length 0 again.
+- Loading a snapshot of 1 GiB beside ``safetensors.numpy.load_file`` of the same file.
+
+A framework that is not installed is left out.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from unirnn import GRUSpec, LSTMSpec, RNNSpec, Snapshot, Spec, load, registry
+from unirnn.benchmark import SIZES, Contenders, Work, machine, measure
+
+FRAMEWORKS = [name for name in ("torch", "mindspore") if find_spec(name)]
+LARGE = 2**30  # bytes of the snapshot that is loaded
+SPECS: list[Spec] = [kind(128, 128) for kind in (RNNSpec, GRUSpec, LSTMSpec)]
+
+console = Console()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--only", choices=PARTS, action="append", help="measure this part (repeatable)")
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("GLOG_v", "3")  # MindSpore would warn of each kind of device that this machine lacks
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    rows: list[dict[str, Any]] = []
+    for part in options.only or PARTS:
+        with console.status(part):
+            rows += [{"part": part, **row} for row in PARTS[part]()]
+    table = Table("part", "what", "ours", "other", "unit", "ratio")
+    for row in rows:
+        row["ratio"] = row["ours"] / row["other"]
+        figures = (f"{row[name]:.4g}" for name in ("ours", "other"))
+        table.add_row(row["part"], row["what"], *figures, row["unit"], f"{row['ratio']:.2f}")
+    console.print(table)
+    if options.json:
+        options.json.write_text(json.dumps({**machine(), "overheads": rows}, indent=2) + "\n")
+    return 0
+
+
+# ---- import --------------------------------------------------------------------------------------
+
+
+def imports() -> list[dict[str, Any]]:
+    """Of the import alone, without the interpreter's start."""
+    times: dict[str, list[float]] = {"unirnn": [], "numpy": []}
+    for _ in range(15):
+        for module, taken in times.items():
+            program = f"import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
+            said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+            taken.append(1e3 * float(said))
+    ours, other = (statistics.median(taken) for taken in times.values())
+    return [{"what": "unirnn / numpy", "ours": ours, "other": other, "unit": "ms"}]
+
+
+# ---- build ---------------------------------------------------------------------------------------
+
+
+def builds() -> list[dict[str, Any]]:
+    """Of `build` without a seed, which draws as the native constructor does."""
+    return [
+        compared(f"{framework}, {spec.cell}", partial(spec.build, framework), native(framework, spec), seconds=1)
+        for framework in FRAMEWORKS
+        for spec in SPECS
+    ]
+
+
+def native(framework: str, spec: Spec) -> Callable[[], Any]:
+    """What makes the framework's own layer."""
+    module: Any = __import__(f"{framework}.nn").nn
+    return lambda: getattr(module, spec.cell)(**spec.to_kwargs(framework))
+
+
+def compared(what: str, ours: Callable[[], object], other: Callable[[], object], *, seconds: float) -> dict[str, Any]:
+    """A row of two medians."""
+    times, errors = measure({"ours": ours, "other": other}, seconds)
+    if errors:
+        raise RuntimeError(f"{what}: {errors}")
+    return {"what": what, "unit": "ms", **{name: 1e3 * statistics.median(taken) for name, taken in times.items()}}
+
+
+# ---- peak memory ---------------------------------------------------------------------------------
+
+
+def peaks() -> list[dict[str, Any]]:
+    """Of training steps at size L, dense."""
+    rows = []
+    for spec in SPECS:
+        if "torch" not in FRAMEWORKS:
+            break
+        other = in_a_process("torch", spec.cell, ours=False)
+        for framework in ("numpy", *FRAMEWORKS):
+            ours = in_a_process(framework, spec.cell, ours=True)
+            rows.append({"what": f"{framework}, {spec.cell} / torch.nn", "ours": ours, "other": other, "unit": "MiB"})
+    return rows
+
+
+def in_a_process(framework: str, cell: str, *, ours: bool) -> float:
+    """Measure a peak in a fresh interpreter."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(peak, (framework, cell, ours))
+
+
+def peak(framework: str, cell: str, ours: bool) -> float:
+    """MiB that this process's peak grows by, over three steps of training."""
+    step, small = training(framework, cell, ours, tuple(SIZES["L"])), training(framework, cell, ours, (3, 2, 4, 4))
+    small()  # whatever is loaded and kept at the first step
+    before = resident("VmRSS")
+    # Linux starts its account of the peak anew.
+    Path("/proc/self/clear_refs").write_text("5")
+    for _ in range(3):
+        step()
+    return (resident("VmHWM") - before) / 1024
+
+
+def resident(field: str) -> int:
+    """KiB that this process holds, or its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def training(framework: str, cell: str, ours: bool, size: tuple[int, ...]) -> Callable[[], object]:
+    """Forward, and the gradients of the input and the weights."""
+    steps, batch_size, input_size, hidden_size = size
+    spec: Spec = Spec.from_dict({"cell": cell, "input_size": input_size, "hidden_size": hidden_size})
+    x = np.ones((steps, batch_size, input_size), np.float32)
+    d_output = np.ones((steps, batch_size, hidden_size), np.float32)
+    layer: Any = spec.build(framework) if ours else native(framework, spec)()
+    if framework == "numpy":
+        return lambda: layer.vjp(x)[2](d_output, None)
+    if framework == "torch":
+        import torch
+
+        torch.set_num_threads(1)
+        input, d = torch.from_numpy(x).requires_grad_(), torch.from_numpy(d_output)
+        return lambda: torch.autograd.grad(layer(input)[0], [input, *layer.parameters()], d)
+    import mindspore
+
+    mindspore.runtime.launch_blocking()
+    x_m, d_m = mindspore.Tensor(x), mindspore.Tensor(d_output)
+    gradient = mindspore.grad(lambda x: (layer(x)[0] * d_m).sum(), 0, layer.trainable_params())
+    return lambda: gradient(x_m)
+
+
+# ---- scaling -------------------------------------------------------------------------------------
+
+
+def scaling() -> list[dict[str, Any]]:
+    """Of a GRU of size M, with lengths, forward and backward."""
+    steps, batch_size, *_ = SIZES["M"]
+    full = np.full(batch_size, steps)
+    rows = []
+    for framework in ("numpy", *FRAMEWORKS):
+        once = ours_of_gru(framework, steps, full)
+        for what, other in (
+            ("2 T / T", ours_of_gru(framework, 2 * steps, 2 * full)),
+            ("2 B / B", ours_of_gru(framework, steps, np.repeat(full, 2))),
+            ("zero lengths / none", ours_of_gru(framework, steps, np.stack((full, 0 * full), axis=1).ravel())),
+        ):
+            rows.append(compared(f"{framework}, {what}", other, once, seconds=3))
+    return rows
+
+
+def ours_of_gru(framework: str, steps: int, seq_length: NDArray[np.int64]) -> Callable[[], object]:
+    """What `unirnn bench` measures as ours."""
+    spec = GRUSpec(*SIZES["M"][2:])
+    rng = np.random.default_rng(0)
+    input, d_output = rng.standard_normal((2, steps, len(seq_length), spec.hidden_size), np.float32)
+    room: Any = registry.load(framework)
+    contenders: Contenders = room.contenders(Work(spec, input, None, seq_length, d_output, "eager", 1, slow=False))
+    return contenders["ours"]
+
+
+# ---- loading -------------------------------------------------------------------------------------
+
+
+def loading() -> list[dict[str, Any]]:
+    """Of a snapshot of 1 GiB."""
+    from safetensors.numpy import load_file
+
+    hidden = round((LARGE / 4 / 8) ** 0.5)  # an LSTM has 8 square matrices
+    spec = LSTMSpec(hidden, hidden)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "large.safetensors"
+        Snapshot(spec, {name: np.zeros(shape, np.float32) for name, shape in spec.weight_shapes().items()}).save(path)
+        size = path.stat().st_size / 2**30
+        return [
+            compared(
+                f"snapshot of {size:.2f} GiB / safetensors", lambda: load(path), lambda: load_file(path), seconds=10
+            )
+        ]
+
+
+PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "import": imports,
+    "build": builds,
+    "peak memory": peaks,
+    "scaling": scaling,
+    "load": loading,
+}
+
+if __name__ == "__main__":
+    started = time.perf_counter()
+    status = main()
+    console.print(f"{time.perf_counter() - started:.0f} seconds")
+    sys.exit(status)
