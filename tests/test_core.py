@@ -9,6 +9,7 @@ import pytest
 from conftest import close
 from hypothesis import given
 from hypothesis import strategies as st
+from unirnn_numpy.module import SHORT
 
 import unirnn
 from unirnn import Device, GRUSpec, LSTMSpec, RNNSpec, Snapshot, Spec, errors, state
@@ -148,6 +149,39 @@ class TestKernels:
         for one, other in zip(whole, cut, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
         np.testing.assert_array_equal(called, cut[0])
+
+    @pytest.mark.parametrize("cell", [RNNSpec, GRUSpec, partial(GRUSpec, reset_after=False), LSTMSpec])
+    @pytest.mark.parametrize("batch_first", [True, False])
+    @given(lengths=st.lists(st.integers(0, SHORT), min_size=1, max_size=4), dropout=st.sampled_from([0.0, 0.5]))
+    def test_a_short_call_is_plain_and_the_same(
+        self, cell: Any, batch_first: bool, lengths: list[int], dropout: float
+    ) -> None:
+        spec = cell(3, 4, 2, bidirectional=True, batch_first=batch_first, dropout=dropout)
+        shape = (len(lengths), SHORT) if batch_first else (SHORT, len(lengths))
+        x = np.random.default_rng(0).standard_normal((*shape, 3))
+
+        def run(kernel: str) -> list[Any]:
+            module = spec.build("numpy", dtype="float64", seed=0, kernel=kernel).train()
+            output, h_n = module(x, None, lengths)
+            return [output, *(state_parts(spec, h_n) or ())]
+
+        by_plain, by_packed, by_auto = run("plain"), run("packed"), run("auto")
+        for one, other, chosen in zip(by_plain, by_packed, by_auto, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
+            np.testing.assert_array_equal(one, chosen)
+
+    def test_a_kernel_by_name_serves_or_says_why_not(self) -> None:
+        with pytest.raises(
+            errors.ArgumentError, match="kernel: given 'fast', expected one of 'auto'"
+        ):
+            SPEC.build("numpy", kernel="fast")
+        with pytest.raises(errors.LimitError, match="kernel: given 'plain', but float16 is computed in float32"):
+            SPEC.build("numpy", dtype="float16", kernel="plain")
+        with pytest.raises(errors.ArgumentError, match="kernel='plain', which has no gradients"):
+            SPEC.build("numpy", kernel="plain").vjp(np.ones((2, 3), np.float32))
+        told = str(unirnn.explain(SPEC, "numpy"))
+        assert told.endswith(f"no limits\n  kernel plain: inference (T <= {SHORT})\n  kernel packed: else")
+        assert "kernel packed: always" in str(unirnn.explain(SPEC, "numpy", dtype="float16"))
 
     def test_what_the_caller_writes_does_not_reach_the_gradients(self) -> None:
         module = GRUSpec(3, 4).build("numpy", seed=0)

@@ -139,12 +139,16 @@ def check(
     for name, array in zip(("input", *(f"{s}_0" for s in spec.states)), (input, *(state or ())), strict=False):
         if not isinstance(array, array_type):
             raise ArgumentError(f"{name}: given {_type_name(type(array))}, expected a {_type_name(array_type)}")
-    return check_arrays(
-        spec,
-        None if dtype is None else plain_name(dtype),
-        (tuple(input.shape) if shape is None else shape, plain_name(input.dtype)),
-        None if state is None else tuple((tuple(part.shape), plain_name(part.dtype)) for part in state),
-    )
+    # Dtypes that are one object need no names to be told apart, which cost as much as the rest of a short call.
+    arrays = (input, *(state or ()))
+    name_of = _no_name if dtype is not None and all(array.dtype == dtype for array in arrays) else plain_name
+    shapes = (tuple(input.shape) if shape is None else shape, *(tuple(part.shape) for part in arrays[1:]))
+    named = tuple((shape, name_of(array.dtype)) for shape, array in zip(shapes, arrays, strict=True))
+    return check_arrays(spec, None if dtype is None else name_of(dtype), named[0], None if state is None else named[1:])
+
+
+def _no_name(dtype: Any) -> str:
+    return "the same"
 
 
 def _type_name(kind: type) -> str:

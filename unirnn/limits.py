@@ -1,13 +1,14 @@
-"""Limits: what a backend can't do, or does differently, told before the run."""
+"""Limits and kernels: what a backend can't do, or does differently, and how it computes, told before the run."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .devices import Device, dtype_name
+from .errors import ArgumentError
 from .specs import Spec
 
-__all__ = ["Explanation", "Limit", "explain"]
+__all__ = ["Explanation", "Kernel", "Limit", "check_kernel", "explain"]
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,29 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class Explanation:
-    """The limits of one spec on one backend, device and dtype.
+class Kernel:
+    """One way to compute, of those that a backend has.
 
-    Printed, it is a text of a line a limit; iterated, the limits.
+    Parameters
+    ----------
+    name
+        As the argument ``kernel`` of `Spec.build` takes it, where the backend has that argument.
+    when
+        When ``kernel="auto"`` takes it.
+    """
+
+    name: str
+    when: str
+
+    def __str__(self) -> str:
+        return f"kernel {self.name}: {self.when}"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The limits of one spec on one backend, device and dtype, and the kernels that it has there.
+
+    Printed, it is a text of a line a limit and a kernel; iterated, the limits.
     """
 
     spec: Spec
@@ -41,10 +61,11 @@ class Explanation:
     device: Device
     dtype: str
     limits: tuple[Limit, ...]
+    kernels: tuple[Kernel, ...] = ()
 
     def refusing(self) -> "Explanation":
         """Only the limits that refuse: what an error has to say."""
-        return replace(self, limits=tuple(limit for limit in self.limits if limit.refuses))
+        return replace(self, limits=tuple(limit for limit in self.limits if limit.refuses), kernels=())
 
     @property
     def builds(self) -> bool:
@@ -57,17 +78,26 @@ class Explanation:
     def __str__(self) -> str:
         head = f"{self.spec!r} on {self.backend}, {self.device}, {self.dtype}: "
         if not self.limits:
-            return head + "no limits"
-        return "\n".join(
-            [
-                head + ("works, with differences" if self.builds else "can't be built"),
-                *(f"  {limit}" for limit in self.limits),
-            ]
-        )
+            head += "no limits"
+        else:
+            head += "works, with differences" if self.builds else "can't be built"
+        return "\n".join([head, *(f"  {line}" for line in (*self.limits, *self.kernels))])
+
+
+def check_kernel(kernel: str, known: tuple[str, ...]) -> None:
+    """Refuse a kernel that a backend does not know, whatever the spec.
+
+    Raises
+    ------
+    ArgumentError
+        With those that it knows.
+    """
+    if kernel not in known:
+        raise ArgumentError(f"kernel: given {kernel!r}, expected one of {', '.join(map(repr, known))}")
 
 
 def explain(spec: Spec, backend: str | None = None, device: Any = None, *, dtype: Any = "float32") -> Explanation:
-    """List what a backend can't do, or does differently, for a spec.
+    """List what a backend can't do, or does differently, for a spec, and the kernels that it has for it.
 
     The device need not be present: what Ascend can't do is told on a laptop.
 
@@ -94,4 +124,9 @@ def explain(spec: Spec, backend: str | None = None, device: Any = None, *, dtype
     limits = list(room.limits(spec, where, kind))
     if kind not in room.dtypes:
         limits.insert(0, Limit(f"{name} has no {kind} layers; it has {', '.join(room.dtypes)}"))
-    return Explanation(spec, name, where, kind, tuple(limits))
+    found = tuple(limits)
+    # A backend with one way to compute need not say so: see `Backend`.
+    kernels = getattr(room, "kernels", None)
+    if kernels is None or any(limit.refuses for limit in found):
+        return Explanation(spec, name, where, kind, found)
+    return Explanation(spec, name, where, kind, found, tuple(kernels(spec, where, kind)))

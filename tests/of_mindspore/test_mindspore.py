@@ -1,6 +1,8 @@
 """A module that the mindspore backend builds is a citizen of MindSpore, in PyNative and in graph mode."""
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -296,3 +298,67 @@ def test_the_kernels_need_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "darwin")
     with pytest.raises(errors.LimitError, match="which run the kernels, need Linux, given darwin"):
         GRUSpec(3, 4).build("mindspore", device="cpu")
+
+
+@each
+@pytest.mark.parametrize("kernel", ["auto", "packed", "native"])
+def test_the_kernels_agree(spec: Spec, kernel: str) -> None:
+    x, hx = batch(spec)
+    oracle = spec.build("numpy", seed=0)
+    state = join_state([part.asnumpy() for part in state_parts(spec, hx) or ()])
+    module = spec.build("mindspore", seed=0, kernel=kernel)
+    for lengths in (None, LENGTHS):
+        expected, final = oracle(x.asnumpy(), state, lengths)
+        output, h_n = module(x, hx, lengths)
+        close(output.asnumpy(), expected, 1e-5)
+        for a, b in zip(state_parts(spec, h_n) or (), state_parts(spec, final) or (), strict=True):
+            close(a.asnumpy(), b, 1e-5)
+
+
+def test_a_kernel_by_name_serves_or_says_why_not(tmp_path: Path) -> None:
+    with pytest.raises(errors.ArgumentError, match="kernel: given 'fast', expected one of 'auto', 'native', 'packed'"):
+        SPECS[0].build("mindspore", kernel="fast")
+    with pytest.raises(errors.LimitError, match="kernel: given 'native', but MindSpore's LSTM on the CPU is right in"):
+        SPECS[2].build("mindspore", dtype="float64", kernel="native")
+    assert "kernel native" not in str(unirnn.explain(SPECS[2], "mindspore", dtype="float64"))
+    assert "kernel packed: always" in str(unirnn.explain(SPECS[2], "mindspore"))
+    assert str(unirnn.explain(SPECS[2], "mindspore", "ascend")).endswith("kernel native: always")
+    module = SPECS[1].build("mindspore", seed=0, kernel="packed")
+    with pytest.raises(errors.LimitError, match="kernel: built with 'packed', which runs Python"):
+        ms.export(module, batch(SPECS[1])[0], file_name=str(tmp_path / "x"), file_format="MINDIR")
+    ms.set_context(jit_syntax_level=ms.LAX)  # which a failed export leaves strict
+
+
+def test_second_derivatives_are_an_error() -> None:
+    spec = SPECS[1]
+    module = spec.build("mindspore", seed=0)
+
+    def loss(x: Tensor) -> Any:
+        return (module(x)[0] ** 2).sum()
+
+    def penalty(x: Tensor) -> Any:
+        return (ms.grad(loss)(x) ** 2).sum()
+
+    x, _ = batch(spec)
+    assert float(penalty(x)) > 0
+    with pytest.raises(errors.LimitError, match="second derivatives: the packed kernels"):
+        ms.grad(penalty)(x)
+
+
+def test_without_mindspores_private_class_a_warning_and_the_same() -> None:
+    program = """
+import sys, warnings
+import numpy, mindspore, unirnn
+sys.modules["mindspore.common._grad_function"] = None
+x = mindspore.Tensor(numpy.ones((5, 2, 3), "float32"))
+with warnings.catch_warnings(record=True) as found:
+    warnings.simplefilter("always", RuntimeWarning)
+    module = unirnn.GRUSpec(3, 4).build("mindspore", seed=0)
+print([str(w.message) for w in found if "unirnn runs its layers as custom operators" in str(w.message)])
+ours = module(x, None, [5, 2])[0].asnumpy()
+print(abs(ours - unirnn.GRUSpec(3, 4).build("numpy", seed=0)(x.asnumpy(), None, [5, 2])[0]).max() < 1e-6)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    warned, same = done.stdout.splitlines()[-2:]
+    assert "please report it to unirnn" in warned
+    assert same == "True"
