@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unirnn import Spec, registry
+from unirnn import Snapshot, Spec, explain, registry
 from unirnn.backend import Backend
 from unirnn.call import join_state, state_parts
 from unirnn.errors import MissingBackendError
@@ -30,14 +30,28 @@ collect_ignore = [] if find_spec("torch") and find_spec("onnx") else ["test_onnx
 
 @dataclass(frozen=True)
 class Subject:
-    """A backend under test, with what its builds need besides; NumPy arrays in and out."""
+    """A backend under test, with what its builds need besides; NumPy arrays in and out.
+
+    ``kernel`` is what is built with where the backend has it for the spec.
+    """
 
     label: str
     backend: Backend
     options: dict[str, Any] = field(default_factory=dict)
+    kernel: str | None = None
 
     def build(self, spec: Spec, **arguments: Any) -> Any:
-        return spec.build(self.backend.name, **{**self.options, **arguments})
+        return spec.build(self.backend.name, **{**self.options, **self._kernel(spec, **arguments), **arguments})
+
+    def rebuild(self, snapshot: Snapshot) -> Any:
+        kernel = self._kernel(snapshot.spec, snapshot.dtype)
+        return snapshot.build(self.backend.name, **self.options, **kernel)
+
+    def _kernel(self, spec: Spec, dtype: Any = "float32", device: Any = None, **_: Any) -> dict[str, Any]:
+        if self.kernel is None:
+            return {}
+        kernels = explain(spec, self.backend.name, device, dtype=dtype).kernels
+        return {"kernel": self.kernel} if any(kernel.name == self.kernel for kernel in kernels) else {}
 
     def array(self, array: NDArray[Any], module: Any) -> Any:
         return self.backend.from_numpy(array, module)
@@ -62,6 +76,8 @@ def _installed() -> list[str]:
 
 def _subjects(name: str) -> list[Subject]:
     backend = registry.load(name)
+    if name == "torch":  # small as the cases are, what it chooses by itself is native
+        return [Subject(name, backend), Subject("torch-packed", backend, kernel="packed")]
     if name != "array_api":
         return [Subject(name, backend)]
     namespaces = ["array_api_strict", *(["torch"] if find_spec("torch") else [])]

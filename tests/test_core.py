@@ -171,9 +171,7 @@ class TestKernels:
             np.testing.assert_array_equal(one, chosen)
 
     def test_a_kernel_by_name_serves_or_says_why_not(self) -> None:
-        with pytest.raises(
-            errors.ArgumentError, match="kernel: given 'fast', expected one of 'auto'"
-        ):
+        with pytest.raises(errors.ArgumentError, match="kernel: given 'fast', expected one of 'auto'"):
             SPEC.build("numpy", kernel="fast")
         with pytest.raises(errors.LimitError, match="kernel: given 'plain', but float16 is computed in float32"):
             SPEC.build("numpy", dtype="float16", kernel="plain")

@@ -37,7 +37,7 @@ def test_a_backend_imports_none_but_its_own(tmp_path: Path) -> None:
     code = (
         "import sys, unirnn, numpy\n"
         "module = unirnn.GRUSpec(3, 4).build('numpy', seed=0)\n"
-        "module(numpy.ones((2, 1, 3), 'float32'))\n"
+        "module(numpy.ones((5, 1, 3), 'float32'))\n"
         "taken = unirnn.snapshot(unirnn.snapshot(module).weights)\n"
         f"taken.save({str(tmp_path / 'gru.safetensors')!r})\n"
         f"unirnn.load_weights(module, unirnn.load({str(tmp_path / 'gru.safetensors')!r}))\n"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import errors, state
 from .devices import Device
-from .limits import Explanation, Limit, explain
+from .limits import Explanation, Kernel, Limit, explain
 from .registry import backends, default_backend, use_backend
 from .specs import GRUSpec, LSTMSpec, RNNSpec, Spec
 from .state import detach
@@ -21,6 +21,7 @@ __all__ = [
     "Device",
     "Explanation",
     "GRUSpec",
+    "Kernel",
     "LSTMSpec",
     "Limit",
     "RNNSpec",

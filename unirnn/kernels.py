@@ -69,6 +69,8 @@ class _Direction(ABC):
     """How many gates the state has a product with."""
     kept: int
     """How many arrays a block has: the gates, and what else the backward pass needs."""
+    forgets = False
+    """Whether the backward pass needs no blocks, since the state after a step tells all."""
     coefficients: int
     """How many arrays a step back takes: first the gradients of the gates' products with the state."""
     of_input: tuple[int, ...] = ()
@@ -119,7 +121,7 @@ class _Direction(ABC):
         projected = np.empty((max((chunk.size for chunk in chunks), default=0), weight.shape[1]), self.dtype)
         turn = -1 if self.backwards else 1
         runs = [run for chunk in chunks[::turn] for run in chunk.runs[::turn]]
-        all_flat = self._blocks(runs, self.kept, 0, keep=keep)
+        all_flat = self._blocks(runs, self.kept, 0, keep=keep and not self.forgets)
         all_hidden = self._blocks([run._replace(steps=1) for run in runs], self.products, 128, keep=False)
         for chunk in chunks[::turn]:
             of_input = np.matmul(x[chunk.rows], weight, out=projected[: chunk.size])
@@ -249,6 +251,7 @@ class _RNN(_Direction):
     sigmoids = ""
     products = 1
     kept = 1
+    forgets = True
     coefficients = 1
 
     def __init__(self, spec: Spec, weights: Weights, packing: Packing, *, backward: bool) -> None:

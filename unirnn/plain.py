@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from .specs import GRUSpec, RNNSpec, Spec
 
-__all__ = ["Direction", "State", "Weights", "direction", "last_valid", "recurrent"]
+__all__ = ["Direction", "Lengths", "State", "Weights", "direction", "last_valid", "recurrent", "turn"]
 
 Array = Any
 State = tuple[Array, ...]
@@ -276,10 +276,10 @@ def recurrent(
             suffix = spec.suffixes()[position]
             w = Weights(*(weights.get(name + suffix) for name in Weights._fields))
             state = tuple(part[position, ...] for part in hx)
-            out, final = direction(xp, spec, _turn(xp, x, ragged) if backward else x, state, w, ragged)
+            out, final = direction(xp, spec, turn(xp, x, ragged) if backward else x, state, w, ragged)
             if ragged is not None:
                 out = ragged.select(xp, out)
-            outputs.append(_turn(xp, out, ragged) if backward else out)
+            outputs.append(turn(xp, out, ragged) if backward else out)
             finals.append(final)
         x = outputs[0] if len(outputs) == 1 else xp.concat(outputs, axis=2)
         if dropout is not None and layer < spec.num_layers - 1:
@@ -291,5 +291,6 @@ def recurrent(
     return (xp.permute_dims(x, (1, 0, 2)) if spec.batch_first else x), final_state
 
 
-def _turn(xp: Any, x: Array, lengths: Lengths | None) -> Array:
+def turn(xp: Any, x: Array, lengths: Lengths | None) -> Array:
+    """`(T, B, F)` with each sequence's valid steps in the opposite order."""
     return xp.flip(x, axis=0) if lengths is None else lengths.reverse(xp, x)

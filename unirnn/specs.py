@@ -334,7 +334,8 @@ class Spec:
             Draws the weights with one generator in one order, so that they are equal on every backend.
             None: the framework's own seed rules.
         **options
-            What this backend takes besides (``namespace=`` of ``array_api``).
+            What this backend takes besides: ``namespace=`` of ``array_api``; ``kernel=`` of ``numpy``, ``torch`` and
+            ``mindspore``, ``"auto"`` or the name of one of `unirnn.explain`.
 
         Returns
         -------

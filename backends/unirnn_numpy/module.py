@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import array_api_compat.numpy as xp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -97,6 +96,8 @@ class NumpyModule:
         input, state, ns = self._checked(input, hx, seq_length, aliases)
         noise = self._noise(input.shape)
         if self._is_plain(input):
+            import array_api_compat.numpy as xp  # a third of the time that NumPy itself takes, and only needed here
+
             layers = iter(() if noise is None else noise.astype(input.dtype))
             dropout = None if noise is None else lambda x: x * next(layers)
             output, final = plain.recurrent(xp, self.spec, self.weights, input, state, ns, dropout=dropout)

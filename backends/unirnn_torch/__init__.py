@@ -1,4 +1,4 @@
-"""The ``torch`` backend: a ``torch.nn.RNNBase`` with the native computation, and lengths without packing."""
+"""The ``torch`` backend: a ``torch.nn.RNNBase``, computed natively or, on a CPU, by a kernel of its own."""
 
 from .backend import TorchBackend
 from .module import Recurrent

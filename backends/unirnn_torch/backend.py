@@ -1,7 +1,7 @@
 """The ``torch`` backend's own answers to `unirnn.backend.Backend`."""
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -11,9 +11,14 @@ from unirnn import Device, GRUSpec, Limit, LSTMSpec, RNNSpec, Spec, names
 from unirnn.backend import Arrays
 from unirnn.call import join_state, state_parts
 from unirnn.errors import ArgumentError, DeviceError, DTypeError
+from unirnn.limits import Kernel
 
+from . import choice
 from .checkpoints import read_checkpoint
 from .module import Recurrent
+
+if TYPE_CHECKING:
+    from unirnn.benchmark import Contenders, Work
 
 __all__ = ["TorchBackend"]
 
@@ -29,6 +34,7 @@ class TorchBackend:
     name = "torch"
     dtypes = ("float16", "bfloat16", "float32", "float64")
     differentiable = True
+    modes = ("eager",)
 
     def version(self) -> str:
         return f"torch {torch.__version__}"
@@ -57,10 +63,23 @@ class TorchBackend:
                 refuses=False,
             )
 
-    def build(self, spec: Spec, *, device: Device, dtype: str, weights: Arrays | None, seed: int | None) -> Recurrent:
+    def kernels(self, spec: Spec, device: Device, dtype: str) -> Iterable[Kernel]:
+        return choice.kernels(spec, device.kind, dtype)
+
+    def build(
+        self,
+        spec: Spec,
+        *,
+        device: Device,
+        dtype: str,
+        weights: Arrays | None,
+        seed: int | None,
+        kernel: str = "auto",
+    ) -> Recurrent:
+        choice.check(kernel, spec, device.kind, dtype)
         kind: torch.dtype = getattr(torch, dtype)
         name = _TYPES[device.kind] + ("" if device.index is None else f":{device.index}")
-        return Recurrent(spec, device=name, dtype=kind, weights=weights)
+        return Recurrent(spec, device=name, dtype=kind, weights=weights, kernel=kernel)
 
     def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
         spec = module.spec if isinstance(module, Recurrent) else _native_spec(module)
@@ -115,6 +134,11 @@ class TorchBackend:
 
     def detach(self, array: Any) -> Any | None:
         return array.detach() if isinstance(array, torch.Tensor) else None
+
+    def contenders(self, work: "Work") -> "Contenders":
+        from .contenders import contenders  # not needed but for the benchmark
+
+        return contenders(work)
 
     def gradients(
         self,

@@ -1,14 +1,21 @@
 """The module that the ``torch`` backend builds.
 
-Three paths, each the native computation of ``torch.nn.RNN``, ``GRU`` and ``LSTM`` (cuDNN, oneDNN):
+Two kernels, between which `unirnn_torch.choice` decides at each call, or the argument ``kernel`` of `build`.
 
-- a dense input, with no lengths: one native call, exactly the layers' own;
-- a ``PackedSequence``: the same, in its packed form;
+``native`` is the computation of ``torch.nn.RNN``, ``GRU`` and ``LSTM`` (cuDNN, oneDNN):
+
+- a dense input, with no lengths: one native call, exactly the layers' own. Lengths that are all the same make the
+  input dense;
+- a ``PackedSequence``: one native call in its packed form;
 - lengths: one native call for each layer and direction over dense steps (`direction`), which the core's plain
   path surrounds by the selection of padding, the reversal of each sequence, and the state at step n-1. No
-  sorting, no packing, and no length leaves its device but for the check of its value.
+  sorting, no packing, and no length leaves its device but for the check of its value;
+- lengths on a CPU, where no gradient is needed: one native call over the valid steps alone, where that is faster.
 
-A GRU of ``reset_after=False`` has no native computation: there the core's plain path runs all three, step by step.
+``packed`` is our own for the CPU, `unirnn_torch.packed`; in `torch.onnx.export` it is ONNX's node,
+`unirnn_torch.exporting`.
+
+A GRU of ``reset_after=False`` has neither: there the core's plain path runs all three, step by step.
 """
 
 from collections.abc import Callable
@@ -23,7 +30,9 @@ from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, plain
 from unirnn.backend import Arrays
 from unirnn.call import Sizes, bind, check, check_lengths, join_state, lengths, state_parts
 from unirnn.devices import plain_name
-from unirnn.errors import ArgumentError
+from unirnn.errors import ArgumentError, LimitError
+
+from . import choice, exporting, packed
 
 __all__ = ["Recurrent"]
 
@@ -57,11 +66,15 @@ class Recurrent(torch.nn.RNNBase):
         Of the parameters.
     weights
         Their values by name; None: drawn as the native layers draw theirs.
+    kernel
+        ``"auto"``, ``"native"`` or ``"packed"``; see `unirnn_torch.choice`.
 
     Attributes
     ----------
     spec
         What it is.
+    kernel
+        As given.
 
     Examples
     --------
@@ -75,7 +88,13 @@ class Recurrent(torch.nn.RNNBase):
     spec: Spec
 
     def __init__(
-        self, spec: Spec, *, device: Any = None, dtype: torch.dtype | None = None, weights: Arrays | None = None
+        self,
+        spec: Spec,
+        *,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        weights: Arrays | None = None,
+        kernel: str = "auto",
     ) -> None:
         self._first_weights = weights
         super().__init__(
@@ -95,6 +114,7 @@ class Recurrent(torch.nn.RNNBase):
         if isinstance(spec, RNNSpec):
             self.nonlinearity = spec.nonlinearity
         self.spec = spec
+        self.kernel = kernel
         self._names = tuple(spec.weight_shapes())
         self._first_weights = None
 
@@ -141,11 +161,11 @@ class Recurrent(torch.nn.RNNBase):
         if isinstance(input, PackedSequence):
             return self._packed(input, state, seq_length)
         sizes = check(spec, Tensor, self._dtype(input), input, state)
-        if seq_length is None and _is_native(spec):
-            output, final = self._dense(input, state, sizes.batch_size)
+        ns = None if seq_length is None else self._lengths(seq_length, sizes, input.device)
+        if ns is None or torch.compiler.is_compiling():
+            output, final = self._run(input, state, ns, sizes)
         else:
-            ns = None if seq_length is None else self._lengths(seq_length, sizes, input.device)
-            output, final = self._by_directions(input, state, ns)
+            output, final = self._shortened(input, state, ns, sizes)
         return output, join_state(final)
 
     @property
@@ -182,6 +202,122 @@ class Recurrent(torch.nn.RNNBase):
             return output.squeeze(axis), tuple(part.squeeze(1) for part in final)
         return output, tuple(final)
 
+    def _shortened(
+        self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor, sizes: Sizes
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run no step after the longest sequence; if all are as long, what is left is dense."""
+        least, longest = (int(n) for n in ns.aminmax()) if sizes.batch_size != 0 else (0, 0)
+        axis = 1 if self.batch_first and sizes.batch_size is not None else 0
+        steps = max(longest, 1)
+        lengths = None if least == longest > 0 else ns.to(input.device, non_blocking=True)
+        output, final = self._run(input.narrow(axis, 0, steps), state, lengths, Sizes(steps, sizes.batch_size))
+        if steps < sizes.steps:
+            after = [0, 0] * (input.dim() - 1 - axis)
+            output = torch.nn.functional.pad(output, [*after, 0, sizes.steps - steps])
+        return output, final
+
+    def _run(
+        self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor | None, sizes: Sizes
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        keeps = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *(state or ()), *self._weights))
+        if self._takes_packed(input, ns, sizes, keeps):
+            return self._by_layers(input, state, ns)
+        if not _is_native(self.spec):
+            return self._by_directions(input, state, ns)
+        if ns is None:
+            return self._dense(input, state, sizes.batch_size)
+        if self._takes_rows(input, ns, sizes, keeps):
+            return self._by_rows(input, state, ns)
+        return self._by_directions(input, state, ns)
+
+    def _takes_packed(self, input: Tensor, ns: Tensor | None, sizes: Sizes, keeps: bool) -> bool:
+        """Whether the packed kernel runs this call; raises if it was asked for and can't."""
+        if self.kernel == "native":
+            return False
+        if self.kernel == "auto" and not torch.compiler.is_compiling():  # asked first, since it costs less
+            on_cpu = input.device.type == "cpu"  # elsewhere, to look at the lengths is to wait for them
+            if not on_cpu or not choice.packed_is_faster(
+                self.spec, plain_name(input.dtype), sizes.steps, sizes.batch_size or 1, ns, gradients=keeps
+            ):
+                return False
+        why_not = choice.obstacle(self.spec, input)
+        if why_not is not None and self.kernel == "packed":
+            raise LimitError(f"kernel: built with 'packed', but {why_not}; build with 'auto'")
+        return why_not is None
+
+    def _takes_rows(self, input: Tensor, ns: Tensor, sizes: Sizes, keeps: bool) -> bool:
+        """Whether a native call with lengths runs over packed rows, whose backward pass is slow, not dense steps."""
+        if keeps or torch.compiler.is_compiling() or choice.obstacle(self.spec, input) is not None:
+            return False
+        return choice.rows_are_faster(self.spec, plain_name(input.dtype), sizes.steps, ns)
+
+    def _by_layers(
+        self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run the packed kernel, layer by layer."""
+        spec = self.spec
+        x, initial = self._time_major(input, state)
+        run = exporting.layer if torch.onnx.is_in_onnx_export() else packed.layer
+        weights = dict(zip(self._names, self._weights, strict=True))
+        suffixes, width, finals = spec.suffixes(), spec.num_directions, []
+        for layer in range(spec.num_layers):
+            at = slice(layer * width, (layer + 1) * width)
+            of_directions = [
+                plain.Weights(*(weights.get(name + suffix) for name in plain.Weights._fields))
+                for suffix in suffixes[at]
+            ]
+            x, final = run(self.mode, x, ns, [part[at] for part in initial], of_directions)
+            finals.append(final)
+            if self.dropout and self.training and layer < spec.num_layers - 1:
+                x = self._dropout(x)
+        whole = tuple(parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*finals, strict=True))
+        return self._as_given(input, x, whole)
+
+    def _time_major(self, input: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The input as `(T, B, I)`, and the state, or zeros, as `(L*D, B, H)` each."""
+        if input.dim() == 2:
+            x = input.unsqueeze(1)
+            state = None if state is None else tuple(part.unsqueeze(1) for part in state)
+        else:
+            x = input.transpose(0, 1) if self.batch_first else input
+        if state is None:
+            state = tuple(x.new_zeros(shape) for shape in self.spec.state_shapes(x.shape[1]).values())
+        return x, state
+
+    def _as_given(self, input: Tensor, output: Tensor, final: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The results in the layout of the input: the inverse of `_time_major`."""
+        if input.dim() == 2:
+            return output.squeeze(1), tuple(part.squeeze(1) for part in final)
+        return (output.transpose(0, 1) if self.batch_first else output), final
+
+    def _by_rows(
+        self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """One native call over the valid steps, as for a ``PackedSequence``; sequences of length 0 are left out."""
+        spec = self.spec
+        x, initial = self._time_major(input, state)
+        steps, batch_size, _ = x.shape
+        order = ns.argsort(descending=True, stable=True)[: int((ns > 0).sum())]
+        step = torch.arange(steps).unsqueeze(1)
+        valid = step < ns[order]
+        rows = (step * batch_size + order)[valid]
+        output = x.new_zeros((steps, batch_size, spec.num_directions * spec.output_size))
+        if len(order):
+            results, *final = _NATIVE[self.mode](
+                x.reshape(-1, x.shape[2]).index_select(0, rows),
+                valid.sum(dim=1),
+                join_state([part.index_select(1, order) for part in initial]),
+                self._weights,
+                self.bias,
+                self.num_layers,
+                self.dropout,
+                self.training,
+                self.bidirectional,
+            )
+            output.view(-1, output.shape[2]).index_copy_(0, rows, results)
+            initial = tuple(whole.index_copy(1, order, part) for whole, part in zip(initial, final, strict=True))
+        return self._as_given(input, output, initial)
+
     def _by_directions(
         self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -210,7 +346,10 @@ class Recurrent(torch.nn.RNNBase):
             state = tuple(data.new_zeros(shape) for shape in spec.state_shapes(batch_size).values())
         elif order is not None:
             state = tuple(part.index_select(1, order) for part in state)
-        if _is_native(spec):
+        sizes = Sizes(steps, batch_size)
+        ns = (batch_sizes.unsqueeze(1) > torch.arange(batch_size)).sum(dim=0)
+        keeps = torch.is_grad_enabled() and any(t.requires_grad for t in (data, *state, *self._weights))
+        if _is_native(spec) and not self._takes_packed(data, ns, sizes, keeps):
             output, *final = _NATIVE[self.mode](
                 data,
                 batch_sizes,
@@ -223,8 +362,8 @@ class Recurrent(torch.nn.RNNBase):
                 self.bidirectional,
             )
         else:
-            padded, ns = pad_packed_sequence(PackedSequence(data, batch_sizes), spec.batch_first)
-            padded, final = self._by_directions(padded, state, ns.to(data.device))
+            padded, _ = pad_packed_sequence(PackedSequence(data, batch_sizes), spec.batch_first)
+            padded, final = self._run(padded, state, ns.to(data.device), sizes)
             output = pack_padded_sequence(padded, ns, spec.batch_first).data
         if inverse is not None:
             final = [part.index_select(1, inverse) for part in final]
@@ -232,11 +371,11 @@ class Recurrent(torch.nn.RNNBase):
 
     def _lengths(self, seq_length: Any, sizes: Sizes, device: torch.device) -> Tensor:
         if torch.compiler.is_compiling():
-            # A traced value can't be looked at.
+            # A traced value can't be looked at; the packed kernel does when it runs.
             traced = torch.as_tensor(seq_length, device=device)
             check_lengths(tuple(traced.shape), plain_name(traced.dtype), sizes)
             return traced.to(torch.int64).reshape(-1)
-        return on_host(seq_length, sizes).to(device, non_blocking=True)
+        return on_host(seq_length, sizes)
 
     def _dropout(self, x: Tensor) -> Tensor:
         return torch.nn.functional.dropout(x, self.dropout, training=True)
@@ -246,7 +385,12 @@ def on_host(seq_length: Any, sizes: Sizes) -> Tensor:
     """Check the lengths, whatever they come in: `(B,)` int64 on the CPU."""
     if isinstance(seq_length, Tensor):
         check_lengths(tuple(seq_length.shape), plain_name(seq_length.dtype), sizes)
-        seq_length = seq_length.cpu().numpy()
+        seq_length = seq_length.cpu()
+        ns: Tensor = seq_length.reshape(-1).to(torch.int64)
+        least, longest = (int(n) for n in ns.aminmax()) if sizes.batch_size != 0 else (0, 0)
+        if 0 <= least <= longest <= sizes.steps:
+            return ns
+        seq_length = seq_length.numpy()
     return torch.from_numpy(lengths(seq_length, sizes))
 
 

@@ -57,7 +57,7 @@ def test_a_snapshot_goes_out_and_back(subject: Subject, spec: Spec) -> None:
     module = subject.build(spec, seed=3)
     taken = unirnn.snapshot(module)
     assert taken.spec == spec
-    again = taken.build(subject.backend.name, **subject.options)
+    again = subject.rebuild(taken)
     assert unirnn.snapshot(again) == taken
     on_numpy = taken.build("numpy")
     input = np.random.default_rng(0).standard_normal((5, 2, 3)).astype(np.float32)
@@ -73,7 +73,7 @@ def test_weights_are_replaced_in_place(subject: Subject, spec: Spec) -> None:
         subject.call(module, input, seq_length=seq_length)  # what a call keeps is not kept
     unirnn.load_weights(module, taken)
     assert unirnn.snapshot(module) == taken
-    fresh = taken.build(subject.backend.name, **subject.options)
+    fresh = subject.rebuild(taken)
     for seq_length in (None, [5, 2]):
         expected, _ = subject.call(fresh, input, seq_length=seq_length)
         np.testing.assert_array_equal(subject.call(module, input, seq_length=seq_length)[0], expected)
@@ -92,7 +92,7 @@ def test_a_snapshot_is_a_copy_that_stays_as_it_is(subject: Subject) -> None:
     taken, other = unirnn.snapshot(module), unirnn.snapshot(subject.build(GRUSpec(3, 4), seed=1))
     before = {name: array.copy() for name, array in taken.weights.items()}
     unirnn.load_weights(module, other)
-    built = taken.build(subject.backend.name, **subject.options)
+    built = subject.rebuild(taken)
     unirnn.load_weights(built, other)
     for name, array in taken.weights.items():
         np.testing.assert_array_equal(array, before[name])

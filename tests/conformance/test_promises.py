@@ -160,7 +160,7 @@ def check_against_numpy(subject: Subject, taken: Snapshot, arrays: dict[str, Any
     names = ("input", *(f"{state}_0" for state in taken.spec.states))
     input, *hx = (arrays[name] for name in names)
     reference = taken.cast("float64").build("numpy")
-    module = taken.build(subject.backend.name, **subject.options)
+    module = subject.rebuild(taken)
     wide, *wide_hx = (arrays[name].astype(np.float64) for name in names)
     expected, expected_final, pullback = reference.vjp(wide, join_state(wide_hx), seq_length)
     output, final = subject.call(module, input, tuple(hx), seq_length)
@@ -215,7 +215,7 @@ def test_dropout_drops_and_rescales_between_layers_and_nowhere_else(subject: Sub
     weights = {name: np.zeros(shape, np.float32) for name, shape in spec.weight_shapes().items()}
     weights["bias_ih_l0"] += 1  # the first layer's output is 1 everywhere
     weights["weight_ih_l1"] += np.eye(16, dtype=np.float32)  # the second hands it on
-    module = Snapshot(spec, weights).build(subject.backend.name, **subject.options)
+    module = subject.rebuild(Snapshot(spec, weights))
     switch = module.set_train if hasattr(module, "set_train") else module.train
     switch(True)
     output, _ = subject.call(module, np.zeros((20, 10, 2), np.float32), seq_length=[20] * 10)

@@ -168,8 +168,8 @@ class TestCitizen:
         ns = None if seq_length is None else torch.tensor(seq_length)
         reset()
         compiled: Any = torch.compile(module, fullgraph=True, backend="aot_eager")
-        # torch itself can't compile the gradient of oneDNN's LSTM
-        with torch.set_grad_enabled(not isinstance(spec, LSTMSpec)):
+        # torch itself can't compile the gradient of oneDNN's LSTM, which one with a projection is left with
+        with torch.set_grad_enabled("proj_size" not in repr(spec)):
             assert_equal(compiled(x, hx, ns), module(x, hx, ns), 1e-6)
 
     def test_export(self, spec: Spec, seq_length: Any) -> None:
@@ -264,7 +264,7 @@ def test_a_list_of_lengths_in_a_trace() -> None:
     reset()
     compiled: Any = torch.compile(gru, fullgraph=True, backend="eager")
     x = torch.ones(5, 3, 3)
-    assert_equal(compiled(x, None, LENGTHS), gru(x, None, LENGTHS))
+    assert_equal(compiled(x, None, LENGTHS), gru(x, None, LENGTHS), 1e-6)
 
 
 def tuple_of(result: Any, dtype: torch.dtype) -> Any:

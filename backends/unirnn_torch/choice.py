@@ -1,0 +1,183 @@
+"""Which kernel runs a call: what the packed one can't do, and the table of when it is the faster.
+
+``kernel="native"`` and ``"packed"`` are obeyed, or refused; ``"auto"`` chooses:
+
+- where the packed kernel can't serve (`obstacle`), native;
+- in `torch.compile` and `torch.export`, packed: one operator, with any T and B, where the native ones are unrolled;
+- else what `TABLE` says. The packed kernel's cost follows the valid steps, and its backward pass is the faster one, but
+  for that of a small LSTM, which has oneDNN's; natively there is less to do before the first step.
+
+A call without gradients and without lengths is native everywhere: neither is clearly the faster there, and native gives
+the bits of torch's own layer.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from unirnn import GRUSpec, LSTMSpec, Spec
+from unirnn.devices import plain_name
+from unirnn.errors import ArgumentError, LimitError
+from unirnn.limits import Kernel
+
+__all__ = ["KERNELS", "TABLE", "Row", "check", "kernels", "obstacle", "packed_is_faster", "rows_are_faster"]
+
+KERNELS = ("auto", "native", "packed")
+"""What ``kernel`` may be."""
+_DTYPES = ("float32", "float64")
+
+
+class Row(NamedTuple):
+    """A case in which the packed kernel is the faster."""
+
+    cell: str
+    gradients: bool
+    """Whether the call keeps what a backward pass needs."""
+    lengths: bool
+    """Whether it has lengths; if they are all the same, it has none."""
+    steps: int
+    """From how many steps on, up to the longest sequence."""
+    width: int = 0
+    """From which B*H on."""
+    fill: float = 1.0
+    """Up to which share of valid steps."""
+    dtypes: tuple[str, ...] = _DTYPES
+
+    def __str__(self) -> str:
+        bounds = [f"T >= {self.steps}"]
+        if self.width:
+            bounds.append(f"B*H >= {self.width}")
+        if self.fill < 1:
+            bounds.append(f"up to {self.fill:.0%} valid")
+        return f"{'training' if self.gradients else 'inference'}{' with lengths' * self.lengths} ({', '.join(bounds)})"
+
+
+# Measured with torch 2.13 on x86; at a row's bounds both cost about the same. An LSTM in float32 is natively oneDNN's.
+TABLE: tuple[Row, ...] = (
+    *(
+        row
+        for cell, dtypes in (("RNN", _DTYPES), ("GRU", _DTYPES), ("LSTM", ("float64",)))
+        for row in (
+            Row(cell, gradients=True, lengths=False, steps=16, dtypes=dtypes),
+            Row(cell, gradients=True, lengths=True, steps=12, dtypes=dtypes),
+            Row(cell, gradients=False, lengths=True, steps=16, width=8192, dtypes=dtypes),
+        )
+    ),
+    Row("LSTM", gradients=True, lengths=False, steps=32, width=16384, dtypes=("float32",)),
+    Row("LSTM", gradients=True, lengths=True, steps=16, width=2048, fill=0.3, dtypes=("float32",)),
+    Row("LSTM", gradients=True, lengths=True, steps=16, width=4096, fill=0.7, dtypes=("float32",)),
+    Row("LSTM", gradients=False, lengths=True, steps=16, width=8192, fill=0.7, dtypes=("float32",)),
+)
+
+
+def check(kernel: str, spec: Spec, device: str, dtype: str) -> None:
+    """Refuse what no call can do.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such kernel.
+    LimitError
+        If it can't run this spec, on this kind of device, in this dtype.
+    """
+    if kernel not in KERNELS:
+        raise ArgumentError(f"kernel: given {kernel!r}, expected one of {', '.join(map(repr, KERNELS))}")
+    why_not = None
+    if kernel == "packed":
+        why_not = _lacking(spec, device, dtype)
+    elif kernel == "native" and _is_stepped(spec):
+        why_not = "torch has no GRU of reset_after=False"
+    if why_not is not None:
+        raise LimitError(f"kernel: given {kernel!r}, but {why_not}; 'auto' takes what there is")
+
+
+def _is_stepped(spec: Spec) -> bool:
+    return isinstance(spec, GRUSpec) and not spec.reset_after
+
+
+def _lacking(spec: Spec, device: str, dtype: str) -> str | None:
+    """Why the packed kernel can't serve, as far as the build tells."""
+    if _is_stepped(spec):
+        return "the packed kernel has no GRU of reset_after=False"
+    if isinstance(spec, LSTMSpec) and spec.proj_size:
+        return f"the packed kernel has no proj_size (given {spec.proj_size})"
+    if device != "cpu":
+        return f"the packed kernel runs on cpu only, not on {device}"
+    if dtype not in _DTYPES:
+        return f"the packed kernel computes in {' and '.join(_DTYPES)}, not in {dtype}"
+    return None
+
+
+def obstacle(spec: Spec, input: Tensor) -> str | None:
+    """Why the packed kernel can't run a call; None if it can."""
+    why_not = _lacking(spec, input.device.type, plain_name(input.dtype))
+    if why_not is not None:
+        return why_not
+    if torch.is_autocast_enabled("cpu"):
+        return "the packed kernel knows no autocast"
+    if torch.onnx.is_in_onnx_export() and not hasattr(torch.onnx, "ops"):
+        return "this torch can't write a node of ONNX"  # that came with torch 2.8
+    if torch.compiler.is_compiling():
+        return None
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "the packed kernel knows no torch.func and no forward-mode gradients"
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return "torch.jit does not see into the packed kernel"
+    return None
+
+
+def packed_is_faster(
+    spec: Spec, dtype: str, steps: int, batch_size: int, lengths: Tensor | None, *, gradients: bool
+) -> bool:
+    """What the table says of a call on the CPU.
+
+    Parameters
+    ----------
+    spec
+        The layer.
+    dtype
+        Of the call.
+    steps, batch_size
+        T, up to the longest sequence, and B.
+    lengths
+        `(B,)`; None if every step is valid.
+    gradients
+        Whether the call keeps what a backward pass needs.
+    """
+    rows = [
+        row
+        for row in _rows(spec.cell, dtype)
+        if row.gradients == gradients
+        and row.lengths == (lengths is not None)
+        and steps >= row.steps
+        and batch_size * spec.hidden_size >= row.width
+    ]
+    if lengths is None or not rows:
+        return bool(rows)
+    return float(lengths.sum()) <= max(row.fill for row in rows) * steps * batch_size
+
+
+def rows_are_faster(spec: Spec, dtype: str, steps: int, lengths: Tensor) -> bool:
+    """Whether a native call without gradients is faster over the valid steps alone than over dense ones."""
+    most = 0.6 if spec.cell == "LSTM" and dtype == "float32" else 1.0  # oneDNN's runs over dense steps only
+    return float(lengths.sum()) <= most * steps * len(lengths)
+
+
+@cache
+def _rows(cell: str, dtype: str) -> tuple[Row, ...]:
+    return tuple(row for row in TABLE if row.cell == cell and dtype in row.dtypes)
+
+
+def kernels(spec: Spec, device: str, dtype: str) -> Iterator[Kernel]:
+    """The kernels that a spec has there, and when ``auto`` takes which."""
+    if _is_stepped(spec):
+        yield Kernel("auto", "step by step, always")
+    elif _lacking(spec, device, dtype) is not None:
+        yield Kernel("native", "always")
+    else:
+        yield Kernel("packed", "; ".join(["compiled, exported", *map(str, _rows(spec.cell, dtype))]))
+        yield Kernel("native", "else")

@@ -1,0 +1,54 @@
+"""What ``unirnn bench`` compares torch's modules with: its own layers, dense, and between packing and padding."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from unirnn import load_weights, snapshot
+from unirnn.benchmark import Call, Contenders, Work, floor
+from unirnn.call import join_state
+
+__all__ = ["contenders"]
+
+
+def contenders(work: Work) -> Contenders:
+    """See `unirnn.benchmark.Benchmarked`."""
+    torch.set_num_threads(work.threads)
+    spec = work.spec
+    ours: Any = spec.build("torch", device="cpu", seed=0)
+    native: Any = getattr(torch.nn, spec.cell)(**spec.to_kwargs("torch"))
+    load_weights(native, snapshot(ours))
+    x = torch.from_numpy(work.input)
+    hx = None if work.hx is None else join_state([torch.from_numpy(part) for part in work.hx])
+    ns = None if work.seq_length is None else torch.from_numpy(work.seq_length)
+    d_output = None if work.d_output is None else torch.from_numpy(work.d_output)
+
+    def packed(x: Tensor) -> Tensor:
+        assert ns is not None
+        output, _ = native(pack_padded_sequence(x, ns, enforce_sorted=False))
+        return pad_packed_sequence(output, total_length=len(x))[0]
+
+    def call(module: Any, function: Callable[[Tensor], Tensor]) -> Call:
+        if d_output is None:
+
+            def forward() -> Tensor:
+                with torch.no_grad():
+                    return function(x)
+
+            return forward
+        input = x.clone().requires_grad_()
+        wanted = [input, *module.parameters()]
+        return lambda: torch.autograd.grad(function(input), wanted, d_output)
+
+    found = {
+        "ours": call(ours, lambda x: ours(x, hx, ns)[0]),
+        "native": call(native, lambda x: native(x, hx)[0]),
+        "floor": floor(work, torch.from_numpy, lambda a, b, out: torch.mm(a, b, out=out)),
+    }
+    if ns is not None:
+        found["usual"] = call(native, packed)
+        found["dense"] = call(ours, lambda x: ours(x, hx)[0])
+    return found

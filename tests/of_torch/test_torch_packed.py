@@ -1,0 +1,483 @@
+"""The packed kernel against the plain path, what it is as an operator, and when it is taken."""
+
+import copy
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import array_api_compat.torch as xp
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.export import Dim
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from unirnn_torch import choice, packed
+
+import unirnn
+from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, errors, plain
+from unirnn.call import join_state
+
+KINDS: dict[str, tuple[type[Spec], dict[str, Any]]] = {
+    "RNN-tanh": (RNNSpec, {}),
+    "RNN-relu": (RNNSpec, {"nonlinearity": "relu"}),
+    "GRU": (GRUSpec, {}),
+    "LSTM": (LSTMSpec, {}),
+}
+each_kind = pytest.mark.parametrize("kind", KINDS)
+STEPPED = GRUSpec(3, 4, reset_after=False)
+
+
+def spec_of(kind: str, *sizes: int, **options: Any) -> Spec:
+    cls: Any
+    cls, own = KINDS[kind]
+    spec: Spec = cls(*sizes, **own, **options)
+    return spec
+
+
+def flat(result: Any) -> list[Tensor]:
+    output, final = result
+    return [output, *(final if isinstance(final, tuple) else (final,))]
+
+
+def batch(spec: Spec, steps: int, lengths: list[int], **options: Any) -> tuple[Tensor, Any, Tensor]:
+    """An input with NaN in its padding, a state, and the lengths."""
+    generator = torch.Generator().manual_seed(1)
+    ns = torch.tensor(lengths)
+    x = torch.randn(steps, len(lengths), spec.input_size, generator=generator, **options)
+    x[torch.arange(steps).unsqueeze(1) >= ns] = torch.nan
+    states = [torch.randn(s, generator=generator, **options) for s in spec.state_shapes(len(lengths)).values()]
+    return (x.transpose(0, 1) if spec.batch_first else x), join_state(states), ns
+
+
+def gradients(result: Any, module: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
+    total = torch.stack([part.square().sum() for part in flat(result)]).sum()
+    return torch.autograd.grad(total, [*inputs, *module.parameters()])
+
+
+# ---- numbers -------------------------------------------------------------------------------------
+
+
+@each_kind
+@settings(max_examples=25)
+@given(data=st.data())
+def test_values_and_gradients_are_the_plain_paths(kind: str, data: st.DataObject) -> None:
+    """The chunks are small, so that there are several, and a step may have more rows than one."""
+    steps, batch_size = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 5))
+    lengths = data.draw(st.none() | st.lists(st.integers(0, steps), min_size=batch_size, max_size=batch_size))
+    spec = spec_of(
+        kind,
+        data.draw(st.integers(1, 4)),
+        data.draw(st.integers(1, 5)),
+        data.draw(st.integers(1, 2)),
+        bias=data.draw(st.booleans()),
+        batch_first=data.draw(st.booleans()),
+        bidirectional=data.draw(st.booleans()),
+    )
+    module = spec.build("torch", dtype="float64", seed=data.draw(st.integers(0, 99)), kernel="packed")
+    x, hx, ns = batch(spec, steps, [steps] * batch_size if lengths is None else lengths, dtype=torch.float64)
+    leaves = [part.requires_grad_() for part in (x, *(hx if isinstance(hx, tuple) else (hx,)))]
+    weights = dict(module.named_parameters())
+    expected = plain.recurrent(xp, spec, weights, x, tuple(leaves[1:]), None if lengths is None else ns)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed, "_CHUNK", data.draw(st.sampled_from([1, 3, 8, 384])))
+        actual = module(x, hx, None if lengths is None else ns)
+        assert [part.shape for part in flat(actual)] == [part.shape for part in flat(expected)]
+        torch.testing.assert_close(flat(actual), flat(expected), rtol=1e-12, atol=1e-12)
+        found, wanted = (gradients(result, module, *leaves) for result in (actual, expected))
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("lengths", [[3, 6, 0, 1], [0, 0, 0, 0], [2, 2, 2, 2]], ids=str)
+@pytest.mark.parametrize("batch_first", [False, True])
+@each_kind
+def test_a_native_call_without_gradients_is_the_same(kind: str, batch_first: bool, lengths: list[int]) -> None:
+    """It may run over the valid steps alone."""
+    spec = spec_of(kind, 3, 4, 2, bidirectional=True, batch_first=batch_first)
+    module = spec.build("torch", dtype="float64", seed=0, kernel="native")
+    x, hx, ns = batch(spec, 6, lengths, dtype=torch.float64)
+    for state in (None, hx):
+        expected = module(x, state, ns)
+        with torch.no_grad():
+            torch.testing.assert_close(flat(module(x, state, ns)), flat(expected))
+            unbatched = module(x.select(int(not batch_first), 0), None, lengths[0])
+        torch.testing.assert_close(unbatched[0], module(x, None, ns)[0].select(int(not batch_first), 0))
+
+
+@each_kind
+@pytest.mark.parametrize("lengths", [None, [3, 0, 2]], ids=["dense", "ragged"])
+def test_second_derivatives(kind: str, lengths: list[int] | None) -> None:
+    spec = spec_of(kind, 2, 2, bidirectional=True)
+    module = spec.build("torch", dtype="float64", seed=0, kernel="packed")
+    x, hx, _ = batch(spec, 3, [3, 3, 3], dtype=torch.float64)
+    states = hx if isinstance(hx, tuple) else (hx,)
+    names = list(dict(module.named_parameters()))
+
+    def run(x: Tensor, *others: Tensor) -> list[Tensor]:
+        weights = dict(zip(names, others[len(states) :], strict=True))
+        return flat(torch.func.functional_call(module, weights, (x, join_state(others[: len(states)]), lengths)))
+
+    inputs = [part.detach().requires_grad_() for part in (x, *states, *module.parameters())]
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "native", "packed"])
+@each_kind
+def test_a_gradient_penalty_is_the_same_by_every_kernel(kind: str, kernel: str) -> None:
+    """float32, in which a native LSTM is oneDNN's."""
+    spec = spec_of(kind, 3, 4)
+    x, _, _ = batch(spec, 20, [20, 20])
+    penalties = []
+    for built in (spec.build("torch", seed=0, kernel=kernel), spec.build("torch", dtype="float64", seed=0)):
+        leaf = x.to(built.weight_ih_l0.dtype).requires_grad_()
+        (by_x,) = torch.autograd.grad(built(leaf)[0].square().sum(), leaf, create_graph=True)
+        penalties.append(torch.autograd.grad(by_x.square().sum(), list(built.parameters())[:2]))
+    for actual, expected in zip(*penalties, strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_weights_that_are_one_tensor_get_each_its_own_second_derivative() -> None:
+    gru = GRUSpec(2, 2).build("torch", dtype="float64", seed=0, kernel="packed")
+    bias = gru.bias_ih_l0.detach().clone().requires_grad_()
+
+    def run(bias: Tensor) -> Tensor:
+        weights = {"bias_ih_l0": bias, "bias_hh_l0": bias}
+        result: Tensor = torch.func.functional_call(gru, weights, (torch.ones(3, 1, 2, dtype=torch.float64),))[0]
+        return result
+
+    assert torch.autograd.gradgradcheck(run, bias)
+
+
+def test_only_what_is_asked_for_gets_a_gradient() -> None:
+    spec = LSTMSpec(3, 4, 2)
+    module = spec.build("torch", seed=0, kernel="packed").requires_grad_(False)
+    x, hx, ns = batch(spec, 5, [5, 0, 2])
+    x.requires_grad_()
+    (d_x,) = torch.autograd.grad(module(x, hx, ns)[1][1].sum(), x)  # of c_n alone
+    module.weight_hh_l0.requires_grad_()
+    module(x.detach(), hx, ns)[1][1].sum().backward()
+    assert module.weight_hh_l0.grad is not None
+    assert module.weight_ih_l0.grad is None
+    reference = spec.build("torch", seed=0, kernel="native")
+    torch.testing.assert_close(torch.autograd.grad(reference(x, hx, ns)[1][1].sum(), x)[0], d_x)
+    reference(x, hx, ns)[1][1].sum().backward()
+    torch.testing.assert_close(module.weight_hh_l0.grad, reference.weight_hh_l0.grad)
+
+
+def test_an_output_may_be_changed_in_place() -> None:
+    """What the backward pass reads is its own."""
+    for lengths in (None, [5, 0, 2]):
+        found: list[Tensor] = []
+        for inplace in (True, False):
+            gru = GRUSpec(3, 4).build("torch", seed=0, kernel="packed")
+            x, hx, _ = batch(gru.spec, 5, [5, 5, 5])
+            output = nn.functional.relu(gru(x, hx, lengths)[0], inplace=inplace)
+            found += torch.autograd.grad(output.square().sum(), [gru.weight_hh_l0])
+        torch.testing.assert_close(found[0], found[1])
+
+
+# ---- as an operator ------------------------------------------------------------------------------
+
+
+@each_kind
+def test_the_operator_keeps_torchs_rules(kind: str) -> None:
+    spec = spec_of(kind, 3, 4)
+    module = spec.build("torch", seed=0)
+    x, hx, ns = batch(spec, 5, [5, 0, 2])
+    operator: Any = packed._OPERATORS[module.mode]
+    states = [part[0] for part in (hx if isinstance(hx, tuple) else (hx,))]
+    weights = list(module.parameters())
+    # Of ragged calls that keep what a backward pass needs, the rest of the buffers is left as it was.
+    torch.library.opcheck(operator, (x.nan_to_num(), None, *states, *weights, True, True))
+    torch.library.opcheck(operator, (x, ns, *states, *[w.detach() for w in weights], True, False))
+
+
+@each_kind
+def test_a_graph_that_was_traced_without_gradients_has_them_all_the_same(kind: str) -> None:
+    spec = spec_of(kind, 3, 4)
+    module = spec.build("torch", dtype="float64", seed=0, kernel="packed")
+    x, hx, ns = batch(spec, 5, [5, 0, 2], dtype=torch.float64)
+    with torch.no_grad():
+        exported = torch.export.export(module, (x, hx, ns)).module()
+    actual, expected = (gradients(run(x, hx, ns), run) for run in (exported, module))
+    torch.testing.assert_close(sorted_by_shape(actual), sorted_by_shape(expected))
+
+
+def sorted_by_shape(tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    return sorted(tensors, key=lambda t: (t.shape, float(t.detach().sum())))
+
+
+def test_a_training_step_does_not_import_the_compiler() -> None:
+    """It takes seconds; `torch.library.custom_op` would."""
+    code = (
+        "import sys, torch, unirnn\n"
+        "gru = unirnn.GRUSpec(3, 4).build('torch', seed=0, kernel='packed')\n"
+        "gru(torch.ones(5, 2, 3), None, [5, 2])[0].sum().backward()\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+DYNAMIC: Any = Dim.DYNAMIC
+each_traced = pytest.mark.parametrize(
+    ("spec", "ragged"),
+    [
+        (RNNSpec(3, 4, nonlinearity="relu", bias=False), True),
+        (GRUSpec(3, 4, 2, bidirectional=True, batch_first=True), True),
+        (LSTMSpec(3, 4, bidirectional=True), True),
+        (LSTMSpec(3, 4), False),
+    ],
+    ids=["RNN", "GRU", "LSTM", "LSTM-dense"],
+)
+
+
+def shapes(spec: Spec, ragged: bool) -> Any:
+    state = ({1: DYNAMIC}, {1: DYNAMIC}) if spec.cell == "LSTM" else {1: DYNAMIC}
+    return {"input": {0: DYNAMIC, 1: DYNAMIC}, "hx": state, "seq_length": {0: DYNAMIC} if ragged else None}
+
+
+def arguments(spec: Spec, ragged: bool, steps: int, lengths: list[int]) -> tuple[Tensor, Any, Tensor | None]:
+    x, hx, ns = batch(spec, steps, lengths)
+    return (x, hx, ns) if ragged else (x.nan_to_num(), hx, None)
+
+
+@each_traced
+def test_one_graph_trains_with_other_sizes(spec: Spec, ragged: bool) -> None:
+    torch.compiler.reset()
+    module, native = spec.build("torch", seed=0), spec.build("torch", seed=0, kernel="native")
+    compiled: Any = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    for steps, lengths in ((5, [5, 0, 2]), (7, [0, 3, 7, 1])):
+        given = arguments(spec, ragged, steps, lengths)
+        actual, expected = compiled(*given), native(*given)
+        torch.testing.assert_close(flat(actual), flat(expected))
+        torch.testing.assert_close(gradients(actual, module), gradients(expected, native), rtol=1e-4, atol=1e-4)
+
+
+@each_traced
+def test_an_export_takes_any_t_and_b(spec: Spec, ragged: bool) -> None:
+    module = spec.build("torch", seed=0).eval()
+    given = arguments(spec, ragged, 5, [5, 0, 2])
+    exported = torch.export.export(module, given, dynamic_shapes=shapes(spec, ragged)).module()
+    for steps, lengths in ((5, [5, 0, 2]), (7, [0, 3, 7, 1])):
+        given = arguments(spec, ragged, steps, lengths)
+        torch.testing.assert_close(exported(*given), module(*given))
+
+
+def test_a_traced_length_is_checked_when_it_runs() -> None:
+    torch.compiler.reset()
+    gru = GRUSpec(3, 4).build("torch", seed=0)
+    compiled: Any = torch.compile(gru, fullgraph=True, backend="aot_eager")
+    x = torch.ones(5, 2, 3)
+    exported = torch.export.export(gru, (x, None, torch.tensor([5, 2]))).module()
+    for run in (compiled, exported):
+        run(x, None, torch.tensor([5, 0]))
+        for value in (-1, 6):
+            with pytest.raises(errors.LengthError, match=rf"seq_length\[1\]: given {value}, expected 0 <= n <= 5"):
+                run(x, None, torch.tensor([5, value]))
+
+
+@pytest.mark.filterwarnings(
+    r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"
+)  # the exporter's own
+@each_traced
+def test_onnx_has_one_node_a_layer_and_takes_any_t_and_b(spec: Spec, ragged: bool, tmp_path: Path) -> None:
+    module, path = spec.build("torch", seed=0).eval(), tmp_path / "layer.onnx"
+    given = arguments(spec, ragged, 5, [5, 0, 2])
+    torch.onnx.export(module, given, path, dynamo=True, verbose=False, dynamic_shapes=shapes(spec, ragged))
+    nodes = [node for node in onnx.load(path).graph.node if node.op_type == spec.cell]
+    assert len(nodes) == spec.num_layers
+    assert all(bool(node.input[4]) == ragged for node in nodes)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    for steps, lengths in ((5, [5, 0, 2]), (7, [0, 3, 7, 1])):
+        given = arguments(spec, ragged, steps, lengths)
+        arrays = [part.numpy() for part in (*flat(given[:2]), given[2]) if part is not None]
+        results = session.run(None, dict(zip(names, arrays, strict=True)))
+        torch.testing.assert_close([torch.from_numpy(array) for array in results], flat(module(*given)))
+
+
+# ---- the choice ----------------------------------------------------------------------------------
+
+REFUSED: dict[str, tuple[Spec, dict[str, Any], type[Exception], str]] = {
+    "no such kernel": (
+        GRUSpec(3, 4),
+        {"kernel": "fast"},
+        errors.ArgumentError,
+        "kernel: given 'fast', expected one of 'auto', 'native', 'packed'",
+    ),
+    "half precision": (
+        GRUSpec(3, 4),
+        {"kernel": "packed", "dtype": "bfloat16"},
+        errors.LimitError,
+        "kernel: given 'packed', but the packed kernel computes in float32 and float64, not in bfloat16; "
+        "'auto' takes what there is",
+    ),
+    "a projection": (
+        LSTMSpec(3, 4, proj_size=2),
+        {"kernel": "packed"},
+        errors.LimitError,
+        "the packed kernel has no proj_size (given 2)",
+    ),
+    "packed, of a variant that it lacks": (
+        STEPPED,
+        {"kernel": "packed"},
+        errors.LimitError,
+        "the packed kernel has no GRU of reset_after=False",
+    ),
+    "native, of a variant that torch lacks": (
+        STEPPED,
+        {"kernel": "native"},
+        errors.LimitError,
+        "kernel: given 'native', but torch has no GRU of reset_after=False",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())
+def test_a_build_refuses(case: tuple[Spec, dict[str, Any], type[Exception], str]) -> None:
+    spec, options, error, words = case
+    with pytest.raises(error) as caught:
+        spec.build("torch", **options)
+    assert words in str(caught.value)
+
+
+def test_a_gpu_has_no_packed_kernel() -> None:
+    with pytest.raises(errors.LimitError, match="the packed kernel runs on cpu only, not on gpu"):
+        choice.check("packed", GRUSpec(3, 4), "gpu", "float32")
+    assert [kernel.name for kernel in unirnn.explain(GRUSpec(3, 4), "torch", "gpu").kernels] == ["native"]
+
+
+# torch.func.jvp's own
+of_torch_itself = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+
+@of_torch_itself
+def test_a_call_refuses_what_the_kernel_asked_for_can_not_do() -> None:
+    gru, x = GRUSpec(3, 4).build("torch", seed=0, kernel="packed"), torch.ones(5, 2, 3)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(errors.LimitError, match="built with 'packed', but the packed kernel knows no autocast"),
+    ):
+        gru(x)
+    with pytest.raises(errors.LimitError, match=r"knows no torch\.func and no forward-mode gradients"):
+        torch.func.jvp(lambda x: gru(x)[0], (x,), (x,))
+    with pytest.raises(errors.LimitError, match="not in bfloat16"):
+        gru.bfloat16()(x.bfloat16())
+
+
+@of_torch_itself
+@pytest.mark.parametrize("lengths", [None, [20, 7]], ids=["dense", "ragged"])
+def test_auto_leaves_to_native_what_the_packed_kernel_can_not_do(lengths: list[int] | None) -> None:
+    auto, native = (GRUSpec(3, 4).build("torch", seed=0, kernel=kernel) for kernel in ("auto", "native"))
+    x = torch.linspace(-1, 1, 120).reshape(20, 2, 3)
+    weights = dict(auto.named_parameters())
+
+    def of(module: nn.Module) -> list[Any]:
+        def total(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+            result: Tensor = torch.func.functional_call(module, weights, (x, None, lengths))[0].square().sum()
+            return result
+
+        with torch.autocast("cpu", torch.bfloat16):
+            found = [module(x, None, lengths)[0]]
+        found += torch.func.grad(total)(weights, x).values()
+        found += torch.func.jvp(lambda x: module(x, None, lengths)[0], (x,), (x,))
+        ad: Any = forward_ad
+        with ad.dual_level():
+            found.append(ad.unpack_dual(module(ad.make_dual(x, x), None, lengths)[0]).tangent)
+        return found
+
+    torch.testing.assert_close(of(auto), of(native), rtol=0, atol=0)
+
+
+def test_per_sample_gradients() -> None:
+    gru = GRUSpec(3, 4).build("torch", seed=0)
+    x = torch.linspace(-1, 1, 180).reshape(3, 20, 1, 3)
+
+    def total(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(gru, weights, (x,))[0].square().sum()
+        return result
+
+    found = torch.func.vmap(torch.func.grad(total), (None, 0))(dict(gru.named_parameters()), x)
+    for k, sample in enumerate(x):
+        gru.zero_grad()
+        gru(sample)[0].square().sum().backward()
+        for name, parameter in gru.named_parameters():
+            torch.testing.assert_close(found[name][k], parameter.grad)
+
+
+@pytest.mark.parametrize("row", choice.TABLE, ids=repr)
+def test_a_row_of_the_table_is_what_a_call_takes(row: choice.Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its bounds packed; with a step less, unless another row says so, native."""
+    batch_size = max(2, row.width // 8)
+    spec: Spec = {"RNN": RNNSpec, "GRU": GRUSpec, "LSTM": LSTMSpec}[row.cell](1, 8)
+    taken: list[str] = []
+    layer = packed.layer
+
+    def record(*given: Any) -> Any:
+        taken.append("packed")
+        return layer(*given)
+
+    monkeypatch.setattr(packed, "layer", record)
+    module = spec.build("torch", dtype=row.dtypes[0], seed=0)
+    for steps in (row.steps, row.steps - 1):
+        x = torch.zeros(steps, batch_size, 1, dtype=module.weight_ih_l0.dtype)
+        lengths = None
+        if row.lengths:
+            lengths = torch.full((batch_size,), int(row.fill * steps))
+            lengths[0], lengths[1] = steps, 0
+        with torch.set_grad_enabled(row.gradients):
+            module(x, None, lengths)
+    assert taken == ["packed"]
+
+
+def test_a_dense_call_without_gradients_gives_torchs_own_bits() -> None:
+    native = nn.GRU(3, 4, 2, bidirectional=True)
+    gru = GRUSpec(3, 4, 2, bidirectional=True).build("torch")
+    gru.load_state_dict(native.state_dict())
+    x = torch.linspace(-1, 1, 360).reshape(40, 3, 3)
+    with torch.no_grad():
+        assert torch.equal(gru(x)[0], native(x)[0])
+        output, h_n = gru(x, seq_length=[30, 30, 30])  # as good as dense
+        expected, h = native(x[:30])
+        assert torch.equal(output[:30], expected)
+        assert torch.equal(h_n, h)
+        assert (output[30:] == 0).all()
+
+
+def test_a_packed_sequence_goes_through_the_packed_kernel() -> None:
+    spec = GRUSpec(3, 4, 2, bidirectional=True, batch_first=True)
+    gru, native = (spec.build("torch", seed=0, kernel=kernel) for kernel in ("packed", "native"))
+    x, hx, _ = batch(spec, 5, [5, 5, 5])
+    sequence = pack_padded_sequence(x, torch.tensor([2, 5, 1]), True, enforce_sorted=False)
+    results = []
+    for module in (gru, native):
+        output, h_n = module(sequence, hx)
+        assert torch.equal(output.batch_sizes, sequence.batch_sizes)
+        results.append((pad_packed_sequence(output, True)[0], h_n))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_copies_keep_the_kernel() -> None:
+    gru = GRUSpec(3, 4).build("torch", seed=0, kernel="packed")
+    for copied in (copy.deepcopy(gru), pickle.loads(pickle.dumps(gru))):
+        assert copied.kernel == "packed"
+
+
+def test_explain_says_when_which_kernel_is_taken() -> None:
+    told = unirnn.explain(GRUSpec(3, 4), "torch")
+    assert str(told).splitlines() == [
+        "GRUSpec(3, 4) on torch, cpu, float32: no limits",
+        "  kernel packed: compiled, exported; training (T >= 16); training with lengths (T >= 12); "
+        "inference with lengths (T >= 16, B*H >= 8192)",
+        "  kernel native: else",
+    ]
+    assert [kernel.when for kernel in unirnn.explain(LSTMSpec(3, 4, proj_size=2), "torch").kernels] == ["always"]
+    assert "step by step" in str(unirnn.explain(STEPPED, "torch"))
+    assert "kernel" not in str(unirnn.explain(GRUSpec(3, 4), "array_api"))
