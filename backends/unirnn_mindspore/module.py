@@ -1,5 +1,6 @@
 """The module that the ``mindspore`` backend builds."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -180,6 +181,7 @@ class Recurrent(nn.Cell):
         return output, h_n
 
 
+@functools.cache  # to make them costs as much as the parameters
 def _traced_checks(spec: Spec, target: str, kernel: str) -> tuple[Any, Any, Any]:
     """The core's checks as compile-time functions of what a trace knows: names, types, shapes and dtypes."""
 

@@ -14,6 +14,7 @@ writes, one of MindSpore's own operators, since a function of Python can't stand
 This file is written in the part of Python that MindSpore's graph mode compiles.
 """
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -65,7 +66,7 @@ class Stack(nn.Cell):
         )
         self.layers = layers if target == "CPU" and kernel != "native" else None
         # an attribute: automatic mixed precision rewrites `construct` in a module of its own
-        self.by_kernels = shared(ops.constexpr(check=False)(lambda: by_kernels(target, kernel)))
+        self.by_kernels = _traced_choice(target, kernel)
 
     def __call__(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, weights: Any) -> Any:
         """`(T, B, I)` and states `(L*D, B, H)` to `(T, B, D*H)` and states; None is zeros, and T for every sequence.
@@ -111,6 +112,12 @@ class Stack(nn.Cell):
                 x = ops.dropout(x, self.dropout, True)
         h_all = ops.stack(h_n)
         return x, h_all, ops.stack(c_n) if self.is_lstm else h_all
+
+
+@functools.cache
+def _traced_choice(target: str, kernel: str) -> Any:
+    """`by_kernels` as a compile-time function."""
+    return shared(ops.constexpr(check=False)(lambda: by_kernels(target, kernel)))
 
 
 def by_kernels(target: str, kernel: str) -> bool:
