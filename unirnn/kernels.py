@@ -4,11 +4,14 @@ One idea makes them fast on a CPU, and keeps the promises without a mask:
 
 1. *Pack.* Sort the sequences by length, longest first, and gather the valid steps into rows, step by step. The
    padding is never read. At step t the sequences that are still alive are the first ``alive[t]``.
-2. *Project.* One product makes the input's part of all gates for all rows.
-3. *Step* on the rows still alive, in place in the state. A sequence that has ended, or in the reverse
-   direction has not begun, simply stays in the state: so a sequence of length 0 ends in its initial state.
+2. *Project.* Chunk by chunk, one product makes the input's part of all gates for a few hundred rows.
+3. *Step* on the rows still alive. A sequence that has ended, or in the reverse direction has not begun, simply stays
+   in the state: so a sequence of length 0 ends in its initial state.
 4. *Backward* is linear in the gradient of the state: chunk by chunk, whatever does not depend on that gradient is
    computed for many steps at once, a step is a few operations, and each weight's gradient is one product.
+
+How a step's products are made, `products` says, and how its arrays lie, `memory`; what each trick is worth, and what
+else was tried, the page "How the speed was got".
 
 N is the number of rows, the sum of the lengths. float16 is computed in float32.
 """
@@ -41,6 +44,10 @@ class Weights(NamedTuple):
     weight_hh: Any
     bias_ih: Any
     bias_hh: Any
+
+
+# Places in memory: what an operation writes to lies at another than what it reads, but for what it overwrites.
+_BLOCKS, _STATES, _PRODUCTS, _REST = 0, 64, 128, 192
 
 
 class _Kept(NamedTuple):
@@ -116,13 +123,13 @@ class _Direction(ABC):
         product = ByGate(self._recurrent().swapaxes(1, 2), self.batch_size)
         chunks = self.packing.chunks
         self.x = x
-        self.outputs = empty((len(x), self.size), self.dtype, place=64)
+        self.outputs = empty((len(x), self.size), self.dtype, _STATES)
         self.runs: list[_Kept] = []
         projected = np.empty((max((chunk.size for chunk in chunks), default=0), weight.shape[1]), self.dtype)
         turn = -1 if self.backwards else 1
         runs = [run for chunk in chunks[::turn] for run in chunk.runs[::turn]]
-        all_flat = self._blocks(runs, self.kept, 0, keep=keep and not self.forgets)
-        all_hidden = self._blocks([run._replace(steps=1) for run in runs], self.products, 128, keep=False)
+        all_flat = self._blocks(runs, self.kept, _BLOCKS, keep=keep and not self.forgets)
+        all_hidden = self._blocks([run._replace(steps=1) for run in runs], self.products, _PRODUCTS, keep=False)
         for chunk in chunks[::turn]:
             of_input = np.matmul(x[chunk.rows], weight, out=projected[: chunk.size])
             if bias is not None:
@@ -158,13 +165,13 @@ class _Direction(ABC):
         w_ih, w_hh, b_ih, _ = self.weights
         longest = max((chunk.size for chunk in self.packing.chunks), default=0)
 
-        def rows(width: int, place: int = 0) -> Array:
+        def rows(width: int, place: int) -> Array:
             return empty((longest, width), self.dtype, place)
 
-        chunk_before = tuple(rows(self.size, 64) for _ in d_final)
-        chunk_hidden = rows(self.num_gates * self.size)
-        chunk_input = rows(self.num_gates * self.size) if self.of_input else chunk_hidden
-        d_state = tuple(empty(part.shape, self.dtype, 192) for part in d_final)
+        chunk_before = tuple(rows(self.size, _STATES) for _ in d_final)
+        chunk_hidden = rows(self.num_gates * self.size, _REST)
+        chunk_input = rows(self.num_gates * self.size, _REST) if self.of_input else chunk_hidden
+        d_state = tuple(empty(part.shape, self.dtype, _REST) for part in d_final)
         for part, given in zip(d_state, d_final, strict=True):
             part[...] = given
         self._begin_backward(longest)
@@ -174,8 +181,8 @@ class _Direction(ABC):
         turn = 1 if self.backwards else -1
         kept = reversed(self.runs)
         runs = [run for chunk in self.packing.chunks[::turn] for run in chunk.runs[::turn]]
-        all_da = self._blocks(runs, self.coefficients, 128, keep=False)
-        all_spare = empty((self.batch_size, self.size), self.dtype, 64)
+        all_da = self._blocks(runs, self.coefficients, _PRODUCTS, keep=False)
+        all_spare = empty((self.batch_size, self.size), self.dtype, _STATES)
         for chunk in self.packing.chunks[::turn]:
             for run in chunk.runs[::turn]:
                 n = run.alive
@@ -305,7 +312,7 @@ class _GRU(_Direction):
         self.half_bias_n = None
         if bias is not None:
             # For each row, since NumPy is quicker on arrays of one shape.
-            self.half_bias_n = empty((self.batch_size, self.size), self.dtype, 192)
+            self.half_bias_n = empty((self.batch_size, self.size), self.dtype, _REST)
             self.half_bias_n[...] = self.half * bias[2 * self.size :]
         return recurrent
 
@@ -390,7 +397,7 @@ class _GRUResetBefore(_Direction):
     def _begin_backward(self, longest: int) -> None:
         super()._begin_backward(longest)
         self.product_back_n = SumOfGates(self.weights.weight_hh[None, 2 * self.size :], self.batch_size)
-        self.reset = empty((longest, self.size), self.dtype, 0)
+        self.reset = empty((longest, self.size), self.dtype, _BLOCKS)
 
     def _coefficients(self, run: Run, blocks: Array, h: Array, before: State, da: Array) -> None:
         r2, z2, n, reset = blocks
