@@ -1,5 +1,7 @@
 """The ``mindspore`` backend's own answers to `unirnn.backend.Backend`."""
 
+import functools
+import logging
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,6 +39,20 @@ def _native_lack(spec: Spec, dtype: str) -> str | None:
     if spec.cell == "LSTM" and dtype != "float32":
         return f"MindSpore's LSTM on the CPU is right in float32 only, not in {dtype}"
     return None
+
+
+@functools.cache
+def _hint_at_blocking() -> None:
+    """Log, once, what costs more in PyNative mode on a CPU than any layer."""
+    is_graph = ms.get_context("mode") == ms.GRAPH_MODE
+    # There is no public way to ask.
+    runtime = getattr(getattr(ms, "_c_expression", None), "RuntimeConf", None)
+    is_blocking = getattr(runtime and runtime.get_instance(), "is_launch_blocking", None)
+    if not is_graph and is_blocking is not None and not is_blocking():
+        logging.getLogger("unirnn").warning(
+            "mindspore runs asynchronously: on a CPU its worker threads take the time that the work needs; call "
+            "mindspore.runtime.launch_blocking() once, at the start"
+        )
 
 
 class MindSporeBackend:
@@ -123,6 +139,8 @@ class MindSporeBackend:
                 f"device: given {str(device)!r}, but MindSpore runs on {current} {ms.get_context('device_id')}; "
                 f"call mindspore.set_device({which}) before anything is built"
             )
+        if target == "CPU":
+            _hint_at_blocking()
         drawn = _weights.draw_globally(spec) if weights is None else weights
         return Recurrent(spec, drawn, getattr(ms, dtype), target, kernel)
 

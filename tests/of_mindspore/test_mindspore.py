@@ -362,3 +362,10 @@ print(abs(ours - unirnn.GRUSpec(3, 4).build("numpy", seed=0)(x.asnumpy(), None, 
     warned, same = done.stdout.splitlines()[-2:]
     assert "please report it to unirnn" in warned
     assert same == "True"
+
+
+@pytest.mark.parametrize(("call", "hints"), [("", 1), ("mindspore.runtime.launch_blocking()", 0)])
+def test_the_first_layer_hints_at_launch_blocking(call: str, hints: int) -> None:
+    program = f"import mindspore, unirnn\n{call}\nfor _ in range(2): unirnn.GRUSpec(3, 4).build('mindspore')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.count("call mindspore.runtime.launch_blocking() once, at the start") == hints
