@@ -170,6 +170,28 @@ class TestKernels:
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
             np.testing.assert_array_equal(one, chosen)
 
+    @pytest.mark.parametrize("cell", [partial(RNNSpec, nonlinearity="relu"), RNNSpec, GRUSpec, LSTMSpec])
+    def test_large_numbers_in_one_run_reach_no_other(self, cell: Any) -> None:
+        # Warnings are errors: what lies between the arrays of a block takes no part.
+        module = cell(1, 64).build("numpy", seed=0)
+        for name, array in module.weights.items():
+            array[...] = name == "weight_ih_l0"
+        x = np.full((200, 16, 1), 2e37, np.float32)
+        x[24:] = 1
+        lengths = np.full(16, 200)
+        lengths[8:] = 24
+        module(x, None, lengths)
+        module.vjp(x, None, lengths)
+
+    def test_nan_stays_nan_in_a_short_call_too(self) -> None:
+        module = RNNSpec(2, 3, nonlinearity="relu").build("numpy", seed=0)
+        for steps in (SHORT, SHORT + 1):
+            x = np.ones((steps, 2, 2), np.float32)
+            x[0, 0, 0] = np.nan
+            output, _ = module(x)
+            assert np.isnan(output[:, 0]).all()
+            assert not np.isnan(output[:, 1]).any()
+
     def test_a_kernel_by_name_serves_or_says_why_not(self) -> None:
         with pytest.raises(errors.ArgumentError, match="kernel: given 'fast', expected one of 'auto'"):
             SPEC.build("numpy", kernel="fast")

@@ -110,7 +110,7 @@ class _Direction(ABC):
         return self._by_gate(self.weights.weight_hh)
 
     def _blocks(self, runs: Sequence[Run], count: int, place: int, *, keep: bool) -> Iterator[Array]:
-        return iter(memory.blocks(runs, count, self.size, self.dtype, place, keep=keep))
+        return memory.blocks(runs, count, self.size, self.dtype, place, keep=keep)
 
     def forward(self, x: Array, initial: State, *, keep: bool) -> tuple[Array, State]:
         """`(N, I)` and the initial state `(B, H)` each, to `(N, H)` and the final state, which overwrites it.
@@ -266,7 +266,7 @@ class _RNN(_Direction):
         self.is_relu = isinstance(spec, RNNSpec) and spec.nonlinearity == "relu"
 
     def _step(self, flat: Array, block: Array, hidden_flat: Array, hidden: Array, state: State, h: Array) -> State:
-        np.add(hidden_flat, flat, out=hidden_flat)
+        np.add(hidden, block, out=hidden)  # not flat: what is between the arrays would add up
         if self.is_relu:
             np.maximum(hidden[0], 0, out=h)
         else:

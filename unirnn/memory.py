@@ -9,7 +9,7 @@ So arrays that meet in one operation lie apart: those of one block by an odd mul
 blocks at different *places* within 256 bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,24 +43,23 @@ def _stride(rows: int, size: int, itemsize: int) -> int:
     return (-(-used // _APART) | 1) * _APART // itemsize
 
 
-def blocks(runs: Sequence[Run], count: int, size: int, dtype: Any, place: int, *, keep: bool) -> list[Array]:
+def blocks(runs: Sequence[Run], count: int, size: int, dtype: Any, place: int, *, keep: bool) -> Iterator[Array]:
     """Blocks of ``count`` arrays `(alive, size)` for the steps of runs: `(steps, count, stride)` each; see `arrays`.
 
-    All lie in one piece of memory, one after the other, or, if they are not to be kept, each over the one before.
-    Between the arrays of a block there may be zeros, so that it can be computed with as one.
+    All lie in one piece of memory, one after the other, or, if they are not to be kept, each over the one before: then
+    take one when the last is done with. Between the arrays of a block there may be zeros, so that it can be
+    computed with as one.
     """
     shapes = [(run.steps, count, _stride(run.alive, size, np.dtype(dtype).itemsize)) for run in runs]
     sizes = [steps * count * stride for steps, _, stride in shapes]
     space = empty((sum(sizes) if keep else max(sizes, default=0),), dtype, place)
-    found, start = [], 0
+    start = 0
     for run, shape, length in zip(runs, shapes, sizes, strict=True):
-        found.append(space[start : start + length].reshape(shape))
+        found = space[start : start + length].reshape(shape)
+        found[..., run.alive * size :] = 0
+        yield found
         if keep:
-            found[-1][..., run.alive * size :] = 0
             start += length
-    if not keep:
-        space[...] = 0
-    return found
 
 
 def arrays(flat: Array, rows: int, size: int) -> Array:

@@ -131,7 +131,7 @@ def _cell(xp: Any, spec: Spec, weights: Weights) -> Callable[[Array, State], Sta
         hidden = product(h)
         if isinstance(spec, RNNSpec):
             a = x + hidden
-            return (xp.tanh(a) if spec.nonlinearity == "tanh" else xp.where(a > 0, a, xp.zeros_like(a)),)
+            return (xp.tanh(a) if spec.nonlinearity == "tanh" else xp.where(a <= 0, xp.zeros_like(a), a),)
         if spec.cell == "GRU":
             r = _sigmoid(xp, gate(x, "r") + gate(hidden, "r"))
             z = _sigmoid(xp, gate(x, "z") + gate(hidden, "z"))

@@ -85,8 +85,8 @@ class MindSporeBackend:
             if dtype == "float16":
                 yield Limit("float16 is computed in float32, and rounded at the end", refuses=False)
             yield Limit(
-                "on the CPU a layer is one operator over NumPy kernels, without second derivatives; a MindIR file has "
-                "MindSpore's own operators instead: RNN and GRU step by step, for a fixed T, and LSTM in float32",
+                "on the CPU there are no second derivatives; a MindIR file has MindSpore's own operators: RNN and GRU "
+                "step by step, for a fixed T, and LSTM in float32",
                 refuses=False,
             )
             if sys.platform != "linux":

@@ -27,22 +27,32 @@ def _forward(ctx: Any, spec: Spec, seq_length: Any, x: Any, *rest: Any) -> Any:
     weights = {name: w.asnumpy() for name, w in zip(spec.weight_shapes(), rest[given:], strict=True)}
     ns = None if seq_length is None else lengths(seq_length.asnumpy(), Sizes(*input.shape[:2]))
     output, final, ctx.pullback = kernels.recurrent(spec, weights, input, hx, ns, keep=True)
+    ctx.inputs = (x, *rest)
     ctx.results = tuple((part.shape, part.dtype) for part in (output, *final))
     ctx.names = ("input", *(f"{name}_0" for name in spec.states[:given]), *weights)
     return tuple(_tensor(part) for part in (output, *final))
 
 
 def _backward(ctx: Any, *d_results: Any) -> Any:
-    if _is_recorded():  # else these gradients would be taken for constants, in silence
-        raise LimitError(
-            "second derivatives: the packed kernels, on which mindspore's layers run on the CPU, have none; those "
-            "of the torch backend have"
-        )
     d_output, *d_final = (
         np.zeros(*result) if d is None else d.asnumpy() for d, result in zip(d_results, ctx.results, strict=True)
     )
     gradients = ctx.pullback(d_output, tuple(d_final))
-    return (None, None, *(_tensor(gradients[name]) for name in ctx.names))
+    found = [_tensor(gradients[name]) for name in ctx.names]
+    # Else they would be taken for constants, in silence, where gradients of gradients are asked for.
+    on_what = (*ctx.inputs, *(d for d in d_results if d is not None))
+    return (None, None, *_Last.apply(len(found), *found, *on_what))
+
+
+def _last_forward(ctx: Any, count: int, *tensors: Any) -> Any:
+    return tensors[:count]
+
+
+def _last_backward(ctx: Any, *_: Any) -> Any:
+    raise LimitError(
+        "second derivatives: the packed kernels, on which mindspore's layers run on the CPU, have none; those of the "
+        "torch backend have"
+    )
 
 
 def _tensor(array: Any) -> Tensor:
@@ -80,10 +90,7 @@ layers: Any = None
 try:
     # There is no public class for this: a Cell with a `bprop` has no place for what one call leaves to its backward.
     from mindspore.common._grad_function import _Function as _Base
-    from mindspore.graph.api import _pynative_executor
-
-    _is_recorded = _pynative_executor.requires_grad
-except (ImportError, AttributeError) as error:
+except ImportError as error:
     warnings.warn(
         "in PyNative mode unirnn runs its layers as custom operators, which is slower: this MindSpore lacks what else "
         f"runs them ({error}); please report it to unirnn",
@@ -93,5 +100,8 @@ except (ImportError, AttributeError) as error:
 else:
     _Function: Any = type(
         "_Function", (_Base,), {"forward": staticmethod(_forward), "backward": staticmethod(_backward)}
+    )
+    _Last: Any = type(
+        "_Last", (_Base,), {"forward": staticmethod(_last_forward), "backward": staticmethod(_last_backward)}
     )
     layers = _layers

@@ -122,7 +122,7 @@ class NumpyModule:
         pullback
             ``pullback(d_output, d_h_n)`` gives the gradients of
             ``sum(output * d_output) + sum(h_n * d_h_n)``, by name: ``input``, ``h_0`` (and ``c_0``), and each weight.
-            None for ``d_h_n`` is zeros.
+            None for ``d_h_n`` is zeros. The weights must be those of the call: change them afterwards.
         """
         if self._kernel == "plain":
             raise ArgumentError(

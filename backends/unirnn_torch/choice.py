@@ -1,6 +1,6 @@
 """Which kernel runs a call: what the packed one can't do, and the table of when it is the faster.
 
-``kernel="native"`` and ``"packed"`` are obeyed, or refused; ``"auto"`` chooses:
+``kernel="native"``, ``"packed"`` and ``"plain"`` are obeyed, or refused; ``"auto"`` chooses:
 
 - where the packed kernel can't serve (`obstacle`), native;
 - in `torch.compile` and `torch.export`, packed: one operator, with any T and B, where the native ones are unrolled;
@@ -21,14 +21,18 @@ from torch.autograd import forward_ad
 
 from unirnn import GRUSpec, LSTMSpec, Spec
 from unirnn.devices import plain_name
-from unirnn.errors import ArgumentError, LimitError
-from unirnn.limits import Kernel
+from unirnn.errors import LimitError
+from unirnn.limits import Kernel, check_kernel
 
 __all__ = ["KERNELS", "TABLE", "Row", "check", "kernels", "obstacle", "packed_is_faster", "rows_are_faster"]
 
-KERNELS = ("auto", "native", "packed")
-"""What ``kernel`` may be."""
+KERNELS = ("auto", "native", "packed", "plain")
+"""What ``kernel`` may be; *plain* is step by step, on any device, for what has neither of the others."""
 _DTYPES = ("float32", "float64")
+_PLAIN = Kernel("plain", "by name only")
+
+# Private, since torch has no public way to ask; without it a transformed call would meet torch's own error.
+_functorch_level = getattr(getattr(torch._C, "_functorch", None), "maybe_current_level", None)
 
 
 class Row(NamedTuple):
@@ -84,8 +88,7 @@ def check(kernel: str, spec: Spec, device: str, dtype: str) -> None:
     LimitError
         If it can't run this spec, on this kind of device, in this dtype.
     """
-    if kernel not in KERNELS:
-        raise ArgumentError(f"kernel: given {kernel!r}, expected one of {', '.join(map(repr, KERNELS))}")
+    check_kernel(kernel, KERNELS)
     why_not = None
     if kernel == "packed":
         why_not = _lacking(spec, device, dtype)
@@ -112,6 +115,11 @@ def _lacking(spec: Spec, device: str, dtype: str) -> str | None:
     return None
 
 
+def is_traced_by_jit() -> bool:
+    """Whether `torch.jit.trace` is at work."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
 def obstacle(spec: Spec, input: Tensor) -> str | None:
     """Why the packed kernel can't run a call; None if it can."""
     why_not = _lacking(spec, input.device.type, plain_name(input.dtype))
@@ -121,17 +129,19 @@ def obstacle(spec: Spec, input: Tensor) -> str | None:
         return "the packed kernel knows no autocast"
     if torch.onnx.is_in_onnx_export() and not hasattr(torch.onnx, "ops"):
         return "this torch can't write a node of ONNX"  # that came with torch 2.8
+    if _functorch_level is not None and _functorch_level() is not None:
+        return "the packed kernel knows no torch.func"
     if torch.compiler.is_compiling():
         return None
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return "the packed kernel knows no torch.func and no forward-mode gradients"
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+    if getattr(forward_ad, "_current_level", -1) >= 0:
+        return "the packed kernel knows no forward-mode gradients"
+    if is_traced_by_jit():
         return "torch.jit does not see into the packed kernel"
     return None
 
 
 def packed_is_faster(
-    spec: Spec, dtype: str, steps: int, batch_size: int, lengths: Tensor | None, *, gradients: bool
+    spec: Spec, dtype: str, steps: int, batch_size: int, valid: int | None, *, gradients: bool
 ) -> bool:
     """What the table says of a call on the CPU.
 
@@ -143,8 +153,8 @@ def packed_is_faster(
         Of the call.
     steps, batch_size
         T, up to the longest sequence, and B.
-    lengths
-        `(B,)`; None if every step is valid.
+    valid
+        The sum of the lengths; None without lengths.
     gradients
         Whether the call keeps what a backward pass needs.
     """
@@ -152,19 +162,19 @@ def packed_is_faster(
         row
         for row in _rows(spec.cell, dtype)
         if row.gradients == gradients
-        and row.lengths == (lengths is not None)
+        and row.lengths == (valid is not None)
         and steps >= row.steps
         and batch_size * spec.hidden_size >= row.width
     ]
-    if lengths is None or not rows:
+    if valid is None or not rows:
         return bool(rows)
-    return float(lengths.sum()) <= max(row.fill for row in rows) * steps * batch_size
+    return valid <= max(row.fill for row in rows) * steps * batch_size
 
 
-def rows_are_faster(spec: Spec, dtype: str, steps: int, lengths: Tensor) -> bool:
-    """Whether a native call without gradients is faster over the valid steps alone than over dense ones."""
+def rows_are_faster(spec: Spec, dtype: str, steps: int, valid: int) -> bool:
+    """Whether a native call without gradients is faster over the valid steps alone than over all of them."""
     most = 0.6 if spec.cell == "LSTM" and dtype == "float32" else 1.0  # oneDNN's runs over dense steps only
-    return float(lengths.sum()) <= most * steps * len(lengths)
+    return valid <= most * steps
 
 
 @cache
@@ -175,9 +185,11 @@ def _rows(cell: str, dtype: str) -> tuple[Row, ...]:
 def kernels(spec: Spec, device: str, dtype: str) -> Iterator[Kernel]:
     """The kernels that a spec has there, and when ``auto`` takes which."""
     if _is_stepped(spec):
-        yield Kernel("auto", "step by step, always")
+        yield Kernel("plain", "always, step by step")
     elif _lacking(spec, device, dtype) is not None:
         yield Kernel("native", "always")
+        yield _PLAIN
     else:
         yield Kernel("packed", "; ".join(["compiled, exported", *map(str, _rows(spec.cell, dtype))]))
         yield Kernel("native", "else")
+        yield _PLAIN

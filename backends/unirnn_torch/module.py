@@ -15,14 +15,16 @@ Two kernels, between which `unirnn_torch.choice` decides at each call, or the ar
 ``packed`` is our own for the CPU, `unirnn_torch.packed`; in `torch.onnx.export` it is ONNX's node,
 `unirnn_torch.exporting`.
 
-A GRU of ``reset_after=False`` has neither: there the core's plain path runs all three, step by step.
+``plain`` is the core's plain path, step by step: by name, and for a GRU of ``reset_after=False``, which has neither.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import array_api_compat.torch as xp
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -67,7 +69,7 @@ class Recurrent(torch.nn.RNNBase):
     weights
         Their values by name; None: drawn as the native layers draw theirs.
     kernel
-        ``"auto"``, ``"native"`` or ``"packed"``; see `unirnn_torch.choice`.
+        One of `unirnn_torch.choice.KERNELS`.
 
     Attributes
     ----------
@@ -161,11 +163,12 @@ class Recurrent(torch.nn.RNNBase):
         if isinstance(input, PackedSequence):
             return self._packed(input, state, seq_length)
         sizes = check(spec, Tensor, self._dtype(input), input, state)
-        ns = None if seq_length is None else self._lengths(seq_length, sizes, input.device)
-        if ns is None or torch.compiler.is_compiling():
-            output, final = self._run(input, state, ns, sizes)
+        if seq_length is None:
+            output, final = self._run(input, state, None, sizes)
+        elif torch.compiler.is_compiling():
+            output, final = self._run(input, state, traced(seq_length, sizes, input.device), sizes)
         else:
-            output, final = self._shortened(input, state, ns, sizes)
+            output, final = self._shortened(input, state, on_host(seq_length, sizes), sizes)
         return output, join_state(final)
 
     @property
@@ -203,41 +206,57 @@ class Recurrent(torch.nn.RNNBase):
         return output, tuple(final)
 
     def _shortened(
-        self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor, sizes: Sizes
+        self, input: Tensor, state: tuple[Tensor, ...] | None, values: NDArray[np.int64], sizes: Sizes
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run no step after the longest sequence; if all are as long, what is left is dense."""
-        least, longest = (int(n) for n in ns.aminmax()) if sizes.batch_size != 0 else (0, 0)
+        least, longest = (int(values.min()), int(values.max())) if values.size else (0, 0)
         axis = 1 if self.batch_first and sizes.batch_size is not None else 0
         steps = max(longest, 1)
-        lengths = None if least == longest > 0 else ns.to(input.device, non_blocking=True)
-        output, final = self._run(input.narrow(axis, 0, steps), state, lengths, Sizes(steps, sizes.batch_size))
+        input, sizes_left = input.narrow(axis, 0, steps), Sizes(steps, sizes.batch_size)
+        if least == longest > 0:
+            output, final = self._run(input, state, None, sizes_left)
+        else:
+            ns = torch.from_numpy(values).to(input.device, non_blocking=True)
+            output, final = self._run(input, state, ns, sizes_left, values)
         if steps < sizes.steps:
             after = [0, 0] * (input.dim() - 1 - axis)
             output = torch.nn.functional.pad(output, [*after, 0, sizes.steps - steps])
         return output, final
 
     def _run(
-        self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor | None, sizes: Sizes
+        self,
+        input: Tensor,
+        state: tuple[Tensor, ...] | None,
+        ns: Tensor | None,
+        sizes: Sizes,
+        values: NDArray[np.int64] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run one of the kernels; ``values`` are those of the lengths, but in a trace."""
+        valid = None if values is None else int(values.sum())
         keeps = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *(state or ()), *self._weights))
-        if self._takes_packed(input, ns, sizes, keeps):
+        if self._takes_packed(input, valid, sizes, keeps):
             return self._by_layers(input, state, ns)
-        if not _is_native(self.spec):
+        if not self._has_native:
             return self._by_directions(input, state, ns)
         if ns is None:
             return self._dense(input, state, sizes.batch_size)
-        if self._takes_rows(input, ns, sizes, keeps):
-            return self._by_rows(input, state, ns)
+        if values is not None and not keeps and self._takes_rows(input, int(values.sum()), sizes):
+            return self._by_rows(input, state, values)
         return self._by_directions(input, state, ns)
 
-    def _takes_packed(self, input: Tensor, ns: Tensor | None, sizes: Sizes, keeps: bool) -> bool:
+    @property
+    def _has_native(self) -> bool:
+        return self.kernel != "plain" and _is_native(self.spec)
+
+    def _takes_packed(self, input: Tensor, valid: int | None, sizes: Sizes, keeps: bool) -> bool:
         """Whether the packed kernel runs this call; raises if it was asked for and can't."""
-        if self.kernel == "native":
+        # In torch.jit's trace sizes are no numbers, which the table would compare.
+        if self.kernel in ("native", "plain") or (self.kernel == "auto" and choice.is_traced_by_jit()):
             return False
         if self.kernel == "auto" and not torch.compiler.is_compiling():  # asked first, since it costs less
             on_cpu = input.device.type == "cpu"  # elsewhere, to look at the lengths is to wait for them
             if not on_cpu or not choice.packed_is_faster(
-                self.spec, plain_name(input.dtype), sizes.steps, sizes.batch_size or 1, ns, gradients=keeps
+                self.spec, plain_name(input.dtype), sizes.steps, sizes.batch_size or 1, valid, gradients=keeps
             ):
                 return False
         why_not = choice.obstacle(self.spec, input)
@@ -245,11 +264,14 @@ class Recurrent(torch.nn.RNNBase):
             raise LimitError(f"kernel: built with 'packed', but {why_not}; build with 'auto'")
         return why_not is None
 
-    def _takes_rows(self, input: Tensor, ns: Tensor, sizes: Sizes, keeps: bool) -> bool:
+    def _takes_rows(self, input: Tensor, valid: int, sizes: Sizes) -> bool:
         """Whether a native call with lengths runs over packed rows, whose backward pass is slow, not dense steps."""
-        if keeps or torch.compiler.is_compiling() or choice.obstacle(self.spec, input) is not None:
+        if type(input) is not Tensor:  # such as a fake one, whose rows can't be counted
             return False
-        return choice.rows_are_faster(self.spec, plain_name(input.dtype), sizes.steps, ns)
+        if torch.compiler.is_compiling() or choice.obstacle(self.spec, input) is not None:
+            return False
+        steps = sizes.steps * (sizes.batch_size or 1)
+        return choice.rows_are_faster(self.spec, plain_name(input.dtype), steps, valid)
 
     def _by_layers(
         self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor | None
@@ -291,21 +313,22 @@ class Recurrent(torch.nn.RNNBase):
         return (output.transpose(0, 1) if self.batch_first else output), final
 
     def _by_rows(
-        self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor
+        self, input: Tensor, state: tuple[Tensor, ...] | None, values: NDArray[np.int64]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One native call over the valid steps, as for a ``PackedSequence``; sequences of length 0 are left out."""
         spec = self.spec
         x, initial = self._time_major(input, state)
         steps, batch_size, _ = x.shape
-        order = ns.argsort(descending=True, stable=True)[: int((ns > 0).sum())]
-        step = torch.arange(steps).unsqueeze(1)
-        valid = step < ns[order]
-        rows = (step * batch_size + order)[valid]
+        longest_first = np.argsort(-values, kind="stable")[: np.count_nonzero(values)]
+        step = np.arange(steps)[:, None]
+        valid = step < values[longest_first]
+        rows = torch.from_numpy((step * batch_size + longest_first)[valid])
+        order = torch.from_numpy(longest_first)
         output = x.new_zeros((steps, batch_size, spec.num_directions * spec.output_size))
         if len(order):
             results, *final = _NATIVE[self.mode](
                 x.reshape(-1, x.shape[2]).index_select(0, rows),
-                valid.sum(dim=1),
+                torch.from_numpy(valid.sum(axis=1)),
                 join_state([part.index_select(1, order) for part in initial]),
                 self._weights,
                 self.bias,
@@ -329,7 +352,7 @@ class Recurrent(torch.nn.RNNBase):
             state,
             ns,
             dropout=self._dropout if self.dropout and self.training else None,
-            direction=direction if _is_native(self.spec) else plain.direction,
+            direction=direction if self._has_native else plain.direction,
         )
 
     def _packed(
@@ -347,9 +370,8 @@ class Recurrent(torch.nn.RNNBase):
         elif order is not None:
             state = tuple(part.index_select(1, order) for part in state)
         sizes = Sizes(steps, batch_size)
-        ns = (batch_sizes.unsqueeze(1) > torch.arange(batch_size)).sum(dim=0)
         keeps = torch.is_grad_enabled() and any(t.requires_grad for t in (data, *state, *self._weights))
-        if _is_native(spec) and not self._takes_packed(data, ns, sizes, keeps):
+        if self._has_native and not self._takes_packed(data, len(data), sizes, keeps):
             output, *final = _NATIVE[self.mode](
                 data,
                 batch_sizes,
@@ -362,36 +384,30 @@ class Recurrent(torch.nn.RNNBase):
                 self.bidirectional,
             )
         else:
-            padded, _ = pad_packed_sequence(PackedSequence(data, batch_sizes), spec.batch_first)
-            padded, final = self._run(padded, state, ns.to(data.device), sizes)
+            padded, ns = pad_packed_sequence(PackedSequence(data, batch_sizes), spec.batch_first)
+            padded, final = self._run(padded, state, ns.to(data.device), sizes, ns.numpy())
             output = pack_padded_sequence(padded, ns, spec.batch_first).data
         if inverse is not None:
             final = [part.index_select(1, inverse) for part in final]
         return PackedSequence(output, batch_sizes, order, inverse), join_state(final)
 
-    def _lengths(self, seq_length: Any, sizes: Sizes, device: torch.device) -> Tensor:
-        if torch.compiler.is_compiling():
-            # A traced value can't be looked at; the packed kernel does when it runs.
-            traced = torch.as_tensor(seq_length, device=device)
-            check_lengths(tuple(traced.shape), plain_name(traced.dtype), sizes)
-            return traced.to(torch.int64).reshape(-1)
-        return on_host(seq_length, sizes)
-
     def _dropout(self, x: Tensor) -> Tensor:
         return torch.nn.functional.dropout(x, self.dropout, training=True)
 
 
-def on_host(seq_length: Any, sizes: Sizes) -> Tensor:
-    """Check the lengths, whatever they come in: `(B,)` int64 on the CPU."""
+def on_host(seq_length: Any, sizes: Sizes) -> NDArray[np.int64]:
+    """Check the lengths, whatever they come in: `(B,)`."""
     if isinstance(seq_length, Tensor):
         check_lengths(tuple(seq_length.shape), plain_name(seq_length.dtype), sizes)
-        seq_length = seq_length.cpu()
-        ns: Tensor = seq_length.reshape(-1).to(torch.int64)
-        least, longest = (int(n) for n in ns.aminmax()) if sizes.batch_size != 0 else (0, 0)
-        if 0 <= least <= longest <= sizes.steps:
-            return ns
-        seq_length = seq_length.numpy()
-    return torch.from_numpy(lengths(seq_length, sizes))
+        seq_length = seq_length.cpu().numpy()
+    return lengths(seq_length, sizes)
+
+
+def traced(seq_length: Any, sizes: Sizes, device: torch.device) -> Tensor:
+    """Check what a trace knows of the lengths; the packed kernel looks at them when it runs."""
+    values = torch.as_tensor(seq_length, device=device)
+    check_lengths(tuple(values.shape), plain_name(values.dtype), sizes)
+    return values.to(torch.int64).reshape(-1)
 
 
 def direction(

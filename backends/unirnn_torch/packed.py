@@ -65,7 +65,7 @@ class _Rows:
             if values.size and values.min() < steps:
                 ns = torch.from_numpy(values)
                 self._order = ns.argsort(descending=True, stable=True)
-                step = torch.arange(steps).unsqueeze(1)
+                step = torch.arange(steps, device=ns.device).unsqueeze(1)
                 valid = step < ns[self._order]
                 self._rows = (step * batch_size + self._order)[valid]
                 alive = valid.sum(dim=1).tolist()

@@ -78,7 +78,7 @@ class DynamicQuantized(torch.nn.Module):
             output, final = self.layers(input, join_state(state))
             state = state_parts(spec, final) or ()
         else:
-            ns = on_host([] if seq_length is None else seq_length, sizes)
+            ns = torch.from_numpy(on_host([] if seq_length is None else seq_length, sizes))
             output, state = self._ragged(input, state, ns)
         if not batched:
             return output.squeeze(axis), join_state([part.squeeze(1) for part in state])

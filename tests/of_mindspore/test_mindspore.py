@@ -339,10 +339,35 @@ def test_second_derivatives_are_an_error() -> None:
     def penalty(x: Tensor) -> Any:
         return (ms.grad(loss)(x) ** 2).sum()
 
+    def linear_penalty(x: Tensor) -> Any:
+        return (ms.grad(lambda x: module(x)[0].sum())(x) ** 2).sum()
+
     x, _ = batch(spec)
     assert float(penalty(x)) > 0
-    with pytest.raises(errors.LimitError, match="second derivatives: the packed kernels"):
-        ms.grad(penalty)(x)
+    for function in (penalty, linear_penalty):
+        with pytest.raises(errors.LimitError, match="second derivatives: the packed kernels"):
+            ms.grad(function)(x)
+
+
+def test_a_gradient_after_a_mistake_and_within_another() -> None:
+    spec = SPECS[1]
+    module = spec.build("mindspore", seed=0)
+    x, _ = batch(spec)
+
+    def loss(x: Tensor) -> Any:
+        return module(x)[0].sum()
+
+    def mistaken(x: Tensor) -> Any:
+        return module(x[..., :2])[0].sum()
+
+    def weighted(x: Tensor) -> Any:
+        return (x * ops.stop_gradient(ms.grad(loss)(x))).sum()
+
+    expected = ms.grad(loss)(x).asnumpy()
+    with pytest.raises(errors.ShapeError):
+        ms.grad(mistaken)(x)
+    np.testing.assert_array_equal(ms.grad(loss)(x).asnumpy(), expected)
+    np.testing.assert_array_equal(ms.grad(weighted)(x).asnumpy(), expected)
 
 
 def test_without_mindspores_private_class_a_warning_and_the_same() -> None:

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.export import Dim
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -351,7 +352,7 @@ def test_a_build_refuses(case: tuple[Spec, dict[str, Any], type[Exception], str]
 def test_a_gpu_has_no_packed_kernel() -> None:
     with pytest.raises(errors.LimitError, match="the packed kernel runs on cpu only, not on gpu"):
         choice.check("packed", GRUSpec(3, 4), "gpu", "float32")
-    assert [kernel.name for kernel in unirnn.explain(GRUSpec(3, 4), "torch", "gpu").kernels] == ["native"]
+    assert [kernel.name for kernel in unirnn.explain(GRUSpec(3, 4), "torch", "gpu").kernels] == ["native", "plain"]
 
 
 # torch.func.jvp's own
@@ -366,7 +367,7 @@ def test_a_call_refuses_what_the_kernel_asked_for_can_not_do() -> None:
         pytest.raises(errors.LimitError, match="built with 'packed', but the packed kernel knows no autocast"),
     ):
         gru(x)
-    with pytest.raises(errors.LimitError, match=r"knows no torch\.func and no forward-mode gradients"):
+    with pytest.raises(errors.LimitError, match=r"knows no torch\.func"):
         torch.func.jvp(lambda x: gru(x)[0], (x,), (x,))
     with pytest.raises(errors.LimitError, match="not in bfloat16"):
         gru.bfloat16()(x.bfloat16())
@@ -477,7 +478,58 @@ def test_explain_says_when_which_kernel_is_taken() -> None:
         "  kernel packed: compiled, exported; training (T >= 16); training with lengths (T >= 12); "
         "inference with lengths (T >= 16, B*H >= 8192)",
         "  kernel native: else",
+        "  kernel plain: by name only",
     ]
-    assert [kernel.when for kernel in unirnn.explain(LSTMSpec(3, 4, proj_size=2), "torch").kernels] == ["always"]
+    assert str(unirnn.explain(LSTMSpec(3, 4, proj_size=2), "torch").kernels[0]) == "kernel native: always"
     assert "step by step" in str(unirnn.explain(STEPPED, "torch"))
     assert "kernel" not in str(unirnn.explain(GRUSpec(3, 4), "array_api"))
+
+
+@pytest.mark.parametrize("spec", [GRUSpec(3, 4, 2, bidirectional=True, batch_first=True), RNNSpec(3, 4)])
+def test_the_plain_kernel_by_name(spec: Spec) -> None:
+    plain, native = (spec.build("torch", seed=0, kernel=kernel) for kernel in ("plain", "native"))
+    x, _, _ = batch(spec, 5, [5, 5, 5])
+    sequence = pack_padded_sequence(x, torch.tensor([2, 5, 1]), spec.batch_first, enforce_sorted=False)
+    for arguments in ((x,), (x, None, [5, 0, 2])):
+        torch.testing.assert_close(plain(*arguments), native(*arguments))
+    torch.testing.assert_close(plain(sequence)[0].data, native(sequence)[0].data)
+
+
+def test_the_default_device_decides_nothing() -> None:
+    gru = GRUSpec(3, 8).build("torch", seed=0)
+    x = torch.randn(20, 5, 3)
+    sequence = pack_padded_sequence(x, torch.tensor([20, 3, 1, 7, 7]), enforce_sorted=False)
+    with torch.device("meta"):
+        gru(sequence)
+        gru(x, None, [20, 3, 0, 7, 7])
+        with torch.no_grad():
+            gru(x, None, [20, 3, 0, 7, 7])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_compiled_transform_is_native() -> None:
+    gru = GRUSpec(3, 8).build("torch", seed=0)
+    x = torch.randn(20, 5, 3)
+
+    def gradient(x: Tensor) -> Tensor:
+        found: Tensor = torch.func.grad(lambda x: gru(x)[0].sum())(x)
+        return found
+
+    torch.compiler.reset()
+    torch.testing.assert_close(torch.compile(gradient, backend="aot_eager")(x), gradient(x))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
+@pytest.mark.filterwarnings("ignore:Converting a tensor to a Python")
+def test_torch_jit_traces_what_it_can_check() -> None:
+    gru = GRUSpec(3, 8).build("torch", seed=0)
+    x = torch.randn(20, 5, 3)
+    traced: Any = torch.jit.trace(gru, (x,))  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(traced(x), gru(x))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_shapes_without_numbers(grad: bool) -> None:
+    with FakeTensorMode(), torch.set_grad_enabled(grad):
+        output, h_n = GRUSpec(3, 8).build("torch", seed=0)(torch.randn(20, 5, 3), None, [1, 2, 0, 20, 3])
+    assert (output.shape, h_n.shape) == ((20, 5, 8), (1, 5, 8))
