@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from .devices import Device, dtype_name
 from .errors import ArgumentError
@@ -30,8 +30,7 @@ class Limit:
         return ("can't: " if self.refuses else "differs: ") + self.text
 
 
-@dataclass(frozen=True)
-class Kernel:
+class Kernel(NamedTuple):
     """One way to compute, of those that a backend has.
 
     Parameters
