@@ -1,14 +1,16 @@
 """Make the documentation's tables from the code.
 
 ``python docs/make_tables.py`` writes the mapping pages ``docs/names/{rnn,gru,lstm}[.zh].md`` from
-`unirnn.names.ARGUMENTS`, and the support table of ``README.md`` from `unirnn.explain` and the backends. With
-``--check`` it writes nothing, and the exit status is 1 if a page is out of date.
+`unirnn.names.ARGUMENTS`, the support table of ``README.md`` from `unirnn.explain` and the backends, and the figures of
+``docs/benchmark.md`` from what ``unirnn bench`` has left in ``benchmarks/figures``. With ``--check`` it writes nothing,
+and the exit status is 1 if a page is out of date.
 
 The support table needs every backend of unirnn installed; without one it is left as it is.
 """
 
 import argparse
 import importlib
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import metadata
@@ -23,6 +25,8 @@ from unirnn.errors import MissingBackendError
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+BENCHMARK = ROOT / "docs" / "benchmark.md"
+FIGURES = ROOT / "benchmarks" / "figures"
 
 # ---- the mapping pages ---------------------------------------------------------------------------
 
@@ -123,8 +127,6 @@ and a projection."""
 OPTIONS: dict[str, dict[str, Any]] = {"array_api": {"namespace": numpy}}
 """What a backend's build needs besides."""
 
-BEGIN, END = "<!-- support:begin -->", "<!-- support:end -->"
-
 
 def support_table() -> str:
     """What each backend of unirnn builds, and where, as Markdown.
@@ -185,14 +187,42 @@ def _package(kind: type) -> str:
     return kind.__module__.partition(".")[0]
 
 
-def with_support_table(readme: str, table: str) -> str:
-    """The text of README.md with a table between its markers."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+# ---- the figures of the benchmark ----------------------------------------------------------------
 
 
-# ---- both ----------------------------------------------------------------------------------------
+def figures_tables() -> str:
+    """A table for each report on one thread."""
+    return "\n\n".join(_figures(json.loads(file.read_text("utf-8"))) for file in sorted(FIGURES.glob("threads1*.json")))
+
+
+def _figures(report: dict[str, Any]) -> str:
+    """Ours beside PyTorch's dense native layer, forward and with backward, as Markdown."""
+    sizes = list(dict.fromkeys(row["size"] for row in report["rows"]))
+    found: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for row in report["rows"]:
+        key = (row["backend"], row["mode"], row["cell"], row["lengths"])
+        ratio = row["ratios"].get("torch")
+        found.setdefault(key, {}).setdefault(row["size"], []).append("-" if ratio is None else f"{ratio:.2f}")
+    rows = [[*key, *(" / ".join(of_size.get(size, ["-"])) for size in sizes)] for key, of_size in found.items()]
+    where = (report["date"][:10], report["cpu"], f"{report['cores']} cores", *report["versions"].values())
+    return "\n".join(
+        [
+            f"`{report['command']}`, {', '.join(where)}:",
+            "",
+            *_table(["backend", "mode", "cell", "lengths", *sizes], rows),
+        ]
+    )
+
+
+# ---- all -----------------------------------------------------------------------------------------
+
+
+def with_table(page: str, name: str, table: str) -> str:
+    """The text of a page with a table between the markers of that name."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n\n{table}\n\n{end}{after}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -206,8 +236,9 @@ def main() -> int:
     check = parser.parse_args().check
 
     pages = names_pages()
+    pages[BENCHMARK] = with_table(BENCHMARK.read_text("utf-8"), "figures", figures_tables())
     try:
-        pages[README] = with_support_table(README.read_text("utf-8"), support_table())
+        pages[README] = with_table(README.read_text("utf-8"), "support", support_table())
     except MissingBackendError as error:
         print(f"README.md is left as it is: {error}", file=sys.stderr)
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text("utf-8") != text]

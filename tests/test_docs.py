@@ -77,13 +77,19 @@ def test_a_names_page_is_up_to_date(page: Path) -> None:
     assert page.read_text("utf-8") == make_tables.names_pages()[page], "run python docs/make_tables.py"
 
 
+def test_the_figures_are_those_of_the_benchmark() -> None:
+    page = make_tables.BENCHMARK.read_text("utf-8")
+    table = make_tables.figures_tables()
+    assert page == make_tables.with_table(page, "figures", table), "run python docs/make_tables.py"
+
+
 def test_the_support_table_is_up_to_date() -> None:
     readme = make_tables.README.read_text("utf-8")
     try:
         table = make_tables.support_table()
     except MissingBackendError as error:
         pytest.skip(f"the table tells of every backend: {error}")
-    assert readme == make_tables.with_support_table(readme, table), "run python docs/make_tables.py"
+    assert readme == make_tables.with_table(readme, "support", table), "run python docs/make_tables.py"
 
 
 def test_the_backend_of_the_guide_passes_the_conformance_suite(tmp_path: Path) -> None:
