@@ -329,45 +329,38 @@ def test_a_kernel_by_name_serves_or_says_why_not(tmp_path: Path) -> None:
     ms.set_context(jit_syntax_level=ms.LAX)  # which a failed export leaves strict
 
 
-def test_second_derivatives_are_an_error() -> None:
-    spec = SPECS[1]
-    module = spec.build("mindspore", seed=0)
+def test_second_derivatives_are_an_error_and_a_mistake_leaves_no_trace() -> None:
+    # In a process of its own: after an exception within a gradient MindSpore's next operators may fail.
+    program = """
+import mindspore as ms, numpy as np, unirnn
+from mindspore import ops
+module = unirnn.GRUSpec(3, 4).build("mindspore", seed=0)
+x = ms.Tensor(np.linspace(-1, 1, 30).reshape(5, 2, 3).astype("float32"))
 
-    def loss(x: Tensor) -> Any:
-        return (module(x)[0] ** 2).sum()
+def loss(x): return module(x)[0].sum()
+def squared(x): return (module(x)[0] ** 2).sum()
+def mistaken(x): return module(x[..., :2])[0].sum()
+def weighted(x): return (x * ops.stop_gradient(ms.grad(loss)(x))).sum()
+def penalty(x): return (ms.grad(squared)(x) ** 2).sum()
+def linear_penalty(x): return (ms.grad(loss)(x) ** 2).sum()
 
-    def penalty(x: Tensor) -> Any:
-        return (ms.grad(loss)(x) ** 2).sum()
-
-    def linear_penalty(x: Tensor) -> Any:
-        return (ms.grad(lambda x: module(x)[0].sum())(x) ** 2).sum()
-
-    x, _ = batch(spec)
-    assert float(penalty(x)) > 0
-    for function in (penalty, linear_penalty):
-        with pytest.raises(errors.LimitError, match="second derivatives: the packed kernels"):
-            ms.grad(function)(x)
-
-
-def test_a_gradient_after_a_mistake_and_within_another() -> None:
-    spec = SPECS[1]
-    module = spec.build("mindspore", seed=0)
-    x, _ = batch(spec)
-
-    def loss(x: Tensor) -> Any:
-        return module(x)[0].sum()
-
-    def mistaken(x: Tensor) -> Any:
-        return module(x[..., :2])[0].sum()
-
-    def weighted(x: Tensor) -> Any:
-        return (x * ops.stop_gradient(ms.grad(loss)(x))).sum()
-
-    expected = ms.grad(loss)(x).asnumpy()
-    with pytest.raises(errors.ShapeError):
-        ms.grad(mistaken)(x)
-    np.testing.assert_array_equal(ms.grad(loss)(x).asnumpy(), expected)
-    np.testing.assert_array_equal(ms.grad(weighted)(x).asnumpy(), expected)
+expected = ms.grad(loss)(x).asnumpy()
+print((ms.grad(weighted)(x).asnumpy() == expected).all(), float(penalty(x)) > 0)
+for function in (penalty, linear_penalty, mistaken):
+    try:
+        ms.grad(function)(x)
+    except unirnn.errors.UnirnnError as error:
+        print(type(error).__name__, str(error)[:40])
+print((ms.grad(loss)(x).asnumpy() == expected).all())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-5:] == [
+        "True True",
+        "LimitError second derivatives: the packed kernels, ",
+        "LimitError second derivatives: the packed kernels, ",
+        "ShapeError input: given shape (5, 2, 2), expected 3",
+        "True",
+    ]
 
 
 def test_without_mindspores_private_class_a_warning_and_the_same() -> None:
