@@ -29,7 +29,7 @@ class Bar:
     Parameters
     ----------
     number
-        Of the bar, in the issue that set it.
+        Which of the bars it belongs to; some are several rows here.
     at_most
         The bar.
     against
