@@ -16,7 +16,7 @@ from unirnn import Device, GRUSpec, LSTMSpec, RNNSpec, Snapshot, Spec, errors, s
 from unirnn import weights as _weights
 from unirnn.call import join_state, state_parts
 from unirnn.devices import dtype_name
-from unirnn.packing import Packing
+from unirnn.kernels.packing import Packing
 
 SPEC = GRUSpec(3, 4, 2, bidirectional=True)
 
@@ -114,7 +114,7 @@ class TestKernels:
 
     @given(lengths=st.lists(st.integers(0, 6), max_size=5), limit=st.integers(1, 12))
     def test_every_row_is_in_one_chunk_and_one_run(self, lengths: list[int], limit: int) -> None:
-        with mock.patch("unirnn.packing._CHUNK", limit):
+        with mock.patch("unirnn.kernels.packing._CHUNK", limit):
             packing = Packing(np.array(lengths, np.int64), 6)
         assert len(packing.rows) == sum(lengths)
         steps: list[int] = []
@@ -140,9 +140,9 @@ class TestKernels:
 
         whole = run()
         with (
-            mock.patch("unirnn.packing._CHUNK", limit),
-            mock.patch("unirnn.products._SMALL", 8 * limit),
-            mock.patch("unirnn.products._NARROWEST", 1),
+            mock.patch("unirnn.kernels.packing._CHUNK", limit),
+            mock.patch("unirnn.kernels.products._SMALL", 8 * limit),
+            mock.patch("unirnn.kernels.products._NARROWEST", 1),
         ):
             cut = run()
             called = module(x, None, lengths)[0]

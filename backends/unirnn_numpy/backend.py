@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn import Device, Limit, LSTMSpec, Spec
+from unirnn import Device, Limit, LSTMSpec, Spec, kernels
 from unirnn import weights as _weights
 from unirnn.backend import Arrays
 from unirnn.call import join_state
@@ -49,11 +49,14 @@ class NumpyBackend:
             yield Limit("float16 is computed in float32, and rounded at the end", refuses=False)
 
     def kernels(self, spec: Spec, device: Device, dtype: str) -> Iterable[Kernel]:
-        if dtype == "float16":
-            yield Kernel("packed", "always")
-        else:
+        rest = "always"
+        if dtype != "float16":
             yield Kernel("plain", f"inference (T <= {SHORT})")
-            yield Kernel("packed", "else")
+            rest = "else"
+        if kernels.has_numba(spec):
+            yield Kernel("numba", rest)
+            rest = "only by name"
+        yield Kernel("packed", rest)
 
     def build(
         self,
@@ -68,6 +71,8 @@ class NumpyBackend:
         check_kernel(kernel, KERNELS)
         if kernel == "plain" and dtype == "float16":
             raise LimitError("kernel: given 'plain', but float16 is computed in float32, which 'packed' does")
+        if kernel == "numba":
+            kernels.check_numba(spec)
         drawn = _weights.draw_globally(spec) if weights is None else weights
         # A stream of its own, so that dropout repeats none of the numbers that made the weights.
         generator = np.random.default_rng(None if seed is None else [seed, 1])

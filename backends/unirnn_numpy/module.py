@@ -14,8 +14,9 @@ __all__ = ["KERNELS", "SHORT", "NumpyModule"]
 
 Array = NDArray[Any]
 
-KERNELS = ("auto", "packed", "plain")
-"""The core's packed kernels, with gradients, or its plain cells: step by step, with nothing to prepare."""
+KERNELS = ("auto", "packed", "numba", "plain")
+"""The core's packed kernels, with gradients, as calls of NumPy or compiled by numba; or its plain cells: step by step,
+with nothing to prepare."""
 
 SHORT = 4
 """Up to how many steps ``auto`` takes the plain cells, for inference: about where both cost the same."""
@@ -61,6 +62,7 @@ class NumpyModule:
         self.training = False
         self._generator = generator
         self._kernel = kernel
+        self._compiled = kernel == "numba" or (kernel == "auto" and kernels.has_numba(spec))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.spec!r})"
@@ -102,7 +104,7 @@ class NumpyModule:
             dropout = None if noise is None else lambda x: x * next(layers)
             output, final = plain.recurrent(xp, self.spec, self.weights, input, state, ns, dropout=dropout)
         else:
-            output, final, _ = kernels.recurrent(self.spec, self.weights, input, state, ns, noise=noise, keep=False)
+            output, final, _ = self._run(input, state, ns, noise, keep=False)
         return output, join_state(final)
 
     def vjp(
@@ -126,11 +128,11 @@ class NumpyModule:
         """
         if self._kernel == "plain":
             raise ArgumentError(
-                "vjp: the module was built with kernel='plain', which has no gradients; 'auto' and 'packed' have"
+                "vjp: the module was built with kernel='plain', which has no gradients; the other kernels have"
             )
         input, state, ns = self._checked(input, hx, seq_length, aliases)
         noise = self._noise(input.shape)
-        output, final, pullback = kernels.recurrent(self.spec, self.weights, input, state, ns, noise=noise, keep=True)
+        output, final, pullback = self._run(input, state, ns, noise, keep=True)
 
         def pull(d_output: Array, d_h_n: Any) -> dict[str, Array]:
             parts = state_parts(self.spec, d_h_n)
@@ -143,6 +145,19 @@ class NumpyModule:
             return pullback(np.asarray(d_output), tuple(np.asarray(part) for part in parts))
 
         return output, join_state(final), pull
+
+    def _run(
+        self,
+        input: Array,
+        state: tuple[Array, ...] | None,
+        ns: NDArray[np.int64] | None,
+        noise: Array | None,
+        *,
+        keep: bool,
+    ) -> tuple[Array, tuple[Array, ...], kernels.Pullback]:
+        return kernels.recurrent(
+            self.spec, self.weights, input, state, ns, noise=noise, keep=keep, compiled=self._compiled
+        )
 
     def _checked(
         self, input: Any, hx: Any, seq_length: Any, aliases: dict[str, Any]

@@ -9,6 +9,7 @@ So arrays that meet in one operation lie apart: those of one block by an odd mul
 blocks at different *places* within 256 bytes.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,9 +18,12 @@ from numpy.typing import NDArray
 
 from .packing import Run
 
-__all__ = ["arrays", "blocks", "empty"]
+__all__ = ["BLOCKS", "PRODUCTS", "REST", "STATES", "arrays", "blocks", "empty"]
 
 Array = NDArray[Any]
+
+BLOCKS, STATES, PRODUCTS, REST = 0, 64, 128, 192
+"""Places: what an operation writes to lies at another than what it reads, but for what it overwrites."""
 
 _PAGE = 4096
 _APART = 256
@@ -28,9 +32,9 @@ _APART = 256
 def empty(shape: tuple[int, ...], dtype: Any, place: int) -> Array:
     """An array whose address is ``place`` more than a multiple of 256 bytes."""
     dtype = np.dtype(dtype)
-    size = int(np.prod(shape)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + _APART, np.uint8)
-    start = (place - raw.ctypes.data) % _APART
+    start = (place - raw.__array_interface__["data"][0]) % _APART
     array: Array = raw[start : start + size].view(dtype).reshape(shape)
     return array
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ByGate", "SumOfGates"]
+__all__ = ["ByGate", "SumOfGates", "pieces"]
 
 Array = NDArray[Any]
 
@@ -27,6 +27,15 @@ def _columns(rows: int, inputs: int, outputs: int) -> int:
     """The columns of a piece: as many as divide all and keep it small; all, if it would be too narrow."""
     fitting = (n for n in range(outputs, _NARROWEST - 1, -1) if outputs % n == 0 and rows * inputs * n <= _SMALL)
     return next(fitting, outputs)
+
+
+def pieces(weight: Array, batch_size: int, size: int) -> Array:
+    """A copy of `(K, O)` in pieces `(K / k, O / o, k, o)`, for up to ``batch_size`` rows; k is K or ``size``."""
+    inputs, outputs = weight.shape
+    taken = inputs if batch_size * inputs * _NARROWEST <= _SMALL else size
+    columns = outputs if batch_size == 1 else _columns(batch_size, taken, outputs)
+    blocks = weight.reshape(inputs // taken, taken, outputs // columns, columns)
+    return blocks.swapaxes(1, 2).copy()
 
 
 class _Pieces:

@@ -102,8 +102,8 @@ class Packing:
         return array.reshape(*self.shape, rows.shape[-1])
 
     def sort(self, state: Array) -> Array:
-        """`(..., B, H)`: a copy with the sequences in the packed order."""
-        return state.copy() if self._is_dense else state[..., self.order, :]
+        """`(..., B, H)`: a copy with the sequences in the packed order, in C's order of memory."""
+        return state.copy() if self._is_dense else np.take(state, self.order, axis=-2)
 
     def unsort(self, state: Array) -> Array:
         """`(..., B, H)`: with the sequences in the batch's order again; not always a copy."""
@@ -120,7 +120,7 @@ def _chunks(alive: list[int]) -> list[Chunk]:
     runs: list[Run] = []
     start = size = 0
     for n, group in groupby(alive):
-        left = sum(1 for _ in group) if n else 0
+        left = len(list(group)) if n else 0
         while left:
             fitting = (_CHUNK - size) // n
             if fitting < 1 and size:

@@ -1,0 +1,273 @@
+"""The kernels: forward and backward over packed valid steps, on a CPU, over NumPy's arrays.
+
+One idea makes them fast, and keeps the promises without a mask:
+
+1. *Pack.* Sort the sequences by length, longest first, and gather the valid steps into rows, step by step. The
+   padding is never read. At step t the sequences that are still alive are the first ``alive[t]``.
+2. *Project.* Chunk by chunk, one product makes the input's part of all gates for a few hundred rows.
+3. *Step* on the rows still alive. A sequence that has ended, or in the reverse direction has not begun, simply stays
+   in the state: so a sequence of length 0 ends in its initial state.
+4. *Backward* is linear in the gradient of the state: chunk by chunk, a step is a few operations, and each weight's
+   gradient is one product.
+
+`direction` has what all cells share, `by_numpy` the cells as calls of NumPy, and `by_numba` as compiled loops, where numba
+is installed. float16 is computed in float32.
+"""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LimitError
+from ..specs import GRUSpec, Spec
+from . import by_numpy
+from .direction import Direction, Weights
+from .packing import Packing
+
+__all__ = ["Pullback", "Weights", "check_numba", "direction", "has_numba", "recurrent"]
+
+Array = NDArray[Any]
+State = tuple[Array, ...]
+Gradients = dict[str, Array]
+Pullback = Callable[[Array, State], Gradients]
+
+
+def has_numba(spec: Spec) -> bool:
+    """Whether a spec's layers can be compiled: `by_numba` has its cell, and numba and SciPy are installed."""
+    return not _resets_before(spec) and _is_installed("numba") and _is_installed("scipy")
+
+
+def check_numba(spec: Spec) -> None:
+    """Refuse the kernel ``"numba"`` where it can't serve.
+
+    Raises
+    ------
+    LimitError
+        With what to do about it.
+    """
+    if has_numba(spec):
+        return
+    if _resets_before(spec):
+        raise LimitError("kernel: given 'numba', which has no GRU with reset_after=False; 'auto' and 'packed' have")
+    raise LimitError("kernel: given 'numba', which is not installed: pip install 'unirnn[numba]'")
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _resets_before(spec: Spec) -> bool:
+    return isinstance(spec, GRUSpec) and not spec.reset_after
+
+
+def _cell(spec: Spec, compiled: bool) -> type[Direction]:
+    if compiled:
+        from . import by_numba  # imports numba, which takes half a second
+
+        return by_numba.CELLS[spec.cell]
+    return by_numpy.GRUResetBefore if _resets_before(spec) else by_numpy.CELLS[spec.cell]
+
+
+def _computed(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype(np.float32) if dtype == np.float16 else dtype
+
+
+def direction(
+    spec: Spec,
+    weights: Weights,
+    x: Array,
+    state: State,
+    lengths: NDArray[np.int64],
+    *,
+    backward: bool,
+    keep: bool,
+    compiled: bool,
+) -> tuple[Array, State, Callable[[Array, State], tuple[Array, State, Weights]]]:
+    """Run one layer in one direction.
+
+    Parameters
+    ----------
+    spec
+        What the layer is; its sizes are read off the arrays.
+    weights
+        Of this layer and direction.
+    x
+        `(T, B, I)`; float16, float32 or float64.
+    state
+        Initial state, `(B, H)` each.
+    lengths
+        `(B,)`, checked.
+    backward
+        Whether it runs from the last valid step to the first.
+    keep
+        Whether the pullback will be called; without it no more memory is taken than a few hundred rows need.
+    compiled
+        Whether numba steps, and not NumPy; see `has_numba`.
+
+    Returns
+    -------
+    outputs
+        `(T, B, H)`, zero in the padding.
+    final_state
+        `(B, H)` each.
+    pullback
+        ``pullback(d_outputs, d_final_state)`` gives the gradients of x, the initial state and the weights.
+    """
+    compute = _computed(x.dtype)
+
+    def widen(array: Any) -> Any:
+        return None if array is None else array.astype(compute, copy=False)
+
+    def narrow(array: Any) -> Any:
+        return None if array is None else array.astype(x.dtype, copy=False)
+
+    packing = Packing(lengths, x.shape[0])
+    run = _cell(spec, compiled)(spec, Weights(*map(widen, weights)), packing, backward=backward)
+    outputs, final = run.forward(packing.pack(widen(x)), tuple(packing.sort(widen(part)) for part in state), keep=keep)
+
+    def pullback(d_outputs: Array, d_final: State) -> tuple[Array, State, Weights]:
+        d_rows, d_state, d_weights = run.backward(
+            packing.pack(widen(d_outputs)), tuple(packing.sort(widen(part)) for part in d_final)
+        )
+        return (
+            narrow(packing.unpack(d_rows)),
+            tuple(narrow(packing.unsort(part)) for part in d_state),
+            Weights(*map(narrow, d_weights)),
+        )
+
+    output = narrow(packing.unpack(outputs))
+    if keep and np.may_share_memory(output, outputs):
+        output = output.copy()  # the caller may write over it before the backward pass
+    return output, tuple(narrow(packing.unsort(part)) for part in final), pullback
+
+
+def recurrent(
+    spec: Spec,
+    weights: Mapping[str, Array],
+    input: Array,
+    hx: State | None,
+    lengths: NDArray[np.int64] | None,
+    *,
+    noise: Array | None = None,
+    keep: bool,
+    compiled: bool,
+) -> tuple[Array, State, Pullback]:
+    """Run a whole stack of layers.
+
+    Parameters
+    ----------
+    spec
+        The layers; ``proj_size`` must be 0.
+    weights
+        By the names of `Spec.weight_shapes`, of the input's dtype.
+    input
+        `(T, B, I)`, `(B, T, I)` if ``batch_first``, or `(T, I)`; float16, float32 or float64.
+    hx
+        Initial state, `(L*D, B, H)` each, or `(L*D, H)`; None is zeros.
+    lengths
+        `(B,)`, checked; None if every step is valid.
+    noise
+        `(L-1, T, B, D*H)`: what the output of every layer but the last is multiplied with (dropout).
+    keep
+        Whether the pullback will be called; see `direction`.
+    compiled
+        Whether numba steps, and not NumPy; see `has_numba`.
+
+    Returns
+    -------
+    output
+        As the input, with D*H on the last axis; zero in the padding.
+    final_state
+        As ``hx``.
+    pullback
+        ``pullback(d_output, d_final_state)`` gives the gradients by name: ``input``, ``h_0`` (and
+        ``c_0``), and each weight.
+    """
+    dtype = input.dtype
+    compute = _computed(dtype)
+    batched = input.ndim == 3
+
+    def to_time_major(array: Array) -> Array:
+        """`(B, T, F)`, `(T, B, F)` or `(T, F)` to `(T, B, F)`."""
+        array = array.astype(compute, copy=False)
+        if not batched:
+            return array[:, None]
+        return array.swapaxes(0, 1) if spec.batch_first else array
+
+    def from_time_major(array: Array) -> Array:
+        array = array.astype(dtype, copy=False)
+        if not batched:
+            return array[:, 0]
+        return np.ascontiguousarray(array.swapaxes(0, 1)) if spec.batch_first else array
+
+    x = to_time_major(input)
+    steps, batch_size = x.shape[:2]
+    packing = Packing(np.full(batch_size, steps) if lengths is None else lengths, steps)
+    shapes = spec.state_shapes(batch_size).values()
+
+    def read_state(state: State) -> State:
+        return tuple(
+            packing.sort(part.astype(compute, copy=False).reshape(shape))
+            for part, shape in zip(state, shapes, strict=True)
+        )
+
+    def write_state(directions: list[State]) -> State:
+        stacked = (packing.unsort(np.stack(part)).astype(dtype, copy=False) for part in zip(*directions, strict=True))
+        return tuple(part if batched else part[:, 0] for part in stacked)
+
+    def cast(name: str) -> Array | None:
+        return weights[name].astype(compute, copy=False) if name in weights else None
+
+    initial = tuple(np.zeros(shape, compute) for shape in shapes) if hx is None else read_state(hx)
+    rows_noise = None if noise is None else [packing.pack(layer.astype(compute, copy=False)) for layer in noise]
+    width = spec.num_directions
+    runs: list[Direction] = []
+    finals: list[State] = []
+    rows = packing.pack(x)
+    if keep and np.may_share_memory(rows, input):
+        rows = rows.copy()  # the caller may write over it before the backward pass
+    for layer in range(spec.num_layers):
+        outputs = []
+        for backward in range(width):
+            position = layer * width + backward
+            w = Weights(*(cast(name + spec.suffixes()[position]) for name in Weights._fields))
+            run = _cell(spec, compiled)(spec, w, packing, backward=bool(backward))
+            out, final = run.forward(rows, tuple(part[position] for part in initial), keep=keep)
+            outputs.append(out)
+            finals.append(final)
+            runs.append(run)
+        rows = outputs[0] if width == 1 else np.concatenate(outputs, axis=1)
+        if rows_noise is not None and layer < spec.num_layers - 1:
+            rows = rows * rows_noise[layer]
+
+    def pullback(d_output: Array, d_final: State) -> Gradients:
+        d_rows = packing.pack(to_time_major(d_output))
+        d_finals = read_state(d_final)
+        gradients: Gradients = {}
+        d_initials: list[State] = [()] * len(runs)
+        for layer in reversed(range(spec.num_layers)):
+            if rows_noise is not None and layer < spec.num_layers - 1:
+                d_rows = d_rows * rows_noise[layer]
+            d_x: Array | None = None
+            for backward in range(width):
+                position = layer * width + backward
+                d_out = d_rows[:, backward * spec.hidden_size : (backward + 1) * spec.hidden_size]
+                part, d_initials[position], d_weights = runs[position].backward(
+                    d_out, tuple(d[position] for d in d_finals)
+                )
+                d_x = part if d_x is None else d_x + part
+                for name, gradient in zip(Weights._fields, d_weights, strict=True):
+                    if gradient is not None:
+                        gradients[name + spec.suffixes()[position]] = gradient.astype(dtype, copy=False)
+            assert d_x is not None
+            d_rows = d_x
+        d_hx = {f"{name}_0": part for name, part in zip(spec.states, write_state(d_initials), strict=True)}
+        return {"input": from_time_major(packing.unpack(d_rows)), **d_hx, **gradients}
+
+    output = from_time_major(packing.unpack(rows))
+    if keep and np.may_share_memory(output, runs[-1].outputs):
+        output = output.copy()
+    return output, write_state(finals), pullback

@@ -1,0 +1,225 @@
+"""One layer in one direction, forward and backward: what does not depend on how a step is computed.
+
+N is the number of rows, the sum of the lengths.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..specs import Spec
+from . import memory
+from .memory import arrays, empty
+from .packing import Packing, Run
+
+__all__ = ["Direction", "Weights"]
+
+Array = NDArray[Any]
+State = tuple[Array, ...]
+
+
+class Weights(NamedTuple):
+    """Weights of one layer and direction, or their gradients; the biases are None together."""
+
+    weight_ih: Any
+    weight_hh: Any
+    bias_ih: Any
+    bias_hh: Any
+
+
+class _Kept(NamedTuple):
+    """What the forward pass leaves of a run: its blocks, and each part of the state `(n, H)` before it."""
+
+    blocks: Array
+    before: State
+
+
+class Direction(ABC):
+    """One layer in one direction: `forward`, then `backward`, chunk by chunk.
+
+    A subclass is one cell, and steps. What it keeps of a step is a *block* of arrays `(n, H)`, the gates first; a run's
+    blocks come flat, `(steps, kept, stride)`. See `memory` for how they lie.
+
+    A sigmoid is ``(1 + tanh(a / 2)) / 2``: it can't overflow, and NumPy has no exp that is as fast. The half of a
+    stands in the weights, which is exact.
+    """
+
+    sigmoids: str
+    """The gates that are sigmoids."""
+    bias_with_product: tuple[int, ...] = ()
+    """The gates whose recurrent bias belongs to the state's product, not to the input's."""
+    kept: int
+    """How many arrays a block has: the gates, and what else the backward pass needs."""
+    forgets = False
+    """Whether the backward pass needs no blocks, since the state after a step tells all."""
+    inputs_differ = False
+    """Whether the gradients of the input's products are not those of the state's."""
+
+    def __init__(self, spec: Spec, weights: Weights, packing: Packing, *, backward: bool) -> None:
+        self.weights = weights
+        self.packing = packing
+        self.backwards = backward
+        self.size = spec.hidden_size
+        self.num_gates = len(spec.gates)
+        self.batch_size = packing.shape[1]
+        self.scales = [0.5 if gate in self.sigmoids else 1.0 for gate in spec.gates]
+        self.dtype = weights.weight_hh.dtype
+
+    def _by_gate(self, weight: Array) -> Array:
+        """`(gates*H, ...)` to `(gates, H, ...)`: a copy, of which the sigmoids' part is halved."""
+        blocks = weight.reshape(self.num_gates, self.size, -1)
+        scaled: Array = blocks * np.array(self.scales, weight.dtype)[:, None, None]
+        return scaled.reshape(self.num_gates, self.size, *weight.shape[1:])
+
+    def _input_bias(self, b_ih: Array, b_hh: Array) -> Array:
+        """`(gates*H,)`: what is added to the input's product."""
+        recurrent = self._by_gate(b_hh)
+        recurrent[list(self.bias_with_product)] = 0
+        return (self._by_gate(b_ih) + recurrent).reshape(-1)
+
+    def _blocks(self, runs: Sequence[Run], count: int, place: int, *, keep: bool) -> Iterator[Array]:
+        return memory.blocks(runs, count, self.size, self.dtype, place, keep=keep)
+
+    def forward(self, x: Array, initial: State, *, keep: bool) -> tuple[Array, State]:
+        """`(N, I)` and the initial state `(B, H)` each, to `(N, H)` and the final state, which overwrites it.
+
+        ``keep`` for a backward pass; without it no more memory is taken than a chunk needs.
+        """
+        w_ih, _, b_ih, b_hh = self.weights
+        weight = self._by_gate(w_ih).reshape(w_ih.shape).T
+        bias = None if b_ih is None else self._input_bias(b_ih, b_hh)
+        chunks = self.packing.chunks
+        self.x = x
+        self.outputs = empty((len(x), self.size), self.dtype, memory.STATES)
+        self.runs: list[_Kept] = []
+        projected = np.empty((max((chunk.size for chunk in chunks), default=0), weight.shape[1]), self.dtype)
+        turn = -1 if self.backwards else 1
+        runs = [run for chunk in chunks[::turn] for run in chunk.runs[::turn]]
+        blocks = self._blocks(runs, self.kept, memory.BLOCKS, keep=keep and not self.forgets)
+        self._begin(runs)
+        for chunk in chunks[::turn]:
+            of_input = np.matmul(x[chunk.rows], weight, out=projected[: chunk.size])
+            if bias is not None:
+                of_input += bias
+            for run in chunk.runs[::turn]:
+                flat = next(blocks)
+                state = tuple(part[: run.alive] for part in initial)
+                if keep:
+                    self.runs.append(_Kept(flat, tuple(part.copy() for part in state)))
+                self._run(run.of(of_input), flat, state, run.of(self.outputs[chunk.rows]))
+        return self.outputs, initial
+
+    def backward(self, d_outputs: Array, d_final: State) -> tuple[Array, State, Weights]:
+        """Gradients of outputs `(N, H)` and final state to those of x, initial state and weights."""
+        w_ih, w_hh, b_ih, _ = self.weights
+        longest = max((chunk.size for chunk in self.packing.chunks), default=0)
+
+        def rows(width: int, place: int) -> Array:
+            return empty((longest, width), self.dtype, place)
+
+        chunk_before = tuple(rows(self.size, memory.STATES) for _ in d_final)
+        chunk_hidden = rows(self.num_gates * self.size, memory.REST)
+        chunk_input = rows(self.num_gates * self.size, memory.REST) if self.inputs_differ else chunk_hidden
+        d_state = tuple(empty(part.shape, self.dtype, memory.REST) for part in d_final)
+        for part, given in zip(d_state, d_final, strict=True):
+            part[...] = given
+        d_x = np.empty_like(self.x)
+        d_weights = Weights(*(None if weight is None else np.zeros_like(weight) for weight in self.weights))
+        of_weight_ih, of_weight_hh = (np.empty(weight.shape, weight.dtype) for weight in (w_ih, w_hh))
+        turn = 1 if self.backwards else -1
+        kept = reversed(self.runs)
+        self._begin_back([run for chunk in self.packing.chunks[::turn] for run in chunk.runs[::turn]], longest)
+        for chunk in self.packing.chunks[::turn]:
+            for run in chunk.runs[::turn]:
+                flat, first = next(kept)
+                outputs = run.of(self.outputs[chunk.rows])
+                before = tuple(run.of(part) for part in chunk_before)
+                states = self._states(arrays(flat, run.alive, self.size), outputs)
+                for out, part, steps in zip(before, first, states, strict=True):
+                    self._shift(steps, part, out)
+                alive = tuple(part[: run.alive] for part in d_state)
+                d_steps = run.of(d_outputs[chunk.rows])
+                self._run_back(run, flat, outputs, before, d_steps, alive, run.of(chunk_hidden), run.of(chunk_input))
+            d_input, d_hidden, h = (part[: chunk.size] for part in (chunk_input, chunk_hidden, chunk_before[0]))
+            np.matmul(d_input, w_ih, out=d_x[chunk.rows])
+            d_weights.weight_ih[...] += np.matmul(d_input.T, self.x[chunk.rows], out=of_weight_ih)
+            d_weights.weight_hh[...] += self._recurrent_gradient(d_hidden, h, of_weight_hh)
+            if b_ih is not None:
+                d_weights.bias_ih[...] += d_input.sum(axis=0)
+                d_weights.bias_hh[...] += d_hidden.sum(axis=0)
+        return d_x, d_state, d_weights
+
+    def _shift(self, steps: Array, first: Array, out: Array) -> None:
+        """`(steps, n, H)` of a part of the state after each step of a run: to that before each step."""
+        if self.backwards:
+            out[-1], out[:-1] = first, steps[1:]
+        else:
+            out[0], out[1:] = first, steps[:-1]
+
+    def _states(self, blocks: Array, outputs: Array) -> State:
+        """`(steps, n, H)`: each part of the state after each step of a run."""
+        return (outputs,)
+
+    def _recurrent_gradient(self, d_hidden: Array, h: Array, out: Array) -> Array:
+        """`(gates*H, H)`: the gradient of W_hh that a chunk brings."""
+        return np.matmul(d_hidden.T, h, out=out)
+
+    @abstractmethod
+    def _begin(self, runs: Sequence[Run]) -> None:
+        """Make what all steps share; the runs are in the order in which they will be taken."""
+
+    @abstractmethod
+    def _run(self, of_input: Array, flat: Array, state: State, outputs: Array) -> None:
+        """Step through a run, in the direction's order.
+
+        Parameters
+        ----------
+        of_input
+            `(steps, n, gates*H)`: the input's products, biases included.
+        flat
+            `(steps, kept, stride)`: the blocks, to be written.
+        state
+            `(n, H)` each: that before the run, to be overwritten with that after it.
+        outputs
+            `(steps, n, H)`, to be written.
+        """
+
+    @abstractmethod
+    def _begin_back(self, runs: Sequence[Run], longest: int) -> None:
+        """Make what all steps back share; ``longest`` is the size of the largest chunk."""
+
+    @abstractmethod
+    def _run_back(
+        self,
+        run: Run,
+        flat: Array,
+        outputs: Array,
+        before: State,
+        d_steps: Array,
+        d_state: State,
+        d_hidden: Array,
+        d_input: Array,
+    ) -> None:
+        """Step back through a run.
+
+        Parameters
+        ----------
+        run
+            The run.
+        flat
+            Its blocks; they must stay as they are, since a pullback may be called again.
+        outputs
+            `(steps, n, H)`.
+        before
+            `(steps, n, H)` each: the parts of the state before each step.
+        d_steps
+            `(steps, n, H)`: the gradient of the outputs.
+        d_state
+            `(n, H)` each: the gradient of the state after the run, to be overwritten with that before it.
+        d_hidden, d_input
+            `(steps, n, gates*H)`: the gradients of the state's and of the input's products, to be written; one array
+            unless ``inputs_differ``.
+        """
