@@ -10,8 +10,8 @@ One idea makes them fast, and keeps the promises without a mask:
 4. *Backward* is linear in the gradient of the state: chunk by chunk, a step is a few operations, and each weight's
    gradient is one product.
 
-`direction` has what all cells share, `by_numpy` the cells as calls of NumPy, and `by_numba` as compiled loops, where numba
-is installed. float16 is computed in float32.
+`direction` has what all cells share, `by_numpy` the cells as calls of NumPy, and `by_numba` as compiled loops, where
+numba is installed. float16 is computed in float32.
 """
 
 import importlib.util
@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import LimitError
-from ..specs import GRUSpec, Spec
+from unirnn.errors import LimitError
+from unirnn.specs import GRUSpec, Spec
+
 from . import by_numpy
 from .direction import Direction, Weights
 from .packing import Packing

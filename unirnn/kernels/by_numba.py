@@ -1,4 +1,4 @@
-"""The cells by numba: the steps of `by_numpy`, as compiled loops.
+"""The cells by numba: the steps of `by_numpy` as compiled loops.
 
 A step of a small layer costs NumPy's calls more than what they compute. Here all steps of a run are one call. Their
 products are those of a BLAS, which numba takes from SciPy.
@@ -17,32 +17,44 @@ from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from ..specs import RNNSpec, Spec
+from unirnn.specs import RNNSpec, Spec
+
 from .direction import Direction, Weights
 from .packing import Packing, Run
 from .products import pieces
 
-__all__ = ["CELLS"]
+__all__ = ["CELLS", "compiled", "tanh"]
 
 Array = NDArray[Any]
 State = tuple[Array, ...]
 
-# A product and a sum may be one operation; nothing else that could change a NaN, an infinity or an order.
-_compiled = njit(cache=True, error_model="numpy", fastmath={"contract"})
+
+def compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """Compile a function of arrays at its first call, and keep the result on disk."""
+    # A product and a sum may be one operation; nothing else that could change a NaN, an infinity or an order.
+    options: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
+    try:
+        of_numba: Callable[..., None] = njit(cache=True, **options)(function)
+    except RuntimeError:  # nothing can be written, neither beside this file nor in the user's cache
+        of_numba = njit(**options)(function)
+    return of_numba
+
 
 # ---- what all cells share ------------------------------------------------------------------------
 
 
-def _tanh(x: Any) -> Any:
+def tanh(x: Any) -> Any:
     """``tanh(x) = e / (e + 2)``, ``e = exp(2x) - 1``, within three units in the last place.
 
     With ``2x = k ln 2 + r``, ``exp(2x) - 1 = 2^k (exp(r) - 1) + (2^k - 1)``, and the series of ``exp(r) - 1`` is short.
-    All of it is arithmetic, so a compiler turns it into operations on vectors, which it can't do with a library's tanh.
+    All of it is arithmetic, so a compiler turns it into operations on vectors, which it can't with a library's tanh.
     """
 
 
-def _tanh_of(kind: Any, bits: Any, digits: int, bias: int, ln2: tuple[float, float], terms: int) -> Callable[[Any], Any]:
-    """`_tanh` for a dtype whose mantissa has so many binary digits.
+def _tanh_of(
+    kind: Any, bits: Any, digits: int, bias: int, ln2: tuple[float, float], terms: int
+) -> Callable[[Any], Any]:
+    """`tanh` for a dtype whose mantissa has so many binary digits.
 
     ``ln2`` is ln 2 in two parts, the first with so few digits that k times it is exact.
     """
@@ -68,14 +80,14 @@ def _tanh_of(kind: Any, bits: Any, digits: int, bias: int, ln2: tuple[float, flo
     return tanh
 
 
-@overload(_tanh)
+@overload(tanh)
 def _choose_tanh(x: Any) -> Any:
     if x == types.float32:
         return _tanh_of(np.float32, np.int32, 23, 127, (0.693359375, -2.12194440e-4), 7)
     return _tanh_of(np.float64, np.int64, 52, 1023, (6.93147180369123816490e-01, 1.90821492927058770002e-10), 13)
 
 
-@_compiled
+@compiled
 def _add_product(a: Any, weight: Any, part: Any, product: Any, out: Any) -> None:
     """``out += a @ weight``, piece by piece.
 
@@ -102,15 +114,15 @@ def _add_product(a: Any, weight: Any, part: Any, product: Any, out: Any) -> None
                     to[j] += of[j]
 
 
-@_compiled
+@compiled
 def _sigmoid(a: Any, out: Any) -> None:
     """Of 2a: the half stands in the weights."""
     half = a.dtype.type(0.5)
     for j in range(out.size):
-        out[j] = half + half * _tanh(a[j])
+        out[j] = half + half * tanh(a[j])
 
 
-@_compiled
+@compiled
 def _add(a: Any, out: Any) -> None:
     for j in range(out.size):
         out[j] += a[j]
@@ -186,7 +198,7 @@ class _RNN(_ByNumba):
         _rnn_back(outputs, self._contiguous(d_steps), *d_state, d_hidden, *product, self.is_relu, order)
 
 
-@_compiled
+@compiled
 def _rnn(
     x: Any, h: Any, outputs: Any, weight: Any, part: Any, product: Any, is_relu: bool, order: tuple[int, int, int]
 ) -> None:
@@ -200,11 +212,11 @@ def _rnn(
                     out[j] = zero if a[j] <= zero else a[j]  # so a NaN stays one
             else:
                 for j in range(out.size):
-                    out[j] = _tanh(a[j])
+                    out[j] = tanh(a[j])
             h[i] = out
 
 
-@_compiled
+@compiled
 def _rnn_back(
     outputs: Any,
     d_steps: Any,
@@ -272,7 +284,7 @@ class _GRU(_ByNumba):
         _gru_back(flat, *before, self._contiguous(d_steps), *d_state, d_hidden, d_input, *product, order)
 
 
-@_compiled
+@compiled
 def _gru(
     x: Any,
     h: Any,
@@ -299,13 +311,13 @@ def _gru(
             _sigmoid(a[size : 2 * size], z)
             hidden_n[:] = a[2 * size :]
             for j in range(size):
-                n[j] = _tanh(x_n[j] + r[j] * hidden_n[j])
+                n[j] = tanh(x_n[j] + r[j] * hidden_n[j])
             for j in range(size):
                 out[j] = n[j] + z[j] * (before[j] - n[j])
             before[:] = out
 
 
-@_compiled
+@compiled
 def _gru_back(
     kept: Any,
     before: Any,
@@ -375,7 +387,7 @@ class _LSTM(_ByNumba):
         _lstm_back(flat, before[1], self._contiguous(d_steps), *d_state, d_hidden, *product, order)
 
 
-@_compiled
+@compiled
 def _lstm(
     x: Any,
     h: Any,
@@ -397,18 +409,18 @@ def _lstm(
             _sigmoid(a[:size], i_)
             _sigmoid(a[size : 2 * size], f)
             for j in range(size):
-                g[j] = _tanh(a_g[j])
+                g[j] = tanh(a_g[j])
             _sigmoid(a[3 * size :], o)
             for j in range(size):
                 new_c[j] = f[j] * old_c[j] + i_[j] * g[j]
             for j in range(size):
-                tanh_c[j] = _tanh(new_c[j])
+                tanh_c[j] = tanh(new_c[j])
             for j in range(size):
                 out[j] = o[j] * tanh_c[j]
             h[i], c[i] = out, new_c
 
 
-@_compiled
+@compiled
 def _lstm_back(
     kept: Any,
     before: Any,

@@ -1,7 +1,7 @@
 """The cells by NumPy: a step is a dozen calls of it, each over whole arrays.
 
-`compiled` has the same without the calls. How a step's products are made, `products` says; what each trick is worth, and
-what else was tried, the page "How the speed was got".
+`by_numba` has the same without the calls. How a step's products are made, `products` says; what each trick is worth,
+and what else was tried, the page "How the speed was got".
 """
 
 from abc import abstractmethod
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..specs import RNNSpec, Spec
+from unirnn.specs import RNNSpec, Spec
+
 from . import memory
 from .direction import Direction, Weights
 from .memory import arrays, empty

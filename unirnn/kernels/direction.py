@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..specs import Spec
+from unirnn.specs import Spec
+
 from . import memory
 from .memory import arrays, empty
 from .packing import Packing, Run

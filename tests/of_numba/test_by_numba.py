@@ -1,0 +1,112 @@
+"""What only the kernels have that numba compiles: their tanh, and when they are compiled."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numba.core.dispatcher import Dispatcher
+
+from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec
+from unirnn.call import join_state
+from unirnn.kernels import by_numba
+
+SPECS: list[Spec] = [RNNSpec(3, 4), GRUSpec(3, 4), LSTMSpec(3, 4)]
+
+
+@by_numba.compiled
+def tanh(x: Any, out: Any) -> None:
+    for i in range(x.size):
+        out[i] = by_numba.tanh(x[i])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_tanh_is_right_within_three_units_in_the_last_place(dtype: type[np.floating[Any]]) -> None:
+    info = np.finfo(dtype)
+    sizes = np.concatenate((np.linspace(0, 25, 100_001), np.logspace(-30, 2, 10_001), [info.tiny, info.max, np.inf]))
+    x = np.concatenate((sizes, -sizes)).astype(dtype)
+    found, expected = np.empty_like(x), np.tanh(x.astype(np.longdouble))
+    tanh(x, found)
+    assert (np.abs(found - expected) <= 3 * np.spacing(np.abs(expected).astype(dtype))).all()
+    assert (np.abs(found) <= 1).all()
+    nan = np.full(9, np.nan, dtype)
+    tanh(nan, nan)
+    assert np.isnan(nan).all()
+
+
+@given(x=st.lists(st.floats(width=32), min_size=1, max_size=40))
+def test_tanh_takes_every_number(x: list[float]) -> None:
+    array = np.array(x, np.float32)
+    found = np.empty_like(array)
+    tanh(array, found)
+    np.testing.assert_allclose(found, np.tanh(array), rtol=1e-6)
+
+
+def layouts(array: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
+    """The same values, as callers may bring them."""
+    yield array
+    yield np.asfortranarray(array)
+    wide = np.repeat(array, 2, axis=-1)
+    yield wide[..., ::2]
+    read_only = array.copy()
+    read_only.flags.writeable = False
+    yield read_only
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("spec", SPECS, ids=repr)
+def test_a_cell_is_compiled_once_for_a_dtype(spec: Spec, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    results = []
+    for bidirectional in (False, True):
+        its = Spec.from_dict({**spec.to_dict(), "bidirectional": bidirectional})
+        shapes = its.state_shapes(2).values()
+        arrays = [rng.standard_normal(shape).astype(dtype) for shape in ((5, 2, 3), *shapes)]
+        d_arrays = [rng.standard_normal(s).astype(dtype) for s in ((5, 2, 4 * its.num_directions), *shapes)]
+        all_layouts = (zip(*map(layouts, of), strict=True) for of in (arrays, d_arrays))
+        for (x, *hx), (d_output, *d_state) in zip(*all_layouts, strict=True):
+            module = its.build("numpy", seed=0, dtype=dtype, kernel="numba")
+            for name, weight in module.weights.items():
+                module.weights[name] = list(layouts(weight))[len(results) % 4]
+            for lengths in (None, [5, 3], [0, 2]):
+                _, _, pullback = module.vjp(x, join_state(hx), lengths)
+                results.append(pullback(d_output, join_state(d_state)))
+    functions = [f for f in vars(by_numba).values() if isinstance(f, Dispatcher)]
+    assert len(functions) > 6
+    for function in functions:
+        kinds = [tuple(str(kind) for kind in signature) for signature in function.signatures]
+        assert len(kinds) == len({("float64" in str(kind), len(kind)) for kind in kinds}), function
+
+
+def test_compiles_where_nothing_can_be_written() -> None:
+    program = (
+        "from numba.core import caching\n"
+        "caching.CacheImpl._locator_classes = []\n"
+        "import numpy\n"
+        "from unirnn.kernels import by_numba\n"
+        "@by_numba.compiled\n"
+        "def fill(x):\n"
+        "    x[:] = 1\n"
+        "x = numpy.zeros(2)\n"
+        "fill(x)\n"
+        "print(x.sum())"
+    )
+    run = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "2.0", run.stderr
+
+
+def test_numba_is_imported_by_the_first_call_that_needs_it() -> None:
+    program = (
+        "import sys, numpy, unirnn\n"
+        "gru = unirnn.GRUSpec(3, 4).build('numpy', seed=0)\n"
+        "gru(numpy.ones((1, 2, 3), 'float32'))\n"
+        "print('numba' in sys.modules)\n"
+        "gru(numpy.ones((9, 2, 3), 'float32'))\n"
+        "print('numba' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    assert run.stdout.split() == ["False", "True"], run.stderr
