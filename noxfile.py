@@ -20,6 +20,7 @@ HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTHONS = {
     "numpy": ["3.10", "3.11", "3.12", "3.13"],
     "torch": ["3.10", "3.11", "3.12", "3.13"],
+    "numba": ["3.10", "3.11", "3.12", "3.13"],
     "mindspore": ["3.10", "3.11", "3.12"],
     "onnxruntime": ["3.10", "3.11", "3.12", "3.13"],
     "all": ["3.10", "3.11", "3.12"],
@@ -29,6 +30,7 @@ ROUNDTRIP_PYTHON = HERE if HERE in ("3.11", "3.12") else "3.12"
 NUMPY_2 = "2.4.6"  # for JAX; constraints.txt has the one for MindSpore
 EXTRAS = {
     "numpy": "cli",
+    "numba": "numba,cli",
     "torch": "torch,cli",
     "mindspore": "mindspore,cli",
     "onnxruntime": "onnxruntime,cli",
@@ -109,14 +111,14 @@ def typing(session: nox.Session) -> None:
     ],
 )
 def tests(session: nox.Session, backend: str) -> None:
-    """The suite of one backend, in an environment that has no other; or what all three show together."""
+    """The suite of one backend, in an environment that has no other; NumPy's with numba; or what all show together."""
     if backend == "all":
         files = [f"tests/{name}" for name in TOGETHER]
         session.run(together(session, "test"), "-m", "pytest", *files, *session.posargs, external=True)
         return
     groups = ["test", "test-torch"] if backend == "torch" else ["test"]
     install(session, *groups, extras=EXTRAS[backend])
-    rooms = ["numpy", "array_api"] if backend == "numpy" else [backend]
+    rooms = {"numpy": ["numpy", "array_api"], "numba": ["numpy"]}.get(backend, [backend])
     chosen = [f"--backend={room}" for room in rooms]
     doctests = ["unirnn", *(f"backends/unirnn_{room}" for room in rooms)]
     session.run("pytest", "tests", *doctests, *chosen, *session.posargs)

@@ -1,6 +1,6 @@
 """The module that the ``torch`` backend builds.
 
-Two kernels, between which `unirnn_torch.choice` decides at each call, or the argument ``kernel`` of `build`.
+Some kernels, between which `unirnn_torch.choice` decides at each call, or the argument ``kernel`` of `build`.
 
 ``native`` is the computation of ``torch.nn.RNN``, ``GRU`` and ``LSTM`` (cuDNN, oneDNN):
 
@@ -13,12 +13,13 @@ Two kernels, between which `unirnn_torch.choice` decides at each call, or the ar
 - lengths on a CPU, where no gradient is needed: one native call over the valid steps alone, where that is faster.
 
 ``packed`` is our own for the CPU, `unirnn_torch.packed`; in `torch.onnx.export` it is ONNX's node,
-`unirnn_torch.exporting`.
+`unirnn_torch.exporting`. ``numba`` is the core's, `unirnn_torch.compiled`, where numba is installed.
 
 ``plain`` is the core's plain path, step by step: by name, and for a GRU of ``reset_after=False``, which has neither.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -34,7 +35,7 @@ from unirnn.call import Sizes, bind, check, check_lengths, join_state, lengths, 
 from unirnn.devices import plain_name
 from unirnn.errors import ArgumentError, LimitError
 
-from . import choice, exporting, packed
+from . import choice, compiled, exporting, packed
 
 __all__ = ["Recurrent"]
 
@@ -162,7 +163,7 @@ class Recurrent(torch.nn.RNNBase):
         state = state_parts(spec, hx)
         if isinstance(input, PackedSequence):
             return self._packed(input, state, seq_length)
-        sizes = check(spec, Tensor, self._dtype(input), input, state)
+        sizes = check(spec, Tensor, self._dtype(input, state), input, state)
         if seq_length is None:
             output, final = self._run(input, state, None, sizes)
         elif torch.compiler.is_compiling():
@@ -173,16 +174,18 @@ class Recurrent(torch.nn.RNNBase):
 
     @property
     def _weights(self) -> list[Tensor]:
-        return [getattr(self, name) for name in self._names]
+        # As attributes, which are the last place that torch looks them up in, they would take ten times as long.
+        held = self._parameters
+        return [held[name] if name in held else getattr(self, name) for name in self._names]
 
-    def _dtype(self, input: Any) -> torch.dtype | None:
-        """The dtype that arrays must have; under autocast the native call casts, and any floating one is right."""
-        autocast = isinstance(input, Tensor) and torch.is_autocast_enabled(input.device.type)
-        weight: Any = self.weight_ih_l0
-        return None if autocast else weight.dtype
+    def _dtype(self, input: Any, state: tuple[Any, ...] | None) -> torch.dtype | None:
+        """The dtype that arrays must have; None, any floating one, under autocast, where the native call casts."""
+        dtype = self._weights[0].dtype
+        others = [t for t in (input, *(state or ())) if isinstance(t, Tensor) and t.dtype != dtype]
+        return None if others and torch.is_autocast_enabled(others[0].device.type) else dtype
 
     def _dense(
-        self, input: Tensor, state: tuple[Tensor, ...] | None, batch_size: int | None
+        self, input: Tensor, state: tuple[Tensor, ...] | None, batch_size: int | None, weights: list[Tensor]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         spec = self.spec
         if state is None:
@@ -193,7 +196,7 @@ class Recurrent(torch.nn.RNNBase):
         output, *final = _NATIVE[self.mode](
             input,
             join_state(state),
-            self._weights,
+            weights,
             self.bias,
             self.num_layers,
             self.dropout,
@@ -232,37 +235,45 @@ class Recurrent(torch.nn.RNNBase):
         values: NDArray[np.int64] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run one of the kernels; ``values`` are those of the lengths, but in a trace."""
+        weights = self._weights
         valid = None if values is None else int(values.sum())
-        keeps = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *(state or ()), *self._weights))
-        if self._takes_packed(input, valid, sizes, keeps):
-            return self._by_layers(input, state, ns)
+        keeps = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *(state or ()), *weights))
+        if (ours := self._ours(input, valid, sizes, keeps, weights)) is not None:
+            return self._by_layers(ours, input, state, ns, weights)
         if not self._has_native:
-            return self._by_directions(input, state, ns)
+            return self._by_directions(input, state, ns, weights)
         if ns is None:
-            return self._dense(input, state, sizes.batch_size)
-        if values is not None and not keeps and self._takes_rows(input, int(values.sum()), sizes):
-            return self._by_rows(input, state, values)
-        return self._by_directions(input, state, ns)
+            return self._dense(input, state, sizes.batch_size, weights)
+        if values is not None and valid is not None and not keeps and self._takes_rows(input, valid, sizes):
+            return self._by_rows(input, state, values, weights)
+        return self._by_directions(input, state, ns, weights)
 
     @property
     def _has_native(self) -> bool:
         return self.kernel != "plain" and _is_native(self.spec)
 
-    def _takes_packed(self, input: Tensor, valid: int | None, sizes: Sizes, keeps: bool) -> bool:
-        """Whether the packed kernel runs this call; raises if it was asked for and can't."""
+    def _ours(self, input: Tensor, valid: int | None, sizes: Sizes, keeps: bool, weights: list[Tensor]) -> str | None:
+        """Which kernel of ours runs this call, if one does; raises if it was asked for and can't."""
+        kernel = self.kernel
         # In torch.jit's trace sizes are no numbers, which the table would compare.
-        if self.kernel in ("native", "plain") or (self.kernel == "auto" and choice.is_traced_by_jit()):
-            return False
-        if self.kernel == "auto" and not torch.compiler.is_compiling():  # asked first, since it costs less
-            on_cpu = input.device.type == "cpu"  # elsewhere, to look at the lengths is to wait for them
-            if not on_cpu or not choice.packed_is_faster(
-                self.spec, plain_name(input.dtype), sizes.steps, sizes.batch_size or 1, valid, gradients=keeps
-            ):
-                return False
+        if kernel in ("native", "plain") or (kernel == "auto" and choice.is_traced_by_jit()):
+            return None
+        if kernel == "auto":
+            kernel = "packed"
+            if not torch.compiler.is_compiling():  # asked first, since it costs less
+                if not input.is_cpu:  # to look at the lengths is to wait for them
+                    return None
+                kernel = choice.fastest(
+                    self.spec, input.dtype, sizes.steps, sizes.batch_size or 1, valid, gradients=keeps
+                )
+                if kernel == "native":
+                    return None
         why_not = choice.obstacle(self.spec, input)
-        if why_not is not None and self.kernel == "packed":
-            raise LimitError(f"kernel: built with 'packed', but {why_not}; build with 'auto'")
-        return why_not is None
+        if why_not is None and kernel == "numba" and not choice.numba_can_read((input, *weights)):
+            kernel, why_not = "packed", None if self.kernel == "auto" else "it can't be traced"
+        if why_not is not None and self.kernel != "auto":
+            raise LimitError(f"kernel: built with {self.kernel!r}, but {why_not}; build with 'auto'")
+        return None if why_not is not None else kernel
 
     def _takes_rows(self, input: Tensor, valid: int, sizes: Sizes) -> bool:
         """Whether a native call with lengths runs over packed rows, whose backward pass is slow, not dense steps."""
@@ -271,22 +282,30 @@ class Recurrent(torch.nn.RNNBase):
         if torch.compiler.is_compiling() or choice.obstacle(self.spec, input) is not None:
             return False
         steps = sizes.steps * (sizes.batch_size or 1)
-        return choice.rows_are_faster(self.spec, plain_name(input.dtype), steps, valid)
+        return choice.rows_are_faster(self.spec, input.dtype, steps, valid)
 
     def _by_layers(
-        self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor | None
+        self,
+        kernel: str,
+        input: Tensor,
+        state: tuple[Tensor, ...] | None,
+        ns: Tensor | None,
+        weights: list[Tensor],
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run the packed kernel, layer by layer."""
+        """Run a kernel of ours, layer by layer."""
         spec = self.spec
         x, initial = self._time_major(input, state)
-        run = exporting.layer if torch.onnx.is_in_onnx_export() else packed.layer
-        weights = dict(zip(self._names, self._weights, strict=True))
+        run: Callable[..., tuple[Tensor, tuple[Tensor, ...]]] = packed.layer
+        if kernel == "numba":
+            run = partial(compiled.layer, spec)
+        elif torch.onnx.is_in_onnx_export():
+            run = exporting.layer
+        named = dict(zip(self._names, weights, strict=True))
         suffixes, width, finals = spec.suffixes(), spec.num_directions, []
         for layer in range(spec.num_layers):
             at = slice(layer * width, (layer + 1) * width)
             of_directions = [
-                plain.Weights(*(weights.get(name + suffix) for name in plain.Weights._fields))
-                for suffix in suffixes[at]
+                plain.Weights(*(named.get(name + suffix) for name in plain.Weights._fields)) for suffix in suffixes[at]
             ]
             x, final = run(self.mode, x, ns, [part[at] for part in initial], of_directions)
             finals.append(final)
@@ -313,7 +332,7 @@ class Recurrent(torch.nn.RNNBase):
         return (output.transpose(0, 1) if self.batch_first else output), final
 
     def _by_rows(
-        self, input: Tensor, state: tuple[Tensor, ...] | None, values: NDArray[np.int64]
+        self, input: Tensor, state: tuple[Tensor, ...] | None, values: NDArray[np.int64], weights: list[Tensor]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One native call over the valid steps, as for a ``PackedSequence``; sequences of length 0 are left out."""
         spec = self.spec
@@ -330,7 +349,7 @@ class Recurrent(torch.nn.RNNBase):
                 x.reshape(-1, x.shape[2]).index_select(0, rows),
                 torch.from_numpy(valid.sum(axis=1)),
                 join_state([part.index_select(1, order) for part in initial]),
-                self._weights,
+                weights,
                 self.bias,
                 self.num_layers,
                 self.dropout,
@@ -342,12 +361,12 @@ class Recurrent(torch.nn.RNNBase):
         return self._as_given(input, output, initial)
 
     def _by_directions(
-        self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor | None
+        self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor | None, weights: list[Tensor]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         return plain.recurrent(
             xp,
             self.spec,
-            dict(zip(self._names, self._weights, strict=True)),
+            dict(zip(self._names, weights, strict=True)),
             input,
             state,
             ns,
@@ -364,14 +383,14 @@ class Recurrent(torch.nn.RNNBase):
         data, batch_sizes, order, inverse = input
         steps, batch_size = len(batch_sizes), int(batch_sizes[0])
         leading = (batch_size, steps) if spec.batch_first else (steps, batch_size)
-        check(spec, Tensor, self._dtype(data), data, state, shape=(*leading, data.shape[-1]))
+        check(spec, Tensor, self._dtype(data, state), data, state, shape=(*leading, data.shape[-1]))
         if state is None:
             state = tuple(data.new_zeros(shape) for shape in spec.state_shapes(batch_size).values())
         elif order is not None:
             state = tuple(part.index_select(1, order) for part in state)
         sizes = Sizes(steps, batch_size)
         keeps = torch.is_grad_enabled() and any(t.requires_grad for t in (data, *state, *self._weights))
-        if self._has_native and not self._takes_packed(data, len(data), sizes, keeps):
+        if self._has_native and self._ours(data, len(data), sizes, keeps, self._weights) is None:
             output, *final = _NATIVE[self.mode](
                 data,
                 batch_sizes,

@@ -14,6 +14,7 @@ One idea makes them fast, and keeps the promises without a mask:
 numba is installed. float16 is computed in float32.
 """
 
+import functools
 import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -56,6 +57,7 @@ def check_numba(spec: Spec) -> None:
     raise LimitError("kernel: given 'numba', which is not installed: pip install 'unirnn[numba]'")
 
 
+@functools.cache
 def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
