@@ -77,12 +77,17 @@ TABLE: tuple[Row, ...] = (
             Row(cell, gradients=True, lengths=False, steps=16, widest=4096),
             Row(cell, gradients=True, lengths=True, steps=12, widest=4096),
             Row(cell, gradients=True, lengths=True, steps=12, fill=0.3),
-            Row(cell, gradients=False, lengths=True, steps=12, widest=4096),
+            Row(cell, gradients=False, lengths=True, steps=32, widest=4096),
         )
     ),
-    Row("LSTM", gradients=True, lengths=False, steps=32, widest=1024, dtypes=("float32",), kernel="numba"),
-    Row("LSTM", gradients=True, lengths=True, steps=16, fill=0.7, dtypes=("float32",), kernel="numba"),
-    Row("LSTM", gradients=False, lengths=True, steps=16, fill=0.3, dtypes=("float32",), kernel="numba"),
+    *(
+        row._replace(kernel="numba", dtypes=("float32",))
+        for row in (
+            Row("LSTM", gradients=True, lengths=True, steps=16, width=1024, fill=0.3),
+            Row("LSTM", gradients=True, lengths=True, steps=16, width=1024, fill=0.7, widest=4096),
+            Row("LSTM", gradients=False, lengths=True, steps=32, width=1024, fill=0.7, widest=4096),
+        )
+    ),
     *(
         row
         for cell, dtypes in (("RNN", _DTYPES), ("GRU", _DTYPES), ("LSTM", ("float64",)))

@@ -508,10 +508,17 @@ def test_copies_keep_the_kernel() -> None:
         assert copied.kernel == "packed"
 
 
-def test_explain_says_when_which_kernel_is_taken() -> None:
+@pytest.mark.parametrize("numba", [False, True])
+def test_explain_says_when_which_kernel_is_taken(numba: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unirnn.kernels._is_installed", lambda package: numba)
     told = unirnn.explain(GRUSpec(3, 4), "torch")
+    compiled = [
+        "  kernel numba: training (T >= 16, B*H <= 4096); training with lengths (T >= 12, B*H <= 4096); "
+        "training with lengths (T >= 12, up to 30% valid); inference with lengths (T >= 32, B*H <= 4096)",
+    ]
     assert str(told).splitlines() == [
         "GRUSpec(3, 4) on torch, cpu, float32: no limits",
+        *(compiled if numba else []),
         "  kernel packed: compiled, exported; training (T >= 16); training with lengths (T >= 12); "
         "inference with lengths (T >= 16, B*H >= 8192)",
         "  kernel native: else",
