@@ -21,11 +21,14 @@ _SMALL = 2**19
 """How many multiplications a piece has, at most."""
 _NARROWEST = 32
 """How many columns a piece has, at least."""
+_WIDEST, _ROWS = 64, 16
+"""How many it has at most where it has more than so many rows, and so is gone through more than once."""
 
 
 def _columns(rows: int, inputs: int, outputs: int) -> int:
     """The columns of a piece: as many as divide all and keep it small; all, if it would be too narrow."""
-    fitting = (n for n in range(outputs, _NARROWEST - 1, -1) if outputs % n == 0 and rows * inputs * n <= _SMALL)
+    widest = min(outputs, _WIDEST) if rows > _ROWS else outputs
+    fitting = (n for n in range(widest, _NARROWEST - 1, -1) if outputs % n == 0 and rows * inputs * n <= _SMALL)
     return next(fitting, outputs)
 
 
