@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn import Device, Limit, LSTMSpec, Spec, kernels
+from unirnn import Device, GRUSpec, Limit, LSTMSpec, Spec, kernels
 from unirnn import weights as _weights
 from unirnn.backend import Arrays
 from unirnn.call import join_state
@@ -29,7 +29,10 @@ class NumpyBackend:
     name = "numpy"
     dtypes = ("float16", "float32", "float64")
     differentiable = True
-    modes = ("eager",)
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return ("eager", "numba") if kernels.has_numba(GRUSpec(1, 1)) else ("eager",)
 
     def version(self) -> str:
         return f"numpy {np.__version__}"

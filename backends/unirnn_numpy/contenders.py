@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from unirnn.benchmark import Contenders, Work, floor
 from unirnn.call import join_state
 
+from .module import SHORT
+
 __all__ = ["contenders", "loop"]
 
 Array = NDArray[Any]
@@ -24,7 +26,9 @@ Back = Callable[[State], tuple[Array, Array, State]]
 def contenders(work: Work) -> Contenders:
     """See `unirnn.benchmark.Benchmarked`."""
     x, ns, d_output = work.input, work.seq_length, work.d_output
-    module: Any = work.spec.build("numpy", seed=0)
+    # Where numba is installed it is what runs by itself, and a mode of its own; see `NumpyBackend.modes`.
+    calls_numpy = work.mode == "eager" and (work.d_output is not None or len(work.input) > SHORT)
+    module: Any = work.spec.build("numpy", seed=0, kernel="packed" if calls_numpy else "auto")
     hx = None if work.hx is None else join_state(work.hx)
     found = {"floor": floor(work, np.asarray, lambda a, b, out: np.matmul(a, b, out=out))}
     if d_output is None:

@@ -56,12 +56,12 @@ def _run(spec: Spec, backward: bool, given: Sequence[Tensor | None], *, keep: bo
     lengths = tensors.pop(1)
     # By force: whatever view a tensor is, what is read are its values.
     x, *rest = (None if t is None else t.numpy(force=True) for t in tensors)
+    state: Any = tuple(rest[: len(spec.states)])
     assert x is not None
-    parts = len(spec.states)
     steps, batch_size, _ = x.shape
     ns = np.full(batch_size, steps) if lengths is None else checked(lengths.numpy(), Sizes(steps, batch_size))
     output, final, pullback = kernels.direction(
-        spec, kernels.Weights(*rest[parts:]), x, tuple(rest[:parts]), ns, backward=backward, keep=keep, compiled=True
+        spec, kernels.Weights(*rest[len(state) :]), x, state, ns, backward=backward, keep=keep, compiled=True
     )
     return [torch.from_numpy(part) for part in (output, *final)], pullback
 

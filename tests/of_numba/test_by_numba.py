@@ -27,7 +27,8 @@ def tanh(x: Any, out: Any) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_tanh_is_right_within_three_units_in_the_last_place(dtype: type[np.floating[Any]]) -> None:
     info = np.finfo(dtype)
-    sizes = np.concatenate((np.linspace(0, 25, 100_001), np.logspace(-30, 2, 10_001), [info.tiny, info.max, np.inf]))
+    ends = np.array([info.tiny, info.max, np.inf])
+    sizes: Any = np.concatenate((np.linspace(0, 25, 100_001), np.logspace(-30, 2, 10_001), ends))
     x = np.concatenate((sizes, -sizes)).astype(dtype)
     found, expected = np.empty_like(x), np.tanh(x.astype(np.longdouble))
     tanh(x, found)
@@ -61,7 +62,7 @@ def layouts(array: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
 def test_a_cell_is_compiled_once_for_a_dtype(spec: Spec, dtype: str) -> None:
     rng = np.random.default_rng(0)
-    results = []
+    results: list[Any] = []
     for bidirectional in (False, True):
         its = Spec.from_dict({**spec.to_dict(), "bidirectional": bidirectional})
         shapes = its.state_shapes(2).values()

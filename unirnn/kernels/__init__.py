@@ -87,7 +87,7 @@ def direction(
     *,
     backward: bool,
     keep: bool,
-    compiled: bool,
+    compiled: bool = False,
 ) -> tuple[Array, State, Callable[[Array, State], tuple[Array, State, Weights]]]:
     """Run one layer in one direction.
 
@@ -156,7 +156,7 @@ def recurrent(
     *,
     noise: Array | None = None,
     keep: bool,
-    compiled: bool,
+    compiled: bool = False,
 ) -> tuple[Array, State, Pullback]:
     """Run a whole stack of layers.
 
@@ -226,7 +226,7 @@ def recurrent(
 
     initial = tuple(np.zeros(shape, compute) for shape in shapes) if hx is None else read_state(hx)
     rows_noise = None if noise is None else [packing.pack(layer.astype(compute, copy=False)) for layer in noise]
-    width = spec.num_directions
+    width, suffixes = spec.num_directions, spec.suffixes()
     runs: list[Direction] = []
     finals: list[State] = []
     rows = packing.pack(x)
@@ -236,7 +236,7 @@ def recurrent(
         outputs = []
         for backward in range(width):
             position = layer * width + backward
-            w = Weights(*(cast(name + spec.suffixes()[position]) for name in Weights._fields))
+            w = Weights(*(cast(name + suffixes[position]) for name in Weights._fields))
             run = _cell(spec, compiled)(spec, w, packing, backward=bool(backward))
             out, final = run.forward(rows, tuple(part[position] for part in initial), keep=keep)
             outputs.append(out)
@@ -264,7 +264,7 @@ def recurrent(
                 d_x = part if d_x is None else d_x + part
                 for name, gradient in zip(Weights._fields, d_weights, strict=True):
                     if gradient is not None:
-                        gradients[name + spec.suffixes()[position]] = gradient.astype(dtype, copy=False)
+                        gradients[name + suffixes[position]] = gradient.astype(dtype, copy=False)
             assert d_x is not None
             d_rows = d_x
         d_hx = {f"{name}_0": part for name, part in zip(spec.states, write_state(d_initials), strict=True)}

@@ -77,9 +77,10 @@ class Direction(ABC):
 
     def _input_bias(self, b_ih: Array, b_hh: Array) -> Array:
         """`(gates*H,)`: what is added to the input's product."""
-        recurrent = self._by_gate(b_hh)
-        recurrent[list(self.bias_with_product)] = 0
-        return (self._by_gate(b_ih) + recurrent).reshape(-1)
+        if self.bias_with_product:
+            b_hh = b_hh.copy()
+            b_hh.reshape(self.num_gates, self.size)[list(self.bias_with_product)] = 0
+        return self._by_gate(b_ih + b_hh).reshape(-1)
 
     def _blocks(self, runs: Sequence[Run], count: int, place: int, *, keep: bool) -> Iterator[Array]:
         return memory.blocks(runs, count, self.size, self.dtype, place, keep=keep)
