@@ -62,7 +62,6 @@ class NumpyModule:
         self.training = False
         self._generator = generator
         self._kernel = kernel
-        self._compiled = kernel == "numba" or (kernel == "auto" and kernels.has_numba(spec))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.spec!r})"
@@ -155,9 +154,8 @@ class NumpyModule:
         *,
         keep: bool,
     ) -> tuple[Array, tuple[Array, ...], kernels.Pullback]:
-        return kernels.recurrent(
-            self.spec, self.weights, input, state, ns, noise=noise, keep=keep, compiled=self._compiled
-        )
+        compiled = self._kernel == "numba" or (self._kernel == "auto" and kernels.has_numba(self.spec))
+        return kernels.recurrent(self.spec, self.weights, input, state, ns, noise=noise, keep=keep, compiled=compiled)
 
     def _checked(
         self, input: Any, hx: Any, seq_length: Any, aliases: dict[str, Any]

@@ -83,6 +83,13 @@ def test_a_cell_is_compiled_once_for_a_dtype(spec: Spec, dtype: str) -> None:
         assert len(kinds) == len({("float64" in str(kind), len(kind)) for kind in kinds}), function
 
 
+def run(program: str) -> str:
+    """What a program prints, in a process of its own, with warnings as errors."""
+    found = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
 def test_compiles_where_nothing_can_be_written() -> None:
     program = (
         "from numba.core import caching\n"
@@ -96,8 +103,7 @@ def test_compiles_where_nothing_can_be_written() -> None:
         "fill(x)\n"
         "print(x.sum())"
     )
-    run = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
-    assert run.stdout.strip() == "2.0", run.stderr
+    assert run(program).strip() == "2.0"
 
 
 def test_numba_is_imported_by_the_first_call_that_needs_it() -> None:
@@ -109,5 +115,28 @@ def test_numba_is_imported_by_the_first_call_that_needs_it() -> None:
         "gru(numpy.ones((9, 2, 3), 'float32'))\n"
         "print('numba' in sys.modules)"
     )
-    run = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
-    assert run.stdout.split() == ["False", "True"], run.stderr
+    assert run(program).split() == ["False", "True"]
+
+
+def test_a_numba_that_can_not_be_imported_is_told_once_and_done_without() -> None:
+    program = (
+        "import warnings, sys, numpy, unirnn\n"
+        "from unirnn import kernels\n"
+        "auto, packed = (unirnn.GRUSpec(3, 4).build('numpy', seed=0, kernel=k) for k in ('auto', 'packed'))\n"
+        "assert kernels.has_numba(auto.spec)\n"
+        "sys.modules['numba'] = None\n"
+        "x = numpy.ones((9, 2, 3), 'float32')\n"
+        "with warnings.catch_warnings(record=True) as told:\n"
+        "    warnings.simplefilter('always')\n"
+        "    for _ in range(2):\n"
+        "        assert (auto(x)[0] == packed(x)[0]).all()\n"
+        "print([str(w.message)[:48] for w in told])\n"
+        "try:\n"
+        "    unirnn.GRUSpec(3, 4).build('numpy', kernel='numba')\n"
+        "except unirnn.errors.LimitError as error:\n"
+        "    print(error)"
+    )
+    assert run(program).splitlines() == [
+        '["numba is installed, but can\'t be imported (impor"]',
+        "kernel: given 'numba', which is installed, but can't be imported; see the warning",
+    ]

@@ -16,6 +16,7 @@ numba is installed. float16 is computed in float32.
 
 import functools
 import importlib.util
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -50,11 +51,12 @@ def check_numba(spec: Spec) -> None:
     LimitError
         With what to do about it.
     """
-    if has_numba(spec):
-        return
     if _resets_before(spec):
         raise LimitError("kernel: given 'numba', which has no GRU with reset_after=False; 'auto' and 'packed' have")
-    raise LimitError("kernel: given 'numba', which is not installed: pip install 'unirnn[numba]'")
+    if not has_numba(spec):
+        raise LimitError("kernel: given 'numba', which is not installed: pip install 'unirnn[numba]'")
+    if _compiled_cells() is None:
+        raise LimitError("kernel: given 'numba', which is installed, but can't be imported; see the warning")
 
 
 @functools.cache
@@ -62,15 +64,26 @@ def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
+@functools.cache
+def _compiled_cells() -> dict[str, type[Direction]] | None:
+    """Those of `by_numba`, which takes half a second to import; None, with a warning, if that fails."""
+    try:
+        from .by_numba import CELLS
+    except ImportError as error:  # such as a numba that is older than this NumPy
+        message = f"numba is installed, but can't be imported ({error}); unirnn computes without it, which is slower"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        return None
+    return CELLS
+
+
 def _resets_before(spec: Spec) -> bool:
     return isinstance(spec, GRUSpec) and not spec.reset_after
 
 
 def _cell(spec: Spec, compiled: bool) -> type[Direction]:
-    if compiled:
-        from . import by_numba  # imports numba, which takes half a second
-
-        return by_numba.CELLS[spec.cell]
+    cells = _compiled_cells() if compiled else None
+    if cells is not None:
+        return cells[spec.cell]
     return by_numpy.GRUResetBefore if _resets_before(spec) else by_numpy.CELLS[spec.cell]
 
 
