@@ -102,7 +102,7 @@ def join_state(parts: Sequence[Any]) -> Any:
 
 def check(
     spec: Spec,
-    array_type: type,
+    array_type: type[Any],
     dtype: Any,
     input: Any,
     state: tuple[Any, ...] | None,
@@ -136,19 +136,15 @@ def check(
     ShapeError, DTypeError
         As `check_arrays`.
     """
-    for name, array in zip(("input", *(f"{s}_0" for s in spec.states)), (input, *(state or ())), strict=False):
+    found: list[tuple[tuple[int, ...], Any]] = []
+    for array in (input, *(state or ())):
         if not isinstance(array, array_type):
+            name = ("input", *(f"{part}_0" for part in spec.states))[len(found)]
             raise ArgumentError(f"{name}: given {_type_name(type(array))}, expected a {_type_name(array_type)}")
-    # Dtypes that are one object need no names to be told apart, which cost as much as the rest of a short call.
-    arrays = (input, *(state or ()))
-    name_of = _no_name if dtype is not None and all(array.dtype == dtype for array in arrays) else plain_name
-    shapes = (tuple(input.shape) if shape is None else shape, *(tuple(part.shape) for part in arrays[1:]))
-    named = tuple((shape, name_of(array.dtype)) for shape, array in zip(shapes, arrays, strict=True))
-    return check_arrays(spec, None if dtype is None else name_of(dtype), named[0], None if state is None else named[1:])
-
-
-def _no_name(dtype: Any) -> str:
-    return "the same"
+        found.append((tuple(array.shape), array.dtype))
+    if shape is not None:
+        found[0] = (shape, input.dtype)
+    return check_arrays(spec, dtype, found[0], found[1:])
 
 
 def _type_name(kind: type) -> str:
@@ -159,9 +155,9 @@ def _type_name(kind: type) -> str:
 
 def check_arrays(
     spec: Spec,
-    dtype: str | None,
-    input: tuple[tuple[int, ...], str],
-    hx: tuple[tuple[tuple[int, ...], str], ...] | None,
+    dtype: Any,
+    input: tuple[tuple[int, ...], Any],
+    hx: Sequence[tuple[tuple[int, ...], Any]] | None,
 ) -> Sizes:
     """Check shapes and dtypes of input and state.
 
@@ -172,7 +168,7 @@ def check_arrays(
     dtype
         The dtype that the arrays must have, the module's own; None: any floating dtype, each its own.
     input, hx
-        Shape and dtype's name of each array.
+        Shape and dtype of each array, dtypes as names or the framework's objects.
 
     Returns
     -------
@@ -187,8 +183,8 @@ def check_arrays(
         If a dtype is not the module's.
     """
     shape, given = input
-    layout = "(B, T, I)" if spec.batch_first else "(T, B, I)"
     if len(shape) not in (2, 3):
+        layout = "(B, T, I)" if spec.batch_first else "(T, B, I)"
         raise ShapeError(f"input: given shape {shape}, expected {layout}, or (T, I) when unbatched")
     if shape[-1] != spec.input_size:
         raise ShapeError(f"input: given shape {shape}, expected {spec.input_size} (input_size) on the last axis")
@@ -197,24 +193,36 @@ def check_arrays(
     batch_size = shape[0 if spec.batch_first else 1] if batched else None
     if steps == 0:
         raise ShapeError(f"input: given shape {shape}, expected at least one time step")
-    wanted = dtype or "a floating one"
     if not _fits(given, dtype):
-        advice = f", or build with dtype={given!r}" if given in DTYPES else ""
-        raise DTypeError(f"input: given dtype {given}, expected {wanted}, the module's own; cast the input{advice}")
-    for name, (state_shape, state_dtype) in zip(spec.states, hx or (), strict=False):
-        expected = spec.state_shapes(batch_size)[name]
-        if state_shape != expected:
-            raise ShapeError(
-                f"{name}_0: given shape {state_shape}, expected {expected}, "
-                + ("(L*D, B, H) whatever batch_first says" if batched else "(L*D, H) for an unbatched input")
-            )
-        if not _fits(state_dtype, dtype):
-            raise DTypeError(f"{name}_0: given dtype {state_dtype}, expected {wanted}, the input's")
+        name = plain_name(given)
+        advice = f", or build with dtype={name!r}" if name in DTYPES else ""
+        raise DTypeError(
+            f"input: given dtype {name}, expected {_wanted(dtype)}, the module's own; cast the input{advice}"
+        )
+    if hx:
+        shapes = spec.state_shapes(batch_size)
+        for (name, expected), (state_shape, state_dtype) in zip(shapes.items(), hx, strict=False):
+            if state_shape != expected:
+                raise ShapeError(
+                    f"{name}_0: given shape {state_shape}, expected {expected}, "
+                    + ("(L*D, B, H) whatever batch_first says" if batched else "(L*D, H) for an unbatched input")
+                )
+            if not _fits(state_dtype, dtype):
+                raise DTypeError(
+                    f"{name}_0: given dtype {plain_name(state_dtype)}, expected {_wanted(dtype)}, the input's"
+                )
     return Sizes(steps, batch_size)
 
 
-def _fits(given: str, dtype: str | None) -> bool:
-    return given in DTYPES if dtype is None else given == dtype
+def _fits(given: Any, dtype: Any) -> bool:
+    if dtype is None:
+        return plain_name(given) in DTYPES
+    # Objects of one framework need no names, which cost as much as the rest of a short call.
+    return bool(given == dtype) or plain_name(given) == plain_name(dtype)
+
+
+def _wanted(dtype: Any) -> str:
+    return "a floating one" if dtype is None else plain_name(dtype)
 
 
 def check_lengths(shape: tuple[int, ...], dtype: str, sizes: Sizes) -> None:
@@ -272,14 +280,16 @@ def lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64]:
         values = np.asarray(seq_length)
     except (ValueError, TypeError, RuntimeError) as error:  # whatever an array of some framework raises
         raise DTypeError(f"seq_length: given {_type_name(type(seq_length))}, expected integers ({error})") from None
-    # An empty list is an array of floats.
-    check_lengths(values.shape, values.dtype.name if values.size else "int64", sizes)
+    # An empty list is an array of floats. A name is asked for last, and the values are looked at as a list, since in a
+    # call of few sequences NumPy takes longer for each.
+    is_integer = values.dtype.kind in "iu" or not values.size
+    check_lengths(values.shape, "int64" if is_integer else values.dtype.name, sizes)
     values = values.reshape(-1)
-    wrong = np.flatnonzero((values < 0) | (values > sizes.steps))
-    if wrong.size:
-        position = int(wrong[0])
+    listed = values.tolist()
+    if listed and (min(listed) < 0 or max(listed) > sizes.steps):
+        position = next(i for i, n in enumerate(listed) if not 0 <= n <= sizes.steps)
         raise LengthError(
-            f"seq_length[{position}]: given {int(values[position])}, "
+            f"seq_length[{position}]: given {listed[position]}, "
             f"expected 0 <= n <= {sizes.steps}, the number of time steps"
         )
     return values.astype(np.int64)

@@ -141,7 +141,7 @@ def obstacle(spec: Spec, input: Tensor) -> str | None:
 
 
 def packed_is_faster(
-    spec: Spec, dtype: str, steps: int, batch_size: int, valid: int | None, *, gradients: bool
+    spec: Spec, dtype: torch.dtype, steps: int, batch_size: int, valid: int | None, *, gradients: bool
 ) -> bool:
     """What the table says of a call on the CPU.
 
@@ -160,26 +160,24 @@ def packed_is_faster(
     """
     rows = [
         row
-        for row in _rows(spec.cell, dtype)
-        if row.gradients == gradients
-        and row.lengths == (valid is not None)
-        and steps >= row.steps
-        and batch_size * spec.hidden_size >= row.width
+        for row in _rows(spec.cell, dtype, gradients, valid is not None)
+        if steps >= row.steps and batch_size * spec.hidden_size >= row.width
     ]
     if valid is None or not rows:
         return bool(rows)
     return valid <= max(row.fill for row in rows) * steps * batch_size
 
 
-def rows_are_faster(spec: Spec, dtype: str, steps: int, valid: int) -> bool:
+def rows_are_faster(spec: Spec, dtype: torch.dtype, steps: int, valid: int) -> bool:
     """Whether a native call without gradients is faster over the valid steps alone than over all of them."""
-    most = 0.6 if spec.cell == "LSTM" and dtype == "float32" else 1.0  # oneDNN's runs over dense steps only
+    most = 0.6 if spec.cell == "LSTM" and dtype == torch.float32 else 1.0  # oneDNN's runs over dense steps only
     return valid <= most * steps
 
 
 @cache
-def _rows(cell: str, dtype: str) -> tuple[Row, ...]:
-    return tuple(row for row in TABLE if row.cell == cell and dtype in row.dtypes)
+def _rows(cell: str, dtype: torch.dtype, gradients: bool, lengths: bool) -> tuple[Row, ...]:
+    case = cell, gradients, lengths
+    return tuple(row for row in TABLE if row[:3] == case and plain_name(dtype) in row.dtypes)
 
 
 def kernels(spec: Spec, device: str, dtype: str) -> Iterator[Kernel]:
@@ -190,6 +188,7 @@ def kernels(spec: Spec, device: str, dtype: str) -> Iterator[Kernel]:
         yield Kernel("native", "always")
         yield _PLAIN
     else:
-        yield Kernel("packed", "; ".join(["compiled, exported", *map(str, _rows(spec.cell, dtype))]))
+        rows = (str(row) for row in TABLE if row.cell == spec.cell and dtype in row.dtypes)
+        yield Kernel("packed", "; ".join(["compiled, exported", *rows]))
         yield Kernel("native", "else")
         yield _PLAIN

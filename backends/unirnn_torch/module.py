@@ -88,6 +88,7 @@ class Recurrent(torch.nn.RNNBase):
     """
 
     spec: Spec
+    _first_weights: Arrays | None = None
 
     def __init__(
         self,
@@ -98,7 +99,9 @@ class Recurrent(torch.nn.RNNBase):
         weights: Arrays | None = None,
         kernel: str = "auto",
     ) -> None:
-        self._first_weights = weights
+        # Each attribute that is set costs a hundredth of a small layer's construction.
+        if weights is not None:
+            self._first_weights = weights
         super().__init__(
             _mode(spec),
             spec.input_size,
@@ -112,13 +115,15 @@ class Recurrent(torch.nn.RNNBase):
             device=device,
             dtype=dtype,
         )
-        self.dropout = spec.dropout
+        if spec.dropout:
+            self.dropout = spec.dropout
         if isinstance(spec, RNNSpec):
             self.nonlinearity = spec.nonlinearity
         self.spec = spec
         self.kernel = kernel
         self._names = tuple(spec.weight_shapes())
-        self._first_weights = None
+        if weights is not None:
+            self._first_weights = None
 
     def reset_parameters(self) -> None:
         """Draw the parameters anew, as the native layers do."""
@@ -162,7 +167,7 @@ class Recurrent(torch.nn.RNNBase):
         state = state_parts(spec, hx)
         if isinstance(input, PackedSequence):
             return self._packed(input, state, seq_length)
-        sizes = check(spec, Tensor, self._dtype(input), input, state)
+        sizes = check(spec, Tensor, self._dtype(input, state), input, state)
         if seq_length is None:
             output, final = self._run(input, state, None, sizes)
         elif torch.compiler.is_compiling():
@@ -173,16 +178,18 @@ class Recurrent(torch.nn.RNNBase):
 
     @property
     def _weights(self) -> list[Tensor]:
-        return [getattr(self, name) for name in self._names]
+        # Attributes that are parameters take ten times as long; one that is none is what a parametrization computes.
+        held: dict[str, Any] = self._parameters
+        return [held[name] if name in held else getattr(self, name) for name in self._names]
 
-    def _dtype(self, input: Any) -> torch.dtype | None:
-        """The dtype that arrays must have; under autocast the native call casts, and any floating one is right."""
-        autocast = isinstance(input, Tensor) and torch.is_autocast_enabled(input.device.type)
-        weight: Any = self.weight_ih_l0
-        return None if autocast else weight.dtype
+    def _dtype(self, input: Any, state: tuple[Any, ...] | None) -> torch.dtype | None:
+        """The dtype that arrays must have; None, any floating one, under autocast, where the native call casts."""
+        dtype = self._weights[0].dtype
+        others = [t for t in (input, *(state or ())) if isinstance(t, Tensor) and t.dtype != dtype]
+        return None if others and torch.is_autocast_enabled(others[0].device.type) else dtype
 
     def _dense(
-        self, input: Tensor, state: tuple[Tensor, ...] | None, batch_size: int | None
+        self, input: Tensor, state: tuple[Tensor, ...] | None, batch_size: int | None, weights: list[Tensor]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         spec = self.spec
         if state is None:
@@ -193,7 +200,7 @@ class Recurrent(torch.nn.RNNBase):
         output, *final = _NATIVE[self.mode](
             input,
             join_state(state),
-            self._weights,
+            weights,
             self.bias,
             self.num_layers,
             self.dropout,
@@ -209,10 +216,13 @@ class Recurrent(torch.nn.RNNBase):
         self, input: Tensor, state: tuple[Tensor, ...] | None, values: NDArray[np.int64], sizes: Sizes
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run no step after the longest sequence; if all are as long, what is left is dense."""
-        least, longest = (int(values.min()), int(values.max())) if values.size else (0, 0)
+        listed = values.tolist()  # of few, the least and the largest are found in a tenth of NumPy's time
+        least, longest = (min(listed), max(listed)) if listed else (0, 0)
         axis = 1 if self.batch_first and sizes.batch_size is not None else 0
         steps = max(longest, 1)
-        input, sizes_left = input.narrow(axis, 0, steps), Sizes(steps, sizes.batch_size)
+        if steps < sizes.steps:
+            input = input.narrow(axis, 0, steps)
+        sizes_left = Sizes(steps, sizes.batch_size)
         if least == longest > 0:
             output, final = self._run(input, state, None, sizes_left)
         else:
@@ -232,17 +242,18 @@ class Recurrent(torch.nn.RNNBase):
         values: NDArray[np.int64] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run one of the kernels; ``values`` are those of the lengths, but in a trace."""
+        weights = self._weights
         valid = None if values is None else int(values.sum())
-        keeps = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *(state or ()), *self._weights))
+        keeps = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *(state or ()), *weights))
         if self._takes_packed(input, valid, sizes, keeps):
-            return self._by_layers(input, state, ns)
+            return self._by_layers(input, state, ns, weights)
         if not self._has_native:
-            return self._by_directions(input, state, ns)
+            return self._by_directions(input, state, ns, weights)
         if ns is None:
-            return self._dense(input, state, sizes.batch_size)
-        if values is not None and not keeps and self._takes_rows(input, int(values.sum()), sizes):
-            return self._by_rows(input, state, values)
-        return self._by_directions(input, state, ns)
+            return self._dense(input, state, sizes.batch_size, weights)
+        if values is not None and valid is not None and not keeps and self._takes_rows(input, valid, sizes):
+            return self._by_rows(input, state, values, weights)
+        return self._by_directions(input, state, ns, weights)
 
     @property
     def _has_native(self) -> bool:
@@ -254,10 +265,10 @@ class Recurrent(torch.nn.RNNBase):
         if self.kernel in ("native", "plain") or (self.kernel == "auto" and choice.is_traced_by_jit()):
             return False
         if self.kernel == "auto" and not torch.compiler.is_compiling():  # asked first, since it costs less
-            on_cpu = input.device.type == "cpu"  # elsewhere, to look at the lengths is to wait for them
-            if not on_cpu or not choice.packed_is_faster(
-                self.spec, plain_name(input.dtype), sizes.steps, sizes.batch_size or 1, valid, gradients=keeps
-            ):
+            if not input.is_cpu:  # where to look at the lengths is to wait for them
+                return False
+            steps, batch_size = sizes.steps, sizes.batch_size or 1
+            if not choice.packed_is_faster(self.spec, input.dtype, steps, batch_size, valid, gradients=keeps):
                 return False
         why_not = choice.obstacle(self.spec, input)
         if why_not is not None and self.kernel == "packed":
@@ -271,22 +282,21 @@ class Recurrent(torch.nn.RNNBase):
         if torch.compiler.is_compiling() or choice.obstacle(self.spec, input) is not None:
             return False
         steps = sizes.steps * (sizes.batch_size or 1)
-        return choice.rows_are_faster(self.spec, plain_name(input.dtype), steps, valid)
+        return choice.rows_are_faster(self.spec, input.dtype, steps, valid)
 
     def _by_layers(
-        self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor | None
+        self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor | None, weights: list[Tensor]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run the packed kernel, layer by layer."""
         spec = self.spec
         x, initial = self._time_major(input, state)
         run = exporting.layer if torch.onnx.is_in_onnx_export() else packed.layer
-        weights = dict(zip(self._names, self._weights, strict=True))
+        named = dict(zip(self._names, weights, strict=True))
         suffixes, width, finals = spec.suffixes(), spec.num_directions, []
         for layer in range(spec.num_layers):
             at = slice(layer * width, (layer + 1) * width)
             of_directions = [
-                plain.Weights(*(weights.get(name + suffix) for name in plain.Weights._fields))
-                for suffix in suffixes[at]
+                plain.Weights(*(named.get(name + suffix) for name in plain.Weights._fields)) for suffix in suffixes[at]
             ]
             x, final = run(self.mode, x, ns, [part[at] for part in initial], of_directions)
             finals.append(final)
@@ -313,7 +323,7 @@ class Recurrent(torch.nn.RNNBase):
         return (output.transpose(0, 1) if self.batch_first else output), final
 
     def _by_rows(
-        self, input: Tensor, state: tuple[Tensor, ...] | None, values: NDArray[np.int64]
+        self, input: Tensor, state: tuple[Tensor, ...] | None, values: NDArray[np.int64], weights: list[Tensor]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One native call over the valid steps, as for a ``PackedSequence``; sequences of length 0 are left out."""
         spec = self.spec
@@ -330,7 +340,7 @@ class Recurrent(torch.nn.RNNBase):
                 x.reshape(-1, x.shape[2]).index_select(0, rows),
                 torch.from_numpy(valid.sum(axis=1)),
                 join_state([part.index_select(1, order) for part in initial]),
-                self._weights,
+                weights,
                 self.bias,
                 self.num_layers,
                 self.dropout,
@@ -342,12 +352,12 @@ class Recurrent(torch.nn.RNNBase):
         return self._as_given(input, output, initial)
 
     def _by_directions(
-        self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor | None
+        self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor | None, weights: list[Tensor]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         return plain.recurrent(
             xp,
             self.spec,
-            dict(zip(self._names, self._weights, strict=True)),
+            dict(zip(self._names, weights, strict=True)),
             input,
             state,
             ns,
@@ -364,7 +374,7 @@ class Recurrent(torch.nn.RNNBase):
         data, batch_sizes, order, inverse = input
         steps, batch_size = len(batch_sizes), int(batch_sizes[0])
         leading = (batch_size, steps) if spec.batch_first else (steps, batch_size)
-        check(spec, Tensor, self._dtype(data), data, state, shape=(*leading, data.shape[-1]))
+        check(spec, Tensor, self._dtype(data, state), data, state, shape=(*leading, data.shape[-1]))
         if state is None:
             state = tuple(data.new_zeros(shape) for shape in spec.state_shapes(batch_size).values())
         elif order is not None:
