@@ -1,19 +1,20 @@
 """One spec for RNN, GRU and LSTM layers; native modules on NumPy, PyTorch, MindSpore and others.
 
-Importing it imports no framework: a backend is imported the first time that it is asked for. So are snapshots.
+Importing it imports no framework: a backend is imported the first time that it is asked for. So are snapshots, and
+what explains a backend.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from . import errors, state
-from .devices import Device
-from .limits import Explanation, Kernel, Limit, explain
 from .registry import backends, default_backend, use_backend
 from .specs import GRUSpec, LSTMSpec, RNNSpec, Spec
 from .state import detach
 
 if TYPE_CHECKING:
+    from .devices import Device
     from .files import load
+    from .limits import Explanation, Kernel, Limit, explain
     from .objects import load_weights, snapshot
     from .snapshots import Snapshot
 
@@ -42,12 +43,22 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_LATER = {"Snapshot": "snapshots", "load": "files", "load_weights": "objects", "snapshot": "objects"}
+_LATER = {
+    "Device": "devices",
+    "Explanation": "limits",
+    "Kernel": "limits",
+    "Limit": "limits",
+    "Snapshot": "snapshots",
+    "explain": "limits",
+    "load": "files",
+    "load_weights": "objects",
+    "snapshot": "objects",
+}
 _MODULES = ("files", "layouts", "stacks", "state_dicts")
 
 
 def __getattr__(name: str) -> Any:
-    """Import what a module only has to know that trains, saves or converts; it would take a quarter of NumPy's time."""
+    """Import what only some programs ask for by name; it would take a quarter of NumPy's time."""
     from importlib import import_module
 
     if name in _MODULES:

@@ -37,9 +37,9 @@ def build(
         raise DeviceError(
             f"device: given {str(device)!r}, not present; {name} sees {', '.join(map(str, present))} on this machine"
         )
-    explanation = explain(spec, name, where, dtype=kind)
-    if not explanation.builds:
-        raise LimitError(str(explanation.refusing()))
+    # The whole explanation, of every kernel in words, only to refuse with: it takes a quarter of a small build.
+    if kind not in room.dtypes or any(limit.refuses for limit in room.limits(spec, where, kind)):
+        raise LimitError(str(explain(spec, name, where, dtype=kind).refusing()))
     if options:
         parameters = inspect.signature(room.build).parameters
         known = set(parameters) - {"spec", "device", "dtype", "weights", "seed"}

@@ -102,7 +102,7 @@ def join_state(parts: Sequence[Any]) -> Any:
 
 def check(
     spec: Spec,
-    array_type: type,
+    array_type: type[Any],
     dtype: Any,
     input: Any,
     state: tuple[Any, ...] | None,

@@ -13,18 +13,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .backend import Backend
 from .errors import BrokenBackendError, MissingBackendError, UnknownBackendError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+    from numpy.typing import NDArray
+
+    from .backend import Backend
+
 __all__ = ["backends", "default_backend", "install_hint", "load", "loaded", "of", "packages", "to_numpy", "use_backend"]
 
 GROUP = "unirnn.backends"
-_loaded: dict[str, Backend] = {}
+_loaded: "dict[str, Backend]" = {}
 _chosen: "list[use_backend]" = []
 _scoped: ContextVar[str | None] = ContextVar("unirnn_backend", default=None)
 
@@ -47,7 +49,7 @@ def backends() -> tuple[str, ...]:
     return tuple(_entry_points())
 
 
-def loaded() -> tuple[Backend, ...]:
+def loaded() -> "tuple[Backend, ...]":
     """The backends whose packages are imported, through the registry or otherwise (by unpickling a module)."""
     return tuple(
         load(name) for name, entry in _entry_points().items() if name in _loaded or entry.module in sys.modules
@@ -66,14 +68,14 @@ def packages(obj: Any) -> set[str]:
     return {kind.__module__.partition(".")[0] for kind in type(obj).__mro__}
 
 
-def of(obj: Any) -> tuple[Backend, ...]:
+def of(obj: Any) -> "tuple[Backend, ...]":
     """The backends that may know an object: those with the name of a package of its classes, and those loaded."""
     own = packages(obj)
     named = tuple(load(name) for name in _entry_points() if name in own)
     return tuple(dict.fromkeys((*named, *loaded())))
 
 
-def to_numpy(array: Any) -> NDArray[Any]:
+def to_numpy(array: Any) -> "NDArray[Any]":
     """An array or a tensor of whichever framework, on whichever device, as NumPy's.
 
     Examples
@@ -103,7 +105,7 @@ def install_hint(name: str, missing: str | None = None) -> str:
     return f"python -m pip install {wanted}"
 
 
-def load(name: str) -> Backend:
+def load(name: str) -> "Backend":
     """Import a backend, once.
 
     Parameters

@@ -62,8 +62,11 @@ class OnnxRuntimeModule:
         self._device = device
         _options(session_options)
         self._session_options = dict(session_options)
+        self._inputs = ("input", *(f"{name}_0" for name in spec.states))
+        self._outputs = ("output", *(f"{name}_n" for name in spec.states))
         self._weights: dict[str, Array] = {}
         self._sessions: dict[bool, Any] = {}
+        self._last_zeros: tuple[int | None, tuple[Array, ...]] | None = None
         self.replace(weights)
         if device.kind != "cpu":
             self._session(lengths=True)  # now, since only this tells whether the device is there
@@ -122,7 +125,7 @@ class OnnxRuntimeModule:
         sizes = check(spec, np.ndarray, dtype, input, state)
         ns = None if seq_length is None else lengths(seq_length, sizes)
         if state is None:
-            state = tuple(np.zeros(shape, dtype) for shape in spec.state_shapes(sizes.batch_size).values())
+            state = self._zeros(sizes.batch_size)
         if sizes.batch_size == 0:  # ONNX Runtime's GRU and LSTM end the process
             output = np.zeros((*input.shape[:-1], spec.num_directions * spec.hidden_size), dtype)
             return output, join_state([part.copy() for part in state])
@@ -130,13 +133,22 @@ class OnnxRuntimeModule:
         unbatched = sizes.batch_size is None
         if unbatched:
             input, state = np.expand_dims(input, axis), tuple(part[:, None] for part in state)
-        feeds = {"input": input, **{f"{n}_0": part for n, part in zip(spec.states, state, strict=True)}}
+        feeds = dict(zip(self._inputs, (input, *state), strict=True))
         if ns is not None:
             feeds["seq_length"] = ns
-        output, *final = self._session(lengths=ns is not None).run(None, feeds)
+        output, *final = self._session(lengths=ns is not None).run(self._outputs, feeds)
         if unbatched:
             output, final = output.squeeze(axis), [part[:, 0] for part in final]
         return output, join_state(final)
+
+    def _zeros(self, batch_size: int | None) -> tuple[Array, ...]:
+        """A state of zeros, kept for the next call, since to make it takes as long as a step of a small layer."""
+        last = self._last_zeros
+        if last is None or last[0] != batch_size:
+            dtype = self._weights["weight_ih_l0"].dtype
+            zeros = tuple(np.zeros(shape, dtype) for shape in self.spec.state_shapes(batch_size).values())
+            last = self._last_zeros = batch_size, zeros
+        return last[1]
 
     def _session(self, *, lengths: bool) -> Any:
         if lengths not in self._sessions:

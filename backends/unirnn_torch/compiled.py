@@ -52,18 +52,29 @@ def layer(
 
 def _run(spec: Spec, backward: bool, given: Sequence[Tensor | None], *, keep: bool) -> tuple[list[Tensor], Any]:
     """``[output, *final]``, and the pullback."""
-    tensors = list(given)
-    lengths = tensors.pop(1)
-    # By force: whatever view a tensor is, what is read are its values.
-    x, *rest = (None if t is None else t.numpy(force=True) for t in tensors)
-    state: Any = tuple(rest[: len(spec.states)])
+    x, lengths, *rest = given
     assert x is not None
     steps, batch_size, _ = x.shape
+    state: Any = tuple(map(_memory, rest[: len(spec.states)]))
+    # A copy for the pullback: whoever shards a model takes the memory of its weights away in between.
+    weights = (w.clone() if keep and w is not None else w for w in rest[len(state) :])
     ns = np.full(batch_size, steps) if lengths is None else checked(lengths.numpy(), Sizes(steps, batch_size))
     output, final, pullback = kernels.direction(
-        spec, kernels.Weights(*rest[len(state) :]), x, state, ns, backward=backward, keep=keep, compiled=True
+        spec,
+        kernels.Weights(*map(_memory, weights)),
+        _memory(x),
+        state,
+        ns,
+        backward=backward,
+        keep=keep,
+        compiled=True,
     )
     return [torch.from_numpy(part) for part in (output, *final)], pullback
+
+
+def _memory(tensor: Tensor | None) -> Any:
+    """A tensor's values, where they lie. Not by its `numpy`, after which torch lets nobody resize the memory."""
+    return None if tensor is None else np.from_dlpack(tensor.detach().resolve_neg())
 
 
 class _Direction(torch.autograd.Function):
@@ -84,7 +95,7 @@ class _Direction(torch.autograd.Function):
         if torch.is_grad_enabled():  # exactly under create_graph
             return None, None, None, *second_derivatives(ctx.mode, given, ctx.backwards, d_results, needed)
         d_output, *d_final = (
-            np.zeros(shape, given[0].numpy(force=True).dtype) if d is None else d.numpy(force=True)
+            _memory(torch.zeros(shape, dtype=given[0].dtype) if d is None else d)
             for d, shape in zip(d_results, ctx.shapes, strict=True)
         )
         d_x, d_state, d_weights = ctx.pullback(d_output, tuple(d_final))

@@ -206,6 +206,21 @@ def test_what_stands_in_memory_otherwise() -> None:
     np.testing.assert_array_equal(module(np.repeat(X, 2, axis=1)[:, ::2])[0], expected)
 
 
+@pytest.mark.parametrize("seq_length", [None, [0, 0], [3, 0]])
+def test_the_state_of_zeros_that_it_keeps_is_never_given_out(seq_length: Any) -> None:
+    module = LSTMSpec(3, 4).build("onnxruntime", seed=0)
+    x = np.ones((3, 2, 3), np.float32)
+    output, state = module(x, seq_length=seq_length)
+    expected = output.copy(), *(part.copy() for part in state)
+    for array in (output, *state):
+        array += 1
+    output, state = module(x, seq_length=seq_length)
+    for array, wanted in zip((output, *state), expected, strict=True):
+        np.testing.assert_array_equal(array, wanted)
+    assert module(x[:, :1])[0].shape == (3, 1, 4)
+    assert module(x[:, 0])[1][0].shape == (1, 4)
+
+
 def test_an_empty_batch_has_its_state_too() -> None:
     module = GRUSpec(3, 4, 2, bidirectional=True).build("onnxruntime", seed=0)
     output, h_n = module(np.zeros((5, 0, 3), np.float32), np.zeros((4, 0, 4), np.float32), [])
