@@ -32,20 +32,27 @@ collect_ignore = [] if find_spec("torch") and find_spec("onnx") else ["test_onnx
 class Subject:
     """A backend under test, with what its builds need besides; NumPy arrays in and out.
 
-    ``kernel`` is what is built with where the backend has it for the spec.
+    ``kernel`` is what is built with where the backend has it for the spec, ``change`` is done to what was built;
+    ``prepare`` comes before the first test.
     """
 
     label: str
     backend: Backend
     options: dict[str, Any] = field(default_factory=dict)
     kernel: str | None = None
+    change: Callable[[Any], None] = lambda module: None
+    prepare: Callable[[], None] = lambda: None
 
     def build(self, spec: Spec, **arguments: Any) -> Any:
-        return spec.build(self.backend.name, **{**self.options, **self._kernel(spec, **arguments), **arguments})
+        module = spec.build(self.backend.name, **{**self.options, **self._kernel(spec, **arguments), **arguments})
+        self.change(module)
+        return module
 
     def rebuild(self, snapshot: Snapshot) -> Any:
         kernel = self._kernel(snapshot.spec, snapshot.dtype)
-        return snapshot.build(self.backend.name, **self.options, **kernel)
+        module = snapshot.build(self.backend.name, **self.options, **kernel)
+        self.change(module)
+        return module
 
     def _kernel(self, spec: Spec, dtype: Any = "float32", device: Any = None, **_: Any) -> dict[str, Any]:
         if self.kernel is None:
@@ -78,10 +85,28 @@ def _subjects(name: str) -> list[Subject]:
     backend = registry.load(name)
     if name == "torch":  # small as the cases are, what it chooses by itself is native
         return [Subject(name, backend), Subject("torch-packed", backend, kernel="packed")]
+    if name == "mindspore":  # what it takes by itself, in PyNative mode on a CPU, is a function of its own
+        return [
+            Subject(name, backend),
+            Subject("mindspore-custom", backend, change=_without_its_function, prepare=_launch_blocking),
+            Subject("mindspore-native", backend, kernel="native", prepare=_launch_blocking),
+        ]
     if name != "array_api":
         return [Subject(name, backend)]
     namespaces = ["array_api_strict", *(["torch"] if find_spec("torch") else [])]
     return [Subject(f"array_api-{n}", backend, {"namespace": __import__(n)}) for n in namespaces]
+
+
+def _without_its_function(module: Any) -> None:
+    """Leave to a module of MindSpore the operators that graphs run, and PyNative where the function can't be had."""
+    module.stack.layers = None
+
+
+def _launch_blocking() -> None:
+    """Let MindSpore run one operator after the other, for good: threads for many small ones make a CPU far slower."""
+    import mindspore
+
+    mindspore.runtime.launch_blocking()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -97,7 +122,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "subject" in metafunc.fixturenames:
         names = metafunc.config.getoption("--backend") or _installed()
         found = [subject for name in names for subject in _subjects(name)]
-        metafunc.parametrize("subject", found, ids=lambda subject: subject.label, scope="session")
+        metafunc.parametrize("subject", found, indirect=True, ids=lambda subject: subject.label)
+
+
+@pytest.fixture(scope="session")
+def subject(request: pytest.FixtureRequest) -> Subject:
+    found: Subject = request.param
+    found.prepare()
+    return found
 
 
 @pytest.fixture

@@ -2,14 +2,15 @@
 
 Each operator that MindSpore launches there costs as much as some steps of a small layer. So nothing is launched: one
 differentiable function runs the core's NumPy kernels over the tensors' own memory, which is not copied, and what the
-backward pass needs stays with it. What MindSpore compiles is `kernel`, with the same numbers.
+backward pass needs stays with it; where MindSpore records no gradient, nothing stays. What MindSpore compiles is
+`kernel`, with the same numbers.
 """
 
 import warnings
 from typing import Any
 
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, common
 
 from unirnn import Spec, kernels
 from unirnn.call import Sizes, lengths
@@ -18,19 +19,24 @@ from unirnn.errors import LimitError
 __all__ = ["layers"]
 
 
-def _forward(ctx: Any, spec: Spec, seq_length: Any, x: Any, *rest: Any) -> Any:
-    # No zeros are made for a result that nobody uses.
-    ctx.set_materialize_grads(False)
+def _run(spec: Spec, seq_length: Any, x: Any, rest: tuple[Any, ...], *, keep: bool) -> tuple[Any, Any, Any]:
+    """The output and the final state, the pullback, and the names of what it gives for x and the rest."""
     input = x.asnumpy()
     given = len(rest) - len(spec.weight_shapes())
     hx = tuple(part.asnumpy() for part in rest[:given]) or None
     weights = {name: w.asnumpy() for name, w in zip(spec.weight_shapes(), rest[given:], strict=True)}
     ns = None if seq_length is None else lengths(seq_length.asnumpy(), Sizes(*input.shape[:2]))
-    output, final, ctx.pullback = kernels.recurrent(spec, weights, input, hx, ns, keep=True)
+    output, final, pullback = kernels.recurrent(spec, weights, input, hx, ns, keep=keep)
+    return (output, *final), pullback, ("input", *(f"{name}_0" for name in spec.states[:given]), *weights)
+
+
+def _forward(ctx: Any, spec: Spec, seq_length: Any, x: Any, *rest: Any) -> Any:
+    # No zeros are made for a result that nobody uses.
+    ctx.set_materialize_grads(False)
+    results, ctx.pullback, ctx.names = _run(spec, seq_length, x, rest, keep=True)
     ctx.inputs = (x, *rest)
-    ctx.results = tuple((part.shape, part.dtype) for part in (output, *final))
-    ctx.names = ("input", *(f"{name}_0" for name in spec.states[:given]), *weights)
-    return tuple(_tensor(part) for part in (output, *final))
+    ctx.results = tuple((part.shape, part.dtype) for part in results)
+    return tuple(_tensor(part) for part in results)
 
 
 def _backward(ctx: Any, *d_results: Any) -> Any:
@@ -80,8 +86,19 @@ def _layers(spec: Spec, x: Any, state: tuple[Any, ...], seq_length: Any, weights
     tuple
         `(T, B, D*H)`, and the final state, as the initial.
     """
+    if not _records():
+        parts, _, _ = _run(spec, seq_length, x, (*state, *weights), keep=False)
+        return tuple(_tensor(part) for part in parts)
     results: tuple[Any, ...] = _Function.apply(spec, seq_length, x, *state, *weights)
     return results
+
+
+def _records() -> bool:
+    """Whether MindSpore records what runs now, for a gradient; within `apply` it never does. True if it can't tell."""
+    ask: Any = common
+    for name in ("api", "_pynative_executor", "requires_grad"):  # there is no public way
+        ask = getattr(ask, name, None)
+    return ask is None or bool(ask())
 
 
 layers: Any = None

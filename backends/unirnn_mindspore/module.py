@@ -65,8 +65,10 @@ class Recurrent(nn.Cell):
         self.is_lstm = spec.cell == "LSTM"
         # set by `to_float`, the mixed precision of `mindspore.amp`
         self.fp16 = self.fp32 = False
+        kind = mstype.dtype_to_nptype(dtype)
+        # From an array, which MindSpore copies once; a tensor of it would be another copy.
         self.weights = ParameterTuple(
-            [Parameter(Tensor(np.array(weights[name]), dtype), name=name) for name in spec.weight_shapes()]
+            [Parameter(np.asarray(weights[name], kind), name=name) for name in spec.weight_shapes()]
         )
         self.stack = Stack(spec, target, kernel)
         self._check_names, self._check_types, self._check_arrays = _traced_checks(spec, target, kernel)
