@@ -31,8 +31,8 @@ NUMPY_2 = "2.4.6"  # for JAX; constraints.txt has the one for MindSpore
 EXTRAS = {
     "numpy": "cli",
     "numba": "numba,cli",
-    "torch": "torch,cli",
-    "mindspore": "mindspore,cli",
+    "torch": "torch,numba,cli",
+    "mindspore": "mindspore,numba,cli",
     "onnxruntime": "onnxruntime,cli",
     "all": "all",
 }
@@ -121,6 +121,8 @@ def tests(session: nox.Session, backend: str) -> None:
     rooms = {"numpy": ["numpy", "array_api"], "numba": ["numpy"]}.get(backend, [backend])
     chosen = [f"--backend={room}" for room in rooms]
     doctests = ["unirnn", *(f"backends/unirnn_{room}" for room in rooms)]
+    if "numba" not in EXTRAS[backend]:
+        doctests.append("--ignore=unirnn/kernels/by_numba.py")
     session.run("pytest", "tests", *doctests, *chosen, *session.posargs)
 
 

@@ -20,7 +20,7 @@ hypothesis.settings.register_profile("unirnn", deadline=None, derandomize=True, 
 hypothesis.settings.load_profile("unirnn")
 
 NEEDED = {
-    **{f"of_{name}": name for name in ("torch", "mindspore", "onnxruntime", "keras", "flax")},
+    **{f"of_{name}": name for name in ("torch", "mindspore", "onnxruntime", "keras", "flax", "numba")},
     "models": "g2p_en",
     "roundtrip": "keras",
 }
@@ -83,12 +83,18 @@ def _installed() -> list[str]:
 
 def _subjects(name: str) -> list[Subject]:
     backend = registry.load(name)
+    numba = bool(find_spec("numba"))  # where it is, NumPy's modules take it by themselves
+    if name == "numpy":
+        return [Subject(name, backend), *([Subject("numpy-packed", backend, kernel="packed")] if numba else [])]
     if name == "torch":  # small as the cases are, what it chooses by itself is native
-        return [Subject(name, backend), Subject("torch-packed", backend, kernel="packed")]
+        ours = ("packed", "numba") if numba else ("packed",)
+        return [Subject(name, backend), *(Subject(f"torch-{kernel}", backend, kernel=kernel) for kernel in ours)]
     if name == "mindspore":  # what it takes by itself, in PyNative mode on a CPU, is a function of its own
         return [
             Subject(name, backend),
-            Subject("mindspore-custom", backend, change=_without_its_function, prepare=_launch_blocking),
+            Subject(
+                "mindspore-custom", backend, kernel="packed", change=_without_its_function, prepare=_launch_blocking
+            ),
             Subject("mindspore-native", backend, kernel="native", prepare=_launch_blocking),
         ]
     if name != "array_api":

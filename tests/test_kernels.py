@@ -135,8 +135,8 @@ def test_numba_is_taken_where_it_is_installed(installed: bool) -> None:
                 SPEC.build("numpy", kernel="numba")
     plain = f"no limits\n  kernel plain: inference (T <= {SHORT})\n"
     if installed:
-        assert told.endswith(plain + "  kernel numba: else\n  kernel packed: only by name")
-        assert of_float16.endswith("kernel numba: always\n  kernel packed: only by name")
+        assert told.endswith(plain + "  kernel numba: else\n  kernel packed: by name only")
+        assert of_float16.endswith("kernel numba: always\n  kernel packed: by name only")
     else:
         assert told.endswith(plain + "  kernel packed: else")
         assert of_float16.endswith("kernel packed: always")

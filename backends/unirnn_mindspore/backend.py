@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn import Device, Limit, LSTMSpec, Spec
+from unirnn import Device, Limit, LSTMSpec, Spec, kernels
 from unirnn import weights as _weights
 from unirnn.backend import Arrays
 from unirnn.call import join_state, state_parts
@@ -30,8 +30,8 @@ Array = NDArray[Any]
 
 _TARGETS: dict[Literal["cpu", "gpu", "ascend"], str] = {"cpu": "CPU", "gpu": "GPU", "ascend": "Ascend"}
 
-_KERNELS = ("auto", "native", "packed")
-"""MindSpore's own operators, fused where it has them, or on the CPU the core's packed kernels."""
+_KERNELS = ("auto", "native", "packed", "numba")
+"""MindSpore's own operators, fused where it has them, or on the CPU the core's kernels, by NumPy or by numba."""
 
 
 def _native_lack(spec: Spec, dtype: str) -> str | None:
@@ -110,7 +110,11 @@ class MindSporeBackend:
         if device.kind != "cpu":
             yield Kernel("native", "always")
             return
-        yield Kernel("packed", "always, but in an exported file")
+        by_itself = "always, but in an exported file"
+        if kernels.has_numba(spec):
+            yield Kernel("numba", by_itself)
+            by_itself = "by name only"
+        yield Kernel("packed", by_itself)
         if _native_lack(spec, dtype) is None:
             yield Kernel("native", "in an exported file")
 
@@ -126,8 +130,10 @@ class MindSporeBackend:
     ) -> Recurrent:
         check_kernel(kernel, _KERNELS)
         why_not = None
-        if kernel == "packed" and device.kind != "cpu":
+        if kernel in ("packed", "numba") and device.kind != "cpu":
             why_not = f"the packed kernels run on cpu only, not on {device.kind}"
+        elif kernel == "numba":
+            kernels.check_numba(spec)
         elif kernel == "native" and device.kind == "cpu":
             why_not = _native_lack(spec, dtype)
         if why_not is not None:

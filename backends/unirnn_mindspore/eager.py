@@ -19,21 +19,23 @@ from unirnn.errors import LimitError
 __all__ = ["layers"]
 
 
-def _run(spec: Spec, seq_length: Any, x: Any, rest: tuple[Any, ...], *, keep: bool) -> tuple[Any, Any, Any]:
+def _run(
+    spec: Spec, compiled: bool, seq_length: Any, x: Any, rest: tuple[Any, ...], *, keep: bool
+) -> tuple[Any, Any, Any]:
     """The output and the final state, the pullback, and the names of what it gives for x and the rest."""
     input = x.asnumpy()
     given = len(rest) - len(spec.weight_shapes())
     hx = tuple(part.asnumpy() for part in rest[:given]) or None
     weights = {name: w.asnumpy() for name, w in zip(spec.weight_shapes(), rest[given:], strict=True)}
     ns = None if seq_length is None else lengths(seq_length.asnumpy(), Sizes(*input.shape[:2]))
-    output, final, pullback = kernels.recurrent(spec, weights, input, hx, ns, keep=keep)
+    output, final, pullback = kernels.recurrent(spec, weights, input, hx, ns, keep=keep, compiled=compiled)
     return (output, *final), pullback, ("input", *(f"{name}_0" for name in spec.states[:given]), *weights)
 
 
-def _forward(ctx: Any, spec: Spec, seq_length: Any, x: Any, *rest: Any) -> Any:
+def _forward(ctx: Any, spec: Spec, compiled: bool, seq_length: Any, x: Any, *rest: Any) -> Any:
     # No zeros are made for a result that nobody uses.
     ctx.set_materialize_grads(False)
-    results, ctx.pullback, ctx.names = _run(spec, seq_length, x, rest, keep=True)
+    results, ctx.pullback, ctx.names = _run(spec, compiled, seq_length, x, rest, keep=True)
     ctx.inputs = (x, *rest)
     ctx.results = tuple((part.shape, part.dtype) for part in results)
     return tuple(_tensor(part) for part in results)
@@ -47,7 +49,7 @@ def _backward(ctx: Any, *d_results: Any) -> Any:
     found = [_tensor(gradients[name]) for name in ctx.names]
     # Else they would be taken for constants, in silence, where gradients of gradients are asked for.
     on_what = (*ctx.inputs, *(d for d in d_results if d is not None))
-    return (None, None, *_Last.apply(len(found), *found, *on_what))
+    return (None, None, None, *_Last.apply(len(found), *found, *on_what))
 
 
 def _last_forward(ctx: Any, count: int, *tensors: Any) -> Any:
@@ -65,13 +67,17 @@ def _tensor(array: Any) -> Tensor:
     return Tensor.from_numpy(np.ascontiguousarray(array))
 
 
-def _layers(spec: Spec, x: Any, state: tuple[Any, ...], seq_length: Any, weights: tuple[Any, ...]) -> tuple[Any, ...]:
+def _layers(
+    spec: Spec, compiled: bool, x: Any, state: tuple[Any, ...], seq_length: Any, weights: tuple[Any, ...]
+) -> tuple[Any, ...]:
     """Run all layers.
 
     Parameters
     ----------
     spec
         The layers, as of time-major input.
+    compiled
+        Whether numba steps; see `unirnn.kernels`.
     x
         `(T, B, I)`.
     state
@@ -87,9 +93,9 @@ def _layers(spec: Spec, x: Any, state: tuple[Any, ...], seq_length: Any, weights
         `(T, B, D*H)`, and the final state, as the initial.
     """
     if not _records():
-        parts, _, _ = _run(spec, seq_length, x, (*state, *weights), keep=False)
+        parts, _, _ = _run(spec, compiled, seq_length, x, (*state, *weights), keep=False)
         return tuple(_tensor(part) for part in parts)
-    results: tuple[Any, ...] = _Function.apply(spec, seq_length, x, *state, *weights)
+    results: tuple[Any, ...] = _Function.apply(spec, compiled, seq_length, x, *state, *weights)
     return results
 
 

@@ -27,11 +27,13 @@ class KernelDirection(nn.Cell):
         What the layer is.
     backward
         Whether it runs from the last valid step to the first.
+    compiled
+        Whether numba steps; see `unirnn.kernels`.
     """
 
-    def __init__(self, spec: Spec, backward: bool) -> None:
+    def __init__(self, spec: Spec, backward: bool, compiled: bool) -> None:
         super().__init__()
-        self.kernel = Kernel(spec, backward)
+        self.kernel = Kernel(spec, backward, compiled)
         self.is_lstm = spec.cell == "LSTM"
 
     def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
@@ -49,9 +51,9 @@ class Kernel(nn.Cell):
     2.10 never frees all of what it made: 1.3 KB each.
     """
 
-    def __init__(self, spec: Spec, backward: bool) -> None:
+    def __init__(self, spec: Spec, backward: bool, compiled: bool) -> None:
         super().__init__()
-        self.run, self.run_back = operators(spec, backward)
+        self.run, self.run_back = operators(spec, backward, compiled)
 
     def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
         """The outputs, and behind them the state."""
@@ -78,16 +80,15 @@ class Kernel(nn.Cell):
 
 
 @functools.cache  # MindSpore registers an operator's function for good: one for each spec, not for each module
-def operators(spec: Spec, backward: bool) -> tuple[Any, Any]:
+def operators(spec: Spec, backward: bool, compiled: bool) -> tuple[Any, Any]:
     """The operator of a direction, and that of its gradient."""
     parts = len(spec.states)
 
     def apply(keep: bool, x: Any, h_0: Any, c_0: Any, seq_length: Any, *weights: Any) -> Any:
         # In graph mode this is the first place that sees the values.
         ns = lengths(seq_length, Sizes(x.shape[0], x.shape[1]))
-        return kernels.direction(
-            spec, kernels.Weights(*weights), x, (h_0, c_0)[:parts], ns, backward=backward, keep=keep
-        )
+        w, state = kernels.Weights(*weights), (h_0, c_0)[:parts]
+        return kernels.direction(spec, w, x, state, ns, backward=backward, keep=keep, compiled=compiled)
 
     def forward(x: Any, h_0: Any, c_0: Any, seq_length: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
         outputs, final, _ = apply(False, x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)

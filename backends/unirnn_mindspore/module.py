@@ -34,7 +34,7 @@ class Recurrent(nn.Cell):
     target
         ``"CPU"``, ``"GPU"`` or ``"Ascend"``: where it will run.
     kernel
-        ``"auto"``, ``"native"`` or ``"packed"``; see `unirnn.explain`.
+        ``"auto"``, ``"native"``, ``"packed"`` or ``"numba"``; see `unirnn.explain`.
 
     Attributes
     ----------

@@ -24,6 +24,7 @@ from mindspore import nn, ops
 
 from unirnn import Spec
 from unirnn.errors import LimitError
+from unirnn.kernels import has_numba
 
 from .eager import layers
 from .fused import FusedDirection
@@ -42,7 +43,7 @@ class Stack(nn.Cell):
     target
         ``"CPU"``, ``"GPU"`` or ``"Ascend"``.
     kernel
-        ``"auto"``, ``"native"`` or ``"packed"``; the last on a CPU only.
+        ``"auto"``, ``"native"``, ``"packed"`` or ``"numba"``; the last two on a CPU only.
     """
 
     def __init__(self, spec: Spec, target: str, kernel: str) -> None:
@@ -55,6 +56,7 @@ class Stack(nn.Cell):
         self.dropout = spec.dropout
         self.bias = spec.bias
         self.is_lstm = spec.cell == "LSTM"
+        self.by_numba = kernel == "numba" or (kernel == "auto" and has_numba(spec))
         self.operators = nn.CellList(
             [
                 FusedDirection(spec, target, spec.weight_shapes()["weight_ih" + suffix][1], "_reverse" in suffix)
@@ -62,7 +64,11 @@ class Stack(nn.Cell):
             ]
         )
         self.kernels = nn.CellList(
-            [KernelDirection(spec, "_reverse" in suffix) for suffix in spec.suffixes() if target == "CPU"]
+            [
+                KernelDirection(spec, "_reverse" in suffix, self.by_numba)
+                for suffix in spec.suffixes()
+                if target == "CPU"
+            ]
         )
         self.layers = layers if target == "CPU" and kernel != "native" else None
         # an attribute: automatic mixed precision rewrites `construct` in a module of its own
@@ -76,7 +82,7 @@ class Stack(nn.Cell):
         if self.layers is None or (self.dropout and self.training and self.num_layers > 1):
             return super().__call__(x, h_0, c_0, seq_length, weights)
         state = () if h_0 is None else (h_0, c_0) if self.is_lstm else (h_0,)
-        output, *final = self.layers(self.spec, x, state, seq_length, weights)
+        output, *final = self.layers(self.spec, self.by_numba, x, state, seq_length, weights)
         return output, final[0], final[-1]
 
     def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, weights: Any) -> Any:
@@ -132,9 +138,9 @@ def by_kernels(target: str, kernel: str) -> bool:
         return False
     if ms.get_context("jit_syntax_level") != ms.STRICT:
         return True
-    if kernel == "packed":
+    if kernel != "auto":
         raise LimitError(
-            "kernel: built with 'packed', which runs Python, and can't stand in an exported file; build with 'auto' or "
-            "'native'"
+            f"kernel: built with {kernel!r}, which runs Python, and can't stand in an exported file; build with 'auto' "
+            "or 'native'"
         )
     return False

@@ -58,7 +58,7 @@ class NumpyBackend:
             rest = "else"
         if kernels.has_numba(spec):
             yield Kernel("numba", rest)
-            rest = "only by name"
+            rest = "by name only"
         yield Kernel("packed", rest)
 
     def build(

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -304,7 +305,7 @@ def test_the_kernels_need_linux(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @each
-@pytest.mark.parametrize("kernel", ["auto", "packed", "native"])
+@pytest.mark.parametrize("kernel", ["auto", "packed", "native", *(["numba"] if find_spec("numba") else [])])
 def test_the_kernels_agree(spec: Spec, kernel: str) -> None:
     x, hx = batch(spec)
     oracle = spec.build("numpy", seed=0)
@@ -327,13 +328,20 @@ def test_operators_of_its_own_are_exact_where_mindspores_tanh_is_not(spec: Spec)
     close(output.asnumpy(), expected, 1e-5)
 
 
-def test_a_kernel_by_name_serves_or_says_why_not(tmp_path: Path) -> None:
+def test_a_kernel_by_name_serves_or_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(errors.ArgumentError, match="kernel: given 'fast', expected one of 'auto', 'native', 'packed'"):
         SPECS[0].build("mindspore", kernel="fast")
     with pytest.raises(errors.LimitError, match="kernel: given 'native', but MindSpore's LSTM on the CPU is right in"):
         SPECS[2].build("mindspore", dtype="float64", kernel="native")
     assert "kernel native" not in str(unirnn.explain(SPECS[2], "mindspore", dtype="float64"))
-    assert "kernel packed: always" in str(unirnn.explain(SPECS[2], "mindspore"))
+    with monkeypatch.context() as patch:
+        patch.setattr("unirnn.kernels._is_installed", lambda package: False)
+        assert "kernel packed: always" in str(unirnn.explain(SPECS[2], "mindspore"))
+        with pytest.raises(errors.LimitError, match="'numba', which is not installed"):
+            SPECS[2].build("mindspore", kernel="numba")
+        patch.setattr("unirnn.kernels._is_installed", lambda package: True)
+        told = str(unirnn.explain(SPECS[2], "mindspore"))
+        assert "kernel numba: always, but in an exported file\n  kernel packed: by name only" in told
     assert str(unirnn.explain(SPECS[2], "mindspore", "ascend")).endswith("kernel native: always")
     module = SPECS[1].build("mindspore", seed=0, kernel="packed")
     with pytest.raises(errors.LimitError, match="kernel: built with 'packed', which runs Python"):
@@ -357,9 +365,9 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """What each run of the kernels is told of the gradient: whether it will be asked for."""
     told: list[bool] = []
 
-    def recurrent(*arguments: Any, keep: bool) -> Any:
+    def recurrent(*arguments: Any, keep: bool, **options: Any) -> Any:
         told.append(keep)
-        return kernels.recurrent(*arguments, keep=keep)
+        return kernels.recurrent(*arguments, keep=keep, **options)
 
     monkeypatch.setattr(eager, "kernels", SimpleNamespace(recurrent=recurrent))
     return told
