@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from unirnn.specs import RNNSpec, Spec
 
-from .direction import Direction, Weights
+from .direction import Direction, StepsBack, Weights
 from .packing import Packing, Run
 from .products import pieces
 
@@ -183,19 +183,10 @@ class _RNN(_ByNumba):
         order = self._order(len(outputs), back=False)
         _rnn(of_input, *state, outputs, *self._product.of(len(state[0])), self.is_relu, order)
 
-    def _run_back(
-        self,
-        run: Run,
-        flat: Array,
-        outputs: Array,
-        before: State,
-        d_steps: Array,
-        d_state: State,
-        d_hidden: Array,
-        d_input: Array,
-    ) -> None:
-        product, order = self._product_back.of(run.alive), self._order(run.steps, back=True)
-        _rnn_back(outputs, self._contiguous(d_steps), *d_state, d_hidden, *product, self.is_relu, order)
+    def _run_back(self, back: StepsBack) -> None:
+        product, order = self._product_back.of(back.run.alive), self._order(back.run.steps, back=True)
+        d_steps = self._contiguous(back.d_outputs)
+        _rnn_back(back.outputs, d_steps, *back.d_state, back.d_hidden, *product, self.is_relu, order)
 
 
 @compiled
@@ -269,19 +260,10 @@ class _GRU(_ByNumba):
         order = self._order(len(outputs), back=False)
         _gru(of_input, *state, outputs, flat, *self._product.of(n), hidden, self._bias_n, order)
 
-    def _run_back(
-        self,
-        run: Run,
-        flat: Array,
-        outputs: Array,
-        before: State,
-        d_steps: Array,
-        d_state: State,
-        d_hidden: Array,
-        d_input: Array,
-    ) -> None:
-        product, order = self._product_back.of(run.alive), self._order(run.steps, back=True)
-        _gru_back(flat, *before, self._contiguous(d_steps), *d_state, d_hidden, d_input, *product, order)
+    def _run_back(self, back: StepsBack) -> None:
+        product, order = self._product_back.of(back.run.alive), self._order(back.run.steps, back=True)
+        d_steps = self._contiguous(back.d_outputs)
+        _gru_back(back.blocks, *back.before, d_steps, *back.d_state, back.d_hidden, back.d_input, *product, order)
 
 
 @compiled
@@ -372,19 +354,10 @@ class _LSTM(_ByNumba):
     def _states(self, blocks: Array, outputs: Array) -> State:
         return outputs, blocks[:, 4]
 
-    def _run_back(
-        self,
-        run: Run,
-        flat: Array,
-        outputs: Array,
-        before: State,
-        d_steps: Array,
-        d_state: State,
-        d_hidden: Array,
-        d_input: Array,
-    ) -> None:
-        product, order = self._product_back.of(run.alive), self._order(run.steps, back=True)
-        _lstm_back(flat, before[1], self._contiguous(d_steps), *d_state, d_hidden, *product, order)
+    def _run_back(self, back: StepsBack) -> None:
+        product, order = self._product_back.of(back.run.alive), self._order(back.run.steps, back=True)
+        d_steps = self._contiguous(back.d_outputs)
+        _lstm_back(back.blocks, back.before[1], d_steps, *back.d_state, back.d_hidden, *product, order)
 
 
 @compiled

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from unirnn.specs import RNNSpec, Spec
 
 from . import memory
-from .direction import Direction, Weights
+from .direction import Direction, StepsBack, Weights
 from .memory import arrays, empty
 from .packing import Packing, Run
 from .products import ByGate, SumOfGates
@@ -77,29 +77,19 @@ class _ByNumPy(Direction):
         self._da = self._blocks(runs, self.coefficients, memory.PRODUCTS, keep=False)
         self._spare = empty((self.batch_size, self.size), self.dtype, memory.STATES)
 
-    def _run_back(
-        self,
-        run: Run,
-        flat: Array,
-        outputs: Array,
-        before: State,
-        d_steps: Array,
-        d_state: State,
-        d_hidden: Array,
-        d_input: Array,
-    ) -> None:
-        n = run.alive
-        blocks, da = arrays(flat, n, self.size), arrays(next(self._da), n, self.size)
-        self._coefficients(run, blocks.swapaxes(0, 1), outputs, before, da.swapaxes(0, 1))
+    def _run_back(self, back: StepsBack) -> None:
+        run, d_state, n = back.run, back.d_state, back.run.alive
+        blocks, da = arrays(back.blocks, n, self.size), arrays(next(self._da), n, self.size)
+        self._coefficients(run, blocks.swapaxes(0, 1), back.outputs, back.before, da.swapaxes(0, 1))
         multiply, spare = self.product_back.of(n), self._spare[:n]
         turn = 1 if self.backwards else -1
-        for d_h, d_block, block in zip(d_steps[::turn], da[::turn], blocks[::turn], strict=True):
+        for d_h, d_block, block in zip(back.d_outputs[::turn], da[::turn], blocks[::turn], strict=True):
             d_state[0][...] += d_h
             self._step_back(d_block, block, d_state, spare, multiply)
-        of_hidden, of_input = (d.reshape(run.steps, n, self.num_gates, self.size) for d in (d_hidden, d_input))
-        of_hidden[...] = da[:, : self.num_gates].swapaxes(1, 2)
+        shape = (run.steps, n, self.num_gates, self.size)
+        back.d_hidden.reshape(shape)[...] = da[:, : self.num_gates].swapaxes(1, 2)
         for gate, place in enumerate(self.of_input):
-            of_input[:, :, gate] = da[:, place]
+            back.d_input.reshape(shape)[:, :, gate] = da[:, place]
 
     @abstractmethod
     def _step(self, flat: Array, block: Array, hidden_flat: Array, hidden: Array, state: State, h: Array) -> State:

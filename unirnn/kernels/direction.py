@@ -16,7 +16,7 @@ from . import memory
 from .memory import arrays, empty
 from .packing import Packing, Run
 
-__all__ = ["Direction", "Weights"]
+__all__ = ["Direction", "StepsBack", "Weights"]
 
 Array = NDArray[Any]
 State = tuple[Array, ...]
@@ -36,6 +36,38 @@ class _Kept(NamedTuple):
 
     blocks: Array
     before: State
+
+
+class StepsBack(NamedTuple):
+    """What going back through a run reads and writes; n sequences are alive.
+
+    Parameters
+    ----------
+    run
+        The run.
+    blocks
+        Its blocks, flat; they must stay as they are, since a pullback may be called again.
+    outputs
+        `(steps, n, H)`.
+    before
+        `(steps, n, H)` each: the parts of the state before each step.
+    d_outputs
+        `(steps, n, H)`.
+    d_state
+        `(n, H)` each: the gradient of the state after the run, to be overwritten with that before it.
+    d_hidden, d_input
+        `(steps, n, gates*H)`: the gradients of the state's and of the input's products, to be written; one array
+        unless ``inputs_differ``.
+    """
+
+    run: Run
+    blocks: Array
+    outputs: Array
+    before: State
+    d_outputs: Array
+    d_state: State
+    d_hidden: Array
+    d_input: Array
 
 
 class Direction(ABC):
@@ -143,8 +175,8 @@ class Direction(ABC):
                 for out, part, steps in zip(before, first, states, strict=True):
                     self._shift(steps, part, out)
                 alive = tuple(part[: run.alive] for part in d_state)
-                d_steps = run.of(d_outputs[chunk.rows])
-                self._run_back(run, flat, outputs, before, d_steps, alive, run.of(chunk_hidden), run.of(chunk_input))
+                d_steps, d_hidden, d_input = map(run.of, (d_outputs[chunk.rows], chunk_hidden, chunk_input))
+                self._run_back(StepsBack(run, flat, outputs, before, d_steps, alive, d_hidden, d_input))
             d_input, d_hidden, h = (part[: chunk.size] for part in (chunk_input, chunk_hidden, chunk_before[0]))
             np.matmul(d_input, w_ih, out=d_x[chunk.rows])
             d_weights.weight_ih[...] += np.matmul(d_input.T, self.x[chunk.rows], out=of_weight_ih)
@@ -194,34 +226,5 @@ class Direction(ABC):
         """Make what all steps back share; ``longest`` is the size of the largest chunk."""
 
     @abstractmethod
-    def _run_back(
-        self,
-        run: Run,
-        flat: Array,
-        outputs: Array,
-        before: State,
-        d_steps: Array,
-        d_state: State,
-        d_hidden: Array,
-        d_input: Array,
-    ) -> None:
-        """Step back through a run.
-
-        Parameters
-        ----------
-        run
-            The run.
-        flat
-            Its blocks; they must stay as they are, since a pullback may be called again.
-        outputs
-            `(steps, n, H)`.
-        before
-            `(steps, n, H)` each: the parts of the state before each step.
-        d_steps
-            `(steps, n, H)`: the gradient of the outputs.
-        d_state
-            `(n, H)` each: the gradient of the state after the run, to be overwritten with that before it.
-        d_hidden, d_input
-            `(steps, n, gates*H)`: the gradients of the state's and of the input's products, to be written; one array
-            unless ``inputs_differ``.
-        """
+    def _run_back(self, back: StepsBack) -> None:
+        """Step back through a run."""
