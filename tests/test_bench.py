@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typer.testing import Result
 
 INSTALLED = [name for name in ("numpy", "torch", "mindspore", "onnxruntime") if importlib.util.find_spec(name)]
+MODES = [*((name, "eager") for name in INSTALLED), *([("numpy", "numba")] if importlib.util.find_spec("numba") else [])]
 BARS = Path(__file__).resolve().parent.parent / "benchmarks" / "bars.py"
 LENGTHS = [None, [3, 1, 5]]
 SPECS: list[Spec] = [
@@ -32,7 +33,7 @@ SPECS: list[Spec] = [
 Run = Callable[..., "Result"]
 
 
-def small(spec: Spec, seq_length: list[int] | None, *, backward: bool) -> benchmark.Work:
+def small(spec: Spec, seq_length: list[int] | None, *, backward: bool, mode: str = "eager") -> benchmark.Work:
     rng = np.random.default_rng(0)
     d_output = rng.standard_normal((5, 3, spec.num_directions * 4)).astype(np.float32)
     return benchmark.Work(
@@ -41,7 +42,7 @@ def small(spec: Spec, seq_length: list[int] | None, *, backward: bool) -> benchm
         None,
         None if seq_length is None else np.array(seq_length),
         d_output if backward else None,
-        "eager",
+        mode,
         1,
         slow=False,
     )
@@ -63,15 +64,18 @@ def arrays(result: Any) -> list[Any]:
 
 @pytest.mark.parametrize("seq_length", LENGTHS, ids=["dense", "ragged"])
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
-@pytest.mark.parametrize("name", INSTALLED)
+@pytest.mark.parametrize(("name", "mode"), MODES)
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "with-backward"])
-def test_contenders_compute_the_same(name: str, spec: Spec, seq_length: list[int] | None, backward: bool) -> None:
+def test_contenders_compute_the_same(
+    name: str, mode: str, spec: Spec, seq_length: list[int] | None, backward: bool
+) -> None:
     room: Any = registry.load(name)
+    assert mode in room.modes
     if backward and not room.differentiable:
         with pytest.raises(ArgumentError):
             room.gradients()
         return
-    work = small(spec, seq_length, backward=backward)
+    work = small(spec, seq_length, backward=backward, mode=mode)
     found = room.contenders(work)
     pairs = [("ours", "usual"), ("dense", "native") if seq_length and name != "onnxruntime" else ("ours", "native")]
     pairs = [(one, other) for one, other in pairs if one in found and other in found]
@@ -200,8 +204,9 @@ def test_who_wants_no_more_rows_ends_the_process() -> None:
 
 
 @pytest.fixture
-def run() -> Run:
-    """Runs the command in this process: ``run("--size", "S")``."""
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the command in this process, with NumPy's first mode alone: ``run("--size", "S")``."""
+    monkeypatch.setattr("unirnn.kernels._is_installed", lambda package: False)
     pytest.importorskip("typer", reason="the command needs the extra cli: python -m pip install 'unirnn[cli]'")
     from typer.testing import CliRunner
 
