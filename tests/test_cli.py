@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, __version__, names, registry
+from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, __version__, explain, names, registry
 from unirnn.errors import ArgumentError, SpecError
 
 if TYPE_CHECKING:
@@ -309,7 +309,7 @@ def test_parity_refuses(run: Run, arguments: list[str], message: str) -> None:
 
 def test_explain_what_can_be_built(run: Run) -> None:
     result = run("explain", repr(GRUSpec(10, 16, num_layers=2)), "--backend", "numpy")
-    told = unirnn.explain(GRUSpec(10, 16, num_layers=2), "numpy")
+    told = explain(GRUSpec(10, 16, num_layers=2), "numpy")
     assert result.stdout == f"{told}\n"
     assert result.stdout.splitlines()[:2] == [
         "GRUSpec(10, 16, num_layers=2) on numpy, cpu, float32: no limits",
