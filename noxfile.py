@@ -31,7 +31,7 @@ NUMPY_2 = "2.4.6"  # for JAX; constraints.txt has the one for MindSpore
 EXTRAS = {
     "numpy": "cli",
     "numba": "numba,cli",
-    "torch": "torch,numba,cli",
+    "torch": "torch,cli",
     "mindspore": "mindspore,numba,cli",
     "onnxruntime": "onnxruntime,cli",
     "all": "all",

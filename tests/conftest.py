@@ -83,12 +83,10 @@ def _installed() -> list[str]:
 
 def _subjects(name: str) -> list[Subject]:
     backend = registry.load(name)
-    numba = bool(find_spec("numba"))  # where it is, NumPy's modules take it by themselves
-    if name == "numpy":
-        return [Subject(name, backend), *([Subject("numpy-packed", backend, kernel="packed")] if numba else [])]
+    if name == "numpy" and find_spec("numba"):  # which it takes by itself
+        return [Subject(name, backend), Subject("numpy-packed", backend, kernel="packed")]
     if name == "torch":  # small as the cases are, what it chooses by itself is native
-        ours = ("packed", "numba") if numba else ("packed",)
-        return [Subject(name, backend), *(Subject(f"torch-{kernel}", backend, kernel=kernel) for kernel in ours)]
+        return [Subject(name, backend), Subject("torch-packed", backend, kernel="packed")]
     if name == "mindspore":  # what it takes by itself, in PyNative mode on a CPU, is a function of its own
         return [
             Subject(name, backend),

@@ -1,5 +1,6 @@
 """The core's kernels by themselves, as NumPy's modules run them: by calls of NumPy and, if it is there, by numba."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -207,3 +208,28 @@ def test_dropout_has_a_seed_and_gradients(spec: Spec) -> None:
         ends = [loss({**arrays, name: array + step * direction}) for step in (1e-6, -1e-6)]
         expected = (ends[0] - ends[1]) / 2e-6
         assert (gradients[name] * direction).sum() == pytest.approx(expected, rel=1e-6, abs=1e-6), name
+
+
+@pytest.mark.parametrize(("cell", "kernel"), BUILDS)
+def test_a_pullback_may_be_called_by_several_threads(cell: Any, kernel: str) -> None:
+    module = cell(3, 8).build("numpy", seed=0, kernel=kernel)
+    output, _, pullback = module.vjp(np.linspace(-1, 1, 1200, dtype=np.float32).reshape(200, 2, 3))
+    wanted = pullback(output, None)
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(lambda _: pullback(output, None), range(8)):
+            for name, gradient in found.items():
+                np.testing.assert_array_equal(gradient, wanted[name])
+
+
+@pytest.mark.parametrize(("cell", "kernel"), BUILDS)
+@pytest.mark.parametrize(("batch_size", "size"), [(1, 520), (70, 256), (17, 512)])
+def test_large_products_are_right(cell: Any, kernel: str, batch_size: int, size: int) -> None:
+    """Whichever way they are cut."""
+    spec = cell(3, size)
+    module, plain = (spec.build("numpy", seed=0, dtype="float64", kernel=name) for name in (kernel, "plain"))
+    x = np.random.default_rng(0).standard_normal((2, batch_size, 3))
+    output, _, pullback = module.vjp(x)
+    np.testing.assert_allclose(output, plain(x)[0], rtol=1e-11, atol=1e-12)
+    d = np.random.default_rng(1).standard_normal((2, batch_size, 3))
+    ends = [(module.vjp(x + step * d)[0] * output).sum() for step in (1e-6, -1e-6)]
+    assert (pullback(output, None)["input"] * d).sum() == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5)

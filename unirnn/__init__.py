@@ -54,7 +54,7 @@ _LATER = {
     "load_weights": "objects",
     "snapshot": "objects",
 }
-_MODULES = ("files", "layouts", "stacks", "state_dicts")
+_MODULES = ("backend", "devices", "files", "layouts", "limits", "stacks", "state_dicts")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,9 @@
 """All layers as one function, where MindSpore runs Python as it stands (PyNative), on a CPU.
 
 Each operator that MindSpore launches there costs as much as some steps of a small layer. So nothing is launched: one
-differentiable function runs the core's NumPy kernels over the tensors' own memory, which is not copied, and what the
-backward pass needs stays with it; where MindSpore records no gradient, nothing stays. What MindSpore compiles is
-`kernel`, with the same numbers.
+differentiable function runs the core's kernels over the tensors' own memory, which is not copied, but for the weights
+of a backward pass. What that needs stays with it; where MindSpore records no gradient, nothing stays. What MindSpore
+compiles is `kernel`, with the same numbers.
 """
 
 import warnings
@@ -16,6 +16,8 @@ from unirnn import Spec, kernels
 from unirnn.call import Sizes, lengths
 from unirnn.errors import LimitError
 
+from .kernel import quiet
+
 __all__ = ["layers"]
 
 
@@ -27,8 +29,11 @@ def _run(
     given = len(rest) - len(spec.weight_shapes())
     hx = tuple(part.asnumpy() for part in rest[:given]) or None
     weights = {name: w.asnumpy() for name, w in zip(spec.weight_shapes(), rest[given:], strict=True)}
+    if keep:  # what is assigned to a parameter from here on must not reach the gradient
+        weights = {name: array.copy() for name, array in weights.items()}
     ns = None if seq_length is None else lengths(seq_length.asnumpy(), Sizes(*input.shape[:2]))
-    output, final, pullback = kernels.recurrent(spec, weights, input, hx, ns, keep=keep, compiled=compiled)
+    with quiet():
+        output, final, pullback = kernels.recurrent(spec, weights, input, hx, ns, keep=keep, compiled=compiled)
     return (output, *final), pullback, ("input", *(f"{name}_0" for name in spec.states[:given]), *weights)
 
 
@@ -45,7 +50,8 @@ def _backward(ctx: Any, *d_results: Any) -> Any:
     d_output, *d_final = (
         np.zeros(*result) if d is None else d.asnumpy() for d, result in zip(d_results, ctx.results, strict=True)
     )
-    gradients = ctx.pullback(d_output, tuple(d_final))
+    with quiet():
+        gradients = ctx.pullback(d_output, tuple(d_final))
     found = [_tensor(gradients[name]) for name in ctx.names]
     # Else they would be taken for constants, in silence, where gradients of gradients are asked for.
     on_what = (*ctx.inputs, *(d for d in d_results if d is not None))

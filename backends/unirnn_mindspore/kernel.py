@@ -15,7 +15,7 @@ from mindspore import nn, ops
 from unirnn import Spec, kernels
 from unirnn.call import Sizes, lengths
 
-__all__ = ["KernelDirection", "shared"]
+__all__ = ["KernelDirection", "quiet", "shared"]
 
 
 class KernelDirection(nn.Cell):
@@ -91,7 +91,8 @@ def operators(spec: Spec, backward: bool, compiled: bool) -> tuple[Any, Any]:
         return kernels.direction(spec, w, x, state, ns, backward=backward, keep=keep, compiled=compiled)
 
     def forward(x: Any, h_0: Any, c_0: Any, seq_length: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
-        outputs, final, _ = apply(False, x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
+        with quiet():
+            outputs, final, _ = apply(False, x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
         return np.concatenate((outputs, final))
 
     def run_back(
@@ -106,8 +107,9 @@ def operators(spec: Spec, backward: bool, compiled: bool) -> tuple[Any, Any]:
         d_rows: Any,
     ) -> tuple[Any, ...]:
         steps = x.shape[0]
-        _, _, pullback = apply(True, x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
-        dx, d_state, d_weights = pullback(d_rows[:steps], tuple(d_rows[steps:]))
+        with quiet():
+            _, _, pullback = apply(True, x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
+            dx, d_state, d_weights = pullback(d_rows[:steps], tuple(d_rows[steps:]))
         return (dx, d_state[0], d_state[1] if parts == 2 else np.zeros_like(c_0), *d_weights)
 
     def result(x: Any, h_0: Any, *rest: Any) -> Any:
@@ -125,6 +127,11 @@ def operators(spec: Spec, backward: bool, compiled: bool) -> tuple[Any, Any]:
         shared(ops.Custom(forward, result, kind, "pyfunc")),
         shared(ops.Custom(run_back, of_gradients, of_gradients, "pyfunc")),
     )
+
+
+def quiet() -> Any:
+    """A context in which NumPy says nothing of an infinity or a NaN, as MindSpore does not."""
+    return np.errstate(all="ignore")
 
 
 def shared(operator: Any) -> Any:

@@ -154,6 +154,8 @@ class NumpyModule:
         *,
         keep: bool,
     ) -> tuple[Array, tuple[Array, ...], kernels.Pullback]:
+        if self._kernel == "numba":
+            kernels.check_numba(self.spec)  # it may have been built, and pickled, elsewhere
         compiled = self._kernel == "numba" or (self._kernel == "auto" and kernels.has_numba(self.spec))
         return kernels.recurrent(self.spec, self.weights, input, state, ns, noise=noise, keep=keep, compiled=compiled)
 

@@ -1,18 +1,17 @@
 """Which kernel runs a call: what the packed one can't do, and the table of when it is the faster.
 
-``kernel="native"``, ``"packed"``, ``"numba"`` and ``"plain"`` are obeyed, or refused; ``"auto"`` chooses:
+``kernel="native"``, ``"packed"`` and ``"plain"`` are obeyed, or refused; ``"auto"`` chooses:
 
 - where the packed kernel can't serve (`obstacle`), native;
 - in `torch.compile` and `torch.export`, packed: one operator, with any T and B, where the native ones are unrolled;
 - else what `TABLE` says. The packed kernel's cost follows the valid steps, and its backward pass is the faster one, but
-  for that of a small LSTM, which has oneDNN's; natively there is less to do before the first step. The core's kernel,
-  compiled by numba, has next to no cost for a step, and slower products.
+  for that of a small LSTM, which has oneDNN's; natively there is less to do before the first step.
 
 A call without gradients and without lengths is native everywhere: neither is clearly the faster there, and native gives
 the bits of torch's own layer.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -21,14 +20,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from unirnn import GRUSpec, LSTMSpec, Spec
-from unirnn import kernels as core
 from unirnn.devices import plain_name
 from unirnn.errors import LimitError
 from unirnn.limits import Kernel, check_kernel
 
-__all__ = ["KERNELS", "TABLE", "Row", "check", "fastest", "kernels", "numba_can_read", "obstacle", "rows_are_faster"]
+__all__ = ["KERNELS", "TABLE", "Row", "check", "kernels", "obstacle", "packed_is_faster", "rows_are_faster"]
 
-KERNELS = ("auto", "native", "packed", "numba", "plain")
+KERNELS = ("auto", "native", "packed", "plain")
 """What ``kernel`` may be; *plain* is step by step, on any device, for what has neither of the others."""
 _DTYPES = ("float32", "float64")
 _PLAIN = Kernel("plain", "by name only")
@@ -38,7 +36,7 @@ _functorch_level = getattr(getattr(torch._C, "_functorch", None), "maybe_current
 
 
 class Row(NamedTuple):
-    """A case in which a kernel of ours is the fastest."""
+    """A case in which the packed kernel is the faster."""
 
     cell: str
     gradients: bool
@@ -52,42 +50,18 @@ class Row(NamedTuple):
     fill: float = 1.0
     """Up to which share of valid steps."""
     dtypes: tuple[str, ...] = _DTYPES
-    kernel: str = "packed"
-    widest: int | None = None
-    """Up to which B*H."""
 
     def __str__(self) -> str:
         bounds = [f"T >= {self.steps}"]
         if self.width:
             bounds.append(f"B*H >= {self.width}")
-        if self.widest is not None:
-            bounds.append(f"B*H <= {self.widest}")
         if self.fill < 1:
             bounds.append(f"up to {self.fill:.0%} valid")
         return f"{'training' if self.gradients else 'inference'}{' with lengths' * self.lengths} ({', '.join(bounds)})"
 
 
 # Measured with torch 2.13 on x86; at a row's bounds both cost about the same. An LSTM in float32 is natively oneDNN's.
-# Of rows that fit a call the first counts; those of numba, where it is installed.
 TABLE: tuple[Row, ...] = (
-    *(
-        row._replace(kernel="numba", dtypes=dtypes)
-        for cell, dtypes in (("RNN", _DTYPES), ("GRU", _DTYPES), ("LSTM", ("float64",)))
-        for row in (
-            Row(cell, gradients=True, lengths=False, steps=16, widest=4096),
-            Row(cell, gradients=True, lengths=True, steps=12, widest=4096),
-            Row(cell, gradients=True, lengths=True, steps=12, fill=0.3),
-            Row(cell, gradients=False, lengths=True, steps=32, widest=4096),
-        )
-    ),
-    *(
-        row._replace(kernel="numba", dtypes=("float32",))
-        for row in (
-            Row("LSTM", gradients=True, lengths=True, steps=16, width=1024, fill=0.3),
-            Row("LSTM", gradients=True, lengths=True, steps=16, width=1024, fill=0.7, widest=4096),
-            Row("LSTM", gradients=False, lengths=True, steps=32, width=1024, fill=0.7, widest=4096),
-        )
-    ),
     *(
         row
         for cell, dtypes in (("RNN", _DTYPES), ("GRU", _DTYPES), ("LSTM", ("float64",)))
@@ -116,9 +90,7 @@ def check(kernel: str, spec: Spec, device: str, dtype: str) -> None:
     """
     check_kernel(kernel, KERNELS)
     why_not = None
-    if kernel == "numba":
-        core.check_numba(spec)
-    if kernel in ("packed", "numba"):
+    if kernel == "packed":
         why_not = _lacking(spec, device, dtype)
     elif kernel == "native" and _is_stepped(spec):
         why_not = "torch has no GRU of reset_after=False"
@@ -131,15 +103,15 @@ def _is_stepped(spec: Spec) -> bool:
 
 
 def _lacking(spec: Spec, device: str, dtype: str) -> str | None:
-    """Why a kernel of ours can't serve, as far as the build tells."""
+    """Why the packed kernel can't serve, as far as the build tells."""
     if _is_stepped(spec):
-        return "it has no GRU of reset_after=False"
+        return "the packed kernel has no GRU of reset_after=False"
     if isinstance(spec, LSTMSpec) and spec.proj_size:
-        return f"it has no proj_size (given {spec.proj_size})"
+        return f"the packed kernel has no proj_size (given {spec.proj_size})"
     if device != "cpu":
-        return f"it runs on cpu only, not on {device}"
+        return f"the packed kernel runs on cpu only, not on {device}"
     if dtype not in _DTYPES:
-        return f"it computes in {' and '.join(_DTYPES)}, not in {dtype}"
+        return f"the packed kernel computes in {' and '.join(_DTYPES)}, not in {dtype}"
     return None
 
 
@@ -149,32 +121,29 @@ def is_traced_by_jit() -> bool:
 
 
 def obstacle(spec: Spec, input: Tensor) -> str | None:
-    """Why a kernel of ours can't run a call; None if it can."""
+    """Why the packed kernel can't run a call; None if it can."""
     why_not = _lacking(spec, input.device.type, plain_name(input.dtype))
     if why_not is not None:
         return why_not
     if torch.is_autocast_enabled("cpu"):
-        return "it knows no autocast"
+        return "the packed kernel knows no autocast"
     if torch.onnx.is_in_onnx_export() and not hasattr(torch.onnx, "ops"):
         return "this torch can't write a node of ONNX"  # that came with torch 2.8
     if _functorch_level is not None and _functorch_level() is not None:
-        return "it knows no torch.func"
+        return "the packed kernel knows no torch.func"
     if torch.compiler.is_compiling():
         return None
     if getattr(forward_ad, "_current_level", -1) >= 0:
-        return "it knows no forward-mode gradients"
+        return "the packed kernel knows no forward-mode gradients"
     if is_traced_by_jit():
-        return "torch.jit does not see into it"
+        return "torch.jit does not see into the packed kernel"
     return None
 
 
-def numba_can_read(tensors: Iterable[Tensor]) -> bool:
-    """Whether a call's tensors lie in memory, and no compiler is at work, which could not see into it."""
-    return not torch.compiler.is_compiling() and all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
-
-
-def fastest(spec: Spec, dtype: torch.dtype, steps: int, batch_size: int, valid: int | None, *, gradients: bool) -> str:
-    """The kernel that the table has for a call on the CPU.
+def packed_is_faster(
+    spec: Spec, dtype: torch.dtype, steps: int, batch_size: int, valid: int | None, *, gradients: bool
+) -> bool:
+    """What the table says of a call on the CPU.
 
     Parameters
     ----------
@@ -188,21 +157,15 @@ def fastest(spec: Spec, dtype: torch.dtype, steps: int, batch_size: int, valid: 
         The sum of the lengths; None without lengths.
     gradients
         Whether the call keeps what a backward pass needs.
-
-    Returns
-    -------
-    str
-        One of `KERNELS`.
     """
-    width = batch_size * spec.hidden_size
-    for row in _rows(spec.cell, dtype, gradients, valid is not None, core.has_numba(spec)):
-        if (
-            steps >= row.steps
-            and row.width <= width <= (width if row.widest is None else row.widest)
-            and (valid is None or valid <= row.fill * steps * batch_size)
-        ):
-            return row.kernel
-    return "native"
+    rows = [
+        row
+        for row in _rows(spec.cell, dtype, gradients, valid is not None)
+        if steps >= row.steps and batch_size * spec.hidden_size >= row.width
+    ]
+    if valid is None or not rows:
+        return bool(rows)
+    return valid <= max(row.fill for row in rows) * steps * batch_size
 
 
 def rows_are_faster(spec: Spec, dtype: torch.dtype, steps: int, valid: int) -> bool:
@@ -212,10 +175,9 @@ def rows_are_faster(spec: Spec, dtype: torch.dtype, steps: int, valid: int) -> b
 
 
 @cache
-def _rows(cell: str, dtype: torch.dtype, gradients: bool, lengths: bool, numba: bool) -> tuple[Row, ...]:
+def _rows(cell: str, dtype: torch.dtype, gradients: bool, lengths: bool) -> tuple[Row, ...]:
     case = cell, gradients, lengths
-    rows = (row for row in TABLE if row[:3] == case and plain_name(dtype) in row.dtypes)
-    return tuple(row for row in rows if numba or row.kernel != "numba")
+    return tuple(row for row in TABLE if row[:3] == case and plain_name(dtype) in row.dtypes)
 
 
 def kernels(spec: Spec, device: str, dtype: str) -> Iterator[Kernel]:
@@ -226,9 +188,7 @@ def kernels(spec: Spec, device: str, dtype: str) -> Iterator[Kernel]:
         yield Kernel("native", "always")
         yield _PLAIN
     else:
-        rows = [row for row in TABLE if row.cell == spec.cell and dtype in row.dtypes]
-        if core.has_numba(spec):
-            yield Kernel("numba", "; ".join(str(row) for row in rows if row.kernel == "numba"))
-        yield Kernel("packed", "; ".join(["compiled, exported", *(str(row) for row in rows if row.kernel == "packed")]))
+        rows = (str(row) for row in TABLE if row.cell == spec.cell and dtype in row.dtypes)
+        yield Kernel("packed", "; ".join(["compiled, exported", *rows]))
         yield Kernel("native", "else")
         yield _PLAIN

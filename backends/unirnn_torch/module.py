@@ -1,6 +1,6 @@
 """The module that the ``torch`` backend builds.
 
-Some kernels, between which `unirnn_torch.choice` decides at each call, or the argument ``kernel`` of `build`.
+Two kernels, between which `unirnn_torch.choice` decides at each call, or the argument ``kernel`` of `build`.
 
 ``native`` is the computation of ``torch.nn.RNN``, ``GRU`` and ``LSTM`` (cuDNN, oneDNN):
 
@@ -13,13 +13,12 @@ Some kernels, between which `unirnn_torch.choice` decides at each call, or the a
 - lengths on a CPU, where no gradient is needed: one native call over the valid steps alone, where that is faster.
 
 ``packed`` is our own for the CPU, `unirnn_torch.packed`; in `torch.onnx.export` it is ONNX's node,
-`unirnn_torch.exporting`. ``numba`` is the core's, `unirnn_torch.compiled`, where numba is installed.
+`unirnn_torch.exporting`.
 
 ``plain`` is the core's plain path, step by step: by name, and for a GRU of ``reset_after=False``, which has neither.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -35,7 +34,7 @@ from unirnn.call import Sizes, bind, check, check_lengths, join_state, lengths, 
 from unirnn.devices import plain_name
 from unirnn.errors import ArgumentError, LimitError
 
-from . import choice, compiled, exporting, packed
+from . import choice, exporting, packed
 
 __all__ = ["Recurrent"]
 
@@ -246,8 +245,8 @@ class Recurrent(torch.nn.RNNBase):
         weights = self._weights
         valid = None if values is None else int(values.sum())
         keeps = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *(state or ()), *weights))
-        if (ours := self._ours(input, valid, sizes, keeps, weights)) is not None:
-            return self._by_layers(ours, input, state, ns, weights)
+        if self._takes_packed(input, valid, sizes, keeps):
+            return self._by_layers(input, state, ns, weights)
         if not self._has_native:
             return self._by_directions(input, state, ns, weights)
         if ns is None:
@@ -260,28 +259,21 @@ class Recurrent(torch.nn.RNNBase):
     def _has_native(self) -> bool:
         return self.kernel != "plain" and _is_native(self.spec)
 
-    def _ours(self, input: Tensor, valid: int | None, sizes: Sizes, keeps: bool, weights: list[Tensor]) -> str | None:
-        """Which kernel of ours runs this call, if one does; raises if it was asked for and can't."""
-        kernel = self.kernel
+    def _takes_packed(self, input: Tensor, valid: int | None, sizes: Sizes, keeps: bool) -> bool:
+        """Whether the packed kernel runs this call; raises if it was asked for and can't."""
         # In torch.jit's trace sizes are no numbers, which the table would compare.
-        if kernel in ("native", "plain") or (kernel == "auto" and choice.is_traced_by_jit()):
-            return None
-        if kernel == "auto":
-            kernel = "packed"
-            if not torch.compiler.is_compiling():  # asked first, since it costs less
-                if not input.is_cpu:  # to look at the lengths is to wait for them
-                    return None
-                kernel = choice.fastest(
-                    self.spec, input.dtype, sizes.steps, sizes.batch_size or 1, valid, gradients=keeps
-                )
-                if kernel == "native":
-                    return None
+        if self.kernel in ("native", "plain") or (self.kernel == "auto" and choice.is_traced_by_jit()):
+            return False
+        if self.kernel == "auto" and not torch.compiler.is_compiling():  # asked first, since it costs less
+            if not input.is_cpu:  # where to look at the lengths is to wait for them
+                return False
+            steps, batch_size = sizes.steps, sizes.batch_size or 1
+            if not choice.packed_is_faster(self.spec, input.dtype, steps, batch_size, valid, gradients=keeps):
+                return False
         why_not = choice.obstacle(self.spec, input)
-        if why_not is None and kernel == "numba" and not choice.numba_can_read((input, *weights)):
-            kernel, why_not = "packed", None if self.kernel == "auto" else "it can't be traced"
-        if why_not is not None and self.kernel != "auto":
-            raise LimitError(f"kernel: built with {self.kernel!r}, but {why_not}; build with 'auto'")
-        return None if why_not is not None else kernel
+        if why_not is not None and self.kernel == "packed":
+            raise LimitError(f"kernel: built with 'packed', but {why_not}; build with 'auto'")
+        return why_not is None
 
     def _takes_rows(self, input: Tensor, valid: int, sizes: Sizes) -> bool:
         """Whether a native call with lengths runs over packed rows, whose backward pass is slow, not dense steps."""
@@ -293,21 +285,12 @@ class Recurrent(torch.nn.RNNBase):
         return choice.rows_are_faster(self.spec, input.dtype, steps, valid)
 
     def _by_layers(
-        self,
-        kernel: str,
-        input: Tensor,
-        state: tuple[Tensor, ...] | None,
-        ns: Tensor | None,
-        weights: list[Tensor],
+        self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor | None, weights: list[Tensor]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run a kernel of ours, layer by layer."""
+        """Run the packed kernel, layer by layer."""
         spec = self.spec
         x, initial = self._time_major(input, state)
-        run: Callable[..., tuple[Tensor, tuple[Tensor, ...]]] = packed.layer
-        if kernel == "numba":
-            run = partial(compiled.layer, spec)
-        elif torch.onnx.is_in_onnx_export():
-            run = exporting.layer
+        run = exporting.layer if torch.onnx.is_in_onnx_export() else packed.layer
         named = dict(zip(self._names, weights, strict=True))
         suffixes, width, finals = spec.suffixes(), spec.num_directions, []
         for layer in range(spec.num_layers):
@@ -398,7 +381,7 @@ class Recurrent(torch.nn.RNNBase):
             state = tuple(part.index_select(1, order) for part in state)
         sizes = Sizes(steps, batch_size)
         keeps = torch.is_grad_enabled() and any(t.requires_grad for t in (data, *state, *self._weights))
-        if self._has_native and self._ours(data, len(data), sizes, keeps, self._weights) is None:
+        if self._has_native and not self._takes_packed(data, len(data), sizes, keeps):
             output, *final = _NATIVE[self.mode](
                 data,
                 batch_sizes,

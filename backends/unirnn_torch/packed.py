@@ -33,7 +33,7 @@ from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, plain
 from unirnn.call import Sizes
 from unirnn.call import lengths as checked
 
-__all__ = ["layer", "second_derivatives"]
+__all__ = ["layer"]
 
 _CHUNK = 384
 """How many rows a chunk has at most, if a step has no more."""
@@ -590,48 +590,6 @@ def _differentiable(mode: str, call: _Call) -> tuple[Tensor, ...]:
     return plain.turn(xp, output, ragged) if call.backward else output, *final
 
 
-def second_derivatives(
-    mode: str,
-    tensors: Sequence[Tensor | None],
-    backward: bool,
-    d_results: Sequence[Tensor | None],
-    needed: Sequence[bool],
-) -> tuple[Tensor | None, ...]:
-    """The gradients of a direction as something that has gradients.
-
-    Parameters
-    ----------
-    mode
-        As in `layer`.
-    tensors
-        ``(x, lengths, *state, *weights)``.
-    backward
-        Whether the direction runs from the last valid step to the first.
-    d_results
-        The gradients of the output and of the final state; None is zeros.
-    needed
-        Of which of the tensors the gradient is needed.
-
-    Returns
-    -------
-    tuple
-        The gradients of the tensors; None where it is not needed.
-    """
-    # Views, since one tensor may stand in two places.
-    given = [None if t is None else t.view_as(t) for t in tensors]
-    parts = len(d_results) - 1
-    results = _differentiable(mode, _Call(parts, [*given, backward]))
-    gradients = torch.autograd.grad(
-        [result for result, d in zip(results, d_results, strict=True) if d is not None],
-        [t for t, need in zip(given, needed, strict=True) if need and t is not None],
-        [d for d in d_results if d is not None],
-        create_graph=True,
-        materialize_grads=True,
-    )
-    found = iter(gradients)
-    return tuple(next(found) if need else None for need in needed)
-
-
 def _define(mode: str, cell: type[_Direction]) -> Any:
     """Register the operator of a cell, and the one that is its backward pass."""
     name, parts = mode.lower(), cell.parts
@@ -705,7 +663,19 @@ def _define(mode: str, cell: type[_Direction]) -> Any:
         tensors, d_results = ctx.saved_tensors, d[: 1 + parts]
         needed = ctx.needs_input_grad[:number]
         if torch.is_grad_enabled():  # exactly under create_graph
-            return *second_derivatives(mode, tensors[:number], ctx.backward, d_results, needed), None, None
+            # Views, since one tensor may stand in two places.
+            given = [None if t is None else t.view_as(t) for t in tensors[:number]]
+            results = _differentiable(mode, _Call(parts, [*given, ctx.backward]))
+            wanted = [t for t, need in zip(given, needed, strict=True) if need and t is not None]
+            gradients = torch.autograd.grad(
+                [result for result, d in zip(results, d_results, strict=True) if d is not None],
+                wanted,
+                [d for d in d_results if d is not None],
+                create_graph=True,
+                materialize_grads=True,
+            )
+            found = iter(gradients)
+            return *(next(found) if need else None for need in needed), None, None
         d_x, *others = gradient(
             *tensors[:number], ctx.backward, *tensors[number:], *d_results, needed[0], any(needed[2 + parts :])
         )

@@ -491,3 +491,28 @@ def test_the_first_layer_hints_at_launch_blocking(call: str, hints: int) -> None
     program = f"import mindspore, unirnn\n{call}\nfor _ in range(2): unirnn.GRUSpec(3, 4).build('mindspore')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr.count("call mindspore.runtime.launch_blocking() once, at the start") == hints
+
+
+def test_what_is_assigned_to_a_weight_does_not_reach_the_gradient() -> None:
+    spec = GRUSpec(3, 4)
+    x, _ = batch(spec)
+
+    def gradient(after: bool) -> Any:
+        gru = spec.build("mindspore", seed=0)
+
+        def total(x: Tensor) -> Tensor:
+            result = gru(x)[0].sum()
+            if after:
+                for weight in gru.trainable_params():
+                    ops.assign(weight, weight * 0)
+            return result
+
+        return ms.grad(total)(x).asnumpy()
+
+    np.testing.assert_array_equal(gradient(True), gradient(False))
+
+
+def test_an_infinity_is_no_warning() -> None:
+    gru = GRUSpec(3, 4).build("mindspore", seed=0)
+    x = Tensor(np.full((20, 2, 3), np.inf, np.float32))
+    assert np.isnan(ms.grad(lambda x: gru(x)[0].sum())(x).asnumpy()).any()  # warnings are errors

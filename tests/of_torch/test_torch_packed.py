@@ -1,10 +1,9 @@
-"""Our own kernels against the plain path, what the packed one is as an operator, and when they are taken."""
+"""The packed kernel against the plain path, what it is as an operator, and when it is taken."""
 
 import copy
 import pickle
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.export import Dim
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from unirnn_torch import choice, compiled, packed
+from unirnn_torch import choice, packed
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, errors, plain
@@ -33,8 +32,6 @@ KINDS: dict[str, tuple[type[Spec], dict[str, Any]]] = {
     "LSTM": (LSTMSpec, {}),
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
-OURS = ("packed", "numba") if find_spec("numba") else ("packed",)
-each_of_ours = pytest.mark.parametrize("kernel", OURS)
 STEPPED = GRUSpec(3, 4, reset_after=False)
 
 
@@ -69,10 +66,9 @@ def gradients(result: Any, module: nn.Module, *inputs: Tensor) -> tuple[Tensor, 
 
 
 @each_kind
-@each_of_ours
 @settings(max_examples=25)
 @given(data=st.data())
-def test_values_and_gradients_are_the_plain_paths(kernel: str, kind: str, data: st.DataObject) -> None:
+def test_values_and_gradients_are_the_plain_paths(kind: str, data: st.DataObject) -> None:
     """The chunks are small, so that there are several, and a step may have more rows than one."""
     steps, batch_size = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 5))
     lengths = data.draw(st.none() | st.lists(st.integers(0, steps), min_size=batch_size, max_size=batch_size))
@@ -85,7 +81,7 @@ def test_values_and_gradients_are_the_plain_paths(kernel: str, kind: str, data: 
         batch_first=data.draw(st.booleans()),
         bidirectional=data.draw(st.booleans()),
     )
-    module = spec.build("torch", dtype="float64", seed=data.draw(st.integers(0, 99)), kernel=kernel)
+    module = spec.build("torch", dtype="float64", seed=data.draw(st.integers(0, 99)), kernel="packed")
     x, hx, ns = batch(spec, steps, [steps] * batch_size if lengths is None else lengths, dtype=torch.float64)
     leaves = [part.requires_grad_() for part in (x, *(hx if isinstance(hx, tuple) else (hx,)))]
     weights = dict(module.named_parameters())
@@ -116,11 +112,10 @@ def test_a_native_call_without_gradients_is_the_same(kind: str, batch_first: boo
 
 
 @each_kind
-@each_of_ours
 @pytest.mark.parametrize("lengths", [None, [3, 0, 2]], ids=["dense", "ragged"])
-def test_second_derivatives(kind: str, kernel: str, lengths: list[int] | None) -> None:
+def test_second_derivatives(kind: str, lengths: list[int] | None) -> None:
     spec = spec_of(kind, 2, 2, bidirectional=True)
-    module = spec.build("torch", dtype="float64", seed=0, kernel=kernel)
+    module = spec.build("torch", dtype="float64", seed=0, kernel="packed")
     x, hx, _ = batch(spec, 3, [3, 3, 3], dtype=torch.float64)
     states = hx if isinstance(hx, tuple) else (hx,)
     names = list(dict(module.named_parameters()))
@@ -134,7 +129,7 @@ def test_second_derivatives(kind: str, kernel: str, lengths: list[int] | None) -
     assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("kernel", ["auto", "native", *OURS])
+@pytest.mark.parametrize("kernel", ["auto", "native", "packed"])
 @each_kind
 def test_a_gradient_penalty_is_the_same_by_every_kernel(kind: str, kernel: str) -> None:
     """float32, in which a native LSTM is oneDNN's."""
@@ -149,9 +144,8 @@ def test_a_gradient_penalty_is_the_same_by_every_kernel(kind: str, kernel: str) 
         torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-@each_of_ours
-def test_weights_that_are_one_tensor_get_each_its_own_second_derivative(kernel: str) -> None:
-    gru = GRUSpec(2, 2).build("torch", dtype="float64", seed=0, kernel=kernel)
+def test_weights_that_are_one_tensor_get_each_its_own_second_derivative() -> None:
+    gru = GRUSpec(2, 2).build("torch", dtype="float64", seed=0, kernel="packed")
     bias = gru.bias_ih_l0.detach().clone().requires_grad_()
 
     def run(bias: Tensor) -> Tensor:
@@ -162,10 +156,9 @@ def test_weights_that_are_one_tensor_get_each_its_own_second_derivative(kernel: 
     assert torch.autograd.gradgradcheck(run, bias)
 
 
-@each_of_ours
-def test_only_what_is_asked_for_gets_a_gradient(kernel: str) -> None:
+def test_only_what_is_asked_for_gets_a_gradient() -> None:
     spec = LSTMSpec(3, 4, 2)
-    module = spec.build("torch", seed=0, kernel=kernel).requires_grad_(False)
+    module = spec.build("torch", seed=0, kernel="packed").requires_grad_(False)
     x, hx, ns = batch(spec, 5, [5, 0, 2])
     x.requires_grad_()
     (d_x,) = torch.autograd.grad(module(x, hx, ns)[1][1].sum(), x)  # of c_n alone
@@ -179,13 +172,12 @@ def test_only_what_is_asked_for_gets_a_gradient(kernel: str) -> None:
     torch.testing.assert_close(module.weight_hh_l0.grad, reference.weight_hh_l0.grad)
 
 
-@each_of_ours
-def test_an_output_may_be_changed_in_place(kernel: str) -> None:
+def test_an_output_may_be_changed_in_place() -> None:
     """What the backward pass reads is its own."""
     for lengths in (None, [5, 0, 2]):
         found: list[Tensor] = []
         for inplace in (True, False):
-            gru = GRUSpec(3, 4).build("torch", seed=0, kernel=kernel)
+            gru = GRUSpec(3, 4).build("torch", seed=0, kernel="packed")
             x, hx, _ = batch(gru.spec, 5, [5, 5, 5])
             output = nn.functional.relu(gru(x, hx, lengths)[0], inplace=inplace)
             found += torch.autograd.grad(output.square().sum(), [gru.weight_hh_l0])
@@ -325,19 +317,20 @@ REFUSED: dict[str, tuple[Spec, dict[str, Any], type[Exception], str]] = {
         GRUSpec(3, 4),
         {"kernel": "packed", "dtype": "bfloat16"},
         errors.LimitError,
-        "kernel: given 'packed', but it computes in float32 and float64, not in bfloat16; 'auto' takes what there is",
+        "kernel: given 'packed', but the packed kernel computes in float32 and float64, not in bfloat16; "
+        "'auto' takes what there is",
     ),
     "a projection": (
         LSTMSpec(3, 4, proj_size=2),
         {"kernel": "packed"},
         errors.LimitError,
-        "it has no proj_size (given 2)",
+        "the packed kernel has no proj_size (given 2)",
     ),
     "packed, of a variant that it lacks": (
         STEPPED,
         {"kernel": "packed"},
         errors.LimitError,
-        "it has no GRU of reset_after=False",
+        "the packed kernel has no GRU of reset_after=False",
     ),
     "native, of a variant that torch lacks": (
         STEPPED,
@@ -357,7 +350,7 @@ def test_a_build_refuses(case: tuple[Spec, dict[str, Any], type[Exception], str]
 
 
 def test_a_gpu_has_no_packed_kernel() -> None:
-    with pytest.raises(errors.LimitError, match="it runs on cpu only, not on gpu"):
+    with pytest.raises(errors.LimitError, match="the packed kernel runs on cpu only, not on gpu"):
         choice.check("packed", GRUSpec(3, 4), "gpu", "float32")
     assert [kernel.name for kernel in unirnn.explain(GRUSpec(3, 4), "torch", "gpu").kernels] == ["native", "plain"]
 
@@ -371,7 +364,7 @@ def test_a_call_refuses_what_the_kernel_asked_for_can_not_do() -> None:
     gru, x = GRUSpec(3, 4).build("torch", seed=0, kernel="packed"), torch.ones(5, 2, 3)
     with (
         torch.autocast("cpu", torch.bfloat16),
-        pytest.raises(errors.LimitError, match="built with 'packed', but it knows no autocast"),
+        pytest.raises(errors.LimitError, match="built with 'packed', but the packed kernel knows no autocast"),
     ):
         gru(x)
     with pytest.raises(errors.LimitError, match=r"knows no torch\.func"):
@@ -420,59 +413,29 @@ def test_per_sample_gradients() -> None:
             torch.testing.assert_close(found[name][k], parameter.grad)
 
 
-@pytest.mark.parametrize("row", [row for row in choice.TABLE if row.kernel in OURS], ids=repr)
+@pytest.mark.parametrize("row", choice.TABLE, ids=repr)
 def test_a_row_of_the_table_is_what_a_call_takes(row: choice.Row, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At its bounds its kernel; with a step less, or more rows, that of another row, or native."""
-    monkeypatch.setattr("unirnn.kernels._is_installed", lambda package: row.kernel == "numba")
-    batch_size = max(16, row.width // 8, (row.widest or 0) // 8)
+    """At its bounds packed; with a step less, unless another row says so, native."""
+    batch_size = max(2, row.width // 8)
     spec: Spec = {"RNN": RNNSpec, "GRU": GRUSpec, "LSTM": LSTMSpec}[row.cell](1, 8)
     taken: list[str] = []
+    layer = packed.layer
 
-    def recorded(kernel: str, layer: Any) -> Any:
-        def record(*given: Any) -> Any:
-            taken.append(kernel)
-            return layer(*given)
+    def record(*given: Any) -> Any:
+        taken.append("packed")
+        return layer(*given)
 
-        return record
-
-    monkeypatch.setattr(packed, "layer", recorded("packed", packed.layer))
-    monkeypatch.setattr(compiled, "layer", recorded("numba", compiled.layer))
+    monkeypatch.setattr(packed, "layer", record)
     module = spec.build("torch", dtype=row.dtypes[0], seed=0)
-    beyond = [(row.steps - 1, batch_size)]
-    if row.widest is not None:
-        beyond.append((row.steps, batch_size + 1))
-    for steps, rows in ((row.steps, batch_size), *beyond):
-        x = torch.zeros(steps, rows, 1, dtype=module.weight_ih_l0.dtype)
+    for steps in (row.steps, row.steps - 1):
+        x = torch.zeros(steps, batch_size, 1, dtype=module.weight_ih_l0.dtype)
         lengths = None
         if row.lengths:
-            lengths = torch.full((rows,), int(row.fill * steps))
+            lengths = torch.full((batch_size,), int(row.fill * steps))
             lengths[0], lengths[1] = steps, 0
         with torch.set_grad_enabled(row.gradients):
             module(x, None, lengths)
-    assert taken[:1] == [row.kernel]
-    assert row.kernel not in taken[1:]
-
-
-@pytest.mark.parametrize("kernel", OURS[1:])
-def test_what_numba_can_not_read_is_packed(kernel: str) -> None:
-    gru, by_name = (GRUSpec(3, 4).build("torch", seed=0, kernel=name) for name in ("auto", kernel))
-    with FakeTensorMode():
-        fake = GRUSpec(3, 4).build("torch", seed=0)(torch.ones(20, 2, 3), seq_length=None)[0]
-    assert fake.shape == (20, 2, 4)
-    x = torch.linspace(-1, 1, 120).reshape(20, 2, 3)
-    torch.testing.assert_close(torch.export.export(gru, (x,)).module()(x)[0], by_name(x)[0])
-    with pytest.raises(Exception, match="built with 'numba', but it can't be traced"):
-        torch.export.export(by_name, (x,))
-
-
-@each_of_ours
-def test_what_the_backward_pass_reads_must_not_be_changed(kernel: str) -> None:
-    gru = GRUSpec(3, 4).build("torch", seed=0, kernel=kernel)
-    x = torch.ones(20, 2, 3)
-    output, _ = gru(x)
-    x += 1
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        output.sum().backward()
+    assert taken == ["packed"]
 
 
 def test_a_dense_call_without_gradients_gives_torchs_own_bits() -> None:
@@ -508,17 +471,10 @@ def test_copies_keep_the_kernel() -> None:
         assert copied.kernel == "packed"
 
 
-@pytest.mark.parametrize("numba", [False, True])
-def test_explain_says_when_which_kernel_is_taken(numba: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unirnn.kernels._is_installed", lambda package: numba)
+def test_explain_says_when_which_kernel_is_taken() -> None:
     told = unirnn.explain(GRUSpec(3, 4), "torch")
-    compiled = [
-        "  kernel numba: training (T >= 16, B*H <= 4096); training with lengths (T >= 12, B*H <= 4096); "
-        "training with lengths (T >= 12, up to 30% valid); inference with lengths (T >= 32, B*H <= 4096)",
-    ]
     assert str(told).splitlines() == [
         "GRUSpec(3, 4) on torch, cpu, float32: no limits",
-        *(compiled if numba else []),
         "  kernel packed: compiled, exported; training (T >= 16); training with lengths (T >= 12); "
         "inference with lengths (T >= 16, B*H >= 8192)",
         "  kernel native: else",

@@ -15,6 +15,7 @@ numba is installed. float16 is computed in float32.
 """
 
 import functools
+import importlib
 import importlib.util
 import warnings
 from collections.abc import Callable, Mapping
@@ -40,7 +41,7 @@ Pullback = Callable[[Array, State], Gradients]
 
 def has_numba(spec: Spec) -> bool:
     """Whether a spec's layers can be compiled: `by_numba` has its cell, and numba and SciPy are installed."""
-    return not _resets_before(spec) and _is_installed("numba") and _is_installed("scipy")
+    return not (_resets_before(spec) or _broken) and _is_installed("numba") and _is_installed("scipy")
 
 
 def check_numba(spec: Spec) -> None:
@@ -53,10 +54,10 @@ def check_numba(spec: Spec) -> None:
     """
     if _resets_before(spec):
         raise LimitError("kernel: given 'numba', which has no GRU with reset_after=False; 'auto' and 'packed' have")
-    if not has_numba(spec):
+    if not (_is_installed("numba") and _is_installed("scipy")):
         raise LimitError("kernel: given 'numba', which is not installed: pip install 'unirnn[numba]'")
     if _compiled_cells() is None:
-        raise LimitError("kernel: given 'numba', which is installed, but can't be imported; see the warning")
+        raise LimitError(f"kernel: given 'numba', which is installed, but can't be imported ({_broken[0]})")
 
 
 @functools.cache
@@ -64,13 +65,19 @@ def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
+_broken: list[str] = []
+"""Why numba can't be imported, once that has failed."""
+
+
 @functools.cache
 def _compiled_cells() -> dict[str, type[Direction]] | None:
     """Those of `by_numba`, which takes half a second to import; None, with a warning, if that fails."""
     try:
+        importlib.import_module("scipy.linalg.cython_blas")  # numba looks for it when it compiles a product
         from .by_numba import CELLS
-    except ImportError as error:  # such as a numba that is older than this NumPy
-        message = f"numba is installed, but can't be imported ({error}); unirnn computes without it, which is slower"
+    except (ImportError, OSError, AttributeError) as error:  # such as a numba that is older than this NumPy
+        _broken.append(str(error))
+        message = f"numba can't be imported ({error}); unirnn computes without it, which is slower"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
         return None
     return CELLS

@@ -48,7 +48,9 @@ def tanh(x: Any) -> Any:
 
     With ``2x = k ln 2 + r``, ``exp(2x) - 1 = 2^k (exp(r) - 1) + (2^k - 1)``, and the series of ``exp(r) - 1`` is short.
     All of it is arithmetic, so a compiler turns it into operations on vectors, which it can't with a library's tanh.
+    Where numba compiles nothing (``NUMBA_DISABLE_JIT``), it is NumPy's.
     """
+    return np.tanh(x)
 
 
 def _tanh_of(
@@ -131,8 +133,8 @@ def _add(a: Any, out: Any) -> None:
 class _Product:
     """A weight `(K, O)` in pieces, and the memory that `_add_product` takes besides."""
 
-    def __init__(self, weight: Array, batch_size: int, size: int) -> None:
-        self.weight = pieces(weight, batch_size, size)
+    def __init__(self, weight: Array, batch_size: int) -> None:
+        self.weight = pieces(weight, batch_size)
         _, _, inputs, outputs = self.weight.shape
         self._part, self._product = (np.empty(batch_size * width, weight.dtype) for width in (inputs, outputs))
 
@@ -148,10 +150,10 @@ class _ByNumba(Direction):
 
     def _begin(self, runs: Sequence[Run]) -> None:
         weight = self._by_gate(self.weights.weight_hh).reshape(-1, self.size)
-        self._product = _Product(weight.T, self.batch_size, self.size)
+        self._product = _Product(weight.T, self.batch_size)
 
     def _begin_back(self, runs: Sequence[Run], longest: int) -> None:
-        self._product_back = _Product(self.weights.weight_hh, self.batch_size, self.size)
+        self._product_back = _Product(self.weights.weight_hh, self.batch_size)
         self._d_steps = np.empty(longest * self.size, self.dtype)
 
     def _order(self, steps: int, *, back: bool) -> tuple[int, int, int]:

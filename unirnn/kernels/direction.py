@@ -3,6 +3,7 @@
 N is the number of rows, the sum of the lengths.
 """
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -100,6 +101,7 @@ class Direction(ABC):
         self.batch_size = packing.shape[1]
         self.scales = [0.5 if gate in self.sigmoids else 1.0 for gate in spec.gates]
         self.dtype = weights.weight_hh.dtype
+        self._lock = threading.Lock()
 
     def _by_gate(self, weight: Array) -> Array:
         """`(gates*H, ...)` to `(gates, H, ...)`: a copy, of which the sigmoids' part is halved."""
@@ -147,7 +149,14 @@ class Direction(ABC):
         return self.outputs, initial
 
     def backward(self, d_outputs: Array, d_final: State) -> tuple[Array, State, Weights]:
-        """Gradients of outputs `(N, H)` and final state to those of x, initial state and weights."""
+        """Gradients of outputs `(N, H)` and final state to those of x, initial state and weights.
+
+        One at a time, if several threads call: what is scratch is shared.
+        """
+        with self._lock:
+            return self._backward(d_outputs, d_final)
+
+    def _backward(self, d_outputs: Array, d_final: State) -> tuple[Array, State, Weights]:
         w_ih, w_hh, b_ih, _ = self.weights
         longest = max((chunk.size for chunk in self.packing.chunks), default=0)
 

@@ -32,11 +32,15 @@ def _columns(rows: int, inputs: int, outputs: int) -> int:
     return next(fitting, outputs)
 
 
-def pieces(weight: Array, batch_size: int, size: int) -> Array:
-    """A copy of `(K, O)` in pieces `(K / k, O / o, k, o)`, for up to ``batch_size`` rows; k is K or ``size``."""
+def pieces(weight: Array, batch_size: int) -> Array:
+    """A copy of `(K, O)` in pieces `(K / k, O / o, k, o)`, for up to ``batch_size`` rows.
+
+    K is cut too, but not below 64, if no piece would be small otherwise.
+    """
     inputs, outputs = weight.shape
-    taken = inputs if batch_size * inputs * _NARROWEST <= _SMALL else size
-    columns = outputs if batch_size == 1 else _columns(batch_size, taken, outputs)
+    fitting = (k for k in range(inputs, 63, -1) if inputs % k == 0 and batch_size * k * _NARROWEST <= _SMALL)
+    taken = next(fitting, inputs)
+    columns = _columns(batch_size, taken, outputs)
     blocks = weight.reshape(inputs // taken, taken, outputs // columns, columns)
     return blocks.swapaxes(1, 2).copy()
 
