@@ -106,7 +106,7 @@ class TorchBackend:
         return spec, {name: self.to_numpy(weight) for name, weight in weights.items()}
 
     def write(self, module: Any, weights: Arrays) -> None:
-        tensors = {name: torch.tensor(array) for name, array in weights.items()}
+        tensors = {name: torch.tensor(array, device="cpu") for name, array in weights.items()}
         for name, tensor in tensors.items():
             weight = getattr(module, name)
             if not isinstance(weight, torch.nn.Parameter):

@@ -133,7 +133,7 @@ class Recurrent(torch.nn.RNNBase):
         # Called by the base class's constructor: nothing is drawn, and the global generator stays where it is.
         with torch.no_grad():
             for name, parameter in self.named_parameters():
-                parameter.copy_(torch.tensor(self._first_weights[name]))
+                parameter.copy_(torch.tensor(self._first_weights[name], device="cpu"))
 
     def _get_name(self) -> str:
         return self.spec.cell

@@ -500,6 +500,9 @@ def test_the_default_device_decides_nothing() -> None:
     x = torch.randn(20, 5, 3)
     sequence = pack_padded_sequence(x, torch.tensor([20, 3, 1, 7, 7]), enforce_sorted=False)
     with torch.device("meta"):
+        other = GRUSpec(3, 8).build("torch", seed=0, device="cpu")
+        unirnn.load_weights(other, unirnn.snapshot(gru))
+        assert torch.equal(other.weight_hh_l0, gru.weight_hh_l0)
         gru(sequence)
         gru(x, None, [20, 3, 0, 7, 7])
         with torch.no_grad():
