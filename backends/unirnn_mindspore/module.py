@@ -65,7 +65,7 @@ class Recurrent(nn.Cell):
         self.is_lstm = spec.cell == "LSTM"
         # set by `to_float`, the mixed precision of `mindspore.amp`
         self.fp16 = self.fp32 = False
-        kind = mstype.dtype_to_nptype(dtype)
+        kind = plain_name(dtype)
         # From an array, which MindSpore copies once; a tensor of it would be another copy.
         self.weights = ParameterTuple(
             [Parameter(np.asarray(weights[name], kind), name=name) for name in spec.weight_shapes()]
