@@ -326,3 +326,19 @@ def test_dropout_after_one_layer_warns_once() -> None:
 def test_repr_names_the_cell() -> None:
     assert repr(GRUSpec(3, 4, 2).build("torch")) == "GRU(3, 4, num_layers=2)"
     assert np.isfinite(unirnn.snapshot(GRUSpec(3, 4).build("torch")).weights["bias_ih_l0"]).all()
+
+
+def test_a_parametrized_weight_is_what_runs_and_learns() -> None:
+    gru = GRUSpec(3, 4).build("torch", seed=0)
+    x = torch.linspace(-1, 1, 30).reshape(5, 2, 3)
+    before = gru(x)[0]
+    torch.nn.utils.parametrizations.weight_norm(gru, "weight_hh_l0", dim=0)
+    torch.testing.assert_close(gru(x)[0], before)
+    magnitude = dict(gru.named_parameters())["parametrizations.weight_hh_l0.original0"]
+    with torch.no_grad():
+        magnitude *= 2
+    changed = gru(x)[0]
+    assert not torch.allclose(changed, before)
+    changed.sum().backward()
+    assert magnitude.grad is not None
+    assert magnitude.grad.abs().sum() > 0
