@@ -31,7 +31,7 @@ NUMPY_2 = "2.4.6"  # for JAX; constraints.txt has the one for MindSpore
 EXTRAS = {
     "numpy": "cli",
     "numba": "numba,cli",
-    "torch": "torch,cli",
+    "torch": "torch,numba,cli",
     "mindspore": "mindspore,numba,cli",
     "onnxruntime": "onnxruntime,cli",
     "all": "all",
@@ -124,6 +124,8 @@ def tests(session: nox.Session, backend: str) -> None:
     if "numba" not in EXTRAS[backend]:
         doctests.append("--ignore=unirnn/kernels/by_numba.py")
     session.run("pytest", "tests", *doctests, *chosen, *session.posargs)
+    if backend == "mindspore":  # all of it ran with launch_blocking(), which is for the whole of a process
+        session.run("pytest", "tests/conformance", "--backend=mindspore-asynchronous", *session.posargs)
 
 
 @nox.session(python=HERE if HERE in PYTHONS["all"] else PYTHONS["all"][-1])

@@ -27,13 +27,16 @@ NEEDED = {
 collect_ignore_glob = [f"{folder}/*" for folder, name in NEEDED.items() if not find_spec(name)]
 collect_ignore = [] if find_spec("torch") and find_spec("onnx") else ["test_onnx_of_torch.py"]
 
+# MindSpore as it is by itself. Threads that spin between small operators make it up to 15 times slower, and once they
+# run, no later call stops them: a process is asynchronous or not, so ``--backend`` takes this name, alone.
+ASYNCHRONOUS = "mindspore-asynchronous"
+
 
 @dataclass(frozen=True)
 class Subject:
     """A backend under test, with what its builds need besides; NumPy arrays in and out.
 
-    ``kernel`` is what is built with where the backend has it for the spec, ``change`` is done to what was built;
-    ``prepare`` comes before the first test.
+    ``kernel`` is what is built with where the backend has it for the spec, ``change`` is done to what was built.
     """
 
     label: str
@@ -41,7 +44,6 @@ class Subject:
     options: dict[str, Any] = field(default_factory=dict)
     kernel: str | None = None
     change: Callable[[Any], None] = lambda module: None
-    prepare: Callable[[], None] = lambda: None
 
     def build(self, spec: Spec, **arguments: Any) -> Any:
         module = spec.build(self.backend.name, **{**self.options, **self._kernel(spec, **arguments), **arguments})
@@ -82,18 +84,22 @@ def _installed() -> list[str]:
 
 
 def _subjects(name: str) -> list[Subject]:
+    if name == ASYNCHRONOUS:
+        return [Subject(name, registry.load("mindspore"))]
     backend = registry.load(name)
     if name == "numpy" and find_spec("numba"):  # which it takes by itself
         return [Subject(name, backend), Subject("numpy-packed", backend, kernel="packed")]
     if name == "torch":  # small as the cases are, what it chooses by itself is native
-        return [Subject(name, backend), Subject("torch-packed", backend, kernel="packed")]
+        kernels = ("packed", "numba") if find_spec("numba") else ("packed",)
+        return [Subject(name, backend), *(Subject(f"torch-{kernel}", backend, kernel=kernel) for kernel in kernels)]
     if name == "mindspore":  # what it takes by itself, in PyNative mode on a CPU, is a function of its own
+        import mindspore
+
+        mindspore.runtime.launch_blocking()  # while tests are collected: after the first operator it is too late
         return [
             Subject(name, backend),
-            Subject(
-                "mindspore-custom", backend, kernel="packed", change=_without_its_function, prepare=_launch_blocking
-            ),
-            Subject("mindspore-native", backend, kernel="native", prepare=_launch_blocking),
+            Subject("mindspore-custom", backend, kernel="packed", change=_without_its_function),
+            Subject("mindspore-native", backend, kernel="native"),
         ]
     if name != "array_api":
         return [Subject(name, backend)]
@@ -104,13 +110,6 @@ def _subjects(name: str) -> list[Subject]:
 def _without_its_function(module: Any) -> None:
     """Leave to a module of MindSpore the operators that graphs run, and PyNative where the function can't be had."""
     module.stack.layers = None
-
-
-def _launch_blocking() -> None:
-    """Let MindSpore run one operator after the other, for good: threads for many small ones make a CPU far slower."""
-    import mindspore
-
-    mindspore.runtime.launch_blocking()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -132,7 +131,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def subject(request: pytest.FixtureRequest) -> Subject:
     found: Subject = request.param
-    found.prepare()
     return found
 
 

@@ -1,14 +1,15 @@
 """Which kernel runs a call: what the packed one can't do, and the table of when it is the faster.
 
-``kernel="native"``, ``"packed"`` and ``"plain"`` are obeyed, or refused; ``"auto"`` chooses:
+``kernel="native"``, ``"packed"``, ``"numba"`` and ``"plain"`` are obeyed, or refused; ``"auto"`` chooses:
 
 - where the packed kernel can't serve (`obstacle`), native;
 - in `torch.compile` and `torch.export`, packed: one operator, with any T and B, where the native ones are unrolled;
 - else what `TABLE` says. The packed kernel's cost follows the valid steps, and its backward pass is the faster one, but
-  for that of a small LSTM, which has oneDNN's; natively there is less to do before the first step.
+  for that of a small LSTM, which has oneDNN's; natively there is less to do before the first step. By numba the packed
+  kernel has next to no cost for a step, and slower products; compiled and exported graphs ask the table when they run.
 
-A call without gradients and without lengths is native everywhere: neither is clearly the faster there, and native gives
-the bits of torch's own layer.
+Without numba a call without gradients and without lengths is native everywhere: neither is clearly the faster there,
+and native gives the bits of torch's own layer.
 """
 
 from collections.abc import Iterator
@@ -20,13 +21,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from unirnn import GRUSpec, LSTMSpec, Spec
+from unirnn import kernels as core
 from unirnn.devices import plain_name
 from unirnn.errors import LimitError
 from unirnn.limits import Kernel, check_kernel
 
-__all__ = ["KERNELS", "TABLE", "Row", "check", "kernels", "obstacle", "packed_is_faster", "rows_are_faster"]
+__all__ = ["KERNELS", "TABLE", "Row", "check", "fastest", "kernels", "obstacle", "rows_are_faster"]
 
-KERNELS = ("auto", "native", "packed", "plain")
+KERNELS = ("auto", "native", "packed", "numba", "plain")
 """What ``kernel`` may be; *plain* is step by step, on any device, for what has neither of the others."""
 _DTYPES = ("float32", "float64")
 _PLAIN = Kernel("plain", "by name only")
@@ -36,7 +38,7 @@ _functorch_level = getattr(getattr(torch._C, "_functorch", None), "maybe_current
 
 
 class Row(NamedTuple):
-    """A case in which the packed kernel is the faster."""
+    """A case in which a kernel of ours is the fastest."""
 
     cell: str
     gradients: bool
@@ -50,18 +52,43 @@ class Row(NamedTuple):
     fill: float = 1.0
     """Up to which share of valid steps."""
     dtypes: tuple[str, ...] = _DTYPES
+    kernel: str = "packed"
+    widest: int | None = None
+    """Up to which B*H."""
 
     def __str__(self) -> str:
         bounds = [f"T >= {self.steps}"]
         if self.width:
             bounds.append(f"B*H >= {self.width}")
+        if self.widest is not None:
+            bounds.append(f"B*H <= {self.widest}")
         if self.fill < 1:
             bounds.append(f"up to {self.fill:.0%} valid")
         return f"{'training' if self.gradients else 'inference'}{' with lengths' * self.lengths} ({', '.join(bounds)})"
 
 
 # Measured with torch 2.13 on x86; at a row's bounds both cost about the same. An LSTM in float32 is natively oneDNN's.
+# Of rows that fit a call the first counts; those of numba, where it is installed.
 TABLE: tuple[Row, ...] = (
+    *(
+        row._replace(kernel="numba", dtypes=dtypes)
+        for cell, dtypes, widest in (("RNN", _DTYPES, 2048), ("GRU", _DTYPES, 4096), ("LSTM", ("float64",), 4096))
+        for row in (
+            Row(cell, gradients=True, lengths=False, steps=16, widest=widest),
+            Row(cell, gradients=True, lengths=True, steps=12, widest=widest),
+            Row(cell, gradients=True, lengths=True, steps=12, fill=0.3),
+            Row(cell, gradients=False, lengths=False, steps=64, widest=widest // 2),
+            Row(cell, gradients=False, lengths=True, steps=32, widest=widest),
+        )
+    ),
+    *(
+        row._replace(kernel="numba", dtypes=("float32",))
+        for row in (
+            Row("LSTM", gradients=True, lengths=True, steps=16, width=512, fill=0.3),
+            Row("LSTM", gradients=True, lengths=True, steps=16, width=1024, fill=0.7),
+            Row("LSTM", gradients=False, lengths=True, steps=32, width=1024, fill=0.7, widest=4096),
+        )
+    ),
     *(
         row
         for cell, dtypes in (("RNN", _DTYPES), ("GRU", _DTYPES), ("LSTM", ("float64",)))
@@ -90,7 +117,9 @@ def check(kernel: str, spec: Spec, device: str, dtype: str) -> None:
     """
     check_kernel(kernel, KERNELS)
     why_not = None
-    if kernel == "packed":
+    if kernel == "numba":
+        core.check_numba(spec)
+    if kernel in ("packed", "numba"):
         why_not = _lacking(spec, device, dtype)
     elif kernel == "native" and _is_stepped(spec):
         why_not = "torch has no GRU of reset_after=False"
@@ -103,15 +132,15 @@ def _is_stepped(spec: Spec) -> bool:
 
 
 def _lacking(spec: Spec, device: str, dtype: str) -> str | None:
-    """Why the packed kernel can't serve, as far as the build tells."""
+    """Why a kernel of ours can't serve, as far as the build tells."""
     if _is_stepped(spec):
-        return "the packed kernel has no GRU of reset_after=False"
+        return "it has no GRU of reset_after=False"
     if isinstance(spec, LSTMSpec) and spec.proj_size:
-        return f"the packed kernel has no proj_size (given {spec.proj_size})"
+        return f"it has no proj_size (given {spec.proj_size})"
     if device != "cpu":
-        return f"the packed kernel runs on cpu only, not on {device}"
+        return f"it runs on cpu only, not on {device}"
     if dtype not in _DTYPES:
-        return f"the packed kernel computes in {' and '.join(_DTYPES)}, not in {dtype}"
+        return f"it computes in {' and '.join(_DTYPES)}, not in {dtype}"
     return None
 
 
@@ -121,29 +150,27 @@ def is_traced_by_jit() -> bool:
 
 
 def obstacle(spec: Spec, input: Tensor) -> str | None:
-    """Why the packed kernel can't run a call; None if it can."""
+    """Why a kernel of ours can't run a call; None if it can."""
     why_not = _lacking(spec, input.device.type, plain_name(input.dtype))
     if why_not is not None:
         return why_not
     if torch.is_autocast_enabled("cpu"):
-        return "the packed kernel knows no autocast"
+        return "it knows no autocast"
     if torch.onnx.is_in_onnx_export() and not hasattr(torch.onnx, "ops"):
         return "this torch can't write a node of ONNX"  # that came with torch 2.8
     if _functorch_level is not None and _functorch_level() is not None:
-        return "the packed kernel knows no torch.func"
+        return "it knows no torch.func"
     if torch.compiler.is_compiling():
         return None
     if getattr(forward_ad, "_current_level", -1) >= 0:
-        return "the packed kernel knows no forward-mode gradients"
+        return "it knows no forward-mode gradients"
     if is_traced_by_jit():
-        return "torch.jit does not see into the packed kernel"
+        return "torch.jit does not see into it"
     return None
 
 
-def packed_is_faster(
-    spec: Spec, dtype: torch.dtype, steps: int, batch_size: int, valid: int | None, *, gradients: bool
-) -> bool:
-    """What the table says of a call on the CPU.
+def fastest(spec: Spec, dtype: torch.dtype, steps: int, batch_size: int, valid: int | None, *, gradients: bool) -> str:
+    """The kernel that the table has for a call on the CPU.
 
     Parameters
     ----------
@@ -157,15 +184,21 @@ def packed_is_faster(
         The sum of the lengths; None without lengths.
     gradients
         Whether the call keeps what a backward pass needs.
+
+    Returns
+    -------
+    str
+        One of `KERNELS`.
     """
-    rows = [
-        row
-        for row in _rows(spec.cell, dtype, gradients, valid is not None)
-        if steps >= row.steps and batch_size * spec.hidden_size >= row.width
-    ]
-    if valid is None or not rows:
-        return bool(rows)
-    return valid <= max(row.fill for row in rows) * steps * batch_size
+    width = batch_size * spec.hidden_size
+    for row in _rows(spec.cell, dtype, gradients, valid is not None, core.has_numba(spec)):
+        if (
+            steps >= row.steps
+            and row.width <= width <= (width if row.widest is None else row.widest)
+            and (valid is None or valid <= row.fill * steps * batch_size)
+        ):
+            return row.kernel
+    return "native"
 
 
 def rows_are_faster(spec: Spec, dtype: torch.dtype, steps: int, valid: int) -> bool:
@@ -175,9 +208,10 @@ def rows_are_faster(spec: Spec, dtype: torch.dtype, steps: int, valid: int) -> b
 
 
 @cache
-def _rows(cell: str, dtype: torch.dtype, gradients: bool, lengths: bool) -> tuple[Row, ...]:
+def _rows(cell: str, dtype: torch.dtype, gradients: bool, lengths: bool, numba: bool) -> tuple[Row, ...]:
     case = cell, gradients, lengths
-    return tuple(row for row in TABLE if row[:3] == case and plain_name(dtype) in row.dtypes)
+    rows = (row for row in TABLE if row[:3] == case and plain_name(dtype) in row.dtypes)
+    return tuple(row for row in rows if numba or row.kernel != "numba")
 
 
 def kernels(spec: Spec, device: str, dtype: str) -> Iterator[Kernel]:
@@ -188,7 +222,9 @@ def kernels(spec: Spec, device: str, dtype: str) -> Iterator[Kernel]:
         yield Kernel("native", "always")
         yield _PLAIN
     else:
-        rows = (str(row) for row in TABLE if row.cell == spec.cell and dtype in row.dtypes)
-        yield Kernel("packed", "; ".join(["compiled, exported", *rows]))
+        rows = [row for row in TABLE if row.cell == spec.cell and dtype in row.dtypes]
+        if core.has_numba(spec):
+            yield Kernel("numba", "; ".join(str(row) for row in rows if row.kernel == "numba"))
+        yield Kernel("packed", "; ".join(["compiled, exported", *(str(row) for row in rows if row.kernel == "packed")]))
         yield Kernel("native", "else")
         yield _PLAIN

@@ -19,6 +19,7 @@ Two kernels, between which `unirnn_torch.choice` decides at each call, or the ar
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -245,8 +246,9 @@ class Recurrent(torch.nn.RNNBase):
         weights = self._weights
         valid = None if values is None else int(values.sum())
         keeps = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *(state or ()), *weights))
-        if self._takes_packed(input, valid, sizes, keeps):
-            return self._by_layers(input, state, ns, weights)
+        kernel = self._chosen(input, valid, sizes, keeps)
+        if kernel in ("packed", "numba"):
+            return self._by_layers(input, state, ns, weights, kernel)
         if not self._has_native:
             return self._by_directions(input, state, ns, weights)
         if ns is None:
@@ -259,21 +261,24 @@ class Recurrent(torch.nn.RNNBase):
     def _has_native(self) -> bool:
         return self.kernel != "plain" and _is_native(self.spec)
 
-    def _takes_packed(self, input: Tensor, valid: int | None, sizes: Sizes, keeps: bool) -> bool:
-        """Whether the packed kernel runs this call; raises if it was asked for and can't."""
+    def _chosen(self, input: Tensor, valid: int | None, sizes: Sizes, keeps: bool) -> str:
+        """Which kernel runs this call; raises if the one that was asked for can't."""
+        named = self.kernel
         # In torch.jit's trace sizes are no numbers, which the table would compare.
-        if self.kernel in ("native", "plain") or (self.kernel == "auto" and choice.is_traced_by_jit()):
-            return False
-        if self.kernel == "auto" and not torch.compiler.is_compiling():  # asked first, since it costs less
+        if named in ("native", "plain") or (named == "auto" and choice.is_traced_by_jit()):
+            return "native"
+        kernel = "packed" if named == "auto" else named
+        if named == "auto" and not torch.compiler.is_compiling():  # asked first, since it costs less
             if not input.is_cpu:  # where to look at the lengths is to wait for them
-                return False
+                return "native"
             steps, batch_size = sizes.steps, sizes.batch_size or 1
-            if not choice.packed_is_faster(self.spec, input.dtype, steps, batch_size, valid, gradients=keeps):
-                return False
+            kernel = choice.fastest(self.spec, input.dtype, steps, batch_size, valid, gradients=keeps)
+            if kernel == "native":
+                return kernel
         why_not = choice.obstacle(self.spec, input)
-        if why_not is not None and self.kernel == "packed":
-            raise LimitError(f"kernel: built with 'packed', but {why_not}; build with 'auto'")
-        return why_not is None
+        if why_not is not None and named != "auto":
+            raise LimitError(f"kernel: built with {named!r}, but {why_not}; build with 'auto'")
+        return kernel if why_not is None else "native"
 
     def _takes_rows(self, input: Tensor, valid: int, sizes: Sizes) -> bool:
         """Whether a native call with lengths runs over packed rows, whose backward pass is slow, not dense steps."""
@@ -285,12 +290,13 @@ class Recurrent(torch.nn.RNNBase):
         return choice.rows_are_faster(self.spec, input.dtype, steps, valid)
 
     def _by_layers(
-        self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor | None, weights: list[Tensor]
+        self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor | None, weights: list[Tensor], kernel: str
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run the packed kernel, layer by layer."""
+        """Run the packed kernel, layer by layer; when traced, it finds out when it runs what computes its steps."""
         spec = self.spec
         x, initial = self._time_major(input, state)
-        run = exporting.layer if torch.onnx.is_in_onnx_export() else packed.layer
+        numba = None if self.kernel == "auto" and torch.compiler.is_compiling() else kernel == "numba"
+        run = exporting.layer if torch.onnx.is_in_onnx_export() else partial(packed.layer, numba=numba)
         named = dict(zip(self._names, weights, strict=True))
         suffixes, width, finals = spec.suffixes(), spec.num_directions, []
         for layer in range(spec.num_layers):
@@ -381,7 +387,7 @@ class Recurrent(torch.nn.RNNBase):
             state = tuple(part.index_select(1, order) for part in state)
         sizes = Sizes(steps, batch_size)
         keeps = torch.is_grad_enabled() and any(t.requires_grad for t in (data, *state, *self._weights))
-        if self._has_native and not self._takes_packed(data, len(data), sizes, keeps):
+        if self._has_native and self._chosen(data, len(data), sizes, keeps) == "native":
             output, *final = _NATIVE[self.mode](
                 data,
                 batch_sizes,

@@ -221,6 +221,58 @@ def test_the_state_of_zeros_that_it_keeps_is_never_given_out(seq_length: Any) ->
     assert module(x[:, 0])[1][0].shape == (1, 4)
 
 
+@pytest.mark.parametrize("n", [0, 1, 3, 5])
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_sequences_of_one_length_run_on_these_steps_alone(kind: str, batch_first: bool, n: int) -> None:
+    cls, options = KINDS[kind]
+    spec = cls(3, 4, 2, bidirectional=True, batch_first=batch_first, **options)
+    module, reference = (spec.build(backend, seed=0) for backend in ("onnxruntime", "numpy"))
+    x = np.random.default_rng(0).standard_normal((5, 2, 3)).astype(np.float32)
+    x[n:] = np.nan
+    batches = (x.swapaxes(0, 1) if batch_first else x, [n, n]), (x[:, 0], n)
+    for input, seq_length in batches:
+        output, state = module(input, seq_length=seq_length)
+        expected, expected_state = reference(input, seq_length=seq_length)
+        close(output, expected, 1e-6)
+        close(np.stack(state), np.stack(expected_state), 1e-6)
+        padding = output[:, n:] if batch_first and output.ndim == 3 else output[n:]
+        assert (padding == 0).all()
+
+
+def test_a_call_that_passed_lets_no_mistake_pass_after_it() -> None:
+    """The module remembers what the arrays of the last call that passed looked like."""
+    x, h = np.ones((5, 2, 3), np.float32), np.ones((1, 2, 4), np.float32)
+    gru, lstm = (cls(3, 4).build("onnxruntime", seed=0) for cls in (GRUSpec, LSTMSpec))
+    mistakes: list[tuple[Any, Any, Any]] = [
+        (gru, h, (h,)),
+        (gru, h, (h, h)),
+        (gru, h, [h]),
+        (gru, h, h.tolist()),
+        (gru, h, h.astype(np.float64)),
+        (gru, h, h[:, :1]),
+        (gru, None, h[:, :1]),
+        (lstm, (h, h), h),
+        (lstm, (h, h), (h,)),
+        (lstm, (h, h), (h, h, h)),
+        (lstm, (h, h), [h, h[0]]),
+        (lstm, (h, h), (h, None)),
+        (lstm, None, (h, h.astype(np.float64))),
+    ]
+    for module, right, wrong in mistakes:
+        expected = module(x, right)[0]
+        with pytest.raises(errors.UnirnnError):
+            module(x, wrong)
+        for input in (x.tolist(), x.astype(np.float64), x[..., :2], x[:0], x[0, 0], None):
+            with pytest.raises(errors.UnirnnError):
+                module(input, right)
+        with pytest.raises(errors.ArgumentError, match="two spellings"):
+            module(x, right, x=x)
+        np.testing.assert_array_equal(module(x, right)[0], expected)
+    np.testing.assert_array_equal(lstm(x, [h, h])[0], lstm(x, (h, h))[0])
+    np.testing.assert_array_equal(gru(x=x, h_0=h)[0], gru(x, h)[0])
+
+
 def test_an_empty_batch_has_its_state_too() -> None:
     module = GRUSpec(3, 4, 2, bidirectional=True).build("onnxruntime", seed=0)
     output, h_n = module(np.zeros((5, 0, 3), np.float32), np.zeros((4, 0, 4), np.float32), [])

@@ -1,9 +1,10 @@
-"""The packed kernel against the plain path, what it is as an operator, and when it is taken."""
+"""Our own kernels against the plain path, what the packed one is as an operator, and when they are taken."""
 
 import copy
 import pickle
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.export import Dim
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 from unirnn_torch import choice, packed
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, errors, plain
 from unirnn.call import join_state
+from unirnn.kernels import packing
 
 KINDS: dict[str, tuple[type[Spec], dict[str, Any]]] = {
     "RNN-tanh": (RNNSpec, {}),
@@ -32,6 +36,8 @@ KINDS: dict[str, tuple[type[Spec], dict[str, Any]]] = {
     "LSTM": (LSTMSpec, {}),
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
+OURS = ("packed", "numba") if find_spec("numba") else ("packed",)
+each_of_ours = pytest.mark.parametrize("kernel", OURS)
 STEPPED = GRUSpec(3, 4, reset_after=False)
 
 
@@ -66,9 +72,10 @@ def gradients(result: Any, module: nn.Module, *inputs: Tensor) -> tuple[Tensor, 
 
 
 @each_kind
+@each_of_ours
 @settings(max_examples=25)
 @given(data=st.data())
-def test_values_and_gradients_are_the_plain_paths(kind: str, data: st.DataObject) -> None:
+def test_values_and_gradients_are_the_plain_paths(kernel: str, kind: str, data: st.DataObject) -> None:
     """The chunks are small, so that there are several, and a step may have more rows than one."""
     steps, batch_size = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 5))
     lengths = data.draw(st.none() | st.lists(st.integers(0, steps), min_size=batch_size, max_size=batch_size))
@@ -81,13 +88,13 @@ def test_values_and_gradients_are_the_plain_paths(kind: str, data: st.DataObject
         batch_first=data.draw(st.booleans()),
         bidirectional=data.draw(st.booleans()),
     )
-    module = spec.build("torch", dtype="float64", seed=data.draw(st.integers(0, 99)), kernel="packed")
+    module = spec.build("torch", dtype="float64", seed=data.draw(st.integers(0, 99)), kernel=kernel)
     x, hx, ns = batch(spec, steps, [steps] * batch_size if lengths is None else lengths, dtype=torch.float64)
     leaves = [part.requires_grad_() for part in (x, *(hx if isinstance(hx, tuple) else (hx,)))]
     weights = dict(module.named_parameters())
     expected = plain.recurrent(xp, spec, weights, x, tuple(leaves[1:]), None if lengths is None else ns)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packed, "_CHUNK", data.draw(st.sampled_from([1, 3, 8, 384])))
+        patch.setattr(packing, "_CHUNK", data.draw(st.sampled_from([1, 3, 8, 384])))
         actual = module(x, hx, None if lengths is None else ns)
         assert [part.shape for part in flat(actual)] == [part.shape for part in flat(expected)]
         torch.testing.assert_close(flat(actual), flat(expected), rtol=1e-12, atol=1e-12)
@@ -112,10 +119,11 @@ def test_a_native_call_without_gradients_is_the_same(kind: str, batch_first: boo
 
 
 @each_kind
+@each_of_ours
 @pytest.mark.parametrize("lengths", [None, [3, 0, 2]], ids=["dense", "ragged"])
-def test_second_derivatives(kind: str, lengths: list[int] | None) -> None:
+def test_second_derivatives(kind: str, kernel: str, lengths: list[int] | None) -> None:
     spec = spec_of(kind, 2, 2, bidirectional=True)
-    module = spec.build("torch", dtype="float64", seed=0, kernel="packed")
+    module = spec.build("torch", dtype="float64", seed=0, kernel=kernel)
     x, hx, _ = batch(spec, 3, [3, 3, 3], dtype=torch.float64)
     states = hx if isinstance(hx, tuple) else (hx,)
     names = list(dict(module.named_parameters()))
@@ -129,7 +137,7 @@ def test_second_derivatives(kind: str, lengths: list[int] | None) -> None:
     assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("kernel", ["auto", "native", "packed"])
+@pytest.mark.parametrize("kernel", ["auto", "native", *OURS])
 @each_kind
 def test_a_gradient_penalty_is_the_same_by_every_kernel(kind: str, kernel: str) -> None:
     """float32, in which a native LSTM is oneDNN's."""
@@ -144,8 +152,9 @@ def test_a_gradient_penalty_is_the_same_by_every_kernel(kind: str, kernel: str) 
         torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_weights_that_are_one_tensor_get_each_its_own_second_derivative() -> None:
-    gru = GRUSpec(2, 2).build("torch", dtype="float64", seed=0, kernel="packed")
+@each_of_ours
+def test_weights_that_are_one_tensor_get_each_its_own_second_derivative(kernel: str) -> None:
+    gru = GRUSpec(2, 2).build("torch", dtype="float64", seed=0, kernel=kernel)
     bias = gru.bias_ih_l0.detach().clone().requires_grad_()
 
     def run(bias: Tensor) -> Tensor:
@@ -156,9 +165,10 @@ def test_weights_that_are_one_tensor_get_each_its_own_second_derivative() -> Non
     assert torch.autograd.gradgradcheck(run, bias)
 
 
-def test_only_what_is_asked_for_gets_a_gradient() -> None:
+@each_of_ours
+def test_only_what_is_asked_for_gets_a_gradient(kernel: str) -> None:
     spec = LSTMSpec(3, 4, 2)
-    module = spec.build("torch", seed=0, kernel="packed").requires_grad_(False)
+    module = spec.build("torch", seed=0, kernel=kernel).requires_grad_(False)
     x, hx, ns = batch(spec, 5, [5, 0, 2])
     x.requires_grad_()
     (d_x,) = torch.autograd.grad(module(x, hx, ns)[1][1].sum(), x)  # of c_n alone
@@ -172,12 +182,13 @@ def test_only_what_is_asked_for_gets_a_gradient() -> None:
     torch.testing.assert_close(module.weight_hh_l0.grad, reference.weight_hh_l0.grad)
 
 
-def test_an_output_may_be_changed_in_place() -> None:
+@each_of_ours
+def test_an_output_may_be_changed_in_place(kernel: str) -> None:
     """What the backward pass reads is its own."""
     for lengths in (None, [5, 0, 2]):
         found: list[Tensor] = []
         for inplace in (True, False):
-            gru = GRUSpec(3, 4).build("torch", seed=0, kernel="packed")
+            gru = GRUSpec(3, 4).build("torch", seed=0, kernel=kernel)
             x, hx, _ = batch(gru.spec, 5, [5, 5, 5])
             output = nn.functional.relu(gru(x, hx, lengths)[0], inplace=inplace)
             found += torch.autograd.grad(output.square().sum(), [gru.weight_hh_l0])
@@ -187,23 +198,25 @@ def test_an_output_may_be_changed_in_place() -> None:
 # ---- as an operator ------------------------------------------------------------------------------
 
 
+@each_of_ours
 @each_kind
-def test_the_operator_keeps_torchs_rules(kind: str) -> None:
+def test_the_operator_keeps_torchs_rules(kind: str, kernel: str) -> None:
     spec = spec_of(kind, 3, 4)
     module = spec.build("torch", seed=0)
     x, hx, ns = batch(spec, 5, [5, 0, 2])
     operator: Any = packed._OPERATORS[module.mode]
     states = [part[0] for part in (hx if isinstance(hx, tuple) else (hx,))]
-    weights = list(module.parameters())
+    weights, numba = list(module.parameters()), kernel == "numba"
     # Of ragged calls that keep what a backward pass needs, the rest of the buffers is left as it was.
-    torch.library.opcheck(operator, (x.nan_to_num(), None, *states, *weights, True, True))
-    torch.library.opcheck(operator, (x, ns, *states, *[w.detach() for w in weights], True, False))
+    torch.library.opcheck(operator, (x.nan_to_num(), None, *states, *weights, True, numba, True))
+    torch.library.opcheck(operator, (x, ns, *states, *[w.detach() for w in weights], True, numba, False))
 
 
+@each_of_ours
 @each_kind
-def test_a_graph_that_was_traced_without_gradients_has_them_all_the_same(kind: str) -> None:
+def test_a_graph_that_was_traced_without_gradients_has_them_all_the_same(kind: str, kernel: str) -> None:
     spec = spec_of(kind, 3, 4)
-    module = spec.build("torch", dtype="float64", seed=0, kernel="packed")
+    module = spec.build("torch", dtype="float64", seed=0, kernel=kernel)
     x, hx, ns = batch(spec, 5, [5, 0, 2], dtype=torch.float64)
     with torch.no_grad():
         exported = torch.export.export(module, (x, hx, ns)).module()
@@ -317,20 +330,19 @@ REFUSED: dict[str, tuple[Spec, dict[str, Any], type[Exception], str]] = {
         GRUSpec(3, 4),
         {"kernel": "packed", "dtype": "bfloat16"},
         errors.LimitError,
-        "kernel: given 'packed', but the packed kernel computes in float32 and float64, not in bfloat16; "
-        "'auto' takes what there is",
+        "kernel: given 'packed', but it computes in float32 and float64, not in bfloat16; 'auto' takes what there is",
     ),
     "a projection": (
         LSTMSpec(3, 4, proj_size=2),
         {"kernel": "packed"},
         errors.LimitError,
-        "the packed kernel has no proj_size (given 2)",
+        "it has no proj_size (given 2)",
     ),
     "packed, of a variant that it lacks": (
         STEPPED,
         {"kernel": "packed"},
         errors.LimitError,
-        "the packed kernel has no GRU of reset_after=False",
+        "it has no GRU of reset_after=False",
     ),
     "native, of a variant that torch lacks": (
         STEPPED,
@@ -350,7 +362,7 @@ def test_a_build_refuses(case: tuple[Spec, dict[str, Any], type[Exception], str]
 
 
 def test_a_gpu_has_no_packed_kernel() -> None:
-    with pytest.raises(errors.LimitError, match="the packed kernel runs on cpu only, not on gpu"):
+    with pytest.raises(errors.LimitError, match="it runs on cpu only, not on gpu"):
         choice.check("packed", GRUSpec(3, 4), "gpu", "float32")
     assert [kernel.name for kernel in unirnn.explain(GRUSpec(3, 4), "torch", "gpu").kernels] == ["native", "plain"]
 
@@ -364,7 +376,7 @@ def test_a_call_refuses_what_the_kernel_asked_for_can_not_do() -> None:
     gru, x = GRUSpec(3, 4).build("torch", seed=0, kernel="packed"), torch.ones(5, 2, 3)
     with (
         torch.autocast("cpu", torch.bfloat16),
-        pytest.raises(errors.LimitError, match="built with 'packed', but the packed kernel knows no autocast"),
+        pytest.raises(errors.LimitError, match="built with 'packed', but it knows no autocast"),
     ):
         gru(x)
     with pytest.raises(errors.LimitError, match=r"knows no torch\.func"):
@@ -413,29 +425,87 @@ def test_per_sample_gradients() -> None:
             torch.testing.assert_close(found[name][k], parameter.grad)
 
 
-@pytest.mark.parametrize("row", choice.TABLE, ids=repr)
+@pytest.mark.parametrize("row", [row for row in choice.TABLE if row.kernel in OURS], ids=repr)
 def test_a_row_of_the_table_is_what_a_call_takes(row: choice.Row, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At its bounds packed; with a step less, unless another row says so, native."""
-    batch_size = max(2, row.width // 8)
+    """At its bounds its kernel; with a step less, or more rows, that of another row, or native."""
+    monkeypatch.setattr("unirnn.kernels._is_installed", lambda package: row.kernel == "numba")
+    batch_size = max(16, row.width // 8, (row.widest or 0) // 8)
     spec: Spec = {"RNN": RNNSpec, "GRU": GRUSpec, "LSTM": LSTMSpec}[row.cell](1, 8)
     taken: list[str] = []
+
     layer = packed.layer
 
-    def record(*given: Any) -> Any:
-        taken.append("packed")
-        return layer(*given)
+    def record(*given: Any, numba: bool) -> Any:
+        taken.append("numba" if numba else "packed")
+        return layer(*given, numba=numba)
 
     monkeypatch.setattr(packed, "layer", record)
     module = spec.build("torch", dtype=row.dtypes[0], seed=0)
-    for steps in (row.steps, row.steps - 1):
-        x = torch.zeros(steps, batch_size, 1, dtype=module.weight_ih_l0.dtype)
+    beyond = [(row.steps - 1, batch_size)]
+    if row.widest is not None:
+        beyond.append((row.steps, batch_size + 1))
+    for steps, rows in ((row.steps, batch_size), *beyond):
+        x = torch.zeros(steps, rows, 1, dtype=module.weight_ih_l0.dtype)
         lengths = None
         if row.lengths:
-            lengths = torch.full((batch_size,), int(row.fill * steps))
+            lengths = torch.full((rows,), int(row.fill * steps))
             lengths[0], lengths[1] = steps, 0
         with torch.set_grad_enabled(row.gradients):
             module(x, None, lengths)
-    assert taken == ["packed"]
+    assert taken[:1] == [row.kernel]
+    assert row.kernel not in taken[1:]
+
+
+@each_of_ours
+@each_kind
+def test_all_that_the_backward_pass_needs_goes_through_autograd(kind: str, kernel: str) -> None:
+    """So it may be taken away and brought back, computed again, traced, and asked for several times at once."""
+    module = spec_of(kind, 3, 4, 2, bidirectional=True).build("torch", dtype="float64", seed=0, kernel=kernel)
+    x, _, ns = batch(module.spec, 7, [7, 0, 4], dtype=torch.float64)
+    x.requires_grad_()
+    expected = gradients(module(x, None, ns), module, x)
+
+    kept: list[Tensor] = []
+
+    def away(tensor: Tensor) -> int:
+        kept.append(tensor.detach().clone())
+        return len(kept) - 1
+
+    with torch.autograd.graph.saved_tensors_hooks(away, kept.__getitem__):
+        result = module(x, None, ns)
+    steps = sum(t.shape[0] == x.shape[0] * x.shape[1] for t in kept)
+    assert steps == 2 * 2 * 2  # layers, directions, and what is kept of each
+    torch.testing.assert_close(gradients(result, module, x), expected)
+
+    again = checkpoint(module, x, None, ns, use_reentrant=False)
+    torch.testing.assert_close(gradients(again, module, x), expected)
+    output = module(x, None, ns)[0]
+    directions = torch.stack([torch.ones_like(output), 2 * output.detach()])
+    (batched,) = torch.autograd.grad(output, x, directions, is_grads_batched=True)
+    single = module(x, None, ns)[0]
+    torch.testing.assert_close(batched[1], torch.autograd.grad(single.square().sum(), x)[0])
+    graph = make_fx(lambda x: module(x, None, [7, 0, 4])[0])(x.detach())
+    torch.testing.assert_close(graph(x.detach() * 2), module(x * 2, None, ns)[0])
+    assert all(parameter.untyped_storage().resizable() for parameter in module.parameters())  # whoever shards it does
+
+
+@each_of_ours
+@each_kind
+def test_an_infinity_is_no_warning(kind: str, kernel: str) -> None:
+    module = spec_of(kind, 3, 4).build("torch", seed=0, kernel=kernel)
+    output, _ = module(torch.full((5, 2, 3), torch.inf), None, [5, 2])
+    output.sum().backward()
+    assert module.weight_hh_l0.grad is not None
+
+
+@each_of_ours
+def test_what_the_backward_pass_reads_must_not_be_changed(kernel: str) -> None:
+    gru = GRUSpec(3, 4).build("torch", seed=0, kernel=kernel)
+    x = torch.ones(20, 2, 3)
+    output, _ = gru(x)
+    x += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
 
 
 def test_a_dense_call_without_gradients_gives_torchs_own_bits() -> None:
@@ -471,10 +541,18 @@ def test_copies_keep_the_kernel() -> None:
         assert copied.kernel == "packed"
 
 
-def test_explain_says_when_which_kernel_is_taken() -> None:
+@pytest.mark.parametrize("numba", [False, True])
+def test_explain_says_when_which_kernel_is_taken(numba: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unirnn.kernels._is_installed", lambda package: numba)
     told = unirnn.explain(GRUSpec(3, 4), "torch")
+    compiled = [
+        "  kernel numba: training (T >= 16, B*H <= 4096); training with lengths (T >= 12, B*H <= 4096); "
+        "training with lengths (T >= 12, up to 30% valid); inference (T >= 64, B*H <= 2048); "
+        "inference with lengths (T >= 32, B*H <= 4096)",
+    ]
     assert str(told).splitlines() == [
         "GRUSpec(3, 4) on torch, cpu, float32: no limits",
+        *(compiled if numba else []),
         "  kernel packed: compiled, exported; training (T >= 16); training with lengths (T >= 12); "
         "inference with lengths (T >= 16, B*H >= 8192)",
         "  kernel native: else",

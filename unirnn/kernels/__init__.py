@@ -31,7 +31,7 @@ from . import by_numpy
 from .direction import Direction, Weights
 from .packing import Packing
 
-__all__ = ["Pullback", "Weights", "check_numba", "direction", "has_numba", "recurrent"]
+__all__ = ["Pullback", "Weights", "check_numba", "compiled_cell", "direction", "has_numba", "recurrent"]
 
 Array = NDArray[Any]
 State = tuple[Array, ...]
@@ -87,10 +87,16 @@ def _resets_before(spec: Spec) -> bool:
     return isinstance(spec, GRUSpec) and not spec.reset_after
 
 
+def compiled_cell(spec: Spec) -> type[Direction] | None:
+    """The cell that numba compiles; None where `has_numba` says no, and where numba turns out not to be importable."""
+    cells = _compiled_cells() if has_numba(spec) else None
+    return None if cells is None else cells[spec.cell]
+
+
 def _cell(spec: Spec, compiled: bool) -> type[Direction]:
-    cells = _compiled_cells() if compiled else None
-    if cells is not None:
-        return cells[spec.cell]
+    cell = compiled_cell(spec) if compiled else None
+    if cell is not None:
+        return cell
     return by_numpy.GRUResetBefore if _resets_before(spec) else by_numpy.CELLS[spec.cell]
 
 
@@ -152,8 +158,9 @@ def direction(
     outputs, final = run.forward(packing.pack(widen(x)), tuple(packing.sort(widen(part)) for part in state), keep=keep)
 
     def pullback(d_outputs: Array, d_final: State) -> tuple[Array, State, Weights]:
-        d_rows, d_state, d_weights = run.backward(
-            packing.pack(widen(d_outputs)), tuple(packing.sort(widen(part)) for part in d_final)
+        d_rows = np.empty_like(run.x)
+        d_state, d_weights = run.backward(
+            packing.pack(widen(d_outputs)), tuple(packing.sort(widen(part)) for part in d_final), d_x=d_rows
         )
         return (
             narrow(packing.unpack(d_rows)),
@@ -278,8 +285,9 @@ def recurrent(
             for backward in range(width):
                 position = layer * width + backward
                 d_out = d_rows[:, backward * spec.hidden_size : (backward + 1) * spec.hidden_size]
-                part, d_initials[position], d_weights = runs[position].backward(
-                    d_out, tuple(d[position] for d in d_finals)
+                part = np.empty_like(runs[position].x)
+                d_initials[position], d_weights = runs[position].backward(
+                    d_out, tuple(d[position] for d in d_finals), d_x=part
                 )
                 d_x = part if d_x is None else d_x + part
                 for name, gradient in zip(Weights._fields, d_weights, strict=True):

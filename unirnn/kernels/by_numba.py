@@ -343,11 +343,11 @@ def _gru_back(
 class _LSTM(_ByNumba):
     """``c' = f * c + i * g    h' = o * tanh(c')``.
 
-    Kept are i, f, g, o, c' and ``tanh(c')``.
+    Kept are i, f, g, o and c'.
     """
 
     sigmoids = "ifo"
-    kept = 6
+    kept = 5
 
     def _run(self, of_input: Array, flat: Array, state: State, outputs: Array) -> None:
         order = self._order(len(outputs), back=False)
@@ -380,7 +380,7 @@ def _lstm(
         for i in range(len(h)):
             a, out, at = x[s, i], outputs[s, i], slice(i * size, (i + 1) * size)
             i_, f, g, o = kept[s, 0, at], kept[s, 1, at], kept[s, 2, at], kept[s, 3, at]
-            new_c, tanh_c, old_c, a_g = kept[s, 4, at], kept[s, 5, at], c[i], a[2 * size : 3 * size]
+            new_c, old_c, a_g = kept[s, 4, at], c[i], a[2 * size : 3 * size]
             _sigmoid(a[:size], i_)
             _sigmoid(a[size : 2 * size], f)
             for j in range(size):
@@ -389,9 +389,7 @@ def _lstm(
             for j in range(size):
                 new_c[j] = f[j] * old_c[j] + i_[j] * g[j]
             for j in range(size):
-                tanh_c[j] = tanh(new_c[j])
-            for j in range(size):
-                out[j] = o[j] * tanh_c[j]
+                out[j] = o[j] * tanh(new_c[j])
             h[i], c[i] = out, new_c
 
 
@@ -412,14 +410,16 @@ def _lstm_back(
     for s in range(order[0], order[1], order[2]):
         for i in range(len(dh)):
             at = slice(i * size, (i + 1) * size)
-            i_, f, g, o, tanh_c = kept[s, 0, at], kept[s, 1, at], kept[s, 2, at], kept[s, 3, at], kept[s, 5, at]
+            i_, f, g, o, new_c = kept[s, 0, at], kept[s, 1, at], kept[s, 2, at], kept[s, 3, at], kept[s, 4, at]
             d, d_c, c, d_a = dh[i], dc[i], before[s, i], d_hidden[s, i]
             d_i, d_f, d_g, d_o = d_a[:size], d_a[size : 2 * size], d_a[2 * size : 3 * size], d_a[3 * size :]
             _add(d_steps[s, i], d)
             for j in range(size):
-                d_c[j] += d[j] * o[j] * (one - tanh_c[j] * tanh_c[j])
+                d_o[j] = tanh(new_c[j])
             for j in range(size):
-                d_o[j] = d[j] * tanh_c[j] * o[j] * (one - o[j])
+                d_c[j] += d[j] * o[j] * (one - d_o[j] * d_o[j])
+            for j in range(size):
+                d_o[j] *= d[j] * o[j] * (one - o[j])
             for j in range(size):
                 d_i[j] = d_c[j] * g[j] * i_[j] * (one - i_[j])
             for j in range(size):

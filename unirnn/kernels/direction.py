@@ -17,7 +17,7 @@ from . import memory
 from .memory import arrays, empty
 from .packing import Packing, Run
 
-__all__ = ["Direction", "StepsBack", "Weights"]
+__all__ = ["Direction", "Kept", "StepsBack", "Weights"]
 
 Array = NDArray[Any]
 State = tuple[Array, ...]
@@ -32,11 +32,19 @@ class Weights(NamedTuple):
     bias_hh: Any
 
 
-class _Kept(NamedTuple):
-    """What the forward pass leaves of a run: its blocks, and each part of the state `(n, H)` before it."""
+class Kept(NamedTuple):
+    """Memory of the caller's for what the backward pass needs of the forward pass; see `Direction.forward`.
 
-    blocks: Array
-    before: State
+    Parameters
+    ----------
+    outputs
+        `(N, H)`.
+    blocks
+        `(N * kept * H,)` at least; None: none of the caller's.
+    """
+
+    outputs: Array
+    blocks: Array | None
 
 
 class StepsBack(NamedTuple):
@@ -119,44 +127,61 @@ class Direction(ABC):
     def _blocks(self, runs: Sequence[Run], count: int, place: int, *, keep: bool) -> Iterator[Array]:
         return memory.blocks(runs, count, self.size, self.dtype, place, keep=keep)
 
-    def forward(self, x: Array, initial: State, *, keep: bool) -> tuple[Array, State]:
+    def forward(self, x: Array, initial: State, *, keep: bool, into: Kept | None = None) -> tuple[Array, State]:
         """`(N, I)` and the initial state `(B, H)` each, to `(N, H)` and the final state, which overwrites it.
 
-        ``keep`` for a backward pass; without it no more memory is taken than a chunk needs.
+        ``keep`` for a backward pass; without it no more memory is taken than a chunk needs. What is kept is put
+        ``into`` the caller's memory, if that is given, from where another object can `resume`.
         """
         w_ih, _, b_ih, b_hh = self.weights
         weight = self._by_gate(w_ih).reshape(w_ih.shape).T
         bias = None if b_ih is None else self._input_bias(b_ih, b_hh)
         chunks = self.packing.chunks
-        self.x = x
-        self.outputs = empty((len(x), self.size), self.dtype, memory.STATES)
-        self.runs: list[_Kept] = []
+        outputs = empty((len(x), self.size), self.dtype, memory.STATES) if into is None else into.outputs
         projected = np.empty((max((chunk.size for chunk in chunks), default=0), weight.shape[1]), self.dtype)
-        turn = -1 if self.backwards else 1
-        runs = [run for chunk in chunks[::turn] for run in chunk.runs[::turn]]
-        blocks = self._blocks(runs, self.kept, memory.BLOCKS, keep=keep and not self.forgets)
+        if keep:
+            self._keep(x, tuple(part.copy() for part in initial), outputs, None if into is None else into.blocks)
+        order = self._in_order()
+        runs = [run for _, run in order]
+        blocks = iter(self.blocks) if keep else self._blocks(runs, self.kept, memory.BLOCKS, keep=False)
         self._begin(runs)
+        turn = -1 if self.backwards else 1
         for chunk in chunks[::turn]:
             of_input = np.matmul(x[chunk.rows], weight, out=projected[: chunk.size])
             if bias is not None:
                 of_input += bias
             for run in chunk.runs[::turn]:
-                flat = next(blocks)
                 state = tuple(part[: run.alive] for part in initial)
-                if keep:
-                    self.runs.append(_Kept(flat, tuple(part.copy() for part in state)))
-                self._run(run.of(of_input), flat, state, run.of(self.outputs[chunk.rows]))
-        return self.outputs, initial
+                self._run(run.of(of_input), next(blocks), state, run.of(outputs[chunk.rows]))
+        return outputs, initial
 
-    def backward(self, d_outputs: Array, d_final: State) -> tuple[Array, State, Weights]:
-        """Gradients of outputs `(N, H)` and final state to those of x, initial state and weights.
+    def resume(self, x: Array, initial: State, kept: Kept) -> None:
+        """Take up what a forward pass of the same arguments has put into a caller's memory: `backward` may follow."""
+        self._keep(x, initial, *kept)
 
-        One at a time, if several threads call: what is scratch is shared.
+    def _keep(self, x: Array, initial: State, outputs: Array, space: Array | None) -> None:
+        self.x, self.initial, self.outputs = x, initial, outputs
+        runs = [run for _, run in self._in_order()]
+        keep = not self.forgets
+        self.blocks = list(memory.blocks(runs, self.kept, self.size, self.dtype, memory.BLOCKS, keep=keep, space=space))
+
+    def _in_order(self) -> list[tuple[slice, Run]]:
+        """The runs as the direction comes to them, with the rows of their chunks."""
+        turn = -1 if self.backwards else 1
+        return [(chunk.rows, run) for chunk in self.packing.chunks[::turn] for run in chunk.runs[::turn]]
+
+    def backward(
+        self, d_outputs: Array, d_final: State, *, d_x: Array | None, of_weights: bool = True
+    ) -> tuple[State, Weights]:
+        """Gradients of outputs `(N, H)` and final state to those of the initial state, and of the weights, if wanted.
+
+        ``d_x`` `(N, I)`, if it is given, is filled with that of x. One at a time, if several threads call: what is
+        scratch is shared.
         """
         with self._lock:
-            return self._backward(d_outputs, d_final)
+            return self._backward(d_outputs, d_final, d_x, of_weights)
 
-    def _backward(self, d_outputs: Array, d_final: State) -> tuple[Array, State, Weights]:
+    def _backward(self, d_outputs: Array, d_final: State, d_x: Array | None, of_weights: bool) -> tuple[State, Weights]:
         w_ih, w_hh, b_ih, _ = self.weights
         longest = max((chunk.size for chunk in self.packing.chunks), default=0)
 
@@ -169,31 +194,48 @@ class Direction(ABC):
         d_state = tuple(empty(part.shape, self.dtype, memory.REST) for part in d_final)
         for part, given in zip(d_state, d_final, strict=True):
             part[...] = given
-        d_x = np.empty_like(self.x)
-        d_weights = Weights(*(None if weight is None else np.zeros_like(weight) for weight in self.weights))
+        d_weights = Weights(*(np.zeros_like(w) if of_weights and w is not None else None for w in self.weights))
         of_weight_ih, of_weight_hh = (np.empty(weight.shape, weight.dtype) for weight in (w_ih, w_hh))
         turn = 1 if self.backwards else -1
-        kept = reversed(self.runs)
-        self._begin_back([run for chunk in self.packing.chunks[::turn] for run in chunk.runs[::turn]], longest)
+        order = self._in_order()
+        self._begin_back([run for _, run in reversed(order)], longest)
+        at = len(order)
         for chunk in self.packing.chunks[::turn]:
             for run in chunk.runs[::turn]:
-                flat, first = next(kept)
+                at -= 1
                 outputs = run.of(self.outputs[chunk.rows])
                 before = tuple(run.of(part) for part in chunk_before)
-                states = self._states(arrays(flat, run.alive, self.size), outputs)
-                for out, part, steps in zip(before, first, states, strict=True):
-                    self._shift(steps, part, out)
+                for out, first, steps in zip(before, self._before(order, at), self._after(order, at), strict=True):
+                    self._shift(steps, first, out)
                 alive = tuple(part[: run.alive] for part in d_state)
                 d_steps, d_hidden, d_input = map(run.of, (d_outputs[chunk.rows], chunk_hidden, chunk_input))
-                self._run_back(StepsBack(run, flat, outputs, before, d_steps, alive, d_hidden, d_input))
+                self._run_back(StepsBack(run, self.blocks[at], outputs, before, d_steps, alive, d_hidden, d_input))
             d_input, d_hidden, h = (part[: chunk.size] for part in (chunk_input, chunk_hidden, chunk_before[0]))
-            np.matmul(d_input, w_ih, out=d_x[chunk.rows])
-            d_weights.weight_ih[...] += np.matmul(d_input.T, self.x[chunk.rows], out=of_weight_ih)
-            d_weights.weight_hh[...] += self._recurrent_gradient(d_hidden, h, of_weight_hh)
-            if b_ih is not None:
-                d_weights.bias_ih[...] += d_input.sum(axis=0)
-                d_weights.bias_hh[...] += d_hidden.sum(axis=0)
-        return d_x, d_state, d_weights
+            if d_x is not None:
+                np.matmul(d_input, w_ih, out=d_x[chunk.rows])
+            if of_weights:
+                d_weights.weight_ih[...] += np.matmul(d_input.T, self.x[chunk.rows], out=of_weight_ih)
+                d_weights.weight_hh[...] += self._recurrent_gradient(d_hidden, h, of_weight_hh)
+                if b_ih is not None:
+                    d_weights.bias_ih[...] += d_input.sum(axis=0)
+                    d_weights.bias_hh[...] += d_hidden.sum(axis=0)
+        return d_state, d_weights
+
+    def _after(self, order: Sequence[tuple[slice, Run]], at: int) -> State:
+        """`(steps, n, H)`: each part of the state after each step of a run."""
+        rows, run = order[at]
+        return self._states(arrays(self.blocks[at], run.alive, self.size), run.of(self.outputs[rows]))
+
+    def _before(self, order: Sequence[tuple[slice, Run]], at: int) -> State:
+        """`(n, H)`: each part of the state from which a run went on; what began with it has its initial state."""
+        n = order[at][1].alive
+        if at == 0:
+            return tuple(part[:n] for part in self.initial)
+        last = 0 if self.backwards else -1
+        return tuple(
+            np.concatenate((steps[last, :n], part[steps.shape[1] : n]))
+            for steps, part in zip(self._after(order, at - 1), self.initial, strict=True)
+        )
 
     def _shift(self, steps: Array, first: Array, out: Array) -> None:
         """`(steps, n, H)` of a part of the state after each step of a run: to that before each step."""

@@ -47,19 +47,23 @@ def _stride(rows: int, size: int, itemsize: int) -> int:
     return (-(-used // _APART) | 1) * _APART // itemsize
 
 
-def blocks(runs: Sequence[Run], count: int, size: int, dtype: Any, place: int, *, keep: bool) -> Iterator[Array]:
+def blocks(
+    runs: Sequence[Run], count: int, size: int, dtype: Any, place: int, *, keep: bool, space: Array | None = None
+) -> Iterator[Array]:
     """Blocks of ``count`` arrays `(alive, size)` for the steps of runs: `(steps, count, stride)` each; see `arrays`.
 
     All lie in one piece of memory, one after the other, or, if they are not to be kept, each over the one before: then
     take one when the last is done with. Between the arrays of a block there may be zeros, so that it can be
-    computed with as one.
+    computed with as one. In ``space``, if that is given, they lie without gaps, and nothing is written.
     """
-    shapes = [(run.steps, count, _stride(run.alive, size, np.dtype(dtype).itemsize)) for run in runs]
-    sizes = [steps * count * stride for steps, _, stride in shapes]
-    space = empty((sum(sizes) if keep else max(sizes, default=0),), dtype, place)
+    itemsize = np.dtype(dtype).itemsize
+    strides = [_stride(run.alive, size, itemsize) if space is None else run.alive * size for run in runs]
+    sizes = [run.steps * count * stride for run, stride in zip(runs, strides, strict=True)]
+    if space is None:
+        space = empty((sum(sizes) if keep else max(sizes, default=0),), dtype, place)
     start = 0
-    for run, shape, length in zip(runs, shapes, sizes, strict=True):
-        found = space[start : start + length].reshape(shape)
+    for run, stride, length in zip(runs, strides, sizes, strict=True):
+        found = space[start : start + length].reshape(run.steps, count, stride)
         found[..., run.alive * size :] = 0
         yield found
         if keep:

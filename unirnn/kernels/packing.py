@@ -64,6 +64,8 @@ class Packing:
 
     Attributes
     ----------
+    is_dense
+        Whether every step is valid.
     order
         `(B,)`: the sequences, longest first.
     rows
@@ -77,8 +79,8 @@ class Packing:
     def __init__(self, lengths: NDArray[np.int64], steps: int) -> None:
         batch_size = lengths.shape[0]
         self.shape = (steps, batch_size)
-        self._is_dense = bool((lengths == steps).all())
-        if self._is_dense:  # nothing is sorted, nothing gathered
+        self.is_dense = bool((lengths == steps).all())
+        if self.is_dense:  # nothing is sorted, nothing gathered
             self.order, self.rows = np.arange(batch_size), np.arange(steps * batch_size)
             self.alive = [batch_size] * steps
         else:
@@ -91,11 +93,11 @@ class Packing:
     def pack(self, array: Array) -> Array:
         """`(T, B, F)` to `(N, F)`; not always a copy."""
         rows = array.reshape(-1, array.shape[-1])
-        return rows if self._is_dense else rows[self.rows]
+        return rows if self.is_dense else rows[self.rows]
 
     def unpack(self, rows: Array) -> Array:
         """`(N, F)` to `(T, B, F)`, zero in the padding; not always a copy."""
-        if self._is_dense:
+        if self.is_dense:
             return rows.reshape(*self.shape, rows.shape[-1])
         array = np.zeros((self.shape[0] * self.shape[1], rows.shape[-1]), rows.dtype)
         array[self.rows] = rows
@@ -103,11 +105,11 @@ class Packing:
 
     def sort(self, state: Array) -> Array:
         """`(..., B, H)`: a copy with the sequences in the packed order, in C's order of memory."""
-        return state.copy() if self._is_dense else np.take(state, self.order, axis=-2)
+        return state.copy() if self.is_dense else np.take(state, self.order, axis=-2)
 
     def unsort(self, state: Array) -> Array:
         """`(..., B, H)`: with the sequences in the batch's order again; not always a copy."""
-        if self._is_dense:
+        if self.is_dense:
             return state
         array = np.empty_like(state)
         array[..., self.order, :] = state
