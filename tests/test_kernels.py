@@ -27,24 +27,32 @@ BUILDS = [
 
 def test_the_cost_follows_the_work() -> None:
     packing = Packing(np.array([1, 0, 4]), 5)
-    assert packing.alive == [2, 1, 1, 1, 0]
+    assert packing.parts[0].alive == [2, 1, 1, 1, 0]
     assert packing.order.tolist() == [2, 0, 1]
     assert len(packing.rows) == 5
 
 
-@given(lengths=st.lists(st.integers(0, 6), max_size=5), limit=st.integers(1, 12))
-def test_every_row_is_in_one_chunk_and_one_run(lengths: list[int], limit: int) -> None:
+@given(lengths=st.lists(st.integers(0, 6), max_size=5), limit=st.integers(1, 12), parts=st.integers(1, 3))
+def test_every_row_is_in_one_part_and_one_chunk_and_one_run(lengths: list[int], limit: int, parts: int) -> None:
     with mock.patch("unirnn.kernels.packing._CHUNK", limit):
-        packing = Packing(np.array(lengths, np.int64), 6)
-    assert len(packing.rows) == sum(lengths)
-    steps: list[int] = []
-    for before, chunk in zip([None, *packing.chunks], packing.chunks, strict=False):
-        assert chunk.rows.start == (0 if before is None else before.rows.stop)
-        assert chunk.size <= max(limit, packing.alive[len(steps)])
-        assert [run.rows.start for run in chunk.runs] == [0, *(run.rows.stop for run in chunk.runs[:-1])]
-        assert chunk.runs[-1].rows.stop == chunk.size
-        steps += [run.alive for run in chunk.runs for _ in range(run.steps)]
-    assert steps == [alive for alive in packing.alive if alive]
+        packing = Packing(np.array(lengths, np.int64), 6, parts)
+    every = [t * len(lengths) + k for t in range(6) for k, n in enumerate(lengths) if t < n]
+    assert sorted(packing.order.tolist()) == list(range(len(lengths)))
+    assert sorted(packing.rows.tolist()) == every
+    sequences = rows = 0
+    for part in packing.parts:
+        assert (part.sequences.start, part.rows.start) == (sequences, rows)
+        sequences, rows = part.sequences.stop, part.rows.stop
+        steps: list[int] = []
+        for before, chunk in zip([None, *part.chunks], part.chunks, strict=False):
+            assert chunk.rows.start == (0 if before is None else before.rows.stop)
+            assert chunk.size <= max(limit, part.alive[len(steps)])
+            assert [run.rows.start for run in chunk.runs] == [0, *(run.rows.stop for run in chunk.runs[:-1])]
+            assert chunk.runs[-1].rows.stop == chunk.size
+            steps += [run.alive for run in chunk.runs for _ in range(run.steps)]
+        assert steps == [alive for alive in part.alive if alive]
+        assert sum(steps) == rows - part.rows.start
+    assert (sequences, rows) == (len(lengths), len(every))
 
 
 @pytest.mark.parametrize(("cell", "kernel"), BUILDS)
@@ -64,6 +72,9 @@ def test_cuts_change_nothing(cell: Any, kernel: str, bias: bool, lengths: list[i
         mock.patch("unirnn.kernels.packing._CHUNK", limit),
         mock.patch("unirnn.kernels.products._SMALL", 8 * limit),
         mock.patch("unirnn.kernels.products._NARROWEST", 1),
+        mock.patch("unirnn.kernels.threads._LEAST_SEQUENCES", 1),
+        mock.patch("unirnn.kernels.threads._LEAST_WORK", 1),
+        mock.patch("unirnn.kernels._threads_of_numba", return_value=1 + limit % 4),
     ):
         cut = run()
         called = module(x, None, lengths)[0]

@@ -47,7 +47,7 @@ REFERENCE = "torch"
 SHORTEST = 1e-3
 """In seconds: a faster contender is called several times in a row, so that the clock and cold caches count little."""
 
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 class Size(NamedTuple):

@@ -1,7 +1,8 @@
 """The packed kernel by numba: the core's compiled cells, over the tensors' own memory.
 
 A step there costs none of the calls of torch's, of which it has ten in `by_torch`; so it is the faster one where a step
-has few rows. It is as good as a cell of `by_torch`, with the same arguments, and keeps as much.
+has few rows. It is as good as a cell of `by_torch`, with the same arguments, and keeps as much. It has one thread;
+those of NumPy's BLAS, which go on spinning for some time after a product, would be in the way of torch's.
 """
 
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from unirnn import Spec, kernels, plain
 from unirnn.kernels.direction import Direction, Kept
+from unirnn.kernels.threads import blas_of_one_thread
 
 from .by_torch import Rows
 
@@ -36,13 +38,14 @@ class ByNumba:
 
     def __init__(self, cell: type[Direction], spec: Spec, rows: Rows, weights: plain.Weights) -> None:
         arrays = kernels.Weights(*(None if w is None else _read(w) for w in weights[:4]))
-        self._direction = cell(spec, arrays, rows.packing, backward=rows.backward)
+        (part,) = rows.packing.parts
+        self._direction = cell(spec, arrays, part, backward=rows.backward)
 
     def forward(self, x: Tensor, initial: list[Tensor], outputs: Tensor, blocks: Tensor | None) -> list[Tensor]:
         """As that of `ByTorch`; what is in ``initial`` is overwritten."""
         into = Kept(outputs.numpy(), None if blocks is None else blocks.numpy().reshape(-1))
-        with _quiet():
-            state = tuple(part.numpy() for part in initial)
+        state = tuple(part.numpy() for part in initial)
+        with _quiet(), blas_of_one_thread:
             self._direction.forward(_read(x), state, keep=blocks is not None, into=into)
         return initial
 
@@ -62,7 +65,7 @@ class ByNumba:
         kept = Kept(outputs.numpy(), blocks.numpy().reshape(-1))
         self._direction.resume(_read(x), tuple(map(_read, initial)), kept)
         d_rows = np.zeros(outputs.shape, kept.outputs.dtype) if d_outputs is None else _read(d_outputs)
-        with _quiet():
+        with _quiet(), blas_of_one_thread:
             found, d_weights = self._direction.backward(
                 d_rows,
                 tuple(map(_read, d_state)),

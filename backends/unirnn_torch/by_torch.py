@@ -32,7 +32,7 @@ class Rows:
     Parameters
     ----------
     packing
-        The core's.
+        The core's, in one part.
     backward
         Whether the steps are gone through from the last to the first.
 
@@ -47,7 +47,8 @@ class Rows:
     def __init__(self, packing: Packing, backward: bool) -> None:
         self.packing = packing
         self.backward = backward
-        self.alive = [n for n in packing.alive if n]
+        (self._part,) = packing.parts
+        self.alive = [n for n in self._part.alive if n]
         self.count = sum(self.alive)
         dense = packing.is_dense
         self._rows, self._order = (None if dense else torch.from_numpy(part) for part in (packing.rows, packing.order))
@@ -91,7 +92,7 @@ class Rows:
     def chunks(self) -> Iterator["_Steps"]:
         """The same steps in the opposite order, a chunk of the packing at a time."""
         found, end = [], 0
-        for chunk in self.packing.chunks:
+        for chunk in self._part.chunks:
             first, end = end, end + sum(run.steps for run in chunk.runs)
             found.append(_Steps(chunk, range(first, end), self.alive[first:end]))
         for steps in found if self.backward else found[::-1]:
@@ -255,7 +256,7 @@ class ByTorch(ABC):
         d_weight_ih, d_weight_hh = torch.zeros_like(weight_ih), torch.zeros_like(weight_hh)
         d_bias = x.new_zeros(width)
         # Written over by each chunk, so that they stay in the cache.
-        most = max((chunk.size for chunk in rows.packing.chunks), default=0)
+        most = max((steps.chunk.size for steps in rows.chunks()), default=0)
         gradients = x.new_empty((most, width))
         *befores, spare = (x.new_empty((most, size)) for _ in range(len(initial) + 1))
         for steps in rows.chunks():

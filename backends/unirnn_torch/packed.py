@@ -60,23 +60,22 @@ class _Call:
     def spec(self) -> Spec:
         return _spec(self.mode, self.x.shape[2], self.weights.weight_hh.shape[1], self.weights.bias_ih is not None)
 
-    def rows(self) -> Rows:
+    def packed(self, keep: bool) -> tuple[Rows, ByTorch | ByNumba]:
+        """The rows, and what computes the steps: as `numba` says, or, if it says nothing, as the table does."""
         steps, batch_size, _ = self.x.shape
-        sizes = Sizes(steps, batch_size)
-        values = np.full(batch_size, steps) if self.lengths is None else checked(self.lengths.numpy(), sizes)
-        return Rows(Packing(values, steps), self.backward)
-
-    def cell(self, rows: Rows, keep: bool) -> ByTorch | ByNumba:
-        """What computes the steps: as `numba` says, or, if it says nothing, as the table does."""
+        lengths = np.full(batch_size, steps)
+        if self.lengths is not None:
+            lengths = checked(self.lengths.numpy(), Sizes(steps, batch_size))
+        rows = Rows(Packing(lengths, steps), self.backward)
         spec, numba = self.spec, self.numba
         if numba is None:
             valid = None if rows.packing.is_dense else rows.count
-            steps, batch_size = len(rows.alive), self.x.shape[1]
-            numba = choice.fastest(spec, self.x.dtype, steps, batch_size, valid, gradients=keep) == "numba"
-        compiled = kernels.compiled_cell(spec) if numba else None
-        if compiled is not None:
-            return ByNumba(compiled, spec, rows, self.weights)
-        return CELLS[self.mode](rows, self.weights)
+            chosen = choice.fastest(spec, self.x.dtype, len(rows.alive), batch_size, valid, gradients=keep)
+            numba = chosen == "numba"
+        cell = kernels.compiled_cell(spec) if numba else None
+        if cell is None:
+            return rows, CELLS[self.mode](rows, self.weights)
+        return rows, ByNumba(cell, spec, rows, self.weights)
 
 
 @cache
@@ -88,19 +87,20 @@ def _spec(mode: str, input_size: int, hidden_size: int, bias: bool) -> Spec:
 
 def _forward(call: _Call, keep: bool) -> tuple[Tensor, ...]:
     """``(output, *final, *kept)``; what is kept is empty if it need not be."""
-    x, rows, size = call.x, call.rows(), call.weights.weight_hh.shape[1]
+    x, size = call.x, call.weights.weight_hh.shape[1]
+    rows, cell = call.packed(keep)
     # No view of something larger: those of an operator can't be changed in place.
     output = rows.blank(x, size)
     if keep:
         capacity = x.shape[0] * x.shape[1]
-        kept = (x.new_empty((capacity, size)), x.new_empty((capacity, sum(CELLS[call.mode].kept) * size)))
+        kept = x.new_empty((capacity, size)), x.new_empty((capacity, sum(CELLS[call.mode].kept) * size))
         outputs, blocks = kept[0][: rows.count], kept[1]
     else:
-        kept = (x.new_empty((0, 0)), x.new_empty((0, 0)))
+        kept = x.new_empty((0, 0)), x.new_empty((0, 0))
         outputs = output.view(-1, size) if rows.packing.is_dense else x.new_empty((rows.count, size))
         blocks = None
     initial = [rows.sort(part) for part in call.state]
-    final = call.cell(rows, keep).forward(rows.pack(x), initial, outputs, blocks)
+    final = cell.forward(rows.pack(x), initial, outputs, blocks)
     if keep or not rows.packing.is_dense:
         rows.unpack(outputs, out=output)
     return output, *(rows.unsort(part) for part in final), *kept
@@ -110,7 +110,8 @@ def _backward(
     call: _Call, kept: Sequence[Tensor], d_results: Sequence[Tensor | None], needed: tuple[bool, bool]
 ) -> tuple[Tensor, ...]:
     """Gradients ``(x, *state, *weights)``; empty where they are not needed, or there is no bias."""
-    x, rows = call.x, call.rows()
+    x = call.x
+    rows, cell = call.packed(True)
     if len(kept[0]) < rows.count:  # a graph that was traced without gradients
         kept = _forward(call, True)[-2:]
     outputs, blocks = kept
@@ -122,7 +123,7 @@ def _backward(
     if needed[0]:
         d_x = rows.blank(x, x.shape[2])
         d_rows = d_x.view(-1, x.shape[2]) if rows.packing.is_dense else x.new_empty((rows.count, x.shape[2]))
-    d_weights = call.cell(rows, True).backward(
+    d_weights = cell.backward(
         rows.pack(x),
         [rows.sort(part) for part in call.state],
         outputs[: rows.count],

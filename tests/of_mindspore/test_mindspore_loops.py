@@ -145,7 +145,11 @@ LEVELS = ["O0", "O1", "O2", "O3", "auto"]
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("spec", SPECS[1:], ids=repr)
+@pytest.mark.parametrize(
+    "spec",  # two layers, two directions: both in one take twice as long to compile, at each level
+    [GRUSpec(3, 4, 2, batch_first=True), LSTMSpec(3, 4, bidirectional=True, batch_first=True, bias=False)],
+    ids=repr,
+)
 def test_automatic_mixed_precision(spec: Spec, level: str) -> None:
     x, lengths, label = batch()
     expected = float(WithLoss(Tagger(spec))(x, lengths, label))

@@ -11,7 +11,7 @@ One idea makes them fast, and keeps the promises without a mask:
    gradient is one product.
 
 `direction` has what all cells share, `by_numpy` the cells as calls of NumPy, and `by_numba` as compiled loops, where
-numba is installed. float16 is computed in float32.
+numba is installed; large layers of these have `threads`. float16 is computed in float32.
 """
 
 import functools
@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 from unirnn.errors import LimitError
 from unirnn.specs import GRUSpec, Spec
 
-from . import by_numpy
+from . import by_numpy, threads
 from .direction import Direction, Weights
 from .packing import Packing
+from .threads import Threads
 
 __all__ = ["Pullback", "Weights", "check_numba", "compiled_cell", "direction", "has_numba", "recurrent"]
 
@@ -40,8 +41,8 @@ Pullback = Callable[[Array, State], Gradients]
 
 
 def has_numba(spec: Spec) -> bool:
-    """Whether a spec's layers can be compiled: `by_numba` has its cell, and numba and SciPy are installed."""
-    return not (_resets_before(spec) or _broken) and _is_installed("numba") and _is_installed("scipy")
+    """Whether a spec's layers can be compiled: `by_numba` has its cell, and what it needs is installed."""
+    return not (_resets_before(spec) or _broken) and all(map(_is_installed, _NEEDED))
 
 
 def check_numba(spec: Spec) -> None:
@@ -54,7 +55,7 @@ def check_numba(spec: Spec) -> None:
     """
     if _resets_before(spec):
         raise LimitError("kernel: given 'numba', which has no GRU with reset_after=False; 'auto' and 'packed' have")
-    if not (_is_installed("numba") and _is_installed("scipy")):
+    if not all(map(_is_installed, _NEEDED)):
         raise LimitError("kernel: given 'numba', which is not installed: pip install 'unirnn[numba]'")
     if _compiled_cells() is None:
         raise LimitError(f"kernel: given 'numba', which is installed, but can't be imported ({_broken[0]})")
@@ -64,6 +65,9 @@ def check_numba(spec: Spec) -> None:
 def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
+
+_NEEDED = ("numba", "scipy", "threadpoolctl")
+"""By compiled steps: for themselves, their products, and their threads."""
 
 _broken: list[str] = []
 """Why numba can't be imported, once that has failed."""
@@ -93,11 +97,18 @@ def compiled_cell(spec: Spec) -> type[Direction] | None:
     return None if cells is None else cells[spec.cell]
 
 
-def _cell(spec: Spec, compiled: bool) -> type[Direction]:
+def _packed(spec: Spec, lengths: NDArray[np.int64], steps: int, compiled: bool) -> tuple[type[Direction], Packing]:
+    """What steps, and the packing, in as many parts as numba has threads, where that is worth while."""
     cell = compiled_cell(spec) if compiled else None
-    if cell is not None:
-        return cell
-    return by_numpy.GRUResetBefore if _resets_before(spec) else by_numpy.CELLS[spec.cell]
+    if cell is None:
+        return by_numpy.GRUResetBefore if _resets_before(spec) else by_numpy.CELLS[spec.cell], Packing(lengths, steps)
+    return cell, Packing(lengths, steps, threads.parts(spec, lengths, _threads_of_numba()))
+
+
+def _threads_of_numba() -> int:
+    """What NUMBA_NUM_THREADS says, or as many as there are cores."""
+    count: int = importlib.import_module("numba").config.NUMBA_NUM_THREADS
+    return count
 
 
 def _computed(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -153,12 +164,13 @@ def direction(
     def narrow(array: Any) -> Any:
         return None if array is None else array.astype(x.dtype, copy=False)
 
-    packing = Packing(lengths, x.shape[0])
-    run = _cell(spec, compiled)(spec, Weights(*map(widen, weights)), packing, backward=backward)
-    outputs, final = run.forward(packing.pack(widen(x)), tuple(packing.sort(widen(part)) for part in state), keep=keep)
+    cell, packing = _packed(spec, lengths, x.shape[0], compiled)
+    run = Threads(cell, spec, Weights(*map(widen, weights)), packing, backward=backward)
+    rows = packing.pack(widen(x))
+    outputs, final = run.forward(rows, tuple(packing.sort(widen(part)) for part in state), keep=keep)
 
     def pullback(d_outputs: Array, d_final: State) -> tuple[Array, State, Weights]:
-        d_rows = np.empty_like(run.x)
+        d_rows = np.empty_like(rows)
         d_state, d_weights = run.backward(
             packing.pack(widen(d_outputs)), tuple(packing.sort(widen(part)) for part in d_final), d_x=d_rows
         )
@@ -235,7 +247,7 @@ def recurrent(
 
     x = to_time_major(input)
     steps, batch_size = x.shape[:2]
-    packing = Packing(np.full(batch_size, steps) if lengths is None else lengths, steps)
+    cell, packing = _packed(spec, np.full(batch_size, steps) if lengths is None else lengths, steps, compiled)
     shapes = spec.state_shapes(batch_size).values()
 
     def read_state(state: State) -> State:
@@ -254,7 +266,8 @@ def recurrent(
     initial = tuple(np.zeros(shape, compute) for shape in shapes) if hx is None else read_state(hx)
     rows_noise = None if noise is None else [packing.pack(layer.astype(compute, copy=False)) for layer in noise]
     width, suffixes = spec.num_directions, spec.suffixes()
-    runs: list[Direction] = []
+    runs: list[Threads] = []
+    inputs: list[Array] = []
     finals: list[State] = []
     rows = packing.pack(x)
     if keep and np.may_share_memory(rows, input):
@@ -264,11 +277,12 @@ def recurrent(
         for backward in range(width):
             position = layer * width + backward
             w = Weights(*(cast(name + suffixes[position]) for name in Weights._fields))
-            run = _cell(spec, compiled)(spec, w, packing, backward=bool(backward))
+            run = Threads(cell, spec, w, packing, backward=bool(backward))
             out, final = run.forward(rows, tuple(part[position] for part in initial), keep=keep)
             outputs.append(out)
             finals.append(final)
             runs.append(run)
+        inputs.append(rows)
         rows = outputs[0] if width == 1 else np.concatenate(outputs, axis=1)
         if rows_noise is not None and layer < spec.num_layers - 1:
             rows = rows * rows_noise[layer]
@@ -285,7 +299,7 @@ def recurrent(
             for backward in range(width):
                 position = layer * width + backward
                 d_out = d_rows[:, backward * spec.hidden_size : (backward + 1) * spec.hidden_size]
-                part = np.empty_like(runs[position].x)
+                part = np.empty_like(inputs[layer])
                 d_initials[position], d_weights = runs[position].backward(
                     d_out, tuple(d[position] for d in d_finals), d_x=part
                 )
@@ -299,6 +313,6 @@ def recurrent(
         return {"input": from_time_major(packing.unpack(d_rows)), **d_hx, **gradients}
 
     output = from_time_major(packing.unpack(rows))
-    if keep and np.may_share_memory(output, runs[-1].outputs):
+    if keep and np.may_share_memory(output, rows):
         output = output.copy()
     return output, write_state(finals), pullback

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from unirnn.specs import RNNSpec, Spec
 
 from .direction import Direction, StepsBack, Weights
-from .packing import Packing, Run
+from .packing import Part, Run
 from .products import pieces
 
 __all__ = ["CELLS", "compiled", "tanh"]
@@ -32,7 +32,7 @@ State = tuple[Array, ...]
 def compiled(function: Callable[..., None]) -> Callable[..., None]:
     """Compile a function of arrays at its first call, and keep the result on disk."""
     # A product and a sum may be one operation; nothing else that could change a NaN, an infinity or an order.
-    options: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
+    options: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}, "nogil": True}
     try:
         of_numba: Callable[..., None] = njit(cache=True, **options)(function)
     except RuntimeError:  # nothing can be written, neither beside this file nor in the user's cache
@@ -177,8 +177,8 @@ class _RNN(_ByNumba):
     kept = 0
     forgets = True
 
-    def __init__(self, spec: Spec, weights: Weights, packing: Packing, *, backward: bool) -> None:
-        super().__init__(spec, weights, packing, backward=backward)
+    def __init__(self, spec: Spec, weights: Weights, part: Part, *, backward: bool) -> None:
+        super().__init__(spec, weights, part, backward=backward)
         self.is_relu = isinstance(spec, RNNSpec) and spec.nonlinearity == "relu"
 
     def _run(self, of_input: Array, flat: Array, state: State, outputs: Array) -> None:

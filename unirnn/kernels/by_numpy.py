@@ -16,7 +16,7 @@ from unirnn.specs import RNNSpec, Spec
 from . import memory
 from .direction import Direction, StepsBack, Weights
 from .memory import arrays, empty
-from .packing import Packing, Run
+from .packing import Part, Run
 from .products import ByGate, SumOfGates
 
 __all__ = ["CELLS", "GRUResetBefore"]
@@ -43,8 +43,8 @@ class _ByNumPy(Direction):
     of_input: tuple[int, ...] = ()
     """Which of them are the gradients of the input's products, where these are not the same."""
 
-    def __init__(self, spec: Spec, weights: Weights, packing: Packing, *, backward: bool) -> None:
-        super().__init__(spec, weights, packing, backward=backward)
+    def __init__(self, spec: Spec, weights: Weights, part: Part, *, backward: bool) -> None:
+        super().__init__(spec, weights, part, backward=backward)
         # As arrays, since NumPy takes longer to convert a number than to add it.
         self.half, self.one = np.array(0.5, self.dtype), np.array(1, self.dtype)
 
@@ -126,8 +126,8 @@ class RNN(_ByNumPy):
     forgets = True
     coefficients = 1
 
-    def __init__(self, spec: Spec, weights: Weights, packing: Packing, *, backward: bool) -> None:
-        super().__init__(spec, weights, packing, backward=backward)
+    def __init__(self, spec: Spec, weights: Weights, part: Part, *, backward: bool) -> None:
+        super().__init__(spec, weights, part, backward=backward)
         self.is_relu = isinstance(spec, RNNSpec) and spec.nonlinearity == "relu"
 
     def _step(self, flat: Array, block: Array, hidden_flat: Array, hidden: Array, state: State, h: Array) -> State:

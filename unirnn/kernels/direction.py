@@ -15,7 +15,7 @@ from unirnn.specs import Spec
 
 from . import memory
 from .memory import arrays, empty
-from .packing import Packing, Run
+from .packing import Part, Run
 
 __all__ = ["Direction", "Kept", "StepsBack", "Weights"]
 
@@ -100,13 +100,13 @@ class Direction(ABC):
     inputs_differ = False
     """Whether the gradients of the input's products are not those of the state's."""
 
-    def __init__(self, spec: Spec, weights: Weights, packing: Packing, *, backward: bool) -> None:
+    def __init__(self, spec: Spec, weights: Weights, part: Part, *, backward: bool) -> None:
         self.weights = weights
-        self.packing = packing
+        self.chunks = part.chunks
         self.backwards = backward
         self.size = spec.hidden_size
         self.num_gates = len(spec.gates)
-        self.batch_size = packing.shape[1]
+        self.batch_size = part.batch_size
         self.scales = [0.5 if gate in self.sigmoids else 1.0 for gate in spec.gates]
         self.dtype = weights.weight_hh.dtype
         self._lock = threading.Lock()
@@ -136,7 +136,7 @@ class Direction(ABC):
         w_ih, _, b_ih, b_hh = self.weights
         weight = self._by_gate(w_ih).reshape(w_ih.shape).T
         bias = None if b_ih is None else self._input_bias(b_ih, b_hh)
-        chunks = self.packing.chunks
+        chunks = self.chunks
         outputs = empty((len(x), self.size), self.dtype, memory.STATES) if into is None else into.outputs
         projected = np.empty((max((chunk.size for chunk in chunks), default=0), weight.shape[1]), self.dtype)
         if keep:
@@ -168,7 +168,7 @@ class Direction(ABC):
     def _in_order(self) -> list[tuple[slice, Run]]:
         """The runs as the direction comes to them, with the rows of their chunks."""
         turn = -1 if self.backwards else 1
-        return [(chunk.rows, run) for chunk in self.packing.chunks[::turn] for run in chunk.runs[::turn]]
+        return [(chunk.rows, run) for chunk in self.chunks[::turn] for run in chunk.runs[::turn]]
 
     def backward(
         self, d_outputs: Array, d_final: State, *, d_x: Array | None, of_weights: bool = True
@@ -183,7 +183,7 @@ class Direction(ABC):
 
     def _backward(self, d_outputs: Array, d_final: State, d_x: Array | None, of_weights: bool) -> tuple[State, Weights]:
         w_ih, w_hh, b_ih, _ = self.weights
-        longest = max((chunk.size for chunk in self.packing.chunks), default=0)
+        longest = max((chunk.size for chunk in self.chunks), default=0)
 
         def rows(width: int, place: int) -> Array:
             return empty((longest, width), self.dtype, place)
@@ -200,7 +200,7 @@ class Direction(ABC):
         order = self._in_order()
         self._begin_back([run for _, run in reversed(order)], longest)
         at = len(order)
-        for chunk in self.packing.chunks[::turn]:
+        for chunk in self.chunks[::turn]:
             for run in chunk.runs[::turn]:
                 at -= 1
                 outputs = run.of(self.outputs[chunk.rows])

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Chunk", "Packing", "Run"]
+__all__ = ["Chunk", "Packing", "Part", "Run"]
 
 Array = NDArray[Any]
 
@@ -52,6 +52,33 @@ class Chunk(NamedTuple):
         return size
 
 
+class Part(NamedTuple):
+    """Sequences that are computed together.
+
+    Parameters
+    ----------
+    sequences
+        Where they stand in the packed order.
+    rows
+        Where their rows are, step by step.
+    alive
+        How many of them have a step t, for each t.
+    chunks
+        Their rows, counted from their first.
+    """
+
+    sequences: slice
+    rows: slice
+    alive: list[int]
+    chunks: list[Chunk]
+
+    @property
+    def batch_size(self) -> int:
+        """How many sequences."""
+        size: int = self.sequences.stop - self.sequences.start
+        return size
+
+
 class Packing:
     """How the valid steps of a batch lie in rows.
 
@@ -61,34 +88,44 @@ class Packing:
         `(B,)`, each 0 <= n <= T.
     steps
         T.
+    parts
+        Into how many parts the sequences are dealt, the longest first, so that all have about as much work.
 
     Attributes
     ----------
     is_dense
-        Whether every step is valid.
+        Whether the rows are the steps, in their order.
     order
-        `(B,)`: the sequences, longest first.
+        `(B,)`: the sequences, part by part, the longest of each first.
     rows
         `(N,)`: where each row stands in the flat `(T*B,)` order.
-    alive
-        How many sequences have a step t, for each t.
-    chunks
-        All rows, step by step.
+    parts
+        All sequences.
     """
 
-    def __init__(self, lengths: NDArray[np.int64], steps: int) -> None:
+    def __init__(self, lengths: NDArray[np.int64], steps: int, parts: int = 1) -> None:
         batch_size = lengths.shape[0]
         self.shape = (steps, batch_size)
-        self.is_dense = bool((lengths == steps).all())
+        self.is_dense = parts == 1 and bool((lengths == steps).all())
+        self.parts: list[Part] = []
         if self.is_dense:  # nothing is sorted, nothing gathered
             self.order, self.rows = np.arange(batch_size), np.arange(steps * batch_size)
-            self.alive = [batch_size] * steps
-        else:
-            self.order = np.argsort(-lengths, kind="stable")
-            valid = np.arange(steps)[:, None] < lengths[self.order]
-            self.rows = (np.arange(steps)[:, None] * batch_size + self.order)[valid]
-            self.alive = valid.sum(axis=1).tolist()
-        self.chunks = _chunks(self.alive)
+            self._add([batch_size] * steps, batch_size)
+            return
+        longest_first = np.argsort(-lengths, kind="stable")
+        dealt = [longest_first[k::parts] for k in range(parts)]
+        rows = []
+        step = np.arange(steps)[:, None]
+        for sequences in dealt:
+            valid = step < lengths[sequences]
+            rows.append((step * batch_size + sequences)[valid])
+            self._add(valid.sum(axis=1).tolist(), len(sequences))
+        self.order, self.rows = (np.concatenate(arrays) if parts > 1 else arrays[0] for arrays in (dealt, rows))
+
+    def _add(self, alive: list[int], batch_size: int) -> None:
+        first, row = (self.parts[-1].sequences.stop, self.parts[-1].rows.stop) if self.parts else (0, 0)
+        rows = slice(row, row + sum(alive))
+        self.parts.append(Part(slice(first, first + batch_size), rows, alive, _chunks(alive)))
 
     def pack(self, array: Array) -> Array:
         """`(T, B, F)` to `(N, F)`; not always a copy."""

@@ -1,0 +1,101 @@
+"""Compiled layers by several threads: what stays as it is, and what happens when something goes wrong."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info
+
+from unirnn import GRUSpec, LSTMSpec, Spec
+from unirnn.kernels import threads
+from unirnn.kernels.threads import blas_of_one_thread, parts
+
+ONE_BY_ONE = """
+import numpy as np
+import unirnn
+from unirnn.kernels import threads
+threads._LEAST_SEQUENCES = threads._LEAST_WORK = 1
+unirnn.kernels._threads_of_numba = lambda: 3
+gru = unirnn.GRUSpec(3, 4).build("numpy", seed=0, kernel="numba")
+x = np.ones((5, 7, 3), np.float32)
+"""
+
+
+@pytest.fixture
+def three_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the smallest layer have three threads."""
+    monkeypatch.setattr(threads, "_LEAST_SEQUENCES", 1)
+    monkeypatch.setattr(threads, "_LEAST_WORK", 1)
+    monkeypatch.setattr("unirnn.kernels._threads_of_numba", lambda: 3)
+
+
+def counts() -> list[int]:
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "steps", "size", "count", "expected"),
+    [(64, 200, 256, 2, 2), (64, 200, 256, 99, 8), (1, 1000, 512, 8, 1), (32, 100, 128, 8, 1), (0, 5, 4, 8, 1)],
+)
+def test_threads_are_as_many_as_have_enough_to_do(
+    batch_size: int, steps: int, size: int, count: int, expected: int
+) -> None:
+    assert parts(GRUSpec(size, size), np.full(batch_size, steps), count) == expected
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("spec", [GRUSpec(3, 4, 2, bidirectional=True), LSTMSpec(3, 4)], ids=repr)
+@pytest.mark.parametrize("lengths", [None, [5, 0, 2, 5, 1, 0, 3]], ids=["dense", "ragged"])
+def test_several_callers_at_once_get_what_each_would_get_alone(spec: Spec, lengths: Any) -> None:
+    module = spec.build("numpy", seed=0, kernel="numba")
+    inputs = np.random.default_rng(0).standard_normal((8, 5, 7, 3)).astype(np.float32)
+
+    def run(x: Any) -> list[Any]:
+        output, _, pullback = module.vjp(x, None, lengths)
+        return [output, *pullback(output, None).values()]
+
+    expected, before = [run(x) for x in inputs], counts()
+    with ThreadPoolExecutor(4) as pool:
+        for found, wanted in zip(pool.map(run, inputs), expected, strict=True):
+            for one, other in zip(found, wanted, strict=True):
+                np.testing.assert_array_equal(one, other)
+    assert counts() == before
+
+
+def test_blas_has_its_threads_again_when_the_last_is_out() -> None:
+    before = counts()
+    with blas_of_one_thread:
+        with blas_of_one_thread:
+            assert set(counts()) == {1}
+        assert set(counts()) == {1}
+    assert counts() == before
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_an_infinity_warns_where_numpy_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.zeros((5, 7, 3), np.float32)
+    x[:, 5] = np.inf  # whose rows are another thread's
+    module = GRUSpec(3, 4).build("numpy", seed=0, kernel="numba")
+    for array in module.weights.values():
+        array[...] = np.resize([1, -1], array.shape)
+    with np.errstate(all="ignore"):
+        assert np.isnan(module(x)[0][:, 5]).any()
+    with np.errstate(all="raise"), pytest.raises(FloatingPointError):
+        module(x)
+    assert np.isfinite(module(np.ones_like(x))[0]).all()
+
+
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    code = (
+        f"{ONE_BY_ONE}\n"
+        "import os\n"
+        "expected = gru(x)[0]\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    os._exit(0 if np.array_equal(gru(x)[0], expected) else 3)\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,0 +1,171 @@
+"""One layer in one direction by several threads, each with some of the sequences.
+
+Sequences need nothing of each other but the weights, so a thread runs all steps of its own ones, and the gradients of
+the weights are added up at the end. Only compiled steps gain: calls of NumPy for a step are so short that threads
+would wait for Python's lock.
+
+Meanwhile the BLAS libraries have one thread each. Theirs go on spinning for some time after a product, and so take the
+cores away from whoever computes next.
+"""
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirnn.specs import Spec
+
+from .direction import Direction, Kept, Weights
+from .packing import Packing, Part
+
+__all__ = ["Threads", "blas_of_one_thread", "parts"]
+
+Array = NDArray[Any]
+State = tuple[Array, ...]
+Result = TypeVar("Result")
+
+_LEAST_SEQUENCES, _LEAST_WORK = 8, 2**27
+"""How many sequences a thread has, and how many multiplications of the state, at least."""
+
+
+def parts(spec: Spec, lengths: NDArray[np.int64], threads: int) -> int:
+    """How many threads are worth while, up to so many."""
+    work = int(lengths.sum()) * len(spec.gates) * spec.hidden_size**2
+    return max(1, min(threads, len(lengths) // _LEAST_SEQUENCES, work // _LEAST_WORK))
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "unirnn")
+
+
+@functools.cache
+def _blas() -> Any:
+    from threadpoolctl import ThreadpoolController  # which takes longer to import than all of unirnn
+
+    return ThreadpoolController().select(user_api="blas")
+
+
+class _OneThread:
+    """A context within which BLAS has one thread: from when the first comes in until the last is out, in any thread."""
+
+    def __init__(self) -> None:
+        self.empty()
+
+    def empty(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._limits = _blas().limit(limits=1)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._limits.restore_original_limits()
+
+
+blas_of_one_thread = _OneThread()
+
+
+def _begin_child() -> None:
+    """A process that was forked has none of its parent's threads."""
+    _pool.cache_clear()
+    blas_of_one_thread.empty()
+
+
+os.register_at_fork(after_in_child=_begin_child)
+
+
+class Threads:
+    """A `Direction` for each part of a packing; with one part that alone.
+
+    Parameters
+    ----------
+    cell
+        What the directions are.
+    spec, weights, backward
+        As those of `Direction`.
+    packing
+        The whole batch.
+    """
+
+    def __init__(
+        self, cell: type[Direction], spec: Spec, weights: Weights, packing: Packing, *, backward: bool
+    ) -> None:
+        self._parts = packing.parts
+        self._directions = [cell(spec, weights, part, backward=backward) for part in packing.parts]
+        self._size = spec.hidden_size
+
+    def forward(self, x: Array, initial: State, *, keep: bool, into: Kept | None = None) -> tuple[Array, State]:
+        """See `Direction.forward`."""
+        if len(self._parts) == 1:
+            return self._directions[0].forward(x, initial, keep=keep, into=into)
+        whole = Kept(np.empty((len(x), self._size), x.dtype), None) if into is None else into
+
+        def run(direction: Direction, part: Part) -> None:
+            direction.forward(x[part.rows], _of(part, initial), keep=keep, into=self._kept(part, whole))
+
+        self._each(run)
+        return whole.outputs, initial
+
+    def resume(self, x: Array, initial: State, kept: Kept) -> None:
+        """See `Direction.resume`."""
+        for direction, part in zip(self._directions, self._parts, strict=True):
+            direction.resume(x[part.rows], _of(part, initial), self._kept(part, kept))
+
+    def backward(
+        self, d_outputs: Array, d_final: State, *, d_x: Array | None, of_weights: bool = True
+    ) -> tuple[State, Weights]:
+        """See `Direction.backward`."""
+
+        def run(direction: Direction, part: Part) -> tuple[State, Weights]:
+            rows = None if d_x is None else d_x[part.rows]
+            return direction.backward(d_outputs[part.rows], _of(part, d_final), d_x=rows, of_weights=of_weights)
+
+        (d_state, d_weights), *others = self._each(run)
+        for state, weights in others:
+            d_state = tuple(map(np.concatenate, zip(d_state, state, strict=True)))
+            for total, more in zip(d_weights, weights, strict=True):
+                if total is not None:
+                    total += more
+        return d_state, d_weights
+
+    def _kept(self, part: Part, kept: Kept) -> Kept:
+        blocks = kept.blocks
+        if blocks is not None:
+            width = self._directions[0].kept * self._size
+            blocks = blocks[part.rows.start * width : part.rows.stop * width]
+        return Kept(kept.outputs[part.rows], blocks)
+
+    def _each(self, run: Callable[[Direction, Part], Result]) -> list[Result]:
+        """Run all parts, the first in this thread; of infinities NumPy says in the others what it says in this one."""
+        errors = np.geterr()
+
+        def quiet(direction: Direction, part: Part) -> Result:
+            with np.errstate(**errors):
+                return run(direction, part)
+
+        mine, *others = zip(self._directions, self._parts, strict=True)
+        if not others:
+            return [run(*mine)]
+        with blas_of_one_thread:
+            waiting = [_pool().submit(quiet, *other) for other in others]
+            try:
+                first = run(*mine)
+            finally:
+                wait(waiting)  # they write to what may be gone after this
+            return [first, *(future.result() for future in waiting)]
+
+
+def _of(part: Part, state: Sequence[Array]) -> State:
+    return tuple(array[part.sequences] for array in state)
