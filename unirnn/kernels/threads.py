@@ -45,10 +45,10 @@ def _pool() -> ThreadPoolExecutor:
 
 
 @functools.cache
-def _blas() -> Any:
+def _blas() -> list[Any]:
     from threadpoolctl import ThreadpoolController  # which takes longer to import than all of unirnn
 
-    return ThreadpoolController().select(user_api="blas")
+    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
 class _OneThread:
@@ -64,14 +64,17 @@ class _OneThread:
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
-                self._limits = _blas().limit(limits=1)
+                self._counts = [library.num_threads for library in _blas()]
+                for library in _blas():
+                    library.set_num_threads(1)
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._inside -= 1
             if not self._inside:
-                self._limits.restore_original_limits()
+                for library, count in zip(_blas(), self._counts, strict=True):
+                    library.set_num_threads(count)
 
 
 blas_of_one_thread = _OneThread()
@@ -83,7 +86,8 @@ def _begin_child() -> None:
     blas_of_one_thread.empty()
 
 
-os.register_at_fork(after_in_child=_begin_child)
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_begin_child)
 
 
 class Threads:
@@ -106,31 +110,24 @@ class Threads:
         self._directions = [cell(spec, weights, part, backward=backward) for part in packing.parts]
         self._size = spec.hidden_size
 
-    def forward(self, x: Array, initial: State, *, keep: bool, into: Kept | None = None) -> tuple[Array, State]:
+    def forward(self, x: Array, initial: State, *, keep: bool) -> tuple[Array, State]:
         """See `Direction.forward`."""
         if len(self._parts) == 1:
-            return self._directions[0].forward(x, initial, keep=keep, into=into)
-        whole = Kept(np.empty((len(x), self._size), x.dtype), None) if into is None else into
+            return self._directions[0].forward(x, initial, keep=keep)
+        outputs = np.empty((len(x), self._size), x.dtype)
 
         def run(direction: Direction, part: Part) -> None:
-            direction.forward(x[part.rows], _of(part, initial), keep=keep, into=self._kept(part, whole))
+            into = Kept(outputs[part.rows], None)
+            direction.forward(x[part.rows], _of(part, initial), keep=keep, into=into)
 
         self._each(run)
-        return whole.outputs, initial
+        return outputs, initial
 
-    def resume(self, x: Array, initial: State, kept: Kept) -> None:
-        """See `Direction.resume`."""
-        for direction, part in zip(self._directions, self._parts, strict=True):
-            direction.resume(x[part.rows], _of(part, initial), self._kept(part, kept))
-
-    def backward(
-        self, d_outputs: Array, d_final: State, *, d_x: Array | None, of_weights: bool = True
-    ) -> tuple[State, Weights]:
+    def backward(self, d_outputs: Array, d_final: State, *, d_x: Array) -> tuple[State, Weights]:
         """See `Direction.backward`."""
 
         def run(direction: Direction, part: Part) -> tuple[State, Weights]:
-            rows = None if d_x is None else d_x[part.rows]
-            return direction.backward(d_outputs[part.rows], _of(part, d_final), d_x=rows, of_weights=of_weights)
+            return direction.backward(d_outputs[part.rows], _of(part, d_final), d_x=d_x[part.rows])
 
         (d_state, d_weights), *others = self._each(run)
         for state, weights in others:
@@ -139,13 +136,6 @@ class Threads:
                 if total is not None:
                     total += more
         return d_state, d_weights
-
-    def _kept(self, part: Part, kept: Kept) -> Kept:
-        blocks = kept.blocks
-        if blocks is not None:
-            width = self._directions[0].kept * self._size
-            blocks = blocks[part.rows.start * width : part.rows.stop * width]
-        return Kept(kept.outputs[part.rows], blocks)
 
     def _each(self, run: Callable[[Direction, Part], Result]) -> list[Result]:
         """Run all parts, the first in this thread; of infinities NumPy says in the others what it says in this one."""
