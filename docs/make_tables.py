@@ -191,8 +191,8 @@ def _package(kind: type) -> str:
 
 
 def figures_tables() -> str:
-    """A table for each report on one thread."""
-    return "\n\n".join(_figures(json.loads(file.read_text("utf-8"))) for file in sorted(FIGURES.glob("threads1*.json")))
+    """A table for each report."""
+    return "\n\n".join(_figures(json.loads(file.read_text("utf-8"))) for file in sorted(FIGURES.glob("threads*.json")))
 
 
 def _figures(report: dict[str, Any]) -> str:

@@ -73,12 +73,16 @@ class Row(NamedTuple):
 TABLE: tuple[Row, ...] = (
     *(
         row._replace(kernel="numba", dtypes=dtypes)
-        for cell, dtypes, widest in (("RNN", _DTYPES, 2048), ("GRU", _DTYPES, 4096), ("LSTM", ("float64",), 4096))
+        for cell, steps, widest, dtypes in (
+            ("RNN", 32, 2048, _DTYPES),
+            ("GRU", 16, 4096, _DTYPES),
+            ("LSTM", 16, 4096, ("float64",)),
+        )
         for row in (
-            Row(cell, gradients=True, lengths=False, steps=16, widest=widest),
+            Row(cell, gradients=True, lengths=False, steps=steps, widest=widest),
             Row(cell, gradients=True, lengths=True, steps=12, widest=widest),
             Row(cell, gradients=True, lengths=True, steps=12, fill=0.3),
-            Row(cell, gradients=False, lengths=False, steps=64, widest=widest // 2),
+            Row(cell, gradients=False, lengths=False, steps=4 * steps, widest=widest // 2),
             Row(cell, gradients=False, lengths=True, steps=32, widest=widest),
         )
     ),
@@ -92,9 +96,9 @@ TABLE: tuple[Row, ...] = (
     ),
     *(
         row
-        for cell, dtypes in (("RNN", _DTYPES), ("GRU", _DTYPES), ("LSTM", ("float64",)))
+        for cell, steps, dtypes in (("RNN", 32, _DTYPES), ("GRU", 16, _DTYPES), ("LSTM", 16, ("float64",)))
         for row in (
-            Row(cell, gradients=True, lengths=False, steps=16, dtypes=dtypes),
+            Row(cell, gradients=True, lengths=False, steps=steps, dtypes=dtypes),
             Row(cell, gradients=True, lengths=True, steps=12, dtypes=dtypes),
             Row(cell, gradients=False, lengths=True, steps=16, width=8192, dtypes=dtypes),
         )
