@@ -35,8 +35,11 @@ _LEAST_SEQUENCES, _LEAST_WORK = 8, 2**27
 
 def parts(spec: Spec, lengths: NDArray[np.int64], threads: int) -> int:
     """How many threads are worth while, up to so many."""
+    most = min(threads, len(lengths) // _LEAST_SEQUENCES)
+    if most < 2:
+        return 1
     work = int(lengths.sum()) * len(spec.gates) * spec.hidden_size**2
-    return max(1, min(threads, len(lengths) // _LEAST_SEQUENCES, work // _LEAST_WORK))
+    return max(1, min(most, work // _LEAST_WORK))
 
 
 @functools.cache
