@@ -75,6 +75,7 @@ def test_cuts_change_nothing(cell: Any, kernel: str, bias: bool, lengths: list[i
         mock.patch("unirnn.kernels.threads._LEAST_SEQUENCES", 1),
         mock.patch("unirnn.kernels.threads._LEAST_WORK", 1),
         mock.patch("unirnn.kernels._threads_of_numba", return_value=1 + limit % 4),
+        mock.patch("unirnn.kernels.threads.blas_of_one_thread.most", return_value=4),
     ):
         cut = run()
         called = module(x, None, lengths)[0]
@@ -143,7 +144,9 @@ def test_numba_is_taken_where_it_is_installed(installed: bool) -> None:
     with mock.patch("unirnn.kernels._is_installed", return_value=installed):
         told, of_float16 = (str(unirnn.explain(SPEC, "numpy", dtype=dtype)) for dtype in ("float32", "float16"))
         if not installed:
-            with pytest.raises(errors.LimitError, match=r"'numba', .* not installed: pip install 'unirnn\[numba\]'"):
+            with pytest.raises(
+                errors.LimitError, match=r"'numba', but numba, .* not installed: pip install 'unirnn\[numba\]'"
+            ):
                 SPEC.build("numpy", kernel="numba")
     plain = f"no limits\n  kernel plain: inference (T <= {SHORT})\n"
     if installed:

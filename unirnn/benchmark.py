@@ -300,11 +300,12 @@ def measure(contenders: Contenders, seconds: float) -> tuple[dict[str, list[floa
             while took < SHORTEST:  # the first of them are slow
                 start = time.perf_counter()
                 call()
-                took, repeats[name] = time.perf_counter() - start + took, repeats[name] + 1
+                took += time.perf_counter() - start
+                repeats[name] += 1
         except Exception as error:  # whatever it raises concerns this contender alone
             errors[name] = f"{type(error).__name__}: {error}"
             continue
-        times[name] = [took] if took > seconds else []
+        times[name] = [took / repeats[name]] if took > seconds else []
         spent[name] = sum(times[name])
     order, rounds = list(times), 0
     shuffle = random.Random(0).shuffle

@@ -42,12 +42,14 @@ class ByNumba:
         self._direction = cell(spec, arrays, part, backward=rows.backward)
 
     def forward(self, x: Tensor, initial: list[Tensor], outputs: Tensor, blocks: Tensor | None) -> list[Tensor]:
-        """As that of `ByTorch`; what is in ``initial`` is overwritten."""
-        into = Kept(outputs.numpy(), None if blocks is None else blocks.numpy().reshape(-1))
+        """As that of `ByTorch`."""
+        into = None if blocks is None else Kept(outputs.numpy(), blocks.numpy().reshape(-1))
         state = tuple(part.numpy() for part in initial)
-        with _quiet(), blas_of_one_thread:
-            self._direction.forward(_read(x), state, keep=blocks is not None, into=into)
-        return initial
+        with np.errstate(all="ignore"), blas_of_one_thread:
+            found, final = self._direction.forward(_read(x), state, keep=into is not None, into=into)
+        if into is None:
+            outputs.copy_(torch.from_numpy(found))
+        return [_tensor(part) for part in final]
 
     def backward(
         self,
@@ -65,23 +67,27 @@ class ByNumba:
         kept = Kept(outputs.numpy(), blocks.numpy().reshape(-1))
         self._direction.resume(_read(x), tuple(map(_read, initial)), kept)
         d_rows = np.zeros(outputs.shape, kept.outputs.dtype) if d_outputs is None else _read(d_outputs)
-        with _quiet(), blas_of_one_thread:
+        of_x = None if d_x is None else np.empty(d_x.shape, kept.outputs.dtype)
+        with np.errstate(all="ignore"), blas_of_one_thread:
             found, d_weights = self._direction.backward(
-                d_rows,
-                tuple(map(_read, d_state)),
-                d_x=None if d_x is None else d_x.numpy(),
-                of_weights=of_weights,
+                d_rows, tuple(map(_read, d_state)), d_x=of_x, of_weights=of_weights
             )
         for part, gradient in zip(d_state, found, strict=True):
             part.copy_(torch.from_numpy(gradient))
-        return plain.Weights(*(None if d is None else torch.from_numpy(d) for d in d_weights)) if of_weights else None
+        if d_x is not None and of_x is not None:
+            d_x.copy_(torch.from_numpy(of_x))
+        return plain.Weights(*(None if d is None else _tensor(d) for d in d_weights)) if of_weights else None
+
+
+# What torch has shared with NumPy, in either direction, nobody may resize any more, as those do who shard a model. So
+# only what no caller ever sees is shared.
 
 
 def _read(tensor: Tensor) -> NDArray[Any]:
-    """A tensor's values, where they lie. Not by its `numpy`, after which torch lets nobody resize its memory."""
+    """A tensor's values, where they lie: not to be written to."""
     return np.from_dlpack(tensor.detach().resolve_neg())
 
 
-def _quiet() -> Any:
-    """A context in which NumPy says nothing of an infinity or a NaN, as torch does not."""
-    return np.errstate(all="ignore")
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """A copy."""
+    return torch.from_numpy(array).clone()

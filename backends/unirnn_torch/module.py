@@ -1,6 +1,6 @@
 """The module that the ``torch`` backend builds.
 
-Two kernels, between which `unirnn_torch.choice` decides at each call, or the argument ``kernel`` of `build`.
+Kernels between which `unirnn_torch.choice` decides at each call, or the argument ``kernel`` of `build`.
 
 ``native`` is the computation of ``torch.nn.RNN``, ``GRU`` and ``LSTM`` (cuDNN, oneDNN):
 
@@ -12,8 +12,8 @@ Two kernels, between which `unirnn_torch.choice` decides at each call, or the ar
   sorting, no packing, and no length leaves its device but for the check of its value;
 - lengths on a CPU, where no gradient is needed: one native call over the valid steps alone, where that is faster.
 
-``packed`` is our own for the CPU, `unirnn_torch.packed`; in `torch.onnx.export` it is ONNX's node,
-`unirnn_torch.exporting`.
+``packed`` is our own for the CPU, `unirnn_torch.packed`, with its steps by torch, and ``numba`` the same with its
+steps compiled; in `torch.onnx.export` both are ONNX's node, `unirnn_torch.exporting`.
 
 ``plain`` is the core's plain path, step by step: by name, and for a GRU of ``reset_after=False``, which has neither.
 """

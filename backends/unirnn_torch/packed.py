@@ -261,7 +261,7 @@ def layer(
     state: Sequence[Tensor],
     weights: Sequence[plain.Weights],
     *,
-    numba: bool | None = False,
+    numba: bool | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run one layer.
 

@@ -4,21 +4,22 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from unirnn import GRUSpec, LSTMSpec, Spec
 from unirnn.kernels import threads
-from unirnn.kernels.threads import blas_of_one_thread, parts
+from unirnn.kernels.threads import blas_of_one_thread, num_parts
 
 ONE_BY_ONE = """
 import numpy as np
 import unirnn
 from unirnn.kernels import threads
 threads._LEAST_SEQUENCES = threads._LEAST_WORK = 1
-unirnn.kernels._threads_of_numba = lambda: 3
+threads.blas_of_one_thread.most = unirnn.kernels._threads_of_numba = lambda: 3
 gru = unirnn.GRUSpec(3, 4).build("numpy", seed=0, kernel="numba")
 x = np.ones((5, 7, 3), np.float32)
 """
@@ -30,6 +31,7 @@ def three_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "_LEAST_SEQUENCES", 1)
     monkeypatch.setattr(threads, "_LEAST_WORK", 1)
     monkeypatch.setattr("unirnn.kernels._threads_of_numba", lambda: 3)
+    monkeypatch.setattr(blas_of_one_thread, "most", lambda: 3)
 
 
 def counts() -> list[int]:
@@ -43,7 +45,11 @@ def counts() -> list[int]:
 def test_threads_are_as_many_as_have_enough_to_do(
     batch_size: int, steps: int, size: int, count: int, expected: int
 ) -> None:
-    assert parts(GRUSpec(size, size), np.full(batch_size, steps), count) == expected
+    with mock.patch.object(blas_of_one_thread, "most", return_value=9):
+        assert num_parts(GRUSpec(size, size), np.full(batch_size, steps), count) == expected
+    blas_of_one_thread.most()  # loads what is to be limited
+    with threadpool_limits(1):  # whoever asks for one thread gets one
+        assert num_parts(GRUSpec(size, size), np.full(batch_size, steps), count) == 1
 
 
 @pytest.mark.usefixtures("three_threads")
@@ -66,12 +72,14 @@ def test_several_callers_at_once_get_what_each_would_get_alone(spec: Spec, lengt
 
 
 def test_blas_has_its_threads_again_when_the_last_is_out() -> None:
-    before = counts()
-    with blas_of_one_thread:
+    with threadpool_limits(2):
+        before = counts()
         with blas_of_one_thread:
+            with blas_of_one_thread:
+                assert set(counts()) == {1}
+                assert blas_of_one_thread.most() == 2
             assert set(counts()) == {1}
-        assert set(counts()) == {1}
-    assert counts() == before
+        assert counts() == before == [2] * len(before)
 
 
 @pytest.mark.usefixtures("three_threads")
@@ -85,6 +93,10 @@ def test_an_infinity_warns_where_numpy_would(monkeypatch: pytest.MonkeyPatch) ->
         assert np.isnan(module(x)[0][:, 5]).any()
     with np.errstate(all="raise"), pytest.raises(FloatingPointError):
         module(x)
+    told: list[str] = []
+    with np.errstate(all="call", call=lambda kind, flag: told.append(kind)):
+        module(x)
+    assert told
     assert np.isfinite(module(np.ones_like(x))[0]).all()
 
 
@@ -99,3 +111,9 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
         "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_layer_runs_when_python_ends() -> None:
+    code = f"{ONE_BY_ONE}\nimport atexit\natexit.register(lambda: print(gru(x)[0].shape))\n"
+    found = subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True)
+    assert found.stdout == "(5, 7, 4)\n", found.stderr

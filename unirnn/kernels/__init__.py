@@ -55,8 +55,9 @@ def check_numba(spec: Spec) -> None:
     """
     if _resets_before(spec):
         raise LimitError("kernel: given 'numba', which has no GRU with reset_after=False; 'auto' and 'packed' have")
-    if not all(map(_is_installed, _NEEDED)):
-        raise LimitError("kernel: given 'numba', which is not installed: pip install 'unirnn[numba]'")
+    missing = [package for package in _NEEDED if not _is_installed(package)]
+    if missing:
+        raise LimitError(f"kernel: given 'numba', but {', '.join(missing)} not installed: pip install 'unirnn[numba]'")
     if _compiled_cells() is None:
         raise LimitError(f"kernel: given 'numba', which is installed, but can't be imported ({_broken[0]})")
 
@@ -102,7 +103,7 @@ def _packed(spec: Spec, lengths: NDArray[np.int64], steps: int, compiled: bool) 
     cell = compiled_cell(spec) if compiled else None
     if cell is None:
         return by_numpy.GRUResetBefore if _resets_before(spec) else by_numpy.CELLS[spec.cell], Packing(lengths, steps)
-    return cell, Packing(lengths, steps, threads.parts(spec, lengths, _threads_of_numba()))
+    return cell, Packing(lengths, steps, threads.num_parts(spec, lengths, _threads_of_numba()))
 
 
 def _threads_of_numba() -> int:

@@ -124,8 +124,10 @@ class Direction(ABC):
             b_hh.reshape(self.num_gates, self.size)[list(self.bias_with_product)] = 0
         return self._by_gate(b_ih + b_hh).reshape(-1)
 
-    def _blocks(self, runs: Sequence[Run], count: int, place: int, *, keep: bool) -> Iterator[Array]:
-        return memory.blocks(runs, count, self.size, self.dtype, place, keep=keep)
+    def _blocks(
+        self, runs: Sequence[Run], count: int, place: int, *, keep: bool, space: Array | None = None
+    ) -> Iterator[Array]:
+        return memory.blocks(runs, count, self.size, self.dtype, place, keep=keep, space=space)
 
     def forward(self, x: Array, initial: State, *, keep: bool, into: Kept | None = None) -> tuple[Array, State]:
         """`(N, I)` and the initial state `(B, H)` each, to `(N, H)` and the final state, which overwrites it.
@@ -140,7 +142,7 @@ class Direction(ABC):
         outputs = empty((len(x), self.size), self.dtype, memory.STATES) if into is None else into.outputs
         projected = np.empty((max((chunk.size for chunk in chunks), default=0), weight.shape[1]), self.dtype)
         if keep:
-            self._keep(x, tuple(part.copy() for part in initial), outputs, None if into is None else into.blocks)
+            self.resume(x, tuple(part.copy() for part in initial), into or Kept(outputs, None))
         order = self._in_order()
         runs = [run for _, run in order]
         blocks = iter(self.blocks) if keep else self._blocks(runs, self.kept, memory.BLOCKS, keep=False)
@@ -156,14 +158,10 @@ class Direction(ABC):
         return outputs, initial
 
     def resume(self, x: Array, initial: State, kept: Kept) -> None:
-        """Take up what a forward pass of the same arguments has put into a caller's memory: `backward` may follow."""
-        self._keep(x, initial, *kept)
-
-    def _keep(self, x: Array, initial: State, outputs: Array, space: Array | None) -> None:
-        self.x, self.initial, self.outputs = x, initial, outputs
+        """Hold what the backward pass needs; if a forward pass has put it there, `backward` may follow."""
+        self.x, self.initial, self.outputs = x, initial, kept.outputs
         runs = [run for _, run in self._in_order()]
-        keep = not self.forgets
-        self.blocks = list(memory.blocks(runs, self.kept, self.size, self.dtype, memory.BLOCKS, keep=keep, space=space))
+        self.blocks = list(self._blocks(runs, self.kept, memory.BLOCKS, keep=not self.forgets, space=kept.blocks))
 
     def _in_order(self) -> list[tuple[slice, Run]]:
         """The runs as the direction comes to them, with the rows of their chunks."""

@@ -88,7 +88,7 @@ class Packing:
         `(B,)`, each 0 <= n <= T.
     steps
         T.
-    parts
+    num_parts
         Into how many parts the sequences are dealt, the longest first, so that all have about as much work.
 
     Attributes
@@ -100,27 +100,27 @@ class Packing:
     rows
         `(N,)`: where each row stands in the flat `(T*B,)` order.
     parts
-        All sequences.
+        What each part has.
     """
 
-    def __init__(self, lengths: NDArray[np.int64], steps: int, parts: int = 1) -> None:
+    def __init__(self, lengths: NDArray[np.int64], steps: int, num_parts: int = 1) -> None:
         batch_size = lengths.shape[0]
         self.shape = (steps, batch_size)
-        self.is_dense = parts == 1 and bool((lengths == steps).all())
+        self.is_dense = num_parts == 1 and bool((lengths == steps).all())
         self.parts: list[Part] = []
         if self.is_dense:  # nothing is sorted, nothing gathered
             self.order, self.rows = np.arange(batch_size), np.arange(steps * batch_size)
             self._add([batch_size] * steps, batch_size)
             return
         longest_first = np.argsort(-lengths, kind="stable")
-        dealt = [longest_first[k::parts] for k in range(parts)]
+        dealt = [longest_first[k::num_parts] for k in range(num_parts)]
         rows = []
         step = np.arange(steps)[:, None]
         for sequences in dealt:
             valid = step < lengths[sequences]
             rows.append((step * batch_size + sequences)[valid])
             self._add(valid.sum(axis=1).tolist(), len(sequences))
-        self.order, self.rows = (np.concatenate(arrays) if parts > 1 else arrays[0] for arrays in (dealt, rows))
+        self.order, self.rows = (np.concatenate(arrays) if num_parts > 1 else arrays[0] for arrays in (dealt, rows))
 
     def _add(self, alive: list[int], batch_size: int) -> None:
         first, row = (self.parts[-1].sequences.stop, self.parts[-1].rows.stop) if self.parts else (0, 0)

@@ -8,11 +8,13 @@ Meanwhile the BLAS libraries have one thread each. Theirs go on spinning for som
 cores away from whoever computes next.
 """
 
+import contextlib
 import functools
+import importlib
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,7 +25,7 @@ from unirnn.specs import Spec
 from .direction import Direction, Kept, Weights
 from .packing import Packing, Part
 
-__all__ = ["Threads", "blas_of_one_thread", "parts"]
+__all__ = ["Threads", "blas_of_one_thread", "num_parts"]
 
 Array = NDArray[Any]
 State = tuple[Array, ...]
@@ -33,13 +35,14 @@ _LEAST_SEQUENCES, _LEAST_WORK = 8, 2**27
 """How many sequences a thread has, and how many multiplications of the state, at least."""
 
 
-def parts(spec: Spec, lengths: NDArray[np.int64], threads: int) -> int:
-    """How many threads are worth while, up to so many."""
+def num_parts(spec: Spec, lengths: NDArray[np.int64], threads: int) -> int:
+    """How many threads are worth while, up to so many, and up to those that BLAS would have."""
     most = min(threads, len(lengths) // _LEAST_SEQUENCES)
     if most < 2:
         return 1
     work = int(lengths.sum()) * len(spec.gates) * spec.hidden_size**2
-    return max(1, min(most, work // _LEAST_WORK))
+    wanted = min(most, work // _LEAST_WORK)
+    return min(wanted, blas_of_one_thread.most()) if wanted > 1 else 1
 
 
 @functools.cache
@@ -51,6 +54,7 @@ def _pool() -> ThreadPoolExecutor:
 def _blas() -> list[Any]:
     from threadpoolctl import ThreadpoolController  # which takes longer to import than all of unirnn
 
+    importlib.import_module("scipy.linalg.cython_blas")  # a library is found once it is loaded
     return list(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
@@ -58,17 +62,15 @@ class _OneThread:
     """A context within which BLAS has one thread: from when the first comes in until the last is out, in any thread."""
 
     def __init__(self) -> None:
-        self.empty()
-
-    def empty(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
+        self._counts: list[tuple[Any, int]] = []
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
-                self._counts = [library.num_threads for library in _blas()]
-                for library in _blas():
+                self._counts = self._now()
+                for library, _ in self._counts:
                     library.set_num_threads(1)
             self._inside += 1
 
@@ -76,8 +78,29 @@ class _OneThread:
         with self._lock:
             self._inside -= 1
             if not self._inside:
-                for library, count in zip(_blas(), self._counts, strict=True):
-                    library.set_num_threads(count)
+                self._restore()
+
+    def begin_child(self) -> None:
+        """In a process that was forked: nobody is inside any more."""
+        self._lock = threading.Lock()
+        if self._inside:
+            self._inside = 0
+            self._restore()
+
+    def most(self) -> int:
+        """How many threads BLAS has outside."""
+        with self._lock:
+            counts = self._counts if self._inside else self._now()
+        return max((count for _, count in counts), default=1)
+
+    def _now(self) -> list[tuple[Any, int]]:
+        """The libraries that have several, and how many."""
+        counts = ((library, library.num_threads) for library in _blas())
+        return [(library, count) for library, count in counts if count > 1]
+
+    def _restore(self) -> None:
+        for library, count in self._counts:
+            library.set_num_threads(count)
 
 
 blas_of_one_thread = _OneThread()
@@ -86,7 +109,7 @@ blas_of_one_thread = _OneThread()
 def _begin_child() -> None:
     """A process that was forked has none of its parent's threads."""
     _pool.cache_clear()
-    blas_of_one_thread.empty()
+    blas_of_one_thread.begin_child()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
@@ -142,9 +165,9 @@ class Threads:
 
     def _each(self, run: Callable[[Direction, Part], Result]) -> list[Result]:
         """Run all parts, the first in this thread; of infinities NumPy says in the others what it says in this one."""
-        errors = np.geterr()
+        errors: Any = {**np.geterr(), "call": np.geterrcall()}
 
-        def quiet(direction: Direction, part: Part) -> Result:
+        def alike(direction: Direction, part: Part) -> Result:
             with np.errstate(**errors):
                 return run(direction, part)
 
@@ -152,12 +175,15 @@ class Threads:
         if not others:
             return [run(*mine)]
         with blas_of_one_thread:
-            waiting = [_pool().submit(quiet, *other) for other in others]
+            waiting: list[Future[Result]] = []
             try:
-                first = run(*mine)
+                with contextlib.suppress(RuntimeError):  # when Python ends, there are no new threads
+                    for other in others:
+                        waiting.append(_pool().submit(alike, *other))
+                mine_and_left = [run(*pair) for pair in (mine, *others[len(waiting) :])]
             finally:
-                wait(waiting)  # they write to what may be gone after this
-            return [first, *(future.result() for future in waiting)]
+                wait(waiting)  # whatever happens, nobody writes once this is left, and BLAS stays as it is until then
+            return [mine_and_left[0], *(future.result() for future in waiting), *mine_and_left[1:]]
 
 
 def _of(part: Part, state: Sequence[Array]) -> State:
