@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnxruntime
@@ -333,3 +334,15 @@ except ImportError as error:
         f"backend 'onnxruntime' needs {missing}, which is not installed; "
         "to install it: python -m pip install 'unirnn[onnxruntime]'\n"
     )
+
+
+@pytest.mark.parametrize("state", ["none", "given"])
+@pytest.mark.parametrize("cls", [GRUSpec, LSTMSpec])
+def test_a_call_that_looks_like_the_last_one_is_not_checked_again(cls: Any, state: str) -> None:
+    x, h = np.ones((5, 2, 3), np.float32), np.ones((1, 2, 4), np.float32)
+    hx = None if state == "none" else (h, h) if cls is LSTMSpec else h
+    module = cls(3, 4).build("onnxruntime", seed=0)
+    expected = module(x, hx)[0]
+    with mock.patch("unirnn_onnxruntime.module.check") as check:
+        np.testing.assert_array_equal(module(x.copy(), hx)[0], expected)
+    check.assert_not_called()
