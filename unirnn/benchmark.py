@@ -285,7 +285,7 @@ def measure(contenders: Contenders, seconds: float) -> tuple[dict[str, list[floa
 
     Examples
     --------
-    >>> times, errors = measure({"ours": lambda: sum(range(1000)), "native": lambda: 1 // 0}, 0.01)
+    >>> times, errors = measure({"ours": lambda: sum(range(1000)), "native": lambda: 1 // 0}, 0.1)
     >>> len(times["ours"]) >= 5, list(errors)
     (True, ['native'])
     """
