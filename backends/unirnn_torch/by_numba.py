@@ -1,8 +1,9 @@
 """The packed kernel by numba: the core's compiled cells, over the tensors' own memory.
 
 A step there costs none of the calls of torch's, of which it has ten in `by_torch`; so it is the faster one where a step
-has few rows. It is as good as a cell of `by_torch`, with the same arguments, and keeps as much. It has one thread;
-those of NumPy's BLAS, which go on spinning for some time after a product, would be in the way of torch's.
+has few rows. It is as good as a cell of `by_torch`, with the same arguments, and keeps as much. Its products of many
+rows are torch's; the steps have one thread, since those of NumPy's BLAS go on spinning for some time after a product,
+and would be in the way of torch's.
 """
 
 from typing import Any
@@ -40,13 +41,14 @@ class ByNumba:
         arrays = kernels.Weights(*(None if w is None else _read(w) for w in weights[:4]))
         (part,) = rows.packing.parts
         self._direction = cell(spec, arrays, part, backward=rows.backward)
+        self._direction.matmul = _matmul
 
     def forward(self, x: Tensor, initial: list[Tensor], outputs: Tensor, blocks: Tensor | None) -> list[Tensor]:
         """As that of `ByTorch`."""
         into = None if blocks is None else Kept(outputs.numpy(), blocks.numpy().reshape(-1))
         state = tuple(part.numpy() for part in initial)
         with np.errstate(all="ignore"), blas_of_one_thread:
-            found, final = self._direction.forward(_read(x), state, keep=into is not None, into=into)
+            found, final = self._direction.forward(x, state, keep=into is not None, into=into)
         if into is None:
             outputs.copy_(torch.from_numpy(found))
         return [_tensor(part) for part in final]
@@ -65,17 +67,14 @@ class ByNumba:
     ) -> plain.Weights | None:
         """As that of `ByTorch`."""
         kept = Kept(outputs.numpy(), blocks.numpy().reshape(-1))
-        self._direction.resume(_read(x), tuple(map(_read, initial)), kept)
+        self._direction.resume(x, tuple(map(_read, initial)), kept)
         d_rows = np.zeros(outputs.shape, kept.outputs.dtype) if d_outputs is None else _read(d_outputs)
-        of_x = None if d_x is None else np.empty(d_x.shape, kept.outputs.dtype)
         with np.errstate(all="ignore"), blas_of_one_thread:
             found, d_weights = self._direction.backward(
-                d_rows, tuple(map(_read, d_state)), d_x=of_x, of_weights=of_weights
+                d_rows, tuple(map(_read, d_state)), d_x=d_x, of_weights=of_weights
             )
         for part, gradient in zip(d_state, found, strict=True):
             part.copy_(torch.from_numpy(gradient))
-        if d_x is not None and of_x is not None:
-            d_x.copy_(torch.from_numpy(of_x))
         return plain.Weights(*(None if d is None else _tensor(d) for d in d_weights)) if of_weights else None
 
 
@@ -86,6 +85,19 @@ class ByNumba:
 def _read(tensor: Tensor) -> NDArray[Any]:
     """A tensor's values, where they lie: not to be written to."""
     return np.from_dlpack(tensor.detach().resolve_neg())
+
+
+def _matmul(a: Any, b: Any, out: Any) -> Any:
+    """``a @ b`` by torch's BLAS; of arrays, and of tensors, which stay what they are."""
+    torch.mm(*(_shared(part) for part in (a, b)), out=_shared(out))
+    return out
+
+
+def _shared(array: Any) -> Tensor:
+    """A tensor of the same memory."""
+    if isinstance(array, Tensor):
+        return array
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:

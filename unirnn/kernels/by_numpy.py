@@ -285,8 +285,8 @@ class GRUResetBefore(_ByNumPy):
 
     def _recurrent_gradient(self, d_hidden: Array, h: Array, out: Array) -> Array:
         cut = 2 * self.size
-        np.matmul(d_hidden[:, :cut].T, h, out=out[:cut])
-        np.matmul(d_hidden[:, cut:].T, self.reset[: len(h)], out=out[cut:])
+        self.matmul(d_hidden[:, :cut].T, h, out[:cut])
+        self.matmul(d_hidden[:, cut:].T, self.reset[: len(h)], out[cut:])
         return out
 
 

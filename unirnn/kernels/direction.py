@@ -5,7 +5,7 @@ N is the number of rows, the sum of the lengths.
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,6 +99,9 @@ class Direction(ABC):
     """Whether the backward pass needs no blocks, since the state after a step tells all."""
     inputs_differ = False
     """Whether the gradients of the input's products are not those of the state's."""
+    matmul: Callable[[Any, Any, Any], Any] = staticmethod(np.matmul)
+    """Multiplies many rows: the first two into the third, which it returns. A framework may put its own here; then x
+    and its gradient may be whatever that takes."""
 
     def __init__(self, spec: Spec, weights: Weights, part: Part, *, backward: bool) -> None:
         self.weights = weights
@@ -129,7 +132,7 @@ class Direction(ABC):
     ) -> Iterator[Array]:
         return memory.blocks(runs, count, self.size, self.dtype, place, keep=keep, space=space)
 
-    def forward(self, x: Array, initial: State, *, keep: bool, into: Kept | None = None) -> tuple[Array, State]:
+    def forward(self, x: Any, initial: State, *, keep: bool, into: Kept | None = None) -> tuple[Array, State]:
         """`(N, I)` and the initial state `(B, H)` each, to `(N, H)` and the final state, which overwrites it.
 
         ``keep`` for a backward pass; without it no more memory is taken than a chunk needs. What is kept is put
@@ -149,7 +152,7 @@ class Direction(ABC):
         self._begin(runs)
         turn = -1 if self.backwards else 1
         for chunk in chunks[::turn]:
-            of_input = np.matmul(x[chunk.rows], weight, out=projected[: chunk.size])
+            of_input = self.matmul(x[chunk.rows], weight, projected[: chunk.size])
             if bias is not None:
                 of_input += bias
             for run in chunk.runs[::turn]:
@@ -157,7 +160,7 @@ class Direction(ABC):
                 self._run(run.of(of_input), next(blocks), state, run.of(outputs[chunk.rows]))
         return outputs, initial
 
-    def resume(self, x: Array, initial: State, kept: Kept) -> None:
+    def resume(self, x: Any, initial: State, kept: Kept) -> None:
         """Hold what the backward pass needs; if a forward pass has put it there, `backward` may follow."""
         self.x, self.initial, self.outputs = x, initial, kept.outputs
         runs = [run for _, run in self._in_order()]
@@ -168,18 +171,16 @@ class Direction(ABC):
         turn = -1 if self.backwards else 1
         return [(chunk.rows, run) for chunk in self.chunks[::turn] for run in chunk.runs[::turn]]
 
-    def backward(
-        self, d_outputs: Array, d_final: State, *, d_x: Array | None, of_weights: bool = True
-    ) -> tuple[State, Weights]:
+    def backward(self, d_outputs: Array, d_final: State, *, d_x: Any, of_weights: bool = True) -> tuple[State, Weights]:
         """Gradients of outputs `(N, H)` and final state to those of the initial state, and of the weights, if wanted.
 
-        ``d_x`` `(N, I)`, if it is given, is filled with that of x. One at a time, if several threads call: what is
+        ``d_x`` `(N, I)`, if it is not None, is filled with that of x. One at a time, if several threads call: what is
         scratch is shared.
         """
         with self._lock:
             return self._backward(d_outputs, d_final, d_x, of_weights)
 
-    def _backward(self, d_outputs: Array, d_final: State, d_x: Array | None, of_weights: bool) -> tuple[State, Weights]:
+    def _backward(self, d_outputs: Array, d_final: State, d_x: Any, of_weights: bool) -> tuple[State, Weights]:
         w_ih, w_hh, b_ih, _ = self.weights
         longest = max((chunk.size for chunk in self.chunks), default=0)
 
@@ -210,9 +211,9 @@ class Direction(ABC):
                 self._run_back(StepsBack(run, self.blocks[at], outputs, before, d_steps, alive, d_hidden, d_input))
             d_input, d_hidden, h = (part[: chunk.size] for part in (chunk_input, chunk_hidden, chunk_before[0]))
             if d_x is not None:
-                np.matmul(d_input, w_ih, out=d_x[chunk.rows])
+                self.matmul(d_input, w_ih, d_x[chunk.rows])
             if of_weights:
-                d_weights.weight_ih[...] += np.matmul(d_input.T, self.x[chunk.rows], out=of_weight_ih)
+                d_weights.weight_ih[...] += self.matmul(d_input.T, self.x[chunk.rows], of_weight_ih)
                 d_weights.weight_hh[...] += self._recurrent_gradient(d_hidden, h, of_weight_hh)
                 if b_ih is not None:
                     d_weights.bias_ih[...] += d_input.sum(axis=0)
@@ -248,7 +249,8 @@ class Direction(ABC):
 
     def _recurrent_gradient(self, d_hidden: Array, h: Array, out: Array) -> Array:
         """`(gates*H, H)`: the gradient of W_hh that a chunk brings."""
-        return np.matmul(d_hidden.T, h, out=out)
+        gradient: Array = self.matmul(d_hidden.T, h, out)
+        return gradient
 
     @abstractmethod
     def _begin(self, runs: Sequence[Run]) -> None:
