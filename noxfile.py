@@ -36,6 +36,15 @@ EXTRAS = {
     "onnxruntime": "onnxruntime,cli",
     "all": "all",
 }
+FRAMEWORKS = "--backend=numpy --backend=torch --backend=onnxruntime"
+# by what their files are called; MindSpore's own layers are slow, so it is measured at less
+BENCHMARKS = {
+    "": f"{FRAMEWORKS} --size=S --size=M --size=L --size=wide --size=long --size=step "
+    "--lengths=dense --lengths=full --lengths=uniform --lengths=short --seconds=0.25",
+    "-stacks": f"{FRAMEWORKS} --size=S --size=M --layers=2 --bidirectional --seconds=0.25",
+    "-mindspore": "--backend=mindspore --size=S --size=M --size=L --size=step "
+    "--lengths=dense --lengths=uniform --lengths=short --seconds=0.25",
+}
 # what only several backends beside each other can show
 TOGETHER = [
     "test_together.py",
@@ -169,17 +178,19 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """What time and memory cost, in benchmarks/figures, and which bars hold: an hour or two."""
+    """What time and memory cost, in benchmarks/figures, and which bars hold: more than an hour."""
     python = together(session, "benchmark")
     figures = Path("benchmarks/figures")
     figures.mkdir(exist_ok=True)
-    sizes = [f"--size={size}" for size in ("S", "M", "L", "wide", "long", "step")]
-    lengths = [f"--lengths={kind}" for kind in ("dense", "full", "uniform", "short")]
-    reports = [figures / "threads1.json", figures / "threads2.json", figures / "overheads.json"]
-    for threads, report in zip((1, 2), reports, strict=False):
-        out = [f"--json={report}", f"--plot={report.with_suffix('.png')}"]
-        session.run(python, "-m", "unirnn", "bench", *sizes, *lengths, f"--threads={threads}", *out, external=True)
-    session.run(python, "benchmarks/overheads.py", f"--json={reports[2]}", external=True)
+    reports = []
+    for threads in (1, 2):
+        for name, options in BENCHMARKS.items():
+            report = figures / f"threads{threads}{name}.json"
+            out = [f"--threads={threads}", f"--json={report}", f"--plot={report.with_suffix('.png')}"]
+            session.run(python, "-m", "unirnn", "bench", *options.split(), *out, external=True)
+            reports.append(report)
+    reports.append(figures / "overheads.json")
+    session.run(python, "benchmarks/overheads.py", f"--json={reports[-1]}", external=True)
     session.run(python, "benchmarks/memory.py", *session.posargs, external=True)
     session.run(python, "benchmarks/bars.py", *map(str, reports), external=True)
 

@@ -200,7 +200,8 @@ def _figures(report: dict[str, Any]) -> str:
     sizes = list(dict.fromkeys(row["size"] for row in report["rows"]))
     found: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for row in report["rows"]:
-        key = (row["backend"], row["mode"], row["cell"], row["lengths"])
+        stack = f", {row['num_layers']} layers" * (row["num_layers"] > 1) + ", bidirectional" * row["bidirectional"]
+        key = (row["backend"], row["mode"], row["cell"] + stack, row["lengths"])
         ratio = row["ratios"].get("torch")
         found.setdefault(key, {}).setdefault(row["size"], []).append("-" if ratio is None else f"{ratio:.2f}")
     rows = [[*key, *(" / ".join(of_size.get(size, ["-"])) for size in sizes)] for key, of_size in found.items()]

@@ -228,8 +228,10 @@ def kernels(spec: Spec, device: str, dtype: str) -> Iterator[Kernel]:
         yield _PLAIN
     else:
         rows = [row for row in TABLE if row.cell == spec.cell and dtype in row.dtypes]
-        if core.has_numba(spec):
+        numba = core.has_numba(spec)
+        if numba:
             yield Kernel("numba", "; ".join(str(row) for row in rows if row.kernel == "numba"))
-        yield Kernel("packed", "; ".join(["compiled, exported", *(str(row) for row in rows if row.kernel == "packed")]))
+        traced = "else if compiled or exported" if numba else "compiled or exported"
+        yield Kernel("packed", "; ".join([traced, *(str(row) for row in rows if row.kernel == "packed")]))
         yield Kernel("native", "else")
         yield _PLAIN

@@ -57,7 +57,8 @@ def check_numba(spec: Spec) -> None:
         raise LimitError("kernel: given 'numba', which has no GRU with reset_after=False; 'auto' and 'packed' have")
     missing = [package for package in _NEEDED if not _is_installed(package)]
     if missing:
-        raise LimitError(f"kernel: given 'numba', but {', '.join(missing)} not installed: pip install 'unirnn[numba]'")
+        lacking = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
+        raise LimitError(f"kernel: given 'numba', but {lacking}: pip install 'unirnn[numba]'")
     if _compiled_cells() is None:
         raise LimitError(f"kernel: given 'numba', which is installed, but can't be imported ({_broken[0]})")
 
