@@ -38,7 +38,7 @@ class ByNumba:
     """
 
     def __init__(self, cell: type[Direction], spec: Spec, rows: Rows, weights: plain.Weights) -> None:
-        arrays = kernels.Weights(*(None if w is None else _read(w) for w in weights[:4]))
+        arrays = kernels.Weights(*(None if w is None else _own(w.clone()) for w in weights[:4]))
         (part,) = rows.packing.parts
         self._direction = cell(spec, arrays, part, backward=rows.backward)
         self._direction.matmul = _matmul
@@ -46,7 +46,7 @@ class ByNumba:
     def forward(self, x: Tensor, initial: list[Tensor], outputs: Tensor, blocks: Tensor | None) -> list[Tensor]:
         """As that of `ByTorch`."""
         into = None if blocks is None else Kept(outputs.numpy(), blocks.numpy().reshape(-1))
-        state = tuple(part.numpy() for part in initial)
+        state = tuple(map(_own, initial))
         with np.errstate(all="ignore"), blas_of_one_thread:
             found, final = self._direction.forward(x, state, keep=into is not None, into=into)
         if into is None:
@@ -67,11 +67,11 @@ class ByNumba:
     ) -> plain.Weights | None:
         """As that of `ByTorch`."""
         kept = Kept(outputs.numpy(), blocks.numpy().reshape(-1))
-        self._direction.resume(x, tuple(map(_read, initial)), kept)
+        self._direction.resume(x, tuple(map(_own, initial)), kept)
         d_rows = np.zeros(outputs.shape, kept.outputs.dtype) if d_outputs is None else _read(d_outputs)
         with np.errstate(all="ignore"), blas_of_one_thread:
             found, d_weights = self._direction.backward(
-                d_rows, tuple(map(_read, d_state)), d_x=d_x, of_weights=of_weights
+                d_rows, tuple(map(_own, d_state)), d_x=d_x, of_weights=of_weights
             )
         for part, gradient in zip(d_state, found, strict=True):
             part.copy_(torch.from_numpy(gradient))
@@ -82,8 +82,14 @@ class ByNumba:
 # only what no caller ever sees is shared.
 
 
+def _own(tensor: Tensor) -> NDArray[Any]:
+    """The same memory, of a tensor that no caller ever sees."""
+    array: NDArray[Any] = tensor.detach().resolve_neg().numpy()
+    return array
+
+
 def _read(tensor: Tensor) -> NDArray[Any]:
-    """A tensor's values, where they lie: not to be written to."""
+    """The values of any other, where they lie: not to be written to."""
     return np.from_dlpack(tensor.detach().resolve_neg())
 
 
@@ -95,9 +101,7 @@ def _matmul(a: Any, b: Any, out: Any) -> Any:
 
 def _shared(array: Any) -> Tensor:
     """A tensor of the same memory."""
-    if isinstance(array, Tensor):
-        return array
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    return array if isinstance(array, Tensor) else torch.from_numpy(array)
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:

@@ -161,7 +161,7 @@ def obstacle(spec: Spec, input: Tensor) -> str | None:
         return why_not
     if torch.is_autocast_enabled("cpu"):
         return "it knows no autocast"
-    if torch.onnx.is_in_onnx_export() and not hasattr(torch.onnx, "ops"):
+    if not hasattr(torch.onnx, "ops") and torch.onnx.is_in_onnx_export():
         return "this torch can't write a node of ONNX"  # that came with torch 2.8
     if _functorch_level is not None and _functorch_level() is not None:
         return "it knows no torch.func"

@@ -564,8 +564,8 @@ def test_explain_says_when_which_kernel_is_taken(numba: bool, monkeypatch: pytes
     assert str(told).splitlines() == [
         "GRUSpec(3, 4) on torch, cpu, float32: no limits",
         *(compiled if numba else []),
-        f"  kernel packed: {'else if ' * numba}compiled or exported; training (T >= 16); training with lengths (T >= 12); "
-        "inference with lengths (T >= 16, B*H >= 8192)",
+        f"  kernel packed: {'else if ' * numba}compiled or exported; training (T >= 16); "
+        "training with lengths (T >= 12); inference with lengths (T >= 16, B*H >= 8192)",
         "  kernel native: else",
         "  kernel plain: by name only",
     ]

@@ -259,7 +259,8 @@ def recurrent(
         )
 
     def write_state(directions: list[State]) -> State:
-        stacked = (packing.unsort(np.stack(part)).astype(dtype, copy=False) for part in zip(*directions, strict=True))
+        parts = (part[0][None] if len(part) == 1 else np.stack(part) for part in zip(*directions, strict=True))
+        stacked = (packing.unsort(part).astype(dtype, copy=False) for part in parts)
         return tuple(part if batched else part[:, 0] for part in stacked)
 
     def cast(name: str) -> Array | None:

@@ -118,10 +118,9 @@ def _add_product(a: Any, weight: Any, part: Any, product: Any, out: Any) -> None
 
 @compiled
 def _sigmoid(a: Any, out: Any) -> None:
-    """Of 2a: the half stands in the weights."""
     half = a.dtype.type(0.5)
     for j in range(out.size):
-        out[j] = half + half * tanh(a[j])
+        out[j] = half + half * tanh(half * a[j])
 
 
 @compiled
@@ -173,7 +172,6 @@ class _ByNumba(Direction):
 class _RNN(_ByNumba):
     """``h' = act(x + W_hh h)``"""
 
-    sigmoids = ""
     kept = 0
     forgets = True
 
@@ -245,7 +243,6 @@ class _GRU(_ByNumba):
     Kept are r, z, n and ``W_hn h + b_hn``.
     """
 
-    sigmoids = "rz"
     bias_with_product = (2,)
     kept = 4
     inputs_differ = True
@@ -346,7 +343,6 @@ class _LSTM(_ByNumba):
     Kept are i, f, g, o and c'.
     """
 
-    sigmoids = "ifo"
     kept = 5
 
     def _run(self, of_input: Array, flat: Array, state: State, outputs: Array) -> None:

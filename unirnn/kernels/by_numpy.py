@@ -120,7 +120,6 @@ class _ByNumPy(Direction):
 class RNN(_ByNumPy):
     """``h' = act(x + W_hh h)``"""
 
-    sigmoids = ""
     products = 1
     kept = 1
     forgets = True
@@ -159,7 +158,7 @@ class GRU(_ByNumPy):
     r, z, ``W_hn h`` and n, since the reset gate comes between the latter two, and z.
     """
 
-    sigmoids = "rz"
+    halved = "rz"
     products = 3
     kept = 4
     coefficients = 5
@@ -226,7 +225,7 @@ class GRUResetBefore(_ByNumPy):
     coefficients are those of r, z and n, and z.
     """
 
-    sigmoids = "rz"
+    halved = "rz"
     products = 2
     kept = 4
     coefficients = 4
@@ -297,7 +296,7 @@ class LSTM(_ByNumPy):
     c', and f.
     """
 
-    sigmoids = "ifo"
+    halved = "ifo"
     products = 4
     kept = 6
     coefficients = 6

@@ -86,11 +86,11 @@ class Direction(ABC):
     blocks come flat, `(steps, kept, stride)`. See `memory` for how they lie.
 
     A sigmoid is ``(1 + tanh(a / 2)) / 2``: it can't overflow, and NumPy has no exp that is as fast. The half of a
-    stands in the weights, which is exact.
+    may stand in the weights, which is exact.
     """
 
-    sigmoids: str
-    """The gates that are sigmoids."""
+    halved: str = ""
+    """The gates whose weights are halved."""
     bias_with_product: tuple[int, ...] = ()
     """The gates whose recurrent bias belongs to the state's product, not to the input's."""
     kept: int
@@ -110,15 +110,16 @@ class Direction(ABC):
         self.size = spec.hidden_size
         self.num_gates = len(spec.gates)
         self.batch_size = part.batch_size
-        self.scales = [0.5 if gate in self.sigmoids else 1.0 for gate in spec.gates]
+        self.scales = [0.5 if gate in self.halved else 1.0 for gate in spec.gates]
         self.dtype = weights.weight_hh.dtype
         self._lock = threading.Lock()
 
     def _by_gate(self, weight: Array) -> Array:
-        """`(gates*H, ...)` to `(gates, H, ...)`: a copy, of which the sigmoids' part is halved."""
+        """`(gates*H, ...)` to `(gates, H, ...)`: a copy, if any gate's part is to be halved."""
         blocks = weight.reshape(self.num_gates, self.size, -1)
-        scaled: Array = blocks * np.array(self.scales, weight.dtype)[:, None, None]
-        return scaled.reshape(self.num_gates, self.size, *weight.shape[1:])
+        if self.halved:
+            blocks = blocks * np.array(self.scales, weight.dtype)[:, None, None]
+        return blocks.reshape(self.num_gates, self.size, *weight.shape[1:])
 
     def _input_bias(self, b_ih: Array, b_hh: Array) -> Array:
         """`(gates*H,)`: what is added to the input's product."""

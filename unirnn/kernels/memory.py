@@ -64,7 +64,8 @@ def blocks(
     start = 0
     for run, stride, length in zip(runs, strides, sizes, strict=True):
         found = space[start : start + length].reshape(run.steps, count, stride)
-        found[..., run.alive * size :] = 0
+        if stride > run.alive * size:
+            found[..., run.alive * size :] = 0
         yield found
         if keep:
             start += length

@@ -3,6 +3,8 @@
 N is the number of rows, the sum of the lengths.
 """
 
+from collections.abc import Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -69,8 +71,8 @@ class Part(NamedTuple):
 
     sequences: slice
     rows: slice
-    alive: list[int]
-    chunks: list[Chunk]
+    alive: Sequence[int]
+    chunks: Sequence[Chunk]
 
     @property
     def batch_size(self) -> int:
@@ -110,7 +112,7 @@ class Packing:
         self.parts: list[Part] = []
         if self.is_dense:  # nothing is sorted, nothing gathered
             self.order, self.rows = np.arange(batch_size), np.arange(steps * batch_size)
-            self._add([batch_size] * steps, batch_size)
+            self.parts.append(_dense(steps, batch_size))
             return
         longest_first = np.argsort(-lengths, kind="stable")
         dealt = [longest_first[k::num_parts] for k in range(num_parts)]
@@ -153,7 +155,14 @@ class Packing:
         return array
 
 
-def _chunks(alive: list[int]) -> list[Chunk]:
+@lru_cache(maxsize=64)
+def _dense(steps: int, batch_size: int) -> Part:
+    """The only part of a batch without padding; it is made again and again, and costs as much as dozens of steps."""
+    alive = (batch_size,) * steps
+    return Part(slice(0, batch_size), slice(0, steps * batch_size), alive, tuple(_chunks(alive)))
+
+
+def _chunks(alive: Sequence[int]) -> list[Chunk]:
     """Chunks of all steps in order: a run is cut where a chunk is full."""
     chunks: list[Chunk] = []
     runs: list[Run] = []
