@@ -16,6 +16,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -61,7 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table.add_row(row["part"], row["what"], *figures, row["unit"], f"{row['ratio']:.2f}")
     console.print(table)
     if options.json:
-        options.json.write_text(json.dumps({**machine(), "overheads": rows}, indent=2) + "\n")
+        command = shlex.join(["python", "benchmarks/overheads.py", *(sys.argv[1:] if arguments is None else arguments)])
+        versions = {name: registry.load(name).version() for name in ("numpy", *FRAMEWORKS)}
+        report = {"command": command, **machine(), "versions": versions, "overheads": rows}
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0
 
 

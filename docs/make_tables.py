@@ -192,10 +192,11 @@ def _package(kind: type) -> str:
 
 def figures_tables() -> str:
     """A table for each report."""
-    return "\n\n".join(_figures(json.loads(file.read_text("utf-8"))) for file in sorted(FIGURES.glob("threads*.json")))
+    reports = (json.loads(file.read_text("utf-8")) for file in sorted(FIGURES.glob("*.json")))
+    return "\n\n".join(_times(report) if "rows" in report else _overheads(report) for report in reports)
 
 
-def _figures(report: dict[str, Any]) -> str:
+def _times(report: dict[str, Any]) -> str:
     """Ours beside PyTorch's dense native layer, forward and with backward, as Markdown."""
     sizes = list(dict.fromkeys(row["size"] for row in report["rows"]))
     found: dict[tuple[str, ...], dict[str, list[str]]] = {}
@@ -205,14 +206,23 @@ def _figures(report: dict[str, Any]) -> str:
         ratio = row["ratios"].get("torch")
         found.setdefault(key, {}).setdefault(row["size"], []).append("-" if ratio is None else f"{ratio:.2f}")
     rows = [[*key, *(" / ".join(of_size.get(size, ["-"])) for size in sizes)] for key, of_size in found.items()]
+    return _measured(report, ["backend", "mode", "cell", "lengths", *sizes], rows)
+
+
+def _overheads(report: dict[str, Any]) -> str:
+    """What unirnn costs besides the computation, beside what it would cost without, as Markdown."""
+    columns = ["part", "what", "ours", "other", "unit", "ratio"]
+    rows = [
+        [f"{row[name]:.4g}" if isinstance(row[name], float | int) else row[name] for name in columns]
+        for row in report["overheads"]
+    ]
+    return _measured(report, columns, rows)
+
+
+def _measured(report: dict[str, Any], columns: list[str], rows: list[list[str]]) -> str:
+    """A table, below what measured it."""
     where = (report["date"][:10], report["cpu"], f"{report['cores']} cores", *report["versions"].values())
-    return "\n".join(
-        [
-            f"`{report['command']}`, {', '.join(where)}:",
-            "",
-            *_table(["backend", "mode", "cell", "lengths", *sizes], rows),
-        ]
-    )
+    return "\n".join([f"`{report['command']}`, {', '.join(where)}:", "", *_table(columns, rows)])
 
 
 # ---- all -----------------------------------------------------------------------------------------

@@ -32,13 +32,22 @@ def test_the_cost_follows_the_work() -> None:
     assert len(packing.rows) == 5
 
 
+def test_the_same_lengths_are_packed_once() -> None:
+    one, again, other = (Packing.of(np.array(lengths), 5) for lengths in ([1, 0, 4], [1, 0, 4], [1, 4, 0]))
+    assert one is again
+    assert other.order.tolist() == [1, 0, 2]
+    assert not Packing.of(np.array([3, 3]), 5).is_dense
+    assert Packing.of(np.array([3, 3]), 3).is_dense
+    assert len(Packing.of(np.array([3, 3]), 5, 2).parts) == 2
+
+
 @given(lengths=st.lists(st.integers(0, 6), max_size=5), limit=st.integers(1, 12), parts=st.integers(1, 3))
 def test_every_row_is_in_one_part_and_one_chunk_and_one_run(lengths: list[int], limit: int, parts: int) -> None:
     with mock.patch("unirnn.kernels.packing._CHUNK", limit):
         packing = Packing(np.array(lengths, np.int64), 6, parts)
     every = [t * len(lengths) + k for t in range(6) for k, n in enumerate(lengths) if t < n]
-    assert sorted(packing.order.tolist()) == list(range(len(lengths)))
-    assert sorted(packing.rows.tolist()) == every
+    assert sorted(packing.order.tolist()) == ([] if packing.is_dense else list(range(len(lengths))))
+    assert sorted(packing.rows.tolist()) == ([] if packing.is_dense else every)
     sequences = rows = 0
     for part in packing.parts:
         assert (part.sequences.start, part.rows.start) == (sequences, rows)
@@ -71,6 +80,7 @@ def test_cuts_change_nothing(cell: Any, kernel: str, bias: bool, lengths: list[i
     whole = run()
     with (
         mock.patch("unirnn.kernels.packing._CHUNK", limit),
+        mock.patch.object(Packing, "of", Packing),  # none that was made before
         mock.patch("unirnn.kernels.products._SMALL", 8 * limit),
         mock.patch("unirnn.kernels.products._NARROWEST", 1),
         mock.patch("unirnn.kernels.threads._LEAST_SEQUENCES", 1),

@@ -38,7 +38,8 @@ class ByNumba:
     """
 
     def __init__(self, cell: type[Direction], spec: Spec, rows: Rows, weights: plain.Weights) -> None:
-        arrays = kernels.Weights(*(None if w is None else _own(w.clone()) for w in weights[:4]))
+        weight_ih, *others = weights[:4]
+        arrays = kernels.Weights(weight_ih, *(None if w is None else _read(w) for w in others))
         (part,) = rows.packing.parts
         self._direction = cell(spec, arrays, part, backward=rows.backward)
         self._direction.matmul = _matmul

@@ -66,7 +66,7 @@ class _Call:
         lengths = np.full(batch_size, steps)
         if self.lengths is not None:
             lengths = checked(self.lengths.numpy(), Sizes(steps, batch_size))
-        rows = Rows(Packing(lengths, steps), self.backward)
+        rows = Rows(Packing.of(lengths, steps), self.backward)
         spec, numba = self.spec, self.numba
         if numba is None:
             valid = None if rows.packing.is_dense else rows.count

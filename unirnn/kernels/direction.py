@@ -100,8 +100,8 @@ class Direction(ABC):
     inputs_differ = False
     """Whether the gradients of the input's products are not those of the state's."""
     matmul: Callable[[Any, Any, Any], Any] = staticmethod(np.matmul)
-    """Multiplies many rows: the first two into the third, which it returns. A framework may put its own here; then x
-    and its gradient may be whatever that takes."""
+    """Multiplies many rows: the first two into the third, which it returns. A framework may put its own here; then x,
+    its gradient and W_ih may be tensors of that framework."""
 
     def __init__(self, spec: Spec, weights: Weights, part: Part, *, backward: bool) -> None:
         self.weights = weights
@@ -194,8 +194,10 @@ class Direction(ABC):
         d_state = tuple(empty(part.shape, self.dtype, memory.REST) for part in d_final)
         for part, given in zip(d_state, d_final, strict=True):
             part[...] = given
-        d_weights = Weights(*(np.zeros_like(w) if of_weights and w is not None else None for w in self.weights))
-        of_weight_ih, of_weight_hh = (np.empty(weight.shape, weight.dtype) for weight in (w_ih, w_hh))
+        d_weights = Weights(
+            *(np.zeros(w.shape, self.dtype) if of_weights and w is not None else None for w in self.weights)
+        )
+        of_weight_ih, of_weight_hh = (np.empty(weight.shape, self.dtype) for weight in (w_ih, w_hh))
         turn = 1 if self.backwards else -1
         order = self._in_order()
         self._begin_back([run for _, run in reversed(order)], longest)

@@ -3,7 +3,6 @@
 N is the number of rows, the sum of the lengths.
 """
 
-from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -71,8 +70,8 @@ class Part(NamedTuple):
 
     sequences: slice
     rows: slice
-    alive: Sequence[int]
-    chunks: Sequence[Chunk]
+    alive: list[int]
+    chunks: list[Chunk]
 
     @property
     def batch_size(self) -> int:
@@ -98,9 +97,9 @@ class Packing:
     is_dense
         Whether the rows are the steps, in their order.
     order
-        `(B,)`: the sequences, part by part, the longest of each first.
+        `(B,)`: the sequences, part by part, the longest of each first; empty if dense.
     rows
-        `(N,)`: where each row stands in the flat `(T*B,)` order.
+        `(N,)`: where each row stands in the flat `(T*B,)` order; empty if dense.
     parts
         What each part has.
     """
@@ -111,8 +110,8 @@ class Packing:
         self.is_dense = num_parts == 1 and bool((lengths == steps).all())
         self.parts: list[Part] = []
         if self.is_dense:  # nothing is sorted, nothing gathered
-            self.order, self.rows = np.arange(batch_size), np.arange(steps * batch_size)
-            self.parts.append(_dense(steps, batch_size))
+            self.order = self.rows = np.empty(0, np.int64)
+            self._add([batch_size] * steps, batch_size)
             return
         longest_first = np.argsort(-lengths, kind="stable")
         dealt = [longest_first[k::num_parts] for k in range(num_parts)]
@@ -123,6 +122,11 @@ class Packing:
             rows.append((step * batch_size + sequences)[valid])
             self._add(valid.sum(axis=1).tolist(), len(sequences))
         self.order, self.rows = (np.concatenate(arrays) if num_parts > 1 else arrays[0] for arrays in (dealt, rows))
+
+    @staticmethod
+    def of(lengths: NDArray[np.int64], steps: int, num_parts: int = 1) -> "Packing":
+        """The same as before for the same lengths: all layers and directions have them, and their backward passes."""
+        return _packing(lengths.astype(np.int64, copy=False).tobytes(), steps, num_parts)
 
     def _add(self, alive: list[int], batch_size: int) -> None:
         first, row = (self.parts[-1].sequences.stop, self.parts[-1].rows.stop) if self.parts else (0, 0)
@@ -155,14 +159,12 @@ class Packing:
         return array
 
 
-@lru_cache(maxsize=64)
-def _dense(steps: int, batch_size: int) -> Part:
-    """The only part of a batch without padding; it is made again and again, and costs as much as dozens of steps."""
-    alive = (batch_size,) * steps
-    return Part(slice(0, batch_size), slice(0, steps * batch_size), alive, tuple(_chunks(alive)))
+@lru_cache(maxsize=4)
+def _packing(lengths: bytes, steps: int, num_parts: int) -> Packing:
+    return Packing(np.frombuffer(lengths, np.int64), steps, num_parts)
 
 
-def _chunks(alive: Sequence[int]) -> list[Chunk]:
+def _chunks(alive: list[int]) -> list[Chunk]:
     """Chunks of all steps in order: a run is cut where a chunk is full."""
     chunks: list[Chunk] = []
     runs: list[Run] = []
