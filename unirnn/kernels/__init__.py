@@ -103,9 +103,8 @@ def _packed(spec: Spec, lengths: NDArray[np.int64], steps: int, compiled: bool) 
     """What steps, and the packing, in as many parts as numba has threads, where that is worth while."""
     cell = compiled_cell(spec) if compiled else None
     if cell is None:
-        return by_numpy.GRUResetBefore if _resets_before(spec) else by_numpy.CELLS[spec.cell], Packing.of(
-            lengths, steps
-        )
+        cell = by_numpy.GRUResetBefore if _resets_before(spec) else by_numpy.CELLS[spec.cell]
+        return cell, Packing.of(lengths, steps)
     return cell, Packing.of(lengths, steps, threads.num_parts(spec, lengths, _threads_of_numba()))
 
 
