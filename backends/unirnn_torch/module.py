@@ -187,7 +187,7 @@ class Recurrent(torch.nn.RNNBase):
         """The dtype that arrays must have; None, any floating one, under autocast, where the native call casts."""
         dtype = self._weights[0].dtype
         others = [t for t in (input, *(state or ())) if isinstance(t, Tensor) and t.dtype != dtype]
-        return None if others and torch.is_autocast_enabled(others[0].device.type) else dtype
+        return None if others and _casts(others[0].device.type) else dtype
 
     def _dense(
         self, input: Tensor, state: tuple[Tensor, ...] | None, batch_size: int | None, weights: list[Tensor]
@@ -458,6 +458,11 @@ def direction(
     return output, (h, *(torch.where(begun, c.squeeze(0), c0) for c, c0 in zip(final[1:], c_0, strict=True)))
 
 
+def _casts(device: str) -> bool:
+    """Whether autocast is on, on a kind of device; some, such as meta, have none, and torch refuses the question."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def _rest(spec: Spec, x: Tensor) -> Tensor | None:
     """Weights `(gates*H, 1)` of one more column of the input, 1 on padded steps, that puts them to rest.
 
@@ -465,7 +470,7 @@ def _rest(spec: Spec, x: Tensor) -> Tensor | None:
     Relu RNN: h is 0.
     """
     device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    dtype = torch.get_autocast_dtype(device) if _casts(device) else x.dtype
     large = torch.finfo(dtype).max / 4
     if _mode(spec) == "RNN_RELU":
         return x.new_full((spec.hidden_size, 1), -large)

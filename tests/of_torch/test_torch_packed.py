@@ -599,6 +599,33 @@ def test_the_default_device_decides_nothing() -> None:
             gru(x, None, [20, 3, 0, 7, 7])
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        RNNSpec(3, 4, nonlinearity="relu"),
+        GRUSpec(3, 4, 2, bidirectional=True),
+        LSTMSpec(3, 4, batch_first=True),
+        LSTMSpec(3, 4, proj_size=2),
+        STEPPED,
+    ],
+)
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_device_is_never_waited_for(spec: Spec, grad: bool) -> None:
+    # Here is no GPU. A tensor on meta has no values, so to look at one, which waits for a GPU, raises.
+    module = spec.build("torch").to("meta")
+    x = torch.empty(5, 5, 3, device="meta", requires_grad=True)
+    with torch.set_grad_enabled(grad):
+        for arguments in ((x,), (x, None, [1, 0, 3, 3, 5])):
+            output, _ = module(*arguments)
+            assert (output.shape, output.device) == ((5, 5, spec.output_size * spec.num_directions), x.device)
+            if grad:
+                output.sum().backward()
+                assert x.grad is not None
+                assert x.grad.shape == x.shape
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # they are read, to be checked
+        module(x, None, torch.empty(5, dtype=torch.int64, device="meta"))
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_a_compiled_transform_is_native() -> None:
     gru = GRUSpec(3, 8).build("torch", seed=0)
