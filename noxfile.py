@@ -43,7 +43,7 @@ BENCHMARKS = {
     "--lengths=dense --lengths=full --lengths=uniform --lengths=short --seconds=0.25",
     "-stacks": f"{FRAMEWORKS} --size=S --size=M --layers=2 --bidirectional --seconds=0.25",
     "-mindspore": "--backend=mindspore --size=S --size=M --size=L --size=step "
-    "--lengths=dense --lengths=uniform --lengths=short --seconds=0.25",
+    "--lengths=dense --lengths=full --lengths=uniform --lengths=short --seconds=0.25",
 }
 # what only several backends beside each other can show
 TOGETHER = [

@@ -39,6 +39,8 @@ def test_the_same_lengths_are_packed_once() -> None:
     assert not Packing.of(np.array([3, 3]), 5).is_dense
     assert Packing.of(np.array([3, 3]), 3).is_dense
     assert len(Packing.of(np.array([3, 3]), 5, 2).parts) == 2
+    with mock.patch("unirnn.kernels.packing._HELD", 14):  # of many steps none is held
+        assert Packing.of(np.array([1, 0, 4]), 5) is not one
 
 
 @given(lengths=st.lists(st.integers(0, 6), max_size=5), limit=st.integers(1, 12), parts=st.integers(1, 3))

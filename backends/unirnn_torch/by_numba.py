@@ -2,8 +2,8 @@
 
 A step there costs none of the calls of torch's, of which it has ten in `by_torch`; so it is the faster one where a step
 has few rows. It is as good as a cell of `by_torch`, with the same arguments, and keeps as much. Its products of many
-rows are torch's; the steps have one thread, since those of NumPy's BLAS go on spinning for some time after a product,
-and would be in the way of torch's.
+rows are torch's, by torch's settings; the steps have one thread, since those of NumPy's BLAS go on spinning for some
+time after a product, and would be in the way of torch's.
 """
 
 from typing import Any
@@ -72,7 +72,7 @@ class ByNumba:
         d_rows = np.zeros(outputs.shape, kept.outputs.dtype) if d_outputs is None else _read(d_outputs)
         with np.errstate(all="ignore"), blas_of_one_thread:
             found, d_weights = self._direction.backward(
-                d_rows, tuple(map(_own, d_state)), d_x=d_x, of_weights=of_weights
+                d_rows, tuple(map(_read, d_state)), d_x=d_x, of_weights=of_weights
             )
         for part, gradient in zip(d_state, found, strict=True):
             part.copy_(torch.from_numpy(gradient))

@@ -187,7 +187,8 @@ def _define(mode: str, cell: type[ByTorch]) -> Any:
     def backward(*arguments: Any) -> tuple[Tensor, ...]:
         call = _Call(mode, arguments)
         *tensors, of_x, of_weights = call.rest
-        return _backward(call, tensors[:2], tensors[2:], (of_x, of_weights))
+        with torch.no_grad():  # in a graph of a training step it is an operator like any other
+            return _backward(call, tensors[:2], tensors[2:], (of_x, of_weights))
 
     def backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
         call = _Call(mode, arguments)

@@ -14,6 +14,8 @@ __all__ = ["Chunk", "Packing", "Part", "Run"]
 
 Array = NDArray[Any]
 
+_HELD = 2**18
+"""How many steps a batch has at most, padding included, whose packing is held; its rows take 2 MiB."""
 _CHUNK = 384
 """How many rows a chunk has at most, if a step has no more: what is computed for them stays in the cache."""
 
@@ -126,7 +128,9 @@ class Packing:
     @staticmethod
     def of(lengths: NDArray[np.int64], steps: int, num_parts: int = 1) -> "Packing":
         """The same as before for the same lengths: all layers and directions have them, and their backward passes."""
-        return _packing(lengths.astype(np.int64, copy=False).tobytes(), steps, num_parts)
+        if steps * len(lengths) > _HELD:
+            return Packing(lengths, steps, num_parts)
+        return _held(lengths.astype(np.int64, copy=False).tobytes(), steps, num_parts)
 
     def _add(self, alive: list[int], batch_size: int) -> None:
         first, row = (self.parts[-1].sequences.stop, self.parts[-1].rows.stop) if self.parts else (0, 0)
@@ -160,7 +164,7 @@ class Packing:
 
 
 @lru_cache(maxsize=4)
-def _packing(lengths: bytes, steps: int, num_parts: int) -> Packing:
+def _held(lengths: bytes, steps: int, num_parts: int) -> Packing:
     return Packing(np.frombuffer(lengths, np.int64), steps, num_parts)
 
 
