@@ -501,6 +501,17 @@ def test_all_that_the_backward_pass_needs_goes_through_autograd(kind: str, kerne
         assert leaf.grad.untyped_storage().resizable()
 
 
+@pytest.mark.parametrize("numba", [False, True])
+@pytest.mark.parametrize("ns", [None, torch.tensor([7, 0, 4])])
+def test_what_an_operator_returns_can_be_resized(ns: Tensor | None, numba: bool) -> None:
+    gru = GRUSpec(3, 4).build("torch", seed=0)
+    given = (torch.randn(7, 3, 3), ns, torch.zeros(3, 4), *(w.detach() for w in gru.parameters()), False, numba)
+    results = torch.ops.unirnn.gru(*given, True)
+    gradients = torch.ops.unirnn.gru_backward(*given, *results[2:], results[0], results[1], True, True)
+    for tensor in (*results[:2], *gradients):
+        assert tensor.untyped_storage().resizable()
+
+
 @each_of_ours
 @each_kind
 @pytest.mark.parametrize("ns", [None, [7, 0, 4]])
