@@ -39,9 +39,9 @@ EXTRAS = {
 FRAMEWORKS = "--backend=numpy --backend=torch --backend=onnxruntime"
 # by what their files are called; MindSpore's own layers are slow, so it is measured at less
 BENCHMARKS = {
-    "": f"{FRAMEWORKS} --size=S --size=M --size=L --size=wide --size=long --size=step "
+    "": f"{FRAMEWORKS} --mode=eager --mode=numba --size=S --size=M --size=L --size=wide --size=long --size=step "
     "--lengths=dense --lengths=full --lengths=uniform --lengths=short --seconds=0.25",
-    "-stacks": f"{FRAMEWORKS} --size=S --size=M --layers=2 --bidirectional --seconds=0.25",
+    "-stacks": f"{FRAMEWORKS} --mode=eager --mode=numba --size=S --size=M --layers=2 --bidirectional --seconds=0.25",
     "-mindspore": "--backend=mindspore --size=S --size=M --size=L --size=step "
     "--lengths=dense --lengths=full --lengths=uniform --lengths=short --seconds=0.25",
 }

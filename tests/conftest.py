@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -36,7 +37,8 @@ ASYNCHRONOUS = "mindspore-asynchronous"
 class Subject:
     """A backend under test, with what its builds need besides; NumPy arrays in and out.
 
-    ``kernel`` is what is built with where the backend has it for the spec, ``change`` is done to what was built.
+    ``kernel`` is what is built with where the backend has it for the spec, ``change`` is done to what was built,
+    ``looser`` is what tolerances are multiplied by, and ``relu_at_zero`` is the slope of a relu there.
     """
 
     label: str
@@ -44,6 +46,8 @@ class Subject:
     options: dict[str, Any] = field(default_factory=dict)
     kernel: str | None = None
     change: Callable[[Any], None] = lambda module: None
+    looser: float = 1.0
+    relu_at_zero: float = 0.0
 
     def build(self, spec: Spec, **arguments: Any) -> Any:
         module = spec.build(self.backend.name, **{**self.options, **self._kernel(spec, **arguments), **arguments})
@@ -91,7 +95,8 @@ def _subjects(name: str) -> list[Subject]:
         return [Subject(name, backend), Subject("numpy-packed", backend, kernel="packed")]
     if name == "torch":  # small as the cases are, what it chooses by itself is native
         kernels = ("packed", "numba") if find_spec("numba") else ("packed",)
-        return [Subject(name, backend), *(Subject(f"torch-{kernel}", backend, kernel=kernel) for kernel in kernels)]
+        found = [Subject(name, backend), *(Subject(f"torch-{kernel}", backend, kernel=kernel) for kernel in kernels)]
+        return [*found, *_of_a_gpu(backend)]
     if name == "mindspore":  # what it takes by itself, in PyNative mode on a CPU, is a function of its own
         import mindspore
 
@@ -107,6 +112,16 @@ def _subjects(name: str) -> list[Subject]:
     return [Subject(f"array_api-{n}", backend, {"namespace": __import__(n)}) for n in namespaces]
 
 
+def _of_a_gpu(torch_backend: Backend) -> list[Subject]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    torch.backends.cudnn.allow_tf32 = False  # which has ten bits: see `explain`
+    # cuDNN's tanh is off by 1e-6
+    return [Subject("torch-cuda", torch_backend, {"device": "cuda"}, looser=10, relu_at_zero=1)]
+
+
 def _without_its_function(module: Any) -> None:
     """Leave to a module of MindSpore the operators that graphs run, and PyNative where the function can't be had."""
     module.stack.layers = None
@@ -119,6 +134,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME",
         help="test this backend (repeatable); default: every registered backend that is installed",
     )
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """What only a GPU shows is collected where torch sees one."""
+    if collection_path.name != "test_torch_gpu.py":
+        return None
+    import torch
+
+    return None if torch.cuda.is_available() else True
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -323,6 +323,7 @@ def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(
         (["--size", "XL"], "size: given 'XL', expected one of S, M, L, wide, long, step"),
         (["--lengths", "long"], "lengths: given 'long', expected one of dense, full, uniform, short"),
         (["--threads", "0"], "threads: given 0, expected at least 1"),
+        (["--mode", "warp"], "mode: given 'warp', expected one of eager"),
         (["--layers", "0"], "num_layers: given 0, expected at least 1"),
         (["--plot", "bench.jpg"], "--plot: given 'bench.jpg', expected a name that ends in .png"),
     ],

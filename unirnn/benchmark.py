@@ -192,8 +192,10 @@ class Benchmarked(Protocol):
     One without it is measured by itself: its call, and its ``gradients``, arrays of NumPy in and out.
     """
 
-    modes: tuple[str, ...]
-    """Ways to run that need a process each, such as ``("eager",)``."""
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Ways to run that need a process each, such as ``("eager",)``."""
+        ...
 
     def contenders(self, work: Work) -> Contenders:
         """What computes the work, by name; each returns its result, the output or the gradients, once it is there.
@@ -392,6 +394,7 @@ def jobs(
     bidirectional: Iterable[bool],
     lengths: Iterable[str],
     threads: Iterable[int],
+    modes: Iterable[str] | None = None,
 ) -> tuple[list[Job], dict[str, str], dict[str, str]]:
     """Plan: the jobs, the version of each backend that takes part, and why others don't.
 
@@ -401,14 +404,16 @@ def jobs(
         Their names; None is every registered one that is installed and builds without further options.
     cells, sizes, num_layers, bidirectional, lengths, threads
         Each combination is measured, forward and with backward; ``step`` is dense, of one layer, and forward only.
+    modes
+        Of the backends, see `Benchmarked.modes`; None is all of them.
 
     Raises
     ------
     BackendError
         If a backend that was asked for by name can't be had.
     ArgumentError
-        If a size, a kind of lengths or a number of threads is none, or a backend that was asked for by name needs
-        further options.
+        If a size, a kind of lengths, a number of threads or a mode is none, or a backend that was asked for by name
+        needs further options.
     SpecError
         If a number of layers is none.
     """
@@ -429,6 +434,8 @@ def jobs(
             layers[Layer(cell, size, number, both, kind, backward)] = None
     for layer in layers:
         _ = layer.spec  # an error, if it is none
+    wanted = None if modes is None else tuple(modes)
+    present: dict[str, None] = {}
     planned, versions, left_out = [], {}, {}
     for name in registry.backends() if backends is None else dict.fromkeys(backends):
         try:
@@ -441,8 +448,13 @@ def jobs(
             continue
         versions[name] = room.version()
         its = tuple(layer for layer in layers if room.differentiable or not layer.backward)
-        modes = room.modes if isinstance(room, Benchmarked) else ("eager",)
-        planned += [Job(name, mode, count, its) for count in threads for mode in modes]
+        found = room.modes if isinstance(room, Benchmarked) else ("eager",)
+        present.update(dict.fromkeys(found))
+        chosen = [mode for mode in found if wanted is None or mode in wanted]
+        planned += [Job(name, mode, count, its) for count in threads for mode in chosen]
+    for mode in wanted or ():
+        if mode not in present:
+            raise ArgumentError(f"mode: given {mode!r}, expected one of {', '.join(present)}")
     return planned, versions, left_out
 
 

@@ -266,6 +266,9 @@ def bench(
         typer.Option(help=f"May be repeated: {', '.join(benchmark.LENGTHS)}. Without it: dense, uniform."),
     ] = None,
     threads: Annotated[list[int] | None, typer.Option(help="May be repeated. Without it: 1.")] = None,
+    mode: Annotated[
+        list[str] | None, typer.Option(help="May be repeated, such as jit or cuda. Without it: all of each backend.")
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="How long a row is measured.")] = 0.5,
     whole: Annotated[
         bool,
@@ -294,6 +297,7 @@ def bench(
             bidirectional=(False, True) if whole and bidirectional is None else (bool(bidirectional),),
             lengths=lengths or (benchmark.LENGTHS if whole else ("dense", "uniform")),
             threads=threads or (1,),
+            modes=mode or None,
         )
     for file in (json_file, plot_file):
         if file is not None:

@@ -55,9 +55,8 @@ class Lengths:
     ----------
     valid
         `(T, B)` bool: ``t < n``.
-    reversal
-        `(T*B,)` int: where step t of the reversed sequence stands in the flat `(T*B,)` order. Steps of padding
-        stay where they are, so it is its own inverse.
+    has_begun
+        `(B,)` bool: ``n > 0``.
     last
         `(B,)` int: where step n-1 stands in that order; for n = 0, some step.
     """
@@ -65,12 +64,13 @@ class Lengths:
     def __init__(self, xp: Any, lengths: Array, steps: int) -> None:
         batch_size = lengths.shape[0]
         kind = {"dtype": lengths.dtype, "device": _device(lengths)}
-        step = xp.arange(steps, **kind)[:, None]
-        row = xp.arange(batch_size, **kind)
+        self._step = xp.arange(steps, **kind)[:, None]
+        self._row = xp.arange(batch_size, **kind)
+        self._reversal: Array = None
         self.values = lengths
-        self.valid = step < lengths
-        self.reversal = xp.reshape(xp.where(self.valid, lengths - 1 - step, step) * batch_size + row, (-1,))
-        self.last = xp.where(lengths > 0, lengths - 1, 0) * batch_size + row
+        self.valid = self._step < lengths
+        self.has_begun = lengths > 0
+        self.last = xp.where(self.has_begun, lengths - 1, 0) * batch_size + self._row
 
     def select(self, xp: Any, array: Array) -> Array:
         """`(T, B, F)` with exact zeros in the padding."""
@@ -78,11 +78,16 @@ class Lengths:
 
     def begun(self, xp: Any, array: Array) -> Array:
         """`(B, H)` with exact zeros where n = 0."""
-        return xp.where((self.values > 0)[:, None], array, xp.zeros_like(array))
+        return xp.where(self.has_begun[:, None], array, xp.zeros_like(array))
 
     def reverse(self, xp: Any, array: Array) -> Array:
         """`(T, B, F)` with each sequence's valid steps in the opposite order."""
-        return xp.reshape(xp.take(_flat(xp, array), self.reversal, axis=0), array.shape)
+        if self._reversal is None:
+            # `(T*B,)`: where step t of the reversed sequence stands in the flat order. Steps of padding stay where
+            # they are, so it is its own inverse.
+            step = xp.where(self.valid, self.values - 1 - self._step, self._step)
+            self._reversal = xp.reshape(step * self.values.shape[0] + self._row, (-1,))
+        return xp.reshape(xp.take(_flat(xp, array), self._reversal, axis=0), array.shape)
 
 
 def _device(array: Array) -> Any:
@@ -105,7 +110,7 @@ def last_valid(xp: Any, steps: Array, initial: Array, lengths: Lengths) -> Array
         `(B, H)`.
     """
     after = xp.take(_flat(xp, steps), lengths.last, axis=0)
-    return xp.where((lengths.values > 0)[:, None], after, initial)
+    return xp.where(lengths.has_begun[:, None], after, initial)
 
 
 def _product(xp: Any, weight: Array, bias: Array | None) -> Callable[[Array], Array]:

@@ -34,7 +34,6 @@ class TorchBackend:
     name = "torch"
     dtypes = ("float16", "bfloat16", "float32", "float64")
     differentiable = True
-    modes = ("eager",)
 
     def version(self) -> str:
         return f"torch {torch.__version__}"
@@ -56,6 +55,14 @@ class TorchBackend:
     def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
         if device.kind == "ascend":
             yield Limit("through torch_npu, which no test here has run: what it lacks, it says itself", refuses=False)
+        if device.kind == "gpu" and dtype == "float32":
+            yield Limit(
+                "torch lets cuDNN multiply float32 in TensorFloat-32, of 10 bits, where a GPU has it: numbers are a "
+                "CPU's to 1e-3, and to 1e-5 by torch.backends.cudnn.allow_tf32 = False",
+                refuses=False,
+            )
+        if device.kind == "gpu" and isinstance(spec, RNNSpec) and spec.nonlinearity == "relu":
+            yield Limit("cuDNN's relu has a slope of 1 at exactly 0, others have 0", refuses=False)
         if isinstance(spec, GRUSpec) and not spec.reset_after:
             yield Limit(
                 "torch has no GRU of reset_after=False: it runs step by step; torch.nn.GRU takes its state_dict, and "
@@ -134,6 +141,10 @@ class TorchBackend:
 
     def detach(self, array: Any) -> Any | None:
         return array.detach() if isinstance(array, torch.Tensor) else None
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return ("eager", "cuda") if torch.cuda.is_available() else ("eager",)
 
     def contenders(self, work: "Work") -> "Contenders":
         from .contenders import contenders  # not needed but for the benchmark

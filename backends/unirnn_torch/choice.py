@@ -26,7 +26,7 @@ from unirnn.devices import plain_name
 from unirnn.errors import LimitError
 from unirnn.limits import Kernel, check_kernel
 
-__all__ = ["KERNELS", "TABLE", "Row", "check", "fastest", "kernels", "obstacle", "rows_are_faster"]
+__all__ = ["KERNELS", "TABLE", "Row", "check", "fastest", "kernels", "no_operator", "obstacle", "rows_are_faster"]
 
 KERNELS = ("auto", "native", "packed", "numba", "plain")
 """What ``kernel`` may be; *plain* is step by step, on any device, for what has neither of the others."""
@@ -136,12 +136,20 @@ def _is_stepped(spec: Spec) -> bool:
     return isinstance(spec, GRUSpec) and not spec.reset_after
 
 
-def _lacking(spec: Spec, device: str, dtype: str) -> str | None:
-    """Why a kernel of ours can't serve, as far as the build tells."""
+def _unknown(spec: Spec) -> str | None:
+    """Why no operator can serve."""
     if _is_stepped(spec):
         return "it has no GRU of reset_after=False"
     if isinstance(spec, LSTMSpec) and spec.proj_size:
         return f"it has no proj_size (given {spec.proj_size})"
+    return None
+
+
+def _lacking(spec: Spec, device: str, dtype: str) -> str | None:
+    """Why a kernel of ours can't serve, as far as the build tells."""
+    why_not = _unknown(spec)
+    if why_not is not None:
+        return why_not
     if device != "cpu":
         return f"it runs on cpu only, not on {device}"
     if dtype not in _DTYPES:
@@ -154,6 +162,18 @@ def is_traced_by_jit() -> bool:
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
+def no_operator(spec: Spec) -> str | None:
+    """Why no operator, be it of a kernel of ours or native, can run a layer in a graph; None if one can."""
+    why_not = _unknown(spec)
+    if why_not is not None:
+        return why_not
+    if not hasattr(torch.onnx, "ops") and torch.onnx.is_in_onnx_export():
+        return "this torch can't write a node of ONNX"  # that came with torch 2.8
+    if _functorch_level is not None and _functorch_level() is not None:
+        return "it knows no torch.func"
+    return None
+
+
 def obstacle(spec: Spec, input: Tensor) -> str | None:
     """Why a kernel of ours can't run a call; None if it can."""
     why_not = _lacking(spec, input.device.type, plain_name(input.dtype))
@@ -161,10 +181,9 @@ def obstacle(spec: Spec, input: Tensor) -> str | None:
         return why_not
     if torch.is_autocast_enabled("cpu"):
         return "it knows no autocast"
-    if not hasattr(torch.onnx, "ops") and torch.onnx.is_in_onnx_export():
-        return "this torch can't write a node of ONNX"  # that came with torch 2.8
-    if _functorch_level is not None and _functorch_level() is not None:
-        return "it knows no torch.func"
+    why_not = no_operator(spec)
+    if why_not is not None:
+        return why_not
     if torch.compiler.is_compiling():
         return None
     if getattr(forward_ad, "_current_level", -1) >= 0:

@@ -1,4 +1,7 @@
-"""What ``unirnn bench`` compares torch's modules with: its own layers, dense, and between packing and padding."""
+"""What ``unirnn bench`` compares torch's modules with: its own layers, dense, and between packing and padding.
+
+Two modes: ``eager``, on the CPU, and where there is a GPU ``cuda``, where a call is over when its results are there.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,14 +20,18 @@ __all__ = ["contenders"]
 def contenders(work: Work) -> Contenders:
     """See `unirnn.benchmark.Benchmarked`."""
     torch.set_num_threads(work.threads)
-    spec = work.spec
-    ours: Any = spec.build("torch", device="cpu", seed=0)
-    native: Any = getattr(torch.nn, spec.cell)(**spec.to_kwargs("torch"))
+    spec, device = work.spec, "cuda" if work.mode == "cuda" else "cpu"
+
+    def tensor(array: Any) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    ours: Any = spec.build("torch", device=device, seed=0)
+    native: Any = getattr(torch.nn, spec.cell)(**spec.to_kwargs("torch"), device=device)
     load_weights(native, snapshot(ours))
-    x = torch.from_numpy(work.input)
-    hx = None if work.hx is None else join_state([torch.from_numpy(part) for part in work.hx])
-    ns = None if work.seq_length is None else torch.from_numpy(work.seq_length)
-    d_output = None if work.d_output is None else torch.from_numpy(work.d_output)
+    x = tensor(work.input)
+    hx = None if work.hx is None else join_state([tensor(part) for part in work.hx])
+    ns = None if work.seq_length is None else torch.from_numpy(work.seq_length)  # where packing wants them
+    d_output = None if work.d_output is None else tensor(work.d_output)
 
     def packed(x: Tensor) -> Tensor:
         assert ns is not None
@@ -46,9 +53,18 @@ def contenders(work: Work) -> Contenders:
     found = {
         "ours": call(ours, lambda x: ours(x, hx, ns)[0]),
         "native": call(native, lambda x: native(x, hx)[0]),
-        "floor": floor(work, torch.from_numpy, lambda a, b, out: torch.mm(a, b, out=out)),
+        "floor": floor(work, tensor, lambda a, b, out: torch.mm(a, b, out=out)),
     }
     if ns is not None:
         found["usual"] = call(native, packed)
         found["dense"] = call(ours, lambda x: ours(x, hx)[0])
-    return found
+    return found if device == "cpu" else {name: _finished(one) for name, one in found.items()}
+
+
+def _finished(call: Call) -> Call:
+    def run() -> object:
+        result = call()
+        torch.cuda.synchronize()
+        return result
+
+    return run

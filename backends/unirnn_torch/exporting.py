@@ -64,7 +64,7 @@ def layer(
     output = output.squeeze(1) if directions == 1 else output.transpose(1, 2).flatten(2)
     if ragged is None:
         return output, tuple(final)
-    begun = (ragged.values > 0).unsqueeze(-1)
+    begun = ragged.has_begun.unsqueeze(-1)
     return ragged.select(xp, output), tuple(
         torch.where(begun, part, initial) for part, initial in zip(final, state, strict=True)
     )

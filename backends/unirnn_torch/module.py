@@ -18,7 +18,6 @@ steps compiled; in `torch.onnx.export` both are ONNX's node, `unirnn_torch.expor
 ``plain`` is the core's plain path, step by step: by name, and for a GRU of ``reset_after=False``, which has neither.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -29,30 +28,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, plain
+from unirnn import LSTMSpec, RNNSpec, Spec, plain
 from unirnn.backend import Arrays
 from unirnn.call import Sizes, bind, check, check_lengths, join_state, lengths, state_parts
 from unirnn.devices import plain_name
 from unirnn.errors import ArgumentError, LimitError
 
-from . import choice, exporting, packed
+from . import choice, exporting, native, operators
 
 __all__ = ["Recurrent"]
-
-_NATIVE: dict[str, Callable[..., Any]] = {
-    "RNN_TANH": torch.rnn_tanh,
-    "RNN_RELU": torch.rnn_relu,
-    "GRU": torch.gru,
-    "LSTM": torch.lstm,
-}
-
-
-def _mode(spec: Spec) -> str:
-    return f"RNN_{spec.nonlinearity.upper()}" if isinstance(spec, RNNSpec) else spec.cell
-
-
-def _is_native(spec: Spec) -> bool:
-    return not isinstance(spec, GRUSpec) or spec.reset_after
 
 
 class Recurrent(torch.nn.RNNBase):
@@ -104,7 +88,7 @@ class Recurrent(torch.nn.RNNBase):
         if weights is not None:
             self._first_weights = weights
         super().__init__(
-            _mode(spec),
+            native.mode(spec),
             spec.input_size,
             spec.hidden_size,
             spec.num_layers,
@@ -141,7 +125,7 @@ class Recurrent(torch.nn.RNNBase):
 
     def extra_repr(self) -> str:
         """What `repr` shows: as the native layers, and the variant that they don't have."""
-        return super().extra_repr() + ("" if _is_native(self.spec) else ", reset_after=False")
+        return super().extra_repr() + ("" if native.is_native(self.spec) else ", reset_after=False")
 
     def forward(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
         """Run the layers.
@@ -187,10 +171,15 @@ class Recurrent(torch.nn.RNNBase):
         """The dtype that arrays must have; None, any floating one, under autocast, where the native call casts."""
         dtype = self._weights[0].dtype
         others = [t for t in (input, *(state or ())) if isinstance(t, Tensor) and t.dtype != dtype]
-        return None if others and _casts(others[0].device.type) else dtype
+        return None if others and native.casts(others[0].device.type) else dtype
 
     def _dense(
-        self, input: Tensor, state: tuple[Tensor, ...] | None, batch_size: int | None, weights: list[Tensor]
+        self,
+        input: Tensor,
+        state: tuple[Tensor, ...] | None,
+        batch_size: int | None,
+        weights: list[Tensor],
+        keeps: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         spec = self.spec
         if state is None:
@@ -198,20 +187,18 @@ class Recurrent(torch.nn.RNNBase):
         axis = 0 if spec.batch_first else 1
         if batch_size is None:
             input, state = input.unsqueeze(axis), tuple(part.unsqueeze(1) for part in state)
-        output, *final = _NATIVE[self.mode](
-            input,
-            join_state(state),
-            weights,
-            self.bias,
-            self.num_layers,
-            self.dropout,
-            self.training,
-            self.bidirectional,
-            self.batch_first,
+        output, *final = native.NATIVE[self.mode](
+            input, join_state(state), weights, *self._options(keeps), self.batch_first
         )
         if batch_size is None:
             return output.squeeze(axis), tuple(part.squeeze(1) for part in final)
         return output, tuple(final)
+
+    def _options(self, keeps: bool) -> tuple[bool, int, float, bool, bool]:
+        """What a native call of the whole stack has behind the weights."""
+        # Also in eval mode, cuDNN has no backward pass of a call that is not for training.
+        training = self.training or keeps
+        return self.bias, self.num_layers, self.dropout if self.training else 0.0, training, self.bidirectional
 
     def _shortened(
         self, input: Tensor, state: tuple[Tensor, ...] | None, values: NDArray[np.int64], sizes: Sizes
@@ -247,19 +234,19 @@ class Recurrent(torch.nn.RNNBase):
         valid = None if values is None else int(values.sum())
         keeps = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *(state or ()), *weights))
         kernel = self._chosen(input, valid, sizes, keeps)
-        if kernel in ("packed", "numba"):
+        if kernel != "native" or self._is_one_operator_a_layer(input):
             return self._by_layers(input, state, ns, weights, kernel)
         if not self._has_native:
             return self._by_directions(input, state, ns, weights)
         if ns is None:
-            return self._dense(input, state, sizes.batch_size, weights)
+            return self._dense(input, state, sizes.batch_size, weights, keeps)
         if values is not None and valid is not None and not keeps and self._takes_rows(input, valid, sizes):
             return self._by_rows(input, state, values, weights)
         return self._by_directions(input, state, ns, weights)
 
     @property
     def _has_native(self) -> bool:
-        return self.kernel != "plain" and _is_native(self.spec)
+        return self.kernel != "plain" and native.is_native(self.spec)
 
     def _chosen(self, input: Tensor, valid: int | None, sizes: Sizes, keeps: bool) -> str:
         """Which kernel runs this call; raises if the one that was asked for can't."""
@@ -267,7 +254,7 @@ class Recurrent(torch.nn.RNNBase):
         # In torch.jit's trace sizes are no numbers, which the table would compare.
         if named in ("native", "plain") or (named == "auto" and choice.is_traced_by_jit()):
             return "native"
-        kernel = "packed" if named == "auto" else named
+        kernel = named  # in a graph auto stays what it is: the operators ask the table when they run
         if named == "auto" and not torch.compiler.is_compiling():  # asked first, since it costs less
             if not input.is_cpu:  # where to look at the lengths is to wait for them
                 return "native"
@@ -279,6 +266,12 @@ class Recurrent(torch.nn.RNNBase):
         if why_not is not None and named != "auto":
             raise LimitError(f"kernel: built with {named!r}, but {why_not}; build with 'auto'")
         return kernel if why_not is None else "native"
+
+    def _is_one_operator_a_layer(self, input: Tensor) -> bool:
+        """Whether a native call is, in a graph, where torch's own is unrolled."""
+        if not torch.compiler.is_compiling() or not self._has_native or choice.no_operator(self.spec) is not None:
+            return False
+        return input.is_cuda or not native.casts(input.device.type)  # elsewhere autocast goes into the steps
 
     def _takes_rows(self, input: Tensor, valid: int, sizes: Sizes) -> bool:
         """Whether a native call with lengths runs over packed rows, whose backward pass is slow, not dense steps."""
@@ -292,11 +285,14 @@ class Recurrent(torch.nn.RNNBase):
     def _by_layers(
         self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor | None, weights: list[Tensor], kernel: str
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run the packed kernel, layer by layer; when traced, it finds out when it runs what computes its steps."""
+        """Run the operators, layer by layer."""
         spec = self.spec
         x, initial = self._time_major(input, state)
-        numba = None if self.kernel == "auto" and torch.compiler.is_compiling() else kernel == "numba"
-        run = exporting.layer if torch.onnx.is_in_onnx_export() else partial(packed.layer, numba=numba)
+        device = input.device.type
+        if native.casts(device):
+            dtype = torch.get_autocast_dtype(device)
+            x, initial, weights = x.to(dtype), tuple(h.to(dtype) for h in initial), [w.to(dtype) for w in weights]
+        run = exporting.layer if torch.onnx.is_in_onnx_export() else partial(operators.layer, kernel=kernel)
         named = dict(zip(self._names, weights, strict=True))
         suffixes, width, finals = spec.suffixes(), spec.num_directions, []
         for layer in range(spec.num_layers):
@@ -342,16 +338,12 @@ class Recurrent(torch.nn.RNNBase):
         order = torch.from_numpy(longest_first)
         output = x.new_zeros((steps, batch_size, spec.num_directions * spec.output_size))
         if len(order):
-            results, *final = _NATIVE[self.mode](
+            results, *final = native.NATIVE[self.mode](
                 x.reshape(-1, x.shape[2]).index_select(0, rows),
                 torch.from_numpy(valid.sum(axis=1)),
                 join_state([part.index_select(1, order) for part in initial]),
                 weights,
-                self.bias,
-                self.num_layers,
-                self.dropout,
-                self.training,
-                self.bidirectional,
+                *self._options(keeps=False),
             )
             output.view(-1, output.shape[2]).index_copy_(0, rows, results)
             initial = tuple(whole.index_copy(1, order, part) for whole, part in zip(initial, final, strict=True))
@@ -368,7 +360,7 @@ class Recurrent(torch.nn.RNNBase):
             state,
             ns,
             dropout=self._dropout if self.dropout and self.training else None,
-            direction=direction if self._has_native else plain.direction,
+            direction=native.direction if self._has_native else plain.direction,
         )
 
     def _packed(
@@ -388,16 +380,8 @@ class Recurrent(torch.nn.RNNBase):
         sizes = Sizes(steps, batch_size)
         keeps = torch.is_grad_enabled() and any(t.requires_grad for t in (data, *state, *self._weights))
         if self._has_native and self._chosen(data, len(data), sizes, keeps) == "native":
-            output, *final = _NATIVE[self.mode](
-                data,
-                batch_sizes,
-                join_state(state),
-                self._weights,
-                self.bias,
-                self.num_layers,
-                self.dropout,
-                self.training,
-                self.bidirectional,
+            output, *final = native.NATIVE[self.mode](
+                data, batch_sizes, join_state(state), self._weights, *self._options(keeps)
             )
         else:
             padded, ns = pad_packed_sequence(PackedSequence(data, batch_sizes), spec.batch_first)
@@ -424,58 +408,3 @@ def traced(seq_length: Any, sizes: Sizes, device: torch.device) -> Tensor:
     values = torch.as_tensor(seq_length, device=device)
     check_lengths(tuple(values.shape), plain_name(values.dtype), sizes)
     return values.to(torch.int64).reshape(-1)
-
-
-def direction(
-    _: Any,
-    spec: Spec,
-    x: Tensor,
-    state: tuple[Tensor, ...],
-    weights: plain.Weights,
-    ragged: plain.Lengths | None,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run one layer in one direction by the native computation; see `unirnn.plain.direction`.
-
-    The native call goes on past step n, over zeros. The state h after step n-1 is in its outputs; an LSTM's c is
-    not, and a relu RNN may overflow on the way, and bring NaN into the gradient. So the padded steps of these
-    two are put to rest (`_rest`). The state of a sequence of length 0 takes no part.
-    """
-    assert ragged is not None
-    flat = [w for w in (weights.weight_ih, weights.weight_hh, weights.bias_ih, weights.bias_hh) if w is not None]
-    rest = _rest(spec, x)
-    if rest is not None:
-        padded = torch.where(ragged.valid, 0.0, 1.0).to(x.dtype).unsqueeze(-1)
-        x = torch.cat((x, padded), dim=-1)
-        flat[0] = torch.cat((flat[0], rest.to(flat[0].dtype)), dim=1)
-    if weights.weight_hr is not None:
-        flat.append(weights.weight_hr)
-    initial = tuple(ragged.begun(xp, part).unsqueeze(0) for part in state)
-    output, *final = _NATIVE[_mode(spec)](x, join_state(initial), flat, spec.bias, 1, 0.0, False, False, False)
-    # Under autocast the output may be narrower than the state.
-    h_0, *c_0 = (part.to(output.dtype) for part in state)
-    h = plain.last_valid(xp, output, h_0, ragged)
-    begun = (ragged.values > 0).unsqueeze(-1)
-    return output, (h, *(torch.where(begun, c.squeeze(0), c0) for c, c0 in zip(final[1:], c_0, strict=True)))
-
-
-def _casts(device: str) -> bool:
-    """Whether autocast is on, on a kind of device; some, such as meta, have none, and torch refuses the question."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-
-
-def _rest(spec: Spec, x: Tensor) -> Tensor | None:
-    """Weights `(gates*H, 1)` of one more column of the input, 1 on padded steps, that puts them to rest.
-
-    They outweigh whatever else the gates get. LSTM: i is 0 and f is 1, exactly, so that ``c' = 1 * c + 0 * g = c``.
-    Relu RNN: h is 0.
-    """
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if _casts(device) else x.dtype
-    large = torch.finfo(dtype).max / 4
-    if _mode(spec) == "RNN_RELU":
-        return x.new_full((spec.hidden_size, 1), -large)
-    if spec.cell == "LSTM":
-        column = x.new_zeros((4, spec.hidden_size, 1))
-        column[0], column[1] = -large, large
-        return column.reshape(4 * spec.hidden_size, 1)
-    return None

@@ -26,7 +26,7 @@ TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "float16": 5e-3}
 def check_numbers(subject: Subject, kind: str, case: Case) -> None:
     case = in_its_dtype(subject, case)
     module, batch = built(subject, kind, case)
-    tolerance = TOLERANCES[case.dtype]
+    tolerance = TOLERANCES[case.dtype] * subject.looser
     output, final = subject.call(module, batch.input, batch.hx if case.state else None, case.seq_length)
     expected_output, expected_final = batch.expected(module.spec)
     assert output.dtype == case.dtype
@@ -88,7 +88,7 @@ def check_gradients(subject: Subject, kind: str, case: Case) -> None:
         expected = derivative(spec, arrays, batch.lengths, cotangents, name, direction)
         actual = float((gradients[name].astype(np.float64) * direction).sum())
         scale = max(1.0, float(np.abs(gradients[name]).sum()))
-        assert abs(actual - expected) <= TOLERANCES[case.dtype] * scale, (
+        assert abs(actual - expected) <= TOLERANCES[case.dtype] * subject.looser * scale, (
             f"gradient of {name}: {actual}, expected {expected} along a direction"
         )
 
@@ -109,7 +109,9 @@ class TestPromises:
 @given(kind=st.sampled_from(list(KINDS)), case=cases(), filler=st.sampled_from([np.nan, np.inf, -np.inf, 1e30]))
 def test_all_of_them_together(subject: Subject, kind: str, case: Case, filler: float) -> None:
     check_numbers(subject, kind, case)
-    check_gradients(subject, kind, case)
+    # Without a bias, what is made of zeros alone is exactly 0.
+    if kind != "RNN-relu" or case.bias or not subject.relu_at_zero:
+        check_gradients(subject, kind, case)
     check_padding(subject, kind, case, filler)
 
 

@@ -22,7 +22,7 @@ from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
-from unirnn_torch import choice, packed
+from unirnn_torch import choice, native, operators
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, errors, plain
@@ -38,6 +38,7 @@ KINDS: dict[str, tuple[type[Spec], dict[str, Any]]] = {
 each_kind = pytest.mark.parametrize("kind", KINDS)
 OURS = ("packed", "numba") if find_spec("numba") else ("packed",)
 each_of_ours = pytest.mark.parametrize("kernel", OURS)
+each_operator = pytest.mark.parametrize("kernel", [*OURS, "native"])
 STEPPED = GRUSpec(3, 4, reset_after=False)
 
 
@@ -199,21 +200,21 @@ def test_an_output_may_be_changed_in_place(kernel: str) -> None:
 # ---- as an operator ------------------------------------------------------------------------------
 
 
-@each_of_ours
+@each_operator
 @each_kind
 def test_the_operator_keeps_torchs_rules(kind: str, kernel: str) -> None:
     spec = spec_of(kind, 3, 4)
     module = spec.build("torch", seed=0)
     x, hx, ns = batch(spec, 5, [5, 0, 2])
-    operator: Any = packed._OPERATORS[module.mode]
+    operator: Any = operators._OPERATORS[module.mode]
     states = [part[0] for part in (hx if isinstance(hx, tuple) else (hx,))]
-    weights, numba = list(module.parameters()), kernel == "numba"
+    weights = list(module.parameters())
     # Of ragged calls that keep what a backward pass needs, the rest of the buffers is left as it was.
-    torch.library.opcheck(operator, (x.nan_to_num(), None, *states, *weights, True, numba, True))
-    torch.library.opcheck(operator, (x, ns, *states, *[w.detach() for w in weights], True, numba, False))
+    torch.library.opcheck(operator, (x.nan_to_num(), None, *states, *weights, True, kernel, True))
+    torch.library.opcheck(operator, (x, ns, *states, *[w.detach() for w in weights], True, kernel, False))
 
 
-@each_of_ours
+@each_operator
 @each_kind
 def test_a_graph_that_was_traced_without_gradients_has_them_all_the_same(kind: str, kernel: str) -> None:
     spec = spec_of(kind, 3, 4)
@@ -240,6 +241,24 @@ def test_a_training_step_does_not_import_the_compiler() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize(
+    ("spec", "starts", "size"),
+    [
+        (GRUSpec(3, 5), [0, 45, 120, 135], 150),
+        (GRUSpec(3, 5, bias=False), [0, 45], 150),
+        (LSTMSpec(3, 5, proj_size=2), [0, 60, 110, 130, 100], 150),
+        (LSTMSpec(3, 5, proj_size=2, bias=False), [0, 60, 100], 150),
+    ],
+)
+def test_a_gpu_gets_its_weights_as_cudnn_has_them(spec: Spec, starts: list[int], size: int) -> None:
+    # Where torch.nn.RNNBase.flatten_parameters put them on an H100, read off there.
+    weights = [w.detach() for w in spec.build("torch", seed=0).parameters()]
+    found = native._in_one_piece(weights)
+    assert [w.storage_offset() for w in found] == starts
+    assert {w.untyped_storage().nbytes() for w in found} == {4 * size}
+    assert all(torch.equal(one, other) for one, other in zip(found, weights, strict=True))
+
+
 DYNAMIC: Any = Dim.DYNAMIC
 each_traced = pytest.mark.parametrize(
     ("spec", "ragged"),
@@ -263,10 +282,11 @@ def arguments(spec: Spec, ragged: bool, steps: int, lengths: list[int]) -> tuple
     return (x, hx, ns) if ragged else (x.nan_to_num(), hx, None)
 
 
+@pytest.mark.parametrize("kernel", ["auto", "native"])
 @each_traced
-def test_one_graph_trains_with_other_sizes(spec: Spec, ragged: bool) -> None:
+def test_one_graph_trains_with_other_sizes(spec: Spec, ragged: bool, kernel: str) -> None:
     torch.compiler.reset()
-    module, native = spec.build("torch", seed=0), spec.build("torch", seed=0, kernel="native")
+    module, native = spec.build("torch", seed=0, kernel=kernel), spec.build("torch", seed=0, kernel="native")
     compiled: Any = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
     for steps, lengths in ((5, [5, 0, 2]), (7, [0, 3, 7, 1])):
         given = arguments(spec, ragged, steps, lengths)
@@ -275,9 +295,10 @@ def test_one_graph_trains_with_other_sizes(spec: Spec, ragged: bool) -> None:
         torch.testing.assert_close(gradients(actual, module), gradients(expected, native), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kernel", ["auto", "native"])
 @each_traced
-def test_an_export_takes_any_t_and_b(spec: Spec, ragged: bool) -> None:
-    module = spec.build("torch", seed=0).eval()
+def test_an_export_takes_any_t_and_b(spec: Spec, ragged: bool, kernel: str) -> None:
+    module = spec.build("torch", seed=0, kernel=kernel).eval()
     given = arguments(spec, ragged, 5, [5, 0, 2])
     exported = torch.export.export(module, given, dynamic_shapes=shapes(spec, ragged)).module()
     for steps, lengths in ((5, [5, 0, 2]), (7, [0, 3, 7, 1])):
@@ -285,9 +306,10 @@ def test_an_export_takes_any_t_and_b(spec: Spec, ragged: bool) -> None:
         torch.testing.assert_close(exported(*given), module(*given))
 
 
-def test_a_traced_length_is_checked_when_it_runs() -> None:
+@pytest.mark.parametrize("kernel", ["auto", "native"])
+def test_a_traced_length_is_checked_when_it_runs(kernel: str) -> None:
     torch.compiler.reset()
-    gru = GRUSpec(3, 4).build("torch", seed=0)
+    gru = GRUSpec(3, 4).build("torch", seed=0, kernel=kernel)
     compiled: Any = torch.compile(gru, fullgraph=True, backend="aot_eager")
     x = torch.ones(5, 2, 3)
     exported = torch.export.export(gru, (x, None, torch.tensor([5, 2]))).module()
@@ -434,13 +456,13 @@ def test_a_row_of_the_table_is_what_a_call_takes(row: choice.Row, monkeypatch: p
     spec: Spec = {"RNN": RNNSpec, "GRU": GRUSpec, "LSTM": LSTMSpec}[row.cell](1, 8)
     taken: list[str] = []
 
-    layer = packed.layer
+    layer = operators.layer
 
-    def record(*given: Any, numba: bool) -> Any:
-        taken.append("numba" if numba else "packed")
-        return layer(*given, numba=numba)
+    def record(*given: Any, kernel: str) -> Any:
+        taken.append(kernel)
+        return layer(*given, kernel=kernel)
 
-    monkeypatch.setattr(packed, "layer", record)
+    monkeypatch.setattr(operators, "layer", record)
     module = spec.build("torch", dtype=row.dtypes[0], seed=0)
     beyond = [(row.steps - 1, batch_size)]
     if row.widest is not None:
@@ -501,18 +523,18 @@ def test_all_that_the_backward_pass_needs_goes_through_autograd(kind: str, kerne
         assert leaf.grad.untyped_storage().resizable()
 
 
-@pytest.mark.parametrize("numba", [False, True])
+@pytest.mark.parametrize("kernel", ["packed", "numba", "native"])
 @pytest.mark.parametrize("ns", [None, torch.tensor([7, 0, 4])])
-def test_what_an_operator_returns_can_be_resized(ns: Tensor | None, numba: bool) -> None:
+def test_what_an_operator_returns_can_be_resized(ns: Tensor | None, kernel: str) -> None:
     gru = GRUSpec(3, 4).build("torch", seed=0)
-    given = (torch.randn(7, 3, 3), ns, torch.zeros(3, 4), *(w.detach() for w in gru.parameters()), False, numba)
+    given = (torch.randn(7, 3, 3), ns, torch.zeros(3, 4), *(w.detach() for w in gru.parameters()), False, kernel)
     results = torch.ops.unirnn.gru(*given, True)
     gradients = torch.ops.unirnn.gru_backward(*given, *results[2:], results[0], results[1], True, True)
     for tensor in (*results[:2], *gradients):
         assert tensor.untyped_storage().resizable()
 
 
-@each_of_ours
+@each_operator
 @each_kind
 @pytest.mark.parametrize("ns", [None, [7, 0, 4]])
 def test_a_traced_step_of_training_runs_where_gradients_are_recorded(

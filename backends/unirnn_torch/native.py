@@ -1,0 +1,108 @@
+"""torch's own computation, of cuDNN and oneDNN; with lengths, that of one layer in one direction over dense steps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import array_api_compat.torch as xp
+import torch
+from torch import Tensor
+
+from unirnn import GRUSpec, RNNSpec, Spec, plain
+from unirnn.call import join_state
+
+__all__ = ["NATIVE", "casts", "direction", "is_native", "mode"]
+
+NATIVE: dict[str, Callable[..., Any]] = {
+    "RNN_TANH": torch.rnn_tanh,
+    "RNN_RELU": torch.rnn_relu,
+    "GRU": torch.gru,
+    "LSTM": torch.lstm,
+}
+"""torch's functions by their modes."""
+
+
+def mode(spec: Spec) -> str:
+    """As `torch.nn.RNNBase` calls the cell: ``RNN_TANH``, ``RNN_RELU``, ``GRU`` or ``LSTM``."""
+    return f"RNN_{spec.nonlinearity.upper()}" if isinstance(spec, RNNSpec) else spec.cell
+
+
+def is_native(spec: Spec) -> bool:
+    """Whether torch has such a layer."""
+    return not isinstance(spec, GRUSpec) or spec.reset_after
+
+
+def direction(
+    _: Any,
+    spec: Spec,
+    x: Tensor,
+    state: tuple[Tensor, ...],
+    weights: plain.Weights,
+    ragged: plain.Lengths | None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run one layer in one direction by the native computation; see `unirnn.plain.direction`.
+
+    The native call goes on past step n, over zeros. The state h after step n-1 is in its outputs; an LSTM's c is
+    not, and a relu RNN may overflow on the way, and bring NaN into the gradient. So the padded steps of these
+    two are put to rest (`_rest`). The state of a sequence of length 0 takes no part.
+    """
+    weight_ih = weights.weight_ih
+    rest = None if ragged is None else _rest(spec, x)
+    if ragged is not None and rest is not None:
+        padded = torch.where(ragged.valid, 0.0, 1.0).to(x.dtype).unsqueeze(-1)
+        x = torch.cat((x, padded), dim=-1)
+        weight_ih = torch.cat((weight_ih, rest.to(weight_ih.dtype)), dim=1)
+    flat = [w for w in (weight_ih, *weights[1:]) if w is not None]
+    if x.is_cuda:
+        flat = _in_one_piece(flat)
+    initial = state if ragged is None else tuple(ragged.begun(xp, part) for part in state)
+    # cuDNN has no backward pass of a call that is not for training.
+    training = x.is_cuda and torch.is_grad_enabled()
+    hx = join_state(tuple(part.unsqueeze(0) for part in initial))
+    output, *final = NATIVE[mode(spec)](x, hx, flat, spec.bias, 1, 0.0, training, False, False)
+    final = [part.squeeze(0) for part in final]
+    if ragged is None:
+        return output, tuple(final)
+    # Under autocast the output may be narrower than the state.
+    h_0, *c_0 = (part.to(output.dtype) for part in state)
+    h = plain.last_valid(xp, output, h_0, ragged)
+    begun = ragged.has_begun.unsqueeze(-1)
+    return output, (h, *(torch.where(begun, c, c0) for c, c0 in zip(final[1:], c_0, strict=True)))
+
+
+def casts(device: str) -> bool:
+    """Whether autocast is on, on a kind of device; meta has none, and torch refuses the question."""
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def _rest(spec: Spec, x: Tensor) -> Tensor | None:
+    """Weights `(gates*H, 1)` of one more column of the input, 1 on padded steps, that puts them to rest.
+
+    They outweigh whatever else the gates get. LSTM: i is 0 and f is 1, exactly, so that ``c' = 1 * c + 0 * g = c``.
+    Relu RNN: h is 0.
+    """
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if casts(device) else x.dtype
+    large = torch.finfo(dtype).max / 4
+    if mode(spec) == "RNN_RELU":
+        return x.new_full((spec.hidden_size, 1), -large)
+    if spec.cell == "LSTM":
+        column = x.new_zeros((4, spec.hidden_size, 1))
+        column[0], column[1] = -large, large
+        return column.reshape(4 * spec.hidden_size, 1)
+    return None
+
+
+def _in_one_piece(flat: list[Tensor]) -> list[Tensor]:
+    """The weights of one layer and direction in memory of their own, as cuDNN has them: matrices, then biases or zeros.
+
+    A part of a stack's memory, which `torch.nn.RNNBase.flatten_parameters` made, cuDNN's caller would copy as well, and
+    warn of it at each call.
+    """
+    order = sorted(range(len(flat)), key=lambda k: -flat[k].dim())  # stable
+    sizes = [flat[k].numel() for k in order]
+    pieces = [flat[k].reshape(-1) for k in order]
+    if all(w.dim() == 2 for w in flat):
+        sizes.append(2 * flat[1].shape[0])
+        pieces.append(flat[1].new_zeros(sizes[-1]))
+    views = dict(zip(order, torch.split_with_sizes(torch.cat(pieces), sizes), strict=False))
+    return [views[k].view(w.shape) for k, w in enumerate(flat)]
