@@ -21,6 +21,9 @@ from .packed import Call
 
 __all__ = ["layer"]
 
+# Lengths are read; torch before 2.8 has no word for what a CUDA graph can't capture.
+_TAGS = (torch.Tag.pt2_compliant_tag, *(tag for tag in [getattr(torch.Tag, "cudagraph_unsafe", None)] if tag))
+
 
 def _over_dense_steps(call: Call, direction: plain.Direction) -> tuple[Tensor, ...]:
     """``(output, *final)`` by torch's operations, around a direction without padding: see `unirnn.plain`."""
@@ -142,7 +145,7 @@ def _define(mode: str, cell: type[ByTorch]) -> Any:
         name: str, arguments: list[str], results: int, run: Callable[..., Any], fake: Callable[..., Any]
     ) -> Any:
         schema = f"({', '.join(arguments)}) -> ({', '.join(['Tensor'] * results)})"
-        torch.library.define(f"unirnn::{name}", schema, tags=torch.Tag.pt2_compliant_tag)
+        torch.library.define(f"unirnn::{name}", schema, tags=_TAGS)
         torch.library.impl(f"unirnn::{name}", ("cpu", "cuda"), run)
         torch.library.register_fake(f"unirnn::{name}", fake)
         return getattr(torch.ops.unirnn, name).default

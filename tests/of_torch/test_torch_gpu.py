@@ -123,6 +123,19 @@ def test_one_graph_trains_with_other_sizes(spec: Spec, ragged: bool, backend: st
 
 
 @each_operator
+def test_what_a_cuda_graph_can_not_capture_is_left_out_of_it(spec: Spec) -> None:
+    torch.compiler.reset()
+    module = built(spec)
+    compiled: Any = torch.compile(module, fullgraph=True, mode="reduce-overhead")
+    for lengths in ([5, 0, 2], [1, 5, 4], [2, 2, 5]):
+        x, ns = batch(spec, 5, lengths)
+        actual, expected = compiled(x, None, ns), module(x, None, ns)
+        torch.testing.assert_close(flat(actual), flat(expected), **TOLERANCE)
+        found = [gradients(result, x, *module.parameters()) for result in (actual, expected)]
+        torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
+@each_operator
 def test_an_export_takes_any_t_and_b(spec: Spec) -> None:
     module = built(spec).eval()
     x, ns = batch(spec, 5, [5, 0, 2])
