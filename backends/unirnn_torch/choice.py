@@ -26,7 +26,18 @@ from unirnn.devices import plain_name
 from unirnn.errors import LimitError
 from unirnn.limits import Kernel, check_kernel
 
-__all__ = ["KERNELS", "TABLE", "Row", "check", "fastest", "kernels", "no_operator", "obstacle", "rows_are_faster"]
+__all__ = [
+    "KERNELS",
+    "TABLE",
+    "WIDE",
+    "Row",
+    "check",
+    "fastest",
+    "kernels",
+    "no_operator",
+    "obstacle",
+    "rows_are_faster",
+]
 
 KERNELS = ("auto", "native", "packed", "numba", "plain")
 """What ``kernel`` may be; *plain* is step by step, on any device, for what has neither of the others."""
@@ -108,6 +119,10 @@ TABLE: tuple[Row, ...] = (
     Row("LSTM", gradients=True, lengths=True, steps=16, width=4096, fill=0.7, dtypes=("float32",)),
     Row("LSTM", gradients=False, lengths=True, steps=16, width=8192, fill=0.7, dtypes=("float32",)),
 )
+
+
+WIDE = {"RNN": 512, "GRU": 256, "LSTM": 256}
+"""From which H on a native call on a GPU, with lengths, runs over the valid steps alone; measured on an H100."""
 
 
 def check(kernel: str, spec: Spec, device: str, dtype: str) -> None:
@@ -225,9 +240,18 @@ def fastest(spec: Spec, dtype: torch.dtype, steps: int, batch_size: int, valid: 
     return "native"
 
 
-def rows_are_faster(spec: Spec, dtype: torch.dtype, steps: int, valid: int) -> bool:
-    """Whether a native call without gradients is faster over the valid steps alone than over all of them."""
-    most = 0.6 if spec.cell == "LSTM" and dtype == torch.float32 else 1.0  # oneDNN's runs over dense steps only
+def rows_are_faster(spec: Spec, input: Tensor, steps: int, valid: int, *, gradients: bool) -> bool:
+    """Whether a native call with lengths is the faster one over the valid steps alone, not over all of them.
+
+    On a CPU its backward pass is slow. On a GPU dense steps have kernels that keep the weights on the chip, if they
+    are not too wide.
+    """
+    if input.is_cuda:
+        # Of bfloat16 torch does not keep a stack's weights in one piece, and warns of that at each call.
+        return spec.hidden_size >= WIDE[spec.cell] and input.dtype != torch.bfloat16 and no_operator(spec) is None
+    if gradients or obstacle(spec, input) is not None:
+        return False
+    most = 0.6 if spec.cell == "LSTM" and input.dtype == torch.float32 else 1.0  # oneDNN's runs over dense steps only
     return valid <= most * steps
 
 

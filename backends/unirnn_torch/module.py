@@ -10,7 +10,7 @@ Kernels between which `unirnn_torch.choice` decides at each call, or the argumen
 - lengths: one native call for each layer and direction over dense steps (`direction`), which the core's plain
   path surrounds by the selection of padding, the reversal of each sequence, and the state at step n-1. No
   sorting, no packing, and no length leaves its device but for the check of its value;
-- lengths on a CPU, where no gradient is needed: one native call over the valid steps alone, where that is faster.
+- lengths, where that is faster: one native call of the whole stack over the valid steps alone.
 
 ``packed`` is our own for the CPU, `unirnn_torch.packed`, with its steps by torch, and ``numba`` the same with its
 steps compiled; in `torch.onnx.export` both are ONNX's node, `unirnn_torch.exporting`.
@@ -240,8 +240,8 @@ class Recurrent(torch.nn.RNNBase):
             return self._by_directions(input, state, ns, weights)
         if ns is None:
             return self._dense(input, state, sizes.batch_size, weights, keeps)
-        if values is not None and valid is not None and not keeps and self._takes_rows(input, valid, sizes):
-            return self._by_rows(input, state, values, weights)
+        if values is not None and valid and self._takes_rows(input, valid, sizes, keeps):
+            return self._by_rows(input, state, values, weights, keeps)
         return self._by_directions(input, state, ns, weights)
 
     @property
@@ -273,14 +273,13 @@ class Recurrent(torch.nn.RNNBase):
             return False
         return input.is_cuda or not native.casts(input.device.type)  # elsewhere autocast goes into the steps
 
-    def _takes_rows(self, input: Tensor, valid: int, sizes: Sizes) -> bool:
-        """Whether a native call with lengths runs over packed rows, whose backward pass is slow, not dense steps."""
-        if type(input) is not Tensor:  # such as a fake one, whose rows can't be counted
-            return False
-        if torch.compiler.is_compiling() or choice.obstacle(self.spec, input) is not None:
+    def _takes_rows(self, input: Tensor, valid: int, sizes: Sizes, keeps: bool) -> bool:
+        """Whether a native call with lengths runs over packed rows, not dense steps."""
+        # Of a fake tensor the rows can't be counted, and a trace would take them for constants.
+        if type(input) is not Tensor or torch.compiler.is_compiling() or choice.is_traced_by_jit():
             return False
         steps = sizes.steps * (sizes.batch_size or 1)
-        return choice.rows_are_faster(self.spec, input.dtype, steps, valid)
+        return choice.rows_are_faster(self.spec, input, steps, valid, gradients=keeps)
 
     def _by_layers(
         self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor | None, weights: list[Tensor], kernel: str
@@ -325,29 +324,34 @@ class Recurrent(torch.nn.RNNBase):
         return (output.transpose(0, 1) if self.batch_first else output), final
 
     def _by_rows(
-        self, input: Tensor, state: tuple[Tensor, ...] | None, values: NDArray[np.int64], weights: list[Tensor]
+        self,
+        input: Tensor,
+        state: tuple[Tensor, ...] | None,
+        values: NDArray[np.int64],
+        weights: list[Tensor],
+        keeps: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One native call over the valid steps, as for a ``PackedSequence``; sequences of length 0 are left out."""
-        spec = self.spec
         x, initial = self._time_major(input, state)
         steps, batch_size, _ = x.shape
         longest_first = np.argsort(-values, kind="stable")[: np.count_nonzero(values)]
-        step = np.arange(steps)[:, None]
-        valid = step < values[longest_first]
-        rows = torch.from_numpy((step * batch_size + longest_first)[valid])
-        order = torch.from_numpy(longest_first)
-        output = x.new_zeros((steps, batch_size, spec.num_directions * spec.output_size))
-        if len(order):
-            results, *final = native.NATIVE[self.mode](
-                x.reshape(-1, x.shape[2]).index_select(0, rows),
-                torch.from_numpy(valid.sum(axis=1)),
-                join_state([part.index_select(1, order) for part in initial]),
-                weights,
-                *self._options(keeps=False),
-            )
-            output.view(-1, output.shape[2]).index_copy_(0, rows, results)
-            initial = tuple(whole.index_copy(1, order, part) for whole, part in zip(initial, final, strict=True))
-        return self._as_given(input, output, initial)
+        batch_sizes = torch.from_numpy((np.arange(steps)[:, None] < values[longest_first]).sum(axis=1))
+        order, alive = (part.to(x.device, non_blocking=True) for part in (torch.from_numpy(longest_first), batch_sizes))
+        count = int(values.sum())
+        step = torch.repeat_interleave(alive, output_size=count)
+        among = torch.arange(count, device=x.device) - (alive.cumsum(0) - alive).index_select(0, step)
+        rows = step * batch_size + order.index_select(0, among)
+        results, *final = native.NATIVE[self.mode](
+            x.reshape(-1, x.shape[2]).index_select(0, rows),
+            batch_sizes,
+            join_state([part.index_select(1, order) for part in initial]),
+            weights,
+            *self._options(keeps),
+        )
+        # Under autocast the results may be narrower than the input.
+        output = results.new_zeros((steps * batch_size, results.shape[1])).index_copy(0, rows, results)
+        whole = (part.to(last.dtype).index_copy(1, order, last) for part, last in zip(initial, final, strict=True))
+        return self._as_given(input, output.view(steps, batch_size, -1), tuple(whole))
 
     def _by_directions(
         self, input: Tensor, state: tuple[Tensor, ...] | None, ns: Tensor | None, weights: list[Tensor]

@@ -107,17 +107,26 @@ def test_values_and_gradients_are_the_plain_paths(kernel: str, kind: str, data: 
 @pytest.mark.parametrize("lengths", [[3, 6, 0, 1], [0, 0, 0, 0], [2, 2, 2, 2]], ids=str)
 @pytest.mark.parametrize("batch_first", [False, True])
 @each_kind
-def test_a_native_call_without_gradients_is_the_same(kind: str, batch_first: bool, lengths: list[int]) -> None:
-    """It may run over the valid steps alone."""
+def test_a_native_call_over_the_valid_steps_alone_is_the_same(
+    kind: str, batch_first: bool, lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is what an inference may do, and on a GPU any call."""
     spec = spec_of(kind, 3, 4, 2, bidirectional=True, batch_first=batch_first)
     module = spec.build("torch", dtype="float64", seed=0, kernel="native")
     x, hx, ns = batch(spec, 6, lengths, dtype=torch.float64)
+    x.requires_grad_()
     for state in (None, hx):
         expected = module(x, state, ns)
+        wanted = gradients(expected, module, x)
         with torch.no_grad():
             torch.testing.assert_close(flat(module(x, state, ns)), flat(expected))
             unbatched = module(x.select(int(not batch_first), 0), None, lengths[0])
         torch.testing.assert_close(unbatched[0], module(x, None, ns)[0].select(int(not batch_first), 0))
+        with monkeypatch.context() as as_on_a_gpu:
+            as_on_a_gpu.setattr(choice, "rows_are_faster", lambda *_, **__: True)
+            actual = module(x, state, ns)
+        torch.testing.assert_close(flat(actual), flat(expected))
+        torch.testing.assert_close(gradients(actual, module, x), wanted)
 
 
 @each_kind
