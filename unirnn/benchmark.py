@@ -446,11 +446,14 @@ def jobs(
                 raise
             left_out[name] = str(error)
             continue
-        versions[name] = room.version()
         its = tuple(layer for layer in layers if room.differentiable or not layer.backward)
         found = room.modes if isinstance(room, Benchmarked) else ("eager",)
         present.update(dict.fromkeys(found))
         chosen = [mode for mode in found if wanted is None or mode in wanted]
+        if chosen:
+            versions[name] = room.version()
+        else:
+            left_out[name] = f"its modes are {', '.join(found)}"
         planned += [Job(name, mode, count, its) for count in threads for mode in chosen]
     for mode in wanted or ():
         if mode not in present:

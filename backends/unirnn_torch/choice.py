@@ -3,7 +3,8 @@
 ``kernel="native"``, ``"packed"``, ``"numba"`` and ``"plain"`` are obeyed, or refused; ``"auto"`` chooses:
 
 - where the packed kernel can't serve (`obstacle`), native;
-- in `torch.compile` and `torch.export`, packed: one operator, with any T and B, where the native ones are unrolled;
+- in `torch.compile` and `torch.export`, packed: one operator, with any T and B, where torch's own are unrolled; on a
+  GPU the native computation is one operator there, too;
 - else what `TABLE` says. The packed kernel's cost follows the valid steps, and its backward pass is the faster one, but
   for that of a small LSTM, which has oneDNN's; natively there is less to do before the first step. By numba the packed
   kernel has next to no cost for a step, and slower products; compiled and exported graphs ask the table when they run.
@@ -186,6 +187,8 @@ def no_operator(spec: Spec) -> str | None:
         return "this torch can't write a node of ONNX"  # that came with torch 2.8
     if _functorch_level is not None and _functorch_level() is not None:
         return "it knows no torch.func"
+    if getattr(forward_ad, "_current_level", -1) >= 0:
+        return "it knows no forward-mode gradients"
     return None
 
 
@@ -199,11 +202,7 @@ def obstacle(spec: Spec, input: Tensor) -> str | None:
     why_not = no_operator(spec)
     if why_not is not None:
         return why_not
-    if torch.compiler.is_compiling():
-        return None
-    if getattr(forward_ad, "_current_level", -1) >= 0:
-        return "it knows no forward-mode gradients"
-    if is_traced_by_jit():
+    if not torch.compiler.is_compiling() and is_traced_by_jit():
         return "torch.jit does not see into it"
     return None
 

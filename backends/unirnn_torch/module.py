@@ -188,16 +188,15 @@ class Recurrent(torch.nn.RNNBase):
         if batch_size is None:
             input, state = input.unsqueeze(axis), tuple(part.unsqueeze(1) for part in state)
         output, *final = native.NATIVE[self.mode](
-            input, join_state(state), weights, *self._options(keeps), self.batch_first
+            input, join_state(state), weights, *self._options(input, keeps), self.batch_first
         )
         if batch_size is None:
             return output.squeeze(axis), tuple(part.squeeze(1) for part in final)
         return output, tuple(final)
 
-    def _options(self, keeps: bool) -> tuple[bool, int, float, bool, bool]:
+    def _options(self, input: Tensor, keeps: bool) -> tuple[bool, int, float, bool, bool]:
         """What a native call of the whole stack has behind the weights."""
-        # Also in eval mode, cuDNN has no backward pass of a call that is not for training.
-        training = self.training or keeps
+        training = self.training or (keeps and native.has_to_train(input))
         return self.bias, self.num_layers, self.dropout if self.training else 0.0, training, self.bidirectional
 
     def _shortened(
@@ -268,10 +267,10 @@ class Recurrent(torch.nn.RNNBase):
         return kernel if why_not is None else "native"
 
     def _is_one_operator_a_layer(self, input: Tensor) -> bool:
-        """Whether a native call is, in a graph, where torch's own is unrolled."""
-        if not torch.compiler.is_compiling() or not self._has_native or choice.no_operator(self.spec) is not None:
+        """Whether a native call is: on a GPU, in a graph, where torch's own is unrolled."""
+        if self.kernel != "auto" or not input.is_cuda or not torch.compiler.is_compiling():
             return False
-        return input.is_cuda or not native.casts(input.device.type)  # elsewhere autocast goes into the steps
+        return choice.no_operator(self.spec) is None
 
     def _takes_rows(self, input: Tensor, valid: int, sizes: Sizes, keeps: bool) -> bool:
         """Whether a native call with lengths runs over packed rows, not dense steps."""
@@ -346,7 +345,7 @@ class Recurrent(torch.nn.RNNBase):
             batch_sizes,
             join_state([part.index_select(1, order) for part in initial]),
             weights,
-            *self._options(keeps),
+            *self._options(x, keeps),
         )
         # Under autocast the results may be narrower than the input.
         output = results.new_zeros((steps * batch_size, results.shape[1])).index_copy(0, rows, results)
@@ -385,7 +384,7 @@ class Recurrent(torch.nn.RNNBase):
         keeps = torch.is_grad_enabled() and any(t.requires_grad for t in (data, *state, *self._weights))
         if self._has_native and self._chosen(data, len(data), sizes, keeps) == "native":
             output, *final = native.NATIVE[self.mode](
-                data, batch_sizes, join_state(state), self._weights, *self._options(keeps)
+                data, batch_sizes, join_state(state), self._weights, *self._options(data, keeps)
             )
         else:
             padded, ns = pad_packed_sequence(PackedSequence(data, batch_sizes), spec.batch_first)

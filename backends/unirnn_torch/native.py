@@ -10,7 +10,9 @@ from torch import Tensor
 from unirnn import GRUSpec, RNNSpec, Spec, plain
 from unirnn.call import join_state
 
-__all__ = ["NATIVE", "casts", "direction", "is_native", "mode"]
+from . import choice
+
+__all__ = ["NATIVE", "casts", "direction", "has_to_train", "is_native", "mode"]
 
 NATIVE: dict[str, Callable[..., Any]] = {
     "RNN_TANH": torch.rnn_tanh,
@@ -55,10 +57,8 @@ def direction(
     if x.is_cuda:
         flat = _in_one_piece(flat)
     initial = state if ragged is None else tuple(ragged.begun(xp, part) for part in state)
-    # cuDNN has no backward pass of a call that is not for training.
-    training = x.is_cuda and torch.is_grad_enabled()
     hx = join_state(tuple(part.unsqueeze(0) for part in initial))
-    output, *final = NATIVE[mode(spec)](x, hx, flat, spec.bias, 1, 0.0, training, False, False)
+    output, *final = NATIVE[mode(spec)](x, hx, flat, spec.bias, 1, 0.0, has_to_train(x), False, False)
     final = [part.squeeze(0) for part in final]
     if ragged is None:
         return output, tuple(final)
@@ -69,9 +69,15 @@ def direction(
     return output, (h, *(torch.where(begun, c, c0) for c, c0 in zip(final[1:], c_0, strict=True)))
 
 
+def has_to_train(x: Tensor) -> bool:
+    """Whether a call must say that it is for training, whatever the module's mode: cuDNN has no backward pass else."""
+    return x.is_cuda and torch.is_grad_enabled() and not choice.is_traced_by_jit()
+
+
 def casts(device: str) -> bool:
-    """Whether autocast is on, on a kind of device; meta has none, and torch refuses the question."""
-    return device != "meta" and torch.is_autocast_enabled(device)
+    """Whether autocast is on, on a kind of device; some, such as meta, have none, and torch refuses the question."""
+    known = device in ("cpu", "cuda")  # not every torch can trace the other question
+    return (known or torch.amp.is_autocast_available(device)) and torch.is_autocast_enabled(device)
 
 
 def _rest(spec: Spec, x: Tensor) -> Tensor | None:

@@ -1,12 +1,13 @@
 """One layer in one direction as the operators ``unirnn::rnn_tanh``, ``rnn_relu``, ``gru`` and ``lstm``.
 
 They are operators, so that `torch.compile`, `torch.export` and its dynamic shapes see one node, whose lengths are
-looked at, and checked, when it runs. Two can run it: on a CPU `packed`, and on any device torch's own computation
-(`native`), whose backward pass runs it again, since what cuDNN keeps has a size that a trace can't know. Second
-derivatives go through the core's plain path.
+looked at, and checked, when it runs. On a CPU they run `packed`, on a GPU torch's own computation (`native`), whose
+backward pass runs it again, since what cuDNN keeps has a size that a trace can't know. Second derivatives go through
+the core's plain path.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -65,20 +66,37 @@ def _gradients(
 def _forward_natively(call: Call) -> tuple[Tensor, ...]:
     """``(output, *final)``, and two empty tensors: nothing is kept."""
     call.checked_lengths()
-    return *_apart(_over_dense_steps(call, native.direction)), call.x.new_empty((0, 0)), call.x.new_empty((0, 0))
+    with torch.autocast(call.x.device.type, enabled=False):  # what is to be cast was, where the graph was made
+        results = _over_dense_steps(call, native.direction)
+    return *_apart(results), call.x.new_empty((0, 0)), call.x.new_empty((0, 0))
 
 
 def _backward_natively(call: Call, d_results: Sequence[Tensor | None], needed: tuple[bool, bool]) -> tuple[Tensor, ...]:
     """As `packed.backward`; what the forward pass computed is computed again."""
     of_x, of_weights = needed
     wanted = [of_x, False, *[True] * len(call.state), *[of_weights] * 4]
-    with torch.enable_grad():
+    with _recording(), torch.autocast(call.x.device.type, enabled=False):
         call = call.of(
             [t if t is None else t.detach().requires_grad_(w) for t, w in zip(call.tensors, wanted, strict=True)]
         )
         found = _gradients(call, native.direction, wanted, d_results, create_graph=False)
     del found[1]
     return tuple(_apart(call.x.new_empty((0,)) if d is None else d for d in found))
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """A context in which autograd works within an operator, also where a dispatch mode, such as a compiler's, is on."""
+    keys = [torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.ADInplaceOrView]
+    shut_off = [key for key in keys if torch._C._dispatch_tls_is_dispatch_key_excluded(key)]
+    try:
+        for key in shut_off:
+            torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+        with torch.enable_grad():
+            yield
+    finally:
+        for key in shut_off:
+            torch._C._dispatch_tls_set_dispatch_key_excluded(key, True)
 
 
 def _apart(tensors: Iterable[Tensor]) -> Iterator[Tensor]:

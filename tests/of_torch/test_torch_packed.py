@@ -21,8 +21,9 @@ from torch.autograd import forward_ad
 from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
-from unirnn_torch import choice, native, operators
+from unirnn_torch import Recurrent, choice, native, operators
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, errors, plain
@@ -40,6 +41,12 @@ OURS = ("packed", "numba") if find_spec("numba") else ("packed",)
 each_of_ours = pytest.mark.parametrize("kernel", OURS)
 each_operator = pytest.mark.parametrize("kernel", [*OURS, "native"])
 STEPPED = GRUSpec(3, 4, reset_after=False)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a graph a native layer is an operator."""
+    monkeypatch.setattr(Recurrent, "_is_one_operator_a_layer", lambda self, input: self.kernel == "native")
 
 
 def spec_of(kind: str, *sizes: int, **options: Any) -> Spec:
@@ -223,6 +230,7 @@ def test_the_operator_keeps_torchs_rules(kind: str, kernel: str) -> None:
     torch.library.opcheck(operator, (x, ns, *states, *[w.detach() for w in weights], True, kernel, False))
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 @each_operator
 @each_kind
 def test_a_graph_that_was_traced_without_gradients_has_them_all_the_same(kind: str, kernel: str) -> None:
@@ -268,6 +276,52 @@ def test_a_gpu_gets_its_weights_as_cudnn_has_them(spec: Spec, starts: list[int],
     assert all(torch.equal(one, other) for one, other in zip(found, weights, strict=True))
 
 
+class Passing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A mode that changes nothing."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("kernel", ["auto", "native"])
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+def test_the_backward_pass_of_a_graph_runs_under_a_dispatch_mode(kind: str, kernel: str) -> None:
+    torch.compiler.reset()
+    module = spec_of(kind, 3, 4).build("torch", seed=0, kernel=kernel)
+    compiled: Any = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x, _, ns = batch(module.spec, 5, [5, 0, 2])
+    expected = gradients(module(x, None, ns), module)
+    result = compiled(x, None, ns)
+    with Passing():  # type: ignore[no-untyped-call]
+        torch.testing.assert_close(gradients(result, module), expected)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch's own forward mode
+@each_kind
+def test_transforms_are_traced_by_name(kind: str) -> None:
+    module = spec_of(kind, 3, 4).build("torch", seed=0, kernel="native")
+    x = torch.randn(5, 3, 3)
+
+    def gradient(x: Tensor) -> Tensor:
+        found: Tensor = torch.func.grad(lambda x: module(x)[0].sum())(x)
+        return found
+
+    def tangent(x: Tensor) -> Tensor:
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(x, torch.ones_like(x))  # type: ignore[no-untyped-call]
+            output: Tensor = forward_ad.unpack_dual(module(dual)[0]).tangent  # type: ignore[no-untyped-call]
+        return output
+
+    for function in (gradient, tangent) if kind != "LSTM" else (gradient,):  # natively it has no such gradients
+        expected = function(x)
+        torch.compiler.reset()
+        compiled: Any = torch.compile(function, backend="eager", fullgraph=function is gradient)
+        torch.testing.assert_close(compiled(x), expected)
+    torch.compiler.reset()
+
+
 DYNAMIC: Any = Dim.DYNAMIC
 each_traced = pytest.mark.parametrize(
     ("spec", "ragged"),
@@ -291,6 +345,7 @@ def arguments(spec: Spec, ragged: bool, steps: int, lengths: list[int]) -> tuple
     return (x, hx, ns) if ragged else (x.nan_to_num(), hx, None)
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("kernel", ["auto", "native"])
 @each_traced
 def test_one_graph_trains_with_other_sizes(spec: Spec, ragged: bool, kernel: str) -> None:
@@ -304,6 +359,7 @@ def test_one_graph_trains_with_other_sizes(spec: Spec, ragged: bool, kernel: str
         torch.testing.assert_close(gradients(actual, module), gradients(expected, native), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("kernel", ["auto", "native"])
 @each_traced
 def test_an_export_takes_any_t_and_b(spec: Spec, ragged: bool, kernel: str) -> None:
@@ -315,6 +371,7 @@ def test_an_export_takes_any_t_and_b(spec: Spec, ragged: bool, kernel: str) -> N
         torch.testing.assert_close(exported(*given), module(*given))
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("kernel", ["auto", "native"])
 def test_a_traced_length_is_checked_when_it_runs(kernel: str) -> None:
     torch.compiler.reset()
@@ -700,8 +757,9 @@ def test_a_compiled_transform_is_native() -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace")
 @pytest.mark.filterwarnings("ignore:Converting a tensor to a Python")
-def test_torch_jit_traces_what_it_can_check() -> None:
-    gru = GRUSpec(3, 8).build("torch", seed=0)
+@pytest.mark.parametrize("training", [True, False])
+def test_torch_jit_traces_what_it_can_check(training: bool) -> None:
+    gru = GRUSpec(3, 8).build("torch", seed=0).train(training)
     x = torch.randn(20, 5, 3)
     traced: Any = torch.jit.trace(gru, (x,))  # type: ignore[no-untyped-call]
     torch.testing.assert_close(traced(x), gru(x))
