@@ -93,9 +93,10 @@ TABLE: tuple[Row, ...] = (
         for row in (
             Row(cell, gradients=True, lengths=False, steps=steps, widest=widest),
             Row(cell, gradients=True, lengths=True, steps=12, widest=widest),
-            Row(cell, gradients=True, lengths=True, steps=12, fill=0.3, widest=4 * widest),
+            Row(cell, gradients=True, lengths=True, steps=12, fill=0.3, widest=16384),
             Row(cell, gradients=False, lengths=False, steps=4 * steps, widest=widest // 2),
             Row(cell, gradients=False, lengths=True, steps=32, widest=widest),
+            Row(cell, gradients=False, lengths=True, steps=32, fill=0.7, widest=16384),
         )
     ),
     *(
@@ -103,7 +104,7 @@ TABLE: tuple[Row, ...] = (
         for row in (
             Row("LSTM", gradients=True, lengths=True, steps=16, width=512, fill=0.3, widest=16384),
             Row("LSTM", gradients=True, lengths=True, steps=16, width=4096, fill=0.7, widest=16384),
-            Row("LSTM", gradients=False, lengths=True, steps=32, width=1024, fill=0.7, widest=4096),
+            Row("LSTM", gradients=False, lengths=True, steps=32, width=1024, fill=0.7, widest=16384),
         )
     ),
     *(
