@@ -675,7 +675,8 @@ def test_explain_says_when_which_kernel_is_taken(numba: bool, monkeypatch: pytes
     compiled = [
         "  kernel numba: training (T >= 16, B*H <= 4096); training with lengths (T >= 12, B*H <= 4096); "
         "training with lengths (T >= 12, B*H <= 16384, up to 30% valid); inference (T >= 64, B*H <= 2048); "
-        "inference with lengths (T >= 32, B*H <= 4096); inference with lengths (T >= 32, B*H <= 16384, up to 70% valid)",
+        "inference with lengths (T >= 32, B*H <= 4096); "
+        "inference with lengths (T >= 32, B*H <= 16384, up to 70% valid)",
     ]
     assert str(told).splitlines() == [
         "GRUSpec(3, 4) on torch, cpu, float32: no limits",
