@@ -22,8 +22,9 @@ from .packed import Call
 
 __all__ = ["layer"]
 
-# Lengths are read; torch before 2.8 has no word for what a CUDA graph can't capture.
-_TAGS = (torch.Tag.pt2_compliant_tag, *(tag for tag in [getattr(torch.Tag, "cudagraph_unsafe", None)] if tag))
+_TAGS = [torch.Tag.pt2_compliant_tag]
+if hasattr(torch.Tag, "cudagraph_unsafe"):  # lengths are read; older torch has no word for what a CUDA graph can't hold
+    _TAGS.append(torch.Tag.cudagraph_unsafe)
 
 
 def _over_dense_steps(call: Call, direction: plain.Direction) -> tuple[Tensor, ...]:
@@ -86,7 +87,10 @@ def _backward_natively(call: Call, d_results: Sequence[Tensor | None], needed: t
 
 @contextmanager
 def _recording() -> Iterator[None]:
-    """A context in which autograd works within an operator, also where a dispatch mode, such as a compiler's, is on."""
+    """A context in which autograd works within an operator, also where a dispatch mode, such as a compiler's, is on.
+
+    Those take autograd out of a thread's dispatch; there is no public way to have it back.
+    """
     keys = [torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.ADInplaceOrView]
     shut_off = [key for key in keys if torch._C._dispatch_tls_is_dispatch_key_excluded(key)]
     try:
