@@ -6,7 +6,7 @@
 - in `torch.compile` and `torch.export`, packed: one operator, with any T and B, where torch's own are unrolled; on a
   GPU the native computation is one operator there, too;
 - else what `TABLE` says. The packed kernel's cost follows the valid steps, and its backward pass is the faster one, but
-  for that of a small LSTM, which has oneDNN's; natively there is less to do before the first step. By numba the packed
+  for that of a dense LSTM, which has oneDNN's; natively there is less to do before the first step. By numba the packed
   kernel has next to no cost for a step, and slower products; compiled and exported graphs ask the table when they run.
 
 Without numba a call without gradients and without lengths is native everywhere: neither is clearly the faster there,
@@ -116,7 +116,6 @@ TABLE: tuple[Row, ...] = (
             Row(cell, gradients=False, lengths=True, steps=16, width=8192, dtypes=dtypes),
         )
     ),
-    Row("LSTM", gradients=True, lengths=False, steps=32, width=16384, dtypes=("float32",)),
     Row("LSTM", gradients=True, lengths=True, steps=16, width=2048, fill=0.3, dtypes=("float32",)),
     Row("LSTM", gradients=True, lengths=True, steps=16, width=4096, fill=0.7, dtypes=("float32",)),
     Row("LSTM", gradients=False, lengths=True, steps=16, width=8192, fill=0.7, dtypes=("float32",)),
