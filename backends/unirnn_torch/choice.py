@@ -34,6 +34,7 @@ __all__ = [
     "Row",
     "check",
     "fastest",
+    "is_stepped",
     "kernels",
     "no_operator",
     "obstacle",
@@ -142,19 +143,20 @@ def check(kernel: str, spec: Spec, device: str, dtype: str) -> None:
         core.check_numba(spec)
     if kernel in ("packed", "numba"):
         why_not = _lacking(spec, device, dtype)
-    elif kernel == "native" and _is_stepped(spec):
+    elif kernel == "native" and is_stepped(spec):
         why_not = "torch has no GRU of reset_after=False"
     if why_not is not None:
         raise LimitError(f"kernel: given {kernel!r}, but {why_not}; 'auto' takes what there is")
 
 
-def _is_stepped(spec: Spec) -> bool:
+def is_stepped(spec: Spec) -> bool:
+    """Whether torch has no such layer: a GRU of ``reset_after=False``."""
     return isinstance(spec, GRUSpec) and not spec.reset_after
 
 
 def _unknown(spec: Spec) -> str | None:
     """Why no operator can serve."""
-    if _is_stepped(spec):
+    if is_stepped(spec):
         return "it has no GRU of reset_after=False"
     if isinstance(spec, LSTMSpec) and spec.proj_size:
         return f"it has no proj_size (given {spec.proj_size})"
@@ -263,7 +265,7 @@ def _rows(cell: str, dtype: torch.dtype, gradients: bool, lengths: bool, numba: 
 
 def kernels(spec: Spec, device: str, dtype: str) -> Iterator[Kernel]:
     """The kernels that a spec has there, and when ``auto`` takes which."""
-    if _is_stepped(spec):
+    if is_stepped(spec):
         yield Kernel("plain", "always, step by step")
     elif _lacking(spec, device, dtype) is not None:
         yield Kernel("native", "always")

@@ -125,7 +125,7 @@ class Recurrent(torch.nn.RNNBase):
 
     def extra_repr(self) -> str:
         """What `repr` shows: as the native layers, and the variant that they don't have."""
-        return super().extra_repr() + ("" if native.is_native(self.spec) else ", reset_after=False")
+        return super().extra_repr() + (", reset_after=False" if choice.is_stepped(self.spec) else "")
 
     def forward(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
         """Run the layers.
@@ -245,7 +245,7 @@ class Recurrent(torch.nn.RNNBase):
 
     @property
     def _has_native(self) -> bool:
-        return self.kernel != "plain" and native.is_native(self.spec)
+        return self.kernel != "plain" and not choice.is_stepped(self.spec)
 
     def _chosen(self, input: Tensor, valid: int | None, sizes: Sizes, keeps: bool) -> str:
         """Which kernel runs this call; raises if the one that was asked for can't."""

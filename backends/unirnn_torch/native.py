@@ -7,12 +7,12 @@ import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
-from unirnn import GRUSpec, RNNSpec, Spec, plain
+from unirnn import RNNSpec, Spec, plain
 from unirnn.call import join_state
 
 from . import choice
 
-__all__ = ["NATIVE", "casts", "direction", "has_to_train", "is_native", "mode"]
+__all__ = ["NATIVE", "casts", "direction", "has_to_train", "mode"]
 
 NATIVE: dict[str, Callable[..., Any]] = {
     "RNN_TANH": torch.rnn_tanh,
@@ -26,11 +26,6 @@ NATIVE: dict[str, Callable[..., Any]] = {
 def mode(spec: Spec) -> str:
     """As `torch.nn.RNNBase` calls the cell: ``RNN_TANH``, ``RNN_RELU``, ``GRU`` or ``LSTM``."""
     return f"RNN_{spec.nonlinearity.upper()}" if isinstance(spec, RNNSpec) else spec.cell
-
-
-def is_native(spec: Spec) -> bool:
-    """Whether torch has such a layer."""
-    return not isinstance(spec, GRUSpec) or spec.reset_after
 
 
 def direction(
