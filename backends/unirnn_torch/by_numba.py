@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unirnn import Spec, kernels, plain
 from unirnn.kernels.direction import Direction, Kept
-from unirnn.kernels.threads import blas_of_one_thread
+from unirnn.kernels.threads import Threads, blas_of_one_thread
 
 from .by_torch import Rows
 
@@ -38,18 +38,24 @@ class ByNumba:
     """
 
     def __init__(self, cell: type[Direction], spec: Spec, rows: Rows, weights: plain.Weights) -> None:
+        several = len(rows.packing.parts) > 1
         weight_ih, *others = weights[:4]
-        arrays = kernels.Weights(weight_ih, *(None if w is None else _read(w) for w in others))
-        (part,) = rows.packing.parts
-        self._direction = cell(spec, arrays, part, backward=rows.backward)
-        self._direction.matmul = _matmul
+        arrays = kernels.Weights(
+            _read(weight_ih) if several else weight_ih, *(None if w is None else _read(w) for w in others)
+        )
+        # Several threads multiply by NumPy's BLAS, which then has one in each, as torch's can't.
+        self._array = _own if several else _as_it_is
+        self._run = Threads(cell, spec, arrays, rows.packing, backward=rows.backward)
+        if not several:
+            (direction,) = self._run.directions
+            direction.matmul = _matmul
 
     def forward(self, x: Tensor, initial: list[Tensor], outputs: Tensor, blocks: Tensor | None) -> list[Tensor]:
         """As that of `ByTorch`."""
         into = None if blocks is None else Kept(outputs.numpy(), blocks.numpy().reshape(-1))
         state = tuple(map(_own, initial))
         with np.errstate(all="ignore"), blas_of_one_thread:
-            found, final = self._direction.forward(x, state, keep=into is not None, into=into)
+            found, final = self._run.forward(self._array(x), state, keep=into is not None, into=into)
         if into is None:
             outputs.copy_(torch.from_numpy(found))
         return [_tensor(part) for part in final]
@@ -68,12 +74,11 @@ class ByNumba:
     ) -> plain.Weights | None:
         """As that of `ByTorch`."""
         kept = Kept(outputs.numpy(), blocks.numpy().reshape(-1))
-        self._direction.resume(x, tuple(map(_own, initial)), kept)
+        self._run.resume(self._array(x), tuple(map(_own, initial)), kept)
         d_rows = np.zeros(outputs.shape, kept.outputs.dtype) if d_outputs is None else _read(d_outputs)
+        into = None if d_x is None else self._array(d_x)
         with np.errstate(all="ignore"), blas_of_one_thread:
-            found, d_weights = self._direction.backward(
-                d_rows, tuple(map(_read, d_state)), d_x=d_x, of_weights=of_weights
-            )
+            found, d_weights = self._run.backward(d_rows, tuple(map(_read, d_state)), d_x=into, of_weights=of_weights)
         for part, gradient in zip(d_state, found, strict=True):
             part.copy_(torch.from_numpy(gradient))
         return plain.Weights(*(None if d is None else _tensor(d) for d in d_weights)) if of_weights else None
@@ -92,6 +97,10 @@ def _own(tensor: Tensor) -> NDArray[Any]:
 def _read(tensor: Tensor) -> NDArray[Any]:
     """The values of any other, where they lie: not to be written to."""
     return np.from_dlpack(tensor.detach().resolve_neg())
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _matmul(a: Any, b: Any, out: Any) -> Any:

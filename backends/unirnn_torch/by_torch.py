@@ -15,13 +15,14 @@ N is the number of rows, the sum of the lengths.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from unirnn import plain
-from unirnn.kernels.packing import Chunk, Packing
+from unirnn.kernels.packing import Chunk, Packing, Part
 
 __all__ = ["CELLS", "ByTorch", "Rows"]
 
@@ -39,7 +40,8 @@ class Rows:
     Attributes
     ----------
     alive
-        How many sequences have a step t, for each t that any has.
+        How many sequences have a step t, for each t that any has; in a packing of one part, as the methods below
+        `unsort` want it.
     count
         N.
     """
@@ -47,11 +49,18 @@ class Rows:
     def __init__(self, packing: Packing, backward: bool) -> None:
         self.packing = packing
         self.backward = backward
-        (self._part,) = packing.parts
-        self.alive = [n for n in self._part.alive if n]
-        self.count = sum(self.alive)
+        self.count = packing.parts[-1].rows.stop
         dense = packing.is_dense
         self._rows, self._order = (None if dense else torch.from_numpy(part) for part in (packing.rows, packing.order))
+
+    @cached_property
+    def _part(self) -> Part:
+        (part,) = self.packing.parts
+        return part
+
+    @cached_property
+    def alive(self) -> list[int]:
+        return [n for n in self._part.alive if n]
 
     def pack(self, array: Tensor) -> Tensor:
         """`(T, B, F)` to `(N, F)`; may be a view."""
@@ -60,8 +69,9 @@ class Rows:
 
     def blank(self, like: Tensor, width: int) -> Tensor:
         """`(T, B, F)`, zero in the padding, and still to be filled."""
-        make = like.new_empty if self.packing.is_dense else like.new_zeros
-        return make((*self.packing.shape, width))
+        steps, batch_size = self.packing.shape
+        make = like.new_empty if self.count == steps * batch_size else like.new_zeros
+        return make((steps, batch_size, width))
 
     def unpack(self, rows: Tensor, out: Tensor) -> None:
         """`(N, F)` into the valid steps of `(T, B, F)`."""

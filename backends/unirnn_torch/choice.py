@@ -25,6 +25,7 @@ from unirnn import GRUSpec, LSTMSpec, Spec
 from unirnn import kernels as core
 from unirnn.devices import plain_name
 from unirnn.errors import LimitError
+from unirnn.kernels import threads
 from unirnn.limits import Kernel, check_kernel
 
 __all__ = [
@@ -61,13 +62,13 @@ class Row(NamedTuple):
     steps: int
     """From how many steps on, up to the longest sequence."""
     width: int = 0
-    """From which B*H on."""
+    """From which B*H on; empty sequences do not count."""
     fill: float = 1.0
     """Up to which share of valid steps."""
     dtypes: tuple[str, ...] = _DTYPES
     kernel: str = "packed"
     widest: int | None = None
-    """Up to which B*H."""
+    """Up to which B*H, by each of the threads that numba has."""
 
     def __str__(self) -> str:
         bounds = [f"T >= {self.steps}"]
@@ -80,23 +81,19 @@ class Row(NamedTuple):
         return f"{'training' if self.gradients else 'inference'}{' with lengths' * self.lengths} ({', '.join(bounds)})"
 
 
-# Measured with torch 2.13 on x86, by one thread and by two; at a row's bounds both cost about the same. An LSTM in
-# float32 is natively oneDNN's.
+# Measured with torch 2.13 on an Intel Xeon and an AMD EPYC, by one thread and by two; at a row's bounds both cost about
+# the same. An LSTM in float32 is natively oneDNN's.
 # Of rows that fit a call the first counts; those of numba, where it is installed.
 TABLE: tuple[Row, ...] = (
     *(
         row._replace(kernel="numba", dtypes=dtypes)
-        for cell, steps, widest, dtypes in (
-            ("RNN", 32, 2048, _DTYPES),
-            ("GRU", 16, 4096, _DTYPES),
-            ("LSTM", 16, 4096, ("float64",)),
-        )
+        for cell, steps, dtypes in (("RNN", 32, _DTYPES), ("GRU", 16, _DTYPES), ("LSTM", 16, ("float64",)))
         for row in (
-            Row(cell, gradients=True, lengths=False, steps=steps, widest=widest),
-            Row(cell, gradients=True, lengths=True, steps=12, widest=widest),
-            Row(cell, gradients=True, lengths=True, steps=12, fill=0.3, widest=16384),
-            Row(cell, gradients=False, lengths=False, steps=4 * steps, widest=widest // 2),
-            Row(cell, gradients=False, lengths=True, steps=32, widest=widest),
+            Row(cell, gradients=True, lengths=False, steps=steps, widest=8192),
+            Row(cell, gradients=True, lengths=True, steps=12, widest=8192),
+            Row(cell, gradients=True, lengths=True, steps=12, fill=0.7, widest=16384),
+            Row(cell, gradients=False, lengths=False, steps=4 * steps, widest=2048),
+            Row(cell, gradients=False, lengths=True, steps=32, widest=4096),
             Row(cell, gradients=False, lengths=True, steps=32, fill=0.7, widest=16384),
         )
     ),
@@ -219,9 +216,9 @@ def fastest(spec: Spec, dtype: torch.dtype, steps: int, batch_size: int, valid: 
     dtype
         Of the call.
     steps, batch_size
-        T, up to the longest sequence, and B.
+        T, up to the longest sequence, and B, without the empty ones.
     valid
-        The sum of the lengths; None without lengths.
+        The sum of the lengths; None without lengths, or if all are T.
     gradients
         Whether the call keeps what a backward pass needs.
 
@@ -231,14 +228,20 @@ def fastest(spec: Spec, dtype: torch.dtype, steps: int, batch_size: int, valid: 
         One of `KERNELS`.
     """
     width = batch_size * spec.hidden_size
+    parts = num_parts(spec, batch_size, steps * batch_size if valid is None else valid)
     for row in _rows(spec.cell, dtype, gradients, valid is not None, core.has_numba(spec)):
         if (
             steps >= row.steps
-            and row.width <= width <= (width if row.widest is None else row.widest)
+            and row.width <= width <= (width if row.widest is None else row.widest * parts)
             and (valid is None or valid <= row.fill * steps * batch_size)
         ):
             return row.kernel
     return "native"
+
+
+def num_parts(spec: Spec, batch_size: int, valid: int) -> int:
+    """How many threads the compiled cells have for a call: at most torch's; see `unirnn.kernels.threads`."""
+    return threads.num_parts(spec, batch_size, valid, torch.get_num_threads())
 
 
 def rows_are_faster(spec: Spec, input: Tensor, steps: int, valid: int, *, gradients: bool) -> bool:

@@ -230,9 +230,11 @@ class Recurrent(torch.nn.RNNBase):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run one of the kernels; ``values`` are those of the lengths, but in a trace."""
         weights = self._weights
-        valid = None if values is None else int(values.sum())
+        valid, alive = None, sizes
+        if values is not None:
+            valid, alive = int(values.sum()), Sizes(sizes.steps, np.count_nonzero(values))
         keeps = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *(state or ()), *weights))
-        kernel = self._chosen(input, valid, sizes, keeps)
+        kernel = self._chosen(input, valid, alive, keeps)
         if kernel != "native" or self._is_one_operator_a_layer(input):
             return self._by_layers(input, state, ns, weights, kernel)
         if not self._has_native:
@@ -248,7 +250,7 @@ class Recurrent(torch.nn.RNNBase):
         return self.kernel != "plain" and not choice.is_stepped(self.spec)
 
     def _chosen(self, input: Tensor, valid: int | None, sizes: Sizes, keeps: bool) -> str:
-        """Which kernel runs this call; raises if the one that was asked for can't."""
+        """Which kernel runs a call of so many sequences that are not empty; raises if the one asked for can't."""
         named = self.kernel
         # In torch.jit's trace sizes are no numbers, which the table would compare.
         if named in ("native", "plain") or (named == "auto" and choice.is_traced_by_jit()):

@@ -65,11 +65,11 @@ def _gradients(
 
 
 def _forward_natively(call: Call) -> tuple[Tensor, ...]:
-    """``(output, *final)``, and two empty tensors: nothing is kept."""
+    """``(output, *final)``, and empty tensors: nothing is kept."""
     call.checked_lengths()
     with torch.autocast(call.x.device.type, enabled=False):  # what is to be cast was, where the graph was made
         results = _over_dense_steps(call, native.direction)
-    return *_apart(results), call.x.new_empty((0, 0)), call.x.new_empty((0, 0))
+    return *_apart(results), *packed.blank(call, keep=False)
 
 
 def _backward_natively(call: Call, d_results: Sequence[Tensor | None], needed: tuple[bool, bool]) -> tuple[Tensor, ...]:
@@ -124,7 +124,7 @@ def _define(mode: str, cell: type[ByTorch]) -> Any:
         *(f"Tensor {part}_0" for part in states),
         "Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, bool backward, str kernel",
     ]
-    kept = ["Tensor outputs", "Tensor blocks"]
+    kept = ["Tensor outputs", "Tensor blocks", "Tensor num_parts"]
     d_results = [f"Tensor? d_{part}" for part in ("output", *states)]
     number = 6 + parts  # of the tensors among the inputs
 
@@ -142,16 +142,16 @@ def _define(mode: str, cell: type[ByTorch]) -> Any:
         return (
             call.x.new_empty((steps, batch_size, size)),
             *(part.new_empty((batch_size, size)) for part in call.state),
-            *(call.x.new_empty((steps * batch_size, w) if keep else (0, 0)) for w in packed.kept_widths(call)),
+            *packed.blank(call, keep=keep),
         )
 
     def backward(*arguments: Any) -> tuple[Tensor, ...]:
         call = Call(mode, arguments)
         *tensors, of_x, of_weights = call.rest
         if call.kernel == "native":
-            return _backward_natively(call, tensors[2:], (of_x, of_weights))
+            return _backward_natively(call, tensors[3:], (of_x, of_weights))
         with torch.no_grad():  # in a graph of a training step it is an operator like any other
-            return packed.backward(call, tensors[:2], tensors[2:], (of_x, of_weights))
+            return packed.backward(call, tensors[:3], tensors[3:], (of_x, of_weights))
 
     def backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
         call = Call(mode, arguments)
@@ -173,7 +173,7 @@ def _define(mode: str, cell: type[ByTorch]) -> Any:
         return getattr(torch.ops.unirnn, name).default
 
     # Not by torch.library.custom_op, whose first call imports the compiler: it takes seconds, and 70 MiB.
-    operator = register(name, [*inputs, "bool keep"], 3 + parts, forward, forward_fake)
+    operator = register(name, [*inputs, "bool keep"], 4 + parts, forward, forward_fake)
     gradient = register(
         f"{name}_backward",
         [*inputs, *kept, *d_results, "bool of_x", "bool of_weights"],

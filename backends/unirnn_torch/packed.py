@@ -29,7 +29,7 @@ from . import choice
 from .by_numba import ByNumba
 from .by_torch import CELLS, ByTorch, Rows
 
-__all__ = ["Call", "backward", "forward", "kept_widths"]
+__all__ = ["Call", "backward", "blank", "forward"]
 
 
 class Call:
@@ -67,10 +67,12 @@ class Call:
     def spec(self) -> Spec:
         return _spec(self.mode, self.x.shape[2], self.weights.weight_hh.shape[1], self.weights.bias_ih is not None)
 
-    def checked_lengths(self) -> NDArray[np.int64] | None:
-        """The lengths, read from whatever device they are on."""
+    def checked_lengths(self) -> NDArray[np.int64]:
+        """The lengths, read from whatever device they are on; all T if there are none."""
         steps, batch_size, _ = self.x.shape
-        return None if self.lengths is None else checked(self.lengths.cpu().numpy(), Sizes(steps, batch_size))
+        if self.lengths is None:
+            return np.full(batch_size, steps)
+        return checked(self.lengths.cpu().numpy(), Sizes(steps, batch_size))
 
 
 @cache
@@ -80,39 +82,49 @@ def _spec(mode: str, input_size: int, hidden_size: int, bias: bool) -> Spec:
     return (GRUSpec if mode == "GRU" else LSTMSpec)(input_size, hidden_size, bias=bias)
 
 
-def _packed(call: Call, keep: bool) -> tuple[Rows, ByTorch | ByNumba]:
-    """The rows, and what computes the steps: what the call asks for, or, if that is ``auto``, what the table has."""
-    steps, batch_size, _ = call.x.shape
-    lengths = call.checked_lengths()
-    rows = Rows(Packing.of(np.full(batch_size, steps) if lengths is None else lengths, steps), call.backward)
+def _num_parts(call: Call, lengths: NDArray[np.int64], keep: bool) -> int:
+    """Into how many parts the sequences are dealt, each a thread's, if the compiled cells step; 0 if torch does."""
     spec, kernel = call.spec, call.kernel
+    batch_size, valid = np.count_nonzero(lengths), int(lengths.sum())
     if kernel == "auto":
-        valid = None if rows.packing.is_dense else rows.count
-        kernel = choice.fastest(spec, call.x.dtype, len(rows.alive), batch_size, valid, gradients=keep)
-    cell = kernels.compiled_cell(spec) if kernel == "numba" else None
+        longest = int(lengths.max(initial=0))
+        ragged = None if longest * len(lengths) == valid else valid
+        kernel = choice.fastest(spec, call.x.dtype, longest, batch_size, ragged, gradients=keep)
+    if kernel != "numba" or kernels.compiled_cell(spec) is None:
+        return 0
+    return choice.num_parts(spec, batch_size, valid)
+
+
+def _packed(call: Call, lengths: NDArray[np.int64], num_parts: int) -> tuple[Rows, ByTorch | ByNumba]:
+    """The rows, and what computes the steps."""
+    rows = Rows(Packing.of(lengths, call.x.shape[0], num_parts or 1), call.backward)
+    cell = kernels.compiled_cell(call.spec) if num_parts else None
     if cell is None:
         return rows, CELLS[call.mode](rows, call.weights)
-    return rows, ByNumba(cell, spec, rows, call.weights)
+    return rows, ByNumba(cell, call.spec, rows, call.weights)
 
 
-def kept_widths(call: Call) -> tuple[int, int]:
-    """How wide the two buffers are of what a backward pass needs."""
-    size = call.weights.weight_hh.shape[1]
-    return size, sum(CELLS[call.mode].kept) * size
+def blank(call: Call, *, keep: bool) -> tuple[Tensor, ...]:
+    """What is kept for a backward pass, still to be filled: outputs, blocks, and `_num_parts`; empty if nothing is."""
+    steps, batch_size, _ = call.x.shape
+    rows, size = steps * batch_size if keep else 0, call.weights.weight_hh.shape[1]
+    buffers = (call.x.new_empty((rows, width * size)) for width in (1, sum(CELLS[call.mode].kept)))
+    return *buffers, call.x.new_empty((int(keep),), dtype=torch.int64)
 
 
 def forward(call: Call, keep: bool) -> tuple[Tensor, ...]:
     """``(output, *final, *kept)``; what is kept is empty if it need not be."""
     x, size = call.x, call.weights.weight_hh.shape[1]
-    rows, cell = _packed(call, keep)
+    lengths = call.checked_lengths()
+    num_parts = _num_parts(call, lengths, keep)
+    rows, cell = _packed(call, lengths, num_parts)
     # No view of something larger: those of an operator can't be changed in place.
     output = rows.blank(x, size)
+    kept = blank(call, keep=keep)
+    kept[2].fill_(num_parts)
     if keep:
-        capacity = x.shape[0] * x.shape[1]
-        kept = tuple(x.new_empty((capacity, width)) for width in kept_widths(call))
         outputs, blocks = kept[0][: rows.count], kept[1]
     else:
-        kept = tuple(x.new_empty((0, 0)) for _ in range(2))
         outputs = output.view(-1, size) if rows.packing.is_dense else x.new_empty((rows.count, size))
         blocks = None
     initial = [rows.sort(part) for part in call.state]
@@ -127,10 +139,11 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Gradients ``(x, *state, *weights)``; empty where they are not needed, or there is no bias."""
     x = call.x
-    rows, cell = _packed(call, True)
-    if len(kept[0]) < rows.count:  # a graph that was traced without gradients
-        kept = forward(call, True)[-2:]
-    outputs, blocks = kept
+    if not len(kept[2]):  # a graph that was traced without gradients
+        kept = forward(call, True)[-3:]
+    outputs, blocks, num_parts = kept
+    # As it was: the number of threads may have changed since, and the table with it.
+    rows, cell = _packed(call, call.checked_lengths(), int(num_parts))
     d_output, *d_final = d_results
     d_state = [
         torch.zeros_like(part) if d is None else rows.sort(d) for part, d in zip(call.state, d_final, strict=True)

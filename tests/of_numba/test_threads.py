@@ -46,10 +46,10 @@ def test_threads_are_as_many_as_have_enough_to_do(
     batch_size: int, steps: int, size: int, count: int, expected: int
 ) -> None:
     with mock.patch.object(blas_of_one_thread, "most", return_value=9):
-        assert num_parts(GRUSpec(size, size), np.full(batch_size, steps), count) == expected
+        assert num_parts(GRUSpec(size, size), batch_size, batch_size * steps, count) == expected
     blas_of_one_thread.most()  # loads what is to be limited
     with threadpool_limits(1):  # whoever asks for one thread gets one
-        assert num_parts(GRUSpec(size, size), np.full(batch_size, steps), count) == 1
+        assert num_parts(GRUSpec(size, size), batch_size, batch_size * steps, count) == 1
 
 
 @pytest.mark.usefixtures("three_threads")

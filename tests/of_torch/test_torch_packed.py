@@ -28,7 +28,7 @@ from unirnn_torch import Recurrent, choice, native, operators
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, errors, plain
 from unirnn.call import join_state
-from unirnn.kernels import packing
+from unirnn.kernels import packing, threads
 
 KINDS: dict[str, tuple[type[Spec], dict[str, Any]]] = {
     "RNN-tanh": (RNNSpec, {}),
@@ -71,6 +71,14 @@ def batch(spec: Spec, steps: int, lengths: list[int], **options: Any) -> tuple[T
     return (x.transpose(0, 1) if spec.batch_first else x), join_state(states), ns
 
 
+def several_threads(patch: pytest.MonkeyPatch, count: int) -> None:
+    """Let the smallest layer have so many, if numba steps."""
+    patch.setattr(threads, "_LEAST_SEQUENCES", 1)
+    patch.setattr(threads, "_LEAST_WORK", 1)
+    patch.setattr(threads.blas_of_one_thread, "most", lambda: count)
+    patch.setattr(torch, "get_num_threads", lambda: count)
+
+
 def gradients(result: Any, module: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
     total = torch.stack([part.square().sum() for part in flat(result)]).sum()
     return torch.autograd.grad(total, [*inputs, *module.parameters()])
@@ -103,6 +111,7 @@ def test_values_and_gradients_are_the_plain_paths(kernel: str, kind: str, data: 
     expected = plain.recurrent(xp, spec, weights, x, tuple(leaves[1:]), None if lengths is None else ns)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "_CHUNK", data.draw(st.sampled_from([1, 3, 8, 384])))
+        several_threads(patch, data.draw(st.integers(1, 3)))
         patch.setattr(packing.Packing, "of", packing.Packing)  # none that was made before
         actual = module(x, hx, None if lengths is None else ns)
         assert [part.shape for part in flat(actual)] == [part.shape for part in flat(expected)]
@@ -534,11 +543,11 @@ def test_a_row_of_the_table_is_what_a_call_takes(row: choice.Row, monkeypatch: p
     if row.widest is not None:
         beyond.append((row.steps, batch_size + 1))
     for steps, rows in ((row.steps, batch_size), *beyond):
-        x = torch.zeros(steps, rows, 1, dtype=module.weight_ih_l0.dtype)
+        x = torch.zeros(steps, rows + row.lengths, 1, dtype=module.weight_ih_l0.dtype)
         lengths = None
-        if row.lengths:
-            lengths = torch.full((rows,), int(row.fill * steps))
-            lengths[0], lengths[1] = steps, 0
+        if row.lengths:  # what is empty does not count
+            lengths = torch.full((rows + 1,), int(row.fill * steps))
+            lengths[0], lengths[1], lengths[2] = steps, 0, 1
         with torch.set_grad_enabled(row.gradients):
             module(x, None, lengths)
     assert taken[:1] == [row.kernel]
@@ -598,6 +607,31 @@ def test_what_an_operator_returns_can_be_resized(ns: Tensor | None, kernel: str)
     gradients = torch.ops.unirnn.gru_backward(*given, *results[2:], results[0], results[1], True, True)
     for tensor in (*results[:2], *gradients):
         assert tensor.untyped_storage().resizable()
+
+
+@pytest.mark.parametrize("before", OURS)
+@pytest.mark.parametrize("after", OURS)
+@each_kind
+def test_a_backward_pass_goes_back_as_the_forward_pass_went(
+    kind: str, after: str, before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many threads there are by then, and whatever the table says of them."""
+    module = spec_of(kind, 3, 4).build("torch", seed=0)
+    assert isinstance(module, Recurrent)
+    x, hx, ns = batch(module.spec, 7, [7, 0, 4, 1, 7])
+    x.requires_grad_()
+
+    def run(kernel: str) -> Any:
+        weights = plain.Weights(*module.parameters())
+        return operators.layer(module.mode, x, ns, hx if isinstance(hx, tuple) else (hx,), [weights], kernel=kernel)
+
+    expected = gradients(run("packed"), module, x)
+    several_threads(monkeypatch, 3)
+    monkeypatch.setattr(choice, "fastest", lambda *_, **__: before)
+    result = run("auto")
+    several_threads(monkeypatch, 2)
+    monkeypatch.setattr(choice, "fastest", lambda *_, **__: after)
+    torch.testing.assert_close(gradients(result, module, x), expected)
 
 
 @each_operator
@@ -673,8 +707,8 @@ def test_explain_says_when_which_kernel_is_taken(numba: bool, monkeypatch: pytes
     monkeypatch.setattr("unirnn.kernels._is_installed", lambda package: numba)
     told = unirnn.explain(GRUSpec(3, 4), "torch")
     compiled = [
-        "  kernel numba: training (T >= 16, B*H <= 4096); training with lengths (T >= 12, B*H <= 4096); "
-        "training with lengths (T >= 12, B*H <= 16384, up to 30% valid); inference (T >= 64, B*H <= 2048); "
+        "  kernel numba: training (T >= 16, B*H <= 8192); training with lengths (T >= 12, B*H <= 8192); "
+        "training with lengths (T >= 12, B*H <= 16384, up to 70% valid); inference (T >= 64, B*H <= 2048); "
         "inference with lengths (T >= 32, B*H <= 4096); "
         "inference with lengths (T >= 32, B*H <= 16384, up to 70% valid)",
     ]

@@ -105,7 +105,8 @@ def _packed(spec: Spec, lengths: NDArray[np.int64], steps: int, compiled: bool) 
     if cell is None:
         cell = by_numpy.GRUResetBefore if _resets_before(spec) else by_numpy.CELLS[spec.cell]
         return cell, Packing.of(lengths, steps)
-    return cell, Packing.of(lengths, steps, threads.num_parts(spec, lengths, _threads_of_numba()))
+    num_parts = threads.num_parts(spec, np.count_nonzero(lengths), int(lengths.sum()), _threads_of_numba())
+    return cell, Packing.of(lengths, steps, num_parts)
 
 
 def _threads_of_numba() -> int:

@@ -46,6 +46,12 @@ class Kept(NamedTuple):
     outputs: Array
     blocks: Array | None
 
+    def of(self, part: Part, width: int) -> "Kept":
+        """Those of a part, where a row keeps ``width`` arrays `(H,)`."""
+        rows, size = part.rows, width * self.outputs.shape[1]
+        blocks = None if self.blocks is None else self.blocks[rows.start * size : rows.stop * size]
+        return Kept(self.outputs[rows], blocks)
+
 
 class StepsBack(NamedTuple):
     """What going back through a run reads and writes; n sequences are alive.

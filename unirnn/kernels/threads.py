@@ -31,16 +31,28 @@ Array = NDArray[Any]
 State = tuple[Array, ...]
 Result = TypeVar("Result")
 
-_LEAST_SEQUENCES, _LEAST_WORK = 8, 2**27
+_LEAST_SEQUENCES, _LEAST_WORK = 8, 2**28
 """How many sequences a thread has, and how many multiplications of the state, at least."""
 
 
-def num_parts(spec: Spec, lengths: NDArray[np.int64], threads: int) -> int:
-    """How many threads are worth while, up to so many, and up to those that BLAS would have."""
-    most = min(threads, len(lengths) // _LEAST_SEQUENCES)
+def num_parts(spec: Spec, batch_size: int, valid: int, threads: int) -> int:
+    """How many threads are worth while, up to so many, and up to those that BLAS would have.
+
+    Parameters
+    ----------
+    spec
+        The layer.
+    batch_size
+        How many sequences there are, without the empty ones.
+    valid
+        The sum of their lengths.
+    threads
+        How many there may be.
+    """
+    most = min(threads, batch_size // _LEAST_SEQUENCES)
     if most < 2:
         return 1
-    work = int(lengths.sum()) * len(spec.gates) * spec.hidden_size**2
+    work = valid * len(spec.gates) * spec.hidden_size**2
     wanted = min(most, work // _LEAST_WORK)
     return min(wanted, blas_of_one_thread.most()) if wanted > 1 else 1
 
@@ -133,27 +145,33 @@ class Threads:
         self, cell: type[Direction], spec: Spec, weights: Weights, packing: Packing, *, backward: bool
     ) -> None:
         self._parts = packing.parts
-        self._directions = [cell(spec, weights, part, backward=backward) for part in packing.parts]
+        self.directions = [cell(spec, weights, part, backward=backward) for part in packing.parts]
         self._size = spec.hidden_size
 
-    def forward(self, x: Array, initial: State, *, keep: bool) -> tuple[Array, State]:
+    def forward(self, x: Any, initial: State, *, keep: bool, into: Kept | None = None) -> tuple[Array, State]:
         """See `Direction.forward`."""
         if len(self._parts) == 1:
-            return self._directions[0].forward(x, initial, keep=keep)
-        outputs = np.empty((len(x), self._size), x.dtype)
+            return self.directions[0].forward(x, initial, keep=keep, into=into)
+        whole = Kept(np.empty((len(x), self._size), x.dtype), None) if into is None else into
 
         def run(direction: Direction, part: Part) -> None:
-            into = Kept(outputs[part.rows], None)
-            direction.forward(x[part.rows], _of(part, initial), keep=keep, into=into)
+            own = whole.of(part, direction.kept)
+            direction.forward(x[part.rows], _of(part, initial), keep=keep, into=own)
 
         self._each(run)
-        return outputs, initial
+        return whole.outputs, initial
 
-    def backward(self, d_outputs: Array, d_final: State, *, d_x: Array) -> tuple[State, Weights]:
+    def resume(self, x: Any, initial: State, kept: Kept) -> None:
+        """See `Direction.resume`."""
+        for direction, part in zip(self.directions, self._parts, strict=True):
+            direction.resume(x[part.rows], _of(part, initial), kept.of(part, direction.kept))
+
+    def backward(self, d_outputs: Array, d_final: State, *, d_x: Any, of_weights: bool = True) -> tuple[State, Weights]:
         """See `Direction.backward`."""
 
         def run(direction: Direction, part: Part) -> tuple[State, Weights]:
-            return direction.backward(d_outputs[part.rows], _of(part, d_final), d_x=d_x[part.rows])
+            own = None if d_x is None else d_x[part.rows]
+            return direction.backward(d_outputs[part.rows], _of(part, d_final), d_x=own, of_weights=of_weights)
 
         (d_state, d_weights), *others = self._each(run)
         for state, weights in others:
@@ -171,7 +189,7 @@ class Threads:
             with np.errstate(**errors):
                 return run(direction, part)
 
-        mine, *others = zip(self._directions, self._parts, strict=True)
+        mine, *others = zip(self.directions, self._parts, strict=True)
         if not others:
             return [run(*mine)]
         with blas_of_one_thread:
