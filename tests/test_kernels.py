@@ -88,7 +88,7 @@ def test_cuts_change_nothing(cell: Any, kernel: str, bias: bool, lengths: list[i
         mock.patch("unirnn.kernels.threads._LEAST_SEQUENCES", 1),
         mock.patch("unirnn.kernels.threads._LEAST_WORK", 1),
         mock.patch("unirnn.kernels._threads_of_numba", return_value=1 + limit % 4),
-        mock.patch("unirnn.kernels.threads.blas_of_one_thread.most", return_value=4),
+        mock.patch("unirnn.kernels.threads.blas.most", return_value=4),
     ):
         cut = run()
         called = module(x, None, lengths)[0]

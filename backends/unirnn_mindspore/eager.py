@@ -53,9 +53,10 @@ def _backward(ctx: Any, *d_results: Any) -> Any:
     with quiet():
         gradients = ctx.pullback(d_output, tuple(d_final))
     found = [_tensor(gradients[name]) for name in ctx.names]
-    # Else they would be taken for constants, in silence, where gradients of gradients are asked for.
-    on_what = (*ctx.inputs, *(d for d in d_results if d is not None))
-    return (None, None, None, *_Last.apply(len(found), *found, *on_what))
+    if _records():  # gradients of gradients: they would be taken for constants, in silence
+        on_what = (*ctx.inputs, *(d for d in d_results if d is not None))
+        found = _Last.apply(len(found), *found, *on_what)
+    return None, None, None, *found
 
 
 def _last_forward(ctx: Any, count: int, *tensors: Any) -> Any:
@@ -106,7 +107,7 @@ def _layers(
 
 
 def _records() -> bool:
-    """Whether MindSpore records what runs now, for a gradient; within `apply` it never does. True if it can't tell."""
+    """Whether MindSpore records what runs now, for a gradient; never within a forward `apply`. True if unknown."""
     ask: Any = common
     for name in ("api", "_pynative_executor", "requires_grad"):  # there is no public way
         ask = getattr(ask, name, None)

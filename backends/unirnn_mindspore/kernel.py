@@ -14,6 +14,7 @@ from mindspore import nn, ops
 
 from unirnn import Spec, kernels
 from unirnn.call import Sizes, lengths
+from unirnn.kernels.threads import cores
 
 __all__ = ["KernelDirection", "quiet", "shared"]
 
@@ -88,7 +89,9 @@ def operators(spec: Spec, backward: bool, compiled: bool) -> tuple[Any, Any]:
         # In graph mode this is the first place that sees the values.
         ns = lengths(seq_length, Sizes(x.shape[0], x.shape[1]))
         w, state = kernels.Weights(*weights), (h_0, c_0)[:parts]
-        return kernels.direction(spec, w, x, state, ns, backward=backward, keep=keep, compiled=compiled)
+        return kernels.direction(
+            spec, w, x, state, ns, backward=backward, keep=keep, compiled=compiled, num_threads=_num_threads()
+        )
 
     def forward(x: Any, h_0: Any, c_0: Any, seq_length: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
         with quiet():
@@ -127,6 +130,15 @@ def operators(spec: Spec, backward: bool, compiled: bool) -> tuple[Any, Any]:
         shared(ops.Custom(forward, result, kind, "pyfunc")),
         shared(ops.Custom(run_back, of_gradients, of_gradients, "pyfunc")),
     )
+
+
+def _num_threads() -> int:
+    """All cores but one: while a graph runs, the thread that waits for it does so by spinning.
+
+    With a thread more than there are cores, each product of BLAS waits until the system takes one of them away from
+    another.
+    """
+    return max(1, cores() - 1)
 
 
 def quiet() -> Any:

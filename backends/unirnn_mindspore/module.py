@@ -161,7 +161,10 @@ class Recurrent(nn.Cell):
             if not batched:
                 h_0, c_0 = h_0.expand_dims(1), c_0.expand_dims(1)
         if isinstance(seq_length, Tensor):
-            seq_length = seq_length.reshape((x.shape[1],)).astype(mstype.int64)
+            if seq_length.ndim == 0:
+                seq_length = seq_length.expand_dims(0)
+            if seq_length.dtype != mstype.int64:  # PyNative would launch an operator, and wait for it
+                seq_length = seq_length.astype(mstype.int64)
         elif isinstance(seq_length, int):
             seq_length = Tensor([seq_length], mstype.int64)
         elif seq_length is not None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unirnn import Spec, kernels, plain
 from unirnn.kernels.direction import Direction, Kept
-from unirnn.kernels.threads import Threads, blas_of_one_thread
+from unirnn.kernels.threads import Threads, blas
 
 from .by_torch import Rows
 
@@ -54,7 +54,7 @@ class ByNumba:
         """As that of `ByTorch`."""
         into = None if blocks is None else Kept(outputs.numpy(), blocks.numpy().reshape(-1))
         state = tuple(map(_own, initial))
-        with np.errstate(all="ignore"), blas_of_one_thread:
+        with np.errstate(all="ignore"), blas.of(1):
             found, final = self._run.forward(self._array(x), state, keep=into is not None, into=into)
         if into is None:
             outputs.copy_(torch.from_numpy(found))
@@ -77,7 +77,7 @@ class ByNumba:
         self._run.resume(self._array(x), tuple(map(_own, initial)), kept)
         d_rows = np.zeros(outputs.shape, kept.outputs.dtype) if d_outputs is None else _read(d_outputs)
         into = None if d_x is None else self._array(d_x)
-        with np.errstate(all="ignore"), blas_of_one_thread:
+        with np.errstate(all="ignore"), blas.of(1):
             found, d_weights = self._run.backward(d_rows, tuple(map(_read, d_state)), d_x=into, of_weights=of_weights)
         for part, gradient in zip(d_state, found, strict=True):
             part.copy_(torch.from_numpy(gradient))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest import mock
@@ -12,14 +13,14 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from unirnn import GRUSpec, LSTMSpec, Spec
 from unirnn.kernels import threads
-from unirnn.kernels.threads import blas_of_one_thread, num_parts
+from unirnn.kernels.threads import blas, num_parts
 
 ONE_BY_ONE = """
 import numpy as np
 import unirnn
 from unirnn.kernels import threads
 threads._LEAST_SEQUENCES = threads._LEAST_WORK = 1
-threads.blas_of_one_thread.most = unirnn.kernels._threads_of_numba = lambda: 3
+threads.blas.most = unirnn.kernels._threads_of_numba = lambda: 3
 gru = unirnn.GRUSpec(3, 4).build("numpy", seed=0, kernel="numba")
 x = np.ones((5, 7, 3), np.float32)
 """
@@ -31,7 +32,7 @@ def three_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "_LEAST_SEQUENCES", 1)
     monkeypatch.setattr(threads, "_LEAST_WORK", 1)
     monkeypatch.setattr("unirnn.kernels._threads_of_numba", lambda: 3)
-    monkeypatch.setattr(blas_of_one_thread, "most", lambda: 3)
+    monkeypatch.setattr(blas, "most", lambda: 3)
 
 
 def counts() -> list[int]:
@@ -45,9 +46,9 @@ def counts() -> list[int]:
 def test_threads_are_as_many_as_have_enough_to_do(
     batch_size: int, steps: int, size: int, count: int, expected: int
 ) -> None:
-    with mock.patch.object(blas_of_one_thread, "most", return_value=9):
+    with mock.patch.object(blas, "most", return_value=9):
         assert num_parts(GRUSpec(size, size), batch_size, batch_size * steps, count) == expected
-    blas_of_one_thread.most()  # loads what is to be limited
+    blas.most()  # loads what is to be limited
     with threadpool_limits(1):  # whoever asks for one thread gets one
         assert num_parts(GRUSpec(size, size), batch_size, batch_size * steps, count) == 1
 
@@ -72,13 +73,34 @@ def test_several_callers_at_once_get_what_each_would_get_alone(spec: Spec, lengt
 
 
 def test_blas_has_its_threads_again_when_the_last_is_out() -> None:
-    with threadpool_limits(2):
+    with threadpool_limits(3):
         before = counts()
-        with blas_of_one_thread:
-            with blas_of_one_thread:
+        with blas.of(2), blas.of(None):
+            assert set(counts()) == {2}
+            with blas.of(1), blas.of(4):
                 assert set(counts()) == {1}
-                assert blas_of_one_thread.most() == 2
-            assert set(counts()) == {1}
+                assert blas.most() == 3
+            assert set(counts()) == {2}
+        assert counts() == before == [3] * len(before)
+
+
+def test_every_thread_can_limit_blas() -> None:
+    """Also where another one was the first to do so, and lives on; and whoever is the last to leave restores it."""
+    entered, left = threading.Event(), threading.Event()
+
+    def last() -> list[int]:
+        with blas.of(1):
+            entered.set()
+            left.wait(10)
+            return counts()
+
+    with threadpool_limits(2), ThreadPoolExecutor(1) as pool:
+        before = counts()
+        with blas.of(2):
+            found = pool.submit(last)
+            entered.wait(10)
+        left.set()
+        assert set(found.result()) == {1}
         assert counts() == before == [2] * len(before)
 
 

@@ -75,7 +75,7 @@ def several_threads(patch: pytest.MonkeyPatch, count: int) -> None:
     """Let the smallest layer have so many, if numba steps."""
     patch.setattr(threads, "_LEAST_SEQUENCES", 1)
     patch.setattr(threads, "_LEAST_WORK", 1)
-    patch.setattr(threads.blas_of_one_thread, "most", lambda: count)
+    patch.setattr(threads.blas, "most", lambda: count)
     patch.setattr(torch, "get_num_threads", lambda: count)
 
 

@@ -99,13 +99,16 @@ def compiled_cell(spec: Spec) -> type[Direction] | None:
     return None if cells is None else cells[spec.cell]
 
 
-def _packed(spec: Spec, lengths: NDArray[np.int64], steps: int, compiled: bool) -> tuple[type[Direction], Packing]:
-    """What steps, and the packing, in as many parts as numba has threads, where that is worth while."""
+def _packed(
+    spec: Spec, lengths: NDArray[np.int64], steps: int, compiled: bool, most: int | None = None
+) -> tuple[type[Direction], Packing]:
+    """What steps, and the packing, in as many parts as numba has threads, up to ``most``, where that is worth while."""
     cell = compiled_cell(spec) if compiled else None
     if cell is None:
         cell = by_numpy.GRUResetBefore if _resets_before(spec) else by_numpy.CELLS[spec.cell]
         return cell, Packing.of(lengths, steps)
-    num_parts = threads.num_parts(spec, np.count_nonzero(lengths), int(lengths.sum()), _threads_of_numba())
+    count = _threads_of_numba() if most is None else min(most, _threads_of_numba())
+    num_parts = threads.num_parts(spec, np.count_nonzero(lengths), int(lengths.sum()), count)
     return cell, Packing.of(lengths, steps, num_parts)
 
 
@@ -129,6 +132,7 @@ def direction(
     backward: bool,
     keep: bool,
     compiled: bool = False,
+    num_threads: int | None = None,
 ) -> tuple[Array, State, Callable[[Array, State], tuple[Array, State, Weights]]]:
     """Run one layer in one direction.
 
@@ -150,6 +154,8 @@ def direction(
         Whether the pullback will be called; without it no more memory is taken than a few hundred rows need.
     compiled
         Whether numba steps, and not NumPy; see `has_numba`.
+    num_threads
+        How many threads it has at most, BLAS's as well, which are everybody's; None: what numba and BLAS have.
 
     Returns
     -------
@@ -168,16 +174,18 @@ def direction(
     def narrow(array: Any) -> Any:
         return None if array is None else array.astype(x.dtype, copy=False)
 
-    cell, packing = _packed(spec, lengths, x.shape[0], compiled)
+    cell, packing = _packed(spec, lengths, x.shape[0], compiled, num_threads)
     run = Threads(cell, spec, Weights(*map(widen, weights)), packing, backward=backward)
     rows = packing.pack(widen(x))
-    outputs, final = run.forward(rows, tuple(packing.sort(widen(part)) for part in state), keep=keep)
+    with threads.blas.of(num_threads):
+        outputs, final = run.forward(rows, tuple(packing.sort(widen(part)) for part in state), keep=keep)
 
     def pullback(d_outputs: Array, d_final: State) -> tuple[Array, State, Weights]:
         d_rows = np.empty_like(rows)
-        d_state, d_weights = run.backward(
-            packing.pack(widen(d_outputs)), tuple(packing.sort(widen(part)) for part in d_final), d_x=d_rows
-        )
+        with threads.blas.of(num_threads):
+            d_state, d_weights = run.backward(
+                packing.pack(widen(d_outputs)), tuple(packing.sort(widen(part)) for part in d_final), d_x=d_rows
+            )
         return (
             narrow(packing.unpack(d_rows)),
             tuple(narrow(packing.unsort(part)) for part in d_state),

@@ -13,7 +13,7 @@ import functools
 import importlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from unirnn.specs import Spec
 from .direction import Direction, Kept, Weights
 from .packing import Packing, Part
 
-__all__ = ["Threads", "blas_of_one_thread", "num_parts"]
+__all__ = ["Threads", "blas", "cores", "num_parts"]
 
 Array = NDArray[Any]
 State = tuple[Array, ...]
@@ -33,6 +33,11 @@ Result = TypeVar("Result")
 
 _LEAST_SEQUENCES, _LEAST_WORK = 8, 2**28
 """How many sequences a thread has, and how many multiplications of the state, at least."""
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def num_parts(spec: Spec, batch_size: int, valid: int, threads: int) -> int:
@@ -54,7 +59,7 @@ def num_parts(spec: Spec, batch_size: int, valid: int, threads: int) -> int:
         return 1
     work = valid * len(spec.gates) * spec.hidden_size**2
     wanted = min(most, work // _LEAST_WORK)
-    return min(wanted, blas_of_one_thread.most()) if wanted > 1 else 1
+    return min(wanted, blas.most()) if wanted > 1 else 1
 
 
 @functools.cache
@@ -64,45 +69,56 @@ def _pool() -> ThreadPoolExecutor:
 
 @functools.cache
 def _blas() -> list[Any]:
-    from threadpoolctl import ThreadpoolController  # which takes longer to import than all of unirnn
+    """The BLAS libraries of this process; none without threadpoolctl, or without SciPy, whose BLAS numba takes."""
+    try:
+        from threadpoolctl import ThreadpoolController  # which takes longer to import than all of unirnn
 
-    importlib.import_module("scipy.linalg.cython_blas")  # a library is found once it is loaded
+        importlib.import_module("scipy.linalg.cython_blas")  # a library is found once it is loaded
+    except ImportError:
+        return []
     return list(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
-class _OneThread:
-    """A context within which BLAS has one thread: from when the first comes in until the last is out, in any thread."""
+class _Blas:
+    """How many threads BLAS may have, in the whole process: the fewest that any context wants which is entered."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._inside = 0
+        self._wanted: list[int] = []
         self._counts: list[tuple[Any, int]] = []
 
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._counts = self._now()
-                for library, _ in self._counts:
-                    library.set_num_threads(1)
-            self._inside += 1
+    @contextlib.contextmanager
+    def of(self, count: int | None) -> Iterator[None]:
+        """A context within which it has at most so many, in any thread; when the last is left it has its own again.
 
-    def __exit__(self, *_: object) -> None:
+        None: as many as it has.
+        """
+        if count is None:
+            yield
+            return
         with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._restore()
+            if not self._wanted:
+                self._counts = self._now()
+            self._wanted.append(count)
+            self._set()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._wanted.remove(count)
+                self._set()
 
     def begin_child(self) -> None:
         """In a process that was forked: nobody is inside any more."""
         self._lock = threading.Lock()
-        if self._inside:
-            self._inside = 0
-            self._restore()
+        if self._wanted:
+            self._wanted = []
+            self._set()
 
     def most(self) -> int:
         """How many threads BLAS has outside."""
         with self._lock:
-            counts = self._counts if self._inside else self._now()
+            counts = self._counts if self._wanted else self._now()
         return max((count for _, count in counts), default=1)
 
     def _now(self) -> list[tuple[Any, int]]:
@@ -110,18 +126,20 @@ class _OneThread:
         counts = ((library, library.num_threads) for library in _blas())
         return [(library, count) for library, count in counts if count > 1]
 
-    def _restore(self) -> None:
+    def _set(self) -> None:
         for library, count in self._counts:
-            library.set_num_threads(count)
+            # From 3.8 on threadpoolctl lets one thread of Python set it, and ignores all others; here they agree.
+            set_num_threads = getattr(library, "_real_set_num_threads", library.set_num_threads)
+            set_num_threads(min(count, *self._wanted) if self._wanted else count)
 
 
-blas_of_one_thread = _OneThread()
+blas = _Blas()
 
 
 def _begin_child() -> None:
     """A process that was forked has none of its parent's threads."""
     _pool.cache_clear()
-    blas_of_one_thread.begin_child()
+    blas.begin_child()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
@@ -192,7 +210,7 @@ class Threads:
         mine, *others = zip(self.directions, self._parts, strict=True)
         if not others:
             return [run(*mine)]
-        with blas_of_one_thread:
+        with blas.of(1):
             waiting: list[Future[Result]] = []
             try:
                 with contextlib.suppress(RuntimeError):  # when Python ends, there are no new threads
