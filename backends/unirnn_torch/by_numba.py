@@ -1,9 +1,10 @@
 """The packed kernel by numba: the core's compiled cells, over the tensors' own memory.
 
 A step there costs none of the calls of torch's, of which it has ten in `by_torch`; so it is the faster one where a step
-has few rows. It is as good as a cell of `by_torch`, with the same arguments, and keeps as much. Its products of many
-rows are torch's, by torch's settings; the steps have one thread, since those of NumPy's BLAS go on spinning for some
-time after a product, and would be in the way of torch's.
+has few rows. It is as good as a cell of `by_torch`, with the same arguments, and keeps as much. A large layer is run by
+several threads, each with a part of the packing, and all products are NumPy's. Else the products of many rows are
+torch's, by torch's settings, and the steps have one thread, since those of NumPy's BLAS go on spinning for some time
+after a product, and would be in the way of torch's.
 """
 
 from typing import Any

@@ -33,15 +33,12 @@ class Rows:
     Parameters
     ----------
     packing
-        The core's, in one part.
+        The core's; in one part, where torch steps.
     backward
         Whether the steps are gone through from the last to the first.
 
     Attributes
     ----------
-    alive
-        How many sequences have a step t, for each t that any has; in a packing of one part, as the methods below
-        `unsort` want it.
     count
         N.
     """
@@ -60,6 +57,7 @@ class Rows:
 
     @cached_property
     def alive(self) -> list[int]:
+        """How many sequences have a step t, for each t that any has."""
         return [n for n in self._part.alive if n]
 
     def pack(self, array: Tensor) -> Tensor:

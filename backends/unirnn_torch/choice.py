@@ -38,6 +38,7 @@ __all__ = [
     "is_stepped",
     "kernels",
     "no_operator",
+    "num_parts",
     "obstacle",
     "rows_are_faster",
 ]
@@ -68,14 +69,14 @@ class Row(NamedTuple):
     dtypes: tuple[str, ...] = _DTYPES
     kernel: str = "packed"
     widest: int | None = None
-    """Up to which B*H, by each of the threads that numba has."""
+    """Up to which B*H; a large call is divided among `num_parts` threads, and that is what each may have."""
 
     def __str__(self) -> str:
         bounds = [f"T >= {self.steps}"]
         if self.width:
             bounds.append(f"B*H >= {self.width}")
         if self.widest is not None:
-            bounds.append(f"B*H <= {self.widest}")
+            bounds.append(f"B*H <= {self.widest} a thread")
         if self.fill < 1:
             bounds.append(f"up to {self.fill:.0%} valid")
         return f"{'training' if self.gradients else 'inference'}{' with lengths' * self.lengths} ({', '.join(bounds)})"
@@ -228,19 +229,19 @@ def fastest(spec: Spec, dtype: torch.dtype, steps: int, batch_size: int, valid: 
         One of `KERNELS`.
     """
     width = batch_size * spec.hidden_size
-    parts = num_parts(spec, batch_size, steps * batch_size if valid is None else valid)
     for row in _rows(spec.cell, dtype, gradients, valid is not None, core.has_numba(spec)):
         if (
             steps >= row.steps
-            and row.width <= width <= (width if row.widest is None else row.widest * parts)
+            and row.width <= width
             and (valid is None or valid <= row.fill * steps * batch_size)
+            and (row.widest is None or width <= row.widest * num_parts(spec, batch_size, valid or steps * batch_size))
         ):
             return row.kernel
     return "native"
 
 
 def num_parts(spec: Spec, batch_size: int, valid: int) -> int:
-    """How many threads the compiled cells have for a call: at most torch's; see `unirnn.kernels.threads`."""
+    """How many threads the compiled cells have for a call: 1 unless it is large, and at most as many as torch has."""
     return threads.num_parts(spec, batch_size, valid, torch.get_num_threads())
 
 

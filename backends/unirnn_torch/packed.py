@@ -6,7 +6,7 @@ padding is never read, no promise needs a mask, and at step t the sequences that
 where numba is installed and it is the faster one, `by_numba`.
 
 What the backward pass needs is returned besides the results: buffers of as many rows as the padded input has, since a
-trace can't know N, of which only the first N are written, or ever touched.
+trace can't know N, of which only the first N are written, or ever touched; and how the steps were computed.
 
 N is the number of rows, the sum of the lengths; `capacity` is T*B.
 """
@@ -105,11 +105,14 @@ def _packed(call: Call, lengths: NDArray[np.int64], num_parts: int) -> tuple[Row
 
 
 def blank(call: Call, *, keep: bool) -> tuple[Tensor, ...]:
-    """What is kept for a backward pass, still to be filled: outputs, blocks, and `_num_parts`; empty if nothing is."""
+    """What is kept for a backward pass, still to be filled: outputs, blocks, `_num_parts`; empty if nothing is."""
     steps, batch_size, _ = call.x.shape
     rows, size = steps * batch_size if keep else 0, call.weights.weight_hh.shape[1]
-    buffers = (call.x.new_empty((rows, width * size)) for width in (1, sum(CELLS[call.mode].kept)))
-    return *buffers, call.x.new_empty((int(keep),), dtype=torch.int64)
+    return (
+        call.x.new_empty((rows, size)),
+        call.x.new_empty((rows, sum(CELLS[call.mode].kept) * size)),
+        call.x.new_empty((int(keep),), dtype=torch.int64),
+    )
 
 
 def forward(call: Call, keep: bool) -> tuple[Tensor, ...]:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -133,6 +134,32 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
         "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_process_that_is_forked_amid_a_layer_has_its_blas_back() -> None:
+    code = (
+        "import os, numpy, threadpoolctl\n"
+        "from unirnn.kernels.threads import blas\n"
+        "def counts():\n"
+        "    return [i['num_threads'] for i in threadpoolctl.threadpool_info() if i['user_api'] == 'blas']\n"
+        "blas.most()\n"
+        "before = counts()\n"
+        "child = 1\n"
+        "with blas.of(1):\n"
+        "    child = os.fork()\n"
+        "if not child:\n"
+        "    os._exit(0 if counts() == before else 3)\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_blas_whose_threads_are_not_the_processs_is_left_alone() -> None:
+    """By OpenMP a count is a thread's own."""
+    libraries = [SimpleNamespace(threading_layer=layer) for layer in ("openmp", "pthreads")]
+    with mock.patch("threadpoolctl.ThreadpoolController") as controller:
+        controller.return_value.select.return_value.lib_controllers = libraries
+        assert threads._blas.__wrapped__() == libraries[1:]
 
 
 def test_a_layer_runs_when_python_ends() -> None:

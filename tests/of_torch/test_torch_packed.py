@@ -600,7 +600,11 @@ def test_all_that_the_backward_pass_needs_goes_through_autograd(kind: str, kerne
 
 @pytest.mark.parametrize("kernel", ["packed", "numba", "native"])
 @pytest.mark.parametrize("ns", [None, torch.tensor([7, 0, 4])])
-def test_what_an_operator_returns_can_be_resized(ns: Tensor | None, kernel: str) -> None:
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_an_operator_returns_can_be_resized(
+    count: int, ns: Tensor | None, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several_threads(monkeypatch, count)
     gru = GRUSpec(3, 4).build("torch", seed=0)
     given = (torch.randn(7, 3, 3), ns, torch.zeros(3, 4), *(w.detach() for w in gru.parameters()), False, kernel)
     results = torch.ops.unirnn.gru(*given, True)
@@ -707,10 +711,11 @@ def test_explain_says_when_which_kernel_is_taken(numba: bool, monkeypatch: pytes
     monkeypatch.setattr("unirnn.kernels._is_installed", lambda package: numba)
     told = unirnn.explain(GRUSpec(3, 4), "torch")
     compiled = [
-        "  kernel numba: training (T >= 16, B*H <= 8192); training with lengths (T >= 12, B*H <= 8192); "
-        "training with lengths (T >= 12, B*H <= 16384, up to 70% valid); inference (T >= 64, B*H <= 2048); "
-        "inference with lengths (T >= 32, B*H <= 4096); "
-        "inference with lengths (T >= 32, B*H <= 16384, up to 70% valid)",
+        "  kernel numba: training (T >= 16, B*H <= 8192 a thread); "
+        "training with lengths (T >= 12, B*H <= 8192 a thread); "
+        "training with lengths (T >= 12, B*H <= 16384 a thread, up to 70% valid); "
+        "inference (T >= 64, B*H <= 2048 a thread); inference with lengths (T >= 32, B*H <= 4096 a thread); "
+        "inference with lengths (T >= 32, B*H <= 16384 a thread, up to 70% valid)",
     ]
     assert str(told).splitlines() == [
         "GRUSpec(3, 4) on torch, cpu, float32: no limits",
@@ -723,6 +728,15 @@ def test_explain_says_when_which_kernel_is_taken(numba: bool, monkeypatch: pytes
     assert str(unirnn.explain(LSTMSpec(3, 4, proj_size=2), "torch").kernels[0]) == "kernel native: always"
     assert "step by step" in str(unirnn.explain(STEPPED, "torch"))
     assert "kernel" not in str(unirnn.explain(GRUSpec(3, 4), "array_api"))
+
+
+def test_without_numba_nobody_looks_for_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unirnn.kernels._is_installed", lambda package: False)
+    monkeypatch.setattr(threads, "_blas", lambda: pytest.fail("looked for BLAS"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 9)
+    for spec in (GRUSpec(1, 512), LSTMSpec(1, 512)):
+        output, _ = spec.build("torch", seed=0)(torch.zeros(40, 32, 1), None, [40] * 31 + [1])
+        output.sum().backward()
 
 
 @pytest.mark.parametrize("spec", [GRUSpec(3, 4, 2, bidirectional=True, batch_first=True), RNNSpec(3, 4)])

@@ -155,7 +155,7 @@ def direction(
     compiled
         Whether numba steps, and not NumPy; see `has_numba`.
     num_threads
-        How many threads it has at most, BLAS's as well, which are everybody's; None: what numba and BLAS have.
+        How many threads numba and BLAS have at most, BLAS in the whole process meanwhile; None: as many as they have.
 
     Returns
     -------

@@ -69,14 +69,17 @@ def _pool() -> ThreadPoolExecutor:
 
 @functools.cache
 def _blas() -> list[Any]:
-    """The BLAS libraries of this process; none without threadpoolctl, or without SciPy, whose BLAS numba takes."""
+    """The BLAS libraries of this process whose threads are the process's; none are known without threadpoolctl."""
     try:
         from threadpoolctl import ThreadpoolController  # which takes longer to import than all of unirnn
-
-        importlib.import_module("scipy.linalg.cython_blas")  # a library is found once it is loaded
     except ImportError:
         return []
-    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
+    # numba takes SciPy's, and a library is found once it is loaded. A SciPy may not fit its NumPy.
+    with contextlib.suppress(ImportError, OSError, AttributeError, ValueError):
+        importlib.import_module("scipy.linalg.cython_blas")
+    libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+    # By OpenMP each thread of Python has a count of its own, which others can't set back.
+    return [library for library in libraries if getattr(library, "threading_layer", None) != "openmp"]
 
 
 class _Blas:
@@ -84,7 +87,7 @@ class _Blas:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._wanted: list[int] = []
+        self._wanted: dict[object, int] = {}
         self._counts: list[tuple[Any, int]] = []
 
     @contextlib.contextmanager
@@ -96,23 +99,24 @@ class _Blas:
         if count is None:
             yield
             return
-        with self._lock:
-            if not self._wanted:
-                self._counts = self._now()
-            self._wanted.append(count)
-            self._set()
+        context = object()
         try:
+            with self._lock:
+                if not self._wanted:
+                    self._counts = self._now()
+                self._wanted[context] = count
+                self._set()
             yield
         finally:
             with self._lock:
-                self._wanted.remove(count)
-                self._set()
+                if self._wanted.pop(context, None) is not None:  # in a forked process nobody is inside
+                    self._set()
 
     def begin_child(self) -> None:
         """In a process that was forked: nobody is inside any more."""
         self._lock = threading.Lock()
         if self._wanted:
-            self._wanted = []
+            self._wanted = {}
             self._set()
 
     def most(self) -> int:
@@ -130,7 +134,7 @@ class _Blas:
         for library, count in self._counts:
             # From 3.8 on threadpoolctl lets one thread of Python set it, and ignores all others; here they agree.
             set_num_threads = getattr(library, "_real_set_num_threads", library.set_num_threads)
-            set_num_threads(min(count, *self._wanted) if self._wanted else count)
+            set_num_threads(min(count, *self._wanted.values()) if self._wanted else count)
 
 
 blas = _Blas()
