@@ -41,7 +41,8 @@ FRAMEWORKS = "--backend=numpy --backend=torch --backend=onnxruntime"
 BENCHMARKS = {
     "": f"{FRAMEWORKS} --mode=eager --mode=numba --size=S --size=M --size=L --size=wide --size=long --size=step "
     "--lengths=dense --lengths=full --lengths=uniform --lengths=short --seconds=0.25",
-    "-stacks": f"{FRAMEWORKS} --mode=eager --mode=numba --size=S --size=M --layers=2 --bidirectional --seconds=0.25",
+    "-stacks": f"{FRAMEWORKS} --mode=eager --mode=numba --size=S --size=M --layers=1 --layers=2 --bidirectional "
+    "--seconds=0.25",
     "-mindspore": "--backend=mindspore --size=S --size=M --size=L --size=step "
     "--lengths=dense --lengths=full --lengths=uniform --lengths=short --seconds=0.25",
 }

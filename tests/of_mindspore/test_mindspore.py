@@ -516,3 +516,14 @@ def test_an_infinity_is_no_warning() -> None:
     gru = GRUSpec(3, 4).build("mindspore", seed=0)
     x = Tensor(np.full((20, 2, 3), np.inf, np.float32))
     assert np.isnan(ms.grad(lambda x: gru(x)[0].sum())(x).asnumpy()).any()  # warnings are errors
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, np.array(LENGTHS, np.int32), Tensor(LENGTHS, ms.int64)], ids=type)
+def test_lengths_launch_no_operator(lengths: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where MindSpore is asynchronous each one is waited for."""
+    gru = GRUSpec(3, 4).build("mindspore", seed=0)
+    x, _ = batch(gru.spec)
+    expected = gru(x, None, LENGTHS)
+    for name in ("reshape", "astype", "expand_dims", "to", "view"):
+        monkeypatch.setattr(Tensor, name, lambda *_, name=name: pytest.fail(name))
+    assert_equal(gru.spec, gru(x, None, lengths), expected)
