@@ -47,6 +47,10 @@ REFERENCE = "torch"
 SHORTEST = 1e-3
 """In seconds: a faster contender is called several times in a row, so that the clock and cold caches count little."""
 
+REST = 0.03
+"""In seconds: by several threads, how long nobody computes before a turn. A library's threads go on spinning for some
+time after a call, and would take the cores from the next contender."""
+
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -267,7 +271,9 @@ def floor(work: Work, array: Callable[[Array], Any], multiply: Callable[[Any, An
 # ---- one row -------------------------------------------------------------------------------------
 
 
-def measure(contenders: Contenders, seconds: float) -> tuple[dict[str, list[float]], dict[str, str]]:
+def measure(
+    contenders: Contenders, seconds: float, *, rest: float = 0
+) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Call contenders by turns.
 
     Parameters
@@ -277,6 +283,8 @@ def measure(contenders: Contenders, seconds: float) -> tuple[dict[str, list[floa
     seconds
         How long, for all of them together; each is called at least once, and, where it does not take all of the
         time by itself, at least five times.
+    rest
+        How many seconds to do nothing before each turn, which then is a longer one: for contenders of several threads.
 
     Returns
     -------
@@ -295,11 +303,12 @@ def measure(contenders: Contenders, seconds: float) -> tuple[dict[str, list[floa
     errors: dict[str, str] = {}
     repeats: dict[str, int] = {}
     spent: dict[str, float] = {}
+    shortest = 10 * SHORTEST if rest else SHORTEST
     for name, call in contenders.items():
         try:
             call()  # makes sessions and graphs
             took, repeats[name] = 0.0, 0
-            while took < SHORTEST:  # the first of them are slow
+            while took < shortest:  # the first of them are slow
                 start = time.perf_counter()
                 call()
                 took += time.perf_counter() - start
@@ -320,6 +329,8 @@ def measure(contenders: Contenders, seconds: float) -> tuple[dict[str, list[floa
                 if spent[name] > seconds:
                     continue
                 call, repeat = contenders[name], repeats[name]
+                if rest:
+                    time.sleep(rest)
                 start = time.perf_counter()
                 for _ in range(repeat):
                     call()
@@ -340,7 +351,7 @@ def _row(room: Backend, layer: Layer, mode: str, threads: int, seconds: float, s
     if reference is not None and room.name != REFERENCE:
         there = replace(work, seq_length=None, mode=reference.modes[0])
         contenders[REFERENCE] = reference.contenders(there)["native"]
-    times, errors = measure(contenders, seconds)
+    times, errors = measure(contenders, seconds, rest=REST if threads > 1 else 0)
     if room.name == REFERENCE and "native" in times:
         times[REFERENCE] = times["native"]
     figures = {}
