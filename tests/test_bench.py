@@ -168,14 +168,15 @@ def test_what_fails_fails_alone_and_what_is_slow_is_called_once(monkeypatch: pyt
 
 
 def test_by_several_threads_a_turn_is_longer_and_comes_after_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, slept = 0.0, []
+    now = 0.0
+    slept: list[float] = []
 
     def run() -> None:
         nonlocal now
         now += 0.004
 
     monkeypatch.setattr(benchmark, "time", SimpleNamespace(perf_counter=lambda: now, sleep=slept.append))
-    times, _ = benchmark.measure({"ours": run}, 0.02, rest=0.5)
+    times, _ = benchmark.measure({"ours": run}, 0.055, rest=0.5)
     assert times == {"ours": pytest.approx([0.004] * 5)}
     assert slept == [0.5] * 5
     assert now == pytest.approx(0.004 * (1 + 3 + 5 * 3))  # a turn is three calls
