@@ -404,7 +404,8 @@ def on_host(seq_length: Any, sizes: Sizes) -> NDArray[np.int64]:
     """Check the lengths, whatever they come in: `(B,)`."""
     if isinstance(seq_length, Tensor):
         check_lengths(tuple(seq_length.shape), plain_name(seq_length.dtype), sizes)
-        seq_length = seq_length.cpu().numpy()
+        # Not by `numpy`, which torch.func's gradients lack.
+        seq_length = np.array(seq_length.tolist(), plain_name(seq_length.dtype))
     return lengths(seq_length, sizes)
 
 

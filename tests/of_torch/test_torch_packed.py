@@ -484,8 +484,8 @@ def test_a_call_refuses_what_the_kernel_asked_for_can_not_do() -> None:
 
 
 @of_torch_itself
-@pytest.mark.parametrize("lengths", [None, [20, 7]], ids=["dense", "ragged"])
-def test_auto_leaves_to_native_what_the_packed_kernel_can_not_do(lengths: list[int] | None) -> None:
+@pytest.mark.parametrize("lengths", [None, [20, 7], torch.tensor([20, 7])], ids=["dense", "ragged", "tensor"])
+def test_auto_leaves_to_native_what_the_packed_kernel_can_not_do(lengths: Any) -> None:
     auto, native = (GRUSpec(3, 4).build("torch", seed=0, kernel=kernel) for kernel in ("auto", "native"))
     x = torch.linspace(-1, 1, 120).reshape(20, 2, 3)
     weights = dict(auto.named_parameters())
