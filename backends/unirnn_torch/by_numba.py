@@ -39,24 +39,26 @@ class ByNumba:
     """
 
     def __init__(self, cell: type[Direction], spec: Spec, rows: Rows, weights: plain.Weights) -> None:
-        several = len(rows.packing.parts) > 1
+        self._several = len(rows.packing.parts) > 1
         weight_ih, *others = weights[:4]
         arrays = kernels.Weights(
-            _read(weight_ih) if several else weight_ih, *(None if w is None else _read(w) for w in others)
+            _read(weight_ih) if self._several else weight_ih, *(None if w is None else _read(w) for w in others)
         )
-        # Several threads multiply by NumPy's BLAS, which then has one in each, as torch's can't.
-        self._array = _own if several else _as_it_is
         self._run = Threads(cell, spec, arrays, rows.packing, backward=rows.backward)
-        if not several:
+        if not self._several:
             (direction,) = self._run.directions
             direction.matmul = _matmul
+
+    def _factor(self, tensor: Tensor) -> Any:
+        """What products of many rows take; by several threads they are NumPy's, as torch's can't have one each."""
+        return _own(tensor) if self._several else tensor
 
     def forward(self, x: Tensor, initial: list[Tensor], outputs: Tensor, blocks: Tensor | None) -> list[Tensor]:
         """As that of `ByTorch`."""
         into = None if blocks is None else Kept(outputs.numpy(), blocks.numpy().reshape(-1))
         state = tuple(map(_own, initial))
         with np.errstate(all="ignore"), blas.of(1):
-            found, final = self._run.forward(self._array(x), state, keep=into is not None, into=into)
+            found, final = self._run.forward(self._factor(x), state, keep=into is not None, into=into)
         if into is None:
             outputs.copy_(torch.from_numpy(found))
         return [_tensor(part) for part in final]
@@ -75,9 +77,9 @@ class ByNumba:
     ) -> plain.Weights | None:
         """As that of `ByTorch`."""
         kept = Kept(outputs.numpy(), blocks.numpy().reshape(-1))
-        self._run.resume(self._array(x), tuple(map(_own, initial)), kept)
+        self._run.resume(self._factor(x), tuple(map(_own, initial)), kept)
         d_rows = np.zeros(outputs.shape, kept.outputs.dtype) if d_outputs is None else _read(d_outputs)
-        into = None if d_x is None else self._array(d_x)
+        into = None if d_x is None else self._factor(d_x)
         with np.errstate(all="ignore"), blas.of(1):
             found, d_weights = self._run.backward(d_rows, tuple(map(_read, d_state)), d_x=into, of_weights=of_weights)
         for part, gradient in zip(d_state, found, strict=True):
@@ -98,10 +100,6 @@ def _own(tensor: Tensor) -> NDArray[Any]:
 def _read(tensor: Tensor) -> NDArray[Any]:
     """The values of any other, where they lie: not to be written to."""
     return np.from_dlpack(tensor.detach().resolve_neg())
-
-
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _matmul(a: Any, b: Any, out: Any) -> Any:

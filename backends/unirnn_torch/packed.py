@@ -8,7 +8,7 @@ where numba is installed and it is the faster one, `by_numba`.
 What the backward pass needs is returned besides the results: buffers of as many rows as the padded input has, since a
 trace can't know N, of which only the first N are written, or ever touched; and how the steps were computed.
 
-N is the number of rows, the sum of the lengths; `capacity` is T*B.
+N is the number of rows, the sum of the lengths.
 """
 
 from collections.abc import Sequence

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from unirnn import GRUSpec, LSTMSpec, Spec
+from unirnn import GRUSpec, LSTMSpec, Spec, kernels
 from unirnn.kernels import threads
 from unirnn.kernels.threads import blas, num_parts
 
@@ -103,6 +103,33 @@ def test_every_thread_can_limit_blas() -> None:
         left.set()
         assert set(found.result()) == {1}
         assert counts() == before == [2] * len(before)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_layer_keeps_to_the_threads_it_is_given(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is how MindSpore's graphs leave a core to the thread that waits for them."""
+    seen: list[int] = []
+
+    class Watched(threads.Threads):
+        def forward(self, *given: Any, **named: Any) -> Any:
+            seen.extend(counts())
+            return super().forward(*given, **named)
+
+        def backward(self, *given: Any, **named: Any) -> Any:
+            seen.extend(counts())
+            return super().backward(*given, **named)
+
+    monkeypatch.setattr(kernels, "Threads", Watched)
+    spec, x, h = GRUSpec(3, 4), np.ones((5, 7, 3), np.float32), np.zeros((7, 4), np.float32)
+    weights = kernels.Weights(*(np.ones(shape, np.float32) for shape in spec.weight_shapes().values()))
+    with threadpool_limits(3):
+        before = counts()
+        _, _, pullback = kernels.direction(
+            spec, weights, x, (h,), np.full(7, 5), backward=False, keep=True, compiled=compiled, num_threads=1
+        )
+        pullback(np.ones((5, 7, 4), np.float32), (h,))
+        assert set(seen) == {1}
+        assert counts() == before
 
 
 @pytest.mark.usefixtures("three_threads")
