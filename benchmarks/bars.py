@@ -33,7 +33,7 @@ class Bar:
     at_most
         The bar.
     against
-        Which ratio; see `unirnn.benchmark`. ``work``: to ours on dense input, per valid step.
+        Which ratio; see `unirnn_bench.harness`. ``work``: to ours on dense input, per valid step.
     where
         The rows: each key's value is this one, or one of these.
     """

@@ -34,14 +34,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from unirnn import GRUSpec, LSTMSpec, Spec, registry
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, registry
 from unirnn.errors import MissingBackendError
 
 STEPS, BATCH, SIZE = 10, 4, 16
 WARM_UP, SAMPLE_EVERY = 200, 100
 BATCHES = 7  # of different lengths, which come again and again
 LEARNING_RATE = 0.01
-SPECS: dict[str, Spec] = {"GRU": GRUSpec(SIZE, SIZE), "LSTM": LSTMSpec(SIZE, SIZE)}
+SPECS: dict[str, RecurrentSpec] = {"GRU": GRUSpec(SIZE, SIZE), "LSTM": LSTMSpec(SIZE, SIZE)}
 LENGTHS = ("dense", "ragged")
 MODES = {"numpy": ("eager",), "torch": ("eager",), "mindspore": ("eager", "jit")}
 

@@ -32,13 +32,14 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from unirnn_bench.baselines import of_backend
+from unirnn_bench.harness import SIZES, Calls, Work, machine, measure
 
-from unirnn import GRUSpec, LSTMSpec, RNNSpec, Snapshot, Spec, load, registry
-from unirnn.benchmark import SIZES, Contenders, Work, machine, measure
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, load, registry
 
 FRAMEWORKS = [name for name in ("torch", "mindspore") if find_spec(name)]
 LARGE = 2**30  # bytes of the snapshot that is loaded
-SPECS: list[Spec] = [kind(128, 128) for kind in (RNNSpec, GRUSpec, LSTMSpec)]
+SPECS: list[RecurrentSpec] = [kind(128, 128) for kind in (RNNSpec, GRUSpec, LSTMSpec)]
 
 console = Console()
 
@@ -90,16 +91,16 @@ def imports() -> list[dict[str, Any]]:
 def builds() -> list[dict[str, Any]]:
     """Of `build` without a seed, which draws as the native constructor does."""
     return [
-        compared(f"{framework}, {spec.cell}", partial(spec.build, framework), native(framework, spec), seconds=1)
+        compared(f"{framework}, {spec.kind}", partial(spec.build, framework), native(framework, spec), seconds=1)
         for framework in FRAMEWORKS
         for spec in SPECS
     ]
 
 
-def native(framework: str, spec: Spec) -> Callable[[], Any]:
+def native(framework: str, spec: RecurrentSpec) -> Callable[[], Any]:
     """What makes the framework's own layer."""
     module: Any = __import__(f"{framework}.nn").nn
-    return lambda: getattr(module, spec.cell)(**spec.to_kwargs(framework))
+    return lambda: getattr(module, spec.kind)(**spec.to_kwargs(framework))
 
 
 def compared(what: str, ours: Callable[[], object], other: Callable[[], object], *, seconds: float) -> dict[str, Any]:
@@ -119,10 +120,10 @@ def peaks() -> list[dict[str, Any]]:
     for spec in SPECS:
         if "torch" not in FRAMEWORKS:
             break
-        other = in_a_process("torch", spec.cell, ours=False)
+        other = in_a_process("torch", spec.kind, ours=False)
         for framework in ("numpy", *FRAMEWORKS):
-            ours = in_a_process(framework, spec.cell, ours=True)
-            rows.append({"what": f"{framework}, {spec.cell} / torch.nn", "ours": ours, "other": other, "unit": "MiB"})
+            ours = in_a_process(framework, spec.kind, ours=True)
+            rows.append({"what": f"{framework}, {spec.kind} / torch.nn", "ours": ours, "other": other, "unit": "MiB"})
     return rows
 
 
@@ -153,7 +154,7 @@ def resident(field: str) -> int:
 def training(framework: str, cell: str, ours: bool, size: tuple[int, ...]) -> Callable[[], object]:
     """Forward, and the gradients of the input and the weights."""
     steps, batch_size, input_size, hidden_size = size
-    spec: Spec = Spec.from_dict({"cell": cell, "input_size": input_size, "hidden_size": hidden_size})
+    spec: RecurrentSpec = RecurrentSpec.from_dict({"kind": cell, "input_size": input_size, "hidden_size": hidden_size})
     x = np.ones((steps, batch_size, input_size), np.float32)
     d_output = np.ones((steps, batch_size, hidden_size), np.float32)
     layer: Any = spec.build(framework) if ours else native(framework, spec)()
@@ -197,9 +198,8 @@ def ours_of_gru(framework: str, steps: int, seq_length: NDArray[np.int64]) -> Ca
     spec = GRUSpec(*SIZES["M"][2:])
     rng = np.random.default_rng(0)
     input, d_output = rng.standard_normal((2, steps, len(seq_length), spec.hidden_size), np.float32)
-    room: Any = registry.load(framework)
-    contenders: Contenders = room.contenders(Work(spec, input, None, seq_length, d_output, "eager", 1, slow=False))
-    return contenders["ours"]
+    calls: Calls = of_backend(framework).calls(Work(spec, input, None, seq_length, d_output, "eager", 1, slow=False))
+    return calls["ours"]
 
 
 # ---- loading -------------------------------------------------------------------------------------

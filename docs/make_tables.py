@@ -1,9 +1,9 @@
 """Make the documentation's tables from the code.
 
 ``python docs/make_tables.py`` writes the mapping pages ``docs/names/{rnn,gru,lstm}[.zh].md`` from
-`unirnn.names.ARGUMENTS`, the support table of ``README.md`` from `unirnn.explain` and the backends, and the figures of
-``docs/benchmark.md`` from what ``unirnn bench`` has left in ``benchmarks/figures``. With ``--check`` it writes nothing,
-and the exit status is 1 if a page is out of date.
+`unirnn.specs.arguments.ARGUMENTS`, the support table of ``README.md`` from `unirnn.explain` and the backends, and the
+figures of ``docs/benchmark.md`` from what ``unirnn bench`` has left in ``benchmarks/figures``. With ``--check`` it
+writes nothing, and the exit status is 1 if a page is out of date.
 
 The support table needs every backend of unirnn installed; without one it is left as it is.
 """
@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, explain, names, registry
+from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, explain, registry
 from unirnn.devices import DTYPES
 from unirnn.errors import MissingBackendError
+from unirnn.specs import arguments as names
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

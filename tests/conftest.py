@@ -1,130 +1,25 @@
-"""Which backends are tested, and what the tests of all of them share."""
+"""Which tests are collected, and for which backends."""
 
-import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-
-from unirnn import Snapshot, Spec, explain, registry
-from unirnn.backend import Backend
-from unirnn.call import join_state, state_parts
-from unirnn.errors import MissingBackendError
+from subjects import Subject, close, installed, subjects
 
 hypothesis.settings.register_profile("unirnn", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.load_profile("unirnn")
 
 NEEDED = {
-    **{f"of_{name}": name for name in ("torch", "mindspore", "onnxruntime", "keras", "flax", "numba")},
+    **{name: name for name in ("torch", "mindspore", "onnxruntime", "keras", "flax", "numba")},
     "models": "g2p_en",
     "roundtrip": "keras",
 }
+"""What the tests in each folder import."""
 collect_ignore_glob = [f"{folder}/*" for folder, name in NEEDED.items() if not find_spec(name)]
-collect_ignore = [] if find_spec("torch") and find_spec("onnx") else ["test_onnx_of_torch.py"]
-
-# MindSpore as it is by itself. Threads that spin between small operators make it up to 15 times slower, and once they
-# run, no later call stops them: a process is asynchronous or not, so ``--backend`` takes this name, alone.
-ASYNCHRONOUS = "mindspore-asynchronous"
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A backend under test, with what its builds need besides; NumPy arrays in and out.
-
-    ``kernel`` is what is built with where the backend has it for the spec, ``change`` is done to what was built,
-    ``looser`` is what tolerances are multiplied by, and ``relu_at_zero`` is the slope of a relu there.
-    """
-
-    label: str
-    backend: Backend
-    options: dict[str, Any] = field(default_factory=dict)
-    kernel: str | None = None
-    change: Callable[[Any], None] = lambda module: None
-    looser: float = 1.0
-    relu_at_zero: float = 0.0
-
-    def build(self, spec: Spec, **arguments: Any) -> Any:
-        module = spec.build(self.backend.name, **{**self.options, **self._kernel(spec, **arguments), **arguments})
-        self.change(module)
-        return module
-
-    def rebuild(self, snapshot: Snapshot) -> Any:
-        kernel = self._kernel(snapshot.spec, snapshot.dtype)
-        module = snapshot.build(self.backend.name, **self.options, **kernel)
-        self.change(module)
-        return module
-
-    def _kernel(self, spec: Spec, dtype: Any = "float32", device: Any = None, **_: Any) -> dict[str, Any]:
-        if self.kernel is None:
-            return {}
-        kernels = explain(spec, self.backend.name, device, dtype=dtype).kernels
-        return {"kernel": self.kernel} if any(kernel.name == self.kernel for kernel in kernels) else {}
-
-    def array(self, array: NDArray[Any], module: Any) -> Any:
-        return self.backend.from_numpy(array, module)
-
-    def call(
-        self, module: Any, input: NDArray[Any], hx: tuple[NDArray[Any], ...] | None = None, seq_length: Any = None
-    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...]]:
-        state = None if hx is None else join_state([self.array(part, module) for part in hx])
-        output, final = module(self.array(input, module), state, seq_length)
-        parts = state_parts(module.spec, final)
-        assert parts is not None
-        return self.backend.to_numpy(output), tuple(self.backend.to_numpy(part) for part in parts)
-
-
-def _installed() -> list[str]:
-    found = []
-    for name in registry.backends():
-        with contextlib.suppress(MissingBackendError):
-            found.append(registry.load(name).name)
-    return found
-
-
-def _subjects(name: str) -> list[Subject]:
-    if name == ASYNCHRONOUS:
-        return [Subject(name, registry.load("mindspore"))]
-    backend = registry.load(name)
-    if name == "numpy" and find_spec("numba"):  # which it takes by itself
-        return [Subject(name, backend), Subject("numpy-packed", backend, kernel="packed")]
-    if name == "torch":  # small as the cases are, what it chooses by itself is native
-        kernels = ("packed", "numba") if find_spec("numba") else ("packed",)
-        found = [Subject(name, backend), *(Subject(f"torch-{kernel}", backend, kernel=kernel) for kernel in kernels)]
-        return [*found, *_of_a_gpu(backend)]
-    if name == "mindspore":  # what it takes by itself, in PyNative mode on a CPU, is a function of its own
-        import mindspore
-
-        mindspore.runtime.launch_blocking()  # while tests are collected: after the first operator it is too late
-        return [
-            Subject(name, backend),
-            Subject("mindspore-custom", backend, kernel="packed", change=_without_its_function),
-            Subject("mindspore-native", backend, kernel="native"),
-        ]
-    if name != "array_api":
-        return [Subject(name, backend)]
-    namespaces = ["array_api_strict", *(["torch"] if find_spec("torch") else [])]
-    return [Subject(f"array_api-{n}", backend, {"namespace": __import__(n)}) for n in namespaces]
-
-
-def _of_a_gpu(torch_backend: Backend) -> list[Subject]:
-    import torch
-
-    if not torch.cuda.is_available():
-        return []
-    torch.backends.cudnn.allow_tf32 = False  # which has ten bits: see `explain`
-    # cuDNN's tanh is off by 1e-6
-    return [Subject("torch-cuda", torch_backend, {"device": "cuda"}, looser=10, relu_at_zero=1)]
-
-
-def _without_its_function(module: Any) -> None:
-    """Leave to a module of MindSpore the operators that graphs run, and PyNative where the function can't be had."""
-    module.stack.layers = None
+collect_ignore = [] if find_spec("torch") and find_spec("onnx") else ["test_onnx_exported_by_torch.py"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -138,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """What only a GPU shows is collected where torch sees one."""
-    if collection_path.name != "test_torch_gpu.py" or not find_spec("torch"):
+    if collection_path.name != "test_gpu.py" or not find_spec("torch"):
         return None
     import torch
 
@@ -147,8 +42,8 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "subject" in metafunc.fixturenames:
-        names = metafunc.config.getoption("--backend") or _installed()
-        found = [subject for name in names for subject in _subjects(name)]
+        names = metafunc.config.getoption("--backend") or installed()
+        found = [subject for name in names for subject in subjects(name)]
         metafunc.parametrize("subject", found, indirect=True, ids=lambda subject: subject.label)
 
 
@@ -166,12 +61,3 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def assert_close() -> Callable[..., None]:
     return close
-
-
-def close(actual: NDArray[Any], expected: NDArray[Any], tolerance: float, what: str = "") -> None:
-    """Within a tolerance relative to the largest value; equal shapes; NaN nowhere."""
-    assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
-    if not expected.size:
-        return
-    difference = np.abs(actual.astype(np.float64) - expected).max()
-    assert difference <= tolerance * np.abs(expected).max(), f"{what}: off by {difference:.2e}"

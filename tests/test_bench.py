@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from conftest import close
+from subjects import close
+from unirnn_bench import harness as benchmark
+from unirnn_bench import plot as benchmark_plot
 from unirnn_numpy import NumpyBackend
 
-from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, benchmark, benchmark_plot, registry
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, registry
 from unirnn.errors import ArgumentError, BackendError, UnknownBackendError
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ INSTALLED = [name for name in ("numpy", "torch", "mindspore", "onnxruntime") if 
 MODES = [*((name, "eager") for name in INSTALLED), *([("numpy", "numba")] if importlib.util.find_spec("numba") else [])]
 BARS = Path(__file__).resolve().parent.parent / "benchmarks" / "bars.py"
 LENGTHS = [None, [3, 1, 5]]
-SPECS: list[Spec] = [
+SPECS: list[RecurrentSpec] = [
     RNNSpec(3, 4),
     GRUSpec(3, 4),
     LSTMSpec(3, 4),
@@ -34,7 +36,7 @@ SPECS: list[Spec] = [
 Run = Callable[..., "Result"]
 
 
-def small(spec: Spec, seq_length: list[int] | None, *, backward: bool, mode: str = "eager") -> benchmark.Work:
+def small(spec: RecurrentSpec, seq_length: list[int] | None, *, backward: bool, mode: str = "eager") -> benchmark.Work:
     rng = np.random.default_rng(0)
     d_output = rng.standard_normal((5, 3, spec.num_directions * 4)).astype(np.float32)
     return benchmark.Work(
@@ -68,7 +70,7 @@ def arrays(result: Any) -> list[Any]:
 @pytest.mark.parametrize(("name", "mode"), MODES)
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "with-backward"])
 def test_contenders_compute_the_same(
-    name: str, mode: str, spec: Spec, seq_length: list[int] | None, backward: bool
+    name: str, mode: str, spec: RecurrentSpec, seq_length: list[int] | None, backward: bool
 ) -> None:
     room: Any = registry.load(name)
     assert mode in room.modes
@@ -222,7 +224,7 @@ def test_who_wants_no_more_rows_ends_the_process() -> None:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs the command in this process, with NumPy's first mode alone: ``run("--size", "S")``."""
-    monkeypatch.setattr("unirnn.kernels._is_installed", lambda package: False)
+    monkeypatch.setattr("unirnn.kernels.layers._is_installed", lambda package: False)
     pytest.importorskip("typer", reason="the command needs the extra cli: python -m pip install 'unirnn[cli]'")
     from typer.testing import CliRunner
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, __version__, explain, names, registry
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, __version__, explain, registry
 from unirnn.errors import ArgumentError, SpecError
+from unirnn.specs import arguments as names
 
 if TYPE_CHECKING:
     from typer.testing import Result
@@ -227,7 +228,7 @@ def test_parity_of_a_spec_by_flags(run: Run) -> None:
     more = "--nonlinearity relu --seed 7 --dtype float32 --dtype float16 --backend numpy --json"
     found = json.loads(run("parity", *flags.split(), *more.split(), *SMALL).stdout)
     spec = RNNSpec(2, 3, 2, bidirectional=True, batch_first=True, bias=False, nonlinearity="relu")
-    assert Spec.from_dict(found["spec"]) == spec
+    assert RecurrentSpec.from_dict(found["spec"]) == spec
     assert (found["steps"], found["batch_size"], found["seed"], found["within"]) == (5, 3, 7, True)
     assert [(c["backend"], c["dtype"], c["tolerance"]) for c in found["comparisons"]] == [
         ("numpy", "float32", 1e-5),
@@ -266,7 +267,8 @@ def test_parity_afresh(third_parties: Path) -> None:
 
 @pytest.mark.usefixtures("run")
 def test_a_difference_that_json_cannot_hold_is_null() -> None:
-    from unirnn import Device, cli, parity
+    from unirnn import Device, cli
+    from unirnn.testing import parity
 
     comparison = parity.Comparison("numpy", Device("cpu"), "float32", float("nan"), float("inf"), None)
     found = cli._comparison(comparison)
@@ -364,7 +366,7 @@ SPECS = [
 
 @pytest.mark.usefixtures("run")
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
-def test_a_spec_is_read_from_what_python_prints_and_from_json(spec: Spec) -> None:
+def test_a_spec_is_read_from_what_python_prints_and_from_json(spec: RecurrentSpec) -> None:
     from unirnn.cli import parse_spec
 
     assert parse_spec(repr(spec)) == spec
@@ -398,8 +400,8 @@ def test_every_spelling_of_a_spec_is_read() -> None:
         "GRUSpec(3, hidden_size=(lambda: 4)())",
         "[GRUSpec(3, 4) for _ in '1'][0]",
         "(" * 1000,
-        '{"cell": "GRU"',
-        '{"cell": "QRNN", "input_size": 3, "hidden_size": 4}',
+        '{"kind": "GRU"',
+        '{"kind": "QRNN", "input_size": 3, "hidden_size": 4}',
         "GRUSpec(3, 0)",
     ],
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import unirnn
-from unirnn import GRUSpec, LSTMSpec, RNNSpec, Snapshot, Spec, files
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, files
 
 if TYPE_CHECKING:
     from typer.testing import Result
@@ -37,7 +37,7 @@ def run() -> Run:
     return run
 
 
-def snapshot_of(spec: Spec) -> Snapshot:
+def snapshot_of(spec: RecurrentSpec) -> Snapshot:
     return unirnn.snapshot(spec.build("numpy", seed=0))
 
 
@@ -77,7 +77,7 @@ def test_show_a_snapshot_as_json(run: Run, tmp_path: Path, suffix: str) -> None:
     found = json.loads(run("show", str(path), "--json").stdout)
     (layer,) = found.pop("layers")
     assert found == {"file": str(path), "format": suffix[1:], "version": 1}
-    assert Spec.from_dict(layer["spec"]) == GRU
+    assert RecurrentSpec.from_dict(layer["spec"]) == GRU
     assert (layer["prefix"], layer["error"], layer["parameters"], layer["bytes"]) == ("", None, 63, 252)
     assert layer["weights"][0] == {"name": "weight_ih_l0", "shape": [9, 2], "dtype": "float32"}
 

@@ -25,16 +25,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import unirnn
-from unirnn import GRUSpec, LSTMSpec, RNNSpec, Snapshot, Spec, files, registry
-from unirnn.errors import (
-    ArgumentError,
-    DTypeError,
-    FileError,
-    MissingBackendError,
-    ShapeError,
-    SpecError,
-    UnirnnError,
-)
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, files, registry
+from unirnn.errors import ArgumentError, DTypeError, FileError, MissingBackendError, ShapeError, SpecError, UnirnnError
 from unirnn.files import writing
 
 SUFFIXES = [suffix for suffix in files.WRITTEN if suffix != ".onnx" or importlib.util.find_spec("onnx")]
@@ -49,7 +41,7 @@ GRU = GRUSpec(2, 3)
 Header = dict[str, Any]
 
 
-def snapshot_of(spec: Spec, dtype: str = "float32") -> Snapshot:
+def snapshot_of(spec: RecurrentSpec, dtype: str = "float32") -> Snapshot:
     return unirnn.snapshot(spec.build("numpy", seed=0)).cast(dtype)
 
 
@@ -77,7 +69,7 @@ def refused(path: Path, message: str = "", kind: type[UnirnnError] = FileError) 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_what_is_saved_is_loaded(tmp_path: Path, suffix: str, spec: Spec, dtype: str) -> None:
+def test_what_is_saved_is_loaded(tmp_path: Path, suffix: str, spec: RecurrentSpec, dtype: str) -> None:
     snapshot, path = snapshot_of(spec, dtype), tmp_path / f"a{suffix.upper()}"
     files.save(snapshot, path)
     assert files.load(path) == snapshot
@@ -483,7 +475,7 @@ def test_what_holds_no_layer_is_the_error_of_a_state_dict(
         files.load(path)
     assert type(caught.value) is type(expected.value)
     assert str(caught.value).startswith(f"{path}: weights")
-    assert not any(isinstance(layer.spec, Spec) for layer in files.contents(path).layers.values())
+    assert not any(isinstance(layer.spec, RecurrentSpec) for layer in files.contents(path).layers.values())
 
 
 def test_bfloat16_is_read_as_float32_bit_for_bit(tmp_path: Path) -> None:

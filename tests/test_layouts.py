@@ -11,16 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unirnn import GRUSpec, LSTMSpec, RNNSpec, Snapshot, Spec, errors, layouts, weights
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, errors
+from unirnn.contract import weights
+from unirnn.snapshots import layouts
 
 
 @st.composite
-def specs(draw: st.DrawFn) -> Spec:
+def specs(draw: st.DrawFn) -> RecurrentSpec:
     kinds: list[dict[str, Any]] = [
-        {"cell": "RNN", "nonlinearity": "relu"},
-        {"cell": "GRU", "reset_after": True},
-        {"cell": "GRU", "reset_after": False},
-        {"cell": "LSTM"},
+        {"kind": "RNN", "nonlinearity": "relu"},
+        {"kind": "GRU", "reset_after": True},
+        {"kind": "GRU", "reset_after": False},
+        {"kind": "LSTM"},
     ]
     arguments = {
         **draw(st.sampled_from(kinds)),
@@ -30,11 +32,11 @@ def specs(draw: st.DrawFn) -> Spec:
         "bidirectional": draw(st.booleans()),
         "batch_first": draw(st.booleans()),
     }
-    spec: Spec = Spec.from_dict(arguments)
+    spec: RecurrentSpec = RecurrentSpec.from_dict(arguments)
     return spec
 
 
-def drawn(spec: Spec) -> Snapshot:
+def drawn(spec: RecurrentSpec) -> Snapshot:
     return Snapshot(spec, weights.draw(spec, 0))
 
 
@@ -44,7 +46,7 @@ def without_second_biases(snapshot: Snapshot) -> Snapshot:
 
 
 @given(spec=specs(), framework=st.sampled_from(layouts.FRAMEWORKS))
-def test_there_and_back_is_the_same(spec: Spec, framework: str) -> None:
+def test_there_and_back_is_the_same(spec: RecurrentSpec, framework: str) -> None:
     if isinstance(spec, GRUSpec) and not spec.reset_after and framework in ("torch", "mindspore", "flax"):
         with pytest.raises(errors.LimitError, match="reset_after"):
             drawn(spec).to(framework)
@@ -59,7 +61,7 @@ def test_there_and_back_is_the_same(spec: Spec, framework: str) -> None:
 
 
 @given(spec=specs(), framework=st.sampled_from(layouts.FRAMEWORKS))
-def test_arrays_are_copies(spec: Spec, framework: str) -> None:
+def test_arrays_are_copies(spec: RecurrentSpec, framework: str) -> None:
     snapshot = without_second_biases(drawn(spec))
     try:
         arrays = snapshot.to(framework)
@@ -82,7 +84,7 @@ GATES = {  # blocks of rows, by the value that marks the gate: r 1, z 2, n 3; i 
 
 @pytest.mark.parametrize(("cell", "framework"), GATES)
 def test_the_documented_order_of_the_gates(cell: str, framework: str) -> None:
-    spec: Spec = Spec.from_dict({"cell": cell, "input_size": 1, "hidden_size": 2, "bias": False})
+    spec: RecurrentSpec = RecurrentSpec.from_dict({"kind": cell, "input_size": 1, "hidden_size": 2, "bias": False})
     marks = np.repeat(np.arange(1.0, 1 + len(spec.gates)), 2)
     snapshot = Snapshot(spec, {"weight_ih_l0": marks[:, None], "weight_hh_l0": np.stack([marks, marks], axis=1)})
     name = {"keras": "kernel_l0", "onnx": "W_l0", "flax": "dense_i.kernel_l0"}[framework]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import close
+from subjects import close
 
 LOOPS = Path(__file__).resolve().parent.parent / "docs" / "loops"
 needs_torch = pytest.mark.skipif(not find_spec("torch"), reason="needs torch")

@@ -9,21 +9,22 @@ from typing import Any
 
 import pytest
 
-from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, names
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
+from unirnn.specs import arguments as names
 
-SPECS: list[Spec] = [
+SPECS: list[RecurrentSpec] = [
     RNNSpec(2, 3, 4, nonlinearity="relu", bias=False, batch_first=True, dropout=0.25, bidirectional=True),
     GRUSpec(2, 3, 4, bias=False, batch_first=True, dropout=0.25, bidirectional=True),
     LSTMSpec(2, 3, 4, bias=False, batch_first=True, dropout=0.25, bidirectional=True),
 ]
-each = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.cell)
+each = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.kind)
 
 
-def layer(framework: str, spec: Spec) -> Any:
-    return getattr(importlib.import_module(f"{framework}.nn"), spec.cell)
+def layer(framework: str, spec: RecurrentSpec) -> Any:
+    return getattr(importlib.import_module(f"{framework}.nn"), spec.kind)
 
 
-def parameters(framework: str, spec: Spec) -> set[str]:
+def parameters(framework: str, spec: RecurrentSpec) -> set[str]:
     """The constructor's arguments: of all overloads, or of the base class behind ``*args, **kwargs``."""
     cls = layer(framework, spec)
     overloads = [inspect.signature(f) for f in getattr(typing, "get_overloads", lambda _: [])(cls.__init__)]
@@ -35,24 +36,24 @@ def parameters(framework: str, spec: Spec) -> set[str]:
 @pytest.mark.parametrize("framework", [name for name in names.FRAMEWORKS if find_spec(name)])
 class TestFrameworks:
     @each
-    def test_every_argument_of_the_constructor_is_in_the_table(self, framework: str, spec: Spec) -> None:
+    def test_every_argument_of_the_constructor_is_in_the_table(self, framework: str, spec: RecurrentSpec) -> None:
         places: tuple[names.Place, ...] = ("constructor", "build")
-        rows = {row.of(framework) for place in places for row in names.arguments(spec.cell, place)} - {None}
-        if framework == "mindspore" and spec.cell == "RNN":
+        rows = {row.of(framework) for place in places for row in names.arguments(spec.kind, place)} - {None}
+        if framework == "mindspore" and spec.kind == "RNN":
             rows -= {"nonlinearity"}  # by keyword only: its constructor takes it out of **kwargs
             assert "nonlinearity" in layer(framework, spec).__doc__
         actual = parameters(framework, spec)
-        if spec.cell != "LSTM":
+        if spec.kind != "LSTM":
             actual -= {"proj_size"}  # torch's shared base class has it
-        if not hasattr(typing, "get_overloads") and spec.cell == "RNN":
+        if not hasattr(typing, "get_overloads") and spec.kind == "RNN":
             rows -= {"nonlinearity"}  # Python 3.10 does not keep the overload that names it
         assert rows == actual
 
     @each
-    def test_the_arguments_make_that_layer(self, framework: str, spec: Spec) -> None:
+    def test_the_arguments_make_that_layer(self, framework: str, spec: RecurrentSpec) -> None:
         kwargs = spec.to_kwargs(framework)
         made = layer(framework, spec)(**kwargs)
-        for row in names.arguments(spec.cell, "constructor"):
+        for row in names.arguments(spec.kind, "constructor"):
             spelling = row.of(framework)
             if spelling and hasattr(made, spelling):
                 assert getattr(made, spelling) == getattr(spec, row.name)
@@ -64,10 +65,10 @@ class TestFrameworks:
         assert weights == spec.weight_shapes()
 
     @each
-    def test_the_calls_names_are_the_frameworks(self, framework: str, spec: Spec) -> None:
+    def test_the_calls_names_are_the_frameworks(self, framework: str, spec: RecurrentSpec) -> None:
         cls = layer(framework, spec)
         call = inspect.signature(cls.construct if framework == "mindspore" else cls.forward).parameters
-        for row in names.arguments(spec.cell, "call"):
+        for row in names.arguments(spec.kind, "call"):
             spelling = row.of(framework)
             documented = re.search(rf"\b{spelling}\b", cls.__doc__ or "")
             # torch's signature says hx, where the documentation of GRU and LSTM says h_0
@@ -90,7 +91,7 @@ def test_no_spelling_means_two_things(cell: str, place: Any) -> None:
 
 def test_the_specs_understand_every_spelling() -> None:
     for spec in SPECS:
-        for row in names.arguments(spec.cell, "constructor"):
+        for row in names.arguments(spec.kind, "constructor"):
             for spelling in row.spellings:
                 kwargs = {"input_size": 2, "hidden_size": 3}
                 value = getattr(spec, row.name)

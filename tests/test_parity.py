@@ -9,8 +9,9 @@ import pytest
 from unirnn_numpy import NumpyBackend, NumpyModule
 
 import unirnn
-from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, parity, registry
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, registry
 from unirnn.errors import ArgumentError, DTypeError, LimitError, MissingBackendError, ShapeError, UnknownBackendError
+from unirnn.testing import parity
 
 INSTALLED = [name for name in ("numpy", "torch", "mindspore") if importlib.util.find_spec(name)]
 SPECS = [
@@ -52,7 +53,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
 @pytest.mark.parametrize("backend", INSTALLED)
-def test_backends_agree_in_float32_and_float64(backend: str, spec: Spec) -> None:
+def test_backends_agree_in_float32_and_float64(backend: str, spec: RecurrentSpec) -> None:
     found = parity.compare(spec, [backend])
     assert [(c.backend, c.dtype) for c in found] == [(backend, "float32"), (backend, "float64")]
     assert found.within, found
@@ -61,7 +62,7 @@ def test_backends_agree_in_float32_and_float64(backend: str, spec: Spec) -> None
 
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
 @pytest.mark.parametrize("backend", INSTALLED)
-def test_backends_agree_in_float16(backend: str, spec: Spec) -> None:
+def test_backends_agree_in_float16(backend: str, spec: RecurrentSpec) -> None:
     found = parity.compare(spec, [backend], ["float16"])
     assert found.within, found
 
@@ -145,7 +146,7 @@ def test_a_backend_that_fails_fails_alone(pretend: Any, wrong: dict[str, Any], r
 
 def test_a_backend_without_gradients_is_compared_by_its_outputs(pretend: Any) -> None:
     backend = Pretender()
-    backend.differentiable = False
+    backend.support.derivatives = False
     pretend(backend)
     (comparison,) = parity.compare(GRUSpec(3, 4), ["pretender"], ["float32"])
     assert comparison.gradients is None
@@ -234,7 +235,7 @@ def test_what_is_asked_for_by_name_must_be_there(
 
 def test_float64_is_optional_unless_asked_for(pretend: Any) -> None:
     class NoFloat64(Pretender):
-        def limits(self, spec: Spec, device: unirnn.Device, dtype: str) -> Any:
+        def limits(self, spec: RecurrentSpec, device: unirnn.Device, dtype: str) -> Any:
             if dtype == "float64":
                 yield unirnn.Limit("not on this device")
 

@@ -26,8 +26,8 @@ def test_the_import_imports_no_framework() -> None:
 
 
 def test_what_comes_later_is_there_when_it_is_asked_for() -> None:
-    names = "unirnn.files, unirnn.layouts, unirnn.stacks, unirnn.state_dicts, unirnn.Snapshot, unirnn.load"
-    assert run(f"import unirnn; print(len([{names}]))") == "6"
+    names = "unirnn.files, unirnn.snapshots, unirnn.devices, unirnn.Snapshot, unirnn.load"
+    assert run(f"import unirnn; print(len([{names}]))") == "5"
     assert run("import unirnn; print(set(unirnn.__all__) <= set(dir(unirnn)))") == "True"
     with pytest.raises(AttributeError, match="module 'unirnn' has no attribute 'nothing'"):
         unirnn.nothing  # noqa: B018

@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import unirnn
-from unirnn import GRUSpec, LSTMSpec, RNNSpec, Snapshot, Spec, errors, state_dicts
-from unirnn import weights as _weights
-from unirnn.stacks import stack, unstack
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, errors
+from unirnn.contract import weights as _weights
+from unirnn.snapshots import state_dicts
+from unirnn.snapshots.stacking import stack, unstack
 
 
-def drawn(spec: Spec, seed: int = 0, dtype: str = "float32") -> Snapshot:
+def drawn(spec: RecurrentSpec, seed: int = 0, dtype: str = "float32") -> Snapshot:
     return Snapshot(spec, _weights.draw(spec, seed)).cast(dtype)
 
 
@@ -111,7 +112,7 @@ def test_cast() -> None:
 )
 def test_a_stack_of_the_layers_is_the_whole(cell: str, num_layers: int, bias: bool, bidirectional: bool) -> None:
     arguments = {"input_size": 2, "hidden_size": 3, "bias": bias, "bidirectional": bidirectional, "batch_first": True}
-    whole = drawn(Spec.from_dict({"cell": cell, "num_layers": num_layers, **arguments}))
+    whole = drawn(RecurrentSpec.from_dict({"kind": cell, "num_layers": num_layers, **arguments}))
     layers = unstack(whole)
     assert [layer.spec.num_layers for layer in layers] == [1] * num_layers
     assert stack(layers) == whole
@@ -137,7 +138,9 @@ def test_the_spec_follows_from_names_and_shapes(
     arguments = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
     if cell == "LSTM" and projected:
         arguments["proj_size"] = hidden_size - 1
-    spec: Spec = Spec.from_dict({"cell": cell, **arguments, "bias": bias, "bidirectional": bidirectional})
+    spec: RecurrentSpec = RecurrentSpec.from_dict(
+        {"kind": cell, **arguments, "bias": bias, "bidirectional": bidirectional}
+    )
     shapes = {prefix + name: shape for name, shape in spec.weight_shapes().items()}
     shapes |= {"head.weight": (2, 4), "running": (), "weight_ih": (4, 4)}
     assert state_dicts.layers(shapes) == {prefix: spec}
@@ -148,7 +151,7 @@ LSTM = LSTMSpec(3, 4)
 WEIGHTS = dict(drawn(LSTM).weights)
 
 
-def state_dict(*prefixes: str, spec: Spec = LSTMSpec(3, 4), **extra: Any) -> dict[str, Any]:  # noqa: B008 - frozen
+def state_dict(*prefixes: str, spec: RecurrentSpec = LSTMSpec(3, 4), **extra: Any) -> dict[str, Any]:  # noqa: B008 - frozen
     layers = {prefix + name: array for prefix in prefixes for name, array in drawn(spec).weights.items()}
     return {"head.bias": np.zeros(3, np.float32), **layers, **extra}
 
@@ -181,7 +184,7 @@ IN_PARTS = {
 @pytest.mark.parametrize("parts", IN_PARTS.values(), ids=IN_PARTS.keys())
 @pytest.mark.parametrize("spec", [None, LSTM])
 @pytest.mark.parametrize("prefix", ["", "encoder."])
-def test_a_parametrization_is_named(parts: list[str], spec: Spec | None, prefix: str) -> None:
+def test_a_parametrization_is_named(parts: list[str], spec: RecurrentSpec | None, prefix: str) -> None:
     weights = {prefix + name: array for name, array in WEIGHTS.items() if name != "weight_hh_l0"}
     weights |= {prefix + part: np.ones((16, 4)) for part in parts}
     with pytest.raises(errors.SpecError) as caught:
@@ -417,7 +420,7 @@ def test_an_error_half_way_leaves_a_list_as_it_was() -> None:
     assert unirnn.snapshot(modules) == before
 
 
-WRITING: dict[str, tuple[Spec, Snapshot, type[errors.UnirnnError], str]] = {
+WRITING: dict[str, tuple[RecurrentSpec, Snapshot, type[errors.UnirnnError], str]] = {
     "biases that would be lost": (
         GRUSpec(3, 4, bias=False),
         drawn(GRUSpec(3, 4)),
@@ -458,7 +461,9 @@ WRITING: dict[str, tuple[Spec, Snapshot, type[errors.UnirnnError], str]] = {
 
 
 @pytest.mark.parametrize(("spec", "taken", "kind", "words"), WRITING.values(), ids=WRITING.keys())
-def test_mistakes_in_writing_change_nothing(spec: Spec, taken: Snapshot, kind: type[Exception], words: str) -> None:
+def test_mistakes_in_writing_change_nothing(
+    spec: RecurrentSpec, taken: Snapshot, kind: type[Exception], words: str
+) -> None:
     module = spec.build("numpy", seed=1)
     before = unirnn.snapshot(module)
     with pytest.raises(kind) as caught:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import unirnn
-from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, errors, names
+from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, errors
+from unirnn.specs import arguments as names
 
 SPECS = (RNNSpec, GRUSpec, LSTMSpec)
 
@@ -204,21 +205,21 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
         errors.SpecError,
         "proj_size: given -1, expected at least 0",
     ),
-    "a Spec itself": (lambda: Spec(3, 4), errors.ArgumentError, "make an RNNSpec, a GRUSpec or an LSTMSpec"),
+    "no layer's spec": (lambda: Spec(), errors.ArgumentError, "make an RNNSpec, a GRUSpec or an LSTMSpec"),
     "a dict without a cell": (
         lambda: Spec.from_dict({"input_size": 3, "hidden_size": 4}),
         errors.SpecError,
-        "cell: given None, expected one of 'RNN', 'GRU', 'LSTM'",
+        "kind: given None, expected one of 'RNN', 'GRU', 'LSTM'",
     ),
     "a dict whose cell is no name": (
-        lambda: Spec.from_dict({"cell": [1], "input_size": 3, "hidden_size": 4}),
+        lambda: Spec.from_dict({"kind": [1], "input_size": 3, "hidden_size": 4}),
         errors.SpecError,
-        "cell: given [1], expected one of 'RNN', 'GRU', 'LSTM'",
+        "kind: given [1], expected one of 'RNN', 'GRU', 'LSTM'",
     ),
     "a dict of another cell": (
         lambda: GRUSpec.from_dict(LSTMSpec(3, 4).to_dict()),
         errors.SpecError,
-        "cell: given 'LSTM', expected one of 'GRU'",
+        "kind: given 'LSTM', expected one of 'GRU'",
     ),
     "a dict with an unknown key": (
         lambda: Spec.from_dict({**GRUSpec(3, 4).to_dict(), "layers": 2}),
@@ -226,7 +227,7 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
         "GRU: unknown argument 'layers'",
     ),
     "a dict without a size": (
-        lambda: Spec.from_dict({"cell": "GRU", "input_size": 3}),
+        lambda: Spec.from_dict({"kind": "GRU", "input_size": 3}),
         errors.ArgumentError,
         "GRU: hidden_size is missing; given input_size",
     ),

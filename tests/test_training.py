@@ -38,7 +38,7 @@ FRAMEWORKS = [name for name in ("torch", "mindspore") if find_spec(name)]
 
 
 def label(run: Run) -> str:
-    return f"{run.optimizer}-{run.dtype}-{run.spec.cell}"
+    return f"{run.optimizer}-{run.dtype}-{run.spec.kind}"
 
 
 @functools.cache

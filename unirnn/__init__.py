@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from . import errors, state
 from .registry import backends, default_backend, use_backend
-from .specs import GRUSpec, LSTMSpec, RNNSpec, Spec
+from .specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Spec
 from .state import detach
 
 if TYPE_CHECKING:
+    from .building import Explanation, explain
+    from .contract.limits import Kernel, Limit
     from .devices import Device
     from .files import load
-    from .limits import Explanation, Kernel, Limit, explain
-    from .objects import load_weights, snapshot
     from .snapshots import Snapshot
+    from .snapshots.objects import load_weights, snapshot
 
 __all__ = [
     "Device",
@@ -26,6 +27,7 @@ __all__ = [
     "LSTMSpec",
     "Limit",
     "RNNSpec",
+    "RecurrentSpec",
     "Snapshot",
     "Spec",
     "__version__",
@@ -45,20 +47,21 @@ __version__ = "0.1.0"
 
 _LATER = {
     "Device": "devices",
-    "Explanation": "limits",
-    "Kernel": "limits",
-    "Limit": "limits",
+    "Explanation": "building",
+    "Kernel": "contract.limits",
+    "Limit": "contract.limits",
     "Snapshot": "snapshots",
-    "explain": "limits",
+    "explain": "building",
     "load": "files",
-    "load_weights": "objects",
-    "snapshot": "objects",
+    "load_weights": "snapshots.objects",
+    "snapshot": "snapshots.objects",
 }
-_MODULES = ("backend", "devices", "files", "layouts", "limits", "stacks", "state_dicts")
+"""What is imported when it is first asked for, since only some programs need it: it takes a quarter of NumPy's time."""
+_MODULES = ("devices", "files", "snapshots")
 
 
 def __getattr__(name: str) -> Any:
-    """Import what only some programs ask for by name; it would take a quarter of NumPy's time."""
+    """Import what is imported late."""
     from importlib import import_module
 
     if name in _MODULES:

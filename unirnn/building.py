@@ -1,21 +1,91 @@
-"""Building a module: resolve the names, refuse what can't work, draw the weights, hand over."""
+"""Building a module: resolve the names, refuse what can't work, draw the weights, hand over to the backend."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from . import registry
-from . import weights as _weights
-from .devices import Device, dtype_name
-from .errors import ArgumentError, DeviceError, LimitError
-from .limits import explain
-from .specs import Spec
+from unirnn import registry
+from unirnn.contract import weights as _weights
+from unirnn.contract.backend import Backend
+from unirnn.contract.limits import Kernel, Limit
+from unirnn.devices import Device, dtype_name
+from unirnn.errors import ArgumentError, DeviceError, LimitError
+from unirnn.specs import Spec
 
-__all__ = ["build"]
+__all__ = ["Explanation", "build", "explain"]
 
 
-def _is_present(device: Device, present: tuple[Device, ...]) -> bool:
-    return any(device.kind == d.kind and device.index in (None, d.index) for d in present)
+@dataclass(frozen=True)
+class Explanation:
+    """The limits of one spec on one backend, device and dtype, and the kernels that it has there.
+
+    Printed, it is a text of a line a limit and a kernel; iterated, the limits.
+    """
+
+    spec: Spec
+    backend: str
+    device: Device
+    dtype: str
+    limits: tuple[Limit, ...]
+    kernels: tuple[Kernel, ...] = ()
+
+    def refusing(self) -> "Explanation":
+        """Only the limits that refuse: what an error has to say."""
+        return replace(self, limits=tuple(limit for limit in self.limits if limit.refuses), kernels=())
+
+    @property
+    def builds(self) -> bool:
+        """Whether nothing refuses."""
+        return not self.refusing().limits
+
+    def __iter__(self) -> Iterator[Limit]:
+        return iter(self.limits)
+
+    def __str__(self) -> str:
+        head = f"{self.spec!r} on {self.backend}, {self.device}, {self.dtype}: "
+        if not self.limits:
+            head += "no limits"
+        else:
+            head += "works, with differences" if self.builds else "can't be built"
+        return "\n".join([head, *(f"  {line}" for line in (*self.limits, *self.kernels))])
+
+
+def explain(spec: Spec, backend: str | None = None, device: Any = None, *, dtype: Any = "float32") -> Explanation:
+    """List what a backend can't do, or does differently, for a spec, and the kernels that it has for it.
+
+    The device need not be present: what Ascend can't do is told on a laptop.
+
+    Parameters
+    ----------
+    spec
+        The layer.
+    backend, device, dtype
+        As in `Spec.build`.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> print(unirnn.explain(unirnn.LSTMSpec(3, 4, proj_size=2), "numpy"))
+    LSTMSpec(3, 4, proj_size=2) on numpy, cpu, float32: can't be built
+      can't: numpy has no LSTM with proj_size=2
+    """
+    name = registry.default_backend() if backend is None else backend
+    chosen = registry.load(name)
+    where = chosen.default_device() if device is None else Device.parse(device)
+    kind = dtype_name(dtype)
+    limits = tuple(_limits(chosen, spec, where, kind))
+    kernels: tuple[Kernel, ...] = ()
+    if not any(limit.refuses for limit in limits):
+        kernels = tuple(chosen.kernels(spec, where, kind))
+    return Explanation(spec, name, where, kind, limits, kernels)
+
+
+def _limits(backend: Backend, spec: Spec, device: Device, dtype: str) -> Iterator[Limit]:
+    reason = backend.support.unsupported_reason(spec, device.kind, dtype)
+    if reason is not None:
+        yield Limit(reason)
+    yield from backend.limits(spec, device, dtype)
 
 
 def build(
@@ -30,26 +100,32 @@ def build(
 ) -> Any:
     """Build a module from a spec and given weights, or weights to draw; see `Spec.build`."""
     name = registry.default_backend() if backend is None else backend
-    room = registry.load(name)
-    where = room.default_device() if device is None else Device.parse(device)
+    chosen = registry.load(name)
+    where = chosen.default_device() if device is None else Device.parse(device)
     kind = dtype_name(dtype)
-    if device is not None and not _is_present(where, present := room.devices()):
+    present = () if device is None else chosen.devices()
+    if device is not None and not any(where.kind == d.kind and where.index in (None, d.index) for d in present):
         raise DeviceError(
             f"device: given {str(device)!r}, not present; {name} sees {', '.join(map(str, present))} on this machine"
         )
-    # The whole explanation, of every kernel in words, only to refuse with: it takes a quarter of a small build.
-    if kind not in room.dtypes or any(limit.refuses for limit in room.limits(spec, where, kind)):
-        raise LimitError(str(explain(spec, name, where, dtype=kind).refusing()))
+    refusing = tuple(limit for limit in _limits(chosen, spec, where, kind) if limit.refuses)
+    if refusing:
+        raise LimitError(str(Explanation(spec, name, where, kind, refusing)))
     if options:
-        parameters = inspect.signature(room.build).parameters
-        known = set(parameters) - {"spec", "device", "dtype", "weights", "seed"}
-        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-        for option in () if takes_any else options.keys() - known:
-            raise ArgumentError(
-                f"build: unknown argument {option!r}; {name} takes {', '.join(sorted(known)) or 'none'} besides "
-                "device, dtype and seed"
-            )
+        _check_options(chosen, options)
     if seed is not None:
         _weights.check_seed(seed)
         weights = _weights.draw(spec, seed) if weights is None else weights
-    return room.build(spec, device=where, dtype=kind, weights=weights, seed=seed, **options)
+    return chosen.build(spec, device=where, dtype=kind, weights=weights, seed=seed, **options)
+
+
+def _check_options(backend: Backend, options: Mapping[str, Any]) -> None:
+    """Refuse options that the backend's `build` does not have."""
+    parameters = inspect.signature(backend.build).parameters
+    known = set(parameters) - {"spec", "device", "dtype", "weights", "seed"}
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for option in () if takes_any else options.keys() - known:
+        raise ArgumentError(
+            f"build: unknown argument {option!r}; {backend.name} takes {', '.join(sorted(known)) or 'none'} besides "
+            "device, dtype and seed"
+        )

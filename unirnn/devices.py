@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .errors import DeviceError, DTypeError
+from unirnn.errors import DeviceError, DTypeError
 
 __all__ = ["DTYPES", "Device", "dtype_name"]
 

@@ -2,7 +2,7 @@
 
 A backend is an entry point of the group ``unirnn.backends``; unirnn's own come through the same door as
 anybody else's. The entry point's name is the backend's name; it loads an object that is a
-`unirnn.backend.Backend`. Until a backend is asked for, it is a string.
+`unirnn.contract.backend.Backend`. Until a backend is asked for, it is a string.
 """
 
 import functools
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import BrokenBackendError, MissingBackendError, UnknownBackendError
+from unirnn.errors import BrokenBackendError, MissingBackendError, UnknownBackendError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
     from numpy.typing import NDArray
 
-    from .backend import Backend
+    from unirnn.contract.backend import Backend
 
 __all__ = ["backends", "default_backend", "install_hint", "load", "loaded", "of", "packages", "to_numpy", "use_backend"]
 

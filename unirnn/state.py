@@ -10,18 +10,18 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import registry
-from .errors import ArgumentError, ShapeError
-from .specs import Spec
+from unirnn import registry
+from unirnn.errors import ArgumentError, ShapeError
+from unirnn.specs import RecurrentSpec
 
 __all__ = ["axes", "detach", "from_batch_major", "from_layers", "last_layer", "to_batch_major", "to_layers"]
 
 
-def _checked(function: Callable[[Spec, Any], Any]) -> Callable[[Spec, Any], Any]:
+def _checked(function: Callable[[RecurrentSpec, Any], Any]) -> Callable[[RecurrentSpec, Any], Any]:
     """Check the shape before a call; MindSpore's graph mode, which can't raise, compiles what is wrapped."""
 
     @functools.wraps(function)
-    def checked(spec: Spec, state: Any) -> Any:
+    def checked(spec: RecurrentSpec, state: Any) -> Any:
         shape = tuple(state.shape)
         if len(shape) not in (2, 3) or shape[0] != spec.num_layers * spec.num_directions:
             raise ShapeError(
@@ -34,7 +34,7 @@ def _checked(function: Callable[[Spec, Any], Any]) -> Callable[[Spec, Any], Any]
 
 
 @_checked
-def axes(spec: Spec, state: Any) -> Any:
+def axes(spec: RecurrentSpec, state: Any) -> Any:
     """Name the axes: `(L*D, B, H)` to `(L, D, B, H)`, that is (layer, direction, batch, hidden).
 
     Parameters
@@ -59,7 +59,7 @@ def axes(spec: Spec, state: Any) -> Any:
 
 
 @_checked
-def last_layer(spec: Spec, state: Any) -> Any:
+def last_layer(spec: RecurrentSpec, state: Any) -> Any:
     """The last layer's state with its directions side by side, forward first.
 
     Parameters
@@ -97,7 +97,7 @@ def from_batch_major(state: Any) -> Any:
     return state.swapaxes(0, 1)
 
 
-def to_layers(spec: Spec, state: Any) -> list[tuple[Any, ...]]:
+def to_layers(spec: RecurrentSpec, state: Any) -> list[tuple[Any, ...]]:
     """One array for each layer and direction, as Keras and Flax hold their states.
 
     Returns

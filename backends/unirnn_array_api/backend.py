@@ -1,4 +1,4 @@
-"""The ``array_api`` backend's own answers to `unirnn.backend.Backend`."""
+"""The ``array_api`` backend's own answers to `unirnn.contract.backend.Backend`."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,24 +7,23 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn import Device, Limit, Spec
-from unirnn import weights as _weights
-from unirnn.backend import Arrays
+from unirnn import Device, Limit, RecurrentSpec
+from unirnn.contract import weights as _weights
+from unirnn.contract.backend import Arrays, Backend
+from unirnn.contract.limits import Support
 from unirnn.errors import ArgumentError
-
-from .module import ArrayModule
+from unirnn_array_api.module import ArrayModule
 
 __all__ = ["ArrayBackend"]
 
 Array = NDArray[Any]
 
 
-class ArrayBackend:
+class ArrayBackend(Backend):
     """Builds `ArrayModule` on the namespace of ``build(..., namespace=...)``."""
 
     name = "array_api"
-    dtypes = ("float32", "float64")
-    differentiable = False
+    support = Support("array_api", devices=("cpu",), dtypes=("float32", "float64"), derivatives=0)
 
     def version(self) -> str:
         return f"array-api-compat {array_api_compat.__version__}"
@@ -35,14 +34,12 @@ class ArrayBackend:
     def default_device(self) -> Device:
         return Device("cpu")
 
-    def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
-        if device.kind != "cpu":
-            yield Limit(f"array_api builds on the namespace's default device only, not on {device.kind}")
+    def limits(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Limit]:
         yield Limit("array_api runs the plain cells step by step; its gradients are the namespace's own", refuses=False)
 
     def build(
         self,
-        spec: Spec,
+        spec: RecurrentSpec,
         *,
         device: Device,
         dtype: str,
@@ -61,7 +58,7 @@ class ArrayBackend:
         generator = np.random.default_rng(None if seed is None else [seed, 1])
         return ArrayModule(spec, arrays, generator)
 
-    def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
+    def read(self, module: Any) -> tuple[RecurrentSpec, dict[str, Array]] | None:
         if not isinstance(module, ArrayModule):
             return None
         return module.spec, {name: self.to_numpy(array) for name, array in module.weights.items()}
@@ -72,7 +69,7 @@ class ArrayBackend:
             module.weights[name] = self.from_numpy(weights[name].astype(self.to_numpy(array).dtype), module)
 
     def from_numpy(self, array: Array, module: Any) -> Any:
-        weight = module.weights["weight_ih_l0"]
+        weight = next(iter(module.weights.values()))
         xp: Any = array_api_compat.array_namespace(weight)
         return xp.asarray(array, device=array_api_compat.device(weight))
 
@@ -82,6 +79,3 @@ class ArrayBackend:
     def detach(self, array: Any) -> Any | None:
         # The standard has no gradients, and no word for it.
         return array.detach() if hasattr(array, "detach") else None
-
-    def gradients(self, *arguments: Any) -> dict[str, Array]:
-        raise ArgumentError("array_api has no gradients of its own; use those of the namespace")

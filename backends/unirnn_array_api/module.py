@@ -6,8 +6,9 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from unirnn import Spec, plain
-from unirnn.call import bind, check, join_state, lengths, state_parts
+from unirnn import RecurrentSpec
+from unirnn import reference as plain
+from unirnn.contract.call import bind, check, join_state, lengths, state_parts
 
 __all__ = ["ArrayModule"]
 
@@ -36,7 +37,7 @@ class ArrayModule:
         Whether dropout is on; False until `train`.
     """
 
-    def __init__(self, spec: Spec, weights: Mapping[str, Any], generator: np.random.Generator) -> None:
+    def __init__(self, spec: RecurrentSpec, weights: Mapping[str, Any], generator: np.random.Generator) -> None:
         self.spec = spec
         self.weights = dict(weights)
         self.training = False
@@ -68,7 +69,7 @@ class ArrayModule:
         hx
             Initial state, `(L*D, B, H)`, or `(L*D, H)`; for LSTM a pair. None is zeros. Also ``h_0``.
         seq_length
-            `(B,)` integers, ``0 <= n <= T``; see `unirnn.call`. None is T for every sequence.
+            `(B,)` integers, ``0 <= n <= T``; see `unirnn.contract.call`. None is T for every sequence.
 
         Returns
         -------

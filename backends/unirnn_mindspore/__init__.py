@@ -1,7 +1,7 @@
 """The ``mindspore`` backend: a ``mindspore.nn.Cell`` on primitive operations, in PyNative and graph mode."""
 
-from .backend import MindSporeBackend
-from .module import Recurrent
+from unirnn_mindspore.backend import MindSporeBackend
+from unirnn_mindspore.module import Recurrent
 
 __all__ = ["MindSporeBackend", "Recurrent", "backend"]
 

@@ -1,28 +1,22 @@
-"""The ``mindspore`` backend's own answers to `unirnn.backend.Backend`."""
+"""The ``mindspore`` backend's own answers to `unirnn.contract.backend.Backend`."""
 
 import functools
 import logging
 import sys
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import mindspore as ms
-import numpy as np
 from numpy.typing import NDArray
 
-from unirnn import Device, Limit, LSTMSpec, Spec, kernels
-from unirnn import weights as _weights
-from unirnn.backend import Arrays
-from unirnn.call import join_state, state_parts
+from unirnn import Device, Limit, RecurrentSpec, kernels
+from unirnn.contract import weights as _weights
+from unirnn.contract.backend import Arrays, Backend, leaves, with_leaves
+from unirnn.contract.limits import Kernel, Support, check_kernel
 from unirnn.errors import DeviceError, LimitError
-from unirnn.limits import Kernel, check_kernel
-
-from .checkpoints import read_checkpoint
-from .fused import by_steps
-from .module import Recurrent
-
-if TYPE_CHECKING:
-    from unirnn.benchmark import Contenders, Work
+from unirnn_mindspore.checkpoints import read_checkpoint
+from unirnn_mindspore.module import Recurrent
+from unirnn_mindspore.native import by_steps
 
 __all__ = ["MindSporeBackend"]
 
@@ -34,9 +28,9 @@ _KERNELS = ("auto", "native", "packed", "numba")
 """MindSpore's own operators, fused where it has them, or on the CPU the core's kernels, by NumPy or by numba."""
 
 
-def _native_lack(spec: Spec, dtype: str) -> str | None:
+def _native_lack(spec: RecurrentSpec, dtype: str) -> str | None:
     """What MindSpore's own operators can't do on the CPU."""
-    if spec.cell == "LSTM" and dtype != "float32":
+    if spec.kind == "LSTM" and dtype != "float32":
         return f"MindSpore's LSTM on the CPU is right in float32 only, not in {dtype}"
     return None
 
@@ -55,13 +49,11 @@ def _hint_at_blocking() -> None:
         )
 
 
-class MindSporeBackend:
+class MindSporeBackend(Backend):
     """Builds `Recurrent`."""
 
     name = "mindspore"
-    dtypes = ("float16", "float32", "float64")
-    differentiable = True
-    modes = ("eager", "jit", "asynchronous")
+    support = Support("mindspore", lacks=("proj_size",), dtypes=("float16", "float32", "float64"))
 
     def version(self) -> str:
         return f"mindspore {ms.__version__}"
@@ -78,9 +70,7 @@ class MindSporeBackend:
         current = ms.get_context("device_target")
         return Device(next(kind for kind, target in _TARGETS.items() if target == current))
 
-    def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
-        if isinstance(spec, LSTMSpec) and spec.proj_size:
-            yield Limit(f"mindspore has no proj_size (given {spec.proj_size}); torch has")
+    def limits(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Limit]:
         if device.kind == "cpu":
             if dtype == "float16":
                 yield Limit("float16 is computed in float32, and rounded at the end", refuses=False)
@@ -95,18 +85,18 @@ class MindSporeBackend:
         if dtype == "float64":
             yield Limit(f"the fused operators on {device.kind} have no float64; float32 and float16 are there")
         if by_steps(spec, _TARGETS[device.kind]):
-            variant = " of reset_after=False" if spec.cell == "GRU" else ""
-            yield Limit(f"{device.kind} has no fused {spec.cell}{variant}: it runs step by step", refuses=False)
+            variant = " of reset_after=False" if spec.kind == "GRU" else ""
+            yield Limit(f"{device.kind} has no fused {spec.kind}{variant}: it runs step by step", refuses=False)
             return
-        if device.kind == "ascend" and spec.cell == "GRU" and spec.hidden_size % 16:
+        if device.kind == "ascend" and spec.kind == "GRU" and spec.hidden_size % 16:
             yield Limit(
                 f"Ascend's GRU takes hidden sizes that are multiples of 16, given {spec.hidden_size}; "
                 f"{-spec.hidden_size // 16 * -16} is the next"
             )
         if device.kind == "ascend":
-            yield Limit(f"Ascend's {spec.cell} is computed in float16", refuses=False)
+            yield Limit(f"Ascend's {spec.kind} is computed in float16", refuses=False)
 
-    def kernels(self, spec: Spec, device: Device, dtype: str) -> Iterable[Kernel]:
+    def kernels(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Kernel]:
         if device.kind != "cpu":
             yield Kernel("native", "always")
             return
@@ -120,7 +110,7 @@ class MindSporeBackend:
 
     def build(
         self,
-        spec: Spec,
+        spec: RecurrentSpec,
         *,
         device: Device,
         dtype: str,
@@ -150,7 +140,7 @@ class MindSporeBackend:
         drawn = _weights.draw_globally(spec) if weights is None else weights
         return Recurrent(spec, drawn, getattr(ms, dtype), target, kernel)
 
-    def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
+    def read(self, module: Any) -> tuple[RecurrentSpec, dict[str, Array]] | None:
         spec = module.spec if isinstance(module, Recurrent) else _native_spec(module)
         if spec is None:
             return None
@@ -176,31 +166,20 @@ class MindSporeBackend:
     def detach(self, array: Any) -> Any | None:
         return ms.ops.stop_gradient(array) if isinstance(array, ms.Tensor) else None
 
-    def contenders(self, work: "Work") -> "Contenders":
-        from .contenders import contenders  # not needed but for the benchmark
+    def gradients(self, module: Any, arguments: Mapping[str, Any], cotangents: Sequence[Array]) -> dict[str, Array]:
+        given = leaves(arguments)
+        floats = {name: array for name, array in given.items() if array.dtype.kind == "f"}
+        ds = [ms.Tensor(d) for d in cotangents]
 
-        return contenders(work)
+        def weighted(*tensors: ms.Tensor) -> ms.Tensor:
+            moved = {**given, **dict(zip(floats, tensors, strict=True))}
+            results = leaves({"results": module(**with_leaves(arguments, moved))})
+            return sum((r * d).sum() for r, d in zip(results.values(), ds, strict=True))
 
-    def gradients(
-        self,
-        module: Any,
-        input: Array,
-        hx: tuple[Array, ...],
-        seq_length: NDArray[np.int64] | None,
-        d_output: Array,
-        d_state: tuple[Array, ...],
-    ) -> dict[str, Array]:
-        cotangents = [ms.Tensor(d) for d in (d_output, *d_state)]
-
-        def weighted(*arrays: ms.Tensor) -> ms.Tensor:
-            output, final = module(arrays[0], join_state(arrays[1:]), seq_length)
-            results = (output, *(state_parts(module.spec, final) or ()))
-            return sum((r * d).sum() for r, d in zip(results, cotangents, strict=True))
-
-        arrays = [ms.Tensor(array) for array in (input, *hx)]
-        positions = tuple(range(len(arrays)))
-        of_arrays, of_weights = ms.grad(weighted, positions, module.trainable_params())(*arrays)
-        names = ["input", *(f"{state}_0" for state in module.spec.states), *module.spec.weight_shapes()]
+        parameters = module.trainable_params()
+        positions = tuple(range(len(floats)))
+        of_arrays, of_weights = ms.grad(weighted, positions, parameters)(*map(ms.Tensor, floats.values()))
+        names = [*floats, *(p.name.rpartition(".")[2] for p in parameters)]
         return {name: g.asnumpy() for name, g in zip(names, (*of_arrays, *of_weights), strict=True)}
 
 
@@ -209,7 +188,7 @@ def _parameters(module: Any) -> dict[str, Any]:
     return {p.name.rpartition(".")[2]: p for p in module.get_parameters()}
 
 
-def _native_spec(module: Any) -> Spec | None:
+def _native_spec(module: Any) -> RecurrentSpec | None:
     """The spec of one of MindSpore's own layers, which keep some of their constructor's arguments."""
     kinds = {"RNN": ms.nn.RNN, "GRU": ms.nn.GRU, "LSTM": ms.nn.LSTM}
     cell = next((cell for cell, kind in kinds.items() if isinstance(module, kind)), None)
@@ -217,7 +196,7 @@ def _native_spec(module: Any) -> Spec | None:
         return None
     parameters = _parameters(module)
     arguments: dict[str, Any] = {
-        "cell": cell,
+        "kind": cell,
         "input_size": parameters["weight_ih_l0"].shape[1],
         "bias": "bias_ih_l0" in parameters,
         **{name: getattr(module, name) for name in ("hidden_size", "num_layers", "batch_first", "dropout")},
@@ -225,4 +204,4 @@ def _native_spec(module: Any) -> Spec | None:
     }
     if cell == "RNN":
         arguments["nonlinearity"] = {"_DynamicRNNTanh": "tanh", "_DynamicRNNRelu": "relu"}[type(module.rnn).__name__]
-    return Spec.from_dict(arguments)
+    return RecurrentSpec.from_dict(arguments)

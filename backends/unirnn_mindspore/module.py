@@ -7,15 +7,14 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore import dtype as mstype
 
-from unirnn import Spec
-from unirnn.backend import Arrays
-from unirnn.call import bind, check, check_arrays, check_lengths, lengths, state_parts
+from unirnn import RecurrentSpec
+from unirnn.contract.backend import Arrays
+from unirnn.contract.call import bind, check, check_arrays, check_lengths, lengths, state_parts
 from unirnn.devices import plain_name
 from unirnn.errors import ArgumentError, LimitError, ShapeError
-
-from .fused import by_steps
-from .kernel import shared
-from .stack import Stack, by_kernels
+from unirnn_mindspore.layers import Stack, by_kernels
+from unirnn_mindspore.native import by_steps
+from unirnn_mindspore.operators import shared
 
 __all__ = ["Recurrent"]
 
@@ -52,7 +51,9 @@ class Recurrent(nn.Cell):
     ((5, 2, 4), 0.0)
     """
 
-    def __init__(self, spec: Spec, weights: Arrays, dtype: mstype.Type, target: str, kernel: str = "auto") -> None:
+    def __init__(
+        self, spec: RecurrentSpec, weights: Arrays, dtype: mstype.Type, target: str, kernel: str = "auto"
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.input_size = spec.input_size
@@ -62,7 +63,7 @@ class Recurrent(nn.Cell):
         self.batch_first = spec.batch_first
         self.dropout = spec.dropout
         self.bidirectional = spec.bidirectional
-        self.is_lstm = spec.cell == "LSTM"
+        self.is_lstm = spec.kind == "LSTM"
         # set by `to_float`, the mixed precision of `mindspore.amp`
         self.fp16 = self.fp32 = False
         kind = plain_name(dtype)
@@ -83,7 +84,7 @@ class Recurrent(nn.Cell):
         hx
             Initial state, `(L*D, B, H)`, or `(L*D, H)`; for LSTM a pair. None is zeros. Also ``h_0``.
         seq_length
-            `(B,)` integers, ``0 <= n <= T``; see `unirnn.call`. None is T for every sequence.
+            `(B,)` integers, ``0 <= n <= T``; see `unirnn.contract.call`. None is T for every sequence.
 
         Returns
         -------
@@ -187,7 +188,7 @@ class Recurrent(nn.Cell):
 
 
 @functools.cache  # to make them costs as much as the parameters
-def _traced_checks(spec: Spec, target: str, kernel: str) -> tuple[Any, Any, Any]:
+def _traced_checks(spec: RecurrentSpec, target: str, kernel: str) -> tuple[Any, Any, Any]:
     """The core's checks as compile-time functions of what a trace knows: names, types, shapes and dtypes."""
 
     def check_names(has_input: bool, has_state: bool, aliases: tuple[str, ...]) -> None:
@@ -228,7 +229,7 @@ def _traced_checks(spec: Spec, target: str, kernel: str) -> tuple[Any, Any, Any]
     )
 
 
-def _check_unknown(spec: Spec, target: str, kernel: str, shape: tuple[Any, ...]) -> None:
+def _check_unknown(spec: RecurrentSpec, target: str, kernel: str, shape: tuple[Any, ...]) -> None:
     """Refuse sizes that only the run knows (None) where they can't be; of what else there is, nothing is checked."""
     if by_kernels(target, kernel):
         raise ShapeError(
@@ -237,6 +238,6 @@ def _check_unknown(spec: Spec, target: str, kernel: str, shape: tuple[Any, ...])
         )
     if by_steps(spec, target) and shape[1 if spec.batch_first and len(shape) == 3 else 0] is None:
         raise ShapeError(
-            f"input: given shape {tuple(shape)}, expected a known number of time steps: {spec.cell} is exported step "
+            f"input: given shape {tuple(shape)}, expected a known number of time steps: {spec.kind} is exported step "
             "by step"
         )

@@ -1,38 +1,31 @@
-"""The ``numpy`` backend's own answers to `unirnn.backend.Backend`."""
+"""The ``numpy`` backend's own answers to `unirnn.contract.backend.Backend`."""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn import Device, GRUSpec, Limit, LSTMSpec, Spec, kernels
-from unirnn import weights as _weights
-from unirnn.backend import Arrays
-from unirnn.call import join_state
+from unirnn import Device, Limit, RecurrentSpec, kernels
+from unirnn.contract import weights as _weights
+from unirnn.contract.backend import Arrays, Backend, leaves
+from unirnn.contract.call import join_state
+from unirnn.contract.limits import Kernel, Support, check_kernel
 from unirnn.errors import LimitError
-from unirnn.limits import Kernel, check_kernel
-
-from .module import KERNELS, SHORT, NumpyModule
-
-if TYPE_CHECKING:
-    from unirnn.benchmark import Contenders, Work
+from unirnn_numpy.module import KERNELS, SHORT, NumpyModule
 
 __all__ = ["NumpyBackend"]
 
 Array = NDArray[Any]
 
 
-class NumpyBackend:
+class NumpyBackend(Backend):
     """Builds `NumpyModule`; always there."""
 
     name = "numpy"
-    dtypes = ("float16", "float32", "float64")
-    differentiable = True
-
-    @property
-    def modes(self) -> tuple[str, ...]:
-        return ("eager", "numba") if kernels.has_numba(GRUSpec(1, 1)) else ("eager",)
+    support = Support(
+        "numpy", lacks=("proj_size",), devices=("cpu",), dtypes=("float16", "float32", "float64"), derivatives=1
+    )
 
     def version(self) -> str:
         return f"numpy {np.__version__}"
@@ -43,15 +36,11 @@ class NumpyBackend:
     def default_device(self) -> Device:
         return Device("cpu")
 
-    def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
-        if device.kind != "cpu":
-            yield Limit(f"numpy runs on cpu only, not on {device.kind}")
-        if isinstance(spec, LSTMSpec) and spec.proj_size:
-            yield Limit(f"numpy has no proj_size (given {spec.proj_size}); torch has")
+    def limits(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Limit]:
         if dtype == "float16":
             yield Limit("float16 is computed in float32, and rounded at the end", refuses=False)
 
-    def kernels(self, spec: Spec, device: Device, dtype: str) -> Iterable[Kernel]:
+    def kernels(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Kernel]:
         rest = "always"
         if dtype != "float16":
             yield Kernel("plain", f"inference (T <= {SHORT})")
@@ -63,7 +52,7 @@ class NumpyBackend:
 
     def build(
         self,
-        spec: Spec,
+        spec: RecurrentSpec,
         *,
         device: Device,
         dtype: str,
@@ -82,7 +71,7 @@ class NumpyBackend:
         arrays = {name: np.array(array, dtype) for name, array in drawn.items()}
         return NumpyModule(spec, arrays, generator, kernel)
 
-    def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
+    def read(self, module: Any) -> tuple[RecurrentSpec, dict[str, Array]] | None:
         if not isinstance(module, NumpyModule):
             return None
         return module.spec, module.weights
@@ -100,20 +89,9 @@ class NumpyBackend:
     def detach(self, array: Any) -> Any | None:
         return array if isinstance(array, np.ndarray) else None
 
-    def contenders(self, work: "Work") -> "Contenders":
-        from .contenders import contenders  # not needed but for the benchmark
-
-        return contenders(work)
-
-    def gradients(
-        self,
-        module: Any,
-        input: Array,
-        hx: tuple[Array, ...],
-        seq_length: NDArray[np.int64] | None,
-        d_output: Array,
-        d_state: tuple[Array, ...],
-    ) -> dict[str, Array]:
-        _, _, pullback = module.vjp(input, join_state(hx), seq_length)
+    def gradients(self, module: Any, arguments: Mapping[str, Any], cotangents: Sequence[Array]) -> dict[str, Array]:
+        _, _, pullback = module.vjp(**arguments)
+        d_output, *d_state = cotangents
         gradients: dict[str, Array] = pullback(d_output, join_state(d_state))
-        return gradients
+        d_hx = join_state([gradients.pop(f"{name}_0") for name in module.spec.states])
+        return {**gradients, **(leaves({"hx": d_hx}) if arguments.get("hx") is not None else {})}

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn import Spec, kernels, plain
-from unirnn.call import bind, check, join_state, lengths, state_parts
+from unirnn import RecurrentSpec, kernels
+from unirnn import reference as plain
+from unirnn.contract.call import bind, check, join_state, lengths, state_parts
 from unirnn.errors import ArgumentError, ShapeError
 
 __all__ = ["KERNELS", "SHORT", "NumpyModule"]
@@ -55,7 +56,7 @@ class NumpyModule:
     """
 
     def __init__(
-        self, spec: Spec, weights: Mapping[str, Array], generator: np.random.Generator, kernel: str = "auto"
+        self, spec: RecurrentSpec, weights: Mapping[str, Array], generator: np.random.Generator, kernel: str = "auto"
     ) -> None:
         self.spec = spec
         self.weights = dict(weights)
@@ -85,7 +86,7 @@ class NumpyModule:
         hx
             Initial state, `(L*D, B, H)`, or `(L*D, H)`; for LSTM a pair. None is zeros. Also ``h_0``.
         seq_length
-            `(B,)` integers, ``0 <= n <= T``; see `unirnn.call`. None is T for every sequence.
+            `(B,)` integers, ``0 <= n <= T``; see `unirnn.contract.call`. None is T for every sequence.
 
         Returns
         -------

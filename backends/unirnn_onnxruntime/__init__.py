@@ -1,7 +1,7 @@
 """The ``onnxruntime`` backend: inference on ONNX Runtime, NumPy in and NumPy out, on the core's graphs."""
 
-from .backend import OnnxRuntimeBackend
-from .module import OnnxRuntimeModule
+from unirnn_onnxruntime.backend import OnnxRuntimeBackend
+from unirnn_onnxruntime.module import OnnxRuntimeModule
 
 __all__ = ["OnnxRuntimeBackend", "OnnxRuntimeModule", "backend"]
 

@@ -1,36 +1,30 @@
-"""The ``onnxruntime`` backend's own answers to `unirnn.backend.Backend`."""
+"""The ``onnxruntime`` backend's own answers to `unirnn.contract.backend.Backend`."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx  # noqa: F401 - the emitter's; missing, it is told when the backend is asked for
 import onnxruntime
 from numpy.typing import NDArray
 
-from unirnn import Device, Limit, LSTMSpec, Spec
-from unirnn import weights as _weights
-from unirnn.backend import Arrays
-from unirnn.errors import ArgumentError
-from unirnn.onnx_graph import LARGEST
-
-from .module import PROVIDERS, OnnxRuntimeModule
-
-if TYPE_CHECKING:
-    from unirnn.benchmark import Contenders, Work
+from unirnn import Device, Limit, RecurrentSpec
+from unirnn.contract import weights as _weights
+from unirnn.contract.backend import Arrays, Backend
+from unirnn.contract.limits import Support
+from unirnn.files.onnx_writer import LARGEST
+from unirnn_onnxruntime.module import PROVIDERS, OnnxRuntimeModule
 
 __all__ = ["OnnxRuntimeBackend"]
 
 Array = NDArray[Any]
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(Backend):
     """Builds `OnnxRuntimeModule`; devices are execution providers."""
 
     name = "onnxruntime"
-    dtypes = ("float16", "float32")
-    differentiable = False
-    modes = ("eager",)
+    support = Support("onnxruntime", lacks=("proj_size",), dtypes=("float16", "float32"), derivatives=0)
 
     def version(self) -> str:
         return f"onnxruntime {onnxruntime.__version__}"
@@ -47,9 +41,7 @@ class OnnxRuntimeBackend:
     def default_device(self) -> Device:
         return Device("cpu")
 
-    def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
-        if isinstance(spec, LSTMSpec) and spec.proj_size:
-            yield Limit(f"ONNX's LSTM has no proj_size (given {spec.proj_size}); torch has")
+    def limits(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Limit]:
         if (size := spec.num_weights * (2 if dtype == "float16" else 4)) > LARGEST:
             yield Limit(f"the weights take {size} bytes, and an ONNX model holds at most {LARGEST}")
         yield Limit("onnxruntime is for inference: no gradients, and dropout is never applied", refuses=False)
@@ -60,7 +52,7 @@ class OnnxRuntimeBackend:
 
     def build(
         self,
-        spec: Spec,
+        spec: RecurrentSpec,
         *,
         device: Device,
         dtype: str,
@@ -73,7 +65,7 @@ class OnnxRuntimeBackend:
         arrays = {name: np.asarray(array, dtype) for name, array in drawn.items()}
         return OnnxRuntimeModule(spec, arrays, device, session_options or {})
 
-    def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
+    def read(self, module: Any) -> tuple[RecurrentSpec, dict[str, Array]] | None:
         if not isinstance(module, OnnxRuntimeModule):
             return None
         return module.spec, dict(module.weights)
@@ -90,11 +82,3 @@ class OnnxRuntimeBackend:
 
     def detach(self, array: Any) -> Any | None:
         return array if isinstance(array, np.ndarray) else None
-
-    def contenders(self, work: "Work") -> "Contenders":
-        from .contenders import contenders  # not needed but for the benchmark
-
-        return contenders(work)
-
-    def gradients(self, *arguments: Any) -> dict[str, Array]:
-        raise ArgumentError("onnxruntime is for inference and has no gradients; take another backend's")

@@ -9,10 +9,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from unirnn import Device, Spec
-from unirnn.call import Sizes, bind, check, lengths, state_parts
+from unirnn import Device, RecurrentSpec
+from unirnn.contract.call import Sizes, bind, check, lengths, state_parts
 from unirnn.errors import ArgumentError, DeviceError
-from unirnn.onnx_graph import emit
+from unirnn.files.onnx_writer import emit
 
 __all__ = ["PROVIDERS", "OnnxRuntimeModule"]
 
@@ -57,7 +57,7 @@ class OnnxRuntimeModule:
     """
 
     def __init__(
-        self, spec: Spec, weights: Mapping[str, Array], device: Device, session_options: Mapping[str, Any]
+        self, spec: RecurrentSpec, weights: Mapping[str, Array], device: Device, session_options: Mapping[str, Any]
     ) -> None:
         self.spec = spec
         self.training = False
@@ -112,7 +112,7 @@ class OnnxRuntimeModule:
         hx
             Initial state, `(L*D, B, H)`, or `(L*D, H)`; for LSTM a pair. None is zeros. Also ``h_0``.
         seq_length
-            `(B,)` integers, ``0 <= n <= T``; see `unirnn.call`. None is T for every sequence.
+            `(B,)` integers, ``0 <= n <= T``; see `unirnn.contract.call`. None is T for every sequence.
 
         Returns
         -------

@@ -1,7 +1,7 @@
 """The ``torch`` backend: a ``torch.nn.RNNBase``, computed natively or, on a CPU, by a kernel of its own."""
 
-from .backend import TorchBackend
-from .module import Recurrent
+from unirnn_torch.backend import TorchBackend
+from unirnn_torch.module import Recurrent
 
 __all__ = ["Recurrent", "TorchBackend", "backend"]
 

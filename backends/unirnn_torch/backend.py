@@ -1,24 +1,19 @@
-"""The ``torch`` backend's own answers to `unirnn.backend.Backend`."""
+"""The ``torch`` backend's own answers to `unirnn.contract.backend.Backend`."""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unirnn import Device, GRUSpec, Limit, LSTMSpec, RNNSpec, Spec, names
-from unirnn.backend import Arrays
-from unirnn.call import join_state, state_parts
+from unirnn import Device, GRUSpec, Limit, LSTMSpec, RecurrentSpec, RNNSpec
+from unirnn.contract.backend import Arrays, Backend, leaves, with_leaves
+from unirnn.contract.limits import Kernel, Support
 from unirnn.errors import ArgumentError, DeviceError, DTypeError
-from unirnn.limits import Kernel
-
-from . import choice
-from .checkpoints import read_checkpoint
-from .module import Recurrent
-
-if TYPE_CHECKING:
-    from unirnn.benchmark import Contenders, Work
+from unirnn.specs import arguments as names
+from unirnn_torch import dispatch as choice
+from unirnn_torch.checkpoints import read_checkpoint
+from unirnn_torch.module import Recurrent
 
 __all__ = ["TorchBackend"]
 
@@ -28,12 +23,11 @@ Array = NDArray[Any]
 _TYPES: dict[Literal["cpu", "gpu", "ascend"], str] = {"cpu": "cpu", "gpu": "cuda", "ascend": "npu"}
 
 
-class TorchBackend:
+class TorchBackend(Backend):
     """Builds `Recurrent`."""
 
     name = "torch"
-    dtypes = ("float16", "bfloat16", "float32", "float64")
-    differentiable = True
+    support = Support("torch")
 
     def version(self) -> str:
         return f"torch {torch.__version__}"
@@ -52,7 +46,7 @@ class TorchBackend:
                 return Device(kind, default.index)
         raise DeviceError(f"device: torch's default is {default.type!r}, which unirnn does not know; give device=")
 
-    def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
+    def limits(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Limit]:
         if device.kind == "ascend":
             yield Limit("through torch_npu, which no test here has run: what it lacks, it says itself", refuses=False)
         if device.kind == "gpu" and dtype == "float32":
@@ -70,12 +64,12 @@ class TorchBackend:
                 refuses=False,
             )
 
-    def kernels(self, spec: Spec, device: Device, dtype: str) -> Iterable[Kernel]:
+    def kernels(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Kernel]:
         return choice.kernels(spec, device.kind, dtype)
 
     def build(
         self,
-        spec: Spec,
+        spec: RecurrentSpec,
         *,
         device: Device,
         dtype: str,
@@ -88,7 +82,7 @@ class TorchBackend:
         name = _TYPES[device.kind] + ("" if device.index is None else f":{device.index}")
         return Recurrent(spec, device=name, dtype=kind, weights=weights, kernel=kernel)
 
-    def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
+    def read(self, module: Any) -> tuple[RecurrentSpec, dict[str, Array]] | None:
         spec = module.spec if isinstance(module, Recurrent) else _native_spec(module)
         if spec is None:
             return None
@@ -128,7 +122,7 @@ class TorchBackend:
         return read_checkpoint(path)
 
     def from_numpy(self, array: Array, module: Any) -> torch.Tensor:
-        weight = module.weight_ih_l0
+        weight = next(module.parameters())
         # NumPy has no bfloat16: floats are meant to be of the module's dtype there.
         dtype = weight.dtype if weight.dtype == torch.bfloat16 and array.dtype.kind == "f" else None
         return torch.tensor(array, device=weight.device, dtype=dtype)
@@ -142,38 +136,24 @@ class TorchBackend:
     def detach(self, array: Any) -> Any | None:
         return array.detach() if isinstance(array, torch.Tensor) else None
 
-    @property
-    def modes(self) -> tuple[str, ...]:
-        return ("eager", "cuda") if torch.cuda.is_available() else ("eager",)
-
-    def contenders(self, work: "Work") -> "Contenders":
-        from .contenders import contenders  # not needed but for the benchmark
-
-        return contenders(work)
-
-    def gradients(
-        self,
-        module: Any,
-        input: Array,
-        hx: tuple[Array, ...],
-        seq_length: NDArray[np.int64] | None,
-        d_output: Array,
-        d_state: tuple[Array, ...],
-    ) -> dict[str, Array]:
-        arrays = [self.from_numpy(array, module).requires_grad_() for array in (input, *hx)]
-        output, final = module(arrays[0], join_state(arrays[1:]), seq_length)
-        results = (output, *(state_parts(module.spec, final) or ()))
-        cotangents = [self.from_numpy(d, module) for d in (d_output, *d_state)]
+    def gradients(self, module: Any, arguments: Mapping[str, Any], cotangents: Sequence[Array]) -> dict[str, Array]:
+        tensors = {
+            name: self.from_numpy(array, module).requires_grad_(array.dtype.kind == "f")
+            for name, array in leaves(arguments).items()
+        }
+        results = leaves({"results": module(**with_leaves(arguments, tensors))})
         parameters = dict(module.named_parameters())
-        gradients = torch.autograd.grad(results, [*arrays, *parameters.values()], cotangents)
-        names = ["input", *(f"{state}_0" for state in module.spec.states), *parameters]
-        return {name: self.to_numpy(gradient) for name, gradient in zip(names, gradients, strict=True)}
+        wanted = {name: t for name, t in {**tensors, **parameters}.items() if t.requires_grad}
+        gradients = torch.autograd.grad(
+            list(results.values()), list(wanted.values()), [self.from_numpy(d, module) for d in cotangents]
+        )
+        return {name: self.to_numpy(gradient) for name, gradient in zip(wanted, gradients, strict=True)}
 
 
-def _native_spec(module: Any) -> Spec | None:
+def _native_spec(module: Any) -> RecurrentSpec | None:
     """The spec of one of torch's own layers, by the attributes that are its constructor's arguments."""
     for kind, native in ((RNNSpec, torch.nn.RNN), (GRUSpec, torch.nn.GRU), (LSTMSpec, torch.nn.LSTM)):
         if isinstance(module, native):
-            rows = names.arguments(kind.cell, "constructor")
+            rows = names.arguments(kind.kind, "constructor")
             return kind.from_kwargs("torch", {row.torch: getattr(module, row.torch) for row in rows if row.torch})
     return None

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unirnn import Spec, kernels, plain
-from unirnn.kernels.direction import Direction, Kept
+from unirnn import RecurrentSpec, kernels
+from unirnn import reference as plain
+from unirnn.kernels.directions import Direction, Kept
 from unirnn.kernels.threads import Threads, blas
-
-from .by_torch import Rows
+from unirnn_torch.by_torch import Rows
 
 __all__ = ["ByNumba"]
 
@@ -38,7 +38,7 @@ class ByNumba:
         As torch has them.
     """
 
-    def __init__(self, cell: type[Direction], spec: Spec, rows: Rows, weights: plain.Weights) -> None:
+    def __init__(self, cell: type[Direction], spec: RecurrentSpec, rows: Rows, weights: plain.Weights) -> None:
         self._several = len(rows.packing.parts) > 1
         weight_ih, *others = weights[:4]
         arrays = kernels.Weights(

@@ -21,7 +21,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from unirnn import plain
+from unirnn import reference as plain
 from unirnn.kernels.packing import Chunk, Packing, Part
 
 __all__ = ["CELLS", "ByTorch", "Rows"]

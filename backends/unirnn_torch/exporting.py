@@ -2,8 +2,8 @@
 
 The exporter translates operators one by one, and knows none for a recurrent layer with lengths. So while it traces,
 a layer is written as the node, with ``sequence_lens``; around it what ONNX leaves open or does otherwise is settled as
-in `unirnn.onnx_graph`: the padding is selected away before and after it, and the state of a sequence of length 0 is
-its initial state. T and B stay dynamic, which they do not where the steps are unrolled.
+in `unirnn.files.onnx_writer`: the padding is selected away before and after it, and the state of a sequence of length 0
+is its initial state. T and B stay dynamic, which they do not where the steps are unrolled.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
-from unirnn import plain
+from unirnn import reference as plain
 
 __all__ = ["layer"]
 

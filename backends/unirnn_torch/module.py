@@ -1,6 +1,6 @@
 """The module that the ``torch`` backend builds.
 
-Kernels between which `unirnn_torch.choice` decides at each call, or the argument ``kernel`` of `build`.
+Kernels between which `unirnn_torch.dispatch` decides at each call, or the argument ``kernel`` of `build`.
 
 ``native`` is the computation of ``torch.nn.RNN``, ``GRU`` and ``LSTM`` (cuDNN, oneDNN):
 
@@ -28,13 +28,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from unirnn import LSTMSpec, RNNSpec, Spec, plain
-from unirnn.backend import Arrays
-from unirnn.call import Sizes, bind, check, check_lengths, join_state, lengths, state_parts
+from unirnn import LSTMSpec, RecurrentSpec, RNNSpec
+from unirnn import reference as plain
+from unirnn.contract.backend import Arrays
+from unirnn.contract.call import Sizes, bind, check, check_lengths, join_state, lengths, state_parts
 from unirnn.devices import plain_name
 from unirnn.errors import ArgumentError, LimitError
-
-from . import choice, exporting, native, operators
+from unirnn_torch import dispatch as choice
+from unirnn_torch import exporting, native, operators
 
 __all__ = ["Recurrent"]
 
@@ -54,7 +55,7 @@ class Recurrent(torch.nn.RNNBase):
     weights
         Their values by name; None: drawn as the native layers draw theirs.
     kernel
-        One of `unirnn_torch.choice.KERNELS`.
+        One of `unirnn_torch.dispatch.KERNELS`.
 
     Attributes
     ----------
@@ -72,12 +73,12 @@ class Recurrent(torch.nn.RNNBase):
     (torch.Size([5, 2, 4]), True)
     """
 
-    spec: Spec
+    spec: RecurrentSpec
     _first_weights: Arrays | None = None
 
     def __init__(
         self,
-        spec: Spec,
+        spec: RecurrentSpec,
         *,
         device: Any = None,
         dtype: torch.dtype | None = None,
@@ -121,7 +122,7 @@ class Recurrent(torch.nn.RNNBase):
                 parameter.copy_(torch.tensor(self._first_weights[name], device="cpu"))
 
     def _get_name(self) -> str:
-        return self.spec.cell
+        return self.spec.kind
 
     def extra_repr(self) -> str:
         """What `repr` shows: as the native layers, and the variant that they don't have."""
@@ -137,7 +138,7 @@ class Recurrent(torch.nn.RNNBase):
         hx
             Initial state, `(L*D, B, H)`, or `(L*D, H)`; for LSTM a pair. None is zeros. Also ``h_0``.
         seq_length
-            `(B,)` integers, ``0 <= n <= T``, on any device; see `unirnn.call`. None is T for every sequence.
+            `(B,)` integers, ``0 <= n <= T``, on any device; see `unirnn.contract.call`. None is T for every sequence.
             A list or a CPU tensor spares the one synchronisation that reading a GPU's lengths costs.
 
         Returns

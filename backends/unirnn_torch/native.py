@@ -7,10 +7,10 @@ import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
-from unirnn import RNNSpec, Spec, plain
-from unirnn.call import join_state
-
-from . import choice
+from unirnn import RecurrentSpec, RNNSpec
+from unirnn import reference as plain
+from unirnn.contract.call import join_state
+from unirnn_torch import dispatch as choice
 
 __all__ = ["NATIVE", "casts", "direction", "has_to_train", "mode"]
 
@@ -23,20 +23,20 @@ NATIVE: dict[str, Callable[..., Any]] = {
 """torch's functions by their modes."""
 
 
-def mode(spec: Spec) -> str:
+def mode(spec: RecurrentSpec) -> str:
     """As `torch.nn.RNNBase` calls the cell: ``RNN_TANH``, ``RNN_RELU``, ``GRU`` or ``LSTM``."""
-    return f"RNN_{spec.nonlinearity.upper()}" if isinstance(spec, RNNSpec) else spec.cell
+    return f"RNN_{spec.nonlinearity.upper()}" if isinstance(spec, RNNSpec) else spec.kind
 
 
 def direction(
     _: Any,
-    spec: Spec,
+    spec: RecurrentSpec,
     x: Tensor,
     state: tuple[Tensor, ...],
     weights: plain.Weights,
     ragged: plain.Lengths | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run one layer in one direction by the native computation; see `unirnn.plain.direction`.
+    """Run one layer in one direction by the native computation; see `unirnn.reference.direction`.
 
     The native call goes on past step n, over zeros. The state h after step n-1 is in its outputs; an LSTM's c is
     not, and a relu RNN may overflow on the way, and bring NaN into the gradient. So the padded steps of these
@@ -75,7 +75,7 @@ def casts(device: str) -> bool:
     return (known or torch.amp.is_autocast_available(device)) and torch.is_autocast_enabled(device)
 
 
-def _rest(spec: Spec, x: Tensor) -> Tensor | None:
+def _rest(spec: RecurrentSpec, x: Tensor) -> Tensor | None:
     """Weights `(gates*H, 1)` of one more column of the input, 1 on padded steps, that puts them to rest.
 
     They outweigh whatever else the gates get. LSTM: i is 0 and f is 1, exactly, so that ``c' = 1 * c + 0 * g = c``.
@@ -86,7 +86,7 @@ def _rest(spec: Spec, x: Tensor) -> Tensor | None:
     large = torch.finfo(dtype).max / 4
     if mode(spec) == "RNN_RELU":
         return x.new_full((spec.hidden_size, 1), -large)
-    if spec.cell == "LSTM":
+    if spec.kind == "LSTM":
         column = x.new_zeros((4, spec.hidden_size, 1))
         column[0], column[1] = -large, large
         return column.reshape(4 * spec.hidden_size, 1)

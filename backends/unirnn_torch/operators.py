@@ -14,11 +14,10 @@ import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
-from unirnn import plain
-
-from . import native, packed
-from .by_torch import CELLS, ByTorch
-from .packed import Call
+from unirnn import reference as plain
+from unirnn_torch import native, packed
+from unirnn_torch.by_torch import CELLS, ByTorch
+from unirnn_torch.packed import Call
 
 __all__ = ["layer"]
 
@@ -28,7 +27,7 @@ if hasattr(torch.Tag, "cudagraph_unsafe"):  # lengths are read; older torch has 
 
 
 def _over_dense_steps(call: Call, direction: plain.Direction) -> tuple[Tensor, ...]:
-    """``(output, *final)`` by torch's operations, around a direction without padding: see `unirnn.plain`."""
+    """``(output, *final)`` by torch's operations, around a direction without padding: see `unirnn.reference`."""
     x = call.x
     ragged = None if call.lengths is None else plain.Lengths(xp, call.lengths, x.shape[0])
     if ragged is not None:

@@ -20,14 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, kernels, plain
-from unirnn.call import Sizes
-from unirnn.call import lengths as checked
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, kernels
+from unirnn import reference as plain
+from unirnn.contract.call import Sizes
+from unirnn.contract.call import lengths as checked
 from unirnn.kernels.packing import Packing
-
-from . import choice
-from .by_numba import ByNumba
-from .by_torch import CELLS, ByTorch, Rows
+from unirnn_torch import dispatch as choice
+from unirnn_torch.by_numba import ByNumba
+from unirnn_torch.by_torch import CELLS, ByTorch, Rows
 
 __all__ = ["Call", "backward", "blank", "forward"]
 
@@ -64,7 +64,7 @@ class Call:
         return Call(self.mode, [*tensors, self.backward, self.kernel])
 
     @property
-    def spec(self) -> Spec:
+    def spec(self) -> RecurrentSpec:
         return _spec(self.mode, self.x.shape[2], self.weights.weight_hh.shape[1], self.weights.bias_ih is not None)
 
     def checked_lengths(self) -> NDArray[np.int64]:
@@ -76,7 +76,7 @@ class Call:
 
 
 @cache
-def _spec(mode: str, input_size: int, hidden_size: int, bias: bool) -> Spec:
+def _spec(mode: str, input_size: int, hidden_size: int, bias: bool) -> RecurrentSpec:
     if mode.startswith("RNN"):
         return RNNSpec(input_size, hidden_size, bias=bias, nonlinearity="relu" if mode == "RNN_RELU" else "tanh")
     return (GRUSpec if mode == "GRU" else LSTMSpec)(input_size, hidden_size, bias=bias)

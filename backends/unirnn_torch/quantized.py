@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.ao.nn.quantized import dynamic
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from unirnn import GRUSpec, LSTMSpec, Spec
-from unirnn.call import bind, check, join_state, state_parts
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec
+from unirnn.contract.call import bind, check, join_state, state_parts
 from unirnn.errors import LimitError
-
-from .module import Recurrent, on_host
+from unirnn_torch.module import Recurrent, on_host
 
 __all__ = ["DynamicQuantized"]
 
@@ -37,7 +36,7 @@ class DynamicQuantized(torch.nn.Module):
     ``mapping = torch.ao.quantization.get_default_dynamic_quant_module_mappings()``.
     """
 
-    def __init__(self, spec: Spec, layers: torch.nn.Module) -> None:
+    def __init__(self, spec: RecurrentSpec, layers: torch.nn.Module) -> None:
         super().__init__()
         self.spec = spec
         self.layers = layers
@@ -48,17 +47,17 @@ class DynamicQuantized(torch.nn.Module):
         spec = mod.spec
         before = isinstance(spec, GRUSpec) and not spec.reset_after
         projected = isinstance(spec, LSTMSpec) and spec.proj_size
-        if spec.cell == "RNN" or before or projected:
+        if spec.kind == "RNN" or before or projected:
             raise LimitError(f"{spec!r}: torch quantises GRU with reset_after=True, and LSTM without proj_size, only")
         # torch refuses layers without biases: zeros are the same
-        native = getattr(torch.nn, spec.cell)(**{**spec.to_kwargs("torch"), "bias": True})
+        native = getattr(torch.nn, spec.kind)(**{**spec.to_kwargs("torch"), "bias": True})
         for name, parameter in native.state_dict().items():
             given = spec.bias or not name.startswith("bias")
             # by attribute, since a parametrization renames what is in the state_dict
             parameter.copy_(getattr(mod, name).detach() if given else torch.zeros_like(parameter))
         native.qconfig = mod.qconfig
         kinds: dict[str, Any] = {"GRU": dynamic.GRU, "LSTM": dynamic.LSTM}
-        return cls(spec, kinds[spec.cell].from_float(native)).train(mod.training)
+        return cls(spec, kinds[spec.kind].from_float(native)).train(mod.training)
 
     def forward(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
         """Run the layers; arguments and results as those of `Recurrent.forward`, of float32, not packed."""

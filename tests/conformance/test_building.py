@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import available
-from conftest import Subject, close
+from subjects import Subject, close
 
 import unirnn
-from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec
-from unirnn import weights as _weights
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
+from unirnn.contract import weights as _weights
 
 SPECS = {
     "RNN": RNNSpec(3, 4, 2, nonlinearity="relu"),
@@ -28,7 +28,7 @@ def weights(subject: Subject, module: Any) -> dict[str, Any]:
 
 @each_spec
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_seed_gives_the_same_bits_everywhere(subject: Subject, spec: Spec, dtype: str) -> None:
+def test_a_seed_gives_the_same_bits_everywhere(subject: Subject, spec: RecurrentSpec, dtype: str) -> None:
     dtype = available(subject, dtype)
     expected = _weights.draw(spec, 7)
     subject.build(GRUSpec(5, 6), seed=1)  # what was built before has no influence
@@ -53,7 +53,7 @@ def test_without_a_seed_two_modules_differ(subject: Subject) -> None:
 
 
 @each_spec
-def test_a_snapshot_goes_out_and_back(subject: Subject, spec: Spec) -> None:
+def test_a_snapshot_goes_out_and_back(subject: Subject, spec: RecurrentSpec) -> None:
     module = subject.build(spec, seed=3)
     taken = unirnn.snapshot(module)
     assert taken.spec == spec
@@ -66,7 +66,7 @@ def test_a_snapshot_goes_out_and_back(subject: Subject, spec: Spec) -> None:
 
 
 @each_spec
-def test_weights_are_replaced_in_place(subject: Subject, spec: Spec) -> None:
+def test_weights_are_replaced_in_place(subject: Subject, spec: RecurrentSpec) -> None:
     module, taken = subject.build(spec, seed=3), unirnn.snapshot(subject.build(spec, seed=4))
     input = np.random.default_rng(0).standard_normal((5, 2, 3)).astype(np.float32)
     for seq_length in (None, [5, 2]):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Subject
+from subjects import Subject
 
 from unirnn import GRUSpec, LSTMSpec, errors
 

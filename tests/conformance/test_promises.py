@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import CASES, KINDS, RAGGED, Case, available, built, cases, in_its_dtype
-from conftest import Subject, close
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import derivative
+from subjects import Subject, close
+from subjects import gradients as gradients_of
 
 import unirnn
-from unirnn import LSTMSpec, RNNSpec, Snapshot, Spec
-from unirnn.call import join_state, state_parts
+from unirnn import LSTMSpec, RecurrentSpec, RNNSpec, Snapshot
+from unirnn.contract.call import join_state, state_parts
 
 # float16 may be rounded after each operation
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "float16": 5e-3}
@@ -56,11 +57,11 @@ def check_padding(subject: Subject, kind: str, case: Case, filler: float) -> Non
     np.testing.assert_array_equal(result[0], clean[0])
     for part, expected in zip(result[1], clean[1], strict=True):
         np.testing.assert_array_equal(part, expected)
-    if not subject.backend.differentiable:
+    if not subject.backend.support.derivatives:
         return
     seq_length = batch.lengths if case.batch_size is not None else case.seq_length
-    of_clean = subject.backend.gradients(module, batch.input, batch.hx, seq_length, batch.d_output, batch.d_state)
-    of_dirty = subject.backend.gradients(module, dirty, batch.hx, seq_length, batch.d_output, batch.d_state)
+    of_clean = gradients_of(subject.backend, module, batch.input, batch.hx, seq_length, batch.d_output, batch.d_state)
+    of_dirty = gradients_of(subject.backend, module, dirty, batch.hx, seq_length, batch.d_output, batch.d_state)
     for name, expected in of_clean.items():
         np.testing.assert_array_equal(of_dirty[name], expected, f"gradient of {name}")
     assert (of_dirty["input"][batch.padding] == 0).all(), "gradient of the padding is not exactly 0"
@@ -69,12 +70,12 @@ def check_padding(subject: Subject, kind: str, case: Case, filler: float) -> Non
 def check_gradients(subject: Subject, kind: str, case: Case) -> None:
     # a relu's slope jumps at 0, and in float16 the rounding decides on which side a value is
     case = in_its_dtype(subject, case)
-    if not subject.backend.differentiable or case.dtype == "float16":
+    if not subject.backend.support.derivatives or case.dtype == "float16":
         return
     module, batch = built(subject, kind, case)
     spec = module.spec
     seq_length = batch.lengths if case.batch_size is not None else case.seq_length
-    gradients = subject.backend.gradients(module, batch.input, batch.hx, seq_length, batch.d_output, batch.d_state)
+    gradients = gradients_of(subject.backend, module, batch.input, batch.hx, seq_length, batch.d_output, batch.d_state)
     arrays = {"input": batch.input, **{f"{s}_0": p for s, p in zip(spec.states, batch.hx, strict=True)}}
     arrays = {**{name: array.astype(np.float64) for name, array in arrays.items()}, **batch.weights}
     assert gradients.keys() == arrays.keys()
@@ -169,9 +170,9 @@ def check_against_numpy(subject: Subject, taken: Snapshot, arrays: dict[str, Any
     close(output, expected, tolerance, "output")
     for part, wanted in zip(final, state_parts(taken.spec, expected_final) or (), strict=True):
         np.testing.assert_allclose(part, wanted, rtol=tolerance, atol=tolerance)
-    if subject.backend.differentiable:
+    if subject.backend.support.derivatives:
         cotangents = np.ones_like(output), tuple(np.ones_like(part) for part in hx)
-        actual = subject.backend.gradients(module, input, tuple(hx), np.array(seq_length), *cotangents)
+        actual = gradients_of(subject.backend, module, input, tuple(hx), np.array(seq_length), *cotangents)
         for name, gradient in pullback(cotangents[0], join_state(cotangents[1])).items():
             np.testing.assert_allclose(actual[name], gradient, rtol=1e3 * tolerance, atol=1e3 * tolerance, err_msg=name)
 
@@ -207,7 +208,7 @@ def test_the_state_of_a_sequence_of_length_zero_takes_no_part(subject: Subject, 
     check_against_numpy(subject, taken, arrays, [5, 0, 2])
 
 
-def applies_dropout(subject: Subject, spec: Spec) -> bool:
+def applies_dropout(subject: Subject, spec: RecurrentSpec) -> bool:
     """Whether the backend applies it while training; one that is for inference says that it never does."""
     return "is never applied" not in str(unirnn.explain(spec, subject.backend.name))
 

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import KINDS, Batch, Case, built, cases, in_its_dtype
-from conftest import Subject, close
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from subjects import Subject, close
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, errors
-from unirnn.call import join_state
+from unirnn.contract.call import join_state
 
 
 def chunked(subject: Subject, module: Any, batch: Batch, case: Case, cuts: list[int]) -> Any:
@@ -52,7 +52,7 @@ def test_chunks_of_any_sizes(subject: Subject, kind: str, stream: tuple[Case, li
 
 
 def test_a_detached_state_has_the_same_numbers(subject: Subject) -> None:
-    if not subject.backend.differentiable:
+    if not subject.backend.support.derivatives:
         return
     for spec in (GRUSpec(3, 4), LSTMSpec(3, 4)):
         module = subject.build(spec, seed=0)

@@ -12,11 +12,11 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import close
+from subjects import close
 
 import unirnn
 from unirnn import registry
-from unirnn.backend import Backend
+from unirnn.contract.backend import Backend
 
 TOLERANCE = 5e-5  # theirs is float32 as well, and this recurrence magnifies the rounding of both
 BACKENDS = [registry.load(name) for name in ("numpy", "torch", "mindspore", "onnxruntime")]

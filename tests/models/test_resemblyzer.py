@@ -12,11 +12,11 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from conftest import close
+from subjects import close
 
 import unirnn
 from unirnn import LSTMSpec, registry
-from unirnn.backend import Backend
+from unirnn.contract.backend import Backend
 
 BACKENDS = [registry.load(name) for name in ("numpy", "torch", "mindspore", "onnxruntime")]
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import close
 from sides import CASES, SIDES, Case, Side, here, x
+from subjects import close
 
 import unirnn
-from unirnn.call import state_parts
+from unirnn.contract.call import state_parts
 from unirnn.errors import LimitError, SpecError
 
 # Keras' own reading of its variables, under NumPy 2

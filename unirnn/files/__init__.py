@@ -11,10 +11,10 @@ unfold to 64 MiB, or to 100 times its size. Of ``.safetensors`` and ``.npz`` onl
 for are read; the others are read whole.
 """
 
-from .header import FORMAT, metadata, spec_of
-from .layers import Contents, Layer, floats
-from .reading import READ, contents, load
-from .writing import WRITTEN, save
+from unirnn.files.contents import Contents, Layer, floats
+from unirnn.files.header import FORMAT, metadata, spec_of
+from unirnn.files.reading import READ, contents, load
+from unirnn.files.writing import WRITTEN, save
 
 __all__ = [
     "FORMAT",

@@ -9,8 +9,8 @@ from unirnn.specs import Spec
 
 __all__ = ["FORMAT", "metadata", "spec_of", "unique"]
 
-FORMAT = 1
-"""The version of the format that is written, and the newest that is read."""
+FORMAT = 2
+"""The version of the format that is written, and the newest that is read. In version 1, ``kind`` was ``cell``."""
 
 
 def metadata(spec: Spec) -> dict[str, str]:
@@ -22,7 +22,7 @@ def metadata(spec: Spec) -> dict[str, str]:
     --------
     >>> from unirnn import RNNSpec
     >>> metadata(RNNSpec(3, 4))["unirnn"][:50]
-    '{"format": 1, "spec": {"cell": "RNN", "input_size"'
+    '{"format": 2, "spec": {"kind": "RNN", "input_size"'
     """
     return {"unirnn": json.dumps({"format": FORMAT, "spec": spec.to_dict()})}
 
@@ -58,8 +58,9 @@ def spec_of(metadata: Mapping[str, str]) -> Spec | None:
             )
         if values.keys() != {"format", "spec"} or not isinstance(values["spec"], dict):
             raise ValueError("expected a format and a spec")
-        spec: Spec = Spec.from_dict(values["spec"])
-        unknown = [name for name in values["spec"] if name not in spec.to_dict()]
+        given = {"kind" if (version, name) == (1, "cell") else name: value for name, value in values["spec"].items()}
+        spec: Spec = Spec.from_dict(given)
+        unknown = [name for name in given if name not in spec.to_dict()]
         if unknown:
             raise ValueError(f"unknown {', '.join(unknown)}")
     except FileError:

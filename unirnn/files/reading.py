@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from unirnn import registry, state_dicts
+from unirnn import registry
 from unirnn.errors import FileError, UnirnnError
-from unirnn.snapshots import Snapshot
+from unirnn.files.contents import Contents, of_state_dict, stored
+from unirnn.files.paths import Path, plain, suffix_of
+from unirnn.snapshots import state_dicts
+from unirnn.snapshots.snapshot import Snapshot
 from unirnn.specs import Spec
-
-from .layers import Contents, of_state_dict, stored
-from .paths import Path, plain, suffix_of
 
 __all__ = ["READ", "contents", "load"]
 
@@ -96,7 +96,7 @@ def contents(path: Path) -> Contents:
             return of_state_dict(name, {key: stored(array) for key, array in room.read_file(path).items()})
 
     else:
-        kinds = {".safetensors": "safetensors_files", ".npz": "npz_files", ".onnx": "onnx_files"}
+        kinds = {".safetensors": "safetensors", ".npz": "npz", ".onnx": "onnx"}
         read = import_module(f"{__package__}.{kinds[suffix]}").read
     with _reading(path):
         return read(path)

@@ -5,10 +5,9 @@ import stat
 
 import numpy as np
 
-from unirnn.snapshots import Snapshot
-
-from .header import metadata
-from .paths import Path, plain, suffix_of
+from unirnn.files.header import metadata
+from unirnn.files.paths import Path, plain, suffix_of
+from unirnn.snapshots.snapshot import Snapshot
 
 __all__ = ["WRITTEN", "save"]
 
@@ -54,7 +53,7 @@ def save(snapshot: Snapshot, path: Path) -> None:
     path = plain(path)
     suffix = suffix_of(path, WRITTEN, "written")
     if suffix == ".onnx":
-        from unirnn import onnx_graph
+        from unirnn.files import onnx_writer as onnx_graph
 
         data: bytes = onnx_graph.emit(snapshot.spec, snapshot.weights).SerializeToString(deterministic=True)
     else:

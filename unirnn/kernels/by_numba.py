@@ -17,11 +17,10 @@ from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from unirnn.specs import RNNSpec, Spec
-
-from .direction import Direction, StepsBack, Weights
-from .packing import Part, Run
-from .products import pieces
+from unirnn.kernels.directions import Direction, StepsBack, Weights
+from unirnn.kernels.packing import Part, Run
+from unirnn.kernels.products import pieces
+from unirnn.specs import RecurrentSpec, RNNSpec
 
 __all__ = ["CELLS", "compiled", "tanh"]
 
@@ -175,7 +174,7 @@ class _RNN(_ByNumba):
     kept = 0
     forgets = True
 
-    def __init__(self, spec: Spec, weights: Weights, part: Part, *, backward: bool) -> None:
+    def __init__(self, spec: RecurrentSpec, weights: Weights, part: Part, *, backward: bool) -> None:
         super().__init__(spec, weights, part, backward=backward)
         self.is_relu = isinstance(spec, RNNSpec) and spec.nonlinearity == "relu"
 
@@ -429,4 +428,4 @@ def _lstm_back(
 
 
 CELLS: dict[str, type[Direction]] = {"RNN": _RNN, "GRU": _GRU, "LSTM": _LSTM}
-"""By `unirnn.Spec.cell`; torch's GRU, whose reset gate comes after the product."""
+"""By `unirnn.Spec.kind`; torch's GRU, whose reset gate comes after the product."""

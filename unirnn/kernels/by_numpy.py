@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn.specs import RNNSpec, Spec
-
-from . import memory
-from .direction import Direction, StepsBack, Weights
-from .memory import arrays, empty
-from .packing import Part, Run
-from .products import ByGate, SumOfGates
+from unirnn.kernels import memory
+from unirnn.kernels.directions import Direction, StepsBack, Weights
+from unirnn.kernels.memory import arrays, empty
+from unirnn.kernels.packing import Part, Run
+from unirnn.kernels.products import ByGate, SumOfGates
+from unirnn.specs import RecurrentSpec, RNNSpec
 
 __all__ = ["CELLS", "GRUResetBefore"]
 
@@ -43,7 +42,7 @@ class _ByNumPy(Direction):
     of_input: tuple[int, ...] = ()
     """Which of them are the gradients of the input's products, where these are not the same."""
 
-    def __init__(self, spec: Spec, weights: Weights, part: Part, *, backward: bool) -> None:
+    def __init__(self, spec: RecurrentSpec, weights: Weights, part: Part, *, backward: bool) -> None:
         super().__init__(spec, weights, part, backward=backward)
         # As arrays, since NumPy takes longer to convert a number than to add it.
         self.half, self.one = np.array(0.5, self.dtype), np.array(1, self.dtype)
@@ -125,7 +124,7 @@ class RNN(_ByNumPy):
     forgets = True
     coefficients = 1
 
-    def __init__(self, spec: Spec, weights: Weights, part: Part, *, backward: bool) -> None:
+    def __init__(self, spec: RecurrentSpec, weights: Weights, part: Part, *, backward: bool) -> None:
         super().__init__(spec, weights, part, backward=backward)
         self.is_relu = isinstance(spec, RNNSpec) and spec.nonlinearity == "relu"
 
@@ -369,4 +368,4 @@ def _slope_of_tanh(t: Array, out: Array) -> None:
 
 
 CELLS: dict[str, type[Direction]] = {"RNN": RNN, "GRU": GRU, "LSTM": LSTM}
-"""By `unirnn.Spec.cell`; torch's GRU, whose reset gate comes after the product."""
+"""By `unirnn.Spec.kind`; torch's GRU, whose reset gate comes after the product."""

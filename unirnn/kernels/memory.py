@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .packing import Run
+from unirnn.kernels.packing import Run
 
 __all__ = ["BLOCKS", "PRODUCTS", "REST", "STATES", "arrays", "blocks", "empty"]
 

@@ -20,10 +20,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn.specs import Spec
-
-from .direction import Direction, Kept, Weights
-from .packing import Packing, Part
+from unirnn.kernels.directions import Direction, Kept, Weights
+from unirnn.kernels.packing import Packing, Part
+from unirnn.specs import RecurrentSpec
 
 __all__ = ["Threads", "blas", "cores", "num_parts"]
 
@@ -40,7 +39,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def num_parts(spec: Spec, batch_size: int, valid: int, threads: int) -> int:
+def num_parts(spec: RecurrentSpec, batch_size: int, valid: int, threads: int) -> int:
     """How many threads are worth while, up to so many, and up to those that BLAS would have.
 
     Parameters
@@ -164,7 +163,7 @@ class Threads:
     """
 
     def __init__(
-        self, cell: type[Direction], spec: Spec, weights: Weights, packing: Packing, *, backward: bool
+        self, cell: type[Direction], spec: RecurrentSpec, weights: Weights, packing: Packing, *, backward: bool
     ) -> None:
         self._parts = packing.parts
         self.directions = [cell(spec, weights, part, backward=backward) for part in packing.parts]

@@ -1,0 +1,261 @@
+"""One layer in one direction by MindSpore's own operators: the fused ones that ``mindspore.nn`` uses.
+
+========  ====================  ==========================  ========================================
+cell      GPU                   Ascend                      CPU, in an exported file
+========  ====================  ==========================  ========================================
+GRU       ``CudnnGRU``          ``DynamicGRUV2``, float16   step by step
+LSTM      ``ops.LSTM``          ``DynamicRNN``, float16     ``ops.LSTM``, float32
+RNN       step by step          step by step                step by step
+========  ====================  ==========================  ========================================
+
+A GRU of ``reset_after=False`` goes step by step everywhere: none of the fused ones is that GRU.
+
+An operator runs over dense steps, forward. Lengths stand around it: padding is selected
+away before anything is computed from it (it may be NaN), the reverse direction reads each sequence from
+its last valid step, and the final state is gathered at step n-1, or is the initial state where n = 0.
+This file is written in the part of Python that MindSpore's graph mode compiles.
+"""
+
+import functools
+from typing import Any
+
+from mindspore import dtype as mstype
+from mindspore import nn, ops
+from mindspore.ops.operations._rl_inner_ops import CudnnGRU
+
+from unirnn import GRUSpec, RecurrentSpec, RNNSpec
+
+__all__ = ["FusedDirection", "by_steps"]
+
+
+class FusedDirection(nn.Cell):
+    """One layer in one direction, with the signature of every direction; see `stack`.
+
+    Parameters
+    ----------
+    spec
+        What the layer is.
+    target
+        ``"CPU"``, ``"GPU"`` or ``"Ascend"``.
+    input_size
+        Size of this layer's input.
+    backward
+        Whether it runs from the last valid step to the first.
+    """
+
+    def __init__(self, spec: RecurrentSpec, target: str, input_size: int, backward: bool) -> None:
+        super().__init__()
+        fused: dict[tuple[str, str], Any] = {
+            ("GRU", "GPU"): CudnnGRUOperator,
+            ("GRU", "Ascend"): DynamicGRUOperator,
+            ("LSTM", "CPU"): functools.partial(LSTMOperator, on_cpu=True),
+            ("LSTM", "GPU"): LSTMOperator,
+            ("LSTM", "Ascend"): DynamicLSTMOperator,
+        }
+        if by_steps(spec, target):
+            operator: Any = functools.partial(StepRNN if spec.kind == "RNN" else StepGRU, on_cpu=target == "CPU")
+        else:
+            operator = fused[spec.kind, target]
+        self.operator = operator(spec, input_size)
+        self.backward = backward
+
+    def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
+        """`(T, B, I)` to `(T, B, H)`, and the state, `(B, H)` each."""
+        steps, batch_size = x.shape[0], x.shape[1]
+        step = ops.arange(steps).reshape((steps, 1))
+        row = ops.arange(batch_size)
+        length = seq_length.reshape((1, batch_size))
+        valid = (step < length).reshape((steps, batch_size, 1))
+        x = ops.where(valid, x, ops.zeros_like(x))
+        # where step t of the reversed sequence stands; padding stays, so it is its own inverse
+        reversal = (ops.where(step < length, length - 1 - step, step) * batch_size + row).reshape((-1,))
+        if self.backward:
+            x = _reorder(x, reversal)
+
+        begun = (seq_length > 0).reshape((batch_size, 1))
+        h, c = ops.where(begun, h_0, ops.zeros_like(h_0)), ops.where(begun, c_0, ops.zeros_like(c_0))
+        h_steps, c_steps = self.operator(x, h, c, w_ih, w_hh, b_ih, b_hh, valid)
+
+        last = ops.maximum(seq_length - 1, 0) * batch_size + row
+        h_n = ops.where(begun, ops.gather(_rows(h_steps), last, 0), h_0)
+        c_n = ops.where(begun, ops.gather(_rows(c_steps), last, 0), c_0)
+        outputs = ops.where(valid, h_steps, ops.zeros_like(h_steps))
+        if self.backward:
+            outputs = _reorder(outputs, reversal)
+        return outputs, h_n, c_n
+
+
+def by_steps(spec: RecurrentSpec, target: str) -> bool:
+    """Whether no fused operator computes the layer there."""
+    if isinstance(spec, GRUSpec):
+        return target == "CPU" or not spec.reset_after
+    return spec.kind == "RNN"
+
+
+def _rows(x: Any) -> Any:
+    """`(T, B, F)` to `(T*B, F)`."""
+    return x.reshape((x.shape[0] * x.shape[1], x.shape[2]))
+
+
+def _reorder(x: Any, rows: Any) -> Any:
+    """`(T, B, F)` with its `(T*B,)` rows in another order."""
+    return ops.gather(_rows(x), rows, 0).reshape(x.shape)
+
+
+def _exact_tanh(x: Any) -> Any:
+    """For a CPU, where MindSpore's tanh of float32 is off by up to 1e-4."""
+    return ops.tanh(x.astype(mstype.float64)).astype(x.dtype)
+
+
+def _flat(weights: Any) -> Any:
+    """Weights in a row, as cuDNN takes them: `(n, 1, 1)`."""
+    parts: Any = ()
+    for weight in weights:
+        parts += (weight.reshape((-1, 1, 1)),)
+    return ops.concat(parts, 0)
+
+
+class StepRNN(nn.Cell):
+    """``h' = act(W_ih x + b_ih + W_hh h + b_hh)``, step by step: no fused operator computes it."""
+
+    def __init__(self, spec: RecurrentSpec, input_size: int, on_cpu: bool = False) -> None:
+        super().__init__()
+        tanh = _exact_tanh if on_cpu else ops.tanh
+        self.activation = ops.relu if isinstance(spec, RNNSpec) and spec.nonlinearity == "relu" else tanh
+
+    def construct(self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any) -> Any:
+        """`(T, B, I)` and `(B, H)` to the state after each step, `(T, B, H)`, twice."""
+        products = ops.matmul(x, w_ih.T) + b_ih + b_hh
+        h = h_0
+        steps: Any = ()
+        for t in range(x.shape[0]):
+            after = self.activation(products[t] + ops.matmul(h, w_hh.T))
+            h = ops.where(valid[t], after, h)  # a relu may overflow past the end
+            steps += (h,)
+        h_steps = ops.stack(steps)
+        return h_steps, h_steps
+
+
+class StepGRU(nn.Cell):
+    """GRU of either variant, step by step: ``GRUV2``, the CPU's fused one, computes another GRU.
+
+    ``r = s(W_ir x + b_ir + W_hr h + b_hr)``, z alike, ``h' = (1 - z) * n + z * h``,
+    ``n = tanh(W_in x + b_in + r * (W_hn h + b_hn))`` or ``n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)``.
+    """
+
+    def __init__(self, spec: RecurrentSpec, input_size: int, on_cpu: bool = False) -> None:
+        super().__init__()
+        self.tanh = _exact_tanh if on_cpu else ops.tanh
+        self.size = spec.hidden_size
+        self.reset_after = isinstance(spec, GRUSpec) and spec.reset_after
+
+    def construct(self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any) -> Any:
+        """`(T, B, I)` and `(B, H)` to the state after each step, `(T, B, H)`, twice."""
+        size = self.size
+        products = ops.matmul(x, w_ih.T) + b_ih
+        # what multiplies h, and what multiplies r * h
+        cut = 3 * size if self.reset_after else 2 * size
+        w_h, b_h, w_n, b_n = w_hh[:cut], b_hh[:cut], w_hh[2 * size :], b_hh[2 * size :]
+        h = h_0
+        steps: Any = ()
+        for t in range(x.shape[0]):
+            of_x, of_h = products[t], ops.matmul(h, w_h.T) + b_h
+            gates = ops.sigmoid(of_x[:, : 2 * size] + of_h[:, : 2 * size])
+            r, z = gates[:, :size], gates[:, size:]
+            of_n = r * of_h[:, 2 * size :] if self.reset_after else ops.matmul(r * h, w_n.T) + b_n
+            n = self.tanh(of_x[:, 2 * size :] + of_n)
+            h = (1 - z) * n + z * h
+            steps += (h,)
+        h_steps = ops.stack(steps)
+        return h_steps, h_steps
+
+
+class CudnnGRUOperator(nn.Cell):
+    """GRU on a GPU. ``CudnnGRU``: gates r, z, n; weights in a row; output `(T, B, H)`."""
+
+    def __init__(self, spec: RecurrentSpec, input_size: int) -> None:
+        super().__init__()
+        self.gru = CudnnGRU(input_size, spec.hidden_size, 1, True, False, 0.0)
+
+    def construct(self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any) -> Any:
+        """`(T, B, I)` and `(B, H)` to the state after each step, `(T, B, H)`, twice."""
+        h_steps, _, _, _ = self.gru(x, h_0.expand_dims(0), _flat((w_ih, w_hh, b_ih, b_hh)))
+        return h_steps, h_steps
+
+
+class LSTMOperator(nn.Cell):
+    """LSTM on a GPU and in a CPU's file. ``ops.LSTM``: gates i, f, g, o; weights in a row; of c only the last step.
+
+    So c is *frozen* on padded steps: one more column of the input is 1 there, and drives the gates i to 0
+    and f to 1, exactly. Then ``c' = 1 * c + 0 * g``, and c after the last step is c after step n-1.
+    """
+
+    def __init__(self, spec: RecurrentSpec, input_size: int, on_cpu: bool = False) -> None:
+        super().__init__()
+        self.lstm = ops.LSTM(input_size + 1, spec.hidden_size, 1, True, False, 0.0)
+        self.size = spec.hidden_size
+        self.on_cpu = on_cpu
+
+    def construct(self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any) -> Any:
+        """`(T, B, I)` and `(B, H)` each to h and c after each step, `(T, B, H)` each."""
+        # oneDNN's, on a CPU, takes one bias, and float32 only
+        biases = (b_ih + b_hh,) if self.on_cpu else (b_ih, b_hh)
+        kind = mstype.float32 if self.on_cpu else x.dtype
+        padded = ops.logical_not(valid).astype(x.dtype)
+        ones = ops.ones((self.size, 1), x.dtype)
+        large = 1e4 if x.dtype == mstype.float16 else 1e30  # it outweighs whatever else the gates get
+        column = ops.concat((ones * -large, ones * large, ops.zeros((2 * self.size, 1), x.dtype)), 0)
+        h_steps, _, c_n, _, _ = self.lstm(
+            ops.concat((x, padded), 2).astype(kind),
+            h_0.expand_dims(0).astype(kind),
+            c_0.expand_dims(0).astype(kind),
+            _flat((ops.concat((w_ih, column), 1), w_hh, *biases)).astype(kind),
+        )
+        h_steps, c_n = h_steps.astype(x.dtype), c_n.astype(x.dtype)
+        return h_steps, ops.broadcast_to(c_n, h_steps.shape)
+
+
+class DynamicGRUOperator(nn.Cell):
+    """GRU on an Ascend. ``DynamicGRUV2``: gates r, z, n (``'rzh'``); transposed weights; float16."""
+
+    def __init__(self, spec: RecurrentSpec, input_size: int) -> None:
+        super().__init__()
+        self.gru = ops.DynamicGRUV2(gate_order="rzh")
+
+    def construct(self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any) -> Any:
+        """`(T, B, I)` and `(B, H)` to the state after each step, `(T, B, H)`, twice."""
+        half = mstype.float16
+        h_steps, _, _, _, _, _ = self.gru(
+            x.astype(half), w_ih.T.astype(half), w_hh.T.astype(half), b_ih, b_hh, None, h_0
+        )
+        h_steps = h_steps.astype(x.dtype)
+        return h_steps, h_steps
+
+
+class DynamicLSTMOperator(nn.Cell):
+    """LSTM on an Ascend. ``DynamicRNN``: gates i, g, f, o; input's and state's weights in one; float16."""
+
+    def __init__(self, spec: RecurrentSpec, input_size: int) -> None:
+        super().__init__()
+        self.lstm = ops.DynamicRNN()
+        self.size = spec.hidden_size
+
+    def construct(self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any) -> Any:
+        """`(T, B, I)` and `(B, H)` each to h and c after each step, `(T, B, H)` each."""
+        half = mstype.float16
+        bias = self._reordered(b_ih + b_hh).astype(half)
+        weight = self._reordered(ops.concat((w_ih, w_hh), 1)).T.astype(half)
+        _, h_steps, c_steps, _, _, _, _, _ = self.lstm(
+            x.astype(half),
+            weight,
+            bias,
+            None,
+            h_0.expand_dims(0).astype(half),
+            c_0.expand_dims(0).astype(half),
+        )
+        return h_steps.astype(x.dtype), c_steps.astype(x.dtype)
+
+    def _reordered(self, weight: Any) -> Any:
+        """From the gates i, f, g, o to i, g, f, o."""
+        h = self.size
+        return ops.concat((weight[:h], weight[2 * h : 3 * h], weight[h : 2 * h], weight[3 * h :]), 0)

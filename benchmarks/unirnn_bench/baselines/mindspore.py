@@ -1,0 +1,86 @@
+"""What ``unirnn bench`` compares MindSpore's modules with: its own layers, dense, and with their ``seq_length``.
+
+Three modes: ``eager``, PyNative with ``launch_blocking``; ``jit``, the same, compiled; ``asynchronous``, PyNative
+without that call, which can't be undone. MindSpore's own layers take half a minute a shape to compile, and seconds a
+call where they are asynchronous, so they are among the slow ones there.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import mindspore as ms
+
+from unirnn import load_weights, snapshot
+from unirnn.contract.call import join_state
+from unirnn_bench.harness import Call, Calls, Work, floor
+
+__all__ = ["MODES", "calls"]
+
+
+MODES = ("eager", "jit", "asynchronous")
+
+
+class _Output(ms.nn.Cell):
+    """The output of a layer, without its state."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def construct(self, x: Any, hx: Any, seq_length: Any) -> Any:
+        if seq_length is None:
+            return self.layer(x, hx)[0]
+        return self.layer(x, hx, seq_length)[0]
+
+
+class _Gradients(ms.nn.Cell):
+    """The gradients of a layer's input and of its weights."""
+
+    def __init__(self, output: _Output) -> None:
+        super().__init__()
+        self.output = output
+        self.parameters = ms.ParameterTuple(output.trainable_params())
+        self.gradients = ms.ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
+
+    def construct(self, x: Any, hx: Any, seq_length: Any, d_output: Any) -> Any:
+        return self.gradients(self.output, self.parameters)(x, hx, seq_length, d_output)
+
+
+def calls(work: Work) -> Calls:
+    """See `unirnn_bench.baselines`."""
+    if work.mode != "asynchronous":
+        ms.runtime.launch_blocking()
+    spec = work.spec
+    ours = spec.build("mindspore", seed=0)
+    x = ms.Tensor(work.input)
+    hx = None if work.hx is None else join_state([ms.Tensor(part) for part in work.hx])
+    ns = None if work.seq_length is None else ms.Tensor(work.seq_length)
+
+    def finished(function: Callable[..., Any], *arguments: Any) -> Call:
+        def call() -> Any:
+            result = function(*arguments)
+            ms.runtime.synchronize()
+            return result
+
+        return call
+
+    def call(layer: Any, seq_length: Any = None) -> Call:
+        cell: Any = _Output(layer)
+        arguments = [x, hx, seq_length]
+        if work.d_output is not None:
+            cell = _Gradients(cell)
+            arguments.append(ms.Tensor(work.d_output))
+        return finished(ms.jit(cell.construct) if work.mode == "jit" else cell, *arguments)
+
+    found = {"ours": call(ours, ns)}
+    if ns is not None:
+        found["dense"] = call(ours)
+    if work.mode == "eager" or work.slow:
+        native = getattr(ms.nn, spec.kind)(**spec.to_kwargs("mindspore"))
+        load_weights(native, snapshot(ours))
+        found["native"] = call(native)
+        if ns is not None:
+            found["usual"] = call(native, ns)
+        multiply = ms.ops.matmul
+        found["floor"] = finished(floor(work, ms.Tensor, lambda a, b, out: multiply(a, b)))
+    return found

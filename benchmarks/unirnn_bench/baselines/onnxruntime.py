@@ -1,0 +1,61 @@
+"""What ``unirnn bench`` compares ONNX Runtime's modules with: a bare session of the same graph, and of a bare node."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from unirnn import GRUSpec, snapshot
+from unirnn.contract.call import join_state
+from unirnn.files.onnx_writer import emit
+from unirnn_bench.harness import Calls, Work
+
+__all__ = ["MODES", "calls"]
+
+
+MODES = ("eager",)
+
+
+def calls(work: Work) -> Calls:
+    """See `unirnn_bench.baselines`; ``native`` is a session of the same graph, ``floor`` of one bare node."""
+    spec, x, ns = work.spec, work.input, work.seq_length
+    ours: Any = spec.build("onnxruntime", seed=0, session_options={"intra_op_num_threads": work.threads})
+    hx = None if work.hx is None else join_state(work.hx)
+    shapes = spec.state_shapes(x.shape[1])
+    state = [np.zeros(shape, np.float32) for shape in shapes.values()] if work.hx is None else work.hx
+    feeds = {"input": x, **{f"{name}_0": part for name, part in zip(spec.states, state, strict=True)}}
+    if ns is not None:
+        feeds["seq_length"] = ns
+    native = _session(emit(spec, ours.weights, lengths=ns is not None), work.threads)
+    found = {"ours": lambda: ours(x, hx, ns)[0], "native": lambda: native.run(None, feeds)[0]}
+    if ns is not None:
+        found["dense"] = lambda: ours(x, hx)[0]
+    if spec.num_layers == 1:
+        node = _session(_node(work), work.threads)
+        found["floor"] = lambda: node.run(None, {"input": x})
+    return found
+
+
+def _node(work: Work) -> Any:
+    """A model of one recurrent node, which knows no lengths."""
+    helper, float32, spec = onnx.helper, onnx.TensorProto.FLOAT, work.spec
+    arrays = snapshot(spec.build("numpy", seed=0)).to("onnx")
+    options: dict[str, Any] = {"linear_before_reset": 1} if isinstance(spec, GRUSpec) else {}
+    if spec.bidirectional:
+        options["direction"] = "bidirectional"
+    node = helper.make_node(spec.kind, ["input", *arrays], ["output"], hidden_size=spec.hidden_size, **options)
+    graph = helper.make_graph(
+        [node],
+        "node",
+        [helper.make_tensor_value_info("input", float32, ["T", "B", spec.input_size])],
+        [helper.make_tensor_value_info("output", float32, ["T", spec.num_directions, "B", spec.hidden_size])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def _session(model: Any, threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])

@@ -1,0 +1,96 @@
+"""The figures of a benchmark as a picture: a panel for each cell, pass, and what ours is held against."""
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from unirnn.errors import ArgumentError, FileError
+
+__all__ = ["check", "plot"]
+
+AGAINST = {
+    "torch": "torch's dense native layer",
+    "native": "the framework's dense native layer",
+    "usual": "what is usual in the framework",
+}
+
+
+def check(path: Path) -> None:
+    """Refuse what can't be drawn, before anything is measured.
+
+    Raises
+    ------
+    FileError
+        If the path does not end in ``.png``.
+    ArgumentError
+        If matplotlib is not installed.
+    """
+    if path.suffix != ".png":
+        raise FileError(f"--plot: given {str(path)!r}, expected a name that ends in .png")
+    if not find_spec("matplotlib"):
+        raise ArgumentError(
+            "--plot: needs matplotlib, which is not installed; to install it: python -m pip install matplotlib"
+        )
+
+
+def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the ratios as bars, grouped by size and lengths, on a logarithmic scale, with a line at 1.
+
+    Parameters
+    ----------
+    rows
+        Of the report; see `unirnn_bench.harness`.
+    path
+        A PNG file; replaced.
+    """
+    from matplotlib.figure import Figure
+
+    cells = list(dict.fromkeys(row["cell"] for row in rows))
+    groups = list(dict.fromkeys(_group(row) for row in rows))
+    series = list(dict.fromkeys(_series(row) for row in rows))
+    panels = [
+        (backward, against)
+        for against in AGAINST
+        for backward in (False, True)
+        if any(row["backward"] == backward and against in row["ratios"] for row in rows)
+    ]
+    width = min(max(4.0, 0.16 * len(groups) * (len(series) + 1)), 10.0)  # inches, of a panel
+    shape = (max(1, len(panels)), max(1, len(cells)))
+    figure = Figure(figsize=(width * shape[1] + 1, 3.2 * shape[0] + 1), layout="constrained")
+    axes = figure.subplots(*shape, squeeze=False, sharey="row", sharex=True)
+    for (backward, against), its_axes in zip(panels, axes, strict=False):
+        for cell, panel in zip(cells, its_axes, strict=True):
+            for number, name in enumerate(series):
+                found = {
+                    _group(row): row["ratios"][against]
+                    for row in rows
+                    if (row["cell"], row["backward"], _series(row)) == (cell, backward, name)
+                    and against in row["ratios"]
+                }
+                bar = 0.8 / len(series)
+                places = [groups.index(group) + (number - (len(series) - 1) / 2) * bar for group in found]
+                # Bars begin at 1, where ours and the other are equal.
+                heights = [ratio - 1 for ratio in found.values()]
+                panel.bar(places, heights, bar, bottom=1, color=f"C{number}", label=name)
+            panel.axhline(1, color="black", linewidth=1)
+            panel.set_yscale("log", base=2)
+            panel.yaxis.set_major_formatter(lambda ratio, _: f"{ratio:g}")
+            panel.set_xticks(range(len(groups)), groups, rotation=45, ha="right")
+            panel.grid(axis="y", alpha=0.3)
+            panel.set_title(f"{cell}, {'with backward' if backward else 'forward'}")
+        its_axes[0].set_ylabel(f"ours / {AGAINST[against]}", fontsize="small")
+    figure.suptitle("Time of ours, relative; below 1 ours is faster")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.savefig(path, dpi=120)
+
+
+def _group(row: Mapping[str, Any]) -> str:
+    stack = f" x{row['num_layers']}" if row["num_layers"] > 1 else ""
+    return f"{row['size']}{stack}{' both' if row['bidirectional'] else ''} {row['lengths']}"
+
+
+def _series(row: Mapping[str, Any]) -> str:
+    return ", ".join((row["backend"], row["mode"], f"threads: {row['threads']}"))

@@ -1,0 +1,162 @@
+"""Flax' layers: what is read of them, and what no spec describes. Their numbers are those of tests/roundtrip."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import unirnn
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, errors
+from unirnn.contract import weights as _weights
+
+
+def rnn(cell: Any, *, input_size: int = 3, options: Any = None, **arguments: Any) -> Any:
+    return nnx.RNN(cell(input_size, 4, rngs=nnx.Rngs(0), **(options or {})), **arguments)
+
+
+def both(cell: Any, **arguments: Any) -> Any:
+    return nnx.Bidirectional(rnn(cell), rnn(cell), **arguments)
+
+
+def drawn(spec: RecurrentSpec) -> Snapshot:
+    weights = {n: np.zeros_like(a) if "bias_hh" in n else a for n, a in _weights.draw(spec, 0).items()}
+    return Snapshot(spec, weights).cast("float32")
+
+
+def same_name(a: Any) -> Any:
+    return 2 * nnx.tanh(a)
+
+
+same_name.__name__ = "tanh"
+
+SPECS: dict[str, tuple[Callable[[], Any], RecurrentSpec]] = {
+    "SimpleCell": (lambda: rnn(nnx.SimpleCell), RNNSpec(3, 4, batch_first=True)),
+    "SimpleCell, relu": (
+        lambda: rnn(nnx.SimpleCell, options={"activation_fn": nnx.relu}),
+        RNNSpec(3, 4, nonlinearity="relu", batch_first=True),
+    ),
+    "GRUCell": (lambda: rnn(nnx.GRUCell, time_major=True), GRUSpec(3, 4)),
+    "OptimizedLSTMCell": (lambda: rnn(nnx.OptimizedLSTMCell), LSTMSpec(3, 4, batch_first=True)),
+    "Bidirectional": (lambda: both(nnx.GRUCell), GRUSpec(3, 4, bidirectional=True, batch_first=True)),
+    "Bidirectional, time major": (
+        lambda: both(nnx.OptimizedLSTMCell, time_major=True),
+        LSTMSpec(3, 4, bidirectional=True),
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "spec"), SPECS.values(), ids=SPECS.keys())
+def test_the_spec_of_a_layer(make: Callable[[], Any], spec: RecurrentSpec) -> None:
+    layer = make()
+    assert unirnn.snapshot(layer).spec == spec
+    unirnn.load_weights(layer, drawn(spec))
+    assert unirnn.snapshot(layer) == drawn(spec)
+
+
+def test_a_list_of_layers() -> None:
+    layers = nnx.List([rnn(nnx.GRUCell), rnn(nnx.GRUCell, input_size=4)])
+    taken = unirnn.snapshot(layers)
+    assert taken.spec == GRUSpec(3, 4, 2, batch_first=True)
+    unirnn.load_weights(layers, drawn(taken.spec))
+    assert unirnn.snapshot(layers) == drawn(taken.spec)
+
+
+def test_weights_of_bfloat16() -> None:
+    # JAX draws no orthogonal matrix of bfloat16
+    options = {"param_dtype": jax.numpy.bfloat16, "recurrent_kernel_init": nnx.initializers.normal()}
+    layer = rnn(nnx.GRUCell, options=options)
+    taken = unirnn.snapshot(layer)
+    assert taken.dtype == "float32"
+    assert (taken.weights["weight_ih_l0"] == layer.cell.dense_i.kernel[...].astype("float32")[:, :12].T).all()
+    with pytest.raises(errors.DTypeError, match=r"module: it is of bfloat16, which can't hold dense_i\.kernel_l0"):
+        unirnn.load_weights(layer, drawn(taken.spec))
+    assert unirnn.snapshot(layer) == taken
+    unirnn.load_weights(layer, taken)
+
+
+MISTAKES: dict[str, tuple[Callable[[], Any], type[errors.UnirnnError], str]] = {
+    "runs backward": (
+        lambda: rnn(nnx.GRUCell, reverse=True),
+        errors.SpecError,
+        "flax: given an RNN with reverse=True, expected one that runs forward",
+    ),
+    "another cell": (
+        lambda: rnn(nnx.LSTMCell),
+        errors.SpecError,
+        "flax: given a cell LSTMCell, expected one of SimpleCell, GRUCell, OptimizedLSTMCell",
+    ),
+    "another activation": (
+        lambda: rnn(nnx.GRUCell, options={"activation_fn": nnx.relu}),
+        errors.SpecError,
+        "flax: given activation_fn=<jax",
+    ),
+    "another activation of the gates": (
+        lambda: rnn(nnx.OptimizedLSTMCell, options={"gate_fn": nnx.hard_sigmoid}),
+        errors.SpecError,
+        "flax: given gate_fn=<PjitFunction",
+    ),
+    "an activation of the same name": (
+        lambda: rnn(nnx.GRUCell, options={"activation_fn": same_name}),
+        errors.SpecError,
+        "flax: given activation_fn=<function same_name",
+    ),
+    "a residual": (
+        lambda: rnn(nnx.SimpleCell, options={"residual": True}),
+        errors.SpecError,
+        "flax: given a SimpleCell with residual=True, expected one without",
+    ),
+    "directions that are added": (
+        lambda: both(nnx.GRUCell, merge_fn=lambda a, b: a + b),
+        errors.SpecError,
+        "flax: given merge_fn=",
+    ),
+    "directions of two kinds": (
+        lambda: nnx.Bidirectional(rnn(nnx.GRUCell), rnn(nnx.SimpleCell)),
+        errors.SpecError,
+        "flax: given directions of GRUSpec(3, 4) and RNNSpec(3, 4), expected the same",
+    ),
+    "no recurrent layer": (
+        lambda: nnx.Linear(3, 4, rngs=nnx.Rngs(0)),
+        errors.ArgumentError,
+        "obj: given flax.nnx.nn.linear.Linear, expected a module that unirnn built",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "kind", "words"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistakes(make: Callable[[], Any], kind: type[Exception], words: str) -> None:
+    layer = make()
+    with pytest.raises(kind) as caught:
+        unirnn.snapshot(layer)
+    assert str(caught.value).startswith(words)
+
+
+def test_what_flax_can_not_hold_is_told_before_anything_is_written() -> None:
+    layers = [rnn(nnx.GRUCell), rnn(nnx.GRUCell, input_size=4)]
+    before = unirnn.snapshot(layers)
+    spec = GRUSpec(3, 4, 2)
+    lossy = dict(drawn(spec).weights)
+    lossy["bias_hh_l1"] = lossy["bias_hh_l1"] + 1
+    with pytest.raises(errors.LimitError, match="flax: its GRUCell has no bias_hh of the gate n"):
+        unirnn.load_weights(layers, Snapshot(spec, lossy))
+    assert unirnn.snapshot(layers) == before
+
+
+def test_directions_that_share_a_cell_are_not_half_written() -> None:
+    cell = rnn(nnx.GRUCell).cell
+    layer = nnx.Bidirectional(nnx.RNN(cell), nnx.RNN(cell))
+    before = unirnn.snapshot(layer)
+    with pytest.raises(errors.ArgumentError, match="it shares a weight between layers or directions"):
+        unirnn.load_weights(layer, drawn(before.spec))
+    assert unirnn.snapshot(layer) == before
+
+
+def test_a_layer_that_always_has_biases_takes_a_snapshot_without() -> None:
+    layer, spec = rnn(nnx.GRUCell), GRUSpec(3, 4, bias=False, batch_first=True)
+    unirnn.load_weights(layer, drawn(spec))
+    held = unirnn.snapshot(layer)
+    assert all((held.weights[name] == array).all() for name, array in drawn(spec).weights.items())
+    assert not any(array.any() for name, array in held.weights.items() if "bias" in name)

@@ -1,0 +1,166 @@
+"""Keras' layers: what is read of them, and what no spec describes. Their numbers are those of tests/roundtrip."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import unirnn
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, errors
+from unirnn.contract import weights as _weights
+
+
+def built(layer: Any) -> Any:
+    layer.build((None, None, 3))
+    return layer
+
+
+def drawn(spec: RecurrentSpec) -> Snapshot:
+    return Snapshot(spec, _weights.draw(spec, 0)).cast("float32")
+
+
+SPECS: dict[str, tuple[Callable[[], Any], RecurrentSpec]] = {
+    "SimpleRNN": (lambda: layers.SimpleRNN(4), RNNSpec(3, 4, batch_first=True)),
+    "SimpleRNN, relu": (
+        lambda: layers.SimpleRNN(4, activation="relu", use_bias=False),
+        RNNSpec(3, 4, nonlinearity="relu", bias=False, batch_first=True),
+    ),
+    "GRU": (lambda: layers.GRU(4, dropout=0.5, return_state=True), GRUSpec(3, 4, batch_first=True)),
+    "GRU, no bias": (lambda: layers.GRU(4, use_bias=False), GRUSpec(3, 4, bias=False, batch_first=True)),
+    "GRU, reset before": (
+        lambda: layers.GRU(4, reset_after=False),
+        GRUSpec(3, 4, reset_after=False, batch_first=True),
+    ),
+    "LSTM": (lambda: layers.LSTM(4, recurrent_dropout=0.5), LSTMSpec(3, 4, batch_first=True)),
+    "Bidirectional": (
+        lambda: layers.Bidirectional(layers.LSTM(4)),
+        LSTMSpec(3, 4, bidirectional=True, batch_first=True),
+    ),
+    "a subclass": (lambda: type("Mine", (layers.GRU,), {})(4), GRUSpec(3, 4, batch_first=True)),
+}
+
+
+@pytest.mark.parametrize(("make", "spec"), SPECS.values(), ids=SPECS.keys())
+def test_the_spec_of_a_layer(make: Callable[[], Any], spec: RecurrentSpec) -> None:
+    layer = built(make())
+    assert unirnn.snapshot(layer).spec == spec
+    taken = Snapshot(spec, {n: np.zeros_like(a) if "bias_hh" in n else a for n, a in drawn(spec).weights.items()})
+    unirnn.load_weights(layer, taken)
+    assert unirnn.snapshot(layer) == taken
+
+
+def test_a_list_of_layers() -> None:
+    stacked = [layers.GRU(4, return_sequences=True), layers.GRU(4)]
+    keras.Sequential([keras.Input((None, 3)), *stacked])
+    assert unirnn.snapshot(stacked).spec == GRUSpec(3, 4, 2, batch_first=True)
+
+
+def different() -> Any:
+    return layers.Bidirectional(layers.GRU(4), backward_layer=layers.LSTM(4, go_backwards=True))
+
+
+def swapped() -> Any:
+    return layers.Bidirectional(layers.GRU(4, go_backwards=True), backward_layer=layers.GRU(4))
+
+
+def same_name(a: Any) -> Any:
+    return 2 * keras.ops.tanh(a)
+
+
+same_name.__name__ = "tanh"
+
+MISTAKES: dict[str, tuple[Callable[[], Any], type[errors.UnirnnError], str]] = {
+    "no weights yet": (
+        lambda: layers.GRU(4, name="gru"),
+        errors.ArgumentError,
+        "keras: gru: given a layer without weights; call it, or its build, first",
+    ),
+    "runs backward": (
+        lambda: built(layers.GRU(4, name="gru", go_backwards=True)),
+        errors.SpecError,
+        "keras: gru: given go_backwards=True, expected a layer that runs forward",
+    ),
+    "another activation": (
+        lambda: built(layers.GRU(4, name="gru", activation="relu")),
+        errors.SpecError,
+        "keras: gru: given activation=<function relu",
+    ),
+    "an activation of the same name": (
+        lambda: built(layers.GRU(4, name="gru", activation=same_name)),
+        errors.SpecError,
+        "keras: gru: given activation=<function same_name",
+    ),
+    "another activation of an RNN": (
+        lambda: built(layers.SimpleRNN(4, name="rnn", activation="sigmoid")),
+        errors.SpecError,
+        "keras: rnn: given activation=<function sigmoid",
+    ),
+    "another activation of the gates": (
+        lambda: built(layers.LSTM(4, name="lstm", recurrent_activation="hard_sigmoid")),
+        errors.SpecError,
+        "keras: lstm: given recurrent_activation=<function hard_sigmoid",
+    ),
+    "directions that are summed": (
+        lambda: built(layers.Bidirectional(layers.GRU(4), merge_mode="sum", name="both")),
+        errors.SpecError,
+        "keras: both: given merge_mode='sum', expected 'concat'",
+    ),
+    "directions of two kinds": (
+        lambda: built(different()),
+        errors.SpecError,
+        "keras: bidirectional",
+    ),
+    "directions the other way": (
+        lambda: built(swapped()),
+        errors.SpecError,
+        "keras: bidirectional",
+    ),
+    "no recurrent layer": (
+        lambda: built(layers.Dense(4)),
+        errors.ArgumentError,
+        "obj: given keras.src.layers.core.dense.Dense, expected a module that unirnn built",
+    ),
+    "directions of no recurrent layer": (
+        lambda: built(layers.Bidirectional(layers.RNN(layers.GRUCell(4)))),
+        errors.SpecError,
+        "keras: bidirectional",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "kind", "words"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistakes(make: Callable[[], Any], kind: type[Exception], words: str) -> None:
+    layer = make()
+    with pytest.raises(kind) as caught:
+        unirnn.snapshot(layer)
+    assert str(caught.value).startswith(words)
+
+
+def test_what_a_layer_can_not_hold() -> None:
+    layer = built(layers.GRU(4, use_bias=False))
+    before = unirnn.snapshot(layer)
+    with pytest.raises(errors.ArgumentError, match="it has no biases, so that the snapshot's would be lost"):
+        unirnn.load_weights(layer, drawn(GRUSpec(3, 4)))
+    assert unirnn.snapshot(layer) == before
+
+
+def test_weights_of_bfloat16() -> None:
+    # no backend draws an orthogonal matrix of bfloat16
+    layer = built(layers.GRU(4, dtype="bfloat16", recurrent_initializer="glorot_uniform"))
+    taken = unirnn.snapshot(layer)
+    assert taken.dtype == "float32"
+    with pytest.raises(errors.DTypeError, match="module: it is of bfloat16, which can't hold kernel_l0"):
+        unirnn.load_weights(layer, drawn(taken.spec))
+    assert unirnn.snapshot(layer) == taken
+    unirnn.load_weights(layer, taken)
+
+
+def test_a_layer_can_not_be_two() -> None:
+    twice = [built(layers.GRU(3, return_sequences=True))] * 2
+    before = unirnn.snapshot(twice)
+    with pytest.raises(errors.ArgumentError, match="it shares a weight between layers or directions"):
+        unirnn.load_weights(twice, drawn(before.spec))
+    assert unirnn.snapshot(twice) == before

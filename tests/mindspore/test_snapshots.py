@@ -1,0 +1,79 @@
+"""Snapshots of MindSpore's own layers, and writing into them."""
+
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import nn
+from subjects import close
+
+import unirnn
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors
+
+LAYERS: dict[str, tuple[RecurrentSpec, type[nn.Cell], dict[str, Any]]] = {
+    "RNN": (RNNSpec(3, 4, bidirectional=True), nn.RNN, {"bidirectional": True}),
+    "relu RNN": (RNNSpec(3, 4, 2, nonlinearity="relu"), nn.RNN, {"num_layers": 2, "nonlinearity": "relu"}),
+    "GRU": (
+        GRUSpec(3, 4, 2, dropout=0.5, batch_first=True),
+        nn.GRU,
+        {"num_layers": 2, "dropout": 0.5, "batch_first": True},
+    ),
+    "LSTM": (LSTMSpec(3, 4, bias=False), nn.LSTM, {"has_bias": False}),
+}
+each_layer = pytest.mark.parametrize(("spec", "kind", "options"), LAYERS.values(), ids=LAYERS.keys())
+
+
+@each_layer
+def test_a_layer_of_mindspore(spec: RecurrentSpec, kind: type[nn.Cell], options: dict[str, Any]) -> None:
+    native = kind(3, 4, **options)
+    taken = unirnn.snapshot(native)
+    assert taken.spec == spec
+    x = np.random.default_rng(0).standard_normal((5, 2, 3)).astype(np.float32)
+    expected = native(ms.Tensor(x))[0].asnumpy()
+    close(taken.build("numpy")(x)[0], expected, 1e-5)
+
+    other = kind(3, 4, **options)
+    unirnn.load_weights(other, taken)
+    assert unirnn.snapshot(other) == taken
+    np.testing.assert_array_equal(other(ms.Tensor(x))[0].asnumpy(), expected)
+
+
+class Net(nn.Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.GRU(3, 4)
+        self.head = nn.Dense(4, 2)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        return self.head(self.encoder(x)[0])
+
+
+def test_a_layer_within_a_net() -> None:
+    net = Net()
+    assert net.encoder.w_ih_list[0].name == "encoder.weight_ih_l0"
+    taken = unirnn.snapshot(net.encoder)
+    assert taken.spec == GRUSpec(3, 4)
+    assert unirnn.snapshot(net.parameters_dict(), prefix="encoder.") == taken
+    other = unirnn.snapshot(nn.GRU(3, 4))
+    unirnn.load_weights(net.encoder, other)
+    assert unirnn.snapshot(net.encoder) == other
+    with pytest.raises(errors.ArgumentError, match="expected a module that unirnn built"):
+        unirnn.snapshot(net)
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "built"])
+def test_a_compiled_function_sees_what_is_written(native: bool) -> None:
+    first, second = (GRUSpec(3, 4).build("numpy", seed=seed) for seed in (1, 2))
+    module = nn.GRU(3, 4) if native else unirnn.snapshot(first).build("mindspore")
+    parameters = module.trainable_params()
+    x, h_0 = np.ones((5, 2, 3), np.float32), np.zeros((1, 2, 4), np.float32)
+
+    @ms.jit
+    def run(x: ms.Tensor, h_0: ms.Tensor) -> ms.Tensor:
+        return module(x, h_0)[0]
+
+    run(ms.Tensor(x), ms.Tensor(h_0))
+    unirnn.load_weights(module, unirnn.snapshot(second))
+    close(run(ms.Tensor(x), ms.Tensor(h_0)).asnumpy(), second(x)[0], 1e-5)
+    assert all(one is another for one, another in zip(parameters, module.trainable_params(), strict=True))

@@ -1,0 +1,160 @@
+"""What the promises are checked on: a table of cases, and a strategy for everything that the table varies."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from oracle import recurrent
+from subjects import Subject
+
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
+
+KINDS: dict[str, tuple[type[RecurrentSpec], dict[str, Any]]] = {
+    "RNN-tanh": (RNNSpec, {"nonlinearity": "tanh"}),
+    "RNN-relu": (RNNSpec, {"nonlinearity": "relu"}),
+    "GRU": (GRUSpec, {}),
+    "GRU-reset-before": (GRUSpec, {"reset_after": False}),
+    "LSTM": (LSTMSpec, {}),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer, a batch, and what is given of it."""
+
+    num_layers: int = 1
+    bidirectional: bool = False
+    batch_first: bool = False
+    bias: bool = True
+    dtype: str = "float64"
+    steps: int = 6
+    batch_size: int | None = 4
+    lengths: tuple[int, ...] | None = None
+    state: bool = True
+    input_size: int = 3
+    hidden_size: int = 4
+    scale: float = 1.0
+    seed: int = 0
+
+    def spec(self, kind: str) -> RecurrentSpec:
+        cls, options = KINDS[kind]
+        return cls(
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            bias=self.bias,
+            batch_first=self.batch_first,
+            bidirectional=self.bidirectional,
+            **options,
+        )
+
+    @property
+    def seq_length(self) -> Any:
+        if self.lengths is None or self.batch_size is not None:
+            return None if self.lengths is None else list(self.lengths)
+        return self.lengths[0]
+
+
+RAGGED = (3, 6, 0, 5)
+CASES = {
+    "dense": Case(),
+    "dense, no state": Case(state=False),
+    "ragged": Case(lengths=RAGGED),
+    "ragged, no state": Case(lengths=RAGGED, state=False),
+    "ragged, no bias": Case(lengths=RAGGED, bias=False),
+    "ragged, batch first": Case(lengths=RAGGED, batch_first=True),
+    "ragged, bidirectional": Case(lengths=RAGGED, bidirectional=True),
+    "ragged, 2 layers": Case(lengths=RAGGED, num_layers=2),
+    "ragged, 3 layers, bidirectional, batch first": Case(
+        lengths=RAGGED, num_layers=3, bidirectional=True, batch_first=True
+    ),
+    "dense, 3 layers, bidirectional, no bias": Case(num_layers=3, bidirectional=True, bias=False),
+    "ragged, float32": Case(lengths=RAGGED, dtype="float32", num_layers=2, bidirectional=True),
+    "float32 at T = 100": Case(steps=100, lengths=(100, 0, 1, 99), dtype="float32", hidden_size=16),
+    "float16": Case(lengths=RAGGED, dtype="float16", bidirectional=True),
+    "huge inputs": Case(lengths=RAGGED, dtype="float32", scale=1e4, bidirectional=True),
+    "T = 1": Case(steps=1, lengths=(1, 0, 1, 0), bidirectional=True),
+    "B = 1": Case(batch_size=1, lengths=(4,), bidirectional=True),
+    "all lengths zero": Case(lengths=(0, 0, 0, 0), num_layers=2, bidirectional=True),
+    "no sequence is T long": Case(lengths=(2, 0, 1, 3), bidirectional=True),
+    "unbatched": Case(batch_size=None),
+    "unbatched, batch first, ragged, bidirectional": Case(
+        batch_size=None, lengths=(4,), batch_first=True, bidirectional=True, num_layers=2
+    ),
+    "unbatched, length zero": Case(batch_size=None, lengths=(0,), bidirectional=True),
+}
+
+
+class Batch:
+    """Arrays for a case: in the case's dtype, and the same numbers in float64."""
+
+    def __init__(self, case: Case, spec: RecurrentSpec, weights: dict[str, NDArray[Any]]) -> None:
+        rng = np.random.default_rng(case.seed)
+        batch = () if case.batch_size is None else (case.batch_size,)
+        leading = (case.steps, *batch)
+        if case.batch_first:
+            leading = leading[::-1]
+        shape = (*leading, case.input_size)
+
+        def draw(shape: tuple[int, ...], scale: float = 1.0) -> NDArray[Any]:
+            return (scale * rng.standard_normal(shape)).astype(case.dtype)
+
+        self.input = draw(shape, case.scale)
+        self.hx = tuple(draw(s, case.state) for s in spec.state_shapes(case.batch_size).values())
+        self.d_output = draw((*leading, spec.num_directions * spec.output_size))
+        self.d_state = tuple(draw(part.shape) for part in self.hx)
+        self.weights = {name: array.astype(np.float64) for name, array in weights.items()}
+        self.lengths = None if case.lengths is None else np.array(case.lengths)
+        # `(T, B)`, or as the input has it: where the padding is
+        step = np.arange(case.steps)
+        valid = np.ones((case.steps, case.batch_size or 1), bool)
+        if self.lengths is not None:
+            valid = step[:, None] < self.lengths
+        valid = valid if case.batch_size is not None else valid[:, 0]
+        self.padding = ~(valid.T if case.batch_first else valid)
+
+    def expected(self, spec: RecurrentSpec) -> tuple[NDArray[Any], tuple[NDArray[Any], ...]]:
+        hx = tuple(part.astype(np.float64) for part in self.hx)
+        return recurrent(spec, self.weights, self.input.astype(np.float64), hx, self.lengths)
+
+
+def available(subject: Subject, dtype: str) -> str:
+    """The dtype, or the widest that the backend has, where it lacks this one."""
+    wanted = (dtype, "float64", "float32", "float16")
+    return next(name for name in wanted if name in subject.backend.support.dtypes)
+
+
+def in_its_dtype(subject: Subject, case: Case) -> Case:
+    """The case, in a dtype that the backend has."""
+    return replace(case, dtype=available(subject, case.dtype))
+
+
+def built(subject: Subject, kind: str, case: Case) -> tuple[Any, Batch]:
+    spec = case.spec(kind)
+    module = subject.build(spec, dtype=case.dtype, seed=case.seed)
+    found = subject.backend.read(module)
+    assert found is not None
+    return module, Batch(case, spec, found[1])
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    steps = draw(st.integers(1, 5))
+    batch_size = draw(st.none() | st.integers(1, 4))
+    lengths = draw(st.none() | st.tuples(*[st.integers(0, steps)] * (batch_size or 1)))
+    return Case(
+        num_layers=draw(st.integers(1, 3)),
+        bidirectional=draw(st.booleans()),
+        batch_first=draw(st.booleans()),
+        bias=draw(st.booleans()),
+        dtype=draw(st.sampled_from(["float32", "float64"])),
+        steps=steps,
+        batch_size=batch_size,
+        lengths=lengths,
+        state=draw(st.booleans()),
+        input_size=draw(st.integers(1, 4)),
+        hidden_size=draw(st.integers(1, 5)),
+        seed=draw(st.integers(0, 2**16)),
+    )

@@ -1,0 +1,113 @@
+"""Models that PyTorch exports to ONNX give the layers that were exported, by both of its exporters."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+from unirnn import Snapshot, errors, snapshot
+from unirnn.files import onnx_reader as onnx_nodes
+
+KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "RNN-tanh": (torch.nn.RNN, {}),
+    "RNN-relu": (torch.nn.RNN, {"nonlinearity": "relu"}),
+    "GRU": (torch.nn.GRU, {}),
+    "LSTM": (torch.nn.LSTM, {}),
+}
+X = torch.zeros(5, 2, 3)
+
+
+def exported(path: Path, module: torch.nn.Module, *, dynamo: bool = False, **options: Any) -> Any:
+    torch.onnx.export(module.eval(), (X,), path / "layer.onnx", dynamo=dynamo, **options)
+    return onnx_nodes.loads((path / "layer.onnx").read_bytes())
+
+
+# PyTorch's own: what the older exporter says of itself, of what it calls, of tracing, and of a fixed batch size.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+    pytest.mark.filterwarnings("ignore:Exporting a model to ONNX with a batch_size other than 1:UserWarning"),
+]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_of_torch(
+    kind: str, num_layers: int, bidirectional: bool, batch_first: bool, bias: bool, tmp_path: Path
+) -> None:
+    cls, options = KINDS[kind]
+    native = cls(3, 4, num_layers, bias=bias, bidirectional=bidirectional, batch_first=batch_first, **options)
+    expected = snapshot(native)
+    found = onnx_nodes.read(exported(tmp_path, native))
+    assert found == Snapshot(found.spec, expected.weights)
+    assert onnx_nodes.read(exported(tmp_path, native), spec=expected.spec) == expected
+
+
+class Model(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = torch.nn.GRU(3, 4, 2)
+        self.decoder = torch.nn.GRU(4, 4, bidirectional=True)
+        self.head = torch.nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.head(self.decoder(self.encoder(x)[0])[0])
+        return result
+
+
+def test_a_model_lists_its_layers_by_the_names_of_its_modules(tmp_path: Path) -> None:
+    native = Model()
+    model = exported(tmp_path, native)
+    assert onnx_nodes.layers(model) == {
+        "/encoder/GRU": snapshot(native.encoder),
+        "/decoder/GRU": snapshot(native.decoder),
+    }
+    with pytest.raises(errors.ArgumentError, match="give one of '/encoder/GRU', '/decoder/GRU'"):
+        onnx_nodes.read(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"do_constant_folding": False}, r"node '/GRU' \(GRU\): its W, .* is computed by node '/Unsqueeze' "),
+        ({"export_params": False}, r"node '/GRU' \(GRU\): its W, .* is an input of the graph, expected a constant; "),
+    ],
+    ids=["without folding", "without weights"],
+)
+def test_an_export_without_constants_says_what_to_do(options: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(errors.SpecError, match=words):
+        onnx_nodes.read(exported(tmp_path, torch.nn.GRU(3, 4), **options))
+
+
+if find_spec("onnxscript"):
+
+    @pytest.mark.parametrize("num_layers", [1, 3])
+    @pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+    def test_a_layer_through_the_newer_exporter(kind: str, num_layers: int, tmp_path: Path) -> None:
+        native = KINDS[kind][0](3, 4, num_layers, bidirectional=True)
+        assert onnx_nodes.read(exported(tmp_path, native, dynamo=True, verbose=False, external_data=False)) == snapshot(
+            native
+        )
+
+    def test_the_newer_exporter_writes_an_rnn_out_and_that_is_told(tmp_path: Path) -> None:
+        model = exported(tmp_path, torch.nn.RNN(3, 4), dynamo=True, verbose=False, external_data=False)
+        with pytest.raises(
+            errors.ArgumentError, match=r"has no RNN, GRU or LSTM node; .* export it with dynamo=False$"
+        ):
+            onnx_nodes.read(model)
+
+    def test_weights_beside_the_file_are_read_once_onnx_has_joined_them(tmp_path: Path) -> None:
+        native = torch.nn.GRU(3, 40)  # small ones stay in the file
+        model = exported(tmp_path, native, dynamo=True, verbose=False)
+        with pytest.raises(
+            errors.FileError, match=r"in another file, .* unirnn.snapshot\(onnx.load\(path\)\) reads both"
+        ):
+            onnx_nodes.read(model)
+        assert snapshot(onnx.load(tmp_path / "layer.onnx")) == snapshot(native)

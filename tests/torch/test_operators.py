@@ -1,0 +1,823 @@
+"""Our own kernels against the plain path, what the packed one is as an operator, and when they are taken."""
+
+import copy
+import pickle
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import array_api_compat.torch as xp
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.export import Dim
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+from unirnn_torch import Recurrent, native, operators
+from unirnn_torch import dispatch as choice
+
+import unirnn
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors
+from unirnn import reference as plain
+from unirnn.contract.call import join_state
+from unirnn.kernels import packing, threads
+
+KINDS: dict[str, tuple[type[RecurrentSpec], dict[str, Any]]] = {
+    "RNN-tanh": (RNNSpec, {}),
+    "RNN-relu": (RNNSpec, {"nonlinearity": "relu"}),
+    "GRU": (GRUSpec, {}),
+    "LSTM": (LSTMSpec, {}),
+}
+each_kind = pytest.mark.parametrize("kind", KINDS)
+OURS = ("packed", "numba") if find_spec("numba") else ("packed",)
+each_of_ours = pytest.mark.parametrize("kernel", OURS)
+each_operator = pytest.mark.parametrize("kernel", [*OURS, "native"])
+STEPPED = GRUSpec(3, 4, reset_after=False)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a graph a native layer is an operator."""
+    monkeypatch.setattr(Recurrent, "_is_one_operator_a_layer", lambda self, input: self.kernel == "native")
+
+
+def spec_of(kind: str, *sizes: int, **options: Any) -> RecurrentSpec:
+    cls: Any
+    cls, own = KINDS[kind]
+    spec: RecurrentSpec = cls(*sizes, **own, **options)
+    return spec
+
+
+def flat(result: Any) -> list[Tensor]:
+    output, final = result
+    return [output, *(final if isinstance(final, tuple) else (final,))]
+
+
+def batch(spec: RecurrentSpec, steps: int, lengths: list[int], **options: Any) -> tuple[Tensor, Any, Tensor]:
+    """An input with NaN in its padding, a state, and the lengths."""
+    generator = torch.Generator().manual_seed(1)
+    ns = torch.tensor(lengths)
+    x = torch.randn(steps, len(lengths), spec.input_size, generator=generator, **options)
+    x[torch.arange(steps).unsqueeze(1) >= ns] = torch.nan
+    states = [torch.randn(s, generator=generator, **options) for s in spec.state_shapes(len(lengths)).values()]
+    return (x.transpose(0, 1) if spec.batch_first else x), join_state(states), ns
+
+
+def several_threads(patch: pytest.MonkeyPatch, count: int) -> None:
+    """Let the smallest layer have so many, if numba steps."""
+    patch.setattr(threads, "_LEAST_SEQUENCES", 1)
+    patch.setattr(threads, "_LEAST_WORK", 1)
+    patch.setattr(threads.blas, "most", lambda: count)
+    patch.setattr(torch, "get_num_threads", lambda: count)
+
+
+def gradients(result: Any, module: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
+    total = torch.stack([part.square().sum() for part in flat(result)]).sum()
+    return torch.autograd.grad(total, [*inputs, *module.parameters()])
+
+
+# ---- numbers -------------------------------------------------------------------------------------
+
+
+@each_kind
+@each_of_ours
+@settings(max_examples=25)
+@given(data=st.data())
+def test_values_and_gradients_are_the_plain_paths(kernel: str, kind: str, data: st.DataObject) -> None:
+    """The chunks are small, so that there are several, and a step may have more rows than one."""
+    steps, batch_size = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 5))
+    lengths = data.draw(st.none() | st.lists(st.integers(0, steps), min_size=batch_size, max_size=batch_size))
+    spec = spec_of(
+        kind,
+        data.draw(st.integers(1, 4)),
+        data.draw(st.integers(1, 5)),
+        data.draw(st.integers(1, 2)),
+        bias=data.draw(st.booleans()),
+        batch_first=data.draw(st.booleans()),
+        bidirectional=data.draw(st.booleans()),
+    )
+    module = spec.build("torch", dtype="float64", seed=data.draw(st.integers(0, 99)), kernel=kernel)
+    x, hx, ns = batch(spec, steps, [steps] * batch_size if lengths is None else lengths, dtype=torch.float64)
+    leaves = [part.requires_grad_() for part in (x, *(hx if isinstance(hx, tuple) else (hx,)))]
+    weights = dict(module.named_parameters())
+    expected = plain.recurrent(xp, spec, weights, x, tuple(leaves[1:]), None if lengths is None else ns)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "_CHUNK", data.draw(st.sampled_from([1, 3, 8, 384])))
+        several_threads(patch, data.draw(st.integers(1, 3)))
+        patch.setattr(packing.Packing, "of", packing.Packing)  # none that was made before
+        actual = module(x, hx, None if lengths is None else ns)
+        assert [part.shape for part in flat(actual)] == [part.shape for part in flat(expected)]
+        torch.testing.assert_close(flat(actual), flat(expected), rtol=1e-12, atol=1e-12)
+        found, wanted = (gradients(result, module, *leaves) for result in (actual, expected))
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("lengths", [[3, 6, 0, 1], [0, 0, 0, 0], [2, 2, 2, 2]], ids=str)
+@pytest.mark.parametrize("batch_first", [False, True])
+@each_kind
+def test_a_native_call_over_the_valid_steps_alone_is_the_same(
+    kind: str, batch_first: bool, lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is what an inference may do, and on a GPU any call."""
+    spec = spec_of(kind, 3, 4, 2, bidirectional=True, batch_first=batch_first)
+    module = spec.build("torch", dtype="float64", seed=0, kernel="native")
+    x, hx, ns = batch(spec, 6, lengths, dtype=torch.float64)
+    x.requires_grad_()
+    for state in (None, hx):
+        expected = module(x, state, ns)
+        wanted = gradients(expected, module, x)
+        with torch.no_grad():
+            torch.testing.assert_close(flat(module(x, state, ns)), flat(expected))
+            unbatched = module(x.select(int(not batch_first), 0), None, lengths[0])
+        torch.testing.assert_close(unbatched[0], module(x, None, ns)[0].select(int(not batch_first), 0))
+        with monkeypatch.context() as as_on_a_gpu:
+            as_on_a_gpu.setattr(choice, "rows_are_faster", lambda *_, **__: True)
+            actual = module(x, state, ns)
+        torch.testing.assert_close(flat(actual), flat(expected))
+        torch.testing.assert_close(gradients(actual, module, x), wanted)
+
+
+@each_kind
+@each_of_ours
+@pytest.mark.parametrize("lengths", [None, [3, 0, 2]], ids=["dense", "ragged"])
+def test_second_derivatives(kind: str, kernel: str, lengths: list[int] | None) -> None:
+    spec = spec_of(kind, 2, 2, bidirectional=True)
+    module = spec.build("torch", dtype="float64", seed=0, kernel=kernel)
+    x, hx, _ = batch(spec, 3, [3, 3, 3], dtype=torch.float64)
+    states = hx if isinstance(hx, tuple) else (hx,)
+    names = list(dict(module.named_parameters()))
+
+    def run(x: Tensor, *others: Tensor) -> list[Tensor]:
+        weights = dict(zip(names, others[len(states) :], strict=True))
+        return flat(torch.func.functional_call(module, weights, (x, join_state(others[: len(states)]), lengths)))
+
+    inputs = [part.detach().requires_grad_() for part in (x, *states, *module.parameters())]
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "native", *OURS])
+@each_kind
+def test_a_gradient_penalty_is_the_same_by_every_kernel(kind: str, kernel: str) -> None:
+    """float32, in which a native LSTM is oneDNN's."""
+    spec = spec_of(kind, 3, 4)
+    x, _, _ = batch(spec, 20, [20, 20])
+    penalties = []
+    for built in (spec.build("torch", seed=0, kernel=kernel), spec.build("torch", dtype="float64", seed=0)):
+        leaf = x.to(built.weight_ih_l0.dtype).requires_grad_()
+        (by_x,) = torch.autograd.grad(built(leaf)[0].square().sum(), leaf, create_graph=True)
+        penalties.append(torch.autograd.grad(by_x.square().sum(), list(built.parameters())[:2]))
+    for actual, expected in zip(*penalties, strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@each_of_ours
+def test_weights_that_are_one_tensor_get_each_its_own_second_derivative(kernel: str) -> None:
+    gru = GRUSpec(2, 2).build("torch", dtype="float64", seed=0, kernel=kernel)
+    bias = gru.bias_ih_l0.detach().clone().requires_grad_()
+
+    def run(bias: Tensor) -> Tensor:
+        weights = {"bias_ih_l0": bias, "bias_hh_l0": bias}
+        result: Tensor = torch.func.functional_call(gru, weights, (torch.ones(3, 1, 2, dtype=torch.float64),))[0]
+        return result
+
+    assert torch.autograd.gradgradcheck(run, bias)
+
+
+@each_of_ours
+def test_only_what_is_asked_for_gets_a_gradient(kernel: str) -> None:
+    spec = LSTMSpec(3, 4, 2)
+    module = spec.build("torch", seed=0, kernel=kernel).requires_grad_(False)
+    x, hx, ns = batch(spec, 5, [5, 0, 2])
+    x.requires_grad_()
+    (d_x,) = torch.autograd.grad(module(x, hx, ns)[1][1].sum(), x)  # of c_n alone
+    module.weight_hh_l0.requires_grad_()
+    module(x.detach(), hx, ns)[1][1].sum().backward()
+    assert module.weight_hh_l0.grad is not None
+    assert module.weight_ih_l0.grad is None
+    reference = spec.build("torch", seed=0, kernel="native")
+    torch.testing.assert_close(torch.autograd.grad(reference(x, hx, ns)[1][1].sum(), x)[0], d_x)
+    reference(x, hx, ns)[1][1].sum().backward()
+    torch.testing.assert_close(module.weight_hh_l0.grad, reference.weight_hh_l0.grad)
+
+
+@each_of_ours
+def test_an_output_may_be_changed_in_place(kernel: str) -> None:
+    """What the backward pass reads is its own."""
+    for lengths in (None, [5, 0, 2]):
+        found: list[Tensor] = []
+        for inplace in (True, False):
+            gru = GRUSpec(3, 4).build("torch", seed=0, kernel=kernel)
+            x, hx, _ = batch(gru.spec, 5, [5, 5, 5])
+            output = nn.functional.relu(gru(x, hx, lengths)[0], inplace=inplace)
+            found += torch.autograd.grad(output.square().sum(), [gru.weight_hh_l0])
+        torch.testing.assert_close(found[0], found[1])
+
+
+# ---- as an operator ------------------------------------------------------------------------------
+
+
+@each_operator
+@each_kind
+def test_the_operator_keeps_torchs_rules(kind: str, kernel: str) -> None:
+    spec = spec_of(kind, 3, 4)
+    module = spec.build("torch", seed=0)
+    x, hx, ns = batch(spec, 5, [5, 0, 2])
+    operator: Any = operators._OPERATORS[module.mode]
+    states = [part[0] for part in (hx if isinstance(hx, tuple) else (hx,))]
+    weights = list(module.parameters())
+    # Of ragged calls that keep what a backward pass needs, the rest of the buffers is left as it was.
+    torch.library.opcheck(operator, (x.nan_to_num(), None, *states, *weights, True, kernel, True))
+    torch.library.opcheck(operator, (x, ns, *states, *[w.detach() for w in weights], True, kernel, False))
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@each_operator
+@each_kind
+def test_a_graph_that_was_traced_without_gradients_has_them_all_the_same(kind: str, kernel: str) -> None:
+    spec = spec_of(kind, 3, 4)
+    module = spec.build("torch", dtype="float64", seed=0, kernel=kernel)
+    x, hx, ns = batch(spec, 5, [5, 0, 2], dtype=torch.float64)
+    with torch.no_grad():
+        exported = torch.export.export(module, (x, hx, ns)).module()
+    actual, expected = (gradients(run(x, hx, ns), run) for run in (exported, module))
+    torch.testing.assert_close(sorted_by_shape(actual), sorted_by_shape(expected))
+
+
+def sorted_by_shape(tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    return sorted(tensors, key=lambda t: (t.shape, float(t.detach().sum())))
+
+
+def test_a_training_step_does_not_import_the_compiler() -> None:
+    """It takes seconds; `torch.library.custom_op` would."""
+    code = (
+        "import sys, torch, unirnn\n"
+        "gru = unirnn.GRUSpec(3, 4).build('torch', seed=0, kernel='packed')\n"
+        "gru(torch.ones(5, 2, 3), None, [5, 2])[0].sum().backward()\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "starts", "size"),
+    [
+        (GRUSpec(3, 5), [0, 45, 120, 135], 150),
+        (GRUSpec(3, 5, bias=False), [0, 45], 150),
+        (LSTMSpec(3, 5, proj_size=2), [0, 60, 110, 130, 100], 150),
+        (LSTMSpec(3, 5, proj_size=2, bias=False), [0, 60, 100], 150),
+    ],
+)
+def test_a_gpu_gets_its_weights_as_cudnn_has_them(spec: RecurrentSpec, starts: list[int], size: int) -> None:
+    # Where torch.nn.RNNBase.flatten_parameters put them on an H100, read off there.
+    weights = [w.detach() for w in spec.build("torch", seed=0).parameters()]
+    found = native._in_one_piece(weights)
+    assert [w.storage_offset() for w in found] == starts
+    assert {w.untyped_storage().nbytes() for w in found} == {4 * size}
+    assert all(torch.equal(one, other) for one, other in zip(found, weights, strict=True))
+
+
+class Passing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A mode that changes nothing."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("kernel", ["auto", "native"])
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+def test_the_backward_pass_of_a_graph_runs_under_a_dispatch_mode(kind: str, kernel: str) -> None:
+    torch.compiler.reset()
+    module = spec_of(kind, 3, 4).build("torch", seed=0, kernel=kernel)
+    compiled: Any = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x, _, ns = batch(module.spec, 5, [5, 0, 2])
+    expected = gradients(module(x, None, ns), module)
+    result = compiled(x, None, ns)
+    with Passing():  # type: ignore[no-untyped-call]
+        torch.testing.assert_close(gradients(result, module), expected)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch's own forward mode
+@each_kind
+def test_transforms_are_traced_by_name(kind: str) -> None:
+    module = spec_of(kind, 3, 4).build("torch", seed=0, kernel="native")
+    x = torch.randn(5, 3, 3)
+
+    def gradient(x: Tensor) -> Tensor:
+        found: Tensor = torch.func.grad(lambda x: module(x)[0].sum())(x)
+        return found
+
+    def tangent(x: Tensor) -> Tensor:
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(x, torch.ones_like(x))  # type: ignore[no-untyped-call]
+            output: Tensor = forward_ad.unpack_dual(module(dual)[0]).tangent  # type: ignore[no-untyped-call]
+        return output
+
+    for function in (gradient, tangent) if kind != "LSTM" else (gradient,):  # natively it has no such gradients
+        expected = function(x)
+        torch.compiler.reset()
+        compiled: Any = torch.compile(function, backend="eager", fullgraph=function is gradient)
+        torch.testing.assert_close(compiled(x), expected)
+    torch.compiler.reset()
+
+
+DYNAMIC: Any = Dim.DYNAMIC
+each_traced = pytest.mark.parametrize(
+    ("spec", "ragged"),
+    [
+        (RNNSpec(3, 4, nonlinearity="relu", bias=False), True),
+        (GRUSpec(3, 4, 2, bidirectional=True, batch_first=True), True),
+        (LSTMSpec(3, 4, bidirectional=True), True),
+        (LSTMSpec(3, 4), False),
+    ],
+    ids=["RNN", "GRU", "LSTM", "LSTM-dense"],
+)
+
+
+def shapes(spec: RecurrentSpec, ragged: bool) -> Any:
+    state = ({1: DYNAMIC}, {1: DYNAMIC}) if spec.kind == "LSTM" else {1: DYNAMIC}
+    return {"input": {0: DYNAMIC, 1: DYNAMIC}, "hx": state, "seq_length": {0: DYNAMIC} if ragged else None}
+
+
+def arguments(spec: RecurrentSpec, ragged: bool, steps: int, lengths: list[int]) -> tuple[Tensor, Any, Tensor | None]:
+    x, hx, ns = batch(spec, steps, lengths)
+    return (x, hx, ns) if ragged else (x.nan_to_num(), hx, None)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("kernel", ["auto", "native"])
+@each_traced
+def test_one_graph_trains_with_other_sizes(spec: RecurrentSpec, ragged: bool, kernel: str) -> None:
+    torch.compiler.reset()
+    module, native = spec.build("torch", seed=0, kernel=kernel), spec.build("torch", seed=0, kernel="native")
+    compiled: Any = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    for steps, lengths in ((5, [5, 0, 2]), (7, [0, 3, 7, 1])):
+        given = arguments(spec, ragged, steps, lengths)
+        actual, expected = compiled(*given), native(*given)
+        torch.testing.assert_close(flat(actual), flat(expected))
+        torch.testing.assert_close(gradients(actual, module), gradients(expected, native), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("kernel", ["auto", "native"])
+@each_traced
+def test_an_export_takes_any_t_and_b(spec: RecurrentSpec, ragged: bool, kernel: str) -> None:
+    module = spec.build("torch", seed=0, kernel=kernel).eval()
+    given = arguments(spec, ragged, 5, [5, 0, 2])
+    exported = torch.export.export(module, given, dynamic_shapes=shapes(spec, ragged)).module()
+    for steps, lengths in ((5, [5, 0, 2]), (7, [0, 3, 7, 1])):
+        given = arguments(spec, ragged, steps, lengths)
+        torch.testing.assert_close(exported(*given), module(*given))
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("kernel", ["auto", "native"])
+def test_a_traced_length_is_checked_when_it_runs(kernel: str) -> None:
+    torch.compiler.reset()
+    gru = GRUSpec(3, 4).build("torch", seed=0, kernel=kernel)
+    compiled: Any = torch.compile(gru, fullgraph=True, backend="aot_eager")
+    x = torch.ones(5, 2, 3)
+    exported = torch.export.export(gru, (x, None, torch.tensor([5, 2]))).module()
+    for run in (compiled, exported):
+        run(x, None, torch.tensor([5, 0]))
+        for value in (-1, 6):
+            with pytest.raises(errors.LengthError, match=rf"seq_length\[1\]: given {value}, expected 0 <= n <= 5"):
+                run(x, None, torch.tensor([5, value]))
+
+
+@pytest.mark.filterwarnings(
+    r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"
+)  # the exporter's own
+@each_traced
+def test_onnx_has_one_node_a_layer_and_takes_any_t_and_b(spec: RecurrentSpec, ragged: bool, tmp_path: Path) -> None:
+    module, path = spec.build("torch", seed=0).eval(), tmp_path / "layer.onnx"
+    given = arguments(spec, ragged, 5, [5, 0, 2])
+    torch.onnx.export(module, given, path, dynamo=True, verbose=False, dynamic_shapes=shapes(spec, ragged))
+    nodes = [node for node in onnx.load(path).graph.node if node.op_type == spec.kind]
+    assert len(nodes) == spec.num_layers
+    assert all(bool(node.input[4]) == ragged for node in nodes)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    for steps, lengths in ((5, [5, 0, 2]), (7, [0, 3, 7, 1])):
+        given = arguments(spec, ragged, steps, lengths)
+        arrays = [part.numpy() for part in (*flat(given[:2]), given[2]) if part is not None]
+        results = session.run(None, dict(zip(names, arrays, strict=True)))
+        torch.testing.assert_close([torch.from_numpy(array) for array in results], flat(module(*given)))
+
+
+# ---- the choice ----------------------------------------------------------------------------------
+
+REFUSED: dict[str, tuple[RecurrentSpec, dict[str, Any], type[Exception], str]] = {
+    "no such kernel": (
+        GRUSpec(3, 4),
+        {"kernel": "fast"},
+        errors.ArgumentError,
+        "kernel: given 'fast', expected one of 'auto', 'native', 'packed'",
+    ),
+    "half precision": (
+        GRUSpec(3, 4),
+        {"kernel": "packed", "dtype": "bfloat16"},
+        errors.LimitError,
+        "kernel: given 'packed', but it computes in float32 and float64, not in bfloat16; 'auto' takes what there is",
+    ),
+    "a projection": (
+        LSTMSpec(3, 4, proj_size=2),
+        {"kernel": "packed"},
+        errors.LimitError,
+        "it has no proj_size (given 2)",
+    ),
+    "packed, of a variant that it lacks": (
+        STEPPED,
+        {"kernel": "packed"},
+        errors.LimitError,
+        "it has no GRU of reset_after=False",
+    ),
+    "native, of a variant that torch lacks": (
+        STEPPED,
+        {"kernel": "native"},
+        errors.LimitError,
+        "kernel: given 'native', but torch has no GRU of reset_after=False",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())
+def test_a_build_refuses(case: tuple[RecurrentSpec, dict[str, Any], type[Exception], str]) -> None:
+    spec, options, error, words = case
+    with pytest.raises(error) as caught:
+        spec.build("torch", **options)
+    assert words in str(caught.value)
+
+
+def test_a_gpu_has_no_packed_kernel() -> None:
+    with pytest.raises(errors.LimitError, match="it runs on cpu only, not on gpu"):
+        choice.check("packed", GRUSpec(3, 4), "gpu", "float32")
+    assert [kernel.name for kernel in unirnn.explain(GRUSpec(3, 4), "torch", "gpu").kernels] == ["native", "plain"]
+
+
+# torch.func.jvp's own
+of_torch_itself = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+
+@of_torch_itself
+def test_a_call_refuses_what_the_kernel_asked_for_can_not_do() -> None:
+    gru, x = GRUSpec(3, 4).build("torch", seed=0, kernel="packed"), torch.ones(5, 2, 3)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(errors.LimitError, match="built with 'packed', but it knows no autocast"),
+    ):
+        gru(x)
+    with pytest.raises(errors.LimitError, match=r"knows no torch\.func"):
+        torch.func.jvp(lambda x: gru(x)[0], (x,), (x,))
+    with pytest.raises(errors.LimitError, match="not in bfloat16"):
+        gru.bfloat16()(x.bfloat16())
+
+
+@of_torch_itself
+@pytest.mark.parametrize("lengths", [None, [20, 7], torch.tensor([20, 7])], ids=["dense", "ragged", "tensor"])
+def test_auto_leaves_to_native_what_the_packed_kernel_can_not_do(lengths: Any) -> None:
+    auto, native = (GRUSpec(3, 4).build("torch", seed=0, kernel=kernel) for kernel in ("auto", "native"))
+    x = torch.linspace(-1, 1, 120).reshape(20, 2, 3)
+    weights = dict(auto.named_parameters())
+
+    def of(module: nn.Module) -> list[Any]:
+        def total(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+            result: Tensor = torch.func.functional_call(module, weights, (x, None, lengths))[0].square().sum()
+            return result
+
+        with torch.autocast("cpu", torch.bfloat16):
+            found = [module(x, None, lengths)[0]]
+        found += torch.func.grad(total)(weights, x).values()
+        found += torch.func.jvp(lambda x: module(x, None, lengths)[0], (x,), (x,))
+        ad: Any = forward_ad
+        with ad.dual_level():
+            found.append(ad.unpack_dual(module(ad.make_dual(x, x), None, lengths)[0]).tangent)
+        return found
+
+    torch.testing.assert_close(of(auto), of(native), rtol=0, atol=0)
+
+
+def test_per_sample_gradients() -> None:
+    gru = GRUSpec(3, 4).build("torch", seed=0)
+    x = torch.linspace(-1, 1, 180).reshape(3, 20, 1, 3)
+
+    def total(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(gru, weights, (x,))[0].square().sum()
+        return result
+
+    found = torch.func.vmap(torch.func.grad(total), (None, 0))(dict(gru.named_parameters()), x)
+    for k, sample in enumerate(x):
+        gru.zero_grad()
+        gru(sample)[0].square().sum().backward()
+        for name, parameter in gru.named_parameters():
+            torch.testing.assert_close(found[name][k], parameter.grad)
+
+
+@pytest.mark.parametrize("row", [row for row in choice.TABLE if row.kernel in OURS], ids=repr)
+def test_a_row_of_the_table_is_what_a_call_takes(row: choice.Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its bounds its kernel; with a step less, or more rows, that of another row, or native."""
+    monkeypatch.setattr("unirnn.kernels.layers._is_installed", lambda package: row.kernel == "numba")
+    batch_size = max(16, row.width // 8, (row.widest or 0) // 8)
+    spec: RecurrentSpec = {"RNN": RNNSpec, "GRU": GRUSpec, "LSTM": LSTMSpec}[row.cell](1, 8)
+    taken: list[str] = []
+
+    layer = operators.layer
+
+    def record(*given: Any, kernel: str) -> Any:
+        taken.append(kernel)
+        return layer(*given, kernel=kernel)
+
+    monkeypatch.setattr(operators, "layer", record)
+    module = spec.build("torch", dtype=row.dtypes[0], seed=0)
+    beyond = [(row.steps - 1, batch_size)]
+    if row.widest is not None:
+        beyond.append((row.steps, batch_size + 1))
+    for steps, rows in ((row.steps, batch_size), *beyond):
+        x = torch.zeros(steps, rows + row.lengths, 1, dtype=module.weight_ih_l0.dtype)
+        lengths = None
+        if row.lengths:  # what is empty does not count
+            lengths = torch.full((rows + 1,), int(row.fill * steps))
+            lengths[0], lengths[1], lengths[2] = steps, 0, 1
+        with torch.set_grad_enabled(row.gradients):
+            module(x, None, lengths)
+    assert taken[:1] == [row.kernel]
+    assert row.kernel not in taken[1:]
+
+
+@each_of_ours
+@each_kind
+def test_all_that_the_backward_pass_needs_goes_through_autograd(kind: str, kernel: str) -> None:
+    """So it may be taken away and brought back, computed again, traced, and asked for several times at once."""
+    module = spec_of(kind, 3, 4, 2, bidirectional=True).build("torch", dtype="float64", seed=0, kernel=kernel)
+    x, _, ns = batch(module.spec, 7, [7, 0, 4], dtype=torch.float64)
+    x.requires_grad_()
+    expected = gradients(module(x, None, ns), module, x)
+
+    kept: list[Tensor] = []
+
+    def away(tensor: Tensor) -> int:
+        kept.append(tensor.detach().clone())
+        return len(kept) - 1
+
+    with torch.autograd.graph.saved_tensors_hooks(away, kept.__getitem__):
+        result = module(x, None, ns)
+    steps = sum(t.shape[0] == x.shape[0] * x.shape[1] for t in kept)
+    assert steps == 2 * 2 * 2  # layers, directions, and what is kept of each
+    torch.testing.assert_close(gradients(result, module, x), expected)
+
+    again = checkpoint(module, x, None, ns, use_reentrant=False)
+    torch.testing.assert_close(gradients(again, module, x), expected)
+    output = module(x, None, ns)[0]
+    directions = torch.stack([torch.ones_like(output), 2 * output.detach()])
+    (batched,) = torch.autograd.grad(output, x, directions, is_grads_batched=True)
+    single = module(x, None, ns)[0]
+    torch.testing.assert_close(batched[1], torch.autograd.grad(single.square().sum(), x)[0])
+    graph = make_fx(lambda x: module(x, None, [7, 0, 4])[0])(x.detach())
+    torch.testing.assert_close(graph(x.detach() * 2), module(x * 2, None, ns)[0])
+    dense = x.detach().nan_to_num().requires_grad_()
+    output, _ = module(dense)
+    with torch.no_grad():
+        results = flat(module(dense))
+    output.sum().backward()
+    weights = list(module.parameters())
+    # Whoever shards a model resizes its memory.
+    for tensor in (dense, output, *results, *weights):
+        assert tensor.untyped_storage().resizable()
+    for leaf in (dense, *weights):
+        assert leaf.grad is not None
+        assert leaf.grad.untyped_storage().resizable()
+
+
+@pytest.mark.parametrize("kernel", ["packed", "numba", "native"])
+@pytest.mark.parametrize("ns", [None, torch.tensor([7, 0, 4])])
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_an_operator_returns_can_be_resized(
+    count: int, ns: Tensor | None, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several_threads(monkeypatch, count)
+    gru = GRUSpec(3, 4).build("torch", seed=0)
+    given = (torch.randn(7, 3, 3), ns, torch.zeros(3, 4), *(w.detach() for w in gru.parameters()), False, kernel)
+    results = torch.ops.unirnn.gru(*given, True)
+    gradients = torch.ops.unirnn.gru_backward(*given, *results[2:], results[0], results[1], True, True)
+    for tensor in (*results[:2], *gradients):
+        assert tensor.untyped_storage().resizable()
+
+
+@pytest.mark.parametrize("before", OURS)
+@pytest.mark.parametrize("after", OURS)
+@each_kind
+def test_a_backward_pass_goes_back_as_the_forward_pass_went(
+    kind: str, after: str, before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many threads there are by then, and whatever the table says of them."""
+    module = spec_of(kind, 3, 4).build("torch", seed=0)
+    assert isinstance(module, Recurrent)
+    x, hx, ns = batch(module.spec, 7, [7, 0, 4, 1, 7])
+    x.requires_grad_()
+
+    def run(kernel: str) -> Any:
+        weights = plain.Weights(*module.parameters())
+        return operators.layer(module.mode, x, ns, hx if isinstance(hx, tuple) else (hx,), [weights], kernel=kernel)
+
+    expected = gradients(run("packed"), module, x)
+    several_threads(monkeypatch, 3)
+    monkeypatch.setattr(choice, "fastest", lambda *_, **__: before)
+    result = run("auto")
+    several_threads(monkeypatch, 2)
+    monkeypatch.setattr(choice, "fastest", lambda *_, **__: after)
+    torch.testing.assert_close(gradients(result, module, x), expected)
+
+
+@each_operator
+@each_kind
+@pytest.mark.parametrize("ns", [None, [7, 0, 4]])
+def test_a_traced_step_of_training_runs_where_gradients_are_recorded(
+    kind: str, kernel: str, ns: list[int] | None
+) -> None:
+    module = spec_of(kind, 3, 4, 2, bidirectional=True).build("torch", dtype="float64", seed=0, kernel=kernel)
+    inputs = torch.randn(7, 3, 3, dtype=torch.float64, requires_grad=True), *module.parameters()
+
+    def step(x: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(module(x, None, ns)[0].square().sum(), (x, *inputs[1:]))
+
+    traced = make_fx(step)(inputs[0].detach().clone().requires_grad_())
+    torch.testing.assert_close(traced(inputs[0]), step(inputs[0]))
+
+
+@each_of_ours
+@each_kind
+def test_an_infinity_is_no_warning(kind: str, kernel: str) -> None:
+    module = spec_of(kind, 3, 4).build("torch", seed=0, kernel=kernel)
+    output, _ = module(torch.full((5, 2, 3), torch.inf), None, [5, 2])
+    output.sum().backward()
+    assert module.weight_hh_l0.grad is not None
+
+
+@each_of_ours
+def test_what_the_backward_pass_reads_must_not_be_changed(kernel: str) -> None:
+    gru = GRUSpec(3, 4).build("torch", seed=0, kernel=kernel)
+    x = torch.ones(20, 2, 3)
+    output, _ = gru(x)
+    x += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_a_dense_call_without_gradients_gives_torchs_own_bits() -> None:
+    native = nn.GRU(3, 4, 2, bidirectional=True)
+    gru = GRUSpec(3, 4, 2, bidirectional=True).build("torch")
+    gru.load_state_dict(native.state_dict())
+    x = torch.linspace(-1, 1, 360).reshape(40, 3, 3)
+    with torch.no_grad():
+        assert torch.equal(gru(x)[0], native(x)[0])
+        output, h_n = gru(x, seq_length=[30, 30, 30])  # as good as dense
+        expected, h = native(x[:30])
+        assert torch.equal(output[:30], expected)
+        assert torch.equal(h_n, h)
+        assert (output[30:] == 0).all()
+
+
+def test_a_packed_sequence_goes_through_the_packed_kernel() -> None:
+    spec = GRUSpec(3, 4, 2, bidirectional=True, batch_first=True)
+    gru, native = (spec.build("torch", seed=0, kernel=kernel) for kernel in ("packed", "native"))
+    x, hx, _ = batch(spec, 5, [5, 5, 5])
+    sequence = pack_padded_sequence(x, torch.tensor([2, 5, 1]), True, enforce_sorted=False)
+    results = []
+    for module in (gru, native):
+        output, h_n = module(sequence, hx)
+        assert torch.equal(output.batch_sizes, sequence.batch_sizes)
+        results.append((pad_packed_sequence(output, True)[0], h_n))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_copies_keep_the_kernel() -> None:
+    gru = GRUSpec(3, 4).build("torch", seed=0, kernel="packed")
+    for copied in (copy.deepcopy(gru), pickle.loads(pickle.dumps(gru))):
+        assert copied.kernel == "packed"
+
+
+@pytest.mark.parametrize("numba", [False, True])
+def test_explain_says_when_which_kernel_is_taken(numba: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unirnn.kernels.layers._is_installed", lambda package: numba)
+    told = unirnn.explain(GRUSpec(3, 4), "torch")
+    compiled = [
+        "  kernel numba: training (T >= 16, B*H <= 8192 a thread); "
+        "training with lengths (T >= 12, B*H <= 8192 a thread); "
+        "training with lengths (T >= 12, B*H <= 16384 a thread, up to 70% valid); "
+        "inference (T >= 64, B*H <= 2048 a thread); inference with lengths (T >= 32, B*H <= 4096 a thread); "
+        "inference with lengths (T >= 32, B*H <= 16384 a thread, up to 70% valid)",
+    ]
+    assert str(told).splitlines() == [
+        "GRUSpec(3, 4) on torch, cpu, float32: no limits",
+        *(compiled if numba else []),
+        f"  kernel packed: {'else if ' * numba}compiled or exported; training (T >= 16); "
+        "training with lengths (T >= 12); inference with lengths (T >= 16, B*H >= 8192)",
+        "  kernel native: else",
+        "  kernel plain: by name only",
+    ]
+    assert str(unirnn.explain(LSTMSpec(3, 4, proj_size=2), "torch").kernels[0]) == "kernel native: always"
+    assert "step by step" in str(unirnn.explain(STEPPED, "torch"))
+    assert "kernel" not in str(unirnn.explain(GRUSpec(3, 4), "array_api"))
+
+
+def test_without_numba_nobody_looks_for_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unirnn.kernels.layers._is_installed", lambda package: False)
+    monkeypatch.setattr(threads, "_blas", lambda: pytest.fail("looked for BLAS"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 9)
+    for spec in (GRUSpec(1, 512), LSTMSpec(1, 512)):
+        output, _ = spec.build("torch", seed=0)(torch.zeros(40, 32, 1), None, [40] * 31 + [1])
+        output.sum().backward()
+
+
+@pytest.mark.parametrize("spec", [GRUSpec(3, 4, 2, bidirectional=True, batch_first=True), RNNSpec(3, 4)])
+def test_the_plain_kernel_by_name(spec: RecurrentSpec) -> None:
+    plain, native = (spec.build("torch", seed=0, kernel=kernel) for kernel in ("plain", "native"))
+    x, _, _ = batch(spec, 5, [5, 5, 5])
+    sequence = pack_padded_sequence(x, torch.tensor([2, 5, 1]), spec.batch_first, enforce_sorted=False)
+    for arguments in ((x,), (x, None, [5, 0, 2])):
+        torch.testing.assert_close(plain(*arguments), native(*arguments))
+    torch.testing.assert_close(plain(sequence)[0].data, native(sequence)[0].data)
+
+
+def test_the_default_device_decides_nothing() -> None:
+    gru = GRUSpec(3, 8).build("torch", seed=0)
+    x = torch.randn(20, 5, 3)
+    sequence = pack_padded_sequence(x, torch.tensor([20, 3, 1, 7, 7]), enforce_sorted=False)
+    with torch.device("meta"):
+        other = GRUSpec(3, 8).build("torch", seed=0, device="cpu")
+        unirnn.load_weights(other, unirnn.snapshot(gru))
+        assert torch.equal(other.weight_hh_l0, gru.weight_hh_l0)
+        gru(sequence)
+        gru(x, None, [20, 3, 0, 7, 7])
+        with torch.no_grad():
+            gru(x, None, [20, 3, 0, 7, 7])
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        RNNSpec(3, 4, nonlinearity="relu"),
+        GRUSpec(3, 4, 2, bidirectional=True),
+        LSTMSpec(3, 4, batch_first=True),
+        LSTMSpec(3, 4, proj_size=2),
+        STEPPED,
+    ],
+)
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_device_is_never_waited_for(spec: RecurrentSpec, grad: bool) -> None:
+    # Here is no GPU. A tensor on meta has no values, so to look at one, which waits for a GPU, raises.
+    module = spec.build("torch").to("meta")
+    x = torch.empty(5, 5, 3, device="meta", requires_grad=True)
+    with torch.set_grad_enabled(grad):
+        for arguments in ((x,), (x, None, [1, 0, 3, 3, 5])):
+            output, _ = module(*arguments)
+            assert (output.shape, output.device) == ((5, 5, spec.output_size * spec.num_directions), x.device)
+            if grad:
+                x.grad = None
+                output.sum().backward()
+                assert x.grad is not None
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # they are read, to be checked
+        module(x, None, torch.empty(5, dtype=torch.int64, device="meta"))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_compiled_transform_is_native() -> None:
+    gru = GRUSpec(3, 8).build("torch", seed=0)
+    x = torch.randn(20, 5, 3)
+
+    def gradient(x: Tensor) -> Tensor:
+        found: Tensor = torch.func.grad(lambda x: gru(x)[0].sum())(x)
+        return found
+
+    torch.compiler.reset()
+    torch.testing.assert_close(torch.compile(gradient, backend="aot_eager")(x), gradient(x))
+    torch.compiler.reset()  # else what it has given up on here it does not try elsewhere
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
+@pytest.mark.filterwarnings("ignore:Converting a tensor to a Python")
+@pytest.mark.parametrize("training", [True, False])
+def test_torch_jit_traces_what_it_can_check(training: bool) -> None:
+    gru = GRUSpec(3, 8).build("torch", seed=0).train(training)
+    x = torch.randn(20, 5, 3)
+    traced: Any = torch.jit.trace(gru, (x,))  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(traced(x), gru(x))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_shapes_without_numbers(grad: bool) -> None:
+    with FakeTensorMode(), torch.set_grad_enabled(grad):
+        output, h_n = GRUSpec(3, 8).build("torch", seed=0)(torch.randn(20, 5, 3), None, [1, 2, 0, 20, 3])
+    assert (output.shape, h_n.shape) == ((20, 5, 8), (1, 5, 8))

@@ -1,0 +1,139 @@
+"""Snapshots of torch's own layers, and writing into them."""
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import unirnn
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors
+from unirnn.contract import weights as _weights
+
+LAYERS: dict[str, tuple[RecurrentSpec, Any, dict[str, Any]]] = {
+    "RNN": (RNNSpec(3, 4, bidirectional=True), torch.nn.RNN, {"bidirectional": True}),
+    "relu RNN": (RNNSpec(3, 4, nonlinearity="relu"), torch.nn.RNN, {"nonlinearity": "relu"}),
+    "GRU": (
+        GRUSpec(3, 4, 3, dropout=0.5, batch_first=True),
+        torch.nn.GRU,
+        {"num_layers": 3, "dropout": 0.5, "batch_first": True},
+    ),
+    "LSTM": (LSTMSpec(3, 4, 2, bias=False), torch.nn.LSTM, {"num_layers": 2, "bias": False}),
+    "LSTM with a projection": (LSTMSpec(3, 4, proj_size=2), torch.nn.LSTM, {"proj_size": 2}),
+}
+each_layer = pytest.mark.parametrize(("spec", "kind", "options"), LAYERS.values(), ids=LAYERS.keys())
+
+
+@each_layer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+def test_a_layer_of_torch(spec: RecurrentSpec, kind: Any, options: dict[str, Any], dtype: torch.dtype) -> None:
+    native = kind(3, 4, **options, dtype=dtype).eval()
+    taken = unirnn.snapshot(native)
+    assert taken.spec == spec
+    assert taken == unirnn.Snapshot(spec, {name: p.detach().numpy() for name, p in native.named_parameters()})
+    x = torch.randn(5, 2, 3, dtype=dtype)
+    torch.testing.assert_close(taken.build("torch").eval()(x)[0], native(x)[0], rtol=0, atol=0)
+
+    other = kind(3, 4, **options, dtype=dtype).eval()
+    unirnn.load_weights(other, taken)
+    torch.testing.assert_close(other(x)[0], native(x)[0], rtol=0, atol=0)
+    assert all(isinstance(weight, torch.nn.Parameter) for weight in other.all_weights[0])
+
+
+def test_no_other_framework_is_imported() -> None:
+    program = """
+import sys, torch, unirnn
+before = set(sys.modules)
+unirnn.load_weights(torch.nn.GRU(3, 4), unirnn.snapshot(torch.nn.GRU(3, 4)))
+others = {"mindspore", "keras", "flax", "jax", "onnx", "onnxruntime", "unirnn_mindspore", "unirnn_onnxruntime"}
+print(sorted(others & (set(sys.modules) - before)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_state_dict_as_it_is() -> None:
+    model = torch.nn.ModuleDict({"encoder": torch.nn.GRU(3, 4), "head": torch.nn.Linear(4, 2)})
+    expected = unirnn.snapshot(model["encoder"])
+    assert unirnn.snapshot(model.state_dict()) == expected
+    assert unirnn.snapshot(dict(model.named_parameters()), prefix="encoder.") == expected
+    narrow = unirnn.snapshot(model.to(torch.bfloat16).state_dict())
+    for name, array in narrow.weights.items():
+        np.testing.assert_allclose(array, expected.weights[name], rtol=2**-8)
+
+
+def test_a_list_of_layers_is_a_stack() -> None:
+    layers = [torch.nn.GRU(3, 4, bidirectional=True), torch.nn.GRU(8, 4, bidirectional=True)]
+    x = torch.randn(5, 2, 3)
+    output, _ = unirnn.snapshot(layers).build("torch")(x)
+    torch.testing.assert_close(output, layers[1](layers[0](x)[0])[0])
+
+
+def test_a_module_that_is_no_layer() -> None:
+    with pytest.raises(errors.ArgumentError, match=r"obj: given torch\.nn\.modules\.linear\.Linear, expected a module"):
+        unirnn.snapshot(torch.nn.Linear(3, 4))
+
+
+def test_a_parametrization_is_not_written_to() -> None:
+    native = torch.nn.utils.parametrizations.weight_norm(torch.nn.GRU(3, 4), "weight_hh_l0")
+    taken = unirnn.snapshot(native)
+    with pytest.raises(errors.ArgumentError, match="its weight_hh_l0 is a parametrization's; remove that first"):
+        unirnn.load_weights(native, unirnn.snapshot(torch.nn.GRU(3, 4)))
+    assert unirnn.snapshot(native) == taken
+
+
+@pytest.mark.parametrize("module", [torch.nn.GRU(3, 4), GRUSpec(3, 4).build("torch")], ids=["native", "built"])
+def test_bfloat16_is_not_rounded_in_silence(module: torch.nn.Module) -> None:
+    module = module.to(torch.bfloat16)
+    before = unirnn.snapshot(module)
+    wide = unirnn.Snapshot(GRUSpec(3, 4), _weights.draw(GRUSpec(3, 4), 0)).cast("float32")
+    with pytest.raises(errors.DTypeError, match="it is of bfloat16, which can't hold weight_ih_l0 without rounding"):
+        unirnn.load_weights(module, wide)
+    assert unirnn.snapshot(module) == before
+    unirnn.load_weights(module, unirnn.snapshot(wide.build("torch", dtype="bfloat16")))
+    assert unirnn.snapshot(module) != before
+
+
+def test_weights_that_are_shared_are_not_half_written() -> None:
+    native = torch.nn.GRU(4, 4, 2)
+    native.weight_hh_l1 = native.weight_hh_l0
+    before = unirnn.snapshot(native)
+    with pytest.raises(errors.ArgumentError, match="it shares a weight between layers or directions"):
+        unirnn.load_weights(native, unirnn.snapshot(torch.nn.GRU(4, 4, 2)))
+    assert unirnn.snapshot(native) == before
+
+
+def test_weights_without_numbers() -> None:
+    with pytest.raises(errors.ArgumentError, match="its weight_ih_l0 is on the device 'meta', without numbers"):
+        unirnn.snapshot(torch.nn.GRU(3, 4, device="meta"))
+
+
+@pytest.mark.filterwarnings("ignore:`?torch.nn.utils.weight_norm`? is deprecated:FutureWarning")
+def test_weights_that_a_hook_will_compute() -> None:
+    native = torch.nn.utils.weight_norm(torch.nn.GRU(3, 4), "weight_hh_l0")
+    with pytest.raises(errors.ArgumentError, match="weight_norm last computed; call remove_weight"):
+        unirnn.snapshot(native)
+
+
+def test_a_wrapped_layer_is_asked_for() -> None:
+    with pytest.raises(errors.ArgumentError, match=r"or a list of layers, or what it wraps, its \.module"):
+        unirnn.snapshot(torch.nn.DataParallel(torch.nn.GRU(3, 4)))
+
+
+def test_an_optimizer_and_a_compiled_module_see_what_is_written() -> None:
+    native, taken = torch.nn.GRU(3, 4), unirnn.snapshot(torch.nn.GRU(3, 4))
+    optimizer = torch.optim.SGD(native.parameters(), lr=0.0)
+    module = taken.build("torch")
+    compiled: Any = torch.compile(module, backend="eager", fullgraph=True)
+    x = torch.randn(5, 2, 3)
+    compiled(x)
+    other = unirnn.snapshot(torch.nn.GRU(3, 4))
+    for layer in (native, module):
+        unirnn.load_weights(layer, other)
+    torch.testing.assert_close(compiled(x)[0], native(x)[0], rtol=0, atol=1e-6)
+    held = optimizer.param_groups[0]["params"]
+    assert all(one is another for one, another in zip(held, native.parameters(), strict=True))
+    torch.compiler.reset()

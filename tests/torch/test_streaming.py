@@ -1,0 +1,79 @@
+"""Truncated backpropagation through time in torch: `unirnn.detach` cuts, exactly, and nothing else does."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import unirnn
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
+
+SPECS: list[RecurrentSpec] = [
+    RNNSpec(3, 4, 2, nonlinearity="relu"),
+    GRUSpec(3, 4, 2, batch_first=True),
+    GRUSpec(3, 4, 2, reset_after=False),
+    LSTMSpec(3, 4, 2),
+    LSTMSpec(3, 4, proj_size=2),
+]
+pytestmark = [
+    # torch's own word about its own computation
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning"),
+    pytest.mark.parametrize("spec", SPECS, ids=repr),
+]
+LENGTHS = [[3, 2, 0], [3, 0, 0]]
+
+
+def chunk(seed: int) -> Tensor:
+    """Three steps of three sequences."""
+    return torch.randn(3, 3, 3, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+
+
+@pytest.mark.parametrize("lengths", [[None, None], LENGTHS], ids=["dense", "ragged"])
+def test_the_second_chunks_loss_reaches_the_first_chunk_unless_cut(spec: RecurrentSpec, lengths: list[Any]) -> None:
+    module = spec.build("torch", seed=0)
+    gradients = []
+    for cut in (unirnn.detach, lambda state: state):
+        first, second = chunk(0), chunk(1)
+        _, state = module(first, seq_length=lengths[0])
+        output, _ = module(second, cut(state), lengths[1])
+        loss = output.square().sum()
+        d_first, d_second = torch.autograd.grad(loss, (first, second), materialize_grads=True)
+        assert d_second.abs().max() > 0
+        gradients.append((d_first.abs().max().item(), d_second))
+    assert gradients[0][0] == 0
+    assert gradients[1][0] > 1e-3
+    torch.testing.assert_close(gradients[0][1], gradients[1][1], rtol=0, atol=0)
+
+
+def test_a_loop_over_chunks_needs_the_cut(spec: RecurrentSpec) -> None:
+    module = spec.build("torch", seed=0)
+
+    def train(cut: Any) -> None:
+        state = None
+        for seed in range(3):
+            output, state = module(chunk(seed), state)
+            output.square().sum().backward()
+            state = cut(state)
+
+    train(unirnn.detach)
+    with pytest.raises(RuntimeError, match="Trying to backward through the graph a second time"):
+        train(lambda state: state)
+
+
+def test_a_compiled_function_says_detach_in_torchs_word(spec: RecurrentSpec) -> None:
+    module = spec.build("torch", seed=0)
+
+    def loss(first: Tensor, second: Tensor) -> Tensor:
+        _, state = module(first)
+        state = tuple(part.detach() for part in state) if isinstance(state, tuple) else state.detach()
+        result: Tensor = module(second, state)[0].square().sum()
+        return result
+
+    torch.compiler.reset()
+    first, second = chunk(0), chunk(1)
+    compiled: Any = torch.compile(loss, fullgraph=True, backend="eager")
+    compiled(first, second).backward()
+    assert first.grad is None
+    assert second.grad is not None
+    assert second.grad.abs().max() > 0

@@ -1,0 +1,175 @@
+"""What a backend is: the one interface between the core and a framework.
+
+A backend is an instance of a subclass of `Backend`, named by an entry point of the group ``unirnn.backends``. It builds
+native modules. Everything before that (names, validation, weights, devices) and around it (snapshots, parity, the
+conformance suite) is the core's, and works on NumPy arrays.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from numpy.typing import NDArray
+
+from unirnn.devices import Device
+from unirnn.errors import ArgumentError, LimitError
+from unirnn.specs import Spec
+
+from .limits import Kernel, Limit, Support
+
+__all__ = ["Arrays", "Backend", "leaves", "with_leaves"]
+
+Array = NDArray[Any]
+Arrays = Mapping[str, Array]
+
+
+class Backend(ABC):
+    """The members of a backend; those that are not abstract may be left as they are.
+
+    What it builds is called as ``module(input, hx=None, seq_length=None, **aliases)``, has its ``spec``, and switches
+    dropout by ``train()`` or ``set_train()``, whichever is native.
+    """
+
+    name: ClassVar[str]
+    """The entry point's name."""
+    support: ClassVar[Support]
+    """What it can compute at all, on any device."""
+
+    @abstractmethod
+    def version(self) -> str:
+        """The framework's name and version."""
+
+    @abstractmethod
+    def devices(self) -> tuple[Device, ...]:
+        """The devices that are present; where there are several of a kind, each by its index."""
+
+    @abstractmethod
+    def default_device(self) -> Device:
+        """The device of a build that names none."""
+
+    def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
+        """What it can't do, or does differently, for this spec there, besides what `support` says.
+
+        The device need not be present.
+        """
+        return ()
+
+    def kernels(self, spec: Spec, device: Device, dtype: str) -> Iterable[Kernel]:
+        """The kernels that it has for this spec there, and when it takes which; none if there is only one way."""
+        return ()
+
+    @abstractmethod
+    def build(
+        self,
+        spec: Any,
+        *,
+        device: Device,
+        dtype: str,
+        weights: Arrays | None,
+        seed: int | None,
+        **options: Any,
+    ) -> Any:
+        """Make a module.
+
+        Parameters
+        ----------
+        spec
+            What to build, which `support` and `limits` do not refuse.
+        device, dtype
+            Where, and in which dtype.
+        weights
+            Checked, of any dtype; to be copied. None: draw them by the framework's own seed rules.
+        seed
+            For what is random besides the weights (dropout), where the framework has no generator of its own.
+        **options
+            Arguments of `Spec.build` that only this backend has.
+        """
+
+    @abstractmethod
+    def read(self, module: Any) -> tuple[Any, dict[str, Array]] | None:
+        """Spec and weights of a module that it built, or of its framework's own layer; None of anything else.
+
+        The caller copies.
+        """
+
+    @abstractmethod
+    def write(self, module: Any, weights: Arrays) -> None:
+        """Replace the weights of a module that `read` reads, in place: all of them, or none and an error.
+
+        They fit the module's spec, and its dtype holds them, unless it is bfloat16, which NumPy lacks.
+        """
+
+    def read_file(self, path: str) -> dict[str, Array]:
+        """The floating arrays of a checkpoint of the framework, by name; nothing in the file is executed."""
+        raise LimitError(f"{self.name} has no checkpoints that unirnn reads")
+
+    @abstractmethod
+    def from_numpy(self, array: Array, module: Any) -> Any:
+        """An array as the module takes it: of its framework, on its device, of the array's own dtype.
+
+        NumPy lacks bfloat16: for a module of that dtype, floats become bfloat16.
+        """
+
+    @abstractmethod
+    def to_numpy(self, array: Any) -> Array:
+        """An array of the framework as a NumPy array."""
+
+    @abstractmethod
+    def detach(self, array: Any) -> Any | None:
+        """An array of its framework cut off from what computed it; None if it is of another framework."""
+
+    def gradients(self, module: Any, arguments: Mapping[str, Any], cotangents: Sequence[Array]) -> dict[str, Array]:
+        """Gradients of ``sum((result * cotangent).sum() for ...)`` over the results of ``module(**arguments)``.
+
+        They are those of the framework's own autodiff.
+
+        Parameters
+        ----------
+        module
+            What was built.
+        arguments
+            NumPy arrays, or tuples of them, by the names of the call's arguments.
+        cotangents
+            One for each array that the call returns, in that order, also within tuples.
+
+        Returns
+        -------
+        dict
+            The gradient of each array of floats among the arguments, by its name, and of each weight. The parts of a
+            tuple are named ``hx[0]``, ``hx[1]``.
+        """
+        raise ArgumentError(f"{self.name} has no gradients; those of another backend have to be taken")
+
+
+def leaves(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays among arguments or results, those of tuples by ``name[0]``, ``name[1]``; None is left out.
+
+    Examples
+    --------
+    >>> leaves({"input": 1, "hx": (2, 3), "seq_length": None})
+    {'input': 1, 'hx[0]': 2, 'hx[1]': 3}
+    """
+    found: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if isinstance(value, (tuple, list)):
+            found |= leaves({f"{name}[{k}]": part for k, part in enumerate(value)})
+        elif value is not None:
+            found[name] = value
+    return found
+
+
+def with_leaves(arguments: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The same arguments with other arrays, by the names of `leaves`.
+
+    Examples
+    --------
+    >>> with_leaves({"input": 1, "hx": (2, 3)}, {"input": 10, "hx[0]": 20, "hx[1]": 30})
+    {'input': 10, 'hx': (20, 30)}
+    """
+
+    def put(name: str, value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return tuple(put(f"{name}[{k}]", part) for k, part in enumerate(value))
+        return arrays.get(name)
+
+    return {name: put(name, value) for name, value in arguments.items()}

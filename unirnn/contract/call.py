@@ -1,0 +1,295 @@
+"""The call: understand its arguments, and refuse what is wrong before any work is done.
+
+Every backend's module takes ``(input, hx=None, seq_length=None)``, and every backend checks it here, so that
+the same mistake raises the same exception with the same words everywhere. Nothing here touches an array's
+contents but `lengths`, which holds the rule for ``seq_length``:
+
+- one integer for each sequence, in any order: ``0 <= n <= T``; for an unbatched input, one integer;
+- from step n on the output is exactly 0, in both directions and every layer;
+- the forward final state is the state after step n-1; the reverse direction starts at step n-1, and its
+  final state is the one after step 0; **for n = 0 both are the initial state**;
+- the output keeps its T steps, whatever the longest n is;
+- padding has no influence: what stands in steps t >= n changes no output, no state and no gradient.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirnn.devices import DTYPES, plain_name
+from unirnn.errors import ArgumentError, DTypeError, LengthError, ShapeError
+from unirnn.specs import RecurrentSpec
+from unirnn.specs import arguments as names
+
+__all__ = [
+    "Sizes",
+    "bind",
+    "check",
+    "check_arrays",
+    "check_lengths",
+    "join_state",
+    "lengths",
+    "state_parts",
+]
+
+
+class Sizes(NamedTuple):
+    """T and B of a call; B is None for an unbatched input."""
+
+    steps: int
+    batch_size: int | None
+
+
+def bind(spec: RecurrentSpec, input: Any, hx: Any, seq_length: Any, aliases: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """Resolve the spellings of a call's arguments.
+
+    Parameters
+    ----------
+    spec
+        The module's spec.
+    input, hx, seq_length
+        As given under unirnn's names; None where not given.
+    aliases
+        The other keyword arguments: ``x``, ``h_0``, or a mistake.
+
+    Returns
+    -------
+    tuple
+        ``(input, hx, seq_length)``.
+
+    Raises
+    ------
+    ArgumentError
+        If a name is unknown, given twice, or ``input`` is missing.
+    """
+    if aliases:
+        named = {"input": input, "hx": hx, "seq_length": seq_length}
+        given = tuple(name for name, value in named.items() if value is not None)
+        named.update(names.canonical(spec.kind, "call", aliases, already=given))
+        input, hx, seq_length = named["input"], named["hx"], named["seq_length"]
+    if input is None:
+        raise ArgumentError(f"{spec.kind}: input is missing; call it as module(input, hx=None, seq_length=None)")
+    return input, hx, seq_length
+
+
+def state_parts(spec: RecurrentSpec, hx: Any) -> tuple[Any, ...] | None:
+    """The initial state as a tuple: ``(h_0,)``, or ``(h_0, c_0)`` for LSTM; None if not given.
+
+    Raises
+    ------
+    ArgumentError
+        If an LSTM's state is not a pair, or another cell's is not one array.
+    """
+    if hx is None:
+        return None
+    if len(spec.states) == 1:
+        if isinstance(hx, (tuple, list)):
+            raise ArgumentError(f"hx: given a {type(hx).__name__} of {len(hx)}, expected one array h_0 for {spec.kind}")
+        return (hx,)
+    if not isinstance(hx, (tuple, list)):
+        raise ArgumentError(f"hx: given one {type(hx).__name__}, expected a pair (h_0, c_0) for {spec.kind}")
+    if len(hx) != 2:
+        raise ArgumentError(f"hx: given a {type(hx).__name__} of {len(hx)}, expected a pair (h_0, c_0) for {spec.kind}")
+    return tuple(hx)
+
+
+def join_state(parts: Sequence[Any]) -> Any:
+    """The inverse of `state_parts`: one array, or an LSTM's pair."""
+    return parts[0] if len(parts) == 1 else tuple(parts)
+
+
+def check(
+    spec: RecurrentSpec,
+    array_type: type[Any],
+    dtype: Any,
+    input: Any,
+    state: tuple[Any, ...] | None,
+    *,
+    shape: tuple[int, ...] | None = None,
+) -> Sizes:
+    """Check input and state: that they are arrays of the framework, then their shapes and dtypes.
+
+    Parameters
+    ----------
+    spec
+        The module's spec.
+    array_type
+        The framework's class of an array.
+    dtype
+        The module's own, a name or the framework's object; None: any floating dtype, each its own.
+    input, state
+        What `bind` and `state_parts` gave.
+    shape
+        What counts as the input's shape, where that is not its own.
+
+    Returns
+    -------
+    Sizes
+        T and B.
+
+    Raises
+    ------
+    ArgumentError
+        If one is no array of the framework.
+    ShapeError, DTypeError
+        As `check_arrays`.
+    """
+    found: list[tuple[tuple[int, ...], Any]] = []
+    for array in (input, *(state or ())):
+        if not isinstance(array, array_type):
+            name = ("input", *(f"{part}_0" for part in spec.states))[len(found)]
+            raise ArgumentError(f"{name}: given {_type_name(type(array))}, expected a {_type_name(array_type)}")
+        found.append((tuple(array.shape), array.dtype))
+    if shape is not None:
+        found[0] = (shape, input.dtype)
+    return check_arrays(spec, dtype, found[0], found[1:])
+
+
+def _type_name(kind: type) -> str:
+    """``list``, ``torch.Tensor``."""
+    package = kind.__module__.partition(".")[0]
+    return kind.__name__ if package == "builtins" else f"{package}.{kind.__name__}"
+
+
+def check_arrays(
+    spec: RecurrentSpec,
+    dtype: Any,
+    input: tuple[tuple[int, ...], Any],
+    hx: Sequence[tuple[tuple[int, ...], Any]] | None,
+) -> Sizes:
+    """Check shapes and dtypes of input and state.
+
+    Parameters
+    ----------
+    spec
+        The module's spec.
+    dtype
+        The dtype that the arrays must have, the module's own; None: any floating dtype, each its own.
+    input, hx
+        Shape and dtype of each array, dtypes as names or the framework's objects.
+
+    Returns
+    -------
+    Sizes
+        T and B.
+
+    Raises
+    ------
+    ShapeError
+        If a rank or a size is wrong.
+    DTypeError
+        If a dtype is not the module's.
+    """
+    shape, given = input
+    if len(shape) not in (2, 3):
+        layout = "(B, T, I)" if spec.batch_first else "(T, B, I)"
+        raise ShapeError(f"input: given shape {shape}, expected {layout}, or (T, I) when unbatched")
+    if shape[-1] != spec.input_size:
+        raise ShapeError(f"input: given shape {shape}, expected {spec.input_size} (input_size) on the last axis")
+    batched = len(shape) == 3
+    steps = shape[1 if batched and spec.batch_first else 0]
+    batch_size = shape[0 if spec.batch_first else 1] if batched else None
+    if steps == 0:
+        raise ShapeError(f"input: given shape {shape}, expected at least one time step")
+    if not _fits(given, dtype):
+        name = plain_name(given)
+        advice = f", or build with dtype={name!r}" if name in DTYPES else ""
+        raise DTypeError(
+            f"input: given dtype {name}, expected {_wanted(dtype)}, the module's own; cast the input{advice}"
+        )
+    if hx:
+        shapes = spec.state_shapes(batch_size)
+        for (name, expected), (state_shape, state_dtype) in zip(shapes.items(), hx, strict=False):
+            if state_shape != expected:
+                raise ShapeError(
+                    f"{name}_0: given shape {state_shape}, expected {expected}, "
+                    + ("(L*D, B, H) whatever batch_first says" if batched else "(L*D, H) for an unbatched input")
+                )
+            if not _fits(state_dtype, dtype):
+                raise DTypeError(
+                    f"{name}_0: given dtype {plain_name(state_dtype)}, expected {_wanted(dtype)}, the input's"
+                )
+    return Sizes(steps, batch_size)
+
+
+def _fits(given: Any, dtype: Any) -> bool:
+    if dtype is None:
+        return plain_name(given) in DTYPES
+    # Objects of one framework need no names, which cost as much as the rest of a short call.
+    return bool(given == dtype) or plain_name(given) == plain_name(dtype)
+
+
+def _wanted(dtype: Any) -> str:
+    return "a floating one" if dtype is None else plain_name(dtype)
+
+
+def check_lengths(shape: tuple[int, ...], dtype: str, sizes: Sizes) -> None:
+    """Check what is known of ``seq_length`` without looking at its values.
+
+    Parameters
+    ----------
+    shape, dtype
+        Its shape, and its dtype's name.
+    sizes
+        T and B of the call.
+
+    Raises
+    ------
+    ShapeError
+        If it is not one integer for each sequence.
+    DTypeError
+        If it does not hold integers.
+    """
+    if not dtype.startswith(("int", "uint")):
+        raise DTypeError(f"seq_length: given dtype {dtype}, expected integers")
+    expected = () if sizes.batch_size is None else (sizes.batch_size,)
+    if shape != expected:
+        raise ShapeError(
+            f"seq_length: given shape {shape}, expected {expected}, "
+            + ("one integer for each sequence" if expected else "one integer for an unbatched input")
+        )
+
+
+def lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64]:
+    """Check ``seq_length`` and make it one int64 array.
+
+    Parameters
+    ----------
+    seq_length
+        Integers as a list, a tuple, or anything that NumPy reads; one integer for an unbatched input.
+    sizes
+        T and B of the call.
+
+    Returns
+    -------
+    numpy.ndarray
+        `(B,)`, or `(1,)` for an unbatched input.
+
+    Raises
+    ------
+    ShapeError
+        If it is not one integer for each sequence.
+    DTypeError
+        If it does not hold integers.
+    LengthError
+        If a value is below 0 or above T; the message names its position.
+    """
+    try:
+        values = np.asarray(seq_length)
+    except (ValueError, TypeError, RuntimeError) as error:  # whatever an array of some framework raises
+        raise DTypeError(f"seq_length: given {_type_name(type(seq_length))}, expected integers ({error})") from None
+    # An empty list is an array of floats. A name is asked for last, and the values are looked at as a list, since in a
+    # call of few sequences NumPy takes longer for each.
+    is_integer = values.dtype.kind in "iu" or not values.size
+    check_lengths(values.shape, "int64" if is_integer else values.dtype.name, sizes)
+    values = values.reshape(-1)
+    listed = values.tolist()
+    if listed and (min(listed) < 0 or max(listed) > sizes.steps):
+        position = next(i for i, n in enumerate(listed) if not 0 <= n <= sizes.steps)
+        raise LengthError(
+            f"seq_length[{position}]: given {listed[position]}, "
+            f"expected 0 <= n <= {sizes.steps}, the number of time steps"
+        )
+    return values.astype(np.int64)

@@ -1,0 +1,116 @@
+"""What is supported: the limits of a backend, a kernel or a file format, known before the run.
+
+Each of them is described by one `Support`, a row of a table. `Spec.build`, `unirnn.explain`, exports, the documentation
+and the tests all read these rows.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from unirnn.devices import DTYPES
+from unirnn.errors import ArgumentError
+from unirnn.specs import Spec
+
+__all__ = ["Kernel", "Limit", "Support", "check_kernel"]
+
+
+@dataclass(frozen=True)
+class Support:
+    """What one implementation can compute or hold.
+
+    Parameters
+    ----------
+    who
+        How messages name it: ``"numpy"``, ``"torch's own layer"``.
+    lacks
+        The arguments of specs that it does not have, such as ``"proj_size"``; see `Spec.uncommon`.
+    devices
+        The kinds of device on which it runs.
+    dtypes
+        The dtypes in which it computes.
+    derivatives
+        0 if it has no gradients, 1 if it has gradients, 2 if those can be differentiated again.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> keras = Support("keras", lacks=("proj_size",))
+    >>> keras.unsupported_reason(unirnn.LSTMSpec(3, 4, proj_size=2))
+    'keras has no LSTM with proj_size=2'
+    """
+
+    who: str
+    lacks: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ("cpu", "gpu", "ascend")
+    dtypes: tuple[str, ...] = DTYPES
+    derivatives: int = 2
+
+    def unsupported_reason(self, spec: Spec, device: str | None = None, dtype: str | None = None) -> str | None:
+        """Why it can't serve a spec, or None if it can.
+
+        Parameters
+        ----------
+        spec
+            The layer.
+        device
+            ``"cpu"``, ``"gpu"`` or ``"ascend"``; None if any will do.
+        dtype
+            The name of a dtype; None if any will do.
+        """
+        for argument, value in spec.uncommon().items():
+            if argument in self.lacks:
+                return f"{self.who} has no {spec.kind} with {argument}={value!r}"
+        if device is not None and device not in self.devices:
+            return f"{self.who} runs on {' and '.join(self.devices)} only, not on {device}"
+        if dtype is not None and dtype not in self.dtypes:
+            return f"{self.who} computes in {', '.join(self.dtypes)}, not in {dtype}"
+        return None
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Something that a backend can't do, or does differently.
+
+    Parameters
+    ----------
+    text
+        What it is, and what to do about it.
+    refuses
+        Whether `Spec.build` refuses because of it; if not, the module works, differently.
+    """
+
+    text: str
+    refuses: bool = True
+
+    def __str__(self) -> str:
+        return ("can't: " if self.refuses else "differs: ") + self.text
+
+
+class Kernel(NamedTuple):
+    """One of the ways in which a backend computes a layer.
+
+    Parameters
+    ----------
+    name
+        As the argument ``kernel`` of `Spec.build` takes it.
+    when
+        When ``kernel="auto"`` takes it.
+    """
+
+    name: str
+    when: str
+
+    def __str__(self) -> str:
+        return f"kernel {self.name}: {self.when}"
+
+
+def check_kernel(kernel: str, known: tuple[str, ...]) -> None:
+    """Refuse the name of a kernel that a backend does not have, whatever the spec.
+
+    Raises
+    ------
+    ArgumentError
+        With the names that it has.
+    """
+    if kernel not in known:
+        raise ArgumentError(f"kernel: given {kernel!r}, expected one of {', '.join(map(repr, known))}")

@@ -1,0 +1,79 @@
+"""Reading ``.npz``, without NumPy's own reader, which trusts what a header claims; see `unirnn.files`."""
+
+import math
+import os
+import re
+import zipfile
+from typing import IO, Any
+
+import numpy as np
+
+from unirnn.devices import DTYPES
+from unirnn.errors import FileError
+from unirnn.files.contents import Array, Contents, Stored, of_state_dict
+
+__all__ = ["read"]
+
+# As NumPy writes it, and nothing else: its own reader evaluates literals, and allocates what a header claims.
+_NPY = re.compile(
+    rb"\{\s*'descr':\s*(?P<descr>.+?),\s*'fortran_order':\s*(?P<fortran>True|False),"
+    rb"\s*'shape':\s*\((?P<shape>[\d,\s]*)\),?\s*\}\s*",
+    re.DOTALL,
+)
+_LONGEST_NPY_HEADER = 1 << 16
+
+_MOST_REPETITIVE = 100  # trained weights are hardly compressed at all; zeros are, a thousandfold
+_HARMLESS = 1 << 26  # bytes: below, they may be as repetitive as they like
+
+
+def read(path: str) -> Contents:
+    """What the file holds."""
+    size = os.path.getsize(path)
+    arrays: dict[str, Stored] = {}
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            name, suffix = os.path.splitext(info.filename)
+            if suffix != ".npy":
+                continue
+            if name in arrays:
+                raise FileError(f"{name!r} stands twice")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise FileError(f"{name!r} is compressed in a way that NumPy does not write")
+            if info.compress_size > size or (
+                info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size
+            ):
+                raise FileError(f"{name!r} claims {info.file_size} bytes, more than the file has")
+            with archive.open(info) as member:
+                arrays[name] = _npy(path, name, info, member)
+    claimed = sum(np.dtype(a.dtype).itemsize * math.prod(a.shape) for a in arrays.values() if a.dtype in DTYPES)
+    if claimed > max(_HARMLESS, _MOST_REPETITIVE * size):
+        raise FileError(f"its arrays claim {claimed} bytes, more than {_MOST_REPETITIVE} times the file's {size}")
+    return of_state_dict("npz", arrays)
+
+
+def _npy(path: str, name: str, info: zipfile.ZipInfo, member: IO[bytes]) -> Stored:
+    """What a member's header claims, held against the member's size."""
+    magic = member.read(8)
+    width = {1: 2, 2: 4, 3: 4}.get(magic[6]) if len(magic) == 8 and magic.startswith(b"\x93NUMPY") else None
+    length = int.from_bytes(member.read(width), "little") if width else 0
+    match = _NPY.fullmatch(member.read(length)) if width and length <= _LONGEST_NPY_HEADER else None
+    if width is None or match is None:
+        raise FileError(f"{name!r} has no header of an .npy file")
+    shape = tuple(int(size) for size in match["shape"].split(b",") if size.strip())
+    simple = re.fullmatch(rb"'([<>=|]?[a-z]\d{0,4})'", match["descr"])
+    descr = simple[1].decode() if simple else ""
+    dtype = np.dtype(descr) if re.fullmatch(r"[<>=]?f[248]", descr) else None
+    if dtype is None:  # an object array, of pickles, among them; never read, so that nothing more needs to be known
+        return Stored(match["descr"].decode("latin-1")[:40], shape, bytes)  # type: ignore[arg-type]
+    start = 8 + width + length
+    count = math.prod(shape)
+    if start + count * dtype.itemsize != info.file_size:
+        raise FileError(f"{name!r} claims shape {shape} of {dtype.name}, but has {info.file_size - start} bytes")
+
+    def read() -> Array:
+        with zipfile.ZipFile(path) as archive, archive.open(info) as member:
+            data = member.read()
+        order: Any = "F" if match["fortran"] == b"True" else "C"
+        return np.frombuffer(data, dtype, count, start).reshape(shape, order=order)
+
+    return Stored(dtype.name, shape, read)

@@ -1,0 +1,7 @@
+"""The readable path in the array API standard, against which every kernel is checked."""
+
+from .cells import State, Weights, step
+from .layers import Direction, direction, recurrent
+from .lengths import Lengths, last_valid, turn
+
+__all__ = ["Direction", "Lengths", "State", "Weights", "direction", "last_valid", "recurrent", "step", "turn"]

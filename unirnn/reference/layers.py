@@ -1,0 +1,141 @@
+"""The reference path: layers, lengths and layout, written once in the array API standard.
+
+It runs on any namespace ``xp`` that follows the standard, and the namespace's own autodiff goes through it. A backend
+may replace the innermost part, `direction`, by a fused operator, and keep the rest: the operator then sees only dense,
+time-major sequences that run forward, and never a padded value.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from unirnn.specs import RecurrentSpec
+
+from .cells import State, Weights, cell, project
+from .lengths import Lengths, device_of, turn
+
+__all__ = ["Direction", "direction", "recurrent"]
+
+Array = Any
+
+Direction = Callable[[Any, RecurrentSpec, Array, State, Weights, "Lengths | None"], tuple[Array, State]]
+"""``(xp, spec, x, state, weights, lengths) -> (outputs, final_state)``: see `direction`."""
+
+
+def direction(
+    xp: Any, spec: RecurrentSpec, x: Array, state: State, weights: Weights, lengths: Lengths | None
+) -> tuple[Array, State]:
+    """Run one layer in one direction, step by step.
+
+    Parameters
+    ----------
+    xp
+        The namespace.
+    spec
+        The layer's spec.
+    x
+        `(T, B, I)`, already in the order in which it is to be read, zero in the padding.
+    state
+        Initial state, `(B, H)` each.
+    weights
+        Of this layer and direction.
+    lengths
+        Of the batch; None if every step of every sequence is valid.
+
+    Returns
+    -------
+    outputs
+        `(T, B, H)`; what stands in the padding does not matter, as long as it is finite.
+    final_state
+        `(B, H)` each.
+    """
+    projected = project(xp, weights, x)
+    step = cell(xp, spec, weights)
+    outputs = []
+    for t in range(x.shape[0]):
+        if lengths is None:
+            state = step(projected[t, ...], state)
+        else:
+            active = lengths.valid[t, :][:, None]
+            # Cleaned before and selected after: a NaN in the state of a sequence that has ended, or never
+            # began, would reach the gradient of the weights as 0 * NaN.
+            clean = tuple(xp.where(active, part, xp.zeros_like(part)) for part in state)
+            after = step(projected[t, ...], clean)
+            state = tuple(xp.where(active, new, old) for new, old in zip(after, state, strict=True))
+        outputs.append(state[0])
+    return xp.stack(outputs), state
+
+
+def recurrent(
+    xp: Any,
+    spec: RecurrentSpec,
+    weights: Mapping[str, Array],
+    input: Array,
+    hx: State | None,
+    lengths: Array | None,
+    *,
+    dropout: Callable[[Array], Array] | None = None,
+    direction: Direction = direction,
+) -> tuple[Array, State]:
+    """Run a whole stack of layers.
+
+    Parameters
+    ----------
+    xp
+        The namespace.
+    spec
+        The layers.
+    weights
+        By the names of `Spec.weight_shapes`.
+    input
+        `(T, B, I)`, `(B, T, I)` if ``batch_first``, or `(T, I)`.
+    hx
+        Initial state, `(L*D, B, H)` each, or `(L*D, H)`; None is zeros.
+    lengths
+        `(B,)` integers on the input's device, checked; None if every step is valid.
+    dropout
+        What is applied between layers; None for nothing.
+    direction
+        What runs one layer in one direction; see `direction`.
+
+    Returns
+    -------
+    output
+        As the input, with D*H on the last axis; zero in the padding.
+    final_state
+        As ``hx``.
+    """
+    batched = len(input.shape) == 3
+    x = input if batched else input[:, None, :]
+    if batched and spec.batch_first:
+        x = xp.permute_dims(x, (1, 0, 2))
+    steps, batch_size = x.shape[0], x.shape[1]
+    if hx is None:
+        shapes = spec.state_shapes(batch_size).values()
+        hx = tuple(xp.zeros(shape, dtype=x.dtype, device=device_of(x)) for shape in shapes)
+    elif not batched:
+        hx = tuple(part[:, None, :] for part in hx)
+    ragged = None if lengths is None else Lengths(xp, lengths, steps)
+    if ragged is not None:
+        x = ragged.select(xp, x)
+
+    finals: list[State] = []
+    for layer in range(spec.num_layers):
+        outputs = []
+        for backward in range(spec.num_directions):
+            position = layer * spec.num_directions + backward
+            suffix = spec.suffixes()[position]
+            w = Weights(*(weights.get(name + suffix) for name in Weights._fields))
+            state = tuple(part[position, ...] for part in hx)
+            out, final = direction(xp, spec, turn(xp, x, ragged) if backward else x, state, w, ragged)
+            if ragged is not None:
+                out = ragged.select(xp, out)
+            outputs.append(turn(xp, out, ragged) if backward else out)
+            finals.append(final)
+        x = outputs[0] if len(outputs) == 1 else xp.concat(outputs, axis=2)
+        if dropout is not None and layer < spec.num_layers - 1:
+            x = dropout(x)
+
+    final_state = tuple(xp.stack(list(part)) for part in zip(*finals, strict=True))
+    if not batched:
+        return x[:, 0, :], tuple(part[:, 0, :] for part in final_state)
+    return (xp.permute_dims(x, (1, 0, 2)) if spec.batch_first else x), final_state

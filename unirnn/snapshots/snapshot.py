@@ -1,0 +1,210 @@
+"""Snapshots: a spec and its weights, free of any framework."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirnn import registry
+from unirnn.building import build
+from unirnn.contract import weights as _weights
+from unirnn.devices import dtype_name
+from unirnn.errors import ArgumentError, DTypeError
+from unirnn.snapshots import layouts
+from unirnn.specs import Spec
+
+__all__ = ["Snapshot"]
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A spec and its weights.
+
+    Parameters
+    ----------
+    spec
+        What the layer is.
+    weights
+        One array, or tensor, for each name of `Spec.weight_shapes`, of that shape, of float16, float32 or float64;
+        copied, and the copies are read-only. bfloat16 becomes float32, which holds each of its values, since NumPy has
+        no bfloat16.
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        If the weights are not the spec's.
+    DTypeError
+        If they are of another dtype.
+
+    Examples
+    --------
+    >>> import numpy, unirnn
+    >>> spec = unirnn.RNNSpec(1, 2, bias=False)
+    >>> unirnn.Snapshot(spec, {"weight_ih_l0": numpy.ones((2, 1)), "weight_hh_l0": numpy.eye(2)})
+    <snapshot of RNNSpec(1, 2, bias=False), 6 numbers, float64>
+    """
+
+    spec: Spec
+    weights: Mapping[str, NDArray[Any]]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.spec, Spec) or not isinstance(self.weights, Mapping):
+            given = f"{type(self.spec).__name__}, {type(self.weights).__name__}"
+            raise ArgumentError(f"spec, weights: given {given}, expected a spec and a mapping of names to arrays")
+        _weights.check(self.spec, {name: np.shape(array) for name, array in self.weights.items()})
+        copies = {name: _floats(name, self.weights[name]) for name in self.spec.weight_shapes()}
+        object.__setattr__(self, "weights", MappingProxyType(copies))
+
+    @property
+    def dtype(self) -> str:
+        """The name of the weights' dtype."""
+        return str(np.result_type(*self.weights.values()))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Snapshot)
+            and self.spec == other.spec
+            and all(
+                self.weights[name].dtype == other.weights[name].dtype
+                and self.weights[name].tobytes() == other.weights[name].tobytes()
+                for name in self.weights
+            )
+        )
+
+    def __reduce__(self) -> Any:
+        return Snapshot, (self.spec, dict(self.weights))
+
+    __hash__ = None  # type: ignore[assignment]  # it would go through all numbers
+
+    def __repr__(self) -> str:
+        return f"<snapshot of {self.spec!r}, {self.spec.num_weights} numbers, {self.dtype}>"
+
+    def build(
+        self,
+        backend: str | None = None,
+        *,
+        device: Any = None,
+        dtype: Any = None,
+        seed: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Build a module with these weights; see `Spec.build`.
+
+        Parameters
+        ----------
+        backend, device, **options
+            As in `Spec.build`.
+        dtype
+            None is the weights' own.
+        seed
+            Of what is random besides the weights, dropout, on a backend that has a generator for it.
+
+        Raises
+        ------
+        BackendError, DeviceError, LimitError
+            As `Spec.build`.
+        DTypeError
+            If the dtype is unknown, or can't hold a weight, as `cast`.
+        """
+        kind = self.dtype if dtype is None else dtype_name(dtype)
+        held = self if kind in (self.dtype, "bfloat16") else self.cast(kind)
+        return build(self.spec, backend, device=device, dtype=kind, seed=seed, weights=held.weights, options=options)
+
+    def to(self, framework: str) -> dict[str, NDArray[Any]]:
+        """The weights in a framework's own names, shapes and gate order.
+
+        Parameters
+        ----------
+        framework
+            ``"torch"``, ``"mindspore"``, ``"keras"``, ``"flax"`` or ``"onnx"``; see `unirnn.snapshots.layouts`.
+
+        Raises
+        ------
+        ArgumentError
+            If the framework is none of these.
+        LimitError
+            If its layers can't hold these weights; the message says what would be lost.
+
+        Examples
+        --------
+        >>> import unirnn
+        >>> taken = unirnn.snapshot(unirnn.LSTMSpec(3, 4, bias=False).build("numpy", seed=0))
+        >>> {name: array.shape for name, array in taken.to("onnx").items()}
+        {'W_l0': (1, 16, 3), 'R_l0': (1, 16, 4)}
+        """
+        return layouts.to(framework, self.spec, self.weights)
+
+    def cast(self, dtype: Any) -> "Snapshot":
+        """The same snapshot with weights of another dtype, rounded.
+
+        Parameters
+        ----------
+        dtype
+            ``float16``, ``float32`` or ``float64``, as a name or as a framework's object.
+
+        Raises
+        ------
+        DTypeError
+            If it is none of these, or can't hold a weight, which would become infinite.
+
+        Examples
+        --------
+        >>> import unirnn
+        >>> unirnn.snapshot(unirnn.GRUSpec(3, 4).build("numpy", seed=0)).cast("float16")
+        <snapshot of GRUSpec(3, 4), 108 numbers, float16>
+        """
+        kind = dtype_name(dtype)
+        if kind == "bfloat16":
+            raise DTypeError(
+                "dtype: given bfloat16, expected float16, float32 or float64, since NumPy has no other; "
+                "give dtype='bfloat16' to build"
+            )
+        weights = {}
+        for name, array in self.weights.items():
+            with np.errstate(over="ignore"):
+                weights[name] = array.astype(kind)
+            if np.isinf(weights[name]).any() and not np.isinf(array).any():
+                raise DTypeError(f"dtype: given {kind}, which can't hold {name}: it reaches {np.abs(array).max():.3g}")
+        return Snapshot(self.spec, weights)
+
+    def save(self, path: "str | os.PathLike[str]") -> None:
+        """Write a file, whole or not at all; its suffix says which.
+
+        ``.safetensors`` holds the weights under their names and the spec in its metadata; ``.onnx`` a graph that
+        computes the layers, from which the snapshot can be read back. `unirnn.load` reads both.
+
+        Parameters
+        ----------
+        path
+            Where to; a file that is there is replaced.
+
+        Raises
+        ------
+        ArgumentError
+            If the suffix is another.
+        LimitError
+            If the format can't hold the layer.
+        MissingBackendError
+            If what writes such a file is not installed.
+        OSError
+            If the file can't be written.
+        """
+        from unirnn import files
+
+        files.save(self, path)
+
+
+def _floats(name: str, array: Any) -> NDArray[Any]:
+    """A read-only copy, in one of NumPy's floats and in this machine's byte order."""
+    given = registry.to_numpy(array)
+    # bfloat16 of the package ml_dtypes, as JAX has it
+    kind = "float32" if given.dtype.name == "bfloat16" else given.dtype.name
+    if kind not in ("float16", "float32", "float64"):
+        raise DTypeError(f"weights[{name!r}]: given dtype {given.dtype}, expected float16, float32 or float64")
+    copy = np.array(given, kind, order="C")
+    copy.flags.writeable = False
+    return copy

@@ -1,0 +1,367 @@
+"""The recurrent layers: RNN, GRU and LSTM."""
+
+import math
+import numbers
+import warnings
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, InitVar, dataclass, fields
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirnn.errors import ArgumentError, LimitError, SpecError
+from unirnn.specs import arguments as names
+
+from .base import Random, Spec
+
+__all__ = ["GRUSpec", "LSTMSpec", "RNNSpec", "RecurrentSpec"]
+
+SpecT = TypeVar("SpecT", bound="RecurrentSpec")
+
+
+class _Default:
+    """Stands for an argument that was not given, where a second spelling must be told from the default."""
+
+    def __repr__(self) -> str:
+        return "<default>"
+
+    def __bool__(self) -> bool:
+        raise ArgumentError("has_bias is a spelling for arguments only; read spec.bias")
+
+
+_DEFAULT: Any = _Default()
+
+
+@dataclass(frozen=True)
+class RecurrentSpec(Spec):
+    """What RNN, GRU and LSTM specs have in common; make one of `RNNSpec`, `GRUSpec`, `LSTMSpec`.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers
+        Positive integers, by position or by name.
+    bias
+        Whether the layer has the biases ``bias_ih`` and ``bias_hh``; default True. ``has_bias`` is
+        understood as well.
+    batch_first
+        Whether input and output are `(B, T, I)` rather than `(T, B, I)`. The state's layout does not
+        depend on it.
+    dropout
+        Probability, ``0 <= dropout < 1``, with which an element of the output of every layer but the last
+        is zeroed while training.
+    bidirectional
+        Whether a second direction runs from the last valid step to the first.
+    has_bias
+        MindSpore's spelling of ``bias``.
+
+    Raises
+    ------
+    SpecError
+        If a value is one that no layer can have.
+    ArgumentError
+        If a value has the wrong type, or one argument is given under two spellings.
+    """
+
+    kind: ClassVar[Literal["RNN", "GRU", "LSTM"]]
+    """The cell's name in PyTorch and MindSpore."""
+    gates: ClassVar[tuple[str, ...]]
+    """The gates in the order of the weights' rows."""
+    states: ClassVar[tuple[str, ...]]
+    """The parts of the state, ``("h",)``, or ``("h", "c")`` for LSTM."""
+    _not_computed = ("batch_first", "dropout")
+
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    _: KW_ONLY
+    bias: bool = _DEFAULT
+    batch_first: bool = False
+    dropout: float = 0.0
+    bidirectional: bool = False
+    has_bias: InitVar[bool] = _DEFAULT
+
+    def __post_init__(self, has_bias: bool) -> None:
+        given = {"bias": self.bias, "has_bias": has_bias}
+        spelled = {name: value for name, value in given.items() if value is not _DEFAULT}
+        bias = names.canonical(self.kind, "constructor", spelled).get("bias", True)
+        for name in ("input_size", "hidden_size", "num_layers"):
+            self._set(name, self._integer(name, least=1))
+        self._set("bias", bias)
+        for name in ("bias", "batch_first", "bidirectional"):
+            self._set(name, self._flag(name))
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, numbers.Real):
+            raise ArgumentError(f"dropout: given {self.dropout!r}, expected a number")
+        if not 0 <= self.dropout < 1:
+            raise SpecError(f"dropout: given {self.dropout!r}, expected 0 <= dropout < 1")
+        self._set("dropout", float(self.dropout))
+        if self.dropout > 0 and self.num_layers == 1:
+            warnings.warn(
+                f"dropout={self.dropout} has no effect: it follows every layer but the last, and num_layers is 1",
+                UserWarning,
+                stacklevel=3,
+            )
+        self._check_own()
+
+    def _check_own(self) -> None:
+        """Check what only this cell has."""
+
+    def __repr__(self) -> str:
+        shown = [repr(self.input_size), repr(self.hidden_size)]
+        for field in fields(self)[2:]:
+            value = getattr(self, field.name)
+            if value != (True if field.name == "bias" else field.default):
+                shown.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    # ---- sizes, weights and states ---------------------------------------------------------------
+
+    @property
+    def num_directions(self) -> int:
+        """1, or 2 if bidirectional."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def output_size(self) -> int:
+        """Size of the last axis of the hidden state ``h`` in one direction."""
+        return self.hidden_size
+
+    def suffixes(self) -> tuple[str, ...]:
+        """The endings of the weights' names, one for each layer and direction, in the state's order.
+
+        Examples
+        --------
+        >>> GRUSpec(3, 4, 2, bidirectional=True).suffixes()
+        ('_l0', '_l0_reverse', '_l1', '_l1_reverse')
+        """
+        return tuple(
+            f"_l{layer}{direction}"
+            for layer in range(self.num_layers)
+            for direction in ("", "_reverse")[: self.num_directions]
+        )
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the weights, in torch's order.
+
+        Returns
+        -------
+        dict
+            For each layer and direction ``weight_ih`` of `(gates*H, I)`, or `(gates*H, D*H)` above the first
+            layer, ``weight_hh`` of `(gates*H, H)`, and, with ``bias``, ``bias_ih`` and ``bias_hh`` of
+            `(gates*H,)`.
+
+        Examples
+        --------
+        >>> GRUSpec(3, 4).weight_shapes()
+        {'weight_ih_l0': (12, 3), 'weight_hh_l0': (12, 4), 'bias_ih_l0': (12,), 'bias_hh_l0': (12,)}
+        """
+        rows = len(self.gates) * self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {}
+        for position, suffix in enumerate(self.suffixes()):
+            first = position < self.num_directions
+            columns = self.input_size if first else self.num_directions * self.output_size
+            shapes["weight_ih" + suffix] = (rows, columns)
+            shapes["weight_hh" + suffix] = (rows, self.output_size)
+            if self.bias:
+                shapes["bias_ih" + suffix] = (rows,)
+                shapes["bias_hh" + suffix] = (rows,)
+            if self.output_size != self.hidden_size:
+                shapes["weight_hr" + suffix] = (self.output_size, self.hidden_size)
+        return shapes
+
+    def uncommon(self) -> dict[str, Any]:
+        """See `Spec.uncommon`; the table `unirnn.specs.arguments.ARGUMENTS` says what frameworks do without them."""
+        rows = names.arguments(self.kind, "constructor")
+        values = {row.name: getattr(self, row.name) for row in rows if row.without is not None}
+        return {row.name: values[row.name] for row in rows if values.get(row.name, row.without) != row.without}
+
+    def draw_weights(self, random: Random) -> dict[str, NDArray[np.float64]]:
+        """Draw every weight uniformly from ``(-1/sqrt(H), 1/sqrt(H))``, as PyTorch and MindSpore do; see `Spec`."""
+        bound = 1 / math.sqrt(self.hidden_size)
+
+        def draw(shape: tuple[int, ...]) -> NDArray[np.float64]:
+            array = random(shape)
+            array *= 2 * bound
+            array -= bound
+            return array
+
+        return {name: draw(shape) for name, shape in self.weight_shapes().items()}
+
+    def state_shapes(self, batch_size: int | None) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the state's parts: `(L*D, B, H)`, or `(L*D, H)` when unbatched (None).
+
+        Examples
+        --------
+        >>> LSTMSpec(3, 4, bidirectional=True).state_shapes(5)
+        {'h': (2, 5, 4), 'c': (2, 5, 4)}
+        """
+        batch = () if batch_size is None else (batch_size,)
+        leading = (self.num_layers * self.num_directions, *batch)
+        sizes = {"h": self.output_size, "c": self.hidden_size}
+        return {name: (*leading, sizes[name]) for name in self.states}
+
+    # ---- to other forms and back -----------------------------------------------------------------
+
+    @classmethod
+    def _from_arguments(cls: type[SpecT], arguments: Mapping[str, Any]) -> SpecT:
+        renamed = names.canonical(cls.kind, "constructor", arguments)
+        for name in ("input_size", "hidden_size"):
+            if name not in renamed:
+                raise ArgumentError(f"{cls.kind}: {name} is missing; given {', '.join(arguments) or 'nothing'}")
+        return cls(**renamed)
+
+    def to_kwargs(self, framework: str) -> dict[str, Any]:
+        """The keyword arguments with which a framework's own constructor makes this layer.
+
+        Parameters
+        ----------
+        framework
+            ``"torch"`` or ``"mindspore"``.
+
+        Raises
+        ------
+        LimitError
+            If the framework's layer can't be what the spec says.
+
+        Examples
+        --------
+        >>> GRUSpec(3, 4, bias=False).to_kwargs("mindspore")["has_bias"]
+        False
+        """
+        kwargs: dict[str, Any] = {}
+        for row in names.arguments(self.kind, "constructor"):
+            spelling, value = row.of(framework), getattr(self, row.name)
+            if spelling is not None:
+                kwargs[spelling] = value
+            elif value != row.without:
+                raise LimitError(f"{framework}: {self.kind} has no {row.name}; given {row.name}={value!r}")
+        return kwargs
+
+    @classmethod
+    def from_kwargs(cls: type[SpecT], framework: str, kwargs: Mapping[str, Any]) -> SpecT:
+        """The spec of a layer that is made with a framework's own keyword arguments.
+
+        Examples
+        --------
+        >>> GRUSpec.from_kwargs("mindspore", {"input_size": 3, "hidden_size": 4, "has_bias": False})
+        GRUSpec(3, 4, bias=False)
+        """
+        known = [name for row in names.arguments(cls.kind, "constructor") if (name := row.of(framework))]
+        elsewhere = [row.of(framework) for row in names.arguments(cls.kind, "build")]
+        for name in kwargs:
+            if name in elsewhere:
+                raise ArgumentError(f"{framework}: {name!r} is no part of a spec; give it to build")
+            if name not in known:
+                raise ArgumentError(f"{framework}: unknown argument {name!r}; expected one of {', '.join(known)}")
+        return cls._from_arguments(kwargs)
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class RNNSpec(RecurrentSpec):
+    """An Elman RNN: ``h' = act(W_ih x + b_ih + W_hh h + b_hh)``.
+
+    Parameters
+    ----------
+    nonlinearity
+        ``"tanh"`` or ``"relu"``.
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, has_bias
+        See `RecurrentSpec`.
+
+    Examples
+    --------
+    >>> RNNSpec(2, 3, 4, nonlinearity="relu", has_bias=False)
+    RNNSpec(2, 3, num_layers=4, bias=False, nonlinearity='relu')
+    """
+
+    kind = "RNN"
+    gates = ("h",)
+    states = ("h",)
+
+    nonlinearity: Literal["tanh", "relu"] = "tanh"
+
+    def _check_own(self) -> None:
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise SpecError(f"nonlinearity: given {self.nonlinearity!r}, expected 'tanh' or 'relu'")
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class GRUSpec(RecurrentSpec):
+    """A gated recurrent unit (Cho et al., 2014), of either variant.
+
+    ::
+
+        r = s(W_ir x + b_ir + W_hr h + b_hr)    z = s(W_iz x + b_iz + W_hz h + b_hz)
+        n = tanh(W_in x + b_in + r * (W_hn h + b_hn))    h' = (1 - z) * n + z * h
+
+    and with ``reset_after=False``
+
+    ::
+
+        n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)
+
+    The weights of both have the same names and shapes, so they don't tell which variant they were trained for.
+
+    Parameters
+    ----------
+    reset_after
+        Whether the reset gate is applied after the product with W_hn, as in torch, MindSpore and cuDNN, or before it,
+        as Cho et al. have it. Keras' argument of this name, and ``linear_before_reset`` of ONNX.
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, has_bias
+        See `RecurrentSpec`.
+
+    Examples
+    --------
+    >>> GRUSpec(10, 16, num_layers=2, batch_first=True) == GRUSpec(10, 16, 2, batch_first=True, has_bias=True)
+    True
+    >>> GRUSpec(10, 16, reset_after=False)
+    GRUSpec(10, 16, reset_after=False)
+    """
+
+    kind = "GRU"
+    gates = ("r", "z", "n")
+    states = ("h",)
+
+    reset_after: bool = True
+
+    def _check_own(self) -> None:
+        self._set("reset_after", self._flag("reset_after"))
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class LSTMSpec(RecurrentSpec):
+    """A long short-term memory (Hochreiter and Schmidhuber, 1997).
+
+    ::
+
+        i, f, o = s(W_i. x + b_i. + W_h. h + b_h.)    g = tanh(W_ig x + b_ig + W_hg h + b_hg)
+        c' = f * c + i * g    h' = o * tanh(c')
+
+    Parameters
+    ----------
+    proj_size
+        If positive, ``h' = W_hr (o * tanh(c'))`` has this size (Sak et al., 2014); less than ``hidden_size``.
+        torch computes it, and so do the plain cells of ``array_api``; elsewhere it is a limit.
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, has_bias
+        See `RecurrentSpec`.
+
+    Examples
+    --------
+    >>> LSTMSpec(3, 4, proj_size=2).weight_shapes()["weight_hr_l0"]
+    (2, 4)
+    """
+
+    kind = "LSTM"
+    gates = ("i", "f", "g", "o")
+    states = ("h", "c")
+
+    proj_size: int = 0
+
+    def _check_own(self) -> None:
+        self._set("proj_size", self._integer("proj_size", least=0))
+        if self.proj_size >= self.hidden_size:
+            raise SpecError(f"proj_size: given {self.proj_size!r}, expected less than hidden_size={self.hidden_size}")
+
+    @property
+    def output_size(self) -> int:
+        """``proj_size`` if there is a projection, else ``hidden_size``."""
+        return self.proj_size or self.hidden_size
