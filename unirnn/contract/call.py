@@ -1,18 +1,20 @@
-"""The call: understand its arguments, and refuse what is wrong before any work is done.
+"""The call: its arguments are understood, checked and laid out in one place, for every backend.
 
-Every backend's module takes ``(input, hx=None, seq_length=None)``, and every backend checks it here, so that
-the same mistake raises the same exception with the same words everywhere. Nothing here touches an array's
-contents but `lengths`, which holds the rule for ``seq_length``:
+Every module is called as ``module(input, hx=None, seq_length=None)``. `prepare` resolves the spellings of the arguments,
+refuses what is wrong before any work is done, and gives a `Call`: the arrays in one layout, `(T, B, I)`, and what
+restores the caller's. So the same mistake raises the same exception with the same words everywhere.
+
+Nothing here looks at the values in an array except `lengths`, which holds the rule for ``seq_length``:
 
 - one integer for each sequence, in any order: ``0 <= n <= T``; for an unbatched input, one integer;
 - from step n on the output is exactly 0, in both directions and every layer;
-- the forward final state is the state after step n-1; the reverse direction starts at step n-1, and its
-  final state is the one after step 0; **for n = 0 both are the initial state**;
+- the forward final state is the state after step n-1; the reverse direction starts at step n-1, and its final state is
+  the one after step 0; **for n = 0 both are the initial state**;
 - the output keeps its T steps, whatever the longest n is;
 - padding has no influence: what stands in steps t >= n changes no output, no state and no gradient.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,13 +26,15 @@ from unirnn.specs import RecurrentSpec
 from unirnn.specs import arguments as names
 
 __all__ = [
+    "Call",
+    "Layout",
     "Sizes",
     "bind",
-    "check",
     "check_arrays",
     "check_lengths",
     "join_state",
     "lengths",
+    "prepare",
     "state_parts",
 ]
 
@@ -40,6 +44,129 @@ class Sizes(NamedTuple):
 
     steps: int
     batch_size: int | None
+
+
+def swap_axes(array: Any) -> Any:
+    """`(T, B, F)` to `(B, T, F)`, and back: as NumPy, torch and MindSpore spell it."""
+    return array.swapaxes(0, 1)
+
+
+class Layout(NamedTuple):
+    """How the caller lays out the arrays, and the way from there to `(T, B, F)` and `(L*D, B, H)`, and back.
+
+    Parameters
+    ----------
+    batched
+        Whether the caller's arrays have an axis B.
+    batch_first
+        Whether the caller's steps are `(B, T, F)`.
+    swap
+        Swaps the first two axes of an array of three.
+    """
+
+    batched: bool
+    batch_first: bool
+    swap: Callable[[Any], Any] = swap_axes
+
+    def canonical_steps(self, array: Any) -> Any:
+        """`(T, B, F)` of the caller's `(T, B, F)`, `(B, T, F)` or `(T, F)`."""
+        if not self.batched:
+            return array[:, None, :]
+        return self.swap(array) if self.batch_first else array
+
+    def restore_steps(self, array: Any) -> Any:
+        """The inverse of `canonical_steps`."""
+        if not self.batched:
+            return array[:, 0, :]
+        return self.swap(array) if self.batch_first else array
+
+    def canonical_state(self, parts: Sequence[Any]) -> tuple[Any, ...]:
+        """`(L*D, B, H)` each of the caller's `(L*D, B, H)` or `(L*D, H)`."""
+        return tuple(parts) if self.batched else tuple(part[:, None, :] for part in parts)
+
+    def restore_state(self, parts: Sequence[Any]) -> Any:
+        """The inverse of `canonical_state`, as the caller gets it: one array, or an LSTM's pair."""
+        return join_state(parts if self.batched else [part[:, 0, :] for part in parts])
+
+
+class Call(NamedTuple):
+    """The arguments of a call, checked, in one layout.
+
+    Parameters
+    ----------
+    input
+        `(T, B, I)`.
+    state
+        The initial state, `(L*D, B, H)` each; None is zeros.
+    lengths
+        `(B,)`, what `prepare` was told to read lengths by; None if every step is valid.
+    sizes
+        T and B, as the caller gave them.
+    layout
+        The caller's.
+    """
+
+    input: Any
+    state: tuple[Any, ...] | None
+    lengths: Any
+    sizes: Sizes
+    layout: Layout
+
+    def restore(self, output: Any, final: Sequence[Any]) -> tuple[Any, Any]:
+        """`(T, B, D*H)` and the final state `(L*D, B, H)` each as the caller gets them."""
+        return self.layout.restore_steps(output), self.layout.restore_state(final)
+
+
+def prepare(
+    spec: RecurrentSpec,
+    input: Any,
+    hx: Any,
+    seq_length: Any,
+    aliases: Mapping[str, Any],
+    *,
+    like: tuple[type[Any], Any],
+    read_lengths: Callable[[Any, Sizes], Any] | None = None,
+    swap: Callable[[Any], Any] = swap_axes,
+) -> Call:
+    """Understand, check and lay out the arguments of a call.
+
+    Parameters
+    ----------
+    spec
+        The module's spec.
+    input, hx, seq_length, aliases
+        As the module was called; see `bind`.
+    like
+        The framework's class of an array, and the module's dtype, as a name or as the framework's object. None for the
+        dtype: any floating dtype.
+    read_lengths
+        Checks ``seq_length`` and makes an array `(B,)` of it; None is `lengths`.
+    swap
+        Swaps the first two axes of an array, where the framework's arrays have no method ``swapaxes``.
+
+    Returns
+    -------
+    Call
+        The arguments in one layout.
+
+    Raises
+    ------
+    ArgumentError
+        If an argument is missing, unknown, given twice, or no array of the framework, or the state has another number
+        of parts.
+    ShapeError, DTypeError
+        If an array or the lengths have the wrong shape or dtype.
+    LengthError
+        If a length is below 0 or above T.
+    """
+    input, hx, seq_length = bind(spec, input, hx, seq_length, aliases)
+    state = state_parts(spec, hx)
+    sizes = _check(spec, *like, input, state)
+    ns = None if seq_length is None else (read_lengths or lengths)(seq_length, sizes)
+    layout = Layout(sizes.batch_size is not None, spec.batch_first, swap)
+    return Call(
+        layout.canonical_steps(input), None if state is None else layout.canonical_state(state), ns, sizes, layout
+    )
 
 
 def bind(spec: RecurrentSpec, input: Any, hx: Any, seq_length: Any, aliases: Mapping[str, Any]) -> tuple[Any, Any, Any]:
@@ -100,50 +227,14 @@ def join_state(parts: Sequence[Any]) -> Any:
     return parts[0] if len(parts) == 1 else tuple(parts)
 
 
-def check(
-    spec: RecurrentSpec,
-    array_type: type[Any],
-    dtype: Any,
-    input: Any,
-    state: tuple[Any, ...] | None,
-    *,
-    shape: tuple[int, ...] | None = None,
-) -> Sizes:
-    """Check input and state: that they are arrays of the framework, then their shapes and dtypes.
-
-    Parameters
-    ----------
-    spec
-        The module's spec.
-    array_type
-        The framework's class of an array.
-    dtype
-        The module's own, a name or the framework's object; None: any floating dtype, each its own.
-    input, state
-        What `bind` and `state_parts` gave.
-    shape
-        What counts as the input's shape, where that is not its own.
-
-    Returns
-    -------
-    Sizes
-        T and B.
-
-    Raises
-    ------
-    ArgumentError
-        If one is no array of the framework.
-    ShapeError, DTypeError
-        As `check_arrays`.
-    """
+def _check(spec: RecurrentSpec, array_type: type[Any], dtype: Any, input: Any, state: tuple[Any, ...] | None) -> Sizes:
+    """Check that input and state are arrays of the framework, then their shapes and dtypes."""
     found: list[tuple[tuple[int, ...], Any]] = []
     for array in (input, *(state or ())):
         if not isinstance(array, array_type):
             name = ("input", *(f"{part}_0" for part in spec.states))[len(found)]
             raise ArgumentError(f"{name}: given {_type_name(type(array))}, expected a {_type_name(array_type)}")
         found.append((tuple(array.shape), array.dtype))
-    if shape is not None:
-        found[0] = (shape, input.dtype)
     return check_arrays(spec, dtype, found[0], found[1:])
 
 
