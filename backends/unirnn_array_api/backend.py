@@ -35,7 +35,7 @@ class ArrayBackend(Backend):
         return Device("cpu")
 
     def limits(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Limit]:
-        yield Limit("array_api runs the plain cells step by step; its gradients are the namespace's own", refuses=False)
+        yield Limit("array_api runs the reference, step by step; its gradients are the namespace's own", refuses=False)
 
     def build(
         self,

@@ -6,14 +6,14 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from unirnn import RecurrentSpec
-from unirnn import reference as plain
-from unirnn.contract.call import bind, check, join_state, lengths, state_parts
+from unirnn import RecurrentSpec, reference
+from unirnn.contract.call import Call, Sizes, lengths, prepare
+from unirnn.contract.module import Module
 
 __all__ = ["ArrayModule"]
 
 
-class ArrayModule:
+class ArrayModule(Module):
     """A stack of recurrent layers over the arrays of one namespace.
 
     Whatever autodiff the namespace has goes through it.
@@ -38,9 +38,8 @@ class ArrayModule:
     """
 
     def __init__(self, spec: RecurrentSpec, weights: Mapping[str, Any], generator: np.random.Generator) -> None:
-        self.spec = spec
+        super().__init__(spec)
         self.weights = dict(weights)
-        self.training = False
         self._generator = generator
 
     @property
@@ -50,46 +49,30 @@ class ArrayModule:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.spec!r}, {self._xp.__name__})"
 
-    def train(self, mode: bool = True) -> "ArrayModule":
-        """Switch dropout on (or off)."""
-        self.training = mode
-        return self
+    def _prepare(self, input: Any, hx: Any, seq_length: Any, aliases: dict[str, Any]) -> Call:
+        xp, weight = self._xp, self.weights["weight_ih_l0"]
 
-    def eval(self) -> "ArrayModule":
-        """Switch dropout off."""
-        return self.train(False)
+        def read_lengths(seq_length: Any, sizes: Sizes) -> Any:
+            return xp.asarray(lengths(seq_length, sizes), device=array_api_compat.device(weight))
 
-    def __call__(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
-        """Run the layers.
-
-        Parameters
-        ----------
-        input
-            `(T, B, I)`, `(B, T, I)` if ``batch_first``, or `(T, I)`; of the weights' dtype. Also ``x``.
-        hx
-            Initial state, `(L*D, B, H)`, or `(L*D, H)`; for LSTM a pair. None is zeros. Also ``h_0``.
-        seq_length
-            `(B,)` integers, ``0 <= n <= T``; see `unirnn.contract.call`. None is T for every sequence.
-
-        Returns
-        -------
-        output
-            As the input, with D*H on the last axis; zero from step n on.
-        h_n
-            The final state; for LSTM ``(h_n, c_n)``.
-        """
-        spec, xp = self.spec, self._xp
-        input, hx, seq_length = bind(spec, input, hx, seq_length, aliases)
-        state = state_parts(spec, hx)
         # Not the weight's own type, which may be a subclass, such as torch.nn.Parameter.
-        array_type = type(xp.asarray(0.0))
-        sizes = check(spec, array_type, self.weights["weight_ih_l0"].dtype, input, state)
-        ns = None
-        if seq_length is not None:
-            ns = xp.asarray(lengths(seq_length, sizes), device=array_api_compat.device(input))
-        dropout = self._dropout if self.training and spec.dropout else None
-        output, final = plain.recurrent(xp, spec, self.weights, input, state, ns, dropout=dropout)
-        return output, join_state(final)
+        like = type(xp.asarray(0.0)), weight.dtype
+        return prepare(
+            self.spec,
+            input,
+            hx,
+            seq_length,
+            aliases,
+            like=like,
+            read_lengths=read_lengths,
+            swap=lambda array: xp.permute_dims(array, (1, 0, 2)),
+        )
+
+    def _run(self, call: Call) -> tuple[Any, tuple[Any, ...]]:
+        dropout = self._dropout if self.training and self.spec.dropout else None
+        return reference.recurrent(
+            self._xp, self.spec, self.weights, call.input, call.state, call.lengths, dropout=dropout
+        )
 
     def _dropout(self, x: Any) -> Any:
         kept = self._generator.random(tuple(x.shape)) >= self.spec.dropout

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn import Device, Limit, RecurrentSpec, kernels
+from unirnn import Device, Limit, RecurrentSpec
 from unirnn.contract import weights as _weights
 from unirnn.contract.backend import Arrays, Backend, leaves
 from unirnn.contract.call import join_state
-from unirnn.contract.limits import Kernel, Support, check_kernel
-from unirnn.errors import LimitError
-from unirnn_numpy.module import KERNELS, SHORT, NumpyModule
+from unirnn.contract.limits import Kernel
+
+from . import dispatch
+from .module import NumpyModule
 
 __all__ = ["NumpyBackend"]
 
@@ -23,9 +24,7 @@ class NumpyBackend(Backend):
     """Builds `NumpyModule`; always there."""
 
     name = "numpy"
-    support = Support(
-        "numpy", lacks=("proj_size",), devices=("cpu",), dtypes=("float16", "float32", "float64"), derivatives=1
-    )
+    support = dispatch.SUPPORT["auto"]
 
     def version(self) -> str:
         return f"numpy {np.__version__}"
@@ -41,14 +40,7 @@ class NumpyBackend(Backend):
             yield Limit("float16 is computed in float32, and rounded at the end", refuses=False)
 
     def kernels(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Kernel]:
-        rest = "always"
-        if dtype != "float16":
-            yield Kernel("plain", f"inference (T <= {SHORT})")
-            rest = "else"
-        if kernels.has_numba(spec):
-            yield Kernel("numba", rest)
-            rest = "by name only"
-        yield Kernel("packed", rest)
+        return dispatch.describe(spec, dtype)
 
     def build(
         self,
@@ -60,11 +52,7 @@ class NumpyBackend(Backend):
         seed: int | None,
         kernel: str = "auto",
     ) -> NumpyModule:
-        check_kernel(kernel, KERNELS)
-        if kernel == "plain" and dtype == "float16":
-            raise LimitError("kernel: given 'plain', but float16 is computed in float32, which 'packed' does")
-        if kernel == "numba":
-            kernels.check_numba(spec)
+        dispatch.check_build(kernel, spec, dtype)
         drawn = _weights.draw_globally(spec) if weights is None else weights
         # A stream of its own, so that dropout repeats none of the numbers that made the weights.
         generator = np.random.default_rng(None if seed is None else [seed, 1])
@@ -72,9 +60,7 @@ class NumpyBackend(Backend):
         return NumpyModule(spec, arrays, generator, kernel)
 
     def read(self, module: Any) -> tuple[RecurrentSpec, dict[str, Array]] | None:
-        if not isinstance(module, NumpyModule):
-            return None
-        return module.spec, module.weights
+        return (module.spec, module.weights) if isinstance(module, NumpyModule) else None
 
     def write(self, module: Any, weights: Arrays) -> None:
         for name, array in module.weights.items():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unirnn_numpy.module import SHORT
+from unirnn_numpy.dispatch import SHORT
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, errors
@@ -101,7 +101,9 @@ def test_cuts_change_nothing(cell: Any, kernel: str, bias: bool, lengths: list[i
 @pytest.mark.parametrize("cell", [RNNSpec, GRUSpec, partial(GRUSpec, reset_after=False), LSTMSpec])
 @pytest.mark.parametrize("batch_first", [True, False])
 @given(lengths=st.lists(st.integers(0, SHORT), min_size=1, max_size=4), dropout=st.sampled_from([0.0, 0.5]))
-def test_a_short_call_is_plain_and_the_same(cell: Any, batch_first: bool, lengths: list[int], dropout: float) -> None:
+def test_a_short_call_takes_the_reference_with_the_same_numbers(
+    cell: Any, batch_first: bool, lengths: list[int], dropout: float
+) -> None:
     spec = cell(3, 4, 2, bidirectional=True, batch_first=batch_first, dropout=dropout)
     shape = (len(lengths), SHORT) if batch_first else (SHORT, len(lengths))
     x = np.random.default_rng(0).standard_normal((*shape, 3))
@@ -111,8 +113,8 @@ def test_a_short_call_is_plain_and_the_same(cell: Any, batch_first: bool, length
         output, h_n = module(x, None, lengths)
         return [output, *(state_parts(spec, h_n) or ())]
 
-    by_plain, by_packed, by_auto = run("plain"), run("packed"), run("auto")
-    for one, other, chosen in zip(by_plain, by_packed, by_auto, strict=True):
+    by_reference, by_packed, by_auto = run("reference"), run("packed"), run("auto")
+    for one, other, chosen in zip(by_reference, by_packed, by_auto, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
         np.testing.assert_array_equal(one, chosen)
 
@@ -131,7 +133,7 @@ def test_large_numbers_in_one_run_reach_no_other(cell: Any, kernel: str) -> None
     module.vjp(x, None, lengths)
 
 
-@pytest.mark.parametrize("kernel", ["plain", *dict.fromkeys(kernel for _, kernel in BUILDS)])
+@pytest.mark.parametrize("kernel", ["reference", *dict.fromkeys(kernel for _, kernel in BUILDS)])
 def test_nan_stays_nan(kernel: str) -> None:
     module = RNNSpec(2, 3, nonlinearity="relu").build("numpy", seed=0, kernel=kernel)
     for steps in (1, 5):
@@ -145,10 +147,13 @@ def test_nan_stays_nan(kernel: str) -> None:
 def test_a_kernel_by_name_serves_or_says_why_not() -> None:
     with pytest.raises(errors.ArgumentError, match="kernel: given 'fast', expected one of 'auto'"):
         SPEC.build("numpy", kernel="fast")
-    with pytest.raises(errors.LimitError, match="kernel: given 'plain', but float16 is computed in float32"):
-        SPEC.build("numpy", dtype="float16", kernel="plain")
-    with pytest.raises(errors.ArgumentError, match="kernel='plain', which has no gradients"):
-        SPEC.build("numpy", kernel="plain").vjp(np.ones((2, 3), np.float32))
+    with pytest.raises(
+        errors.LimitError,
+        match="the reference computes in float32, float64, not in float16",
+    ):
+        SPEC.build("numpy", dtype="float16", kernel="reference")
+    with pytest.raises(errors.ArgumentError, match="kernel='reference', which has no gradients"):
+        SPEC.build("numpy", kernel="reference").vjp(np.ones((2, 3), np.float32))
     with pytest.raises(errors.LimitError, match="'numba', which has no GRU with reset_after=False; 'auto' and"):
         GRUSpec(3, 4, reset_after=False).build("numpy", kernel="numba")
 
@@ -162,12 +167,12 @@ def test_numba_is_taken_where_it_is_installed(installed: bool) -> None:
                 errors.LimitError, match=r"'numba', but numba, .* not installed: pip install 'unirnn\[numba\]'"
             ):
                 SPEC.build("numpy", kernel="numba")
-    plain = f"no limits\n  kernel plain: inference (T <= {SHORT})\n"
+    first = f"no limits\n  kernel reference: inference (T <= {SHORT})\n"
     if installed:
-        assert told.endswith(plain + "  kernel numba: else\n  kernel packed: by name only")
+        assert told.endswith(first + "  kernel numba: else\n  kernel packed: by name only")
         assert of_float16.endswith("kernel numba: always\n  kernel packed: by name only")
     else:
-        assert told.endswith(plain + "  kernel packed: else")
+        assert told.endswith(first + "  kernel packed: else")
         assert of_float16.endswith("kernel packed: always")
 
 
@@ -254,10 +259,10 @@ def test_a_pullback_may_be_called_by_several_threads(cell: Any, kernel: str) -> 
 def test_large_products_are_right(cell: Any, kernel: str, batch_size: int, size: int) -> None:
     """Whichever way they are cut."""
     spec = cell(3, size)
-    module, plain = (spec.build("numpy", seed=0, dtype="float64", kernel=name) for name in (kernel, "plain"))
+    module, reference = (spec.build("numpy", seed=0, dtype="float64", kernel=name) for name in (kernel, "reference"))
     x = np.random.default_rng(0).standard_normal((2, batch_size, 3))
     output, _, pullback = module.vjp(x)
-    np.testing.assert_allclose(output, plain(x)[0], rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(output, reference(x)[0], rtol=1e-11, atol=1e-12)
     d = np.random.default_rng(1).standard_normal((2, batch_size, 3))
     ends = [(module.vjp(x + step * d)[0] * output).sum() for step in (1e-6, -1e-6)]
     assert (pullback(output, None)["input"] * d).sum() == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5)

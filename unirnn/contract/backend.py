@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from unirnn.devices import Device
 from unirnn.errors import ArgumentError, LimitError
-from unirnn.specs import Spec
 
 from .limits import Kernel, Limit, Support
 
@@ -47,14 +46,14 @@ class Backend(ABC):
     def default_device(self) -> Device:
         """The device of a build that names none."""
 
-    def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
+    def limits(self, spec: Any, device: Device, dtype: str) -> Iterable[Limit]:
         """What it can't do, or does differently, for this spec there, besides what `support` says.
 
         The device need not be present.
         """
         return ()
 
-    def kernels(self, spec: Spec, device: Device, dtype: str) -> Iterable[Kernel]:
+    def kernels(self, spec: Any, device: Device, dtype: str) -> Iterable[Kernel]:
         """The kernels that it has for this spec there, and when it takes which; none if there is only one way."""
         return ()
 

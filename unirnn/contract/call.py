@@ -1,8 +1,8 @@
 """The call: its arguments are understood, checked and laid out in one place, for every backend.
 
-Every module is called as ``module(input, hx=None, seq_length=None)``. `prepare` resolves the spellings of the arguments,
-refuses what is wrong before any work is done, and gives a `Call`: the arrays in one layout, `(T, B, I)`, and what
-restores the caller's. So the same mistake raises the same exception with the same words everywhere.
+Every module is called as ``module(input, hx=None, seq_length=None)``. `prepare` resolves the spellings of the
+arguments, refuses what is wrong before any work is done, and gives a `Call`: the arrays in one layout, `(T, B, I)`, and
+what restores the caller's. So the same mistake raises the same exception with the same words everywhere.
 
 Nothing here looks at the values in an array except `lengths`, which holds the rule for ``seq_length``:
 

@@ -200,7 +200,7 @@ def direction(
 def recurrent(
     spec: RecurrentSpec,
     weights: Mapping[str, Array],
-    input: Array,
+    x: Array,
     hx: State | None,
     lengths: NDArray[np.int64] | None,
     *,
@@ -216,10 +216,10 @@ def recurrent(
         The layers; ``proj_size`` must be 0.
     weights
         By the names of `Spec.weight_shapes`, of the input's dtype.
-    input
-        `(T, B, I)`, `(B, T, I)` if ``batch_first``, or `(T, I)`; float16, float32 or float64.
+    x
+        `(T, B, I)`; float16, float32 or float64.
     hx
-        Initial state, `(L*D, B, H)` each, or `(L*D, H)`; None is zeros.
+        Initial state, `(L*D, B, H)` each; None is zeros.
     lengths
         `(B,)`, checked; None if every step is valid.
     noise
@@ -232,57 +232,40 @@ def recurrent(
     Returns
     -------
     output
-        As the input, with D*H on the last axis; zero in the padding.
+        `(T, B, D*H)`, zero in the padding.
     final_state
         As ``hx``.
     pullback
-        ``pullback(d_output, d_final_state)`` gives the gradients by name: ``input``, ``h_0`` (and
+        ``pullback(d_output, d_final_state)`` gives the gradients by name: ``input`` `(T, B, I)`, ``h_0`` (and
         ``c_0``), and each weight.
     """
-    dtype = input.dtype
+    dtype = x.dtype
     compute = _computed(dtype)
-    batched = input.ndim == 3
-
-    def to_time_major(array: Array) -> Array:
-        """`(B, T, F)`, `(T, B, F)` or `(T, F)` to `(T, B, F)`."""
-        array = array.astype(compute, copy=False)
-        if not batched:
-            return array[:, None]
-        return array.swapaxes(0, 1) if spec.batch_first else array
-
-    def from_time_major(array: Array) -> Array:
-        array = array.astype(dtype, copy=False)
-        if not batched:
-            return array[:, 0]
-        return np.ascontiguousarray(array.swapaxes(0, 1)) if spec.batch_first else array
-
-    x = to_time_major(input)
-    steps, batch_size = x.shape[:2]
+    steps, batch_size, _ = x.shape
     cell, packing = _packed(spec, np.full(batch_size, steps) if lengths is None else lengths, steps, compiled)
     shapes = spec.state_shapes(batch_size).values()
 
+    def widen(array: Array) -> Array:
+        return array.astype(compute, copy=False)
+
     def read_state(state: State) -> State:
-        return tuple(
-            packing.sort(part.astype(compute, copy=False).reshape(shape))
-            for part, shape in zip(state, shapes, strict=True)
-        )
+        return tuple(packing.sort(widen(part)) for part in state)
 
     def write_state(directions: list[State]) -> State:
         parts = (part[0][None] if len(part) == 1 else np.stack(part) for part in zip(*directions, strict=True))
-        stacked = (packing.unsort(part).astype(dtype, copy=False) for part in parts)
-        return tuple(part if batched else part[:, 0] for part in stacked)
+        return tuple(packing.unsort(part).astype(dtype, copy=False) for part in parts)
 
     def cast(name: str) -> Array | None:
-        return weights[name].astype(compute, copy=False) if name in weights else None
+        return widen(weights[name]) if name in weights else None
 
     initial = tuple(np.zeros(shape, compute) for shape in shapes) if hx is None else read_state(hx)
-    rows_noise = None if noise is None else [packing.pack(layer.astype(compute, copy=False)) for layer in noise]
+    rows_noise = None if noise is None else [packing.pack(widen(layer)) for layer in noise]
     width, suffixes = spec.num_directions, spec.suffixes()
     runs: list[Threads] = []
     inputs: list[Array] = []
     finals: list[State] = []
-    rows = packing.pack(x)
-    if keep and np.may_share_memory(rows, input):
+    rows = packing.pack(widen(x))
+    if keep and np.may_share_memory(rows, x):
         rows = rows.copy()  # the caller may write over it before the backward pass
     for layer in range(spec.num_layers):
         outputs = []
@@ -300,7 +283,7 @@ def recurrent(
             rows = rows * rows_noise[layer]
 
     def pullback(d_output: Array, d_final: State) -> Gradients:
-        d_rows = packing.pack(to_time_major(d_output))
+        d_rows = packing.pack(widen(d_output))
         d_finals = read_state(d_final)
         gradients: Gradients = {}
         d_initials: list[State] = [()] * len(runs)
@@ -322,9 +305,9 @@ def recurrent(
             assert d_x is not None
             d_rows = d_x
         d_hx = {f"{name}_0": part for name, part in zip(spec.states, write_state(d_initials), strict=True)}
-        return {"input": from_time_major(packing.unpack(d_rows)), **d_hx, **gradients}
+        return {"input": packing.unpack(d_rows).astype(dtype, copy=False), **d_hx, **gradients}
 
-    output = from_time_major(packing.unpack(rows))
+    output = packing.unpack(rows).astype(dtype, copy=False)
     if keep and np.may_share_memory(output, rows):
         output = output.copy()
     return output, write_state(finals), pullback

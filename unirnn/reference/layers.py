@@ -69,7 +69,7 @@ def recurrent(
     xp: Any,
     spec: RecurrentSpec,
     weights: Mapping[str, Array],
-    input: Array,
+    x: Array,
     hx: State | None,
     lengths: Array | None,
     *,
@@ -86,10 +86,10 @@ def recurrent(
         The layers.
     weights
         By the names of `Spec.weight_shapes`.
-    input
-        `(T, B, I)`, `(B, T, I)` if ``batch_first``, or `(T, I)`.
+    x
+        `(T, B, I)`.
     hx
-        Initial state, `(L*D, B, H)` each, or `(L*D, H)`; None is zeros.
+        Initial state, `(L*D, B, H)` each; None is zeros.
     lengths
         `(B,)` integers on the input's device, checked; None if every step is valid.
     dropout
@@ -100,21 +100,14 @@ def recurrent(
     Returns
     -------
     output
-        As the input, with D*H on the last axis; zero in the padding.
+        `(T, B, D*H)`, zero in the padding.
     final_state
         As ``hx``.
     """
-    batched = len(input.shape) == 3
-    x = input if batched else input[:, None, :]
-    if batched and spec.batch_first:
-        x = xp.permute_dims(x, (1, 0, 2))
-    steps, batch_size = x.shape[0], x.shape[1]
     if hx is None:
-        shapes = spec.state_shapes(batch_size).values()
+        shapes = spec.state_shapes(x.shape[1]).values()
         hx = tuple(xp.zeros(shape, dtype=x.dtype, device=device_of(x)) for shape in shapes)
-    elif not batched:
-        hx = tuple(part[:, None, :] for part in hx)
-    ragged = None if lengths is None else Lengths(xp, lengths, steps)
+    ragged = None if lengths is None else Lengths(xp, lengths, x.shape[0])
     if ragged is not None:
         x = ragged.select(xp, x)
 
@@ -135,7 +128,4 @@ def recurrent(
         if dropout is not None and layer < spec.num_layers - 1:
             x = dropout(x)
 
-    final_state = tuple(xp.stack(list(part)) for part in zip(*finals, strict=True))
-    if not batched:
-        return x[:, 0, :], tuple(part[:, 0, :] for part in final_state)
-    return (xp.permute_dims(x, (1, 0, 2)) if spec.batch_first else x), final_state
+    return x, tuple(xp.stack(list(part)) for part in zip(*finals, strict=True))

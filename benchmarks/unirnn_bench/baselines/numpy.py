@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from unirnn_numpy.module import SHORT
+from unirnn_numpy.dispatch import SHORT
 
 from unirnn import GRUSpec, kernels
 from unirnn.contract.call import join_state
