@@ -163,7 +163,7 @@ def _looks(input: Any, hx: Any) -> tuple[Any, ...] | None:
     """What the checks of a call look at; None if it is not a call that they let pass."""
     arrays = (input,) if hx is None else (input, *hx) if type(hx) is tuple else (input, hx)
     try:
-        return tuple([look for array in arrays for look in (type(array), array.shape, array.dtype)])
+        return type(hx), *[look for array in arrays for look in (type(array), array.shape, array.dtype)]
     except AttributeError:
         return None
 

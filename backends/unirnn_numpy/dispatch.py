@@ -1,0 +1,78 @@
+"""Which kernel runs a call of the ``numpy`` backend, and what each supports."""
+
+from collections.abc import Iterator
+
+from unirnn import RecurrentSpec, kernels
+from unirnn.contract.limits import Kernel, Support, check_kernel
+from unirnn.errors import LimitError
+
+__all__ = ["SHORT", "SUPPORT", "check_build", "describe", "route"]
+
+_ALL = Support("numpy", lacks=("proj_size",), devices=("cpu",), dtypes=("float16", "float32", "float64"), derivatives=1)
+
+SUPPORT = {
+    "auto": _ALL,
+    "packed": _ALL,
+    "numba": Support("numba", lacks=("proj_size", "reset_after"), devices=("cpu",), dtypes=_ALL.dtypes, derivatives=1),
+    "reference": Support("the reference", devices=("cpu",), dtypes=("float32", "float64"), derivatives=0),
+}
+"""By the names that ``kernel`` may have: the packed kernels, by NumPy or compiled by numba, and the reference, which
+prepares nothing."""
+
+SHORT = 4
+"""Up to how many steps ``auto`` takes the reference for inference: about where both cost the same."""
+
+
+def check_build(kernel: str, spec: RecurrentSpec, dtype: str) -> None:
+    """Refuse a kernel that can't run a spec.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such kernel.
+    LimitError
+        If it can't run this spec in this dtype.
+    """
+    check_kernel(kernel, tuple(SUPPORT))
+    if kernel == "numba":
+        kernels.check_numba(spec)
+    reason = SUPPORT[kernel].unsupported_reason(spec, dtype=dtype)
+    if reason is not None:
+        raise LimitError(f"kernel: given {kernel!r}, but {reason}; build with 'auto'")
+
+
+def route(kernel: str, spec: RecurrentSpec, dtype: str, steps: int, *, gradients: bool) -> str:
+    """The kernel that runs a call: ``"packed"``, ``"numba"`` or ``"reference"``.
+
+    Parameters
+    ----------
+    kernel
+        As the module was built.
+    spec
+        The layer.
+    dtype
+        Of the call.
+    steps
+        T.
+    gradients
+        Whether the call is followed by a backward pass.
+    """
+    if kernel == "numba":
+        kernels.check_numba(spec)  # the module may have been built, and pickled, elsewhere
+    if kernel != "auto":
+        return kernel
+    if not gradients and steps <= SHORT and dtype in SUPPORT["reference"].dtypes:
+        return "reference"
+    return "numba" if kernels.has_numba(spec) else "packed"
+
+
+def describe(spec: RecurrentSpec, dtype: str) -> Iterator[Kernel]:
+    """The kernels that a spec has, and when ``auto`` takes which."""
+    rest = "always"
+    if dtype in SUPPORT["reference"].dtypes:
+        yield Kernel("reference", f"inference (T <= {SHORT})")
+        rest = "else"
+    if kernels.has_numba(spec):
+        yield Kernel("numba", rest)
+        rest = "by name only"
+    yield Kernel("packed", rest)

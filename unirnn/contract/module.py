@@ -1,0 +1,78 @@
+"""What the modules have in common that are plain Python objects, of no framework's own class."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from unirnn.specs import RecurrentSpec
+
+from .call import Call
+
+__all__ = ["Module"]
+
+
+class Module(ABC):
+    """A stack of recurrent layers: its spec, its mode, and its call. A subclass computes (`_prepare`, `_run`).
+
+    Parameters
+    ----------
+    spec
+        What it is.
+
+    Attributes
+    ----------
+    spec
+        What it is.
+    training
+        Whether dropout is on; False until `train`.
+    """
+
+    def __init__(self, spec: RecurrentSpec) -> None:
+        self.spec = spec
+        self.training = False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.spec!r})"
+
+    def train(self, mode: bool = True) -> "Module":
+        """Switch dropout on (or off)."""
+        self.training = mode
+        return self
+
+    def eval(self) -> "Module":
+        """Switch dropout off."""
+        return self.train(False)
+
+    def __call__(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
+        """Run the layers.
+
+        Parameters
+        ----------
+        input
+            `(T, B, I)`, `(B, T, I)` if ``batch_first``, or `(T, I)`; of the weights' dtype. Also ``x``.
+        hx
+            Initial state, `(L*D, B, H)`, or `(L*D, H)`; for LSTM a pair ``(h_0, c_0)``. None is zeros. Also ``h_0``.
+        seq_length
+            `(B,)` integers, ``0 <= n <= T``, on any device; see `unirnn.contract.call`. None is T for every sequence.
+
+        Returns
+        -------
+        output
+            As the input, with D*H on the last axis; zero from step n on.
+        h_n
+            The final state, as ``hx``; for LSTM the pair ``(h_n, c_n)``.
+
+        Raises
+        ------
+        ArgumentError, ShapeError, DTypeError, LengthError
+            If an argument is wrong; see `unirnn.contract.call.prepare`.
+        """
+        call = self._prepare(input, hx, seq_length, aliases)
+        return call.restore(*self._run(call))
+
+    @abstractmethod
+    def _prepare(self, input: Any, hx: Any, seq_length: Any, aliases: dict[str, Any]) -> Call:
+        """Check the arguments; see `unirnn.contract.call.prepare`."""
+
+    @abstractmethod
+    def _run(self, call: Call) -> tuple[Any, tuple[Any, ...]]:
+        """The output `(T, B, D*H)` and the final state, `(L*D, B, H)` each."""
