@@ -7,7 +7,9 @@ runs the version that nox itself runs on (or, where a framework lacks it, the ne
 import re
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import nox
 
@@ -46,17 +48,26 @@ BENCHMARKS = {
     "-mindspore": "--backend=mindspore --size=S --size=M --size=L --size=step "
     "--lengths=dense --lengths=full --lengths=uniform --lengths=short --seconds=0.25",
 }
-# what only several backends beside each other can show
+# What each environment runs. The core's own tests need no framework, and run in NumPy's.
+TESTS = {
+    "numpy": ["tests", "unirnn", "--ignore=unirnn/kernels/by_numba.py"],
+    "numba": ["tests/numba", "tests/numpy", "tests/conformance", "unirnn/kernels"],
+    "torch": ["tests/torch", "tests/conformance"],
+    "mindspore": ["tests/mindspore", "tests/conformance"],
+    "onnxruntime": ["tests/onnxruntime", "tests/conformance"],
+}
+# What only several backends beside each other can show.
 TOGETHER = [
-    "test_together.py",
+    "test_cross_backend.py",
     "test_training.py",
     "test_names.py",
     "test_parity.py",
     "test_bench.py",
     "test_cli.py",
     "test_docs.py",
-    "test_onnx_of_torch.py",
+    "test_onnx_exported_by_torch.py",
 ]
+PARALLEL = ["--numprocesses=auto", "--dist=worksteal"]
 
 
 def column(backend: str) -> str:
@@ -111,31 +122,44 @@ def typing(session: nox.Session) -> None:
     session.run(python, "-m", "pyright", "--pythonpath", python, external=True)
 
 
+def per_backend(backends: Iterable[str]) -> Any:
+    """Parametrize a session by backend and Python version; the backend is its tag."""
+    return nox.parametrize(
+        "python,backend",
+        [
+            nox.param(python, backend, id=f"{backend}-{python}", tags=[backend])
+            for backend in backends
+            for python in PYTHONS[backend]
+        ],
+    )
+
+
 @nox.session
-@nox.parametrize(
-    "python,backend",
-    [
-        nox.param(python, backend, id=f"{backend}-{python}", tags=[backend])
-        for backend, pythons in PYTHONS.items()
-        for python in pythons
-    ],
-)
+@per_backend(PYTHONS)
 def tests(session: nox.Session, backend: str) -> None:
-    """The suite of one backend, in an environment that has no other; NumPy's with numba; or what all show together."""
+    """One backend's tests, in an environment that has no other framework; ``all``: what only several show together."""
     if backend == "all":
         files = [f"tests/{name}" for name in TOGETHER]
-        session.run(together(session, "test"), "-m", "pytest", *files, *session.posargs, external=True)
+        session.run(together(session, "test"), "-m", "pytest", *PARALLEL, *files, *session.posargs, external=True)
         return
-    groups = ["test", "test-torch"] if backend == "torch" else ["test"]
-    install(session, *groups, extras=EXTRAS[backend])
-    rooms = {"numpy": ["numpy", "array_api"], "numba": ["numpy"]}.get(backend, [backend])
-    chosen = [f"--backend={room}" for room in rooms]
-    doctests = ["unirnn", *(f"backends/unirnn_{room}" for room in rooms)]
-    if "numba" not in EXTRAS[backend]:
-        doctests.append("--ignore=unirnn/kernels/by_numba.py")
-    session.run("pytest", "tests", *doctests, *chosen, *session.posargs)
-    if backend == "mindspore" and not session.posargs:  # the rest ran with launch_blocking(), which is for a process
-        session.run("pytest", "tests/conformance", "--backend=mindspore-asynchronous", *session.posargs)
+    run_backend(session, backend, *PARALLEL, *session.posargs)
+
+
+@nox.session(tags=["thorough"])
+@per_backend([backend for backend in PYTHONS if backend != "all"])
+def thorough(session: nox.Session, backend: str) -> None:
+    """The same with ten times as many random examples, and the core's tests in every environment."""
+    run_backend(session, backend, *PARALLEL, "--hypothesis-profile=thorough", "tests", *session.posargs)
+
+
+def run_backend(session: nox.Session, backend: str, *options: str) -> None:
+    """Install a backend alone, and run its tests, the conformance suite and the doctests."""
+    install(session, *(["test", "test-torch"] if backend == "torch" else ["test"]), extras=EXTRAS[backend])
+    names = {"numpy": ["numpy", "array_api"], "numba": ["numpy"]}.get(backend, [backend])
+    chosen = [f"--backend={name}" for name in names]
+    session.run("pytest", *TESTS[backend], *(f"backends/unirnn_{name}" for name in names), *chosen, *options)
+    if backend == "mindspore":  # launch_blocking() can't be undone in a process, so the other mode has one of its own
+        session.run("pytest", "tests/conformance", "--backend=mindspore-asynchronous", *options)
 
 
 @nox.session(python=HERE if HERE in PYTHONS["all"] else PYTHONS["all"][-1])
@@ -161,8 +185,8 @@ def roundtrip(session: nox.Session) -> None:
     shutil.rmtree(exchange, ignore_errors=True)
     guide = "test_docs.py::test_the_code_of_a_page_runs[snapshots.md]"  # with its blocks that need Keras
     for python, keras, pairs, tests in (
-        (mine, "torch", 25, ["roundtrip", "of_keras", guide]),  # from 5 frameworks to 5
-        (others, "jax", 35, ["roundtrip", "of_keras", "of_flax"]),  # and from Flax to 4, and from 6 to Flax
+        (mine, "torch", 25, ["roundtrip", "keras", guide]),  # from 5 frameworks to 5
+        (others, "jax", 35, ["roundtrip", "keras", "flax"]),  # and from Flax to 4, and from 6 to Flax
         (mine, "torch", 36, ["roundtrip"]),  # and from Flax to MindSpore
     ):
         env = {"KERAS_BACKEND": keras, "UNIRNN_EXCHANGE": str(exchange), "UNIRNN_PAIRS": str(pairs)}

@@ -10,6 +10,7 @@ import pytest
 from subjects import Subject, close, installed, subjects
 
 hypothesis.settings.register_profile("unirnn", deadline=None, derandomize=True, max_examples=40)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=400)
 hypothesis.settings.load_profile("unirnn")
 
 NEEDED = {

@@ -53,7 +53,7 @@ def test_without_a_seed_two_modules_differ(subject: Subject) -> None:
 
 
 @each_spec
-def test_a_snapshot_goes_out_and_back(subject: Subject, spec: RecurrentSpec) -> None:
+def test_snapshot_round_trip(subject: Subject, spec: RecurrentSpec) -> None:
     module = subject.build(spec, seed=3)
     taken = unirnn.snapshot(module)
     assert taken.spec == spec
@@ -66,11 +66,11 @@ def test_a_snapshot_goes_out_and_back(subject: Subject, spec: RecurrentSpec) -> 
 
 
 @each_spec
-def test_weights_are_replaced_in_place(subject: Subject, spec: RecurrentSpec) -> None:
+def test_load_weights_replaces_them_in_place(subject: Subject, spec: RecurrentSpec) -> None:
     module, taken = subject.build(spec, seed=3), unirnn.snapshot(subject.build(spec, seed=4))
     input = np.random.default_rng(0).standard_normal((5, 2, 3)).astype(np.float32)
     for seq_length in (None, [5, 2]):
-        subject.call(module, input, seq_length=seq_length)  # what a call keeps is not kept
+        subject.call(module, input, seq_length=seq_length)  # so that whatever a call caches is there
     unirnn.load_weights(module, taken)
     assert unirnn.snapshot(module) == taken
     fresh = subject.rebuild(taken)
@@ -79,7 +79,7 @@ def test_weights_are_replaced_in_place(subject: Subject, spec: RecurrentSpec) ->
         np.testing.assert_array_equal(subject.call(module, input, seq_length=seq_length)[0], expected)
 
 
-def test_weights_that_do_not_fit_change_nothing(subject: Subject) -> None:
+def test_load_weights_that_do_not_fit_changes_nothing(subject: Subject) -> None:
     module, wider = subject.build(GRUSpec(3, 4), seed=3), unirnn.snapshot(subject.build(GRUSpec(3, 5), seed=3))
     before = unirnn.snapshot(module)
     with pytest.raises(unirnn.errors.ShapeError, match=r"weights\['weight_ih_l0'\]: given shape \(15, 3\)"):
@@ -87,7 +87,7 @@ def test_weights_that_do_not_fit_change_nothing(subject: Subject) -> None:
     assert unirnn.snapshot(module) == before
 
 
-def test_a_snapshot_is_a_copy_that_stays_as_it_is(subject: Subject) -> None:
+def test_a_snapshot_is_a_read_only_copy(subject: Subject) -> None:
     module = subject.build(GRUSpec(3, 4), seed=0)
     taken, other = unirnn.snapshot(module), unirnn.snapshot(subject.build(GRUSpec(3, 4), seed=1))
     before = {name: array.copy() for name, array in taken.weights.items()}
@@ -100,7 +100,7 @@ def test_a_snapshot_is_a_copy_that_stays_as_it_is(subject: Subject) -> None:
             array += 1
 
 
-def test_the_documentations_rnn(subject: Subject) -> None:
+def test_the_rnn_example_of_mindspores_documentation(subject: Subject) -> None:
     spec = RNNSpec(2, 3, 4, nonlinearity="relu", bias=False)
     module = subject.build(spec, seed=0)
     x = np.array([[[3.0, 4.0]]], np.float32)
@@ -116,7 +116,7 @@ def test_the_documentations_rnn(subject: Subject) -> None:
     close(h_n, np.stack(expected)[:, None], 1e-6)
 
 
-def test_the_documentations_gru(subject: Subject) -> None:
+def test_the_gru_example_of_mindspores_documentation(subject: Subject) -> None:
     module = subject.build(GRUSpec(10, 16, 2, batch_first=True), seed=0)
     output, (h_n,) = subject.call(module, np.ones((3, 5, 10), np.float32), (np.ones((2, 3, 16), np.float32),))
     assert output.shape == (3, 5, 16)
@@ -125,7 +125,7 @@ def test_the_documentations_gru(subject: Subject) -> None:
 
 @pytest.mark.parametrize("spelling", ["input", "x"])
 @pytest.mark.parametrize("state", ["hx", "h_0"])
-def test_both_frameworks_names_in_the_call(subject: Subject, spelling: str, state: str) -> None:
+def test_argument_names_of_both_frameworks(subject: Subject, spelling: str, state: str) -> None:
     module = subject.build(GRUSpec(3, 4), seed=0)
     x = subject.array(np.ones((5, 2, 3), np.float32), module)
     h_0 = subject.array(np.ones((1, 2, 4), np.float32), module)

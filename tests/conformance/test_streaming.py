@@ -1,4 +1,4 @@
-"""A sequence that is fed in chunks, its state carried on, gives what it gives whole."""
+"""A sequence fed in chunks, with the state handed on, gives the same numbers as in one call."""
 
 from dataclasses import replace
 from typing import Any
@@ -66,7 +66,7 @@ def test_a_detached_state_has_the_same_numbers(subject: Subject) -> None:
         module(subject.array(np.ones((5, 2, 3), np.float32), module), join_state(parts[0]))
 
 
-def test_what_can_not_be_detached() -> None:
+def test_detach_refuses_other_objects() -> None:
     unirnn.GRUSpec(3, 4).build("numpy")
     with pytest.raises(errors.ArgumentError, match=r"state: given builtins\.float, expected an array of a backend"):
         unirnn.detach((1.0, 2.0))

@@ -133,10 +133,13 @@ def _without_its_function(module: Any) -> None:
     module.stack.layers = None
 
 
-def close(actual: NDArray[Any], expected: NDArray[Any], tolerance: float, what: str = "") -> None:
-    """Within a tolerance relative to the largest value; equal shapes; NaN nowhere."""
+def close(
+    actual: NDArray[Any], expected: NDArray[Any], tolerance: float, what: str = "", *, scale: float | None = None
+) -> None:
+    """Within a tolerance relative to the largest expected value, or to a given scale; equal shapes; NaN nowhere."""
     assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
     if not expected.size:
         return
     difference = np.abs(actual.astype(np.float64) - expected).max()
-    assert difference <= tolerance * np.abs(expected).max(), f"{what}: off by {difference:.2e}"
+    scale = np.abs(expected).max() if scale is None else scale
+    assert difference <= tolerance * scale, f"{what}: off by {difference:.2e}"
