@@ -7,15 +7,17 @@ runs the version that nox itself runs on (or, where a framework lacks it, the ne
 import re
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import nox
 
 nox.needs_version = ">=2024.10.9"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False
+
+Session = TypeVar("Session")
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -122,7 +124,7 @@ def typing(session: nox.Session) -> None:
     session.run(python, "-m", "pyright", "--pythonpath", python, external=True)
 
 
-def per_backend(backends: Iterable[str]) -> Any:
+def per_backend(backends: Iterable[str]) -> Callable[[Session], Session]:
     """Parametrize a session by backend and Python version; the backend is its tag."""
     return nox.parametrize(
         "python,backend",

@@ -1,6 +1,5 @@
 """Building a module: resolve the names, refuse what can't work, draw the weights, hand over to the backend."""
 
-import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -111,21 +110,12 @@ def build(
     refusing = tuple(limit for limit in _limits(chosen, spec, where, kind) if limit.refuses)
     if refusing:
         raise LimitError(str(Explanation(spec, name, where, kind, refusing)))
-    if options:
-        _check_options(chosen, options)
+    for option in options.keys() - chosen.options:
+        raise ArgumentError(
+            f"build: unknown argument {option!r}; {name} takes {', '.join(chosen.options) or 'none'} besides device, "
+            "dtype and seed"
+        )
     if seed is not None:
         _weights.check_seed(seed)
         weights = _weights.draw(spec, seed) if weights is None else weights
-    return chosen.build(spec, device=where, dtype=kind, weights=weights, seed=seed, **options)
-
-
-def _check_options(backend: Backend, options: Mapping[str, Any]) -> None:
-    """Refuse options that the backend's `build` does not have."""
-    parameters = inspect.signature(backend.build).parameters
-    known = set(parameters) - {"spec", "device", "dtype", "weights", "seed"}
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    for option in () if takes_any else options.keys() - known:
-        raise ArgumentError(
-            f"build: unknown argument {option!r}; {backend.name} takes {', '.join(sorted(known)) or 'none'} besides "
-            "device, dtype and seed"
-        )
+    return chosen.build(spec, device=where, dtype=kind, weights=weights, seed=seed, options=options)

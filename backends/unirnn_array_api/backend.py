@@ -1,6 +1,6 @@
 """The ``array_api`` backend's own answers to `unirnn.contract.backend.Backend`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import array_api_compat
@@ -24,6 +24,7 @@ class ArrayBackend(Backend):
 
     name = "array_api"
     support = Support("array_api", devices=("cpu",), dtypes=("float32", "float64"), derivatives=0)
+    options = ("namespace",)
 
     def version(self) -> str:
         return f"array-api-compat {array_api_compat.__version__}"
@@ -45,8 +46,9 @@ class ArrayBackend(Backend):
         dtype: str,
         weights: Arrays | None,
         seed: int | None,
-        namespace: Any = None,
+        options: Mapping[str, Any],
     ) -> ArrayModule:
+        namespace = options.get("namespace")
         if not hasattr(namespace, "asarray"):
             raise ArgumentError(
                 f"namespace: given {namespace!r}, expected a module of the array API standard, "

@@ -54,6 +54,7 @@ class MindSporeBackend(Backend):
 
     name = "mindspore"
     support = Support("mindspore", lacks=("proj_size",), dtypes=("float16", "float32", "float64"))
+    options = ("kernel",)
 
     def version(self) -> str:
         return f"mindspore {ms.__version__}"
@@ -116,8 +117,9 @@ class MindSporeBackend(Backend):
         dtype: str,
         weights: Arrays | None,
         seed: int | None,
-        kernel: str = "auto",
+        options: Mapping[str, Any],
     ) -> Recurrent:
+        kernel = options.get("kernel", "auto")
         check_kernel(kernel, _KERNELS)
         why_not = None
         if kernel in ("packed", "numba") and device.kind != "cpu":

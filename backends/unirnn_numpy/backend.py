@@ -25,6 +25,7 @@ class NumpyBackend(Backend):
 
     name = "numpy"
     support = dispatch.SUPPORT["auto"]
+    options = ("kernel",)
 
     def version(self) -> str:
         return f"numpy {np.__version__}"
@@ -50,8 +51,9 @@ class NumpyBackend(Backend):
         dtype: str,
         weights: Arrays | None,
         seed: int | None,
-        kernel: str = "auto",
+        options: Mapping[str, Any],
     ) -> NumpyModule:
+        kernel = options.get("kernel", "auto")
         dispatch.check_build(kernel, spec, dtype)
         drawn = _weights.draw_globally(spec) if weights is None else weights
         # A stream of its own, so that dropout repeats none of the numbers that made the weights.

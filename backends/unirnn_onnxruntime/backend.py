@@ -25,6 +25,8 @@ class OnnxRuntimeBackend(Backend):
 
     name = "onnxruntime"
     support = Support("onnxruntime", lacks=("proj_size",), dtypes=("float16", "float32"), derivatives=0)
+    options = ("session_options",)
+    """``session_options``: attributes of ``onnxruntime.SessionOptions`` and their values."""
 
     def version(self) -> str:
         return f"onnxruntime {onnxruntime.__version__}"
@@ -58,12 +60,11 @@ class OnnxRuntimeBackend(Backend):
         dtype: str,
         weights: Arrays | None,
         seed: int | None,
-        session_options: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any],
     ) -> OnnxRuntimeModule:
-        """Make a module; ``session_options`` are attributes of ``onnxruntime.SessionOptions`` and their values."""
         drawn = _weights.draw_globally(spec) if weights is None else weights
         arrays = {name: np.asarray(array, dtype) for name, array in drawn.items()}
-        return OnnxRuntimeModule(spec, arrays, device, session_options or {})
+        return OnnxRuntimeModule(spec, arrays, device, options.get("session_options") or {})
 
     def read(self, module: Any) -> tuple[RecurrentSpec, dict[str, Array]] | None:
         if not isinstance(module, OnnxRuntimeModule):

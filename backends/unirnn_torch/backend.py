@@ -28,6 +28,7 @@ class TorchBackend(Backend):
 
     name = "torch"
     support = Support("torch")
+    options = ("kernel",)
 
     def version(self) -> str:
         return f"torch {torch.__version__}"
@@ -75,8 +76,9 @@ class TorchBackend(Backend):
         dtype: str,
         weights: Arrays | None,
         seed: int | None,
-        kernel: str = "auto",
+        options: Mapping[str, Any],
     ) -> Recurrent:
+        kernel = options.get("kernel", "auto")
         choice.check(kernel, spec, device.kind, dtype)
         kind: torch.dtype = getattr(torch, dtype)
         name = _TYPES[device.kind] + ("" if device.index is None else f":{device.index}")

@@ -57,7 +57,7 @@ class Head:
     bias: NDArray[np.floating[Any]]
 
     @classmethod
-    def draw(cls, seed: int, spec: unirnn.Spec = SPEC, dtype: str = "float32") -> "Head":
+    def draw(cls, seed: int, spec: unirnn.RecurrentSpec = SPEC, dtype: str = "float32") -> "Head":
         """Draw first numbers as both frameworks' layers do, but from one generator, so that they are equal."""
         size = spec.num_directions * spec.output_size
         # A stream of its own: with the bare seed it would repeat the numbers that make the GRU's weights.
@@ -93,7 +93,7 @@ class Run:
 
     optimizer: Literal["SGD", "Adam"]
     dtype: Literal["float64", "float32"]
-    spec: unirnn.Spec = SPEC
+    spec: unirnn.RecurrentSpec = SPEC
     seed: int = 0
 
     @property
@@ -102,7 +102,7 @@ class Run:
         return 2**-2 if self.optimizer == "SGD" else 2**-8
 
 
-def classified_state(spec: unirnn.Spec, final: Any) -> Any:
+def classified_state(spec: unirnn.RecurrentSpec, final: Any) -> Any:
     """What the head sees: the last layer's final state, of an LSTM its h, on any framework's arrays: `(B, D*H)`."""
     return last_layer(spec, final[0] if isinstance(spec, unirnn.LSTMSpec) else final)
 
@@ -118,6 +118,6 @@ def save(model: Model, test_logits: NDArray[np.float32], path: Path = WEIGHTS) -
 def load(path: Path = WEIGHTS) -> tuple[Model, NDArray[np.float32]]:
     """Read what `save` wrote."""
     with np.load(path) as file:
-        spec = unirnn.Spec.from_dict(json.loads(file["spec"].item()))
+        spec = unirnn.RecurrentSpec.from_dict(json.loads(file["spec"].item()))
         gru = unirnn.Snapshot(spec, {name: file[f"gru.{name}"] for name in spec.weight_shapes()})
         return Model(gru, Head(file["head.weight"], file["head.bias"])), file["test_logits"]

@@ -33,6 +33,8 @@ class Backend(ABC):
     """The entry point's name."""
     support: ClassVar[Support]
     """What it can compute at all, on any device."""
+    options: ClassVar[tuple[str, ...]] = ()
+    """The arguments of `Spec.build` that only this backend has, such as ``kernel``."""
 
     @abstractmethod
     def version(self) -> str:
@@ -66,7 +68,7 @@ class Backend(ABC):
         dtype: str,
         weights: Arrays | None,
         seed: int | None,
-        **options: Any,
+        options: Mapping[str, Any],
     ) -> Any:
         """Make a module.
 
@@ -80,8 +82,8 @@ class Backend(ABC):
             Checked, of any dtype; to be copied. None: draw them by the framework's own seed rules.
         seed
             For what is random besides the weights (dropout), where the framework has no generator of its own.
-        **options
-            Arguments of `Spec.build` that only this backend has.
+        options
+            Those of `Backend.options` that were given.
         """
 
     @abstractmethod
