@@ -7,17 +7,13 @@ runs the version that nox itself runs on (or, where a framework lacks it, the ne
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
 
 import nox
 
 nox.needs_version = ">=2024.10.9"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False
-
-Session = TypeVar("Session")
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -72,13 +68,13 @@ TOGETHER = [
 PARALLEL = ["--numprocesses=auto", "--dist=worksteal"]
 
 
-def column(backend: str) -> str:
-    """The default session of a backend."""
-    pythons = PYTHONS[backend]
-    return f"tests({backend}-{HERE if HERE in pythons else pythons[-1]})"
+def newest(backend: str) -> str:
+    """The Python version that nox runs on, or, where the backend's framework lacks it, the newest that it has."""
+    return HERE if HERE in PYTHONS[backend] else PYTHONS[backend][-1]
 
 
-nox.options.sessions = ["lint", "typing", *map(column, PYTHONS), "models", "roundtrip", "docs", "build"]
+COLUMNS = [f"tests({backend}-{newest(backend)})" for backend in PYTHONS]
+nox.options.sessions = ["lint", "typing", *COLUMNS, "models", "roundtrip", "docs", "build"]
 
 
 def install(session: nox.Session, *groups: str, extras: str = "") -> None:
@@ -124,22 +120,17 @@ def typing(session: nox.Session) -> None:
     session.run(python, "-m", "pyright", "--pythonpath", python, external=True)
 
 
-def per_backend(backends: Iterable[str]) -> Callable[[Session], Session]:
-    """Parametrize a session by backend and Python version; the backend is its tag."""
-    return nox.parametrize(
-        "python,backend",
-        [
-            nox.param(python, backend, id=f"{backend}-{python}", tags=[backend])
-            for backend in backends
-            for python in PYTHONS[backend]
-        ],
-    )
-
-
 @nox.session
-@per_backend(PYTHONS)
+@nox.parametrize(
+    "python,backend",
+    [
+        nox.param(python, backend, id=f"{backend}-{python}", tags=[backend])
+        for backend, pythons in PYTHONS.items()
+        for python in pythons
+    ],
+)
 def tests(session: nox.Session, backend: str) -> None:
-    """One backend's tests, in an environment that has no other framework; ``all``: what only several show together."""
+    """The tests of one backend, in an environment without another framework; or of several beside each other."""
     if backend == "all":
         files = [f"tests/{name}" for name in TOGETHER]
         session.run(together(session, "test"), "-m", "pytest", *PARALLEL, *files, *session.posargs, external=True)
@@ -147,10 +138,13 @@ def tests(session: nox.Session, backend: str) -> None:
     run_backend(session, backend, *PARALLEL, *session.posargs)
 
 
-@nox.session(tags=["thorough"])
-@per_backend([backend for backend in PYTHONS if backend != "all"])
+@nox.session
+@nox.parametrize(
+    "python,backend",
+    [nox.param(newest(backend), backend, id=backend) for backend in PYTHONS if backend != "all"],
+)
 def thorough(session: nox.Session, backend: str) -> None:
-    """The same with ten times as many random examples, and the core's tests in every environment."""
+    """All tests in the environment of each backend, with ten times as many random examples."""
     run_backend(session, backend, *PARALLEL, "--hypothesis-profile=thorough", "tests", *session.posargs)
 
 
@@ -164,7 +158,7 @@ def run_backend(session: nox.Session, backend: str, *options: str) -> None:
         session.run("pytest", "tests/conformance", "--backend=mindspore-asynchronous", *options)
 
 
-@nox.session(python=HERE if HERE in PYTHONS["all"] else PYTHONS["all"][-1])
+@nox.session(python=newest("all"))
 def models(session: nox.Session) -> None:
     """Trained models of others, from their packages, on every backend."""
     python = together(session, "test")
