@@ -50,7 +50,7 @@ BENCHMARKS = {
 TESTS = {
     "numpy": ["tests", "unirnn", "--ignore=unirnn/kernels/by_numba.py"],
     "numba": ["tests/numba", "tests/numpy", "tests/conformance", "unirnn/kernels"],
-    "torch": ["tests/torch", "tests/conformance"],
+    "torch": ["tests/torch", "tests/array_api", "tests/conformance"],
     "mindspore": ["tests/mindspore", "tests/conformance"],
     "onnxruntime": ["tests/onnxruntime", "tests/conformance"],
 }
@@ -63,6 +63,8 @@ TOGETHER = [
     "test_bench.py",
     "test_cli.py",
     "test_docs.py",
+    "test_loops_in_docs.py",
+    "test_registry.py",
     "test_onnx_exported_by_torch.py",
 ]
 PARALLEL = ["--numprocesses=auto", "--dist=worksteal"]
@@ -133,7 +135,9 @@ def tests(session: nox.Session, backend: str) -> None:
     """The tests of one backend, in an environment without another framework; or of several beside each other."""
     if backend == "all":
         files = [f"tests/{name}" for name in TOGETHER]
-        session.run(together(session, "test"), "-m", "pytest", *PARALLEL, *files, *session.posargs, external=True)
+        session.run(
+            together(session, "test", "test-torch"), "-m", "pytest", *PARALLEL, *files, *session.posargs, external=True
+        )
         return
     run_backend(session, backend, *PARALLEL, *session.posargs)
 
