@@ -1,4 +1,4 @@
-"""The names of devices and of dtypes, said once."""
+"""The names of devices and dtypes, the same for every backend."""
 
 import re
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from unirnn.errors import DeviceError, DTypeError
 
-__all__ = ["DTYPES", "Device", "dtype_name"]
+__all__ = ["DTYPES", "Device", "dtype_name", "short_name"]
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 """The dtypes that a layer can have, by name."""
@@ -22,14 +22,14 @@ _KINDS: dict[str, Literal["cpu", "gpu", "ascend"]] = {
 
 @dataclass(frozen=True)
 class Device:
-    """A device, as every backend understands it.
+    """A device, named in the same way on every backend.
 
     Parameters
     ----------
     kind
         ``"cpu"``, ``"gpu"`` or ``"ascend"``.
     index
-        Which one of several; None is the framework's current one. There is one CPU.
+        Which of several devices; None is the framework's current one. The CPU has no index.
 
     Examples
     --------
@@ -62,7 +62,7 @@ class Device:
 
 
 def dtype_name(dtype: Any) -> str:
-    """The name of a dtype, of whichever framework.
+    """The name of a dtype, given as a name or as any framework's object.
 
     Raises
     ------
@@ -75,12 +75,19 @@ def dtype_name(dtype: Any) -> str:
     >>> dtype_name(numpy.float64), dtype_name("float16")
     ('float64', 'float16')
     """
-    name = plain_name(dtype)
+    name = short_name(dtype)
     if name not in DTYPES:
         raise DTypeError(f"dtype: given {dtype!r}, expected one of {', '.join(DTYPES)}")
     return name
 
 
-def plain_name(dtype: Any) -> str:
-    """A dtype's name without its framework: ``torch.float32``, ``Float32`` and ``dtype('float32')`` alike."""
+def short_name(dtype: Any) -> str:
+    """The name of a dtype without its framework, whether it is known or not.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> short_name("torch.float32"), short_name("Float32"), short_name(numpy.dtype("int32"))
+    ('float32', 'float32', 'int32')
+    """
     return (dtype.__name__ if isinstance(dtype, type) else str(dtype)).rpartition(".")[2].lower()

@@ -10,7 +10,7 @@ from mindspore import dtype as mstype
 from unirnn import RecurrentSpec
 from unirnn.contract.backend import Arrays
 from unirnn.contract.call import bind, check, check_arrays, check_lengths, lengths, state_parts
-from unirnn.devices import plain_name
+from unirnn.devices import short_name
 from unirnn.errors import ArgumentError, LimitError, ShapeError
 from unirnn_mindspore.layers import Stack, by_kernels
 from unirnn_mindspore.native import by_steps
@@ -66,7 +66,7 @@ class Recurrent(nn.Cell):
         self.is_lstm = spec.kind == "LSTM"
         # set by `to_float`, the mixed precision of `mindspore.amp`
         self.fp16 = self.fp32 = False
-        kind = plain_name(dtype)
+        kind = short_name(dtype)
         # From an array, which MindSpore copies once; a tensor of it would be another copy.
         self.weights = ParameterTuple(
             [Parameter(np.asarray(weights[name], kind), name=name) for name in spec.weight_shapes()]
@@ -213,12 +213,12 @@ def _traced_checks(spec: RecurrentSpec, target: str, kernel: str) -> tuple[Any, 
         if any(None in shape for shape in (*shapes, length_shape or ())):
             _check_unknown(spec, target, kernel, shapes[0])
             return False
-        arrays = tuple((tuple(shape), plain_name(kind)) for shape, kind in zip(shapes, dtypes, strict=True))
-        sizes = check_arrays(spec, None if dtype is None else plain_name(dtype), arrays[0], arrays[1:] or None)
+        arrays = tuple((tuple(shape), short_name(kind)) for shape, kind in zip(shapes, dtypes, strict=True))
+        sizes = check_arrays(spec, None if dtype is None else short_name(dtype), arrays[0], arrays[1:] or None)
         if constant is not None:
             lengths(constant, sizes)
         elif length_shape is not None:
-            check_lengths(tuple(length_shape), plain_name(length_dtype), sizes)
+            check_lengths(tuple(length_shape), short_name(length_dtype), sizes)
         return sizes.batch_size == 0
 
     at_compile_time = ops.constexpr(check=False)

@@ -24,7 +24,7 @@ from torch.autograd import forward_ad
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec
 from unirnn import kernels as core
 from unirnn.contract.limits import Kernel, check_kernel
-from unirnn.devices import plain_name
+from unirnn.devices import short_name
 from unirnn.errors import LimitError
 from unirnn.kernels import threads
 
@@ -194,7 +194,7 @@ def no_operator(spec: RecurrentSpec) -> str | None:
 
 def obstacle(spec: RecurrentSpec, input: Tensor) -> str | None:
     """Why a kernel of ours can't run a call; None if it can."""
-    why_not = _lacking(spec, input.device.type, plain_name(input.dtype))
+    why_not = _lacking(spec, input.device.type, short_name(input.dtype))
     if why_not is not None:
         return why_not
     if torch.is_autocast_enabled("cpu"):
@@ -265,7 +265,7 @@ def rows_are_faster(spec: RecurrentSpec, input: Tensor, steps: int, valid: int, 
 @cache
 def _rows(cell: str, dtype: torch.dtype, gradients: bool, lengths: bool, numba: bool) -> tuple[Row, ...]:
     case = cell, gradients, lengths
-    rows = (row for row in TABLE if row[:3] == case and plain_name(dtype) in row.dtypes)
+    rows = (row for row in TABLE if row[:3] == case and short_name(dtype) in row.dtypes)
     return tuple(row for row in rows if numba or row.kernel != "numba")
 
 

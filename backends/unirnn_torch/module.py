@@ -32,7 +32,7 @@ from unirnn import LSTMSpec, RecurrentSpec, RNNSpec
 from unirnn import reference as plain
 from unirnn.contract.backend import Arrays
 from unirnn.contract.call import Sizes, bind, check, check_lengths, join_state, lengths, state_parts
-from unirnn.devices import plain_name
+from unirnn.devices import short_name
 from unirnn.errors import ArgumentError, LimitError
 from unirnn_torch import dispatch as choice
 from unirnn_torch import exporting, native, operators
@@ -404,14 +404,14 @@ class Recurrent(torch.nn.RNNBase):
 def on_host(seq_length: Any, sizes: Sizes) -> NDArray[np.int64]:
     """Check the lengths, whatever they come in: `(B,)`."""
     if isinstance(seq_length, Tensor):
-        check_lengths(tuple(seq_length.shape), plain_name(seq_length.dtype), sizes)
+        check_lengths(tuple(seq_length.shape), short_name(seq_length.dtype), sizes)
         # Not by `numpy`, which torch.func's gradients lack.
-        seq_length = np.array(seq_length.tolist(), plain_name(seq_length.dtype))
+        seq_length = np.array(seq_length.tolist(), short_name(seq_length.dtype))
     return lengths(seq_length, sizes)
 
 
 def traced(seq_length: Any, sizes: Sizes, device: torch.device) -> Tensor:
     """Check what a trace knows of the lengths; the packed kernel looks at them when it runs."""
     values = torch.as_tensor(seq_length, device=device)
-    check_lengths(tuple(values.shape), plain_name(values.dtype), sizes)
+    check_lengths(tuple(values.shape), short_name(values.dtype), sizes)
     return values.to(torch.int64).reshape(-1)

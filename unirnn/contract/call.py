@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn.devices import DTYPES, plain_name
+from unirnn.devices import DTYPES, short_name
 from unirnn.errors import ArgumentError, DTypeError, LengthError, ShapeError
 from unirnn.specs import RecurrentSpec
 from unirnn.specs import arguments as names
@@ -285,7 +285,7 @@ def check_arrays(
     if steps == 0:
         raise ShapeError(f"input: given shape {shape}, expected at least one time step")
     if not _fits(given, dtype):
-        name = plain_name(given)
+        name = short_name(given)
         advice = f", or build with dtype={name!r}" if name in DTYPES else ""
         raise DTypeError(
             f"input: given dtype {name}, expected {_wanted(dtype)}, the module's own; cast the input{advice}"
@@ -300,20 +300,20 @@ def check_arrays(
                 )
             if not _fits(state_dtype, dtype):
                 raise DTypeError(
-                    f"{name}_0: given dtype {plain_name(state_dtype)}, expected {_wanted(dtype)}, the input's"
+                    f"{name}_0: given dtype {short_name(state_dtype)}, expected {_wanted(dtype)}, the input's"
                 )
     return Sizes(steps, batch_size)
 
 
 def _fits(given: Any, dtype: Any) -> bool:
     if dtype is None:
-        return plain_name(given) in DTYPES
+        return short_name(given) in DTYPES
     # Objects of one framework need no names, which cost as much as the rest of a short call.
-    return bool(given == dtype) or plain_name(given) == plain_name(dtype)
+    return bool(given == dtype) or short_name(given) == short_name(dtype)
 
 
 def _wanted(dtype: Any) -> str:
-    return "a floating one" if dtype is None else plain_name(dtype)
+    return "a floating one" if dtype is None else short_name(dtype)
 
 
 def check_lengths(shape: tuple[int, ...], dtype: str, sizes: Sizes) -> None:
