@@ -1,4 +1,4 @@
-"""Files: whole or as they were, read back as they were written, and never trusted."""
+"""Files are written completely or not at all, are read back as they were written, and are never trusted."""
 
 import errno
 import importlib.util
@@ -28,6 +28,7 @@ import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, files, registry
 from unirnn.errors import ArgumentError, DTypeError, FileError, MissingBackendError, ShapeError, SpecError, UnirnnError
 from unirnn.files import writing
+from unirnn.files._header import spec_to_metadata
 
 SUFFIXES = [suffix for suffix in files.WRITTEN if suffix != ".onnx" or importlib.util.find_spec("onnx")]
 SPECS = [
@@ -37,6 +38,8 @@ SPECS = [
     LSTMSpec(2, 3, 3, bias=False),
 ]
 GRU = GRUSpec(2, 3)
+DATA = Path(__file__).parent / "data"
+"""Files that earlier versions wrote."""
 
 Header = dict[str, Any]
 
@@ -46,7 +49,7 @@ def snapshot_of(spec: RecurrentSpec, dtype: str = "float32") -> Snapshot:
 
 
 @contextmanager
-def little_memory(limit: int = 4 << 20) -> Iterator[None]:
+def limited_memory(limit: int = 4 << 20) -> Iterator[None]:
     tracemalloc.start()
     try:
         yield
@@ -55,8 +58,8 @@ def little_memory(limit: int = 4 << 20) -> Iterator[None]:
         tracemalloc.stop()
 
 
-def refused(path: Path, message: str = "", kind: type[UnirnnError] = FileError) -> None:
-    with pytest.raises(UnirnnError) as caught, little_memory():
+def assert_refused(path: Path, message: str = "", kind: type[UnirnnError] = FileError) -> None:
+    with pytest.raises(UnirnnError) as caught, limited_memory():
         files.load(path)
     assert type(caught.value) is kind
     assert str(caught.value).startswith(str(path))
@@ -69,7 +72,7 @@ def refused(path: Path, message: str = "", kind: type[UnirnnError] = FileError) 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_what_is_saved_is_loaded(tmp_path: Path, suffix: str, spec: RecurrentSpec, dtype: str) -> None:
+def test_a_saved_snapshot_is_loaded(tmp_path: Path, suffix: str, spec: RecurrentSpec, dtype: str) -> None:
     snapshot, path = snapshot_of(spec, dtype), tmp_path / f"a{suffix.upper()}"
     files.save(snapshot, path)
     assert files.load(path) == snapshot
@@ -81,7 +84,14 @@ def test_what_is_saved_is_loaded(tmp_path: Path, suffix: str, spec: RecurrentSpe
     assert found.layers[""].num_bytes == sum(array.nbytes for array in snapshot.weights.values())
 
 
-def test_plain_safetensors_reads_what_is_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_files_of_format_1_are_read(suffix: str) -> None:
+    path = DATA / f"format_1{suffix}"
+    spec = GRUSpec(2, 3, 2, bidirectional=True, batch_first=True, dropout=0.25, reset_after=False)
+    assert files.load(path) == files.load(path, spec=spec) == snapshot_of(spec)
+
+
+def test_safetensors_itself_reads_what_is_saved(tmp_path: Path) -> None:
     snapshot, path = snapshot_of(GRU), tmp_path / "a.safetensors"
     snapshot.save(path)
     arrays = safetensors.numpy.load_file(path)
@@ -89,7 +99,7 @@ def test_plain_safetensors_reads_what_is_saved(tmp_path: Path) -> None:
     for name, array in snapshot.weights.items():
         np.testing.assert_array_equal(arrays[name], array)
     with safetensors.safe_open(path, framework="np") as file:
-        assert file.metadata() == {"unirnn": json.dumps({"format": 1, "spec": GRU.to_dict()})}
+        assert file.metadata() == {"unirnn": json.dumps({"format": 2, "spec": GRU.to_dict()})}
 
 
 @pytest.mark.parametrize("layout", ["F", "reversed", "big-endian", "strided"])
@@ -106,7 +116,7 @@ def test_arrays_of_any_layout_are_saved_in_order(tmp_path: Path, layout: str) ->
 
     snapshot, path = snapshot_of(GRU), tmp_path / "a.safetensors"
     odd = Snapshot(GRU, snapshot.weights)
-    # A snapshot copies, so that the arrays as they come are put in its place.
+    # A snapshot copies its arrays, so they are replaced afterwards.
     object.__setattr__(odd, "weights", {name: laid_out(array) for name, array in snapshot.weights.items()})
     files.save(odd, path)
     assert files.load(path) == snapshot
@@ -114,7 +124,7 @@ def test_arrays_of_any_layout_are_saved_in_order(tmp_path: Path, layout: str) ->
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("stop", ["the disk is full", "the file is too large", "interrupted"])
-def test_an_error_leaves_the_file_as_it_was(
+def test_an_error_while_saving_leaves_the_file_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, stop: str
 ) -> None:
     path = tmp_path / f"a{suffix}"
@@ -153,7 +163,7 @@ snapshot.save(path)
 
 
 @pytest.mark.parametrize(("how", "status", "left"), [("killed", -9, 1), ("out of space", 1, 0)])
-def test_a_process_that_ends_half_way_leaves_the_file_as_it_was(
+def test_a_process_that_ends_while_saving_leaves_the_file_as_it_was(
     tmp_path: Path, how: str, status: int, left: int
 ) -> None:
     path = tmp_path / "a.safetensors"
@@ -162,12 +172,12 @@ def test_a_process_that_ends_half_way_leaves_the_file_as_it_was(
     assert done.returncode == status
     assert ("File too large" in done.stderr) == (how != "killed")
     assert files.load(path) == snapshot_of(GRU)
-    # Who is killed can't tidy up; what is left is hidden, and read by nobody.
+    # A killed process can't remove its temporary file, which is hidden.
     assert sum(name.startswith(".unirnn-") for name in os.listdir(tmp_path)) == left
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
-def test_permissions_are_those_of_any_file(tmp_path: Path, umask: int) -> None:
+def test_permissions_follow_the_umask_or_the_old_file(tmp_path: Path, umask: int) -> None:
     path, old = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     old.touch()
     old.chmod(0o640)
@@ -182,7 +192,7 @@ def test_permissions_are_those_of_any_file(tmp_path: Path, umask: int) -> None:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_link_is_followed(tmp_path: Path, there: bool) -> None:
+def test_a_symbolic_link_is_followed(tmp_path: Path, there: bool) -> None:
     folder = tmp_path / "models"
     folder.mkdir()
     target, link = folder / "v1.safetensors", tmp_path / "latest.safetensors"
@@ -204,7 +214,7 @@ def test_a_link_is_followed(tmp_path: Path, there: bool) -> None:
         ("folder.safetensors", IsADirectoryError, "folder.safetensors"),
     ],
 )
-def test_what_cannot_be_written(tmp_path: Path, name: str, error: type[Exception], message: str) -> None:
+def test_paths_that_cannot_be_written(tmp_path: Path, name: str, error: type[Exception], message: str) -> None:
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(error, match=message):
         files.save(snapshot_of(GRU), tmp_path / name)
@@ -219,13 +229,13 @@ def test_what_cannot_be_written(tmp_path: Path, name: str, error: type[Exception
         *((f"absent{suffix}", FileNotFoundError, f"absent{suffix}") for suffix in files.READ),
     ],
 )
-def test_what_cannot_be_read(tmp_path: Path, path: str, error: type[Exception], message: str) -> None:
+def test_paths_that_cannot_be_read(tmp_path: Path, path: str, error: type[Exception], message: str) -> None:
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(error, match=message):
         files.load(tmp_path / path)
 
 
-def test_what_is_no_path() -> None:
+def test_a_path_of_the_wrong_type() -> None:
     for call in (files.load, lambda path: files.save(snapshot_of(GRU), path)):
         with pytest.raises(ArgumentError, match="path: given 3, expected a str or an"):
             call(3)  # type: ignore[arg-type]
@@ -236,7 +246,7 @@ def test_what_is_no_path() -> None:
     [{"spec": "GRU"}, {"spec": GRU.to_dict()}, {"spec": GRUSpec}, {"prefix": ["rnn."]}, {"prefix": 3}],
     ids=repr,
 )
-def test_what_is_no_spec_or_prefix(tmp_path: Path, arguments: dict[str, Any]) -> None:
+def test_a_spec_or_prefix_of_the_wrong_type(tmp_path: Path, arguments: dict[str, Any]) -> None:
     path = tmp_path / "a.safetensors"
     snapshot_of(GRU).save(path)
     (given,) = arguments.values()
@@ -245,7 +255,7 @@ def test_what_is_no_spec_or_prefix(tmp_path: Path, arguments: dict[str, Any]) ->
     assert repr(given) in str(caught.value)
 
 
-def test_a_backend_that_is_missing_says_what_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_backend_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_loaded", {})
     for name, suffix in (("torch", ".pt"), ("torch", ".pth"), ("mindspore", ".ckpt")):
         monkeypatch.setitem(sys.modules, f"unirnn_{name}", None)
@@ -254,17 +264,17 @@ def test_a_backend_that_is_missing_says_what_installs_it(tmp_path: Path, monkeyp
             files.load(tmp_path / f"a{suffix}")
 
 
-def test_importing_unirnn_imports_nothing_of_this() -> None:
+def test_importing_unirnn_imports_no_file_format() -> None:
     code = "import sys, numpy; before = set(sys.modules); import unirnn; print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"safetensors", "zipfile", "onnx", "torch", "mindspore"}.isdisjoint(done.stdout.split())
 
 
-# ---- .safetensors, ours --------------------------------------------------------------------------
+# ---- snapshots in .safetensors --------------------------------------------------------------------------
 
 
 def header_of(snapshot: Snapshot) -> tuple[Header, bytes]:
-    data = safetensors.numpy.save(dict(snapshot.weights), files.metadata(snapshot.spec))
+    data = safetensors.numpy.save(dict(snapshot.weights), spec_to_metadata(snapshot.spec))
     length = 8 + int.from_bytes(data[:8], "little")
     return json.loads(data[8:length]), data[length:]
 
@@ -274,37 +284,39 @@ def write_safetensors(path: Path, header: Header | str, data: bytes) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
-FINE = json.dumps({"format": 1, "spec": GRU.to_dict()})
+FINE = json.dumps({"format": 2, "spec": GRU.to_dict()})
 
 
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
         (
-            FINE.replace("1", "2", 1),
-            "given format 2, newer than 1, which this unirnn reads; to upgrade it: python -m pip",
+            FINE.replace("2", "3", 1),
+            "given format 3, newer than 2, which this unirnn reads; to upgrade it: python -m pip",
         ),
-        ('{"format": 2, "spec": "of another kind"}', "given format 2, newer than 1"),
-        ('{"format": 2}', "given format 2, newer than 1"),
-        (FINE.replace("1", "1.5", 1), "format: given 1.5, expected a version such as 1"),
-        (FINE.replace("1", "true", 1), "format: given True, expected a version"),
-        (FINE.replace("1", '"1"', 1), "format: given '1', expected a version"),
-        (FINE.replace("1", "-1", 1), "format: given -1, expected a version"),
-        (FINE.replace("1", "9" * 5_000, 1), "unirnn: given '{"),
+        ('{"format": 3, "spec": "of another kind"}', "given format 3, newer than 2"),
+        ('{"format": 3}', "given format 3, newer than 2"),
+        (FINE.replace("2", "1.5", 1), "format: given 1.5, expected a version such as 2"),
+        (FINE.replace("2", "true", 1), "format: given True, expected a version"),
+        (FINE.replace("2", '"1"', 1), "format: given '1', expected a version"),
+        (FINE.replace("2", "-1", 1), "format: given -1, expected a version"),
+        (FINE.replace("2", "9" * 5_000, 1), "unirnn: given '{"),
         ("{}", "format: given None"),
-        ('{"format": 1}', "expected a format and a spec"),
-        ('{"format": 1, "spec": null}', "expected a format and a spec"),
-        ('{"format": 1, "spec": [1, 2]}', "expected a format and a spec"),
+        ('{"format": 2}', "expected a format and a spec"),
+        ('{"format": 2, "spec": null}', "expected a format and a spec"),
+        ('{"format": 2, "spec": [1, 2]}', "expected a format and a spec"),
         (FINE[:-1] + ', "more": 0}', "expected a format and a spec"),
         ("", "unirnn: given ''"),
         ("[1, 2]", "format: given None"),
         ("[" * 9_000, "unirnn: given '[[["),
         (FINE + " " * 10_000, "expected at most 10000 characters"),
-        ('{"format": 1, "spec": {}}', "cell: given None"),
-        (FINE.replace('"GRU"', '["GRU"]'), "cell: given ['GRU']"),
-        (FINE.replace('"GRU"', '"QRNN"'), "cell: given 'QRNN'"),
-        (FINE.replace('"dropout": 0.0', '"dropout": NaN'), "NaN is no number of JSON"),
-        (FINE.replace('"input_size": 2', '"input_size": Infinity'), "Infinity is no number"),
+        ('{"format": 2, "spec": {}}', "kind: given None"),
+        (FINE.replace('"GRU"', '["GRU"]'), "kind: given ['GRU']"),
+        (FINE.replace('"GRU"', '"QRNN"'), "kind: given 'QRNN'"),
+        (FINE.replace('"kind"', '"cell"'), "kind: given None"),
+        (FINE.replace("2", "1", 1), "kind: given None"),
+        (FINE.replace('"dropout": 0.0', '"dropout": NaN'), "NaN is not a number in JSON"),
+        (FINE.replace('"input_size": 2', '"input_size": Infinity'), "Infinity is not a number in JSON"),
         (FINE.replace('"input_size": 2', '"input_size": 1e400'), "input_size: given inf"),
         (FINE.replace('"input_size": 2', '"input_size": 2.0'), "input_size: given 2.0"),
         (FINE.replace('"input_size": 2', '"input_size": "2"'), "input_size: given '2'"),
@@ -313,13 +325,13 @@ FINE = json.dumps({"format": 1, "spec": GRU.to_dict()})
         (FINE.replace('"bias": true', '"bias": 1'), "bias: given 1, expected True or False"),
         (FINE[:-2] + ', "gates": 3}}', "unknown argument 'gates'"),
         (FINE.replace('"bias"', '"has_bias"'), "unknown has_bias"),
-        (FINE[:-2] + ', "bias": true}}', "'bias' stands twice"),
+        (FINE[:-2] + ', "bias": true}}', "'bias' occurs twice"),
         (FINE[:-1], "unirnn: given"),
         (FINE.replace('"hidden_size": 3', f'"hidden_size": {10**12}'), "doesn't fit the arrays"),
         (FINE.replace('"num_layers": 1', f'"num_layers": {10**12}'), "but the file has 4 arrays"),
-        (files.metadata(LSTMSpec(2, 3))["unirnn"], "doesn't fit the arrays: weights['weight_ih_l0']"),
-        (files.metadata(GRUSpec(2, 3, 2))["unirnn"], "doesn't fit the arrays: weights: missing"),
-        (files.metadata(GRUSpec(2, 3, bias=False))["unirnn"], "unknown bias_hh_l0, bias_ih_l0"),
+        (spec_to_metadata(LSTMSpec(2, 3))["unirnn"], "doesn't fit the arrays: weights['weight_ih_l0']"),
+        (spec_to_metadata(GRUSpec(2, 3, 2))["unirnn"], "doesn't fit the arrays: weights: missing"),
+        (spec_to_metadata(GRUSpec(2, 3, bias=False))["unirnn"], "unknown bias_hh_l0, bias_ih_l0"),
     ],
     ids=lambda value: str(value)[:60],
 )
@@ -328,7 +340,7 @@ def test_altered_metadata(tmp_path: Path, metadata: str, message: str) -> None:
     header["__metadata__"] = {"unirnn": metadata}
     path = tmp_path / "a.safetensors"
     write_safetensors(path, header, data)
-    refused(path, message)
+    assert_refused(path, message)
 
 
 def changed(header: Header, name: str, **entry: Any) -> Header:
@@ -360,15 +372,15 @@ def test_altered_arrays(tmp_path: Path, change: Any) -> None:
     header, data = header_of(snapshot_of(GRU))
     path = tmp_path / "a.safetensors"
     write_safetensors(path, change(header), data)
-    refused(path)
+    assert_refused(path)
 
 
 @pytest.mark.parametrize("length", [0, 2**32, 2**63, 2**64 - 1])
-def test_a_header_whose_length_is_a_lie(tmp_path: Path, length: int) -> None:
+def test_a_header_with_a_wrong_length(tmp_path: Path, length: int) -> None:
     snapshot, path = snapshot_of(GRU), tmp_path / "a.safetensors"
     snapshot.save(path)
     path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
-    refused(path)
+    assert_refused(path)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -378,7 +390,7 @@ def test_the_same_snapshot_is_the_same_bytes(tmp_path: Path, suffix: str) -> Non
     assert len({(tmp_path / f"{number}{suffix}").read_bytes() for number in range(5)}) == 1
 
 
-def test_a_snapshot_has_one_layer_and_says_which(tmp_path: Path) -> None:
+def test_a_prefix_or_another_spec_for_a_snapshot(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     snapshot_of(GRU).save(path)
     with pytest.raises(ArgumentError, match=r"prefix: given 'encoder\.', but the file is a snapshot"):
@@ -388,7 +400,7 @@ def test_a_snapshot_has_one_layer_and_says_which(tmp_path: Path) -> None:
     assert files.load(path, spec=GRUSpec(2, 3, batch_first=True)).spec == GRUSpec(2, 3, batch_first=True)
 
 
-# ---- state dicts of others -----------------------------------------------------------------------
+# ---- state dicts of other programs -----------------------------------------------------------------------
 
 
 def write(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
@@ -402,10 +414,10 @@ def prefixed(prefix: str, snapshot: Snapshot) -> dict[str, NDArray[Any]]:
     return {prefix + name: array for name, array in snapshot.weights.items()}
 
 
-each_kind = pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+each_suffix = pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 
 
-@each_kind
+@each_suffix
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("prefix", ["", "encoder.", "model.encoder.rnn."])
 def test_the_one_layer_of_a_state_dict(tmp_path: Path, suffix: str, dtype: str, prefix: str) -> None:
@@ -419,7 +431,7 @@ def test_the_one_layer_of_a_state_dict(tmp_path: Path, suffix: str, dtype: str, 
     assert found.layers[prefix].weights["weight_hh_l0"] == ((12, 3), dtype)
 
 
-@each_kind
+@each_suffix
 def test_one_layer_of_several(tmp_path: Path, suffix: str) -> None:
     one, other, path = snapshot_of(GRU), snapshot_of(RNNSpec(2, 3, nonlinearity="relu")), tmp_path / f"a{suffix}"
     write(path, prefixed("encoder.", one) | prefixed("decoder.rnn.", other))
@@ -441,15 +453,15 @@ def test_one_layer_of_several(tmp_path: Path, suffix: str) -> None:
     assert found["decoder.rnn."].num_weights == 0
 
 
-@each_kind
+@each_suffix
 def test_only_the_arrays_of_the_layer_are_read(tmp_path: Path, suffix: str) -> None:
     snapshot, path = snapshot_of(GRU), tmp_path / f"a{suffix}"
     write(path, prefixed("rnn.", snapshot) | {"embedding": np.ones((4_000, 1_000), "f4")})
-    with little_memory():
+    with limited_memory():
         assert files.load(path) == snapshot
 
 
-@each_kind
+@each_suffix
 @pytest.mark.parametrize(
     "arrays",
     [
@@ -464,7 +476,7 @@ def test_only_the_arrays_of_the_layer_are_read(tmp_path: Path, suffix: str) -> N
     ],
     ids=lambda arrays: ", ".join(f"{name} {array.dtype}{array.shape}" for name, array in arrays.items()),
 )
-def test_what_holds_no_layer_is_the_error_of_a_state_dict(
+def test_a_file_without_a_layer_raises_the_error_of_a_state_dict(
     tmp_path: Path, suffix: str, arrays: dict[str, NDArray[Any]]
 ) -> None:
     path = tmp_path / f"a{suffix}"
@@ -516,13 +528,13 @@ FINE_NPZ = [("weight_ih_l0.npy", npy("(9, 2)", bytes(72))), ("weight_hh_l0.npy",
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", ["<f4", ">f4", ">f8", "<f2"])
-def test_an_npz_of_any_layout(tmp_path: Path, save: Any, order: Any, dtype: str) -> None:
+def test_an_npz_of_any_byte_order_and_memory_layout(tmp_path: Path, save: Any, order: Any, dtype: str) -> None:
     snapshot, path = snapshot_of(GRU, np.dtype(dtype).name), tmp_path / "a.npz"
     save(path, **{name: np.array(array, dtype, order=order) for name, array in snapshot.weights.items()})
     assert files.load(path) == snapshot
 
 
-def test_headers_of_other_writers(tmp_path: Path) -> None:
+def test_npz_headers_of_other_writers(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     write_npz(path, FINE_NPZ)
     plain = files.load(path)
@@ -553,7 +565,7 @@ def test_headers_of_other_writers(tmp_path: Path) -> None:
 def test_an_altered_member_of_an_npz(tmp_path: Path, member: bytes, message: str) -> None:
     path = tmp_path / "a.npz"
     write_npz(path, [("weight_ih_l0.npy", member), FINE_NPZ[1]])
-    refused(path, message)
+    assert_refused(path, message)
 
 
 @pytest.mark.parametrize(
@@ -567,30 +579,30 @@ def test_an_altered_member_of_an_npz(tmp_path: Path, member: bytes, message: str
     ],
     ids=lambda value: repr(value)[:60],
 )
-def test_a_member_of_an_npz_that_no_layer_has(
+def test_a_member_of_an_npz_that_is_not_a_weight(
     tmp_path: Path, member: bytes, kind: type[UnirnnError], message: str
 ) -> None:
     path = tmp_path / "a.npz"
     write_npz(path, [("weight_ih_l0.npy", member), FINE_NPZ[1]])
-    refused(path, message, kind)
+    assert_refused(path, message, kind)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")  # zipfile's, of what is made here
-def test_a_name_that_stands_twice_in_an_npz(tmp_path: Path) -> None:
+def test_a_name_that_occurs_twice_in_an_npz(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     write_npz(path, [*FINE_NPZ, FINE_NPZ[0]])
-    refused(path, "'weight_ih_l0' stands twice")
+    assert_refused(path, "'weight_ih_l0' occurs twice")
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_compression_that_numpy_does_not_write(tmp_path: Path, method: int) -> None:
+def test_a_compression_that_numpy_does_not_use(tmp_path: Path, method: int) -> None:
     path = tmp_path / "a.npz"
     write_npz(path, FINE_NPZ, method)
-    refused(path, "is compressed in a way that NumPy does not write")
+    assert_refused(path, "is compressed in a way that NumPy does not write")
 
 
-def test_an_npz_that_claims_what_no_byte_backs(tmp_path: Path) -> None:
-    """The sizes in the zip's own directory, and in the array's header, agree with each other alone."""
+def test_an_npz_that_claims_more_bytes_than_it_has(tmp_path: Path) -> None:
+    """The sizes in the directory of the zip agree with those in the array's header, but not with the file."""
     path = tmp_path / "a.npz"
     count = (1 << 31) - 256
     member = npy(f"(9, {count // 36})", b"")
@@ -601,22 +613,24 @@ def test_an_npz_that_claims_what_no_byte_backs(tmp_path: Path) -> None:
         entry = data.index(b"PK\x01\x02")
         data[entry + 24 : entry + 28] = size.to_bytes(4, "little")
         path.write_bytes(data)
-        refused(path, "bytes, more than")
+        assert_refused(path, "bytes, more than")
         data[entry + 20 : entry + 24] = size.to_bytes(4, "little")
         path.write_bytes(data)
-        refused(path, "bytes, more than the file has")
+        assert_refused(path, "bytes, more than the file has")
 
 
-def test_an_npz_that_unfolds_a_thousandfold(tmp_path: Path) -> None:
+def test_an_npz_that_expands_a_thousandfold(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez_compressed(path, weight_ih_l0=np.zeros((9, 1 << 21), "f4"), weight_hh_l0=np.zeros((9, 3), "f4"))
     assert path.stat().st_size < 100_000
-    refused(path, "more than 100 times the file's")
+    assert_refused(path, "more than 100 times the file's")
     np.savez_compressed(path, weight_ih_l0=np.zeros((9, 1 << 20), "f4"), weight_hh_l0=np.zeros((9, 3), "f4"))
     assert files.load(path).spec == GRUSpec(1 << 20, 3, bias=False)
 
 
-class Runs:
+class CreatesFile:
+    """Unpickled, it creates a file."""
+
     def __init__(self, marker: Path) -> None:
         self.marker = marker
 
@@ -624,37 +638,37 @@ class Runs:
         return Path.touch, (self.marker,)
 
 
-def test_a_pickle_in_an_npz_is_never_run(tmp_path: Path) -> None:
+def test_a_pickle_in_an_npz_is_never_loaded(tmp_path: Path) -> None:
     path, marker = tmp_path / "a.npz", tmp_path / "marker"
     snapshot = snapshot_of(GRU)
-    bad = np.array([[Runs(marker)] * 2] * 9, dtype=object)
+    bad = np.array([[CreatesFile(marker)] * 2] * 9, dtype=object)
     np.savez(path, **prefixed("rnn.", snapshot), vocabulary=bad)
-    assert files.load(path) == snapshot  # what is not the layer's is not read
+    assert files.load(path) == snapshot  # arrays of others are not read
     np.savez(path, weight_ih_l0=bad, weight_hh_l0=snapshot.weights["weight_hh_l0"])
-    refused(path, "given dtype '|O'", DTypeError)
+    assert_refused(path, "given dtype '|O'", DTypeError)
     assert not marker.exists()
 
 
 # ---- any damage ----------------------------------------------------------------------------------
 
 
-def _whole() -> dict[str, bytes]:
+def _undamaged() -> dict[str, bytes]:
     snapshot = snapshot_of(GRU)
-    whole: dict[str, bytes] = {}
+    found: dict[str, bytes] = {}
     for suffix in SUFFIXES:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(writing, "_write", lambda path, data: whole.__setitem__(path, data))
+            patch.setattr(writing, "_write", lambda path, data: found.__setitem__(path, data))
             files.save(snapshot, f"ours{suffix}")
-    whole["theirs.safetensors"] = safetensors.numpy.save(prefixed("rnn.", snapshot))
+    found["theirs.safetensors"] = safetensors.numpy.save(prefixed("rnn.", snapshot))
     for name, save in (("stored.npz", np.savez), ("compressed.npz", np.savez_compressed)):
         buffer = io.BytesIO()
         save(buffer, **prefixed("rnn.", snapshot))
-        whole[name] = buffer.getvalue()
-    return whole
+        found[name] = buffer.getvalue()
+    return found
 
 
-WHOLE = _whole()
-each_file = pytest.mark.parametrize("name", WHOLE)
+UNDAMAGED = _undamaged()
+each_file = pytest.mark.parametrize("name", UNDAMAGED)
 often = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -662,28 +676,28 @@ def load_or_refuse(folder: Path, name: str, data: bytes) -> Snapshot | None:
     path = folder / name
     path.write_bytes(data)
     try:
-        with little_memory(8 << 20):
+        with limited_memory(8 << 20):
             return files.load(path)
     except UnirnnError as error:
         caught = error
-    # Somebody else's names and shapes may be altered so that the file is whole, and the layer is not.
+    # In a state dict, names and shapes may be altered so that the file is fine, but the layer is not.
     assert isinstance(caught, FileError) or not name.startswith("ours")
     assert str(caught).startswith(str(path))
     return None
 
 
 @each_file
-def test_the_whole_file(tmp_path: Path, name: str) -> None:
-    assert load_or_refuse(tmp_path, name, WHOLE[name]) == snapshot_of(GRU)
+def test_an_undamaged_file(tmp_path: Path, name: str) -> None:
+    assert load_or_refuse(tmp_path, name, UNDAMAGED[name]) == snapshot_of(GRU)
 
 
 @each_file
 @often
 @given(data=st.data())
 def test_a_truncated_file_is_refused(tmp_path: Path, name: str, data: st.DataObject) -> None:
-    length = data.draw(st.integers(0, len(WHOLE[name]) - 1))
-    found = load_or_refuse(tmp_path, name, WHOLE[name][:length])
-    # Protobuf can't tell a message from one whose last fields were never set; what is left is then whole.
+    length = data.draw(st.integers(0, len(UNDAMAGED[name]) - 1))
+    found = load_or_refuse(tmp_path, name, UNDAMAGED[name][:length])
+    # For protobuf, a message without its last fields is complete; the snapshot may be as well.
     assert found is None or (name.endswith(".onnx") and found == snapshot_of(GRU))
 
 
@@ -691,10 +705,10 @@ def test_a_truncated_file_is_refused(tmp_path: Path, name: str, data: st.DataObj
 @often
 @given(data=st.data())
 def test_a_flipped_bit_is_refused_or_is_another_snapshot(tmp_path: Path, name: str, data: st.DataObject) -> None:
-    altered = bytearray(WHOLE[name])
+    altered = bytearray(UNDAMAGED[name])
     altered[data.draw(st.integers(0, len(altered) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     found = load_or_refuse(tmp_path, name, bytes(altered))
-    # A zip has checksums: no number in it changes unseen.
+    # A zip has checksums, so no number in it changes unnoticed.
     assert found is None or name.endswith((".safetensors", ".onnx")) or found == snapshot_of(GRU)
 
 
@@ -702,8 +716,8 @@ def test_a_flipped_bit_is_refused_or_is_another_snapshot(tmp_path: Path, name: s
 @often
 @given(data=st.data())
 def test_a_replaced_part_is_refused_or_is_another_snapshot(tmp_path: Path, name: str, data: st.DataObject) -> None:
-    whole = WHOLE[name]
-    at, length = data.draw(st.integers(0, len(whole))), data.draw(st.integers(0, 16))
-    altered = whole[:at] + data.draw(st.binary(max_size=16)) + whole[at + length :]
-    assume(altered != whole)
+    before = UNDAMAGED[name]
+    at, length = data.draw(st.integers(0, len(before))), data.draw(st.integers(0, 16))
+    altered = before[:at] + data.draw(st.binary(max_size=16)) + before[at + length :]
+    assume(altered != before)
     load_or_refuse(tmp_path, name, altered)

@@ -38,7 +38,7 @@ class TestFrameworks:
     @each
     def test_every_argument_of_the_constructor_is_in_the_table(self, framework: str, spec: RecurrentSpec) -> None:
         places: tuple[names.Place, ...] = ("constructor", "build")
-        rows = {row.of(framework) for place in places for row in names.arguments(spec.kind, place)} - {None}
+        rows = {row.name_in(framework) for place in places for row in names.arguments(spec.kind, place)} - {None}
         if framework == "mindspore" and spec.kind == "RNN":
             rows -= {"nonlinearity"}  # by keyword only: its constructor takes it out of **kwargs
             assert "nonlinearity" in layer(framework, spec).__doc__
@@ -54,7 +54,7 @@ class TestFrameworks:
         kwargs = spec.to_kwargs(framework)
         made = layer(framework, spec)(**kwargs)
         for row in names.arguments(spec.kind, "constructor"):
-            spelling = row.of(framework)
+            spelling = row.name_in(framework)
             if spelling and hasattr(made, spelling):
                 assert getattr(made, spelling) == getattr(spec, row.name)
         weights = (
@@ -69,7 +69,7 @@ class TestFrameworks:
         cls = layer(framework, spec)
         call = inspect.signature(cls.construct if framework == "mindspore" else cls.forward).parameters
         for row in names.arguments(spec.kind, "call"):
-            spelling = row.of(framework)
+            spelling = row.name_in(framework)
             documented = re.search(rf"\b{spelling}\b", cls.__doc__ or "")
             # torch's signature says hx, where the documentation of GRU and LSTM says h_0
             assert spelling is None or spelling in call or documented or set(row.spellings) & set(call), spelling

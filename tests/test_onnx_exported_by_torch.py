@@ -1,4 +1,4 @@
-"""Models that PyTorch exports to ONNX give the layers that were exported, by both of its exporters."""
+"""ONNX models that PyTorch exports, with either of its exporters, give back the layers that were exported."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unirnn import Snapshot, errors, snapshot
-from unirnn.files import onnx_reader as onnx_nodes
+from unirnn.files import onnx_reader
 
 KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "RNN-tanh": (torch.nn.RNN, {}),
@@ -22,10 +22,10 @@ X = torch.zeros(5, 2, 3)
 
 def exported(path: Path, module: torch.nn.Module, *, dynamo: bool = False, **options: Any) -> Any:
     torch.onnx.export(module.eval(), (X,), path / "layer.onnx", dynamo=dynamo, **options)
-    return onnx_nodes.loads((path / "layer.onnx").read_bytes())
+    return onnx_reader.parse((path / "layer.onnx").read_bytes())
 
 
-# PyTorch's own: what the older exporter says of itself, of what it calls, of tracing, and of a fixed batch size.
+# The older exporter warns about itself, what it calls, tracing, and a fixed batch size.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -39,15 +39,15 @@ pytestmark = [
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_layer_of_torch(
+def test_the_older_exporter(
     kind: str, num_layers: int, bidirectional: bool, batch_first: bool, bias: bool, tmp_path: Path
 ) -> None:
     cls, options = KINDS[kind]
     native = cls(3, 4, num_layers, bias=bias, bidirectional=bidirectional, batch_first=batch_first, **options)
     expected = snapshot(native)
-    found = onnx_nodes.read(exported(tmp_path, native))
+    found = onnx_reader.read_model(exported(tmp_path, native))
     assert found == Snapshot(found.spec, expected.weights)
-    assert onnx_nodes.read(exported(tmp_path, native), spec=expected.spec) == expected
+    assert onnx_reader.read_model(exported(tmp_path, native), spec=expected.spec) == expected
 
 
 class Model(torch.nn.Module):
@@ -62,15 +62,15 @@ class Model(torch.nn.Module):
         return result
 
 
-def test_a_model_lists_its_layers_by_the_names_of_its_modules(tmp_path: Path) -> None:
+def test_layers_have_the_names_of_their_modules(tmp_path: Path) -> None:
     native = Model()
     model = exported(tmp_path, native)
-    assert onnx_nodes.layers(model) == {
+    assert onnx_reader.find_layers(model) == {
         "/encoder/GRU": snapshot(native.encoder),
         "/decoder/GRU": snapshot(native.decoder),
     }
     with pytest.raises(errors.ArgumentError, match="give one of '/encoder/GRU', '/decoder/GRU'"):
-        onnx_nodes.read(model)
+        onnx_reader.read_model(model)
 
 
 @pytest.mark.parametrize(
@@ -81,33 +81,33 @@ def test_a_model_lists_its_layers_by_the_names_of_its_modules(tmp_path: Path) ->
     ],
     ids=["without folding", "without weights"],
 )
-def test_an_export_without_constants_says_what_to_do(options: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_an_export_without_constants(options: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(errors.SpecError, match=words):
-        onnx_nodes.read(exported(tmp_path, torch.nn.GRU(3, 4), **options))
+        onnx_reader.read_model(exported(tmp_path, torch.nn.GRU(3, 4), **options))
 
 
 if find_spec("onnxscript"):
 
     @pytest.mark.parametrize("num_layers", [1, 3])
     @pytest.mark.parametrize("kind", ["GRU", "LSTM"])
-    def test_a_layer_through_the_newer_exporter(kind: str, num_layers: int, tmp_path: Path) -> None:
+    def test_the_newer_exporter(kind: str, num_layers: int, tmp_path: Path) -> None:
         native = KINDS[kind][0](3, 4, num_layers, bidirectional=True)
-        assert onnx_nodes.read(exported(tmp_path, native, dynamo=True, verbose=False, external_data=False)) == snapshot(
-            native
-        )
+        assert onnx_reader.read_model(
+            exported(tmp_path, native, dynamo=True, verbose=False, external_data=False)
+        ) == snapshot(native)
 
-    def test_the_newer_exporter_writes_an_rnn_out_and_that_is_told(tmp_path: Path) -> None:
+    def test_the_newer_exporter_writes_an_rnn_as_single_operations(tmp_path: Path) -> None:
         model = exported(tmp_path, torch.nn.RNN(3, 4), dynamo=True, verbose=False, external_data=False)
         with pytest.raises(
             errors.ArgumentError, match=r"has no RNN, GRU or LSTM node; .* export it with dynamo=False$"
         ):
-            onnx_nodes.read(model)
+            onnx_reader.read_model(model)
 
-    def test_weights_beside_the_file_are_read_once_onnx_has_joined_them(tmp_path: Path) -> None:
+    def test_weights_in_another_file_are_read_by_onnx(tmp_path: Path) -> None:
         native = torch.nn.GRU(3, 40)  # small ones stay in the file
         model = exported(tmp_path, native, dynamo=True, verbose=False)
         with pytest.raises(
             errors.FileError, match=r"in another file, .* unirnn.snapshot\(onnx.load\(path\)\) reads both"
         ):
-            onnx_nodes.read(model)
+            onnx_reader.read_model(model)
         assert snapshot(onnx.load(tmp_path / "layer.onnx")) == snapshot(native)

@@ -1,4 +1,4 @@
-"""Snapshots, free of any framework: their values, stacks of them, state dicts, and writing them into a module."""
+"""Snapshots without any framework: their values, stacks, state dicts, and writing them into modules."""
 
 import copy
 import pickle
@@ -36,7 +36,7 @@ class TestSnapshots:
         assert Snapshot(self.taken.spec, other) != self.taken
         assert self.taken != self.taken.spec
 
-    def test_the_dtype_is_the_weights(self) -> None:
+    def test_the_dtype_of_a_snapshot_is_that_of_its_weights(self) -> None:
         wide = unirnn.snapshot(GRUSpec(3, 4).build("numpy", dtype="float64"))
         assert wide.dtype == "float64"
         assert wide.build("numpy").weights["bias_hh_l0"].dtype == np.float64
@@ -46,7 +46,7 @@ class TestSnapshots:
         for copied in (pickle.loads(pickle.dumps(self.taken)), copy.deepcopy(self.taken)):
             assert copied == self.taken
 
-    def test_of_a_module_that_came_by_pickle(self, tmp_path: Path) -> None:
+    def test_a_snapshot_of_an_unpickled_module(self, tmp_path: Path) -> None:
         path = tmp_path / "module.pickle"
         path.write_bytes(pickle.dumps(self.taken.build("numpy")))
         code = f"import pickle, unirnn; print(unirnn.snapshot(pickle.load(open({str(path)!r}, 'rb'))))"
@@ -82,7 +82,7 @@ def test_bfloat16_weights_are_held_in_float32() -> None:
         np.testing.assert_array_equal(array, narrow[name].astype(np.float32))
 
 
-def test_equal_to_the_bit() -> None:
+def test_equality_is_bit_for_bit() -> None:
     spec = RNNSpec(1, 1, bias=False)
     nan, zero, minus = (
         Snapshot(spec, {"weight_ih_l0": np.full((1, 1), value), "weight_hh_l0": np.ones((1, 1))})
@@ -92,7 +92,7 @@ def test_equal_to_the_bit() -> None:
     assert zero != minus
 
 
-def test_lists_are_arrays() -> None:
+def test_weights_as_lists() -> None:
     taken = unirnn.snapshot({"weight_ih_l0": [[1.0]] * 3, "weight_hh_l0": [[2.0]] * 3, "ragged": [[1.0], [2.0, 3.0]]})
     assert taken.spec == GRUSpec(1, 1, bias=False)
 
@@ -110,7 +110,7 @@ def test_cast() -> None:
     bias=st.booleans(),
     bidirectional=st.booleans(),
 )
-def test_a_stack_of_the_layers_is_the_whole(cell: str, num_layers: int, bias: bool, bidirectional: bool) -> None:
+def test_unstack_and_stack_again(cell: str, num_layers: int, bias: bool, bidirectional: bool) -> None:
     arguments = {"input_size": 2, "hidden_size": 3, "bias": bias, "bidirectional": bidirectional, "batch_first": True}
     whole = drawn(RecurrentSpec.from_dict({"kind": cell, "num_layers": num_layers, **arguments}))
     layers = unstack(whole)
@@ -131,20 +131,18 @@ def test_a_stack_of_the_layers_is_the_whole(cell: str, num_layers: int, bias: bo
     projected=st.booleans(),
     prefix=st.sampled_from(["", "rnn.", "a.b.c.", "weight_ih_l0.", "x_"]),
 )
-def test_the_spec_follows_from_names_and_shapes(
+def test_names_and_shapes_determine_the_spec(
     cell: str, sizes: tuple[int, int, int], bias: bool, bidirectional: bool, projected: bool, prefix: str
 ) -> None:
     input_size, hidden_size, num_layers = sizes
     arguments = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
     if cell == "LSTM" and projected:
         arguments["proj_size"] = hidden_size - 1
-    spec: RecurrentSpec = RecurrentSpec.from_dict(
-        {"kind": cell, **arguments, "bias": bias, "bidirectional": bidirectional}
-    )
+    spec = RecurrentSpec.from_dict({"kind": cell, **arguments, "bias": bias, "bidirectional": bidirectional})
     shapes = {prefix + name: shape for name, shape in spec.weight_shapes().items()}
     shapes |= {"head.weight": (2, 4), "running": (), "weight_ih": (4, 4)}
-    assert state_dicts.layers(shapes) == {prefix: spec}
-    assert state_dicts.choose(shapes) == (prefix, spec)
+    assert state_dicts.find_layers(shapes) == {prefix: spec}
+    assert state_dicts.choose_layer(shapes) == (prefix, spec)
 
 
 LSTM = LSTMSpec(3, 4)
@@ -163,7 +161,7 @@ def test_a_layer_of_a_state_dict_by_its_prefix() -> None:
     assert unirnn.snapshot(state_dict("")) == drawn(LSTMSpec(3, 4))
 
 
-def test_less_than_a_layer_hides_none() -> None:
+def test_incomplete_layers_are_ignored() -> None:
     less = {"model.dec.weight_ih_l0": np.ones((12, 3)), "old.bias_hh_l0": np.ones(12)}
     weights = state_dict("encoder.") | less
     assert unirnn.snapshot(weights) == drawn(LSTMSpec(3, 4))
@@ -171,7 +169,7 @@ def test_less_than_a_layer_hides_none() -> None:
         unirnn.snapshot(weights, prefix="model.dec.")
 
 
-IN_PARTS = {
+PARAMETRIZED = {
     "weight_norm": ["weight_hh_l0_g", "weight_hh_l0_v"],
     "spectral_norm": ["weight_hh_l0_orig", "weight_hh_l0_u", "weight_hh_l0_v"],
     "parametrizations.weight_norm": [f"parametrizations.weight_hh_l0.original{n}" for n in "01"],
@@ -181,22 +179,22 @@ IN_PARTS = {
 }
 
 
-@pytest.mark.parametrize("parts", IN_PARTS.values(), ids=IN_PARTS.keys())
+@pytest.mark.parametrize("parts", PARAMETRIZED.values(), ids=PARAMETRIZED.keys())
 @pytest.mark.parametrize("spec", [None, LSTM])
 @pytest.mark.parametrize("prefix", ["", "encoder."])
-def test_a_parametrization_is_named(parts: list[str], spec: RecurrentSpec | None, prefix: str) -> None:
+def test_a_parametrized_weight(parts: list[str], spec: RecurrentSpec | None, prefix: str) -> None:
     weights = {prefix + name: array for name, array in WEIGHTS.items() if name != "weight_hh_l0"}
     weights |= {prefix + part: np.ones((16, 4)) for part in parts}
     with pytest.raises(errors.SpecError) as caught:
         unirnn.snapshot(weights, spec=spec)
     assert str(caught.value).startswith("weights: given a parametrization of weight_hh_l0, expected the weight itself")
     assert "torch.nn.utils.parametrize.remove_parametrizations" in str(caught.value)
-    # Where the weight is there as well, its parts are nobody's concern.
+    # If the weight itself is there as well, its parts do not matter.
     weights[f"{prefix}weight_hh_l0"] = WEIGHTS["weight_hh_l0"]
     assert unirnn.snapshot(weights, spec=spec) == Snapshot(LSTM, WEIGHTS)
 
 
-def test_a_given_spec_says_what_names_and_shapes_do_not() -> None:
+def test_a_spec_adds_what_names_and_shapes_do_not_say() -> None:
     for spec in (RNNSpec(3, 4, nonlinearity="relu"), GRUSpec(3, 4, reset_after=False, batch_first=True)):
         assert unirnn.snapshot(state_dict("rnn.", spec=spec), spec=spec).spec == spec
 
@@ -257,12 +255,12 @@ TAKING: dict[str, Mistake] = {
     "a spec besides a module": (
         lambda: unirnn.snapshot(LSTM.build("numpy"), spec=LSTM),
         errors.ArgumentError,
-        "spec: given besides a module, which says itself what it is; leave it out",
+        "spec: given with a module, whose spec and names are known; leave it out",
     ),
     "a prefix besides a module": (
         lambda: unirnn.snapshot([LSTM.build("numpy")], prefix="lstm."),
         errors.ArgumentError,
-        "prefix: given besides a module, which says itself what it is; leave it out",
+        "prefix: given with a module, whose spec and names are known; leave it out",
     ),
     "several layers and no prefix": (
         lambda: unirnn.snapshot(state_dict("b.", "a.")),
@@ -375,7 +373,7 @@ def test_mistakes_in_taking(call: Callable[[], Any], kind: type[Exception], word
 # ---- writing into a module -----------------------------------------------------------------------
 
 
-def test_what_is_exact_is_written() -> None:
+def test_load_weights_that_fit_exactly() -> None:
     whole = drawn(GRUSpec(3, 4))
     zeros = Snapshot(whole.spec, {n: np.zeros_like(a) if "bias" in n else a for n, a in whole.weights.items()})
     without = Snapshot(GRUSpec(3, 4, bias=False), {n: a for n, a in whole.weights.items() if "bias" not in n})
@@ -394,7 +392,7 @@ def test_what_is_exact_is_written() -> None:
     assert unirnn.snapshot(other) == Snapshot(other.spec, whole.weights)
 
 
-def test_one_layer_can_not_be_two() -> None:
+def test_one_module_cannot_hold_two_layers() -> None:
     module = GRUSpec(4, 4).build("numpy", seed=1)
     before = unirnn.snapshot(module)
     with pytest.raises(errors.ArgumentError, match="module: it shares a weight between layers or directions"):
@@ -404,14 +402,14 @@ def test_one_layer_can_not_be_two() -> None:
     assert unirnn.snapshot(module) == drawn(GRUSpec(4, 4))
 
 
-def test_a_list_of_modules_takes_a_stack() -> None:
+def test_a_list_of_modules_holds_a_stack() -> None:
     modules = [GRUSpec(3, 4).build("numpy", seed=1), GRUSpec(4, 4, 2).build("numpy", seed=2)]
     taken = drawn(GRUSpec(3, 4, 3))
     unirnn.load_weights(modules, taken)
     assert unirnn.snapshot(modules) == taken
 
 
-def test_an_error_half_way_leaves_a_list_as_it_was() -> None:
+def test_an_error_while_writing_leaves_a_list_as_it_was() -> None:
     modules = [GRUSpec(n, 4).build("numpy", seed=n) for n in (3, 4)]
     before = unirnn.snapshot(modules)
     modules[1].weights["weight_ih_l0"].setflags(write=False)

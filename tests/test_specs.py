@@ -1,25 +1,30 @@
-"""Specs: values, their checks, and their other forms."""
+"""Specs: their values, the checks of their arguments, and their other forms."""
 
 import dataclasses
 import math
 import re
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 import unirnn
-from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, errors
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Spec, errors
+from unirnn.contract import weights as _weights
+from unirnn.snapshots import layouts
 from unirnn.specs import arguments as names
+from unirnn.specs.base import Random
 
 SPECS = (RNNSpec, GRUSpec, LSTMSpec)
 
 
 @st.composite
-def specs(draw: st.DrawFn) -> Spec:
+def specs(draw: st.DrawFn) -> RecurrentSpec:
     cls: Any = draw(st.sampled_from(SPECS))
     hidden_size, num_layers = draw(st.integers(1, 9)), draw(st.integers(1, 4))
     options: dict[str, Any] = {name: draw(st.booleans()) for name in ("bias", "batch_first", "bidirectional")}
@@ -31,12 +36,12 @@ def specs(draw: st.DrawFn) -> Spec:
         options["proj_size"] = draw(st.integers(0, hidden_size - 1))
     if cls is GRUSpec:
         options["reset_after"] = draw(st.booleans())
-    spec: Spec = cls(draw(st.integers(1, 9)), hidden_size, num_layers, **options)
+    spec: RecurrentSpec = cls(draw(st.integers(1, 9)), hidden_size, num_layers, **options)
     return spec
 
 
 @given(specs())
-def test_a_spec_is_a_value(spec: Spec) -> None:
+def test_a_spec_is_a_value(spec: RecurrentSpec) -> None:
     same = dataclasses.replace(spec)
     assert same == spec
     assert hash(same) == hash(spec)
@@ -48,7 +53,7 @@ def test_a_spec_is_a_value(spec: Spec) -> None:
 
 
 @given(specs())
-def test_a_spec_knows_its_weights_and_states(spec: Spec) -> None:
+def test_shapes_of_weights_and_states(spec: RecurrentSpec) -> None:
     shapes = spec.weight_shapes()
     assert spec.num_weights == sum(math.prod(shape) for shape in shapes.values())
     assert len(spec.suffixes()) == spec.num_layers * spec.num_directions
@@ -59,14 +64,10 @@ def test_a_spec_knows_its_weights_and_states(spec: Spec) -> None:
 
 
 @given(specs(), st.sampled_from(names.FRAMEWORKS))
-def test_a_spec_goes_to_a_frameworks_arguments_and_back(spec: Spec, framework: str) -> None:
-    lacks = None
-    if framework == "mindspore" and isinstance(spec, LSTMSpec) and spec.proj_size:
-        lacks = f"mindspore: LSTM has no proj_size; given proj_size={spec.proj_size}"
-    elif isinstance(spec, GRUSpec) and not spec.reset_after:
-        lacks = f"{framework}: GRU has no reset_after; given reset_after=False"
-    if lacks is not None:
-        with pytest.raises(errors.LimitError, match=lacks):
+def test_arguments_of_a_framework_and_back(spec: RecurrentSpec, framework: str) -> None:
+    reason = layouts.SUPPORT[framework].unsupported_reason(spec)
+    if reason is not None:
+        with pytest.raises(errors.LimitError, match=re.escape(reason)):
             spec.to_kwargs(framework)
         return
     kwargs = spec.to_kwargs(framework)
@@ -75,7 +76,7 @@ def test_a_spec_goes_to_a_frameworks_arguments_and_back(spec: Spec, framework: s
 
 
 @pytest.mark.parametrize("cls", SPECS)
-def test_both_spellings(cls: type[Spec]) -> None:
+def test_both_spellings_of_bias(cls: type[RecurrentSpec]) -> None:
     assert cls(3, 4, has_bias=False) == cls(3, 4, bias=False)
     assert cls(3, 4, has_bias=True) == cls(3, 4)
     assert cls(input_size=3, hidden_size=4, num_layers=2) == cls(3, 4, 2)
@@ -87,17 +88,17 @@ def test_has_bias_is_for_arguments_only() -> None:
         bool(spec.has_bias)
 
 
-def test_kinds_differ() -> None:
+def test_specs_of_different_kinds_differ() -> None:
     assert len({RNNSpec(3, 4), GRUSpec(3, 4), GRUSpec(3, 4, reset_after=False), LSTMSpec(3, 4)}) == 4
 
 
-def test_a_dict_that_names_no_variant_is_that_of_the_frameworks() -> None:
+def test_a_dict_without_reset_after_is_the_default_variant() -> None:
     written = GRUSpec(3, 4, reset_after=False).to_dict()
     assert written.pop("reset_after") is False
     assert Spec.from_dict(written) == GRUSpec(3, 4)
 
 
-def test_numbers_of_other_libraries_become_pythons() -> None:
+def test_numbers_of_numpy_become_numbers_of_python() -> None:
     sizes: Any = (np.int64(3), np.int32(4), np.int8(2))
     dropout: Any = np.float32(0.5)
     spec = GRUSpec(*sizes, dropout=dropout)
@@ -107,6 +108,48 @@ def test_numbers_of_other_libraries_become_pythons() -> None:
     assert GRUSpec(3, 4, reset_after=flag).reset_after is False
     assert type(spec.dropout) is float
     assert GRUSpec(3, 4, dropout=0).dropout == 0.0
+
+
+@dataclass(frozen=True)
+class ScaleSpec(Spec):
+    """A layer that multiplies by one weight, with its own initial values."""
+
+    kind = "test-only scale"
+    size: int
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"scale": (self.size,)}
+
+    def draw_weights(self, random: Random) -> dict[str, NDArray[np.float64]]:
+        return {"scale": 1 + 0.1 * random((self.size,))}
+
+
+def test_a_new_kind_of_spec() -> None:
+    spec = ScaleSpec(3)
+    assert spec.to_dict() == {"kind": "test-only scale", "size": 3}
+    assert Spec.from_dict(spec.to_dict()) == ScaleSpec.from_dict(spec.to_dict()) == spec
+    assert spec.num_weights == 3
+    assert not spec.fits(ScaleSpec(4))
+    with pytest.raises(
+        errors.SpecError, match=r"^kind: given 'test-only scale', expected one of 'RNN', 'GRU', 'LSTM'$"
+    ):
+        RecurrentSpec.from_dict(spec.to_dict())
+
+
+def test_the_initial_weights_are_those_of_the_spec() -> None:
+    drawn = _weights.draw(ScaleSpec(100), 0)["scale"]
+    assert drawn.shape == (100,)
+    assert ((drawn >= 1) & (drawn < 1.1)).all()
+    np.testing.assert_array_equal(drawn, 1 + 0.1 * np.random.default_rng(0).random(100))
+
+
+def test_a_subclass_of_a_layer_has_its_kind() -> None:
+    class NamedGRUSpec(GRUSpec):
+        pass
+
+    written = NamedGRUSpec(3, 4).to_dict()
+    assert type(NamedGRUSpec.from_dict(written)) is NamedGRUSpec
+    assert type(Spec.from_dict(written)) is type(RecurrentSpec.from_dict(written)) is GRUSpec
 
 
 MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
@@ -145,22 +188,22 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
         errors.SpecError,
         "dropout: given nan, expected 0 <= dropout < 1",
     ),
-    "dropout a bool": (
+    "dropout that is a bool": (
         lambda: GRUSpec(3, 4, 2, dropout=True),
         errors.ArgumentError,
         "dropout: given True, expected a number",
     ),
-    "dropout a text": (
+    "dropout that is a string": (
         lambda: GRUSpec(3, 4, 2, dropout="0.5"),  # type: ignore[arg-type]
         errors.ArgumentError,
         "dropout: given '0.5', expected a number",
     ),
-    "bias 1": (
+    "bias that is 1": (
         lambda: GRUSpec(3, 4, bias=1),  # type: ignore[arg-type]
         errors.ArgumentError,
         "bias: given 1, expected True or False",
     ),
-    "has_bias a text": (
+    "has_bias that is a string": (
         lambda: GRUSpec(3, 4, has_bias="no"),  # type: ignore[arg-type]
         errors.ArgumentError,
         "bias: given 'no', expected True or False",
@@ -205,18 +248,18 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
         errors.SpecError,
         "proj_size: given -1, expected at least 0",
     ),
-    "no layer's spec": (lambda: Spec(), errors.ArgumentError, "make an RNNSpec, a GRUSpec or an LSTMSpec"),
-    "a dict without a cell": (
+    "the base class": (lambda: Spec(), errors.ArgumentError, "make an RNNSpec, a GRUSpec or an LSTMSpec"),
+    "a dict without a kind": (
         lambda: Spec.from_dict({"input_size": 3, "hidden_size": 4}),
         errors.SpecError,
         "kind: given None, expected one of 'RNN', 'GRU', 'LSTM'",
     ),
-    "a dict whose cell is no name": (
+    "a dict whose kind is not a string": (
         lambda: Spec.from_dict({"kind": [1], "input_size": 3, "hidden_size": 4}),
         errors.SpecError,
         "kind: given [1], expected one of 'RNN', 'GRU', 'LSTM'",
     ),
-    "a dict of another cell": (
+    "a dict of another kind": (
         lambda: GRUSpec.from_dict(LSTMSpec(3, 4).to_dict()),
         errors.SpecError,
         "kind: given 'LSTM', expected one of 'GRU'",
@@ -239,7 +282,7 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
     "an argument of build": (
         lambda: GRUSpec.from_kwargs("mindspore", {"input_size": 3, "hidden_size": 4, "dtype": "float32"}),
         errors.ArgumentError,
-        "mindspore: 'dtype' is no part of a spec; give it to build",
+        "mindspore: 'dtype' is not part of a spec; give it to build",
     ),
     "another framework's argument": (
         lambda: GRUSpec.from_kwargs("torch", {"input_size": 3, "hidden_size": 4, "has_bias": True}),
@@ -257,7 +300,7 @@ def test_mistakes(mistake: tuple[Any, type[Exception], str]) -> None:
 
 
 @pytest.mark.parametrize("cls", SPECS)
-def test_dropout_of_one_layer_warns_where_it_is_written(cls: type[Spec]) -> None:
+def test_dropout_of_one_layer_warns_at_the_line_of_the_caller(cls: type[RecurrentSpec]) -> None:
     with pytest.warns(UserWarning, match="dropout=0.5 has no effect") as caught:
         cls(3, 4, dropout=0.5)
     assert caught[0].filename == __file__

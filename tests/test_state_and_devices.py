@@ -1,4 +1,4 @@
-"""The core's other parts: state, devices, limits, and the kernels by themselves."""
+"""States, devices, dtypes, limits, and the initial weights."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 from subjects import close
 
 import unirnn
-from unirnn import Device, GRUSpec, LSTMSpec, errors, state
+from unirnn import Device, GRUSpec, LSTMSpec, RecurrentSpec, errors, state
 from unirnn.contract import weights as _weights
 from unirnn.devices import dtype_name
 
@@ -29,7 +29,7 @@ class TestState:
         np.testing.assert_array_equal(state.last_layer(SPEC, self.h[:, 1]), last[1])
         assert state.last_layer(SPEC, self.h[:, :0]).shape == (0, 8)
 
-    def test_the_last_layer_is_the_outputs_ends(self) -> None:
+    def test_the_last_layer_is_the_output_at_both_ends(self) -> None:
         module = SPEC.build("numpy", seed=0)
         output, h_n = module(np.ones((6, 2, 3), np.float32))
         np.testing.assert_array_equal(
@@ -72,27 +72,32 @@ def test_dtypes(dtype: Any) -> None:
     assert dtype_name(dtype) == "float32"
 
 
-def test_a_limit_refuses_with_its_text() -> None:
-    spec = LSTMSpec(3, 4, proj_size=2)
-    told = unirnn.explain(spec, "numpy", dtype="bfloat16")
-    assert [limit.refuses for limit in told] == [True, True]
+@pytest.mark.parametrize(
+    ("spec", "dtype", "reason"),
+    [
+        (LSTMSpec(3, 4, proj_size=2), "float32", "numpy has no LSTM with proj_size=2"),
+        (GRUSpec(3, 4), "bfloat16", "numpy computes in float16, float32, float64, not in bfloat16"),
+    ],
+)
+def test_build_refuses_with_the_text_of_explain(spec: RecurrentSpec, dtype: str, reason: str) -> None:
+    explained = unirnn.explain(spec, "numpy", dtype=dtype)
+    assert [limit.text for limit in explained if limit.refuses] == [reason]
+    assert not explained.builds
     with pytest.raises(errors.LimitError) as caught:
-        spec.build("numpy", dtype="bfloat16")
-    assert str(caught.value) == str(told)
-    assert "numpy has no proj_size (given 2)" in str(told)
-    assert "numpy has no bfloat16 layers; it has float16, float32, float64" in str(told)
+        spec.build("numpy", dtype=dtype)
+    assert str(caught.value) == str(explained)
 
 
-def test_a_difference_does_not_refuse() -> None:
-    told = unirnn.explain(SPEC, "numpy", dtype="float16")
-    assert told.builds
-    assert "differs: float16 is computed in float32" in str(told)
+def test_build_does_not_refuse_a_difference() -> None:
+    explained = unirnn.explain(SPEC, "numpy", dtype="float16")
+    assert explained.builds
+    assert "differs: float16 is computed in float32" in str(explained)
     output, _ = SPEC.build("numpy", dtype="float16", seed=0)(np.ones((5, 2, 3), np.float16))
     assert output.dtype == np.float16
     close(output, SPEC.build("numpy", seed=0)(np.ones((5, 2, 3), np.float32))[0], 2e-3)
 
 
-def test_the_drawn_weights_never_change() -> None:
+def test_a_seed_always_draws_the_same_weights() -> None:
     drawn = _weights.draw(GRUSpec(3, 4), 0)
     assert drawn["weight_ih_l0"][0].tolist() == [0.1369616873214543, -0.2302132862361297, -0.4590264760638053]
     assert drawn["bias_hh_l0"][-1] == 0.431017315981155

@@ -46,7 +46,7 @@ def read_checkpoint(path: str) -> dict[str, NDArray[Any]]:
         if value.tensor.tensor_type not in _DTYPES:
             continue
         if value.tag in parts and value.tag != previous:
-            raise FileError(f"{value.tag!r} stands twice")
+            raise FileError(f"{value.tag!r} occurs twice")
         previous = value.tag
         parts.setdefault(value.tag, []).append(value.tensor)
     return {name: _array(name, tensors) for name, tensors in parts.items()}

@@ -12,7 +12,7 @@ from unirnn import Device, Limit, RecurrentSpec
 from unirnn.contract import weights as _weights
 from unirnn.contract.backend import Arrays, Backend
 from unirnn.contract.limits import Support
-from unirnn.files.onnx_writer import LARGEST
+from unirnn.files.onnx_writer import oversize_reason
 from unirnn_onnxruntime.module import PROVIDERS, OnnxRuntimeModule
 
 __all__ = ["OnnxRuntimeBackend"]
@@ -44,8 +44,9 @@ class OnnxRuntimeBackend(Backend):
         return Device("cpu")
 
     def limits(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Limit]:
-        if (size := spec.num_weights * (2 if dtype == "float16" else 4)) > LARGEST:
-            yield Limit(f"the weights take {size} bytes, and an ONNX model holds at most {LARGEST}")
+        reason = oversize_reason(spec.num_weights * (2 if dtype == "float16" else 4))
+        if reason is not None:
+            yield Limit(reason)
         yield Limit("onnxruntime is for inference: no gradients, and dropout is never applied", refuses=False)
         if device.kind == "cpu" and dtype == "float16":
             yield Limit("float16 is computed in float32, and rounded", refuses=False)

@@ -47,7 +47,7 @@ def read_checkpoint(path: str) -> dict[str, NDArray[Any]]:
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in _tensors(loaded, "", set()):
         if name in tensors:
-            raise FileError(f"{name!r} stands twice")
+            raise FileError(f"{name!r} occurs twice")
         tensors[name] = tensor
     storages = {_place(tensor): tensor.untyped_storage() for tensor in tensors.values()}
     claimed = sum(storage.nbytes() for storage in storages.values())

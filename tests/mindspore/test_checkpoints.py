@@ -109,7 +109,7 @@ def test_a_parameter_in_parts(tmp_path: Path) -> None:
     weight = files.load(tmp_path / "a.ckpt").weights["weight_ih_l0"]
     np.testing.assert_array_equal(weight, np.arange(18).reshape(9, 2))
     write(tmp_path / "a.ckpt", [(name, dtype, dims, content[:40]), other, (name, dtype, dims, content[40:])])
-    with pytest.raises(FileError, match=r"'rnn\.weight_ih_l0' stands twice"):
+    with pytest.raises(FileError, match=r"'rnn\.weight_ih_l0' occurs twice"):
         files.load(tmp_path / "a.ckpt")
 
 

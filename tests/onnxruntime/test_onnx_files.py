@@ -1,4 +1,4 @@
-"""The emitted graph is valid ONNX and reads back as it was; other people's models give their layers, or say why not."""
+"""The graph of a snapshot is valid ONNX and is read back; models of other programs give their layers, or a reason."""
 
 import json
 import re
@@ -20,8 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, errors
-from unirnn.files import onnx_reader as onnx_nodes
-from unirnn.files import onnx_writer as onnx_graph
+from unirnn.files import onnx_reader, onnx_writer
 from unirnn.snapshots.stacking import unstack
 
 
@@ -29,32 +28,32 @@ def drawn(spec: RecurrentSpec, dtype: str = "float32") -> Snapshot:
     return unirnn.snapshot(spec.build("numpy", dtype=dtype, seed=0))
 
 
-# ---- our own -------------------------------------------------------------------------------------
+# ---- models that unirnn wrote -------------------------------------------------------------------------------------
 
 
 @settings(max_examples=100)
 @given(spec=specs(), dtype=st.sampled_from(["float16", "float32", "float64"]), lengths=st.booleans())
 def test_the_graph_is_valid_and_reads_back_as_it_was(spec: RecurrentSpec, dtype: str, lengths: bool) -> None:
     taken = drawn(spec, dtype)
-    model = onnx_graph.emit(taken.spec, taken.weights, lengths=lengths)
+    model = onnx_writer.emit(taken.spec, taken.weights, lengths=lengths)
     onnx.checker.check_model(model, full_check=True)
-    assert onnx_nodes.read(model) == taken
+    assert onnx_reader.read_model(model) == taken
     assert unirnn.snapshot(model) == taken
 
 
-def test_every_weight_keeps_its_bits() -> None:
+def test_weights_are_read_back_bit_for_bit() -> None:
     spec = LSTMSpec(3, 4, 2, bidirectional=True)
     rng = np.random.default_rng(0)
     numbers = [-0.0, np.nan, np.inf, 1e-45, 3.0]
     taken = Snapshot(spec, {n: rng.choice(numbers, s).astype(np.float32) for n, s in spec.weight_shapes().items()})
-    again = onnx_nodes.read(onnx_nodes.loads(onnx_graph.emit(spec, taken.weights).SerializeToString()))
+    again = onnx_reader.read_model(onnx_reader.parse(onnx_writer.emit(spec, taken.weights).SerializeToString()))
     for name, array in taken.weights.items():
         np.testing.assert_array_equal(again.weights[name].view(np.int32), array.view(np.int32))
 
 
-def test_the_graph_names_what_it_holds() -> None:
+def test_names_in_the_graph() -> None:
     taken = drawn(LSTMSpec(3, 4, 2, bidirectional=True, batch_first=True))
-    graph = onnx_graph.emit(taken.spec, taken.weights).graph
+    graph = onnx_writer.emit(taken.spec, taken.weights).graph
     names = [node.name for node in graph.node]
     assert all(names)
     assert len(set(names)) == len(names)
@@ -79,9 +78,9 @@ def test_the_graph_names_what_it_holds() -> None:
 @settings(max_examples=30)
 @given(spec=specs())
 def test_padding_is_replaced_before_each_node_and_after_the_last(spec: RecurrentSpec) -> None:
-    # ONNX Runtime's nodes leave the padding alone by themselves; ONNX does not say that a runtime has to.
+    # ONNX Runtime's nodes ignore the padding by themselves, but ONNX does not require it of a runtime.
     taken = drawn(spec)
-    nodes = onnx_graph.emit(taken.spec, taken.weights).graph.node
+    nodes = onnx_writer.emit(taken.spec, taken.weights).graph.node
     makes = {name: node for node in nodes for name in node.output}
     for node in nodes:
         if node.op_type == spec.kind:
@@ -91,43 +90,43 @@ def test_padding_is_replaced_before_each_node_and_after_the_last(spec: Recurrent
     assert (makes[last.input[0]] if spec.batch_first else last).input[0] == "is_valid"
 
 
-def test_the_metadata_is_the_whole_spec() -> None:
+def test_the_metadata_holds_the_whole_spec() -> None:
     taken = drawn(GRUSpec(3, 4, 2, dropout=0.5, batch_first=True, reset_after=False))
-    metadata = {entry.key: entry.value for entry in onnx_graph.emit(taken.spec, taken.weights).metadata_props}
-    assert json.loads(metadata["unirnn"]) == {"format": 1, "spec": taken.spec.to_dict()}
+    metadata = {entry.key: entry.value for entry in onnx_writer.emit(taken.spec, taken.weights).metadata_props}
+    assert json.loads(metadata["unirnn"]) == {"format": 2, "spec": taken.spec.to_dict()}
 
 
-def test_what_onnx_lacks_is_refused() -> None:
+def test_layers_that_onnx_cannot_hold() -> None:
     taken = unirnn.snapshot(
         {"weight_ih_l0": np.ones((16, 3)), "weight_hh_l0": np.ones((16, 2)), "weight_hr_l0": np.ones((2, 4))}
     )
-    with pytest.raises(errors.LimitError, match="onnx: its LSTM has no proj_size; given proj_size=2"):
-        onnx_graph.emit(taken.spec, taken.weights)
+    with pytest.raises(errors.LimitError, match="onnx has no LSTM with proj_size=2"):
+        onnx_writer.emit(taken.spec, taken.weights)
     shape = (2**15, 2**14)
     huge = {name: np.broadcast_to(np.float32(0), shape) for name in ("weight_ih_l0", "weight_hh_l0")}
     with pytest.raises(errors.LimitError, match="onnx: given weights of 4294967296 bytes, expected at most 2146435072"):
-        onnx_graph.emit(RNNSpec(2**14, 2**15, bias=False), huge)
+        onnx_writer.emit(RNNSpec(2**14, 2**15, bias=False), huge)
 
 
-def test_a_spec_says_what_the_nodes_do_not() -> None:
+def test_a_spec_adds_what_the_nodes_do_not_say() -> None:
     taken = drawn(GRUSpec(3, 4, 2))
-    model = onnx_graph.emit(taken.spec, taken.weights)
+    model = onnx_writer.emit(taken.spec, taken.weights)
     wanted = GRUSpec(3, 4, 2, dropout=0.5, batch_first=True)
-    assert onnx_nodes.read(model, spec=wanted) == Snapshot(wanted, taken.weights)
+    assert onnx_reader.read_model(model, spec=wanted) == Snapshot(wanted, taken.weights)
     with pytest.raises(errors.SpecError, match=r"^spec: given .*, but the model says GRUSpec\(3, 4, num_layers=2\)$"):
-        onnx_nodes.read(model, spec=GRUSpec(3, 4, 2, reset_after=False))
+        onnx_reader.read_model(model, spec=GRUSpec(3, 4, 2, reset_after=False))
 
 
-def test_importing_unirnn_imports_no_onnx_and_its_lack_is_told() -> None:
+def test_onnx_is_imported_when_needed_and_may_be_missing() -> None:
     program = """
 import sys
 import unirnn
 snapshot = unirnn.snapshot(unirnn.GRUSpec(3, 4).build("numpy"))
-from unirnn.files import onnx_writer as onnx_graph
-from unirnn.files import onnx_reader as onnx_nodes
+from unirnn.files import onnx_writer
+from unirnn.files import onnx_reader
 assert not {"onnx", "onnxruntime", "google.protobuf"} & set(sys.modules)
 sys.modules["onnx"] = None
-for action in (lambda: onnx_graph.emit(snapshot.spec, snapshot.weights), lambda: onnx_nodes.loads(b"")):
+for action in (lambda: onnx_writer.emit(snapshot.spec, snapshot.weights), lambda: onnx_reader.parse(b"")):
     try:
         action()
     except ImportError as error:
@@ -139,10 +138,10 @@ for action in (lambda: onnx_graph.emit(snapshot.spec, snapshot.weights), lambda:
     assert done.stdout.splitlines() == [words + "python -m pip install 'unirnn[onnx]'"] * 2
 
 
-# ---- somebody else's -----------------------------------------------------------------------------
+# ---- models of other programs -----------------------------------------------------------------------------
 
 
-def foreign(
+def other_model(
     snapshots: list[Snapshot],
     *,
     name: str = "rnn",
@@ -150,7 +149,7 @@ def foreign(
     initializers: bool = True,
     **attributes: Any,
 ) -> Any:
-    """A model of one recurrent node a snapshot, the output of each fed to the next through ``joints``."""
+    """A model with one recurrent node for each snapshot; ``joints`` makes the nodes from each to the next."""
     nodes: list[Any] = []
     constants: list[Any] = []
     x = "x"
@@ -196,7 +195,7 @@ def joined(k: int, spec: RecurrentSpec) -> list[Any]:
 
 
 def through(*between: Callable[[str, str], Any]) -> Callable[[int, RecurrentSpec], list[Any]]:
-    """`joined`, and then nodes of an input and an output."""
+    """Like `joined`, followed by nodes with one input and one output."""
 
     def nodes(k: int, spec: RecurrentSpec) -> list[Any]:
         found = joined(k, spec)
@@ -218,10 +217,10 @@ def test_nodes_that_feed_each_other_are_one_stack(
 ) -> None:
     cls, options = KINDS[kind]
     taken = drawn(cls(3, 4, num_layers, bidirectional=bidirectional, bias=bias, **options))
-    model = foreign(unstack(taken), initializers=initializers)
-    assert list(onnx_nodes.layers(model)) == ["rnn0"]
-    assert onnx_nodes.read(model) == taken
-    assert onnx_nodes.read(model, prefix="rnn0") == taken
+    model = other_model(unstack(taken), initializers=initializers)
+    assert list(onnx_reader.find_layers(model)) == ["rnn0"]
+    assert onnx_reader.read_model(model) == taken
+    assert onnx_reader.read_model(model, prefix="rnn0") == taken
 
 
 def transposed(x: str, y: str) -> Any:
@@ -248,39 +247,39 @@ STOPPED = {
 
 
 @pytest.mark.parametrize("joints", PASSED.values(), ids=PASSED.keys())
-def test_what_changes_nothing_stands_between_layers(joints: Any) -> None:
+def test_nodes_between_layers_that_change_nothing(joints: Any) -> None:
     taken = drawn(GRUSpec(4, 4, 2))
-    assert onnx_nodes.read(foreign(unstack(taken), joints=joints)) == taken
+    assert onnx_reader.read_model(other_model(unstack(taken), joints=joints)) == taken
 
 
 @pytest.mark.parametrize("joints", STOPPED.values(), ids=STOPPED.keys())
-def test_what_changes_something_ends_a_stack(joints: Any) -> None:
+def test_nodes_between_layers_that_change_something(joints: Any) -> None:
     parts = unstack(drawn(GRUSpec(4, 4, 2)))
-    model = foreign(parts, joints=joints)
-    assert onnx_nodes.layers(model) == {"rnn0": parts[0], "rnn1": parts[1]}
+    model = other_model(parts, joints=joints)
+    assert onnx_reader.find_layers(model) == {"rnn0": parts[0], "rnn1": parts[1]}
     with pytest.raises(
         errors.ArgumentError,
         match=r"^prefix: given none, but there are several layers; give one of 'rnn0', 'rnn1'$",
     ):
-        onnx_nodes.read(model)
-    assert onnx_nodes.read(model, prefix="rnn1") == parts[1]
+        onnx_reader.read_model(model)
+    assert onnx_reader.read_model(model, prefix="rnn1") == parts[1]
     with pytest.raises(errors.ArgumentError, match=r"^prefix: given 'rnn', expected one of 'rnn0', 'rnn1'$"):
-        onnx_nodes.read(model, prefix="rnn")
+        onnx_reader.read_model(model, prefix="rnn")
 
 
-def test_an_output_that_the_model_gives_ends_a_stack() -> None:
+def test_an_output_of_the_model_ends_a_stack() -> None:
     parts = unstack(drawn(GRUSpec(4, 4, 2)))
-    model = foreign(parts)
+    model = other_model(parts)
     model.graph.output.append(helper.make_tensor_value_info("x1", TensorProto.FLOAT, None))
-    assert onnx_nodes.layers(model) == {"rnn0": parts[0], "rnn1": parts[1]}
+    assert onnx_reader.find_layers(model) == {"rnn0": parts[0], "rnn1": parts[1]}
 
 
-def test_nodes_that_run_in_a_ring_have_an_end() -> None:
+def test_a_ring_of_nodes() -> None:
     taken = drawn(GRUSpec(4, 4))
-    model = foreign([taken])
+    model = other_model([taken])
     model.graph.node[-1].output[0] = "a"
     model.graph.node.extend(helper.make_node("Identity", [x], [y]) for x, y in ("ab", "ba"))
-    assert onnx_nodes.read(model) == taken
+    assert onnx_reader.read_model(model) == taken
 
 
 DIFFERENT = {
@@ -292,47 +291,47 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize("specs", DIFFERENT.values(), ids=DIFFERENT.keys())
-def test_what_one_spec_does_not_hold_is_no_stack(specs: list[RecurrentSpec]) -> None:
+def test_layers_that_no_single_spec_describes_are_no_stack(specs: list[RecurrentSpec]) -> None:
     parts = [drawn(spec) for spec in specs]
-    assert onnx_nodes.layers(foreign(parts)) == {"rnn0": parts[0], "rnn1": parts[1]}
+    assert onnx_reader.find_layers(other_model(parts)) == {"rnn0": parts[0], "rnn1": parts[1]}
 
 
 def test_nodes_of_two_modules_are_two_layers() -> None:
     parts = unstack(drawn(GRUSpec(4, 4, 2)))
-    model = foreign(parts)
+    model = other_model(parts)
     model.graph.node[0].name, model.graph.node[2].name = "/encoder/GRU", "/decoder/GRU"
-    assert list(onnx_nodes.layers(model)) == ["/encoder/GRU", "/decoder/GRU"]
+    assert list(onnx_reader.find_layers(model)) == ["/encoder/GRU", "/decoder/GRU"]
 
 
 def test_a_node_without_a_name_goes_by_its_output() -> None:
-    model = foreign(unstack(drawn(GRUSpec(4, 4, 2))), joints=STOPPED["a node that computes"])
+    model = other_model(unstack(drawn(GRUSpec(4, 4, 2))), joints=STOPPED["a node that computes"])
     for node in model.graph.node:
         node.name = ""
-    assert list(onnx_nodes.layers(model)) == ["Y0", "Y1"]
+    assert list(onnx_reader.find_layers(model)) == ["Y0", "Y1"]
 
 
 def test_nodes_of_one_name_are_told_apart() -> None:
-    model = foreign(unstack(drawn(GRUSpec(4, 4, 2))), joints=STOPPED["a node that computes"])
+    model = other_model(unstack(drawn(GRUSpec(4, 4, 2))), joints=STOPPED["a node that computes"])
     for node in model.graph.node:
         node.name = "rnn"
-    assert list(onnx_nodes.layers(model)) == ["rnn", "Y1"]
+    assert list(onnx_reader.find_layers(model)) == ["rnn", "Y1"]
 
 
-def test_no_name_hides_a_layer() -> None:
-    model = foreign(unstack(drawn(GRUSpec(4, 4, 5))), joints=STOPPED["a node that computes"])
+def test_every_layer_gets_a_name_of_its_own() -> None:
+    model = other_model(unstack(drawn(GRUSpec(4, 4, 5))), joints=STOPPED["a node that computes"])
     nodes = [node for node in model.graph.node if node.op_type == "GRU"]
     index = list(model.graph.node).index(nodes[3])
     for node, name in zip(nodes, ["Y1", "", f"node {index}", "Y1", ""], strict=True):
         node.name = name
     nodes[3].output[0] = nodes[3].output[1] = ""
-    assert list(onnx_nodes.layers(model)) == ["Y1", "Y_h1", f"node {index}", f"node {index + 1}", "Y4"]
+    assert list(onnx_reader.find_layers(model)) == ["Y1", "Y_h1", f"node {index}", f"node {index + 1}", "Y4"]
 
 
 @pytest.mark.parametrize("part", [lambda m: m.graph, lambda m: m.graph.node[0]], ids=["graph", "node"])
 def test_a_part_of_a_model_is_refused(part: Callable[[Any], Any]) -> None:
-    given = part(foreign([drawn(GRUSpec(3, 4))]))
+    given = part(other_model([drawn(GRUSpec(3, 4))]))
     words = f"^onnx: given {type(given).__name__}, expected an onnx.ModelProto, the whole model$"
-    for read in (onnx_nodes.read, unirnn.snapshot):
+    for read in (onnx_reader.read_model, unirnn.snapshot):
         with pytest.raises(errors.ArgumentError, match=words):
             read(given)
 
@@ -340,105 +339,116 @@ def test_a_part_of_a_model_is_refused(part: Callable[[Any], Any]) -> None:
 def test_infinite_padding_ends_a_stack() -> None:
     joints = through(lambda x, y: helper.make_node("Where", ["mask", x, "infinity"], [y]))
     parts = unstack(drawn(GRUSpec(4, 4, 2)))
-    model = foreign(parts, joints=joints)
+    model = other_model(parts, joints=joints)
     model.graph.initializer.append(numpy_helper.from_array(np.array(-np.inf, np.float32), "infinity"))
-    assert onnx_nodes.layers(model) == {"rnn0": parts[0], "rnn1": parts[1]}
+    assert onnx_reader.find_layers(model) == {"rnn0": parts[0], "rnn1": parts[1]}
 
 
-def test_a_file_is_read_once_and_says_what_the_model_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = Mock(wraps=onnx_nodes._array)
-    monkeypatch.setattr(onnx_nodes, "_array", decode)
+def test_each_weight_of_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = Mock(wraps=onnx_reader._array)
+    monkeypatch.setattr(onnx_reader, "_array", decode)
     parts = unstack(drawn(GRUSpec(4, 4, 2)))
-    onnx.save(foreign(parts, joints=STOPPED["a node that computes"]), tmp_path / "a.onnx")
+    onnx.save(other_model(parts, joints=STOPPED["a node that computes"]), tmp_path / "a.onnx")
     assert unirnn.load(tmp_path / "a.onnx", prefix="rnn1") == parts[1]
     read = [call.args[0].name for call in decode.call_args_list]
     assert sorted(name for name in read if name[0] in "WRB") == ["B0", "B1", "R0", "R1", "W0", "W1"]
-    onnx.save(foreign(parts[:1], clip=3.0), tmp_path / "a.onnx")
-    with pytest.raises(errors.SpecError, match=r"a\.onnx: onnx: node 'rnn0' \(GRU\): clip=3.0, which no spec holds"):
+    onnx.save(other_model(parts[:1], clip=3.0), tmp_path / "a.onnx")
+    with pytest.raises(
+        errors.SpecError, match=r"a\.onnx: onnx: node 'rnn0' \(GRU\): clip=3.0, which no spec describes"
+    ):
         unirnn.load(tmp_path / "a.onnx")
 
 
 def test_layout_1_is_batch_first() -> None:
     taken = drawn(GRUSpec(3, 4))
-    assert onnx_nodes.read(foreign([taken], layout=1)) == Snapshot(replace(taken.spec, batch_first=True), taken.weights)
+    assert onnx_reader.read_model(other_model([taken], layout=1)) == Snapshot(
+        replace(taken.spec, batch_first=True), taken.weights
+    )
 
 
 def test_bfloat16_is_read_as_float32() -> None:
     taken = drawn(GRUSpec(3, 4))
-    model = foreign([taken])
+    model = other_model([taken])
     for tensor in model.graph.initializer[:3]:
         tensor.data_type = TensorProto.BFLOAT16
         tensor.raw_data = np.frombuffer(tensor.raw_data, np.uint16)[1::2].tobytes()
     cut = {name: (array.view(np.uint32) & 0xFFFF0000).view(np.float32) for name, array in taken.weights.items()}
-    assert onnx_nodes.read(model) == Snapshot(taken.spec, cut)
+    assert onnx_reader.read_model(model) == Snapshot(taken.spec, cut)
 
 
 def test_a_model_without_recurrent_nodes() -> None:
     with pytest.raises(errors.ArgumentError, match=r"^onnx: the model has no RNN, GRU or LSTM node; an exporter may "):
-        onnx_nodes.read(foreign([]))
+        onnx_reader.read_model(other_model([]))
 
 
 ATTRIBUTES: dict[str, tuple[RecurrentSpec, dict[str, Any], str]] = {
-    "clip": (GRUSpec(3, 4), {"clip": 3.0}, "clip=3.0, which no spec holds"),
-    "input_forget": (LSTMSpec(3, 4), {"input_forget": 1}, "input_forget=1, which no spec holds"),
-    "reverse": (GRUSpec(3, 4), {"direction": "reverse"}, "direction='reverse', which no spec holds; "),
+    "clip": (GRUSpec(3, 4), {"clip": 3.0}, "clip=3.0, which no spec describes"),
+    "input_forget": (LSTMSpec(3, 4), {"input_forget": 1}, "input_forget=1, which no spec describes"),
+    "reverse": (GRUSpec(3, 4), {"direction": "reverse"}, "direction='reverse', which no spec describes; "),
     "activations of a GRU": (
         GRUSpec(3, 4),
         {"activations": ["HardSigmoid", "Tanh"]},
-        "activations=['hardsigmoid', 'tanh'], which no spec holds; ['sigmoid', 'tanh'] is held",
+        "activations=['hardsigmoid', 'tanh'], which no spec describes; expected ['sigmoid', 'tanh']",
     ),
-    "activations of an RNN": (RNNSpec(3, 4), {"activations": ["Elu"]}, "activations=['elu'], which no spec holds; "),
+    "activations of an RNN": (
+        RNNSpec(3, 4),
+        {"activations": ["Elu"]},
+        "activations=['elu'], which no spec describes; ",
+    ),
     "one activation of two": (
         RNNSpec(3, 4, bidirectional=True),
         {"activations": ["Relu", "Tanh"]},
-        "activations=['relu', 'tanh'], which no spec holds; ",
+        "activations=['relu', 'tanh'], which no spec describes; ",
     ),
-    "activation_alpha": (GRUSpec(3, 4), {"activation_alpha": [0.5]}, "activation_alpha=[0.5], which no spec holds"),
-    "one that ONNX lacks": (GRUSpec(3, 4), {"colour": "red"}, "colour=b'red', which no spec holds"),
+    "activation_alpha": (GRUSpec(3, 4), {"activation_alpha": [0.5]}, "activation_alpha=[0.5], which no spec describes"),
+    "one that ONNX lacks": (GRUSpec(3, 4), {"colour": "red"}, "colour=b'red', which no spec describes"),
 }
 
 
 @pytest.mark.parametrize(("spec", "attributes", "words"), ATTRIBUTES.values(), ids=ATTRIBUTES.keys())
-def test_an_attribute_that_no_spec_holds_is_named(spec: RecurrentSpec, attributes: dict[str, Any], words: str) -> None:
-    model = foreign([drawn(spec)], **attributes)
+def test_an_attribute_that_no_spec_describes(spec: RecurrentSpec, attributes: dict[str, Any], words: str) -> None:
+    model = other_model([drawn(spec)], **attributes)
     expected = f"onnx: node 'rnn0' ({spec.kind}): {words}"
     with pytest.raises(errors.SpecError, match=f"^{re.escape(expected)}"):
-        onnx_nodes.read(model)
-    found = onnx_nodes.layers(model)["rnn0"]
+        onnx_reader.read_model(model)
+    found = onnx_reader.find_layers(model)["rnn0"]
     assert isinstance(found, errors.SpecError)
     assert str(found).startswith(expected)
 
 
-def test_attributes_that_say_the_default_are_none() -> None:
+def test_attributes_with_their_default_values() -> None:
     lstm, gru = drawn(LSTMSpec(3, 4)), drawn(GRUSpec(3, 4, reset_after=False))
-    assert onnx_nodes.read(foreign([lstm], input_forget=0, activations=["Sigmoid", "Tanh", "Tanh"])) == lstm
-    assert onnx_nodes.read(foreign([gru], linear_before_reset=0, activations=["sigmoid", "tanh"], layout=0)) == gru
+    assert onnx_reader.read_model(other_model([lstm], input_forget=0, activations=["Sigmoid", "Tanh", "Tanh"])) == lstm
+    assert (
+        onnx_reader.read_model(other_model([gru], linear_before_reset=0, activations=["sigmoid", "tanh"], layout=0))
+        == gru
+    )
 
 
 def test_peepholes_are_refused() -> None:
-    model = foreign([drawn(LSTMSpec(3, 4))])
+    model = other_model([drawn(LSTMSpec(3, 4))])
     model.graph.node[0].input.extend(["", "", "", "P"])
     with pytest.raises(errors.SpecError, match=r"^onnx: node 'rnn0' \(LSTM\): it has peepholes \(P\), which no spec"):
-        onnx_nodes.read(model)
+        onnx_reader.read_model(model)
 
 
-def test_weights_that_are_no_constants_are_refused() -> None:
-    model = foreign([drawn(GRUSpec(3, 4))])
+def test_weights_that_are_not_constants_are_refused() -> None:
+    model = other_model([drawn(GRUSpec(3, 4))])
     model.graph.initializer[1].name = "R before"
     advice = "expected a constant; export the model with its weights, and its constants folded$"
     with pytest.raises(errors.SpecError, match=f"its R, 'R0', is an input of the graph, {advice}"):
-        onnx_nodes.read(model)
+        onnx_reader.read_model(model)
     model.graph.node.append(helper.make_node("Relu", ["R before"], ["R0"], name="made"))
     with pytest.raises(errors.SpecError, match=rf"its R, 'R0', is computed by node 'made' \(Relu\), {advice}"):
-        onnx_nodes.read(model)
+        onnx_reader.read_model(model)
 
 
 def test_constants_are_found_behind_identities() -> None:
     taken = drawn(GRUSpec(3, 4))
-    model = foreign([taken])
+    model = other_model([taken])
     model.graph.initializer[1].name = "R before"
     model.graph.node.insert(0, helper.make_node("Identity", ["R before"], ["R0"]))
-    assert onnx_nodes.read(model) == taken
+    assert onnx_reader.read_model(model) == taken
 
 
 # ---- hostile and altered -------------------------------------------------------------------------
@@ -476,7 +486,7 @@ def metadata(text: str) -> Callable[[Any], None]:
 
 
 def spec_of(**changes: Any) -> Callable[[Any], None]:
-    return metadata(json.dumps({"format": 1, "spec": {**GRUSpec(3, 4).to_dict(), **changes}}))
+    return metadata(json.dumps({"format": 2, "spec": {**GRUSpec(3, 4).to_dict(), **changes}}))
 
 
 def external(model: Any) -> None:
@@ -514,7 +524,7 @@ ALTERED: dict[str, tuple[Callable[[Any], None], str]] = {
     "dims that claim more": (set_("dims", [1, 12, 3000]), "dims [1, 12, 3000] need 144000 bytes, and it holds 144"),
     "dims that claim the sky": (set_("dims", [2**40, 2**40, 3]), "and it holds 144"),
     "dims that claim less": (set_("dims", [1, 12, 2]), "dims [1, 12, 2] need 96 bytes, and it holds 144"),
-    "negative dims": (set_("dims", [1, -12, -3]), "no whole tensor; given dims [1, -12, -3]"),
+    "negative dims": (set_("dims", [1, -12, -3]), "not a complete tensor; given dims [1, -12, -3]"),
     "dims of nothing at all": (set_("dims", []), "need 4 bytes, and it holds 144"),
     "a wrong rank": (set_("dims", [12, 3]), "given weights of shapes {'W': (12, 3), "),
     "a shape of another size": (set_("dims", [1, 6, 6]), "given weights of shapes {'W': (1, 6, 6), "),
@@ -527,15 +537,15 @@ ALTERED: dict[str, tuple[Callable[[Any], None], str]] = {
     "a narrower dtype": (set_("data_type", TensorProto.FLOAT16), "need 72 bytes, and it holds 144"),
     "a dtype of text": (set_("data_type", TensorProto.STRING), "given STRING, expected FLOAT, DOUBLE, FLOAT16 or"),
     "a dtype of the future": (set_("data_type", 99), "given unknown, expected FLOAT, DOUBLE, FLOAT16 or BFLOAT16"),
-    "weights in another file": (external, "its numbers are in another file, and a path out of a file is not followed"),
+    "weights in another file": (external, "its numbers are in another file, and a path in a file is not followed"),
     "weights elsewhere": (
         external_by_place,
-        "its numbers are in another file, and a path out of a file is not followed",
+        "its numbers are in another file, and a path in a file is not followed",
     ),
     "two of one name": (twice, "two initializers are named 'W_l0'"),
     "a ring of identities": (ring, "its W, 'W_l0', is computed by node '' (Identity)"),
     "hidden_size of another": (attribute("hidden_size", 5), "hidden_size is not that of R, 4"),
-    "a direction of no kind": (attribute("direction", b"\xff"), "direction='\ufffd', which no spec holds"),
+    "a direction of no kind": (attribute("direction", b"\xff"), "direction='\ufffd', which no spec describes"),
     "another direction": (attribute("direction", "bidirectional"), "given weights of shapes {'W': (1, 12, 3), "),
     "another variant": (
         attribute("linear_before_reset", 0),
@@ -552,46 +562,46 @@ ALTERED: dict[str, tuple[Callable[[Any], None], str]] = {
         "'activations': given type STRING, expected STRINGS",
     ),
     "an attribute of no type": (of_no_type, "attribute 'direction': given type UNDEFINED, expected STRING"),
-    "metadata twice": (metadata_twice, "'unirnn' stands twice"),
+    "metadata twice": (metadata_twice, "'unirnn' occurs twice"),
     "no nodes": (without_nodes, "its metadata is unirnn's, and it has no RNN, GRU or LSTM node"),
-    "a newer format": (metadata('{"format": 2}'), "upgrade"),
+    "a newer format": (metadata('{"format": 3}'), "upgrade"),
     "no format": (metadata("{}"), "format: given None"),
-    "no spec": (metadata('{"format": 1}'), "expected a format and a spec"),
+    "no spec": (metadata('{"format": 2}'), "expected a format and a spec"),
     "a spec of no JSON": (metadata("{"), "expected the JSON of a format and a spec"),
     "a spec of another size": (spec_of(hidden_size=5), "its metadata says GRUSpec(3, 5), its nodes are GRUSpec(3, 4)"),
     "a spec of gigantic layers": (spec_of(num_layers=10**12), "its metadata says GRUSpec(3, 4, num_layers=1000000"),
-    "a spec of another cell": (spec_of(cell="LSTM", reset_after=None), "unirnn: given"),
-    "a size that is no number": (spec_of(hidden_size=float("nan")), "NaN is no number of JSON"),
+    "a spec of another cell": (spec_of(kind="LSTM", reset_after=None), "unirnn: given"),
+    "a size that is no number": (spec_of(hidden_size=float("nan")), "NaN is not a number in JSON"),
 }
 
 
 @pytest.mark.parametrize(("change", "words"), ALTERED.values(), ids=ALTERED.keys())
 def test_an_altered_file_is_refused(change: Callable[[Any], None], words: str) -> None:
     taken = drawn(GRUSpec(3, 4))
-    model = onnx_graph.emit(taken.spec, taken.weights)
+    model = onnx_writer.emit(taken.spec, taken.weights)
     change(model)
     with pytest.raises(errors.FileError, match=re.escape(words)):
-        onnx_nodes.read(onnx_nodes.loads(model.SerializeToString()))
+        onnx_reader.read_model(onnx_reader.parse(model.SerializeToString()))
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"not a model", b"\x08\x08", bytes(range(256))])
-def test_what_is_no_model_is_refused(data: bytes) -> None:
+def test_bytes_that_are_not_a_model(data: bytes) -> None:
     with pytest.raises(errors.FileError, match=r"^onnx: no ONNX model, or a truncated or altered one"):
-        onnx_nodes.loads(data)
+        onnx_reader.parse(data)
 
 
 DRAWN = drawn(GRUSpec(3, 4, 2, bidirectional=True))
-WHOLE = onnx_graph.emit(DRAWN.spec, DRAWN.weights).SerializeToString()
+WHOLE = onnx_writer.emit(DRAWN.spec, DRAWN.weights).SerializeToString()
 
 
 @settings(max_examples=150)
 @given(data=st.data())
-def test_bytes_that_were_changed_give_a_snapshot_or_an_error_of_ours(data: st.DataObject) -> None:
+def test_changed_bytes_give_a_snapshot_or_an_error_of_unirnn(data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(WHOLE)))
     stop = data.draw(st.integers(start, min(len(WHOLE), start + 40)))
     altered = WHOLE[:start] + data.draw(st.binary(max_size=40)) + WHOLE[stop:]
     try:
-        found = onnx_nodes.read(onnx_nodes.loads(altered))
+        found = onnx_reader.read_model(onnx_reader.parse(altered))
     except errors.UnirnnError:
         return
     assert found.spec.num_weights == sum(array.size for array in found.weights.values()) <= len(altered)

@@ -1,7 +1,4 @@
-"""Drawing the first weights, and reading weights that somebody gives.
-
-Weights are ``dict[str, numpy.ndarray]`` in torch's names and shapes (`Spec.weight_shapes`).
-"""
+"""Weights: arrays by name, as `Spec.weight_shapes` has them; drawing them, and checking those that somebody gives."""
 
 import numbers
 from collections.abc import Iterable, Mapping
@@ -13,9 +10,20 @@ from numpy.typing import NDArray
 from unirnn.errors import ArgumentError, DTypeError, ShapeError, SpecError
 from unirnn.specs import Spec
 
-__all__ = ["Weights", "check", "check_seed", "draw", "draw_globally", "exactly", "listed"]
+__all__ = [
+    "Array",
+    "Weights",
+    "cast_exact",
+    "check_dtype",
+    "check_seed",
+    "check_weights",
+    "draw",
+    "draw_globally",
+    "format_names",
+]
 
-Weights = dict[str, NDArray[Any]]
+Array = NDArray[Any]
+Weights = dict[str, Array]
 
 
 def draw(spec: Spec, seed: int) -> Weights:
@@ -57,13 +65,20 @@ def check_seed(seed: int) -> None:
 def draw_globally(spec: Spec) -> Weights:
     """Draw weights as `mindspore.nn` does: from NumPy's global generator, in MindSpore's order.
 
-    ``numpy.random.seed`` and ``mindspore.set_seed`` govern it.
+    ``numpy.random.seed`` and ``mindspore.set_seed`` seed that generator.
     """
     return spec.draw_weights(np.random.random_sample)
 
 
-def check(spec: Spec, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Hold names and shapes against a spec: first the names, then the shapes.
+def check_weights(spec: Spec, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that names and shapes are those of a spec's weights: first the names, then the shapes.
+
+    Parameters
+    ----------
+    spec
+        Whose weights they should be.
+    shapes
+        The shape of each array by its name.
 
     Raises
     ------
@@ -76,32 +91,53 @@ def check(spec: Spec, shapes: Mapping[str, tuple[int, ...]]) -> None:
     missing = [name for name in expected if name not in shapes]
     unknown = [name for name in shapes if name not in expected]
     if missing or unknown:
-        wrong = [f"{what} {listed(names)}; " for what, names in (("missing", missing), ("unknown", unknown)) if names]
-        raise ArgumentError(f"weights: {''.join(wrong)}{spec!r} has {listed(expected)}")
+        wrong = [
+            f"{what} {format_names(names)}; " for what, names in (("missing", missing), ("unknown", unknown)) if names
+        ]
+        raise ArgumentError(f"weights: {''.join(wrong)}{spec!r} has {format_names(expected)}")
     for name, shape in expected.items():
         if tuple(shapes[name]) != shape:
             raise ShapeError(f"weights[{name!r}]: given shape {tuple(shapes[name])}, expected {shape}")
 
 
-def listed(names: Iterable[object]) -> str:
-    """Names as an error shows them: a deep stack has hundreds.
-
-    Examples
-    --------
-    >>> listed("abc"), listed("abcdefghijk")
-    ('a, b, c', 'a, b, c, d, e, f, g, h and 3 more')
-    """
-    shown = list(map(str, names))
-    return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
-
-
-def exactly(arrays: Mapping[str, NDArray[Any]], dtypes: Iterable[Any]) -> Weights:
-    """Cast arrays to the dtypes of what will hold them, if none of them is rounded by it.
+def check_dtype(name: str, dtype: str) -> None:
+    """Check that weights can have a dtype in NumPy, which has no bfloat16.
 
     Raises
     ------
     DTypeError
-        If one is.
+        If it is not ``float16``, ``float32`` or ``float64``.
+    """
+    if dtype not in ("float16", "float32", "float64"):
+        raise DTypeError(f"weights[{name!r}]: given dtype {dtype}, expected float16, float32 or float64")
+
+
+def format_names(names: Iterable[object]) -> str:
+    """Format names for an error message, eight at most: a deep stack has hundreds.
+
+    Examples
+    --------
+    >>> format_names("abc"), format_names("abcdefghijk")
+    ('a, b, c', 'a, b, c, d, e, f, g, h and 3 more')
+    """
+    texts = list(map(str, names))
+    return ", ".join(texts[:8]) + (f" and {len(texts) - 8} more" if len(texts) > 8 else "")
+
+
+def cast_exact(arrays: Mapping[str, Array], dtypes: Iterable[Any]) -> Weights:
+    """Cast each array to the dtype of the parameter that will hold it, provided that no number is rounded.
+
+    Parameters
+    ----------
+    arrays
+        By name.
+    dtypes
+        One for each array, in the same order.
+
+    Raises
+    ------
+    DTypeError
+        If a number would be rounded.
     """
     found: Weights = {}
     for (name, array), dtype in zip(arrays.items(), dtypes, strict=True):

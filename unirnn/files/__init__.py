@@ -1,31 +1,22 @@
-"""Files: snapshots written whole or not at all, and files of anybody's read without being trusted.
+"""Files: saving snapshots, and reading recurrent layers from files that anyone wrote.
 
-A suffix says what a file is. unirnn writes ``.safetensors`` and ``.onnx``, with an entry ``unirnn`` in their metadata,
-the JSON of the format's version and of `Spec.to_dict`. It reads these again, and recurrent layers in the files of
-others: state dicts in ``.safetensors``, ``.npz``, ``.pt``, ``.pth`` and ``.ckpt``, nodes in ``.onnx``. The same
-snapshot is written as the same bytes.
+The suffix of a file says what it is. unirnn writes ``.safetensors`` and ``.onnx``. Their metadata has an entry
+``unirnn``, which holds the version of the format and the spec (`Spec.to_dict`) as JSON. Saving the same snapshot twice
+gives the same bytes. unirnn reads these files, and it finds recurrent layers in the files of other programs: state
+dicts in ``.safetensors``, ``.npz``, ``.pt``, ``.pth`` and ``.ckpt``, and nodes in ``.onnx``.
 
-Reading executes nothing from a file. What a file claims (names, shapes, sizes, a spec) is held against the bytes that
-are there before an array is made, so that no claim allocates more than the file can back; a compressed ``.npz`` may
-unfold to 64 MiB, or to 100 times its size. Of ``.safetensors`` and ``.npz`` only the arrays of the layer that is asked
-for are read; the others are read whole.
+Files are not trusted. Reading one executes nothing from it. Whatever it claims (names, shapes, sizes, a spec) is
+checked against the bytes that are there before an array is made, so no claim makes unirnn allocate more than the file
+can back. A compressed ``.npz`` may expand to 64 MiB, or to 100 times its size. From ``.safetensors`` and ``.npz`` only
+the arrays of the requested layer are read; other files are read whole.
+
+There is one module for each format, with a function ``read``, and ``encode`` if unirnn writes the format (ONNX has one
+for each direction). PyTorch's and MindSpore's checkpoints are read by their backends.
 """
 
-from unirnn.files.contents import Contents, Layer, floats
-from unirnn.files.header import FORMAT, metadata, spec_of
-from unirnn.files.reading import READ, contents, load
-from unirnn.files.writing import WRITTEN, save
+from ._contents import Contents, Layer, floats
+from ._header import FORMAT
+from .reading import READ, contents, load
+from .writing import WRITTEN, save
 
-__all__ = [
-    "FORMAT",
-    "READ",
-    "WRITTEN",
-    "Contents",
-    "Layer",
-    "contents",
-    "floats",
-    "load",
-    "metadata",
-    "save",
-    "spec_of",
-]
+__all__ = ["FORMAT", "READ", "WRITTEN", "Contents", "Layer", "contents", "floats", "load", "save"]

@@ -1,4 +1,4 @@
-"""Reading ``.npz``, without NumPy's own reader, which trusts what a header claims; see `unirnn.files`."""
+"""Reading ``.npz`` without NumPy's own reader, which trusts the headers in it; see `unirnn.files`."""
 
 import math
 import os
@@ -8,13 +8,14 @@ from typing import IO, Any
 
 import numpy as np
 
+from unirnn.contract.weights import Array
 from unirnn.devices import DTYPES
 from unirnn.errors import FileError
-from unirnn.files.contents import Array, Contents, Stored, of_state_dict
+from unirnn.files._contents import Contents, StoredArray, contents_of_state_dict
 
 __all__ = ["read"]
 
-# As NumPy writes it, and nothing else: its own reader evaluates literals, and allocates what a header claims.
+# A header as NumPy writes it. NumPy's own reader evaluates it as Python literals, and allocates what it claims.
 _NPY = re.compile(
     rb"\{\s*'descr':\s*(?P<descr>.+?),\s*'fortran_order':\s*(?P<fortran>True|False),"
     rb"\s*'shape':\s*\((?P<shape>[\d,\s]*)\),?\s*\}\s*",
@@ -22,21 +23,21 @@ _NPY = re.compile(
 )
 _LONGEST_NPY_HEADER = 1 << 16
 
-_MOST_REPETITIVE = 100  # trained weights are hardly compressed at all; zeros are, a thousandfold
-_HARMLESS = 1 << 26  # bytes: below, they may be as repetitive as they like
+_MAX_RATIO = 100  # trained weights hardly compress at all; zeros compress a thousandfold
+_HARMLESS = 1 << 26  # bytes; arrays that are smaller in all may compress as well as they like
 
 
 def read(path: str) -> Contents:
-    """What the file holds."""
+    """Describe what a file holds; its arrays are read when they are asked for."""
     size = os.path.getsize(path)
-    arrays: dict[str, Stored] = {}
+    arrays: dict[str, StoredArray] = {}
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             name, suffix = os.path.splitext(info.filename)
             if suffix != ".npy":
                 continue
             if name in arrays:
-                raise FileError(f"{name!r} stands twice")
+                raise FileError(f"{name!r} occurs twice")
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise FileError(f"{name!r} is compressed in a way that NumPy does not write")
             if info.compress_size > size or (
@@ -46,13 +47,13 @@ def read(path: str) -> Contents:
             with archive.open(info) as member:
                 arrays[name] = _npy(path, name, info, member)
     claimed = sum(np.dtype(a.dtype).itemsize * math.prod(a.shape) for a in arrays.values() if a.dtype in DTYPES)
-    if claimed > max(_HARMLESS, _MOST_REPETITIVE * size):
-        raise FileError(f"its arrays claim {claimed} bytes, more than {_MOST_REPETITIVE} times the file's {size}")
-    return of_state_dict("npz", arrays)
+    if claimed > max(_HARMLESS, _MAX_RATIO * size):
+        raise FileError(f"its arrays claim {claimed} bytes, more than {_MAX_RATIO} times the file's {size}")
+    return contents_of_state_dict("npz", arrays)
 
 
-def _npy(path: str, name: str, info: zipfile.ZipInfo, member: IO[bytes]) -> Stored:
-    """What a member's header claims, held against the member's size."""
+def _npy(path: str, name: str, info: zipfile.ZipInfo, member: IO[bytes]) -> StoredArray:
+    """The array that a member's header claims, once it has been checked against the member's size."""
     magic = member.read(8)
     width = {1: 2, 2: 4, 3: 4}.get(magic[6]) if len(magic) == 8 and magic.startswith(b"\x93NUMPY") else None
     length = int.from_bytes(member.read(width), "little") if width else 0
@@ -63,17 +64,17 @@ def _npy(path: str, name: str, info: zipfile.ZipInfo, member: IO[bytes]) -> Stor
     simple = re.fullmatch(rb"'([<>=|]?[a-z]\d{0,4})'", match["descr"])
     descr = simple[1].decode() if simple else ""
     dtype = np.dtype(descr) if re.fullmatch(r"[<>=]?f[248]", descr) else None
-    if dtype is None:  # an object array, of pickles, among them; never read, so that nothing more needs to be known
-        return Stored(match["descr"].decode("latin-1")[:40], shape, bytes)  # type: ignore[arg-type]
+    if dtype is None:  # not of floats, perhaps of pickled objects: it is never read
+        return StoredArray(match["descr"].decode("latin-1")[:40], shape, lambda: np.empty(0))
     start = 8 + width + length
     count = math.prod(shape)
     if start + count * dtype.itemsize != info.file_size:
         raise FileError(f"{name!r} claims shape {shape} of {dtype.name}, but has {info.file_size - start} bytes")
 
-    def read() -> Array:
+    def read_array() -> Array:
         with zipfile.ZipFile(path) as archive, archive.open(info) as member:
             data = member.read()
         order: Any = "F" if match["fortran"] == b"True" else "C"
         return np.frombuffer(data, dtype, count, start).reshape(shape, order=order)
 
-    return Stored(dtype.name, shape, read)
+    return StoredArray(dtype.name, shape, read_array)

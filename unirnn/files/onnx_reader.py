@@ -1,7 +1,7 @@
-"""ONNX, read: the recurrent layers that a model holds.
+"""Reading ``.onnx``: the recurrent layers that a model holds, whoever wrote it.
 
-Nothing is executed: nodes and constants are looked at, and whatever is not understood is an error that names the node.
-What a tensor claims is held against the bytes that are there before an array is made.
+Nothing is executed: nodes and constants are only inspected. Whatever is not understood is an error that names the
+node. The size that a tensor claims is checked against its bytes before an array is made.
 """
 
 import itertools
@@ -11,25 +11,23 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unirnn import files
+from unirnn.contract.weights import Array
 from unirnn.devices import DTYPES
 from unirnn.errors import ArgumentError, FileError, SpecError
-from unirnn.files.header import unique
+from unirnn.files._contents import Contents, Layer
+from unirnn.files._header import FORMAT, reject_duplicates, spec_from_metadata
 from unirnn.files.onnx_writer import import_onnx
 from unirnn.snapshots import layouts
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.snapshots.stacking import stack
-from unirnn.snapshots.state_dicts import one_of
+from unirnn.snapshots.state_dicts import choose_name
 from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["choose", "layers", "loads", "read"]
-
-Array = NDArray[Any]
+__all__ = ["choose_layer", "find_layers", "parse", "read", "read_model"]
 
 _SPECS: dict[str, type[RecurrentSpec]] = {cls.kind: cls for cls in (RNNSpec, GRUSpec, LSTMSpec)}
 _ATTRIBUTES = {
@@ -43,7 +41,22 @@ _ATTRIBUTES = {
 _ACTIVATIONS = {"RNN": ("tanh",), "GRU": ("sigmoid", "tanh"), "LSTM": ("sigmoid", "tanh", "tanh")}
 
 
-def loads(data: bytes) -> "ModelProto":
+def read(path: str) -> Contents:
+    """Describe what a file holds."""
+    with open(path, "rb") as file:
+        found = find_layers(parse(file.read()))
+    layers: dict[str, Layer] = {}
+    for name, layer in found.items():
+        if isinstance(layer, Snapshot):
+            weights = {key: (array.shape, array.dtype.name) for key, array in layer.weights.items()}
+            layers[name] = Layer(layer.spec, weights)
+        else:
+            layers[name] = Layer(layer, {})
+    version = FORMAT if "" in found else None
+    return Contents("onnx", version, layers, lambda prefix, spec: choose_layer(found, prefix, spec))
+
+
+def parse(data: bytes) -> "ModelProto":
     """Parse the bytes of an ``.onnx`` file.
 
     Raises
@@ -51,10 +64,10 @@ def loads(data: bytes) -> "ModelProto":
     MissingBackendError
         If onnx is not installed.
     FileError
-        If they are no ONNX model.
+        If they are not an ONNX model.
     """
     onnx = import_onnx()
-    from google.protobuf.message import DecodeError  # onnx's own dependency
+    from google.protobuf.message import DecodeError  # a dependency of onnx
 
     model: ModelProto = onnx.ModelProto()
     try:
@@ -66,46 +79,46 @@ def loads(data: bytes) -> "ModelProto":
     return model
 
 
-def read(model: "ModelProto", prefix: str | None = None, spec: RecurrentSpec | None = None) -> Snapshot:
-    """The recurrent layer of a model: of one that `emit` made, the very snapshot; of another, what its nodes hold.
+def read_model(model: "ModelProto", prefix: str | None = None, spec: RecurrentSpec | None = None) -> Snapshot:
+    """Read a recurrent layer of a model. If `emit` made the model, this is the snapshot that it was made from.
 
     Parameters
     ----------
     model
         A model.
     prefix
-        The name of the layer's first node, where there are several; see `layers`.
+        The name of the layer's first node, if there are several layers; see `find_layers`.
     spec
-        Which spec the layer has to be; it says what a graph doesn't, ``dropout`` and ``batch_first``.
+        The layer's spec, which adds what a graph does not say: ``dropout`` and ``batch_first``.
 
     Raises
     ------
     ArgumentError
-        If it is no model, or there are several layers and no prefix, or none of this name.
+        If it is not a model, or there are several layers and no prefix, or no layer has the prefix as its name.
     SpecError
-        If the layer is one that no spec holds, or not the given spec.
+        If no spec describes the layer, or the given one does not.
     FileError
-        If the model is altered, hostile, or of a newer format.
+        If the model is altered, hostile, or in a newer format.
 
     Examples
     --------
     >>> import unirnn
-    >>> from unirnn import onnx_graph
+    >>> from unirnn.files import onnx_writer
     >>> snapshot = unirnn.snapshot(unirnn.GRUSpec(3, 4).build("numpy", seed=0))
-    >>> read(onnx_graph.emit(snapshot.spec, snapshot.weights)) == snapshot
+    >>> read_model(onnx_writer.emit(snapshot.spec, snapshot.weights)) == snapshot
     True
     """
-    return choose(layers(model), prefix, spec)
+    return choose_layer(find_layers(model), prefix, spec)
 
 
-def choose(found: Mapping[str, Snapshot | SpecError], prefix: str | None, spec: RecurrentSpec | None) -> Snapshot:
-    """Choose one of the `layers` of a model; see `read`, which raises the same errors."""
+def choose_layer(found: Mapping[str, Snapshot | SpecError], prefix: str | None, spec: RecurrentSpec | None) -> Snapshot:
+    """Choose one of the layers that `find_layers` found; see `read_model`, which raises the same errors."""
     if not found:
         raise ArgumentError(
             "onnx: the model has no RNN, GRU or LSTM node; an exporter may have written the layer out as single "
             "operations, as PyTorch's does with torch.nn.RNN: export it with dynamo=False"
         )
-    layer = found[one_of(found, prefix)]
+    layer = found[choose_name(found, prefix)]
     if isinstance(layer, SpecError):
         raise layer
     if spec is None:
@@ -115,25 +128,25 @@ def choose(found: Mapping[str, Snapshot | SpecError], prefix: str | None, spec: 
     return Snapshot(spec, layer.weights)
 
 
-def layers(model: "ModelProto") -> dict[str, Snapshot | SpecError]:
-    """The recurrent layers of a model by the name of their first node: a snapshot, or why there is none.
+def find_layers(model: "ModelProto") -> dict[str, Snapshot | SpecError]:
+    """The recurrent layers of a model, by the name of their first node: a snapshot, or the reason why there is none.
 
-    Nodes of which one feeds the next, and nothing else, are one snapshot of several layers, where one spec holds
-    them. A node without a name, or whose name another has, goes by its first output's, or by its number. The one layer
-    of a model that `emit` made has an empty name.
+    Nodes that feed each other, and nothing else, are one snapshot of several layers if one spec describes them. A node
+    without a name, or with a name that another node has, goes by the name of its first output, or by its number. If
+    `emit` made the model, its one layer has an empty name.
 
     Raises
     ------
     ArgumentError
-        If it is no model.
+        If it is not a model.
     FileError
-        If the model is altered, hostile, or of a newer format.
+        If the model is altered, hostile, or in a newer format.
     """
     if not isinstance(model, import_onnx().ModelProto):
         raise ArgumentError(f"onnx: given {type(model).__name__}, expected an onnx.ModelProto, the whole model")
     found = _Graph(model.graph).stacks()
-    spec = files.spec_of(unique([(entry.key, entry.value) for entry in model.metadata_props]))
-    if spec is None or len(found) > 1:  # several: a model that ours was merged into, whose nodes say what they are
+    spec = spec_from_metadata(reject_duplicates([(entry.key, entry.value) for entry in model.metadata_props]))
+    if spec is None or len(found) > 1:  # several: ours was merged into another model, and only the nodes are right
         return found
     for layer in found.values():
         if isinstance(layer, SpecError):
@@ -146,7 +159,7 @@ def layers(model: "ModelProto") -> dict[str, Snapshot | SpecError]:
 
 @dataclass
 class _Node:
-    """A recurrent node: what it holds, or why no spec does."""
+    """A recurrent node, with its snapshot, or the reason why no spec describes it."""
 
     name: str
     index: int
@@ -155,7 +168,7 @@ class _Node:
 
 
 class _Graph:
-    """A graph's values by name: what makes them and what takes them."""
+    """The nodes of a graph, and for each value by name the node that produces it and the nodes that consume it."""
 
     def __init__(self, graph: Any) -> None:
         self.onnx = import_onnx()
@@ -173,9 +186,10 @@ class _Graph:
         self.results = {value.name for value in graph.output}
 
     def stacks(self) -> dict[str, Snapshot | SpecError]:
+        """The recurrent layers, each chain of nodes as one snapshot."""
         nodes = list(self.recurrent())
         by_index = {node.index: node for node in nodes}
-        after = {node.index: by_index.get(self.next_of(node)) for node in nodes}
+        after = {node.index: by_index.get(self.next_index(node)) for node in nodes}
         taken: set[int] = set()
         found: dict[str, Snapshot | SpecError] = {}
         for node in nodes:
@@ -190,6 +204,7 @@ class _Graph:
         return found
 
     def recurrent(self) -> Iterator[_Node]:
+        """The recurrent nodes in order, each under a name of its own."""
         names: set[str] = set()
         for index, node in enumerate(self.nodes):
             if node.op_type in _SPECS and node.domain in ("", "ai.onnx"):
@@ -209,12 +224,12 @@ class _Graph:
     # ---- one node ----
 
     def layer(self, node: Any) -> Snapshot:
-        """A recurrent node as a snapshot of one layer."""
+        """Read a recurrent node as a snapshot of one layer."""
         given = {a.name: self.attribute(a) for a in node.attribute}
         kind = _SPECS[node.op_type]
         inputs = [*node.input, *[""] * 8][:8]
         if inputs[7]:
-            raise SpecError("it has peepholes (P), which no spec holds")
+            raise SpecError("it has peepholes (P), which no spec describes")
         arrays = {role: self.array(name, role) for role, name in zip("WRB", inputs[1:4], strict=True) if name}
         shapes = {role: array.shape for role, array in arrays.items()}
         if len(shapes.get("W", ())) != 3 or len(shapes.get("R", ())) != 3:
@@ -231,10 +246,12 @@ class _Graph:
         dtypes = {array.dtype.name for array in arrays.values()}
         if len(dtypes) > 1 or not dtypes <= set(DTYPES):
             raise FileError(f"its weights are {', '.join(sorted(dtypes))}, expected one floating dtype")
-        return Snapshot(spec, layouts.of("onnx", spec, {f"{role}_l0": array for role, array in arrays.items()}))
+        return Snapshot(
+            spec, layouts.from_framework("onnx", spec, {f"{role}_l0": array for role, array in arrays.items()})
+        )
 
     def attribute(self, attribute: Any) -> Any:
-        """An attribute's value, if it is of the type that ONNX gives it."""
+        """The value of an attribute; a FileError if it is not of the type that ONNX prescribes."""
         kind = self.onnx.AttributeProto.AttributeType.Name(attribute.type)
         expected = _ATTRIBUTES.get(attribute.name, kind)
         if kind != expected or kind == "UNDEFINED":
@@ -242,13 +259,13 @@ class _Graph:
         return self.onnx.helper.get_attribute_value(attribute)
 
     def spec(self, cls: type[RecurrentSpec], given: dict[str, Any], arrays: dict[str, Array]) -> RecurrentSpec:
-        """What a node's attributes and shapes say."""
+        """The spec that the attributes and the shapes of a node give."""
         input_size, hidden_size = arrays["W"].shape[-1], arrays["R"].shape[-1]
         if given.pop("hidden_size", hidden_size) != hidden_size:
             raise FileError(f"hidden_size is not that of R, {hidden_size}")
         direction = given.pop("direction", b"forward").decode(errors="replace")
         if direction not in ("forward", "bidirectional"):
-            raise SpecError(f"direction={direction!r}, which no spec holds; 'forward' and 'bidirectional' are held")
+            raise SpecError(f"direction={direction!r}, which no spec describes; expected 'forward' or 'bidirectional'")
         directions = 1 + (direction == "bidirectional")
         options: dict[str, Any] = {
             "bias": "B" in arrays,
@@ -262,16 +279,16 @@ class _Graph:
         if cls is RNNSpec and activations == ("relu",) * directions:
             options["nonlinearity"] = "relu"
         elif activations != wanted:
-            raise SpecError(f"activations={list(activations)}, which no spec holds; {list(wanted)} is held")
-        given.pop("output_sequence", None)  # of opset 1: which outputs are wanted
+            raise SpecError(f"activations={list(activations)}, which no spec describes; expected {list(wanted)}")
+        given.pop("output_sequence", None)  # an attribute of opset 1, which says which outputs are wanted
         if not given.get("input_forget", 1):
             del given["input_forget"]
         for name, value in given.items():
-            raise SpecError(f"{name}={value!r}, which no spec holds")
+            raise SpecError(f"{name}={value!r}, which no spec describes")
         return cls(input_size, hidden_size, **options)
 
     def array(self, name: str, role: str) -> Array:
-        """A constant: an initializer, or the value of a Constant node."""
+        """The array of a constant: an initializer, or the value of a Constant node."""
         tensor = self.tensor(name)
         if tensor is None:
             producer = self.producers.get(name)
@@ -283,7 +300,8 @@ class _Graph:
         return _array(tensor, self.onnx)
 
     def tensor(self, name: str) -> Any | None:
-        for _ in range(len(self.nodes) + 1):  # the nodes of a hostile graph may run in a ring
+        """The tensor of a constant, also behind Identity nodes; None if it is not a constant."""
+        for _ in range(len(self.nodes) + 1):  # the nodes of a hostile graph may form a ring
             if name in self.initializers:
                 return self.initializers[name]
             producer = self.producers.get(name)
@@ -296,8 +314,8 @@ class _Graph:
 
     # ---- from one node to the next ----
 
-    def next_of(self, node: _Node) -> int:
-        """The index of the recurrent node that alone takes this one's output, as its X; -1 if there is none."""
+    def next_index(self, node: _Node) -> int:
+        """The index of the recurrent node whose X is this node's output, if nothing else consumes it; else -1."""
         if not node.proto.output or isinstance(node.found, SpecError):
             return -1
         spec = node.found.spec
@@ -312,17 +330,17 @@ class _Graph:
             if following.op_type in _SPECS:
                 wanted = ["B", "T", "D*H"] if spec.batch_first else ["T", "B", "D*H"]
                 return index if following.input[0] == name and axes == wanted else -1
-            moved = self.moved(following, name, axes, spec)
+            moved = self.axes_after(following, name, axes, spec)
             if moved is None or not following.output:
                 return -1
             name, axes = following.output[0], moved
 
-    def moved(self, node: Any, name: str, axes: list[str], spec: RecurrentSpec) -> list[str] | None:
-        """The axes of a value after a node that changes its layout alone; None if it is another node."""
+    def axes_after(self, node: Any, name: str, axes: list[str], spec: RecurrentSpec) -> list[str] | None:
+        """The axes of a value after a node that only changes its layout; None if the node does anything else."""
         kind = node.op_type
         if kind in ("Identity", "Dropout"):
             return axes if node.input[0] == name else None
-        if kind == "Where":  # the padding
+        if kind == "Where":  # fills the padding
             zero = self.ints(node.input[2]) if len(node.input) == 3 else None
             return axes if zero == [0] and node.input[1] == name else None
         if not node.input or node.input[0] != name:
@@ -341,7 +359,7 @@ class _Graph:
         return None
 
     def ints(self, name: str) -> list[int] | None:
-        """A small constant's values; None if it is none, or not whole."""
+        """The values of a small constant; None if it is not a constant, or not of integers."""
         tensor = self.tensor(name)
         if tensor is None or len(tensor.dims) > 1 or math.prod(tensor.dims) > 8:
             return None
@@ -350,10 +368,10 @@ class _Graph:
 
 
 def _continues(first: _Node, node: _Node) -> bool:
-    """Whether a node is another layer of the stack that begins with the first."""
+    """Whether a node is another layer of the stack that begins with ``first``."""
     if not (isinstance(first.found, Snapshot) and isinstance(node.found, Snapshot)):
         return False
-    # Exporters name a node after the module that it is of: /encoder/GRU, /encoder/GRU_1, /decoder/GRU.
+    # Exporters name a node after its module: /encoder/GRU, /encoder/GRU_1, /decoder/GRU.
     if first.name.rpartition("/")[0] != node.name.rpartition("/")[0]:
         return False
     spec, above = first.found.spec, node.found.spec
@@ -365,18 +383,18 @@ def _continues(first: _Node, node: _Node) -> bool:
 
 
 def _array(tensor: Any, onnx: Any) -> Array:
-    """A tensor's array, once its claims are held against what it holds."""
+    """The array of a tensor, once the size that it claims has been checked against its data."""
     kinds = onnx.TensorProto
     sizes = {kinds.FLOAT: 4, kinds.DOUBLE: 8, kinds.FLOAT16: 2, kinds.BFLOAT16: 2, kinds.INT64: 8, kinds.INT32: 4}
     fields = {kinds.FLOAT: tensor.float_data, kinds.DOUBLE: tensor.double_data, kinds.INT64: tensor.int64_data}
     where = f"tensor {tensor.name!r}"
     if tensor.data_location == kinds.EXTERNAL or len(tensor.external_data):
         raise FileError(
-            f"{where}: its numbers are in another file, and a path out of a file is not followed; where you trust it, "
+            f"{where}: its numbers are in another file, and a path in a file is not followed; if you trust it, "
             "unirnn.snapshot(onnx.load(path)) reads both"
         )
     if tensor.HasField("segment") or any(size < 0 for size in tensor.dims):
-        raise FileError(f"{where}: no whole tensor; given dims {list(tensor.dims)}")
+        raise FileError(f"{where}: not a complete tensor; given dims {list(tensor.dims)}")
     if tensor.data_type not in sizes:
         kind = kinds.DataType.Name(tensor.data_type) if tensor.data_type in kinds.DataType.values() else "unknown"
         raise SpecError(f"{where}: given {kind}, expected FLOAT, DOUBLE, FLOAT16 or BFLOAT16")

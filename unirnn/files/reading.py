@@ -1,49 +1,51 @@
-"""Reading files of anybody's without trusting them; see `unirnn.files`."""
+"""Reading files without trusting them; see `unirnn.files`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
 
 from unirnn import registry
 from unirnn.errors import FileError, UnirnnError
-from unirnn.files.contents import Contents, of_state_dict, stored
-from unirnn.files.paths import Path, plain, suffix_of
+from unirnn.files._contents import Contents, StoredArray, contents_of_state_dict
+from unirnn.files._paths import Path, known_suffix, path_string
 from unirnn.snapshots import state_dicts
 from unirnn.snapshots.snapshot import Snapshot
-from unirnn.specs import Spec
+from unirnn.specs import RecurrentSpec
 
 __all__ = ["READ", "contents", "load"]
 
 READ = (".safetensors", ".onnx", ".pt", ".pth", ".ckpt", ".npz")
 """The suffixes that `load` knows."""
 
+_READERS = {".safetensors": "safetensors", ".onnx": "onnx_reader", ".npz": "npz"}
+"""The module with the function ``read``, by suffix; imported when it is needed."""
 
-def load(path: Path, *, prefix: str | None = None, spec: Spec | None = None) -> Snapshot:
-    """Read a snapshot, or a recurrent layer of somebody else's file; nothing in the file is executed.
+
+def load(path: Path, *, prefix: str | None = None, spec: RecurrentSpec | None = None) -> Snapshot:
+    """Read a snapshot, or a recurrent layer in a file of another program; nothing in the file is executed.
 
     Parameters
     ----------
     path
         A file whose suffix is one of `READ`: ``.safetensors``, ``.onnx``, ``.npz``, PyTorch's ``.pt`` and ``.pth``
-        (of tensors in nested mappings, whose keys are joined by dots), or MindSpore's ``.ckpt``, or Lightning's.
+        (tensors in nested mappings, whose keys are joined by dots), MindSpore's or Lightning's ``.ckpt``.
         bfloat16 becomes float32.
     prefix
-        Of a file of several layers, what the layer's names begin with, or in ``.onnx`` the name of its first node.
+        If the file has several layers, the beginning of the layer's names; in ``.onnx``, the name of its first node.
     spec
-        What the layer is, where the file does not say, or says less: a state dict has neither ``batch_first`` nor a
+        What the layer is, if the file does not say it all: a state dict has neither ``batch_first`` nor a
         ``nonlinearity``.
 
     Raises
     ------
     FileError
-        If the file is truncated, altered, hostile, or of a newer format.
+        If the file is truncated, altered, hostile, or in a newer format.
     ArgumentError, ShapeError, DTypeError, SpecError
-        If `unirnn.snapshot` would raise it over what is in the file, a state dict or an ONNX model: if there is no
-        recurrent layer, or several and no prefix, none under the prefix, one that no spec describes, or of which names
-        and shapes do not tell enough (whether an RNN is tanh or relu: then give ``spec``), or not the given spec's.
+        As `unirnn.snapshot` raises them over a state dict or an ONNX model. There may be no recurrent layer, or several
+        and no prefix, or none under the prefix. No spec may describe the layer, or it is not the given spec's. Or names
+        and shapes do not tell whether an RNN is tanh or relu: then give ``spec``.
     MissingBackendError
-        If what reads such a file is not installed.
+        If the package that reads such a file is not installed.
     OSError
         If there is no such file, or it may not be read.
 
@@ -55,15 +57,15 @@ def load(path: Path, *, prefix: str | None = None, spec: Spec | None = None) -> 
     ...     load(f"{folder}/a.npz")
     <snapshot of GRUSpec(1, 1, bias=False), 6 numbers, float64>
     """
-    path = plain(path)
+    path = path_string(path)
     state_dicts.check_types(prefix, spec)
     found = contents(path)
-    with _reading(path):
+    with _errors_name(path):
         return found.read(prefix, spec)
 
 
 def contents(path: Path) -> Contents:
-    """What a file says that it holds, checked against its size.
+    """List the recurrent layers that a file says it holds, once this has been checked against its size.
 
     Parameters
     ----------
@@ -73,7 +75,7 @@ def contents(path: Path) -> Contents:
     Raises
     ------
     FileError, ArgumentError, MissingBackendError, OSError
-        As `load`; what is wrong with one layer stands in its place.
+        As `load`. An error that concerns one layer is not raised, but takes the place of its spec.
 
     Examples
     --------
@@ -83,34 +85,32 @@ def contents(path: Path) -> Contents:
     ...     {prefix: layer.spec for prefix, layer in contents(f"{folder}/a.npz").layers.items()}
     {'rnn.': GRUSpec(1, 1, bias=False)}
     """
-    path = plain(path)
-    suffix = suffix_of(path, READ, "read")
-    with open(path, "rb") as file:  # the system's error, if it is not there, is a folder, or may not be read
+    path = path_string(path)
+    suffix = known_suffix(path, READ, "read")
+    with open(path, "rb") as file:  # raises the system's error if the file is missing, a folder, or not readable
         first = file.read(2)
-    if suffix in (".pt", ".pth", ".ckpt"):
-        # Lightning's .ckpt is torch's zip; MindSpore's is a protobuf message, which can't begin like this.
-        name = "mindspore" if suffix == ".ckpt" and first != b"PK" else "torch"
-        room: Any = registry.load(name)
-
-        def read(path: str) -> Contents:
-            return of_state_dict(name, {key: stored(array) for key, array in room.read_file(path).items()})
-
-    else:
-        kinds = {".safetensors": "safetensors", ".npz": "npz", ".onnx": "onnx"}
-        read = import_module(f"{__package__}.{kinds[suffix]}").read
-    with _reading(path):
-        return read(path)
+    if suffix in _READERS:
+        read = import_module(f"unirnn.files.{_READERS[suffix]}").read
+        with _errors_name(path):
+            found: Contents = read(path)
+        return found
+    # Lightning's .ckpt is a zip that torch wrote. MindSpore's is a protobuf message, which can't begin with "PK".
+    name = "mindspore" if suffix == ".ckpt" and first != b"PK" else "torch"
+    backend = registry.load(name)
+    with _errors_name(path):
+        arrays = backend.read_file(path)
+        return contents_of_state_dict(name, {key: StoredArray.from_array(array) for key, array in arrays.items()})
 
 
 @contextmanager
-def _reading(path: str) -> Iterator[None]:
-    """Whatever a parser raises over a file, as an error that names the file."""
+def _errors_name(path: str) -> Iterator[None]:
+    """Make every error over a file name the file, and errors of parsers a FileError."""
     try:
         yield
-    except ImportError:  # of what reads it, not of the file
+    except ImportError:  # the parser is missing; the file is not at fault
         raise
     except UnirnnError as error:
         raise type(error)(f"{path}: {error}") from error
-    except Exception as error:  # of four parsers, each with exceptions of its own
+    except Exception as error:  # four parsers, each with its own exceptions
         reason = str(error).partition("\n")[0]
-        raise FileError(f"{path}: truncated, altered or no such file: {type(error).__name__}: {reason}") from error
+        raise FileError(f"{path}: truncated, altered or of another format: {type(error).__name__}: {reason}") from error

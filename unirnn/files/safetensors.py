@@ -1,38 +1,50 @@
-"""Reading ``.safetensors``; see `unirnn.files`."""
+"""Reading and writing ``.safetensors``; see `unirnn.files`."""
 
 import json
 
-from safetensors import safe_open
+import numpy as np
+import safetensors.numpy
 
-from unirnn.files.contents import Array, Contents, Stored, floats, of_snapshot, of_state_dict
-from unirnn.files.header import spec_of, unique
+from unirnn.contract.weights import Array
+from unirnn.files._contents import Contents, StoredArray, contents_of_snapshot, contents_of_state_dict, floats
+from unirnn.files._header import reject_duplicates, spec_from_metadata, spec_to_metadata
+from unirnn.snapshots.snapshot import Snapshot
 
-__all__ = ["read"]
+__all__ = ["encode", "read"]
 
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
 
 def read(path: str) -> Contents:
-    """What the file holds."""
-    # The library checks the header: its size, that every array has the bytes that its shape needs, one after the other,
-    # and that the file ends with the last. It does not see duplicate names, and NumPy has no bfloat16 for it to return.
-    with safe_open(path, framework="np"), open(path, "rb") as file:
+    """Describe what a file holds; its arrays are read when they are asked for."""
+    # The library checks the sizes: of the header, of each array against its shape, and of the whole file. It does not
+    # see names that occur twice, and it can't give NumPy arrays of bfloat16, so header and arrays are read here.
+    with safetensors.safe_open(path, framework="np"), open(path, "rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(start - 8), object_pairs_hook=unique)
-    strings = header.pop("__metadata__", None) or {}
+        header = json.loads(file.read(start - 8), object_pairs_hook=reject_duplicates)
+    metadata = header.pop("__metadata__", None) or {}
 
-    def stored(dtype: str, shape: list[int], data_offsets: list[int]) -> Stored:
+    def stored(dtype: str, shape: list[int], data_offsets: list[int]) -> StoredArray:
         name, (begin, end) = _DTYPES.get(dtype, dtype), data_offsets
 
-        def read() -> Array:
+        def read_array() -> Array:
             with open(path, "rb") as file:
                 file.seek(start + begin)
                 return floats(name, file.read(end - begin)).reshape(shape)
 
-        return Stored("float32" if name == "bfloat16" else name, tuple(shape), read)
+        return StoredArray("float32" if name == "bfloat16" else name, tuple(shape), read_array)
 
     arrays = {name: stored(**entry) for name, entry in header.items()}
-    spec = spec_of(strings)
+    spec = spec_from_metadata(metadata)
     if spec is None:
-        return of_state_dict("safetensors", arrays)
-    return of_snapshot("safetensors", spec, arrays)
+        return contents_of_state_dict("safetensors", arrays)
+    return contents_of_snapshot("safetensors", spec, arrays)
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """The bytes of a snapshot's file."""
+    # The library writes an array's memory as it is, so it has to be contiguous and little-endian.
+    arrays = {
+        name: np.ascontiguousarray(array, array.dtype.newbyteorder("<")) for name, array in snapshot.weights.items()
+    }
+    return safetensors.numpy.save(arrays, spec_to_metadata(snapshot.spec))

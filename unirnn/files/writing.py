@@ -1,12 +1,10 @@
-"""Writing files, whole or not at all; see `unirnn.files`."""
+"""Saving a snapshot, so that a file is either written completely or left alone; see `unirnn.files`."""
 
 import os
 import stat
+from importlib import import_module
 
-import numpy as np
-
-from unirnn.files.header import metadata
-from unirnn.files.paths import Path, plain, suffix_of
+from unirnn.files._paths import Path, known_suffix, path_string
 from unirnn.snapshots.snapshot import Snapshot
 
 __all__ = ["WRITTEN", "save"]
@@ -14,30 +12,33 @@ __all__ = ["WRITTEN", "save"]
 WRITTEN = (".safetensors", ".onnx")
 """The suffixes that `save` knows."""
 
+_ENCODERS = {".safetensors": "safetensors", ".onnx": "onnx_writer"}
+"""The module with the function ``encode``, by suffix; imported when it is needed."""
+
 
 def save(snapshot: Snapshot, path: Path) -> None:
-    """Write a snapshot to a file, whole or not at all.
+    """Write a snapshot to a file, completely or not at all.
 
-    The file is written under another name in the same folder and renamed once it is on the disk: whatever stops this
-    half-way, a full disk or the end of the process, the file is as it was. One that is there keeps its permissions, and
-    of a symbolic link the target is replaced. A process that is killed meanwhile may leave a file ``.unirnn-*.tmp``
-    beside it, which may be deleted.
+    The file is written under a temporary name in the same folder and renamed once it is on the disk. If anything stops
+    this, such as a full disk or the end of the process, the old file is still there. An existing file keeps its
+    permissions. If the path is a symbolic link, its target is replaced. A process that is killed meanwhile may leave
+    a file ``.unirnn-*.tmp`` behind, which can be deleted.
 
     Parameters
     ----------
     snapshot
-        What to write.
+        The snapshot to write.
     path
-        Where to; its suffix is one of `WRITTEN`.
+        Where to write it; the suffix is one of `WRITTEN`.
 
     Raises
     ------
     ArgumentError
-        If it is another suffix.
+        If the suffix is another.
     LimitError
         If the format can't hold the layer.
     MissingBackendError
-        If what writes such a file is not installed.
+        If the package that writes such a file is not installed.
     OSError
         If the file can't be written.
 
@@ -50,21 +51,9 @@ def save(snapshot: Snapshot, path: Path) -> None:
     ...     unirnn.load(f"{folder}/gru.safetensors") == snapshot
     True
     """
-    path = plain(path)
-    suffix = suffix_of(path, WRITTEN, "written")
-    if suffix == ".onnx":
-        from unirnn.files import onnx_writer as onnx_graph
-
-        data: bytes = onnx_graph.emit(snapshot.spec, snapshot.weights).SerializeToString(deterministic=True)
-    else:
-        import safetensors.numpy
-
-        # In C order and little-endian: safetensors writes the bytes as they lie.
-        arrays = {
-            name: np.ascontiguousarray(array, array.dtype.newbyteorder("<")) for name, array in snapshot.weights.items()
-        }
-        data = safetensors.numpy.save(arrays, metadata(snapshot.spec))
-    _write(path, data)
+    path = path_string(path)
+    suffix = known_suffix(path, WRITTEN, "written")
+    _write(path, import_module(f"unirnn.files.{_ENCODERS[suffix]}").encode(snapshot))
 
 
 def _write(path: str, data: bytes) -> None:
@@ -82,13 +71,13 @@ def _write(path: str, data: bytes) -> None:
     except BaseException as error:
         if os.path.lexists(temporary):
             os.unlink(temporary)
-        if isinstance(error, OSError):  # who reads it knows the file, not the temporary one
+        if isinstance(error, OSError):  # the caller knows the path, not the temporary one
             raise OSError(error.errno, error.strerror, path) from error
         raise
 
 
 def _mode(target: str) -> int | None:
-    """The permissions of a file that is there; the error of `open` if it may not be written."""
+    """The permissions of an existing file, None if there is none; the error of `open` if it may not be written."""
     try:
         with open(target, "r+b") as existing:
             return stat.S_IMODE(os.fstat(existing.fileno()).st_mode)

@@ -1,4 +1,4 @@
-"""Snapshots: a spec and its weights, free of any framework, and how they come out of objects and go back.
+"""Snapshots: a spec and its weights, free of any framework; taken from objects, and written back into them.
 
 `unirnn.snapshot` and `unirnn.load_weights` are in `unirnn.snapshots.objects`.
 """

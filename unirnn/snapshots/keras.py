@@ -1,113 +1,93 @@
-"""Keras 3's recurrent layers, on whatever backend Keras runs: what they are, their weights, and writing them.
+"""Keras 3's recurrent layers, on any of Keras' backends: reading their specs and weights, and writing their weights.
 
-The layers are told by their classes' names, and arrays come from their variables and go through ``set_weights``, so
-Keras is not imported. ``dropout`` and ``recurrent_dropout`` are no part of a spec: they drop inputs
-and states while training, where a spec's ``dropout`` is between layers.
+Layers are recognised by the names of their classes. Arrays are read from their variables and written through
+``set_weights``. So Keras is not imported. ``dropout`` and ``recurrent_dropout`` are not read: they drop inputs and
+states while training, whereas the ``dropout`` of a spec lies between layers.
 """
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from numpy.typing import NDArray
-
 from unirnn import registry
-from unirnn.contract.weights import exactly
+from unirnn.contract.weights import Weights, cast_exact
 from unirnn.errors import ArgumentError, SpecError
 from unirnn.snapshots import layouts
+from unirnn.snapshots._recognition import activation_name, class_name
 from unirnn.specs import RecurrentSpec
 
 __all__ = ["name", "read", "write"]
 
-Arrays = Mapping[str, NDArray[Any]]
-
-_CELLS = {"SimpleRNN": "RNN", "GRU": "GRU", "LSTM": "LSTM"}
-
+_KINDS = {"SimpleRNN": "RNN", "GRU": "GRU", "LSTM": "LSTM"}
 
 name = "keras"
-"""Of the framework."""
+"""The name of the framework."""
 
 
-def read(module: Any) -> tuple[RecurrentSpec, dict[str, NDArray[Any]]] | None:
-    """Spec and weights of a layer; None if it is no recurrent one.
+def read(module: Any) -> tuple[RecurrentSpec, Weights] | None:
+    """The spec and the weights of a recurrent layer; None if it is not one.
 
     Raises
     ------
     SpecError
-        If it computes what no spec describes.
+        If no spec describes what it computes.
     ArgumentError
         If it has no weights yet.
     """
     spec = _spec(module)
     if spec is None:
         return None
-    # Not by `get_weights`, whose way of reading variables NumPy 2 warns of.
+    # `get_weights` reads variables in a way that NumPy 2 warns about.
     arrays = (registry.to_numpy(variable.value) for variable in module.weights)
-    return spec, layouts.of("keras", spec, dict(zip(layouts.shapes("keras", spec), arrays, strict=True)))
+    return spec, layouts.from_framework(name, spec, dict(zip(layouts.shapes(name, spec), arrays, strict=True)))
 
 
-def write(module: Any, weights: Arrays) -> None:
-    """Replace a layer's weights; they are those of the spec that `read` gives."""
+def write(module: Any, weights: Weights) -> None:
+    """Replace the weights of a layer by others of the same spec."""
     spec = _spec(module)
     assert spec is not None
     dtypes = (variable.dtype for variable in module.weights)
-    module.set_weights(list(exactly(layouts.to("keras", spec, weights), dtypes).values()))
+    module.set_weights(list(cast_exact(layouts.to_framework(name, spec, weights), dtypes).values()))
 
 
 def _spec(module: Any) -> RecurrentSpec | None:
-    """What a layer is."""
-    if _kind(module) != "Bidirectional":
-        spec = _direction(module)
-        if spec is None:
-            return None
-        if module.go_backwards:
+    """The spec of a layer; None if it is not recurrent."""
+    if class_name(module, "keras", (*_KINDS, "Bidirectional")) != "Bidirectional":
+        spec = _one_direction(module)
+        if spec is not None and module.go_backwards:
             raise SpecError(f"keras: {module.name}: given go_backwards=True, expected a layer that runs forward")
-    else:
-        if module.merge_mode != "concat":
-            raise SpecError(f"keras: {module.name}: given merge_mode={module.merge_mode!r}, expected 'concat'")
-        spec, backward = _direction(module.forward_layer), _direction(module.backward_layer)
-        if spec is None or spec != backward or module.forward_layer.go_backwards:
-            raise SpecError(
-                f"keras: {module.name}: given directions of {spec} and {backward}, expected the same kind of layer, "
-                "the first running forward"
-            )
-        spec = RecurrentSpec.from_dict({**spec.to_dict(), "bidirectional": True})
-    return spec
+        return spec
+    if module.merge_mode != "concat":
+        raise SpecError(f"keras: {module.name}: given merge_mode={module.merge_mode!r}, expected 'concat'")
+    spec, backward = _one_direction(module.forward_layer), _one_direction(module.backward_layer)
+    if spec is None or spec != backward or module.forward_layer.go_backwards:
+        raise SpecError(
+            f"keras: {module.name}: given directions of {spec} and {backward}, expected the same kind of layer, "
+            "the first running forward"
+        )
+    return replace(spec, bidirectional=True)
 
 
-def _kind(module: Any) -> str | None:
-    """The name of the class of Keras' recurrent layers that it is an instance of."""
-    names = [kind.__name__ for kind in type(module).__mro__ if kind.__module__.startswith("keras.")]
-    return next((name for name in names if name in (*_CELLS, "Bidirectional")), None)
-
-
-def _direction(module: Any) -> RecurrentSpec | None:
-    """What one layer in one direction is."""
-    cell = _CELLS.get(_kind(module) or "")
-    if cell is None:
+def _one_direction(module: Any) -> RecurrentSpec | None:
+    """The spec of a layer in one direction, whichever that is; None if it is not recurrent."""
+    kind = _KINDS.get(class_name(module, "keras", tuple(_KINDS)) or "")
+    if kind is None:
         return None
+    where = f"keras: {module.name}"
     if not module.built:
-        raise ArgumentError(f"keras: {module.name}: given a layer without weights; call it, or its build, first")
+        raise ArgumentError(f"{where}: given a layer without weights; call it, or its build, first")
     arguments = {
-        "kind": cell,
+        "kind": kind,
         "input_size": module.cell.kernel.shape[0],
         "hidden_size": module.units,
         "bias": module.use_bias,
         "batch_first": True,
     }
-    _check_activation(module, "activation", ("tanh", "relu") if cell == "RNN" else ("tanh",))
-    if cell == "RNN":
-        arguments["nonlinearity"] = module.activation.__name__
+    known = ("tanh", "relu") if kind == "RNN" else ("tanh",)
+    activation = activation_name(module, "activation", "keras", known, where)
+    if kind == "RNN":
+        arguments["nonlinearity"] = activation
     else:
-        _check_activation(module, "recurrent_activation", ("sigmoid",))
-    if cell == "GRU":
+        activation_name(module, "recurrent_activation", "keras", ("sigmoid",), where)
+    if kind == "GRU":
         arguments["reset_after"] = module.reset_after
     return RecurrentSpec.from_dict(arguments)
-
-
-def _check_activation(module: Any, name: str, known: tuple[str, ...]) -> None:
-    function = getattr(module, name)
-    given = getattr(function, "__name__", None)
-    # One of the same name that is not Keras' own may be any function.
-    if given not in known or not function.__module__.startswith("keras."):
-        expected = " or ".join(map(repr, known))
-        raise SpecError(f"keras: {module.name}: given {name}={function!r}, expected Keras' own {expected}")

@@ -1,7 +1,7 @@
-"""Layouts: the same weights in the names, shapes and gate orders of other frameworks; pure NumPy.
+"""Layouts: the same weights under the names, and in the shapes and gate orders, of other frameworks; pure NumPy.
 
-Weights here are torch's (`Spec.weight_shapes`). For one layer and direction, with the gates in the order of the rows
-or columns:
+unirnn's own weights are laid out as torch's (`Spec.weight_shapes`). This is what the frameworks have for one layer and
+direction, with the gates in the order of the rows or columns:
 
 =========  ==================================================================  ============  ===============
 framework  arrays                                                              GRU           LSTM
@@ -18,37 +18,47 @@ onnx       ``W`` `(D, gates*H, I)`, ``R`` `(D, gates*H, H)`,                   z
            ``B`` `(D, 2*gates*H)`: both directions in one array
 =========  ==================================================================  ============  ===============
 
-A name ends as torch's do, in the layer and the direction (``kernel_l0_reverse``), ONNX's in the layer alone.
+As in torch, a name ends with the layer and the direction (``kernel_l0_reverse``). ONNX's names end with the layer.
 
-Nothing is lost in silence. Where a framework has one bias for two that are only ever added, it gets their sum, rounded
-once to the weights' dtype, and the way back gives that sum and zeros. A GRU's candidate with
-``reset_after`` multiplies its second bias by the reset gate: Flax, which lacks it, refuses one that is not zero.
+Nothing is lost in silence. Two biases that are only ever added are one bias in Keras and Flax. It is their sum, rounded
+once to the weights' dtype; the way back gives this sum and zeros. The candidate of a GRU with ``reset_after``
+multiplies its second bias by the reset gate. Flax does not have this bias, so one that is not zero is refused.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from unirnn.contract.limits import Support
+from unirnn.contract.weights import Array, Weights
 from unirnn.errors import ArgumentError, LimitError, ShapeError
-from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec
+from unirnn.specs import GRUSpec, RecurrentSpec
+from unirnn.specs.arguments import missing_arguments
 
-__all__ = ["FRAMEWORKS", "of", "shapes", "to"]
+__all__ = ["FRAMEWORKS", "SUPPORT", "from_framework", "shapes", "to_framework"]
 
-Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 
-FRAMEWORKS = ("torch", "mindspore", "keras", "flax", "onnx")
+SUPPORT = {
+    "torch": Support("torch", lacks=missing_arguments("torch")),
+    "mindspore": Support("mindspore", lacks=missing_arguments("mindspore")),
+    "keras": Support("keras", lacks=("proj_size",)),
+    "flax": Support("flax", lacks=("reset_after", "proj_size")),
+    "onnx": Support("onnx", lacks=("proj_size",)),
+}
+"""What the layers of each framework lack."""
+
+FRAMEWORKS = tuple(SUPPORT)
 """The frameworks whose layouts are known."""
 
 _GATES: dict[str, dict[str, str]] = {
     "keras": {"RNN": "h", "GRU": "zrn", "LSTM": "ifgo"},
+    "flax": {"RNN": "h", "GRU": "rzn", "LSTM": "ifgo"},
     "onnx": {"RNN": "h", "GRU": "zrn", "LSTM": "iofg"},
 }
 
 
-def to(framework: str, spec: RecurrentSpec, weights: Arrays) -> dict[str, Array]:
+def to_framework(framework: str, spec: RecurrentSpec, weights: Arrays) -> Weights:
     """Lay weights out as a framework does.
 
     Parameters
@@ -63,14 +73,14 @@ def to(framework: str, spec: RecurrentSpec, weights: Arrays) -> dict[str, Array]
     Returns
     -------
     dict
-        Arrays by the framework's names, in the framework's own order (that of Keras' ``set_weights``).
+        Arrays by the framework's names, in the framework's own order (the order of Keras' ``set_weights``).
 
     Raises
     ------
     ArgumentError
-        If the framework is none of these.
+        If the framework is not one of these.
     LimitError
-        If the framework's layers can't be what the spec says, or can't hold these weights; it says what would be lost.
+        If the framework has no such layer, or can't hold these weights; the message says what would be lost.
 
     Examples
     --------
@@ -82,16 +92,78 @@ def to(framework: str, spec: RecurrentSpec, weights: Arrays) -> dict[str, Array]
     _check_spec(framework, spec)
     if framework in ("torch", "mindspore"):
         return {name: np.array(weights[name]) for name in spec.weight_shapes()}
-    arrays: dict[str, Array] = {}
-    if framework == "onnx":
-        for layer in range(spec.num_layers):
-            directions = [_onnx(spec, weights, suffix) for suffix in _of_layer(spec, layer)]
-            arrays |= {f"{name}_l{layer}": np.stack([d[name] for d in directions]) for name in directions[0]}
-        return arrays
-    one = {"keras": _keras, "flax": _flax}[framework]
-    for suffix in spec.suffixes():
-        arrays |= {name + suffix: np.array(array, order="C") for name, array in one(spec, weights, suffix).items()}
+    if framework == "flax":
+        _check_flax_biases(spec, weights)
+    convert = {"keras": _to_keras, "flax": _to_flax, "onnx": _to_onnx}[framework]
+    gates = _GATES[framework][spec.kind]
+    arrays: Weights = {}
+    for suffixes in _suffixes_by_layer(spec):
+        directions = []
+        for suffix in suffixes:
+            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if spec.bias else 2]
+            rows = {name: _reorder(spec, weights[name + suffix], spec.gates, gates) for name in names}
+            directions.append(convert(spec, rows))
+        if framework == "onnx":
+            arrays |= {name + suffixes[0]: np.stack([found[name] for found in directions]) for name in directions[0]}
+            continue
+        for suffix, found in zip(suffixes, directions, strict=True):
+            arrays |= {name + suffix: np.array(array, order="C") for name, array in found.items()}
     return arrays
+
+
+def from_framework(framework: str, spec: RecurrentSpec, arrays: Arrays) -> Weights:
+    """Lay a framework's arrays out as weights: the inverse of `to_framework`.
+
+    Parameters
+    ----------
+    framework
+        One of `FRAMEWORKS`.
+    spec
+        Whose weights they are.
+    arrays
+        As `to_framework` returns them.
+
+    Returns
+    -------
+    dict
+        By the names of `Spec.weight_shapes`, of those shapes.
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        If the names or shapes are not those of the spec's arrays in that framework.
+    LimitError
+        If the framework has no such layer.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> snapshot = unirnn.snapshot(unirnn.LSTMSpec(3, 4, bias=False).build("numpy", seed=0))
+    >>> unirnn.Snapshot(snapshot.spec, from_framework("onnx", snapshot.spec, snapshot.to("onnx"))) == snapshot
+    True
+    """
+    expected = shapes(framework, spec)
+    if arrays.keys() != expected.keys():
+        raise ArgumentError(
+            f"{framework}: given {', '.join(arrays) or 'nothing'}; {spec!r} has {', '.join(expected)} there"
+        )
+    for name, shape in expected.items():
+        if np.shape(arrays[name]) != shape:
+            raise ShapeError(f"{framework}: {name}: given shape {np.shape(arrays[name])}, expected {shape}")
+    if framework in ("torch", "mindspore"):
+        return {name: np.array(arrays[name]) for name in expected}
+    convert = {"keras": _from_keras, "flax": _from_flax, "onnx": _from_onnx}[framework]
+    gates = _GATES[framework][spec.kind]
+    weights: Weights = {}
+    for suffixes in _suffixes_by_layer(spec):
+        for direction, suffix in enumerate(suffixes):
+            if framework == "onnx":
+                one = {name: arrays[name + suffixes[0]][direction] for name in ("W", "R", "B")[: 3 if spec.bias else 2]}
+            else:
+                one = {name.removesuffix(suffix): arrays[name] for name in expected if name.endswith(suffix)}
+            rows = {name: _reorder(spec, array, gates, spec.gates) for name, array in convert(spec, one).items()}
+            weights |= {name + suffix: np.array(array, order="C") for name, array in rows.items()}
+    return weights
 
 
 def shapes(framework: str, spec: RecurrentSpec) -> dict[str, tuple[int, ...]]:
@@ -100,7 +172,7 @@ def shapes(framework: str, spec: RecurrentSpec) -> dict[str, tuple[int, ...]]:
     Raises
     ------
     ArgumentError, LimitError
-        As `to`.
+        As `to_framework`.
 
     Examples
     --------
@@ -130,92 +202,27 @@ def shapes(framework: str, spec: RecurrentSpec) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def of(framework: str, spec: RecurrentSpec, arrays: Arrays) -> dict[str, Array]:
-    """The weights that a framework's arrays hold: the way back of `to`.
-
-    Parameters
-    ----------
-    framework
-        One of `FRAMEWORKS`.
-    spec
-        Whose weights they are.
-    arrays
-        As `to` gives them.
-
-    Returns
-    -------
-    dict
-        By the names of `Spec.weight_shapes`, of those shapes.
-
-    Raises
-    ------
-    ArgumentError, ShapeError
-        If the names or shapes are not those of the spec's arrays in that framework.
-    LimitError
-        If the framework's layers can't be what the spec says.
-
-    Examples
-    --------
-    >>> import unirnn
-    >>> snapshot = unirnn.snapshot(unirnn.LSTMSpec(3, 4, bias=False).build("numpy", seed=0))
-    >>> unirnn.Snapshot(snapshot.spec, of("onnx", snapshot.spec, snapshot.to("onnx"))) == snapshot
-    True
-    """
-    expected = shapes(framework, spec)
-    if arrays.keys() != expected.keys():
-        raise ArgumentError(
-            f"{framework}: given {', '.join(arrays) or 'nothing'}; {spec!r} has {', '.join(expected)} there"
-        )
-    for name, shape in expected.items():
-        if np.shape(arrays[name]) != shape:
-            raise ShapeError(f"{framework}: {name}: given shape {np.shape(arrays[name])}, expected {shape}")
-    if framework in ("torch", "mindspore"):
-        return {name: np.array(arrays[name]) for name in expected}
-    weights: dict[str, Array] = {}
-    for layer in range(spec.num_layers):
-        for direction, suffix in enumerate(_of_layer(spec, layer)):
-            if framework == "onnx":
-                parts = {name: arrays[f"{name}_l{layer}"][direction] for name in ("W", "R", "B")[: 2 + spec.bias]}
-                found = _from_onnx(spec, parts)
-            else:
-                parts = {n.removesuffix(suffix): arrays[n] for n in expected if n.endswith(suffix)}
-                found = {"keras": _from_keras, "flax": _from_flax}[framework](spec, parts)
-            weights |= {name + suffix: np.array(array, order="C") for name, array in found.items()}
-    return {name: weights[name] for name in spec.weight_shapes()}
-
-
 def _check_spec(framework: str, spec: RecurrentSpec) -> None:
     if framework not in FRAMEWORKS:
         raise ArgumentError(f"framework: given {framework!r}, expected one of {', '.join(map(repr, FRAMEWORKS))}")
-    if framework in ("torch", "mindspore"):
-        spec.to_kwargs(framework)
-        return
-    if isinstance(spec, LSTMSpec) and spec.proj_size:
-        raise LimitError(f"{framework}: its LSTM has no proj_size; given proj_size={spec.proj_size}")
-    if framework == "flax" and isinstance(spec, GRUSpec) and not spec.reset_after:
-        raise LimitError("flax: its GRUCell is the variant reset_after=True; given reset_after=False")
+    reason = SUPPORT[framework].unsupported_reason(spec)
+    if reason is not None:
+        raise LimitError(reason)
 
 
-def _of_layer(spec: RecurrentSpec, layer: int) -> tuple[str, ...]:
-    return spec.suffixes()[layer * spec.num_directions : (layer + 1) * spec.num_directions]
+def _suffixes_by_layer(spec: RecurrentSpec) -> list[tuple[str, ...]]:
+    suffixes, directions = spec.suffixes(), spec.num_directions
+    return [suffixes[start : start + directions] for start in range(0, len(suffixes), directions)]
 
 
-def _reordered(spec: RecurrentSpec, rows: Array, given: Sequence[str], wanted: Sequence[str]) -> Array:
-    """`(gates*H, ...)` with its gates in another order."""
+def _reorder(spec: RecurrentSpec, rows: Array, given: Sequence[str], wanted: Sequence[str]) -> Array:
+    """Put the gates of `(gates*H, ...)` in another order."""
     size = spec.hidden_size
     return np.concatenate([rows[start : start + size] for start in (given.index(gate) * size for gate in wanted)])
 
 
-def _has_two_biases(spec: RecurrentSpec) -> bool:
-    """Whether Keras has both, as the reset gate comes between them."""
-    return isinstance(spec, GRUSpec) and spec.reset_after
-
-
-def _flax_bias(spec: RecurrentSpec) -> str:
-    return "dense_h.bias" if spec.kind == "LSTM" else "dense_i.bias"
-
-
-def _sum(framework: str, first: Array, second: Array) -> Array:
+def _add_biases(framework: str, first: Array, second: Array) -> Array:
+    """The sum of two biases, rounded once to their dtype; a LimitError if it overflows."""
     wide = first.astype(np.float64) + second
     with np.errstate(over="ignore"):
         narrow = wide.astype(first.dtype)
@@ -227,69 +234,70 @@ def _sum(framework: str, first: Array, second: Array) -> Array:
     return narrow
 
 
-def _rows(framework: str, spec: RecurrentSpec, weights: Arrays, suffix: str) -> dict[str, Array]:
-    """The weights of one layer and direction, with their gates in a framework's order."""
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if spec.bias else 2]
-    return {name: _reordered(spec, weights[name + suffix], spec.gates, _GATES[framework][spec.kind]) for name in names}
+# ---- one layer and direction; rows are weights with the framework's order of the gates --------------
 
 
-# ---- one layer and direction, there and back -----------------------------------------------------
+def _has_two_biases(spec: RecurrentSpec) -> bool:
+    """Whether Keras has both biases, because the reset gate comes between them."""
+    return isinstance(spec, GRUSpec) and spec.reset_after
 
 
-def _keras(spec: RecurrentSpec, weights: Arrays, suffix: str) -> dict[str, Array]:
-    rows = _rows("keras", spec, weights, suffix)
+def _to_keras(spec: RecurrentSpec, rows: Weights) -> Weights:
     arrays = {"kernel": rows["weight_ih"].T, "recurrent_kernel": rows["weight_hh"].T}
     if spec.bias:
         both = rows["bias_ih"], rows["bias_hh"]
-        arrays["bias"] = np.stack(both) if _has_two_biases(spec) else _sum("keras", *both)
+        arrays["bias"] = np.stack(both) if _has_two_biases(spec) else _add_biases("keras", *both)
     return arrays
 
 
-def _from_keras(spec: RecurrentSpec, arrays: Arrays) -> dict[str, Array]:
+def _from_keras(spec: RecurrentSpec, arrays: Weights) -> Weights:
     rows = {"weight_ih": arrays["kernel"].T, "weight_hh": arrays["recurrent_kernel"].T}
     if spec.bias:
         bias = arrays["bias"]
         rows["bias_ih"], rows["bias_hh"] = bias if bias.ndim == 2 else (bias, np.zeros_like(bias))
-    return {name: _reordered(spec, array, _GATES["keras"][spec.kind], spec.gates) for name, array in rows.items()}
+    return rows
 
 
-def _onnx(spec: RecurrentSpec, weights: Arrays, suffix: str) -> dict[str, Array]:
-    rows = _rows("onnx", spec, weights, suffix)
+def _to_onnx(spec: RecurrentSpec, rows: Weights) -> Weights:
     arrays = {"W": rows["weight_ih"], "R": rows["weight_hh"]}
     if spec.bias:
         arrays["B"] = np.concatenate([rows["bias_ih"], rows["bias_hh"]])
     return arrays
 
 
-def _from_onnx(spec: RecurrentSpec, arrays: Arrays) -> dict[str, Array]:
+def _from_onnx(spec: RecurrentSpec, arrays: Weights) -> Weights:
     rows = {"weight_ih": arrays["W"], "weight_hh": arrays["R"]}
     if spec.bias:
         rows["bias_ih"], rows["bias_hh"] = np.split(arrays["B"], 2)
-    return {name: _reordered(spec, array, _GATES["onnx"][spec.kind], spec.gates) for name, array in rows.items()}
+    return rows
 
 
-def _flax(spec: RecurrentSpec, weights: Arrays, suffix: str) -> dict[str, Array]:
-    w_ih, w_hh = weights["weight_ih" + suffix], weights["weight_hh" + suffix]
-    arrays = {"dense_i.kernel": w_ih.T, "dense_h.kernel": w_hh.T}
-    bias = np.zeros(len(w_ih), w_ih.dtype)  # Flax's layers always have one
-    if spec.bias:
-        b_hh = weights["bias_hh" + suffix]
-        bias = _sum("flax", weights["bias_ih" + suffix], b_hh)
-        of_candidate = b_hh[2 * spec.hidden_size :]
-        if spec.kind == "GRU" and of_candidate.any():
+def _flax_bias(spec: RecurrentSpec) -> str:
+    return "dense_h.bias" if spec.kind == "LSTM" else "dense_i.bias"
+
+
+def _check_flax_biases(spec: RecurrentSpec, weights: Arrays) -> None:
+    for suffix in spec.suffixes() if spec.kind == "GRU" and spec.bias else ():
+        candidate = weights["bias_hh" + suffix][2 * spec.hidden_size :]
+        if candidate.any():
             raise LimitError(
                 f"flax: its GRUCell has no bias_hh of the gate n, which would be lost: bias_hh{suffix} holds up to "
-                f"{np.abs(of_candidate).max():.3g} there"
+                f"{np.abs(candidate).max():.3g} there"
             )
-    arrays[_flax_bias(spec)] = bias
-    return arrays
 
 
-def _from_flax(spec: RecurrentSpec, arrays: Arrays) -> dict[str, Array]:
-    weights = {"weight_ih": arrays["dense_i.kernel"].T, "weight_hh": arrays["dense_h.kernel"].T}
+def _to_flax(spec: RecurrentSpec, rows: Weights) -> Weights:
+    w_ih = rows["weight_ih"]
+    # Flax's layers always have a bias.
+    bias = _add_biases("flax", rows["bias_ih"], rows["bias_hh"]) if spec.bias else np.zeros(len(w_ih), w_ih.dtype)
+    return {"dense_i.kernel": w_ih.T, "dense_h.kernel": rows["weight_hh"].T, _flax_bias(spec): bias}
+
+
+def _from_flax(spec: RecurrentSpec, arrays: Weights) -> Weights:
+    rows = {"weight_ih": arrays["dense_i.kernel"].T, "weight_hh": arrays["dense_h.kernel"].T}
     bias = arrays[_flax_bias(spec)]
     if spec.bias:
-        weights |= {"bias_ih": bias, "bias_hh": np.zeros_like(bias)}
+        rows |= {"bias_ih": bias, "bias_hh": np.zeros_like(bias)}
     elif bias.any():
         raise LimitError(f"flax: a bias of up to {np.abs(bias).max():.3g} would be lost; the spec has bias=False")
-    return weights
+    return rows

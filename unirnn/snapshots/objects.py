@@ -1,49 +1,50 @@
-"""Taking a snapshot of an object, of whichever framework, and writing one back into it.
+"""Taking a snapshot of an object of any framework, and writing one back into it.
 
-An object is recognised by the packages that its classes come from. Nothing is imported that is not loaded: who holds
-a ``torch.nn.GRU`` has torch. A backend reads and writes the modules that it built and its framework's own
-layers; Keras and Flax, for which there is no backend, have a file each here.
+An object is recognised by the packages that its classes come from, and no framework is imported that is not loaded
+already. Backends read and write the modules that they built and their framework's own layers. Keras and Flax have no
+backend, so this package has a module for each of them. ONNX models are read by `unirnn.files.onnx_reader`.
 """
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unirnn import registry
-from unirnn.contract import weights
+from unirnn.contract.weights import Weights, cast_exact, check_weights
 from unirnn.errors import ArgumentError, SpecError
-from unirnn.snapshots import layouts, state_dicts
+from unirnn.files import onnx_reader
+from unirnn.snapshots import flax, keras, layouts, state_dicts
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.snapshots.stacking import stack, unstack
-from unirnn.specs import Spec
+from unirnn.specs import RecurrentSpec
 
 __all__ = ["load_weights", "snapshot"]
 
 
 class _Reader(Protocol):
-    """What reads and writes: a backend, or the file of a framework that is none."""
+    """What reads and writes the layers of a framework: a backend, or the module for Keras or Flax."""
 
     @property
     def name(self) -> str: ...
 
-    def read(self, module: Any) -> tuple[Spec, Mapping[str, NDArray[Any]]] | None: ...
+    def read(self, module: Any) -> tuple[RecurrentSpec, Weights] | None: ...
 
-    def write(self, module: Any, weights: Mapping[str, NDArray[Any]]) -> None: ...
+    def write(self, module: Any, weights: Any) -> None: ...
 
 
-def snapshot(obj: Any, *, spec: Spec | None = None, prefix: str | None = None) -> Snapshot:
-    """Take what an object is and a copy of its weights.
+def snapshot(obj: Any, *, spec: RecurrentSpec | None = None, prefix: str | None = None) -> Snapshot:
+    """Take the spec of an object and a copy of its weights.
 
     Parameters
     ----------
     obj
         One of
 
-        - a module that unirnn built, of any backend;
+        - a module that unirnn built, on any backend;
         - a layer of ``torch.nn`` or ``mindspore.nn``: ``RNN``, ``GRU``, ``LSTM``;
         - a layer of Keras 3: ``SimpleRNN``, ``GRU``, ``LSTM``, or ``Bidirectional`` of one;
         - ``flax.nnx.RNN``, or ``Bidirectional`` of two, over ``SimpleCell``, ``GRUCell`` or ``OptimizedLSTMCell``;
@@ -51,20 +52,20 @@ def snapshot(obj: Any, *, spec: Spec | None = None, prefix: str | None = None) -
         - a mapping of names to arrays or tensors, such as a ``state_dict``; see `unirnn.snapshots.state_dicts`;
         - a list of such objects, the lowest layer first.
     spec
-        What the layer is, of a mapping; None: what names and shapes determine.
+        For a mapping or an ONNX model: the spec of the layer. None if names and shapes determine it.
     prefix
-        What the layer's names begin with in a mapping (``"encoder.lstm."``), or a node's name in an ONNX model. None:
-        there is only one layer in it.
+        For a mapping: the beginning of the layer's names, such as ``"encoder.lstm."``. For an ONNX model: the name of
+        its first node. None if there is only one layer.
 
     Raises
     ------
     ArgumentError
-        If the object is none of these, or there is not one layer where it was looked for.
+        If the object is not one of these, or there is no layer, or several and no prefix.
     SpecError
-        If the layer is one that no spec describes: a Keras layer that runs backward, an activation that no other
-        framework has, an RNN's weights without its nonlinearity.
+        If no spec describes the layer: a Keras layer that runs backward, an activation that no other framework has,
+        the weights of an RNN without its nonlinearity.
     ShapeError, DTypeError
-        If arrays don't fit a layer.
+        If the arrays do not fit the layer.
 
     Examples
     --------
@@ -76,40 +77,39 @@ def snapshot(obj: Any, *, spec: Spec | None = None, prefix: str | None = None) -
     """
     state_dicts.check_types(prefix, spec)
     if isinstance(obj, Mapping):
-        return _of_mapping(obj, spec, prefix)
+        return _from_mapping(obj, spec, prefix)
     if "onnx" in registry.packages(obj):
-        from unirnn.files import onnx_reader as onnx_nodes
-
-        return onnx_nodes.read(obj, spec=spec, prefix=prefix)
+        return onnx_reader.read_model(obj, prefix, spec)
     if spec is not None or prefix is not None:
         given = "spec" if spec is not None else "prefix"
-        raise ArgumentError(f"{given}: given besides a module, which says itself what it is; leave it out")
+        raise ArgumentError(f"{given}: given with a module, whose spec and names are known; leave it out")
     if _is_list(obj):
         return stack([snapshot(layer) for layer in obj])
     return _read(obj)[1]
 
 
 def load_weights(module: Any, snapshot: Snapshot) -> None:
-    """Replace a module's weights in place; an error leaves it as it was.
+    """Replace the weights of a module in place; after an error it is as it was.
 
     Parameters
     ----------
     module
-        What `snapshot` takes, but for mappings and ONNX models.
+        An object that `snapshot` accepts, except a mapping or an ONNX model.
     snapshot
-        Of the same names and shapes; ``batch_first`` and ``dropout`` may differ, and biases of zeros are none.
+        A snapshot with the same names and shapes. ``batch_first`` and ``dropout`` may differ. Biases that are all zero
+        count as no biases.
 
     Raises
     ------
     ArgumentError
-        If the module is none, or the snapshot has other names, or the module can't hold different weights where it
-        shares one between layers.
+        If the module is not such an object; or if the snapshot has other names; or if the module shares a weight
+        between layers, for which the snapshot has different weights.
     ShapeError, SpecError
-        If the snapshot's weights have other shapes, or are meant for another computation.
+        If the weights of the snapshot have other shapes, or are meant for another computation.
     DTypeError
-        If the module's dtype can't hold them all exactly; `Snapshot.cast` rounds.
+        If the dtype of the module would round a weight; `Snapshot.cast` rounds.
     LimitError
-        If the module's framework can't hold them; the message says what would be lost.
+        If the framework of the module can't hold the weights; the message says what would be lost.
 
     Examples
     --------
@@ -123,7 +123,7 @@ def load_weights(module: Any, snapshot: Snapshot) -> None:
         raise ArgumentError(f"snapshot: given {type(snapshot).__name__}, expected one that unirnn.snapshot took")
     parts = list(module) if _is_list(module) else [module]
     found = [_read(part) for part in parts]
-    layers = iter(unstack(_replacing(stack([old for _, old in found]), snapshot)))
+    layers = iter(unstack(_fitted(stack([old for _, old in found]), snapshot)))
     news = [Snapshot(old.spec, stack(list(islice(layers, old.spec.num_layers))).weights) for _, old in found]
     written = []
     try:
@@ -131,7 +131,7 @@ def load_weights(module: Any, snapshot: Snapshot) -> None:
             reader.write(part, new.weights)
             written.append((part, reader, old))
         for part, (reader, _), new in zip(parts, found, news, strict=True):
-            if _read(part)[1] != _held(reader.name, new):
+            if _read(part)[1] != _as_held(reader.name, new):
                 raise ArgumentError("module: it shares a weight between layers or directions, and they are to differ")
     except Exception:
         for part, reader, old in written:
@@ -139,8 +139,8 @@ def load_weights(module: Any, snapshot: Snapshot) -> None:
         raise
 
 
-def _replacing(old: Snapshot, new: Snapshot) -> Snapshot:
-    """What replaces a module's weights, if it fits: with biases where the module has some, and of its dtype."""
+def _fitted(old: Snapshot, new: Snapshot) -> Snapshot:
+    """The new snapshot with the spec of the old one: with biases if that has them, and in its dtypes."""
     given = dict(new.weights)
     biases = [name for name in old.spec.weight_shapes() if name.startswith("bias")]
     if new.spec.bias and not old.spec.bias:
@@ -151,18 +151,18 @@ def _replacing(old: Snapshot, new: Snapshot) -> Snapshot:
             )
     elif old.spec.bias and not new.spec.bias:
         given |= {name: np.zeros_like(old.weights[name]) for name in biases}
-    weights.check(old.spec, {name: array.shape for name, array in given.items()})
-    if not Spec.from_dict({**new.spec.to_dict(), "bias": old.spec.bias}).fits(old.spec):
+    check_weights(old.spec, {name: array.shape for name, array in given.items()})
+    if not replace(new.spec, bias=old.spec.bias).fits(old.spec):
         raise SpecError(f"snapshot: given {new.spec!r}, expected the module's {old.spec!r}")
     dtypes = [old.weights[name].dtype for name in given]
-    return Snapshot(old.spec, weights.exactly(given, dtypes))
+    return Snapshot(old.spec, cast_exact(given, dtypes))
 
 
-def _held(framework: str, snapshot: Snapshot) -> Snapshot:
-    """A snapshot as a framework holds it, which may have one bias for two."""
+def _as_held(framework: str, snapshot: Snapshot) -> Snapshot:
+    """The snapshot that a framework gives back: Keras and Flax add two biases into one."""
     if framework not in ("keras", "flax"):
         return snapshot
-    return Snapshot(snapshot.spec, layouts.of(framework, snapshot.spec, snapshot.to(framework)))
+    return Snapshot(snapshot.spec, layouts.from_framework(framework, snapshot.spec, snapshot.to(framework)))
 
 
 def _is_list(obj: Any) -> bool:
@@ -170,16 +170,9 @@ def _is_list(obj: Any) -> bool:
 
 
 def _read(obj: Any) -> tuple[_Reader, Snapshot]:
+    """The snapshot of a module, and what read it."""
     packages = registry.packages(obj)
-    readers: list[_Reader] = []
-    if "keras" in packages:
-        from unirnn.snapshots import keras as of_keras
-
-        readers.append(of_keras)
-    if "flax" in packages:
-        from unirnn.snapshots import flax as of_flax
-
-        readers.append(of_flax)
+    readers: list[_Reader] = [module for module in (keras, flax) if module.name in packages]
     for reader in (*readers, *registry.of(obj)):
         found = reader.read(obj)
         if found is not None:
@@ -194,9 +187,9 @@ def _read(obj: Any) -> tuple[_Reader, Snapshot]:
     )
 
 
-def _of_mapping(obj: Mapping[Any, Any], spec: Spec | None, prefix: str | None) -> Snapshot:
+def _from_mapping(obj: Mapping[Any, Any], spec: RecurrentSpec | None, prefix: str | None) -> Snapshot:
     shapes = {name: _shape(array) for name, array in obj.items() if isinstance(name, str)}
-    prefix, spec = state_dicts.choose(shapes, prefix=prefix, spec=spec)
+    prefix, spec = state_dicts.choose_layer(shapes, prefix=prefix, spec=spec)
     return Snapshot(spec, {name: obj[prefix + name] for name in spec.weight_shapes()})
 
 

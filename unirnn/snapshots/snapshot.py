@@ -7,15 +7,14 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unirnn import registry
 from unirnn.building import build
-from unirnn.contract import weights as _weights
+from unirnn.contract.weights import Array, Weights, check_dtype, check_weights
 from unirnn.devices import dtype_name
 from unirnn.errors import ArgumentError, DTypeError
 from unirnn.snapshots import layouts
-from unirnn.specs import Spec
+from unirnn.specs import RecurrentSpec
 
 __all__ = ["Snapshot"]
 
@@ -27,18 +26,18 @@ class Snapshot:
     Parameters
     ----------
     spec
-        What the layer is.
+        The spec of the layer.
     weights
-        One array, or tensor, for each name of `Spec.weight_shapes`, of that shape, of float16, float32 or float64;
-        copied, and the copies are read-only. bfloat16 becomes float32, which holds each of its values, since NumPy has
-        no bfloat16.
+        One array or tensor for each name of `Spec.weight_shapes`, of that shape, and of float16, float32 or float64.
+        They are copied, and the copies are read-only. NumPy has no bfloat16, so it becomes float32, which holds each of
+        its values.
 
     Raises
     ------
     ArgumentError, ShapeError
-        If the weights are not the spec's.
+        If the names or shapes are not those of the spec's weights.
     DTypeError
-        If they are of another dtype.
+        If the weights are of another dtype.
 
     Examples
     --------
@@ -48,20 +47,20 @@ class Snapshot:
     <snapshot of RNNSpec(1, 2, bias=False), 6 numbers, float64>
     """
 
-    spec: Spec
-    weights: Mapping[str, NDArray[Any]]
+    spec: RecurrentSpec
+    weights: Mapping[str, Array]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.spec, Spec) or not isinstance(self.weights, Mapping):
+        if not isinstance(self.spec, RecurrentSpec) or not isinstance(self.weights, Mapping):
             given = f"{type(self.spec).__name__}, {type(self.weights).__name__}"
             raise ArgumentError(f"spec, weights: given {given}, expected a spec and a mapping of names to arrays")
-        _weights.check(self.spec, {name: np.shape(array) for name, array in self.weights.items()})
-        copies = {name: _floats(name, self.weights[name]) for name in self.spec.weight_shapes()}
+        check_weights(self.spec, {name: np.shape(array) for name, array in self.weights.items()})
+        copies = {name: _copy(name, self.weights[name]) for name in self.spec.weight_shapes()}
         object.__setattr__(self, "weights", MappingProxyType(copies))
 
     @property
     def dtype(self) -> str:
-        """The name of the weights' dtype."""
+        """The name of the dtype of the weights."""
         return str(np.result_type(*self.weights.values()))
 
     def __eq__(self, other: object) -> bool:
@@ -78,7 +77,7 @@ class Snapshot:
     def __reduce__(self) -> Any:
         return Snapshot, (self.spec, dict(self.weights))
 
-    __hash__ = None  # type: ignore[assignment]  # it would go through all numbers
+    __hash__ = None  # type: ignore[assignment]  # a hash would have to read all numbers
 
     def __repr__(self) -> str:
         return f"<snapshot of {self.spec!r}, {self.spec.num_weights} numbers, {self.dtype}>"
@@ -99,23 +98,23 @@ class Snapshot:
         backend, device, **options
             As in `Spec.build`.
         dtype
-            None is the weights' own.
+            None is the dtype of the weights.
         seed
-            Of what is random besides the weights, dropout, on a backend that has a generator for it.
+            Seeds what is random besides the weights: dropout, on a backend with its own generator for it.
 
         Raises
         ------
         BackendError, DeviceError, LimitError
             As `Spec.build`.
         DTypeError
-            If the dtype is unknown, or can't hold a weight, as `cast`.
+            If the dtype is unknown, or can't hold a weight; see `cast`.
         """
         kind = self.dtype if dtype is None else dtype_name(dtype)
         held = self if kind in (self.dtype, "bfloat16") else self.cast(kind)
         return build(self.spec, backend, device=device, dtype=kind, seed=seed, weights=held.weights, options=options)
 
-    def to(self, framework: str) -> dict[str, NDArray[Any]]:
-        """The weights in a framework's own names, shapes and gate order.
+    def to(self, framework: str) -> Weights:
+        """The weights under a framework's own names, in its own shapes and gate order.
 
         Parameters
         ----------
@@ -125,9 +124,9 @@ class Snapshot:
         Raises
         ------
         ArgumentError
-            If the framework is none of these.
+            If the framework is not one of these.
         LimitError
-            If its layers can't hold these weights; the message says what would be lost.
+            If the framework has no such layer, or can't hold these weights; the message says what would be lost.
 
         Examples
         --------
@@ -136,10 +135,10 @@ class Snapshot:
         >>> {name: array.shape for name, array in taken.to("onnx").items()}
         {'W_l0': (1, 16, 3), 'R_l0': (1, 16, 4)}
         """
-        return layouts.to(framework, self.spec, self.weights)
+        return layouts.to_framework(framework, self.spec, self.weights)
 
     def cast(self, dtype: Any) -> "Snapshot":
-        """The same snapshot with weights of another dtype, rounded.
+        """The same snapshot with its weights rounded to another dtype.
 
         Parameters
         ----------
@@ -149,7 +148,7 @@ class Snapshot:
         Raises
         ------
         DTypeError
-            If it is none of these, or can't hold a weight, which would become infinite.
+            If it is not one of these, or if a weight would become infinite.
 
         Examples
         --------
@@ -172,39 +171,27 @@ class Snapshot:
         return Snapshot(self.spec, weights)
 
     def save(self, path: "str | os.PathLike[str]") -> None:
-        """Write a file, whole or not at all; its suffix says which.
+        """Save the snapshot; see `unirnn.files.save`, which raises the errors.
 
-        ``.safetensors`` holds the weights under their names and the spec in its metadata; ``.onnx`` a graph that
-        computes the layers, from which the snapshot can be read back. `unirnn.load` reads both.
+        A ``.safetensors`` file holds the weights by name, with the spec in its metadata. An ``.onnx`` file holds a
+        graph that computes the layers. `unirnn.load` reads both back as the same snapshot.
 
         Parameters
         ----------
         path
-            Where to; a file that is there is replaced.
-
-        Raises
-        ------
-        ArgumentError
-            If the suffix is another.
-        LimitError
-            If the format can't hold the layer.
-        MissingBackendError
-            If what writes such a file is not installed.
-        OSError
-            If the file can't be written.
+            Where to save it; an existing file is replaced.
         """
         from unirnn import files
 
         files.save(self, path)
 
 
-def _floats(name: str, array: Any) -> NDArray[Any]:
-    """A read-only copy, in one of NumPy's floats and in this machine's byte order."""
+def _copy(name: str, array: Any) -> Array:
+    """A read-only copy as NumPy's floats, in this machine's byte order."""
     given = registry.to_numpy(array)
-    # bfloat16 of the package ml_dtypes, as JAX has it
-    kind = "float32" if given.dtype.name == "bfloat16" else given.dtype.name
-    if kind not in ("float16", "float32", "float64"):
-        raise DTypeError(f"weights[{name!r}]: given dtype {given.dtype}, expected float16, float32 or float64")
-    copy = np.array(given, kind, order="C")
+    # The package ml_dtypes, which JAX uses, adds bfloat16 to NumPy.
+    dtype = "float32" if given.dtype.name == "bfloat16" else given.dtype.name
+    check_dtype(name, dtype)
+    copy = np.array(given, dtype, order="C")
     copy.flags.writeable = False
     return copy

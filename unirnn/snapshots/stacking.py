@@ -1,34 +1,32 @@
-"""Stacks: several layers as one snapshot, and one snapshot as its layers.
+"""Joining the snapshots of several layers into one, and splitting one into its layers.
 
-Keras, Flax and ONNX hold a stack as separate layers; torch, MindSpore and unirnn as one.
+In torch, MindSpore and unirnn, a stack of layers is one object. In Keras, Flax and ONNX, each layer is its own.
 """
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
-from numpy.typing import NDArray
-
+from unirnn.contract.weights import Weights
 from unirnn.errors import SpecError
 from unirnn.snapshots.snapshot import Snapshot
-from unirnn.specs import Spec
 
 __all__ = ["stack", "unstack"]
 
 
 def stack(layers: Sequence[Snapshot]) -> Snapshot:
-    """Put layers on top of each other: several snapshots as one.
+    """Join the snapshots of layers on top of each other into one.
 
     Parameters
     ----------
     layers
-        The lowest first.
+        The lowest layer first; each may have several layers itself.
 
     Raises
     ------
     SpecError
-        If they don't fit: the input of each is the output of the one below, and all else is the same, but for dropout,
-        which is the first's.
+        If the layers do not fit: the input of each must have the size of the output below, and all else must be equal,
+        except dropout, which is taken from the first.
 
     Examples
     --------
@@ -41,23 +39,22 @@ def stack(layers: Sequence[Snapshot]) -> Snapshot:
         raise SpecError("layers: given none, expected at least one")
     first = layers[0].spec
     width = first.num_directions * first.output_size
-    weights: dict[str, NDArray[Any]] = {}
+    weights: Weights = {}
     below = 0
     for position, layer in enumerate(layers):
         expected = {**first.to_dict(), "input_size": width if position else first.input_size}
-        free = {"num_layers": None, "dropout": None}
-        if {**layer.spec.to_dict(), **free} != {**expected, **free}:
+        ignored = {"num_layers": None, "dropout": None}
+        if {**layer.spec.to_dict(), **ignored} != {**expected, **ignored}:
             raise SpecError(
                 f"layers[{position}]: given {layer.spec!r}, expected one on {first!r}, whose output has size {width}"
             )
-        for name, array in layer.weights.items():
-            weights[_moved(name, below)] = array
+        weights |= {_renumber(name, below): array for name, array in layer.weights.items()}
         below += layer.spec.num_layers
-    return Snapshot(Spec.from_dict({**first.to_dict(), "num_layers": below}), weights)
+    return Snapshot(replace(first, num_layers=below), weights)
 
 
 def unstack(snapshot: Snapshot) -> list[Snapshot]:
-    """A snapshot's layers, the lowest first, each a snapshot of its own; without dropout, which is between layers.
+    """Split a snapshot into one for each layer, the lowest first. They have no dropout, since that is between layers.
 
     Examples
     --------
@@ -69,11 +66,11 @@ def unstack(snapshot: Snapshot) -> list[Snapshot]:
     found = []
     for layer in range(spec.num_layers):
         input_size = spec.num_directions * spec.output_size if layer else spec.input_size
-        one = Spec.from_dict({**spec.to_dict(), "input_size": input_size, "num_layers": 1, "dropout": 0.0})
-        found.append(Snapshot(one, {name: snapshot.weights[_moved(name, layer)] for name in one.weight_shapes()}))
+        one = replace(spec, input_size=input_size, num_layers=1, dropout=0.0)
+        found.append(Snapshot(one, {name: snapshot.weights[_renumber(name, layer)] for name in one.weight_shapes()}))
     return found
 
 
-def _moved(name: str, layers: int) -> str:
-    """A weight's name so many layers further up."""
+def _renumber(name: str, layers: int) -> str:
+    """The name of a weight so many layers further up."""
     return re.sub(r"_l(\d+)", lambda match: f"_l{int(match[1]) + layers}", name)

@@ -1,8 +1,8 @@
-"""The one table of names: what unirnn, PyTorch and MindSpore call each argument.
+"""The table of argument names: what unirnn, PyTorch and MindSpore call each argument.
 
-Everything that has to do with spelling is read from `ARGUMENTS`: the spellings that a spec and a call
-understand, the translation of a spec into a framework's keyword arguments and back, the command
-``unirnn names``, and the mapping pages of the documentation (English and Chinese).
+Everything that depends on spelling reads `ARGUMENTS`: the spellings that specs and calls accept, the translation of a
+spec into a framework's keyword arguments and back, the command ``unirnn names``, and the documentation's pages of
+names in English and Chinese.
 """
 
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 from unirnn.errors import ArgumentError
 
-__all__ = ["ARGUMENTS", "FRAMEWORKS", "Argument", "arguments", "canonical"]
+__all__ = ["ARGUMENTS", "FRAMEWORKS", "Argument", "arguments", "canonical", "missing_arguments"]
 
 Cell = Literal["RNN", "GRU", "LSTM"]
 Place = Literal["constructor", "build", "call", "result"]
 
 FRAMEWORKS = ("torch", "mindspore")
-"""The frameworks whose names the table holds."""
+"""The frameworks whose names are in the table."""
 
 _ALL: tuple[Cell, ...] = ("RNN", "GRU", "LSTM")
 
@@ -31,16 +31,16 @@ class Argument:
     name
         unirnn's name.
     torch, mindspore
-        The framework's name, or None where it has no such argument.
+        The framework's name for it; None if it has no such argument.
     place
-        An argument of the constructor; one that the frameworks' constructors have and that is `Spec.build`'s here;
-        an argument of the call; or a part of the call's result.
+        Where it belongs: to the constructor; to `Spec.build` (an argument of the frameworks' constructors); to the
+        call; or to the result of the call.
     cells
         The cells that have it.
     without
-        What a framework does that has no such argument of the constructor.
+        The value that corresponds to a framework without this argument, if it is one of the constructor's.
     difference, difference_zh
-        What differs between the frameworks, in English and in Chinese.
+        The difference between the frameworks, in English and in Chinese.
     """
 
     name: str
@@ -54,11 +54,11 @@ class Argument:
 
     @property
     def spellings(self) -> tuple[str, ...]:
-        """Every name under which unirnn understands the argument, its own first."""
+        """Every name that unirnn accepts for the argument, its own first."""
         return tuple(dict.fromkeys(n for n in (self.name, self.torch, self.mindspore) if n))
 
-    def of(self, framework: str) -> str | None:
-        """The framework's name for it, or None."""
+    def name_in(self, framework: str) -> str | None:
+        """The framework's name for it, or None if it has no such argument."""
         if framework not in FRAMEWORKS:
             raise ArgumentError(f"framework: given {framework!r}, expected one of {', '.join(map(repr, FRAMEWORKS))}")
         return {"torch": self.torch, "mindspore": self.mindspore}[framework]
@@ -88,7 +88,7 @@ ARGUMENTS: tuple[Argument, ...] = (
         "dropout",
         "dropout",
         "dropout",
-        difference="MindSpore refuses an int; unirnn takes both and hands on a float",
+        difference="MindSpore refuses an int; unirnn accepts both and passes on a float",
         difference_zh="MindSpore 不接受整数；unirnn 两者都接受，并以浮点数传递",
     ),
     Argument("bidirectional", "bidirectional", "bidirectional"),
@@ -98,7 +98,7 @@ ARGUMENTS: tuple[Argument, ...] = (
         None,
         cells=("GRU",),
         without=True,
-        difference="in neither, whose GRU is that of True; Keras has it by this name",
+        difference="neither has it, and both compute what True means; Keras has it under this name",
         difference_zh="两者均无此参数，其 GRU 相当于 True；Keras 有同名参数",
     ),
     Argument(
@@ -107,8 +107,8 @@ ARGUMENTS: tuple[Argument, ...] = (
         None,
         cells=("LSTM",),
         without=0,
-        difference="PyTorch only; elsewhere a limit, but for the plain cells of array_api",
-        difference_zh="仅 PyTorch 支持；除 array_api 的纯实现外，在其他后端上属于限制",
+        difference="PyTorch only; of the other backends, array_api computes it and the rest refuse it",
+        difference_zh="仅 PyTorch 支持；其他后端中只有 array_api 能计算，其余后端会拒绝",
     ),
     Argument(
         "device",
@@ -150,8 +150,10 @@ ARGUMENTS: tuple[Argument, ...] = (
         None,
         "seq_length",
         "call",
-        difference="PyTorch has pack_padded_sequence instead: sorted or re-sorted, on the CPU, no length 0",
-        difference_zh="PyTorch 使用 pack_padded_sequence：需排序、长度须在 CPU 上、不允许长度为 0",
+        difference="PyTorch has pack_padded_sequence instead: sorted by length, or enforce_sorted=False; "
+        "lengths on the CPU; no length 0",
+        difference_zh="PyTorch 使用 pack_padded_sequence：序列须按长度降序排列，或设 enforce_sorted=False；"
+        "长度须在 CPU 上，且不允许为 0",
     ),
     Argument("output", "output", "output", "result", difference="the same", difference_zh="相同"),
     Argument(
@@ -177,7 +179,7 @@ ARGUMENTS: tuple[Argument, ...] = (
 
 
 def arguments(cell: str, place: Place) -> tuple[Argument, ...]:
-    """The rows of one cell's constructor, call or result, in order.
+    """The rows of the table for one cell and place, in order.
 
     Examples
     --------
@@ -185,6 +187,17 @@ def arguments(cell: str, place: Place) -> tuple[Argument, ...]:
     ['x', 'hx', 'seq_length']
     """
     return tuple(a for a in ARGUMENTS if cell in a.cells and a.place == place)
+
+
+def missing_arguments(framework: str) -> tuple[str, ...]:
+    """The arguments of specs that a framework's own layers do not have.
+
+    Examples
+    --------
+    >>> missing_arguments("mindspore")
+    ('reset_after', 'proj_size')
+    """
+    return tuple(row.name for row in ARGUMENTS if row.place == "constructor" and row.name_in(framework) is None)
 
 
 def canonical(cell: str, place: Place, given: Mapping[str, Any], *, already: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -195,11 +208,11 @@ def canonical(cell: str, place: Place, given: Mapping[str, Any], *, already: tup
     cell
         ``"RNN"``, ``"GRU"`` or ``"LSTM"``.
     place
-        Whose arguments they are: the constructor's or the call's.
+        Whether they are arguments of the constructor or of the call.
     given
         Arguments by name, in any spelling.
     already
-        unirnn's names of arguments that were given besides, by position or under those names.
+        Arguments that were also given, by position or by unirnn's names; these are unirnn's names.
 
     Returns
     -------

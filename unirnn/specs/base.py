@@ -31,7 +31,7 @@ class Spec:
     """The layer's name, which `to_dict` writes: ``"GRU"``."""
     _kinds: ClassVar[dict[str, type["Spec"]]] = {}
     _not_computed: ClassVar[tuple[str, ...]] = ()
-    """The fields on which the numbers of a layer with given weights do not depend; see `fits`."""
+    """The fields that do not change what a layer computes from given weights; see `fits`."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -39,7 +39,7 @@ class Spec:
             Spec._kinds[cls.kind] = cls
 
     def __new__(cls, *_: Any, **__: Any) -> "Spec":
-        """Refuse to make a spec that describes no layer."""
+        """Refuse to make a spec of a class without a kind."""
         if not hasattr(cls, "kind"):
             raise ArgumentError(f"{cls.__name__} is not a layer; make an RNNSpec, a GRUSpec or an LSTMSpec")
         return super().__new__(cls)
@@ -95,7 +95,7 @@ class Spec:
         return sum(math.prod(shape) for shape in self.weight_shapes().values())
 
     def fits(self, other: "Spec") -> bool:
-        """Whether weights of the other compute the same here: only ``batch_first`` and ``dropout`` may differ.
+        """Whether this spec computes the same from the other's weights: ``batch_first`` and ``dropout`` may differ.
 
         Examples
         --------
@@ -109,7 +109,7 @@ class Spec:
         return {**self.to_dict(), **free} == {**other.to_dict(), **free}
 
     def uncommon(self) -> dict[str, Any]:
-        """The arguments that not every framework has, where they ask for something that others don't compute.
+        """The arguments that ask for something that not every framework computes, with their values.
 
         Examples
         --------
@@ -151,12 +151,13 @@ class Spec:
         arguments = dict(values)
         kind = arguments.pop("kind", None)
         known = {name: found for name, found in Spec._kinds.items() if issubclass(found, cls) or issubclass(cls, found)}
-        found: Any = known.get(kind) if isinstance(kind, str) else None
+        found = known.get(kind) if isinstance(kind, str) else None
         if found is None:
             raise SpecError(f"kind: given {kind!r}, expected one of {', '.join(map(repr, known))}")
-        # A subclass of a layer has that layer's kind.
-        made: SpecT = (cls if issubclass(cls, found) else found)._from_arguments(arguments)
-        return made
+        if issubclass(cls, found):  # called on a class of this kind, or on a subclass of it without its own kind
+            return cls._from_arguments(arguments)
+        assert issubclass(found, cls)
+        return found._from_arguments(arguments)
 
     @classmethod
     def _from_arguments(cls: type[SpecT], arguments: Mapping[str, Any]) -> SpecT:

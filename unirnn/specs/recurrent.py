@@ -21,7 +21,7 @@ SpecT = TypeVar("SpecT", bound="RecurrentSpec")
 
 
 class _Default:
-    """Stands for an argument that was not given, where a second spelling must be told from the default."""
+    """The default of ``bias`` and ``has_bias``, which shows whether either was given."""
 
     def __repr__(self) -> str:
         return "<default>"
@@ -35,21 +35,19 @@ _DEFAULT: Any = _Default()
 
 @dataclass(frozen=True)
 class RecurrentSpec(Spec):
-    """What RNN, GRU and LSTM specs have in common; make one of `RNNSpec`, `GRUSpec`, `LSTMSpec`.
+    """What RNN, GRU and LSTM specs have in common; use `RNNSpec`, `GRUSpec` or `LSTMSpec`.
 
     Parameters
     ----------
     input_size, hidden_size, num_layers
         Positive integers, by position or by name.
     bias
-        Whether the layer has the biases ``bias_ih`` and ``bias_hh``; default True. ``has_bias`` is
-        understood as well.
+        Whether the layer has the biases ``bias_ih`` and ``bias_hh``; True by default. ``has_bias`` is accepted as well.
     batch_first
-        Whether input and output are `(B, T, I)` rather than `(T, B, I)`. The state's layout does not
-        depend on it.
+        Whether input and output are `(B, T, I)` rather than `(T, B, I)`. The layout of the state does not depend on it.
     dropout
-        Probability, ``0 <= dropout < 1``, with which an element of the output of every layer but the last
-        is zeroed while training.
+        The probability, ``0 <= dropout < 1``, with which an element of a layer's output is set to zero while training.
+        The last layer has no dropout.
     bidirectional
         Whether a second direction runs from the last valid step to the first.
     has_bias
@@ -58,7 +56,7 @@ class RecurrentSpec(Spec):
     Raises
     ------
     SpecError
-        If a value is one that no layer can have.
+        If no layer can have a value.
     ArgumentError
         If a value has the wrong type, or one argument is given under two spellings.
     """
@@ -66,9 +64,9 @@ class RecurrentSpec(Spec):
     kind: ClassVar[Literal["RNN", "GRU", "LSTM"]]
     """The cell's name in PyTorch and MindSpore."""
     gates: ClassVar[tuple[str, ...]]
-    """The gates in the order of the weights' rows."""
+    """The gates, in the order of the rows of the weights."""
     states: ClassVar[tuple[str, ...]]
-    """The parts of the state, ``("h",)``, or ``("h", "c")`` for LSTM."""
+    """The parts of the state: ``("h",)``, or ``("h", "c")`` for an LSTM."""
     _not_computed = ("batch_first", "dropout")
 
     input_size: int
@@ -104,7 +102,7 @@ class RecurrentSpec(Spec):
         self._check_own()
 
     def _check_own(self) -> None:
-        """Check what only this cell has."""
+        """Check the arguments that only this cell has."""
 
     def __repr__(self) -> str:
         shown = [repr(self.input_size), repr(self.hidden_size)]
@@ -123,11 +121,11 @@ class RecurrentSpec(Spec):
 
     @property
     def output_size(self) -> int:
-        """Size of the last axis of the hidden state ``h`` in one direction."""
+        """The size of the hidden state ``h`` in one direction."""
         return self.hidden_size
 
     def suffixes(self) -> tuple[str, ...]:
-        """The endings of the weights' names, one for each layer and direction, in the state's order.
+        """The ends of the names of weights, one for each layer and direction, in the order of the state.
 
         Examples
         --------
@@ -170,7 +168,7 @@ class RecurrentSpec(Spec):
         return shapes
 
     def uncommon(self) -> dict[str, Any]:
-        """See `Spec.uncommon`; the table `unirnn.specs.arguments.ARGUMENTS` says what frameworks do without them."""
+        """See `Spec.uncommon`; the values that every framework computes are in `unirnn.specs.arguments.ARGUMENTS`."""
         rows = names.arguments(self.kind, "constructor")
         values = {row.name: getattr(self, row.name) for row in rows if row.without is not None}
         return {row.name: values[row.name] for row in rows if values.get(row.name, row.without) != row.without}
@@ -230,27 +228,27 @@ class RecurrentSpec(Spec):
         """
         kwargs: dict[str, Any] = {}
         for row in names.arguments(self.kind, "constructor"):
-            spelling, value = row.of(framework), getattr(self, row.name)
+            spelling, value = row.name_in(framework), getattr(self, row.name)
             if spelling is not None:
                 kwargs[spelling] = value
             elif value != row.without:
-                raise LimitError(f"{framework}: {self.kind} has no {row.name}; given {row.name}={value!r}")
+                raise LimitError(f"{framework} has no {self.kind} with {row.name}={value!r}")
         return kwargs
 
     @classmethod
     def from_kwargs(cls: type[SpecT], framework: str, kwargs: Mapping[str, Any]) -> SpecT:
-        """The spec of a layer that is made with a framework's own keyword arguments.
+        """The spec of the layer that a framework's constructor makes from these keyword arguments.
 
         Examples
         --------
         >>> GRUSpec.from_kwargs("mindspore", {"input_size": 3, "hidden_size": 4, "has_bias": False})
         GRUSpec(3, 4, bias=False)
         """
-        known = [name for row in names.arguments(cls.kind, "constructor") if (name := row.of(framework))]
-        elsewhere = [row.of(framework) for row in names.arguments(cls.kind, "build")]
+        known = [name for row in names.arguments(cls.kind, "constructor") if (name := row.name_in(framework))]
+        elsewhere = [row.name_in(framework) for row in names.arguments(cls.kind, "build")]
         for name in kwargs:
             if name in elsewhere:
-                raise ArgumentError(f"{framework}: {name!r} is no part of a spec; give it to build")
+                raise ArgumentError(f"{framework}: {name!r} is not part of a spec; give it to build")
             if name not in known:
                 raise ArgumentError(f"{framework}: unknown argument {name!r}; expected one of {', '.join(known)}")
         return cls._from_arguments(kwargs)
@@ -286,7 +284,7 @@ class RNNSpec(RecurrentSpec):
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class GRUSpec(RecurrentSpec):
-    """A gated recurrent unit (Cho et al., 2014), of either variant.
+    """A gated recurrent unit (Cho et al., 2014), in either variant.
 
     ::
 
@@ -299,13 +297,13 @@ class GRUSpec(RecurrentSpec):
 
         n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)
 
-    The weights of both have the same names and shapes, so they don't tell which variant they were trained for.
+    The weights of both variants have the same names and shapes, so they do not show which one they were trained for.
 
     Parameters
     ----------
     reset_after
         Whether the reset gate is applied after the product with W_hn, as in torch, MindSpore and cuDNN, or before it,
-        as Cho et al. have it. Keras' argument of this name, and ``linear_before_reset`` of ONNX.
+        as in the paper. Keras has this argument too; ONNX calls it ``linear_before_reset``.
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, has_bias
         See `RecurrentSpec`.
 
@@ -339,8 +337,8 @@ class LSTMSpec(RecurrentSpec):
     Parameters
     ----------
     proj_size
-        If positive, ``h' = W_hr (o * tanh(c'))`` has this size (Sak et al., 2014); less than ``hidden_size``.
-        torch computes it, and so do the plain cells of ``array_api``; elsewhere it is a limit.
+        If positive, ``h' = W_hr (o * tanh(c'))`` has this size (Sak et al., 2014), which is less than ``hidden_size``.
+        The backends torch and ``array_api`` compute it; the others refuse it.
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, has_bias
         See `RecurrentSpec`.
 

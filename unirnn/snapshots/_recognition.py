@@ -1,0 +1,30 @@
+"""Recognising the layers of Keras and Flax by their classes, without importing the framework."""
+
+from typing import Any
+
+from unirnn.errors import SpecError
+
+__all__ = ["activation_name", "class_name"]
+
+
+def class_name(obj: Any, package: str, known: tuple[str, ...]) -> str | None:
+    """The name of the first of an object's classes that is a known class of a package; None if there is none.
+
+    Examples
+    --------
+    >>> class_name(True, "builtins", ("int", "str")), class_name(None, "builtins", ("int", "str"))
+    ('int', None)
+    """
+    names = (kind.__name__ for kind in type(obj).__mro__ if f"{kind.__module__}.".startswith(f"{package}."))
+    return next((name for name in names if name in known), None)
+
+
+def activation_name(layer: Any, argument: str, package: str, known: tuple[str, ...], where: str) -> str:
+    """The name of a layer's activation, if it is a known function of a package; else a SpecError."""
+    function = getattr(layer, argument)
+    name: str = getattr(function, "__name__", "")
+    # The package matters: a user's own function of that name may compute anything.
+    if name not in known or not function.__module__.startswith(f"{package}."):
+        expected = " or ".join(map(repr, known))
+        raise SpecError(f"{where}: given {argument}={function!r}, expected {expected} of {package}")
+    return name
