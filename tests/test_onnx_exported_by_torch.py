@@ -45,9 +45,10 @@ def test_the_older_exporter(
     cls, options = KINDS[kind]
     native = cls(3, 4, num_layers, bias=bias, bidirectional=bidirectional, batch_first=batch_first, **options)
     expected = snapshot(native)
-    found = onnx_reader.read_model(exported(tmp_path, native))
+    model = exported(tmp_path, native)
+    found = onnx_reader.read_model(model)
     assert found == Snapshot(found.spec, expected.weights)
-    assert onnx_reader.read_model(exported(tmp_path, native), spec=expected.spec) == expected
+    assert onnx_reader.read_model(model, spec=expected.spec) == expected
 
 
 class Model(torch.nn.Module):
@@ -88,8 +89,7 @@ def test_an_export_without_constants(options: dict[str, Any], words: str, tmp_pa
 
 if find_spec("onnxscript"):
 
-    @pytest.mark.parametrize("num_layers", [1, 3])
-    @pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+    @pytest.mark.parametrize(("kind", "num_layers"), [("GRU", 1), ("LSTM", 3)])
     def test_the_newer_exporter(kind: str, num_layers: int, tmp_path: Path) -> None:
         native = KINDS[kind][0](3, 4, num_layers, bidirectional=True)
         assert onnx_reader.read_model(
