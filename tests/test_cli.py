@@ -98,7 +98,7 @@ def run() -> Run:
     pytest.importorskip("typer", reason="the command needs the extra cli: python -m pip install 'unirnn[cli]'")
     from typer.testing import CliRunner
 
-    from unirnn.cli import app
+    from unirnn.cli.app import app
 
     def invoke(*arguments: str, status: int = 0) -> "Result":
         result = CliRunner().invoke(app, arguments)
@@ -367,7 +367,7 @@ SPECS = [
 @pytest.mark.usefixtures("run")
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
 def test_a_spec_is_read_from_what_python_prints_and_from_json(spec: RecurrentSpec) -> None:
-    from unirnn.cli import parse_spec
+    from unirnn.cli.specs import parse_spec
 
     assert parse_spec(repr(spec)) == spec
     assert parse_spec(f"  unirnn.{spec!r}\n") == spec
@@ -376,7 +376,7 @@ def test_a_spec_is_read_from_what_python_prints_and_from_json(spec: RecurrentSpe
 
 @pytest.mark.usefixtures("run")
 def test_every_spelling_of_a_spec_is_read() -> None:
-    from unirnn.cli import parse_spec
+    from unirnn.cli.specs import parse_spec
 
     assert parse_spec("GRUSpec(10, hidden_size=16, has_bias=False)") == GRUSpec(10, 16, bias=False)
     assert parse_spec("GRUSpec(10, 16, 2)") == GRUSpec(10, 16, 2)
@@ -406,7 +406,7 @@ def test_every_spelling_of_a_spec_is_read() -> None:
     ],
 )
 def test_what_is_no_spec_is_refused_and_never_evaluated(text: str) -> None:
-    from unirnn.cli import parse_spec
+    from unirnn.cli.specs import parse_spec
 
     with pytest.raises(SpecError):
         parse_spec(text)
@@ -415,7 +415,7 @@ def test_what_is_no_spec_is_refused_and_never_evaluated(text: str) -> None:
 @pytest.mark.usefixtures("run")
 @pytest.mark.parametrize("text", ["GRUSpec(3, 4, units=2)", "GRUSpec(3, '4')", "GRUSpec(3, 4, bias=1, has_bias=1)"])
 def test_a_wrong_argument_is_named(text: str) -> None:
-    from unirnn.cli import parse_spec
+    from unirnn.cli.specs import parse_spec
 
     with pytest.raises(ArgumentError):
         parse_spec(text)

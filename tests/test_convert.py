@@ -27,7 +27,7 @@ def run() -> Run:
     pytest.importorskip("typer", reason="the command needs the extra cli: python -m pip install 'unirnn[cli]'")
     from typer.testing import CliRunner
 
-    from unirnn.cli import app
+    from unirnn.cli.app import app
 
     def run(*arguments: str, status: int = 0) -> "Result":
         result = CliRunner().invoke(app, arguments)

@@ -8,7 +8,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command; if what it is made of is not installed, say what installs it, and exit with 1."""
     try:
-        from unirnn.cli import app
+        from unirnn.cli.app import app
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise

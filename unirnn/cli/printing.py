@@ -1,0 +1,54 @@
+"""What the commands print: tables, lines, JSON, and a sign of life while the user waits."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console, RenderableType
+from rich.status import Status
+from rich.table import Table
+
+from unirnn.errors import UnirnnError
+
+__all__ = ["AsJson", "busy", "new_table", "one_line", "print_json", "print_parts", "reason"]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+"""The option of every command that can print JSON."""
+
+
+def new_table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def print_parts(*parts: RenderableType) -> None:
+    """Print tables, and lines that are not wrapped, so that a command in one can be copied."""
+    console = Console(markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 10_000  # nothing to fit into: a table is then as wide as what it holds
+    for before, part in enumerate(parts):
+        if before and (isinstance(part, Table) or isinstance(parts[before - 1], Table)):
+            console.print()
+        console.print(part, soft_wrap=not isinstance(part, Table))
+
+
+def print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def busy(what: str) -> Status:
+    """A sign of life while frameworks are imported and run; on a terminal only."""
+    return Console(stderr=True).status(f"{what} ...")
+
+
+def reason(error: Exception) -> str:
+    """What an error says; its type as well, if it is none of unirnn's own, which say all by themselves."""
+    text = one_line(error)
+    return text if isinstance(error, UnirnnError) else f"{type(error).__name__}: {text}"
+
+
+def one_line(message: object) -> str:
+    return "; ".join(line.strip() for line in str(message).splitlines())
