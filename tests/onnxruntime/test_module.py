@@ -16,12 +16,12 @@ from every_spec import KINDS, specs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from oracle import recurrent
 from subjects import close
 
 import unirnn
 from unirnn import Device, GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors
 from unirnn.files import onnx_writer as onnx_graph
+from unirnn.testing.oracle import recurrent
 
 STEPS = 6
 
