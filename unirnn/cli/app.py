@@ -1,11 +1,11 @@
-"""The command ``unirnn`` as a whole: which commands it has, and what becomes of an error.
+"""The command ``unirnn`` as a whole: its commands, and how errors are shown.
 
-Results go to the standard output: tables as wide as the terminal, or, in a pipe or a file, as wide as they
-are. Errors of unirnn, and those of files, go to the standard error, in one line. The exit status is
+Results go to the standard output: tables as wide as the terminal, or, in a pipe or a file, as wide as their contents.
+Errors of unirnn, and those of files, go to the standard error, in one line. The exit status is
 
 - 0 if all is well;
-- 1 if a backend is out of tolerance, fails, or can't build what is explained;
-- 2 if what was asked for is wrong, or not there.
+- 1 if a backend is out of tolerance, fails, or can't build the layer that is explained;
+- 2 if the arguments are wrong, or name something that is not there.
 """
 
 from typing import Annotated, Any
@@ -23,14 +23,14 @@ __all__ = ["app"]
 
 
 class _Commands(TyperGroup):
-    """The commands, with unirnn's errors as a line instead of a traceback."""
+    """The commands, which show unirnn's errors as one line instead of a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except (UnirnnError, OSError) as error:
             if isinstance(error, OSError) and error.filename is None and not isinstance(error, UnirnnError):
-                raise  # not of a file: a broken pipe
+                raise  # no error of a file: a broken pipe
             typer.echo(f"unirnn: {one_line(error)}", err=True)
             raise typer.Exit(2) from None
 
@@ -65,6 +65,6 @@ app.command()(backends.backends)
 app.command()(parity.parity)
 app.command(cls=bench.BenchCommand)(bench.bench)
 app.command()(explain.explain)
-app.command()(files.show)
-app.command()(files.convert)
+app.command(no_args_is_help=True)(files.show)
+app.command(no_args_is_help=True)(files.convert)
 app.command()(names.names)

@@ -13,7 +13,7 @@ __all__ = ["backends"]
 
 
 def backends(as_json: AsJson = False) -> None:
-    """Show the backends: versions, devices and dtypes, and what installs those that are missing."""
+    """Show the backends: versions, devices and dtypes, and how to install those that are missing."""
     with busy("importing the backends"):
         entries = [_describe(name) for name in registry.backends()]
     if as_json:
@@ -52,6 +52,6 @@ def _describe(name: str) -> dict[str, Any]:
         }
     except MissingBackendError as error:
         return entry | {"installed": False, "install": registry.install_hint(name, error.name)}
-    except Exception as error:  # whatever a backend raises concerns that backend alone
+    except Exception as error:  # any error of one backend must not stop the others
         return entry | {"error": reason(error)}
     return entry | present

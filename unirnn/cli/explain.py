@@ -3,47 +3,52 @@
 from typing import Annotated
 
 import typer
+from rich.console import RenderableType
+from rich.padding import Padding
 
+from unirnn import RecurrentSpec, registry
 from unirnn import explain as explain_limits
-from unirnn import registry
 from unirnn.devices import Device, dtype_name
 
 from .printing import busy, print_parts, reason
-from .specs import parse_spec
+from .specs import takes_spec
 
 __all__ = ["explain"]
 
 
+@takes_spec
 def explain(
-    spec: Annotated[
-        str, typer.Argument(help="As Python prints it, 'GRUSpec(10, 16, num_layers=2)', or the JSON of its to_dict().")
-    ],
+    spec: RecurrentSpec,
     backend: Annotated[
-        list[str] | None, typer.Option(help="May be repeated. Without it: every one that is installed.")
+        list[str] | None,
+        typer.Option("--backend", "-b", help="May be repeated. Default: every backend that is installed."),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="It need not be present. Without it: the backend's default.")
+        str | None, typer.Option("--device", help="It need not be present. Default: the backend's default device.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float16, bfloat16, float32 or float64.")] = "float32",
+    dtype: Annotated[str, typer.Option("--dtype", "-d", help="float16, bfloat16, float32 or float64.")] = "float32",
+    kernels: Annotated[bool, typer.Option("--kernels", "-k", help="Say also when which kernel runs.")] = False,
 ) -> None:
-    """Show what a backend can't do, or does differently, for a spec.
+    """Show what backends can't do, or do differently, for a layer.
 
     The exit status is 1 if one of the backends can't build it.
     """
-    parsed = parse_spec(spec)
     where = None if device is None else Device.parse(device)
-    kind = dtype_name(dtype)
-    texts, notes, builds = [], [], True
+    checked = dtype_name(dtype)
+    parts: list[RenderableType] = []
+    notes, builds = [], True
     for name in backend or registry.backends():
         try:
             with busy(f"importing {name}"):
-                explanation = explain_limits(parsed, name, where, dtype=kind)
-        except Exception as error:  # whatever a backend raises concerns that backend alone
+                explanation = explain_limits(spec, name, where, dtype=checked)
+        except Exception as error:  # any error of one backend must not stop the others
             if backend:
                 raise
             notes.append(f"{name}: left out: {reason(error)}")
-        else:
-            texts.append(str(explanation))
-            builds = builds and explanation.builds
-    print_parts(*texts, *notes)
+            continue
+        builds = builds and explanation.builds
+        head, *limits = str(explanation).splitlines()
+        lines = [*map(str.strip, limits), *(explanation.kernel_sentences if kernels else ())]
+        parts += [head, *(Padding(line, (0, 0, 0, 2), expand=False) for line in lines)]
+    print_parts(*parts, *notes)
     raise typer.Exit(0 if builds else 1)

@@ -17,9 +17,9 @@ _File = Annotated[Path, typer.Argument(metavar="FILE", help=f"Ends in {', '.join
 
 
 def show(file: _File, as_json: AsJson = False) -> None:
-    """Show what a file holds: a snapshot, or the recurrent layers in somebody else's, with the prefixes to use.
+    """Show what a file holds: a snapshot, or the recurrent layers in any other checkpoint, with their prefixes.
 
-    Bytes and dtypes are those of the weights once they are read: bfloat16 becomes float32.
+    Bytes and dtypes are those of the weights after reading: bfloat16 becomes float32.
     """
     with busy(f"reading {file}"):
         found = files.contents(file)
@@ -71,17 +71,29 @@ def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help=f"Ends in {', '.join(files.READ)}.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help=f"Ends in {', '.join(files.WRITTEN)}; replaced.")],
     prefix: Annotated[
-        str | None, typer.Option(help="Of a file of several layers: what the names of one begin with; see show.")
+        str | None,
+        typer.Option(
+            "--prefix",
+            "-p",
+            help="Which layer, if the file holds several: how its names begin; 'unirnn show' lists them.",
+        ),
     ] = None,
     spec: Annotated[
         str | None,
-        typer.Option(help="What the layer is, where the file does not say: tanh or relu, batch_first; see explain."),
+        typer.Option(
+            help="The layer, if the file does not say all of it (tanh or relu, batch_first): "
+            "'RNNSpec(2, 3, nonlinearity=\"relu\")'."
+        ),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float16, float32 or float64, rounded to. Without it: as it is.")
+        str | None,
+        typer.Option("--dtype", "-d", help="Round to float16, float32 or float64. Default: keep the dtype."),
     ] = None,
 ) -> None:
-    """Read a recurrent layer from a file, and write it to a file of another kind, whole or not at all."""
+    """Read a recurrent layer from a file and write it to a file of another format.
+
+    The output is written as a whole or, after an error, not at all.
+    """
     parsed = None if spec is None else parse_spec(spec)
     with busy(f"converting {source}"):
         snapshot = files.load(source, prefix=prefix, spec=parsed)

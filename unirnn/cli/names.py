@@ -34,8 +34,10 @@ _WORDS = {
 
 
 def names(
-    cell: Annotated[Cell | None, typer.Argument(case_sensitive=False, help="Without it: all three.")] = None,
-    language: Annotated[Language, typer.Option(help="Of the differences.")] = Language.EN,
+    cell: Annotated[Cell | None, typer.Argument(case_sensitive=False, help="Default: all three.")] = None,
+    language: Annotated[
+        Language, typer.Option("--language", "-l", help="Language of the column of differences.")
+    ] = Language.EN,
 ) -> None:
     """Show what PyTorch, MindSpore and unirnn call each argument, and what differs."""
     words = _WORDS[language]

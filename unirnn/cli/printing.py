@@ -1,4 +1,4 @@
-"""What the commands print: tables, lines, JSON, and a sign of life while the user waits."""
+"""How the commands print: tables, lines and JSON, and a spinner while the user waits."""
 
 import json
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 
 def new_table(*columns: str) -> Table:
+    """A table whose cells are folded, never cut off."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -25,30 +26,32 @@ def new_table(*columns: str) -> Table:
 
 
 def print_parts(*parts: RenderableType) -> None:
-    """Print tables, and lines that are not wrapped, so that a command in one can be copied."""
+    """Print tables and text; a str is not wrapped, so that a command in it can be copied."""
     console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
-        console.width = 10_000  # nothing to fit into: a table is then as wide as what it holds
+        console.width = 10_000  # in a pipe or a file, a table is as wide as its contents
     for before, part in enumerate(parts):
         if before and (isinstance(part, Table) or isinstance(parts[before - 1], Table)):
             console.print()
-        console.print(part, soft_wrap=not isinstance(part, Table))
+        console.print(part, soft_wrap=isinstance(part, str))
 
 
 def print_json(value: Any) -> None:
+    """Print a value as JSON; NaN, which JSON lacks, is an error."""
     typer.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
 def busy(what: str) -> Status:
-    """A sign of life while frameworks are imported and run; on a terminal only."""
+    """Show that something is going on while frameworks are imported and run; on a terminal only."""
     return Console(stderr=True).status(f"{what} ...")
 
 
 def reason(error: Exception) -> str:
-    """What an error says; its type as well, if it is none of unirnn's own, which say all by themselves."""
+    """The message of an error, with its type unless it is one of unirnn's own, whose messages need none."""
     text = one_line(error)
     return text if isinstance(error, UnirnnError) else f"{type(error).__name__}: {text}"
 
 
 def one_line(message: object) -> str:
+    """A message of several lines as one."""
     return "; ".join(line.strip() for line in str(message).splitlines())

@@ -54,7 +54,7 @@ def spec_of(metadata: Mapping[str, str]) -> Spec | None:
         if version > FORMAT:
             raise FileError(
                 f"unirnn: given format {version}, newer than {FORMAT}, which this unirnn reads; "
-                "to upgrade it: python -m pip install --upgrade unirnn"
+                "read it with a newer version of unirnn"
             )
         if values.keys() != {"format", "spec"} or not isinstance(values["spec"], dict):
             raise ValueError("expected a format and a spec")

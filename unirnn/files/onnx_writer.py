@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn import files
+from unirnn import files, registry
 from unirnn.errors import LimitError, MissingBackendError
 from unirnn.snapshots import layouts
 from unirnn.specs import GRUSpec, RecurrentSpec, RNNSpec
@@ -40,7 +40,7 @@ def import_onnx() -> Any:
     except ModuleNotFoundError as error:
         raise MissingBackendError(
             "reading and writing .onnx needs onnx, which is not installed; "
-            "to install it: python -m pip install 'unirnn[onnx]'",
+            f"to install it: {registry.install_hint('onnx')}",
             name="onnx",
         ) from error
     return onnx

@@ -180,7 +180,7 @@ def _read(obj: Any) -> tuple[_Reader, Snapshot]:
         from unirnn.snapshots import flax as of_flax
 
         readers.append(of_flax)
-    for reader in (*readers, *registry.of(obj)):
+    for reader in (*readers, *registry.backends_for(obj)):
         found = reader.read(obj)
         if found is not None:
             return reader, Snapshot(*found)
