@@ -12,10 +12,11 @@ def main() -> None:
     try:
         from unirnn.cli.app import app
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("typer", "rich"):
             raise
         sys.exit(
-            f"unirnn: the command needs {error.name}, which is not installed; to install it: {install_hint('cli')}"
+            f"unirnn: the command needs {missing}, which is not installed; to install it: {install_hint('cli')}"
         )
     app()
 

@@ -72,6 +72,8 @@ def takes_spec(command: Callable[..., None]) -> Callable[..., None]:
         given = {name: value for name, value in options.items() if value is not None}
         if spec.upper() in Cell.__members__:
             values = {"kind": spec.upper(), **_DEFAULTS, **given}
+        elif spec.isidentifier():
+            raise SpecError(f"SPEC: given {spec!r}, expected RNN, GRU or LSTM, or a spec such as 'GRUSpec(10, 16)'")
         else:
             values = {**parse_spec(spec).to_dict(), **given}
         command(RecurrentSpec.from_dict(values), **arguments)
@@ -116,8 +118,8 @@ def parse_spec(text: str) -> RecurrentSpec:
         values = json.loads(text) if text.lstrip().startswith("{") else _read_call(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         raise SpecError(
-            f"SPEC: given {text!r}, expected RNN, GRU or LSTM, or what Python prints, such as "
-            "'GRUSpec(10, 16, num_layers=2)', or the JSON of its to_dict()"
+            f"SPEC: given {text!r}, expected what Python prints, such as 'GRUSpec(10, 16, num_layers=2)', "
+            "or the JSON of its to_dict()"
         ) from None
     spec: RecurrentSpec = RecurrentSpec.from_dict(values)
     return spec
