@@ -15,9 +15,7 @@ def main() -> None:
         missing = (error.name or "").partition(".")[0]
         if missing not in ("typer", "rich"):
             raise
-        sys.exit(
-            f"unirnn: the command needs {missing}, which is not installed; to install it: {install_hint('cli')}"
-        )
+        sys.exit(f"unirnn: the command needs {missing}, which is not installed; to install it: {install_hint('cli')}")
     app()
 
 

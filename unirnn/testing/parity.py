@@ -300,8 +300,9 @@ def _reference(trial: _Trial, dtype: str) -> _Results:
     if not (isinstance(spec, RNNSpec) and spec.nonlinearity == "relu" and dtype in ("float16", "bfloat16")):
         initial = {f"{name}_0": part for name, part in zip(spec.states, hx, strict=True)}
         cotangents = (exact(trial.d_output), *map(exact, trial.d_state))
-        gradients = oracle.gradients(spec, {"input": input, **initial, **weights}, lengths, cotangents)
-        gradients |= leaves({"hx": join_state([gradients.pop(name) for name in initial])})  # as a backend names them
+        found = oracle.gradients(spec, {"input": input, **initial, **weights}, lengths, cotangents)
+        d_arguments = {"input": found.pop("input"), "hx": join_state([found.pop(name) for name in initial])}
+        gradients = {**leaves(d_arguments), **found}  # named as by `Backend.gradients`
     return _Results({"output": output}, _named(spec, state), gradients)
 
 
