@@ -115,7 +115,8 @@ def run_in_new_process(
 ) -> "subprocess.CompletedProcess[str]":
     """Run the command in a fresh interpreter, after some code."""
     start = ["-m", "unirnn"] if not before else ["-c", f"{before}\nfrom unirnn.__main__ import main\nmain()"]
-    environment = {**os.environ, **({"PYTHONPATH": str(path)} if path else {})}
+    paths = [*([str(path)] if path else []), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.run(
         [sys.executable, *start, *arguments], capture_output=True, text=True, timeout=300, env=environment
     )
