@@ -338,7 +338,7 @@ except ImportError as error:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == (
         f"backend 'onnxruntime' needs {missing}, which is not installed; "
-        "to install it: python -m pip install 'unirnn[onnxruntime]'\n"
+        'to install it: python -m pip install "onnx>=1.16" "onnxruntime>=1.17"\n'
     )
 
 
