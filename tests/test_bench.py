@@ -228,7 +228,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     pytest.importorskip("typer", reason="the command needs the extra cli: python -m pip install 'unirnn[cli]'")
     from typer.testing import CliRunner
 
-    from unirnn.cli import app
+    from unirnn.cli.app import app
 
     def invoke(*arguments: str, status: int = 0) -> "Result":
         result = CliRunner().invoke(app, ["bench", *arguments])

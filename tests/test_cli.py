@@ -1,7 +1,7 @@
 """The command ``unirnn``: what it prints, where, and with which exit status.
 
-The backends of third parties that these tests need are a distribution of their own, found through its entry
-points: in this process, and in a fresh one.
+Some tests need backends of third parties. They are a distribution in a temporary folder, found by its entry points in
+this process and in a fresh one.
 """
 
 import importlib.util
@@ -25,14 +25,16 @@ if TYPE_CHECKING:
 INSTALLED = [name for name in ("numpy", "torch", "mindspore", "onnxruntime") if importlib.util.find_spec(name)]
 
 
-def compared(name: str) -> list[str]:
-    """The dtypes that parity compares unasked."""
-    return [dtype for dtype in ("float32", "float64") if dtype in registry.load(name).dtypes]
-
-
 SMALL = ["--steps", "5", "--batch-size", "3"]
 
 Run = Callable[..., "Result"]
+NEEDS_CLI = "the command needs typer and rich"
+
+
+def compared(name: str) -> list[str]:
+    """The dtypes that parity compares by default."""
+    return [dtype for dtype in ("float32", "float64") if dtype in registry.load(name).support.dtypes]
+
 
 THIRD_PARTIES = """
 [unirnn.backends]
@@ -95,10 +97,10 @@ def with_third_parties(third_parties: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def run() -> Run:
     """Runs the command in this process: ``run("names", "GRU")``."""
-    pytest.importorskip("typer", reason="the command needs the extra cli: python -m pip install 'unirnn[cli]'")
+    pytest.importorskip("typer", reason=NEEDS_CLI)
     from typer.testing import CliRunner
 
-    from unirnn.cli import app
+    from unirnn.cli.app import app
 
     def invoke(*arguments: str, status: int = 0) -> "Result":
         result = CliRunner().invoke(app, arguments)
@@ -108,10 +110,13 @@ def run() -> Run:
     return invoke
 
 
-def run_afresh(*arguments: str, path: Path | None = None, before: str = "") -> "subprocess.CompletedProcess[str]":
+def run_in_new_process(
+    *arguments: str, path: Path | None = None, before: str = ""
+) -> "subprocess.CompletedProcess[str]":
     """Run the command in a fresh interpreter, after some code."""
     start = ["-m", "unirnn"] if not before else ["-c", f"{before}\nfrom unirnn.__main__ import main\nmain()"]
-    environment = {**os.environ, **({"PYTHONPATH": str(path)} if path else {})}
+    paths = [*([str(path)] if path else []), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.run(
         [sys.executable, *start, *arguments], capture_output=True, text=True, timeout=300, env=environment
     )
@@ -124,27 +129,27 @@ def test_version(run: Run) -> None:
     assert run("--version").stdout == f"unirnn {__version__}\n"
 
 
-def test_without_a_command_it_shows_the_commands(run: Run) -> None:
+def test_without_arguments_the_commands_are_shown(run: Run) -> None:
     output = run(status=2).output
     assert all(command in output for command in ("backends", "parity", "explain", "names"))
 
 
-def test_as_a_module() -> None:
-    pytest.importorskip("typer", reason="the command needs the extra cli: python -m pip install 'unirnn[cli]'")
-    result = run_afresh("--version")
+def test_python_m_unirnn() -> None:
+    pytest.importorskip("typer", reason=NEEDS_CLI)
+    result = run_in_new_process("--version")
     assert (result.returncode, result.stdout, result.stderr) == (0, f"unirnn {__version__}\n", "")
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
-def test_without_its_extra_it_says_what_installs_it(missing: str) -> None:
+def test_missing_typer_or_rich(missing: str) -> None:
     if missing == "rich":
         pytest.importorskip("typer", reason="typer is what is missing first")
-    result = run_afresh("backends", before=f"import sys; sys.modules[{missing!r}] = None")
+    result = run_in_new_process("backends", before=f"import sys; sys.modules[{missing!r}] = None")
     assert result.returncode == 1
     assert result.stdout == ""
     assert result.stderr == (
         f"unirnn: the command needs {missing}, which is not installed; "
-        "to install it: python -m pip install 'unirnn[cli]'\n"
+        'to install it: python -m pip install "rich>=13" "typer>=0.16"\n'
     )
 
 
@@ -153,7 +158,7 @@ def test_an_error_is_one_line(run: Run) -> None:
     assert result.stdout == ""
     assert result.stderr == (
         "unirnn: GRUSpec(10, 16) on numpy, cpu, bfloat16: can't be built; "
-        "can't: numpy has no bfloat16 layers; it has float16, float32, float64\n"
+        "can't: numpy computes in float16, float32, float64, not in bfloat16\n"
     )
 
 
@@ -166,7 +171,7 @@ def test_backends(run: Run) -> None:
         backend = registry.load(name)
         line = next(line for line in output.splitlines() if line.startswith(name))
         assert backend.version() in line
-        assert all(dtype in line for dtype in backend.dtypes)
+        assert all(dtype in line for dtype in backend.support.dtypes)
         assert "cpu" in line
 
 
@@ -180,7 +185,7 @@ def test_backends_as_json(run: Run) -> None:
             "installed": True,
             "version": backend.version(),
             "devices": [str(device) for device in backend.devices()],
-            "dtypes": list(backend.dtypes),
+            "dtypes": list(backend.support.dtypes),
             "install": None,
             "error": None,
         }
@@ -199,16 +204,16 @@ def test_missing_and_broken_backends_are_shown(run: Run) -> None:
     assert "lost: RuntimeError: [driver] lost; in two lines" in lines
 
 
-def test_backends_afresh(third_parties: Path) -> None:
-    pytest.importorskip("typer", reason="the command needs the extra cli: python -m pip install 'unirnn[cli]'")
+def test_backends_in_a_new_process(third_parties: Path) -> None:
+    pytest.importorskip("typer", reason=NEEDS_CLI)
     before = "import sys; sys.modules.update(torch=None, mindspore=None)"
-    result = run_afresh("backends", "--json", path=third_parties, before=before)
+    result = run_in_new_process("backends", "--json", path=third_parties, before=before)
     assert result.returncode == 0, result.stderr
     entries = {entry["backend"]: entry for entry in json.loads(result.stdout)}
     assert entries["numpy"]["installed"]
     for name in ("torch", "mindspore"):
         assert not entries[name]["installed"]
-        assert entries[name]["install"] == f"python -m pip install 'unirnn[{name}]'"
+        assert entries[name]["install"] == registry.install_hint(name)
     assert entries["broken"]["error"] == "backend 'broken' fails to import: RuntimeError: no [driver]"
 
 
@@ -218,12 +223,15 @@ def test_backends_afresh(third_parties: Path) -> None:
 @pytest.mark.parametrize("backend", INSTALLED)
 def test_parity(run: Run, backend: str) -> None:
     lines = run("parity", "--backend", backend, *SMALL).stdout.splitlines()
-    assert lines[0].startswith("GRUSpec(10, 16), T = 5, B = 3, seed 0: ")
+    assert lines[:2] == [
+        "GRUSpec(10, 16), T = 5, B = 3, seed 0",
+        "Largest relative differences from the reference, unirnn.testing.oracle in float64:",
+    ]
     rows = [line.split() for line in lines if line.startswith(backend)]
     assert [(row[1], row[2], row[-1]) for row in rows] == [("cpu", dtype, "yes") for dtype in compared(backend)]
 
 
-def test_parity_of_a_spec_by_flags(run: Run) -> None:
+def test_parity_by_options(run: Run) -> None:
     flags = "rnn --input-size 2 --hidden-size 3 --num-layers 2 --bidirectional --batch-first --no-bias"
     more = "--nonlinearity relu --seed 7 --dtype float32 --dtype float16 --backend numpy --json"
     found = json.loads(run("parity", *flags.split(), *more.split(), *SMALL).stdout)
@@ -235,8 +243,45 @@ def test_parity_of_a_spec_by_flags(run: Run) -> None:
         ("numpy", "float16", 2e-2),
     ]
     assert [c["gradients"] is None for c in found["comparisons"]] == [False, True]
-    found = json.loads(run("parity", "gru", "--reset-before", "--backend", "numpy", "--json", *SMALL).stdout)
-    assert found["spec"]["reset_after"] is False
+
+
+@pytest.mark.parametrize("command", ["parity", "explain"])
+@pytest.mark.parametrize(
+    ("arguments", "spec"),
+    [
+        ([], GRUSpec(10, 16)),
+        (["lstm"], LSTMSpec(10, 16)),
+        (["gru", "-i", "3", "-H", "4", "-l", "2", "--reset-before"], GRUSpec(3, 4, 2, reset_after=False)),
+        (["LSTM", "--batch-first", "--no-bias"], LSTMSpec(10, 16, batch_first=True, bias=False)),
+        (["RNNSpec(3, 4, nonlinearity='relu')"], RNNSpec(3, 4, nonlinearity="relu")),
+        ([json.dumps(GRUSpec(3, 4).to_dict())], GRUSpec(3, 4)),
+        (
+            ["GRUSpec(3, 4, batch_first=True)", "-H", "5", "--bidirectional", "--time-first"],
+            GRUSpec(3, 5, bidirectional=True),
+        ),
+    ],
+)
+def test_a_spec_is_given_whole_or_by_options(run: Run, command: str, arguments: list[str], spec: RecurrentSpec) -> None:
+    small = SMALL if command == "parity" else []
+    output = run(command, *arguments, "-b", "numpy", *small).stdout
+    assert output.startswith(f"{spec!r}, T = 5" if command == "parity" else f"{spec!r} on numpy, ")
+
+
+@pytest.mark.skipif("mindspore" not in INSTALLED, reason="needs MindSpore")
+def test_parity_makes_mindspore_blocking_by_itself() -> None:
+    pytest.importorskip("typer", reason=NEEDS_CLI)
+    result = run_in_new_process("parity", "--backend", "mindspore", *SMALL)
+    assert result.returncode == 0, result.stderr
+    assert "launch_blocking" not in result.stderr
+
+
+@pytest.mark.usefixtures("with_third_parties")
+def test_parity_says_in_words_which_backends_are_left_out(run: Run) -> None:
+    lines = run("parity", *SMALL, status=1).stdout.splitlines()
+    assert "array_api: left out: it needs the option namespace of build, and can't be compared without one" in lines
+    assert any(
+        line.startswith("absent: left out: backend 'absent' needs a_framework_that_nobody_has") for line in lines
+    )
 
 
 @pytest.mark.usefixtures("with_third_parties")
@@ -244,14 +289,14 @@ def test_parity_finds_a_wrong_backend(run: Run) -> None:
     lines = run("parity", "--backend", "numpy", "--backend", "wrong", *SMALL, status=1).stdout.splitlines()
     verdicts = {line.split()[0]: line.split()[-1] for line in lines if line.startswith(("numpy ", "wrong "))}
     assert verdicts == {"numpy": "yes", "wrong": "no"}
-    # What the backend does differently stands below.
+    # Below the table stands what the backend declares to do differently.
     assert "wrong, cpu, float32: differs: adds 1e-3 to every number" in lines
 
 
-def test_parity_afresh(third_parties: Path) -> None:
+def test_parity_in_a_new_process(third_parties: Path) -> None:
     """Every installed backend, and those of third parties, in one process; nothing but JSON on standard output."""
-    pytest.importorskip("typer", reason="the command needs the extra cli: python -m pip install 'unirnn[cli]'")
-    result = run_afresh("parity", "--json", *SMALL, path=third_parties)
+    pytest.importorskip("typer", reason=NEEDS_CLI)
+    result = run_in_new_process("parity", "--json", *SMALL, path=third_parties)
     assert result.returncode == 1, result.stderr
     found = json.loads(result.stdout)
     within = {(c["backend"], c["dtype"]): c["within"] for c in found["comparisons"]}
@@ -266,16 +311,16 @@ def test_parity_afresh(third_parties: Path) -> None:
 
 
 @pytest.mark.usefixtures("run")
-def test_a_difference_that_json_cannot_hold_is_null() -> None:
-    from unirnn import Device, cli
+def test_parity_prints_nan_as_null_in_json() -> None:
+    from unirnn import Device
+    from unirnn.cli.parity import _comparison
     from unirnn.testing import parity
 
-    comparison = parity.Comparison("numpy", Device("cpu"), "float32", float("nan"), float("inf"), None)
-    found = cli._comparison(comparison)
+    found = _comparison(parity.Comparison("numpy", Device("cpu"), "float32", float("nan"), float("inf"), None))
     assert (found["output"], found["state"], found["gradients"], found["within"]) == (None, None, None, False)
 
 
-def test_parity_on_a_terminal_has_colour_and_loses_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parity_on_a_narrow_terminal_is_coloured_and_complete(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "40")
     output = run("parity", "--backend", "numpy", *SMALL).stdout
@@ -291,6 +336,7 @@ def test_parity_on_a_terminal_has_colour_and_loses_nothing(run: Run, monkeypatch
         (["--backend", "broken"], "backend 'broken' fails to import"),
         (["--backend", "nope"], "backend: given 'nope', expected one of "),
         (["--backend", "array_api"], "namespace: given None"),
+        (["qrnn"], "SPEC: given 'qrnn', expected RNN, GRU or LSTM"),
         (["--dtype", "float31"], "dtype: given 'float31'"),
         (["--nonlinearity", "relu"], "GRU: unknown argument 'nonlinearity'"),
         (["lstm", "--reset-before"], "LSTM: unknown argument 'reset_after'"),
@@ -312,11 +358,24 @@ def test_parity_refuses(run: Run, arguments: list[str], message: str) -> None:
 def test_explain_what_can_be_built(run: Run) -> None:
     result = run("explain", repr(GRUSpec(10, 16, num_layers=2)), "--backend", "numpy")
     told = explain(GRUSpec(10, 16, num_layers=2), "numpy")
-    assert result.stdout == f"{told}\n"
-    assert result.stdout.splitlines()[:2] == [
-        "GRUSpec(10, 16, num_layers=2) on numpy, cpu, float32: no limits",
-        "  kernel plain: inference (T <= 4)",
-    ]
+    assert result.stdout == f"{told}\n" == "GRUSpec(10, 16, num_layers=2) on numpy, cpu, float32: no limits\n"
+
+
+def test_explain_describes_kernels_on_request(run: Run) -> None:
+    spec = GRUSpec(10, 16)
+    lines = run("explain", "--backend", "numpy", "--kernels").stdout.splitlines()
+    assert lines[0] == str(explain(spec, "numpy"))
+    assert lines[1:] == [f"  {sentence}" for sentence in explain(spec, "numpy").kernel_sentences]
+    assert lines[1] == '  kernel="auto" takes reference in these cases: inference (T <= 4).'
+
+
+def test_explain_wraps_between_words(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    sentences = " ".join(explain(GRUSpec(10, 16), "numpy").kernel_sentences)
+    _, *lines = run("explain", "--backend", "numpy", "--kernels").stdout.splitlines()
+    assert max(map(len, lines)) <= 40
+    assert " ".join(" ".join(lines).split()) == sentences
 
 
 def test_explain_what_cannot_be_built(run: Run) -> None:
@@ -324,9 +383,7 @@ def test_explain_what_cannot_be_built(run: Run) -> None:
     result = run("explain", spec, "--backend", "numpy", "--device", "npu:1", "--dtype", "bfloat16", status=1)
     assert result.stdout.splitlines() == [
         "LSTMSpec(3, 4, proj_size=2) on numpy, ascend:1, bfloat16: can't be built",
-        "  can't: numpy has no bfloat16 layers; it has float16, float32, float64",
-        "  can't: numpy runs on cpu only, not on ascend",
-        "  can't: numpy has no proj_size (given 2); torch has",
+        "  can't: numpy has no LSTM with proj_size=2",
     ]
 
 
@@ -366,8 +423,8 @@ SPECS = [
 
 @pytest.mark.usefixtures("run")
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
-def test_a_spec_is_read_from_what_python_prints_and_from_json(spec: RecurrentSpec) -> None:
-    from unirnn.cli import parse_spec
+def test_parse_spec_reads_a_repr_and_json(spec: RecurrentSpec) -> None:
+    from unirnn.cli.specs import parse_spec
 
     assert parse_spec(repr(spec)) == spec
     assert parse_spec(f"  unirnn.{spec!r}\n") == spec
@@ -375,8 +432,8 @@ def test_a_spec_is_read_from_what_python_prints_and_from_json(spec: RecurrentSpe
 
 
 @pytest.mark.usefixtures("run")
-def test_every_spelling_of_a_spec_is_read() -> None:
-    from unirnn.cli import parse_spec
+def test_every_spelling_of_an_argument_is_read() -> None:
+    from unirnn.cli.specs import parse_spec
 
     assert parse_spec("GRUSpec(10, hidden_size=16, has_bias=False)") == GRUSpec(10, 16, bias=False)
     assert parse_spec("GRUSpec(10, 16, 2)") == GRUSpec(10, 16, 2)
@@ -405,8 +462,8 @@ def test_every_spelling_of_a_spec_is_read() -> None:
         "GRUSpec(3, 0)",
     ],
 )
-def test_what_is_no_spec_is_refused_and_never_evaluated(text: str) -> None:
-    from unirnn.cli import parse_spec
+def test_other_expressions_are_refused_and_not_evaluated(text: str) -> None:
+    from unirnn.cli.specs import parse_spec
 
     with pytest.raises(SpecError):
         parse_spec(text)
@@ -415,7 +472,7 @@ def test_what_is_no_spec_is_refused_and_never_evaluated(text: str) -> None:
 @pytest.mark.usefixtures("run")
 @pytest.mark.parametrize("text", ["GRUSpec(3, 4, units=2)", "GRUSpec(3, '4')", "GRUSpec(3, 4, bias=1, has_bias=1)"])
 def test_a_wrong_argument_is_named(text: str) -> None:
-    from unirnn.cli import parse_spec
+    from unirnn.cli.specs import parse_spec
 
     with pytest.raises(ArgumentError):
         parse_spec(text)
@@ -442,7 +499,7 @@ def test_names(run: Run, cell: str) -> None:
     assert rows(run("names").stdout, cell) == expected
 
 
-def test_names_are_whole_in_a_pipe(run: Run) -> None:
+def test_names_are_not_cut_off_in_a_pipe(run: Run) -> None:
     english, chinese = run("names", "GRU").stdout, run("names", "GRU", "--language", "zh").stdout
     for row in names.arguments("GRU", "constructor"):
         assert row.difference in english

@@ -24,10 +24,10 @@ Run = Callable[..., "Result"]
 @pytest.fixture
 def run() -> Run:
     """Runs the command in this process."""
-    pytest.importorskip("typer", reason="the command needs the extra cli: python -m pip install 'unirnn[cli]'")
+    pytest.importorskip("typer", reason="the command needs typer and rich")
     from typer.testing import CliRunner
 
-    from unirnn.cli import app
+    from unirnn.cli.app import app
 
     def run(*arguments: str, status: int = 0) -> "Result":
         result = CliRunner().invoke(app, arguments)
@@ -57,7 +57,7 @@ def test_show_a_snapshot(run: Run, tmp_path: Path, suffix: str) -> None:
     snapshot_of(GRU).save(path)
     lines = [line.rstrip() for line in run("show", str(path)).stdout.splitlines()]
     assert lines[:4] == [
-        f"{path}: unirnn snapshot, {suffix[1:]}, format 1",
+        f"{path}: unirnn snapshot, {suffix[1:]}, format 2",
         "GRUSpec(2, 3, batch_first=True)",
         "63 parameters, 252 bytes",
         "",
@@ -76,13 +76,13 @@ def test_show_a_snapshot_as_json(run: Run, tmp_path: Path, suffix: str) -> None:
     snapshot_of(GRU).save(path)
     found = json.loads(run("show", str(path), "--json").stdout)
     (layer,) = found.pop("layers")
-    assert found == {"file": str(path), "format": suffix[1:], "version": 1}
+    assert found == {"file": str(path), "format": suffix[1:], "version": 2}
     assert RecurrentSpec.from_dict(layer["spec"]) == GRU
     assert (layer["prefix"], layer["error"], layer["parameters"], layer["bytes"]) == ("", None, 63, 252)
     assert layer["weights"][0] == {"name": "weight_ih_l0", "shape": [9, 2], "dtype": "float32"}
 
 
-def test_show_the_layers_of_somebody_else(run: Run, tmp_path: Path) -> None:
+def test_show_the_layers_of_another_checkpoint(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     write_several(path)
     output = run("show", str(path)).stdout
@@ -115,7 +115,7 @@ def test_show_a_file_without_a_layer(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["show"], ["convert", "--prefix", "a", "out.safetensors"]])
-def test_what_is_no_file_to_read(run: Run, tmp_path: Path, command: list[str]) -> None:
+def test_files_that_cannot_be_read(run: Run, tmp_path: Path, command: list[str]) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     for name, message in {
         "absent.npz": "[Errno 2] No such file or directory",
@@ -126,6 +126,14 @@ def test_what_is_no_file_to_read(run: Run, tmp_path: Path, command: list[str]) -
         assert result.stdout == ""
         assert result.stderr.startswith(f"unirnn: {message}")
         assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["show", "convert"])
+def test_without_arguments_the_help_is_shown(run: Run, command: str) -> None:
+    output = run(command, status=2).output
+    assert "Usage" in output
+    assert ".safetensors" in output
+    assert "--help" in output
 
 
 # ---- unirnn convert ------------------------------------------------------------------------------
@@ -161,7 +169,7 @@ def test_convert_one_layer_of_several(run: Run, tmp_path: Path) -> None:
     assert files.load(target) == snapshot_of(GRUSpec(2, 3)).cast("float64")
 
 
-def test_convert_what_the_file_does_not_say(run: Run, tmp_path: Path) -> None:
+def test_convert_with_a_spec_for_what_the_file_does_not_say(run: Run, tmp_path: Path) -> None:
     source, target = tmp_path / "a.npz", tmp_path / "b.safetensors"
     write_several(source)
     arguments = ["convert", str(source), str(target), "--prefix", "old."]
@@ -184,7 +192,7 @@ def test_convert_what_the_file_does_not_say(run: Run, tmp_path: Path) -> None:
         (["absent/out.safetensors"], "[Errno 2] No such file or directory: 'absent/out.safetensors'\n"),
     ],
 )
-def test_what_cannot_be_converted(
+def test_convert_refuses(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

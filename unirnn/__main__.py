@@ -2,20 +2,20 @@
 
 import sys
 
+from unirnn.registry import install_hint
+
 __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command; if what it is made of is not installed, say what installs it, and exit with 1."""
+    """Run the command; if typer or rich is not installed, say how to install them, and exit with 1."""
     try:
-        from unirnn.cli import app
+        from unirnn.cli.app import app
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("typer", "rich"):
             raise
-        sys.exit(
-            f"unirnn: the command needs {error.name}, which is not installed; "
-            "to install it: python -m pip install 'unirnn[cli]'"
-        )
+        sys.exit(f"unirnn: the command needs {missing}, which is not installed; to install it: {install_hint('cli')}")
     app()
 
 

@@ -19,7 +19,7 @@ __all__ = ["Explanation", "build", "explain"]
 class Explanation:
     """The limits of one spec on one backend, device and dtype, and the kernels that it has there.
 
-    Printed, it is a text of a line a limit and a kernel; iterated, the limits.
+    Printed, it is a text with a line for each limit; iterating over it gives the limits.
     """
 
     spec: Spec
@@ -47,7 +47,29 @@ class Explanation:
             head += "no limits"
         else:
             head += "works, with differences" if self.builds else "can't be built"
-        return "\n".join([head, *(f"  {line}" for line in (*self.limits, *self.kernels))])
+        return "\n".join([head, *(f"  {limit}" for limit in self.limits)])
+
+    @property
+    def kernel_sentences(self) -> tuple[str, ...]:
+        """For each kernel a sentence that says when it runs; the first that fits a call counts.
+
+        Examples
+        --------
+        >>> import unirnn
+        >>> print(*unirnn.explain(unirnn.GRUSpec(10, 16), "numpy").kernel_sentences[:1])
+        kernel="auto" takes reference in these cases: inference (T <= 4).
+        """
+        return tuple(map(_sentence, self.kernels))
+
+
+def _sentence(kernel: Kernel) -> str:
+    if kernel.when == "always":
+        return f'kernel="auto" always takes {kernel.name}.'
+    if kernel.when in ("else", "otherwise"):
+        return f'In all other cases kernel="auto" takes {kernel.name}.'
+    if kernel.when == "by name only":
+        return f'{kernel.name} runs only if it is asked for by name: kernel="{kernel.name}".'
+    return f'kernel="auto" takes {kernel.name} in these cases: {kernel.when}.'
 
 
 def explain(spec: Spec, backend: str | None = None, device: Any = None, *, dtype: Any = "float32") -> Explanation:

@@ -1,8 +1,8 @@
 """The registry: which backends there are, and importing one the first time that it is asked for.
 
-A backend is an entry point of the group ``unirnn.backends``; unirnn's own come through the same door as
-anybody else's. The entry point's name is the backend's name; it loads an object that is a
-`unirnn.contract.backend.Backend`. Until a backend is asked for, it is a string.
+A backend is an entry point of the group ``unirnn.backends``; unirnn's own backends are found in the same way as those
+of third parties. The entry point's name is the backend's name, and loading it gives a
+`unirnn.contract.backend.Backend`. Nothing is imported before a backend is asked for.
 """
 
 import functools
@@ -17,13 +17,23 @@ import numpy as np
 from unirnn.errors import BrokenBackendError, MissingBackendError, UnknownBackendError
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
+    from importlib.metadata import Distribution, EntryPoint
 
     from numpy.typing import NDArray
 
     from unirnn.contract.backend import Backend
 
-__all__ = ["backends", "default_backend", "install_hint", "load", "loaded", "of", "packages", "to_numpy", "use_backend"]
+__all__ = [
+    "backends",
+    "backends_for",
+    "default_backend",
+    "install_hint",
+    "load",
+    "loaded",
+    "packages",
+    "to_numpy",
+    "use_backend",
+]
 
 GROUP = "unirnn.backends"
 _loaded: "dict[str, Backend]" = {}
@@ -50,7 +60,7 @@ def backends() -> tuple[str, ...]:
 
 
 def loaded() -> "tuple[Backend, ...]":
-    """The backends whose packages are imported, through the registry or otherwise (by unpickling a module)."""
+    """The backends whose packages are imported already, by the registry or otherwise (unpickling a module does)."""
     return tuple(
         load(name) for name, entry in _entry_points().items() if name in _loaded or entry.module in sys.modules
     )
@@ -68,15 +78,21 @@ def packages(obj: Any) -> set[str]:
     return {kind.__module__.partition(".")[0] for kind in type(obj).__mro__}
 
 
-def of(obj: Any) -> "tuple[Backend, ...]":
-    """The backends that may know an object: those with the name of a package of its classes, and those loaded."""
+def backends_for(obj: Any) -> "tuple[Backend, ...]":
+    """The backends that may know an object: those named like a package of its classes, then all that are loaded.
+
+    Examples
+    --------
+    >>> backends_for(np.zeros(3))[0].name
+    'numpy'
+    """
     own = packages(obj)
     named = tuple(load(name) for name in _entry_points() if name in own)
     return tuple(dict.fromkeys((*named, *loaded())))
 
 
 def to_numpy(array: Any) -> "NDArray[Any]":
-    """An array or a tensor of whichever framework, on whichever device, as NumPy's.
+    """Convert an array or a tensor of any framework, on any device, to a NumPy array.
 
     Examples
     --------
@@ -84,9 +100,9 @@ def to_numpy(array: Any) -> "NDArray[Any]":
     array([1., 2.])
     """
     own = packages(array)
-    for room in of(array):
-        if room.name in own:
-            return room.to_numpy(array)
+    for backend in backends_for(array):
+        if backend.name in own:
+            return backend.to_numpy(array)
     return np.asarray(array)
 
 
@@ -97,12 +113,47 @@ def _entry_point(name: str, argument: str = "backend") -> "EntryPoint":
     return entry
 
 
-def install_hint(name: str, missing: str | None = None) -> str:
-    """The command that installs what a backend needs."""
-    entry = _entry_point(name)
-    extras = entry.dist.metadata.get_all("Provides-Extra", []) if entry.dist else []
-    wanted = f"'{entry.dist.name}[{name}]'" if entry.dist and name in extras else missing or name
-    return f"python -m pip install {wanted}"
+def install_hint(extra: str, missing: str | None = None) -> str:
+    """The command that installs what a backend, or an extra of unirnn, needs.
+
+    It names the requirements themselves: unlike ``pip install 'unirnn[torch]'``, that works wherever unirnn was
+    installed from.
+
+    Parameters
+    ----------
+    extra
+        The name of a backend, whose distribution may have an extra of that name, or of an extra of unirnn.
+    missing
+        What to install if there is no such extra.
+
+    Examples
+    --------
+    >>> install_hint("torch")
+    'python -m pip install "torch>=2.4"'
+    """
+    from importlib import metadata
+
+    entry = _entry_points().get(extra)
+    try:
+        found = _requirements(entry.dist if entry and entry.dist else metadata.distribution("unirnn"), extra)
+    except metadata.PackageNotFoundError:  # a source tree that is not installed
+        found = []
+    wanted = found or [missing or extra]
+    return " ".join(["python -m pip install", *(f'"{one}"' if set(one) & set("<>=;[ ") else one for one in wanted)])
+
+
+def _requirements(distribution: "Distribution", extra: str) -> list[str]:
+    """What an extra adds to a distribution; a limit on Python's version is shown only if this Python is beyond it."""
+    import re
+
+    found = []
+    for line in distribution.requires or ():
+        requirement, _, marker = line.partition(";")
+        if re.search(rf"""extra == ['"]{extra}['"]""", marker):
+            newest = re.search(r"""python_version < ['"]3\.(\d+)['"]""", marker)
+            is_too_new = newest is not None and sys.version_info >= (3, int(newest[1]))
+            found.append(f"{requirement}; {newest[0]}" if newest and is_too_new else requirement)
+    return found
 
 
 def load(name: str) -> "Backend":
@@ -120,39 +171,46 @@ def load(name: str) -> "Backend":
     MissingBackendError
         If a module that it needs is not installed; the message says which command installs it.
     BrokenBackendError
-        If its import fails in any other way; the cause is chained.
+        If its import fails in any other way, with the cause chained, or does not give a `Backend`.
     """
     if isinstance(name, str) and name in _loaded:
         return _loaded[name]
     entry = _entry_point(name)
     try:
-        backend: Backend = entry.load()
+        backend = entry.load()
     except ModuleNotFoundError as error:
         raise MissingBackendError(
             f"backend {name!r} needs {error.name}, which is not installed; "
             f"to install it: {install_hint(name, error.name)}",
             name=error.name,
         ) from error
-    except Exception as error:  # whatever a third party's import raises concerns that backend alone
+    except Exception as error:  # any error of one backend must not stop the others
         raise BrokenBackendError(f"backend {name!r} fails to import: {type(error).__name__}: {error}") from error
+    from unirnn.contract.backend import Backend  # here, since importing unirnn needs none of it
+
+    if not isinstance(backend, Backend):
+        raise BrokenBackendError(
+            f"backend {name!r}: {entry.value} is {type(backend).__qualname__} {backend!r}, expected an instance of a "
+            "subclass of unirnn.contract.backend.Backend"
+        )
     _loaded[name] = backend
     return backend
 
 
 def default_backend() -> str:
-    """The backend of a `build` that names none: `use_backend`, else ``UNIRNN_BACKEND``, else ``numpy``.
+    """The backend of a `build` that names none: that of `use_backend`, else of ``UNIRNN_BACKEND``, else ``numpy``.
 
     Raises
     ------
     UnknownBackendError
-        If ``UNIRNN_BACKEND`` names none.
+        If no backend has the name that ``UNIRNN_BACKEND`` gives.
     """
     chosen = _scoped.get() or (_chosen[-1].name if _chosen else None)
     return chosen or _entry_point(os.environ.get("UNIRNN_BACKEND") or "numpy", "UNIRNN_BACKEND").name
 
 
 class use_backend:  # noqa: N801 - used as a function, and with `with`
-    """Set the default backend: of the process, or, with ``with``, of the block, in this thread or task alone.
+    """Set the default backend of the process, or, in a ``with`` statement, of the block in this thread or task.
 
     Parameters
     ----------
@@ -178,7 +236,7 @@ class use_backend:  # noqa: N801 - used as a function, and with `with`
         _chosen.append(self)
 
     def __enter__(self) -> "use_backend":
-        if self in _chosen:  # of the block, then, and not of the process
+        if self in _chosen:  # the default of the block, then, not of the process
             _chosen.remove(self)
         self._tokens.append(_scoped.set(self.name))
         return self

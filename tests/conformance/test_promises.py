@@ -13,12 +13,12 @@ from cases import CASES, KINDS, RAGGED, Batch, Case, available, built, cases, in
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from oracle import derivative
 from subjects import Subject, close, gradients
 
 import unirnn
 from unirnn import LSTMSpec, RecurrentSpec, RNNSpec, Snapshot
 from unirnn.contract.call import join_state, state_parts
+from unirnn.testing.oracle import derivative
 
 Results = tuple[NDArray[Any], tuple[NDArray[Any], ...]]
 

@@ -16,12 +16,12 @@ from every_spec import KINDS, specs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from oracle import recurrent
 from subjects import close
 
 import unirnn
 from unirnn import Device, GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors
 from unirnn.files import onnx_writer
+from unirnn.testing.oracle import recurrent
 
 STEPS = 6
 
@@ -338,7 +338,7 @@ except ImportError as error:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == (
         f"backend 'onnxruntime' needs {missing}, which is not installed; "
-        "to install it: python -m pip install 'unirnn[onnxruntime]'\n"
+        'to install it: python -m pip install "onnx>=1.16" "onnxruntime>=1.17"\n'
     )
 
 

@@ -135,7 +135,7 @@ for action in (lambda: onnx_writer.emit(snapshot.spec, snapshot.weights), lambda
 """
     words = "reading and writing .onnx needs onnx, which is not installed; to install it: "
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [words + "python -m pip install 'unirnn[onnx]'"] * 2
+    assert done.stdout.splitlines() == [words + 'python -m pip install "onnx>=1.16"'] * 2
 
 
 # ---- models of other programs -----------------------------------------------------------------------------

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from oracle import recurrent
 from subjects import Subject
 
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
+from unirnn.testing.oracle import recurrent
 
 KINDS: dict[str, tuple[type[RecurrentSpec], dict[str, Any]]] = {
     "RNN-tanh": (RNNSpec, {"nonlinearity": "tanh"}),

@@ -1,3 +1,1 @@
-from .app import app, parse_spec
-
-__all__ = ["app", "parse_spec"]
+"""The command ``unirnn``: a module for each group of its commands, and `unirnn.cli.app`, which has them all."""

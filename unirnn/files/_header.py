@@ -56,7 +56,7 @@ def spec_from_metadata(metadata: Mapping[str, str]) -> RecurrentSpec | None:
         if version > FORMAT:
             raise FileError(
                 f"unirnn: given format {version}, newer than {FORMAT}, which this unirnn reads; "
-                "to upgrade it: python -m pip install --upgrade unirnn"
+                "read it with a newer version of unirnn"
             )
         if values.keys() != {"format", "spec"} or not isinstance(values["spec"], dict):
             raise ValueError("expected a format and a spec")

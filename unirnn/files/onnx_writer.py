@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import unirnn
+from unirnn import registry
 from unirnn.contract.weights import Array
 from unirnn.errors import LimitError, MissingBackendError
 from unirnn.files._header import spec_to_metadata
@@ -39,7 +40,7 @@ def import_onnx() -> Any:
     except ModuleNotFoundError as error:
         raise MissingBackendError(
             "reading and writing .onnx needs onnx, which is not installed; "
-            "to install it: python -m pip install 'unirnn[onnx]'",
+            f"to install it: {registry.install_hint('onnx')}",
             name="onnx",
         ) from error
     return onnx

@@ -29,6 +29,7 @@ from unirnn.kernels import by_numpy, threads
 from unirnn.kernels.directions import Direction, Weights
 from unirnn.kernels.packing import Packing
 from unirnn.kernels.threads import Threads
+from unirnn.registry import install_hint
 from unirnn.specs import GRUSpec, RecurrentSpec
 
 __all__ = ["Pullback", "Weights", "check_numba", "compiled_cell", "direction", "has_numba", "recurrent"]
@@ -57,7 +58,7 @@ def check_numba(spec: RecurrentSpec) -> None:
     missing = [package for package in _NEEDED if not _is_installed(package)]
     if missing:
         lacking = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
-        raise LimitError(f"kernel: given 'numba', but {lacking}: pip install 'unirnn[numba]'")
+        raise LimitError(f"kernel: given 'numba', but {lacking}; to install: {install_hint('numba')}")
     if _compiled_cells() is None:
         raise LimitError(f"kernel: given 'numba', which is installed, but can't be imported ({_broken[0]})")
 

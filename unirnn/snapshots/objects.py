@@ -173,7 +173,7 @@ def _read(obj: Any) -> tuple[_Reader, Snapshot]:
     """The snapshot of a module, and what read it."""
     packages = registry.packages(obj)
     readers: list[_Reader] = [module for module in (keras, flax) if module.name in packages]
-    for reader in (*readers, *registry.of(obj)):
+    for reader in (*readers, *registry.backends_for(obj)):
         found = reader.read(obj)
         if found is not None:
             return reader, Snapshot(*found)

@@ -1,16 +1,16 @@
 """Parity: whether backends compute the same numbers.
 
-Each backend builds one spec with the same weights, runs the same ragged batch, and is held against an
-oracle, the ``numpy`` backend in float64. Only the members of `unirnn.contract.backend.Backend` are used, so that a
-third party's backend is compared like any other.
+Each backend builds one spec with the same weights, runs the same ragged batch, and is compared with
+`unirnn.testing.oracle`, which computes in float64 and shares no code with any backend. Only the members of
+`unirnn.contract.backend.Backend` are used, so a third party's backend is compared like any other.
 
-What is compared is the computation, not the rounding of what goes into it: weights and batch are drawn
-once, rounded to the dtype under test, and the oracle takes those very numbers. The batch is a hard one:
-lengths in no order, one of them 0 and one T, an initial state that is not zero, and NaN in the padding.
+What is compared is the computation, not the rounding of its inputs: weights and batch are drawn once and rounded to the
+dtype under test, and the oracle gets the rounded numbers. The batch is a hard one: its lengths are in no order, one of
+them is 0 and one is T, the initial state is not zero, and the padding is NaN.
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -20,28 +20,26 @@ from numpy.typing import NDArray
 
 from unirnn import registry
 from unirnn.contract import weights as _weights
-from unirnn.contract.backend import Backend
+from unirnn.contract.backend import Backend, leaves
 from unirnn.contract.call import join_state, state_parts
 from unirnn.devices import Device, dtype_name
 from unirnn.errors import ArgumentError, BackendError, ShapeError, UnirnnError
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.specs import RecurrentSpec, RNNSpec
+from unirnn.testing import oracle
 
 __all__ = ["TOLERANCES", "Comparison", "Note", "Parity", "compare"]
 
 Array = NDArray[Any]
-
-ORACLE = "numpy"
-"""The backend that computes the reference, in float64."""
 
 TOLERANCES: Mapping[str, float] = MappingProxyType(
     {"float64": 1e-12, "float32": 1e-5, "float16": 2e-2, "bfloat16": 1.6e-1}
 )
 """The largest relative difference that is within tolerance, by dtype.
 
-Those of float64 and float32 are unirnn's promise. Those of float16 and bfloat16 are twenty times the
-dtype's epsilon: a framework may round after each operation, and torch's gradients on a CPU, which do, are
-up to six epsilons away at T = 100.
+Those of float64 and float32 are what unirnn promises. Those of float16 and bfloat16 are twenty times the dtype's
+epsilon, since a framework may round after each operation: torch does in its gradients on a CPU, which are up to six
+epsilons off at T = 100.
 """
 
 
@@ -49,8 +47,8 @@ up to six epsilons away at T = 100.
 class Comparison:
     """How far one backend is from the oracle, on one device and in one dtype.
 
-    A difference is relative: of an array, the largest absolute difference by the oracle's largest absolute
-    value; of several arrays, the largest of theirs; NaN where the backend computes a NaN.
+    The difference of an array is its largest absolute difference, divided by the oracle's largest absolute value.
+    The difference of several arrays is the largest of theirs. It is NaN where the backend computes a NaN.
 
     Parameters
     ----------
@@ -59,13 +57,13 @@ class Comparison:
     device
         Where it ran: the backend's default device.
     dtype
-        The name of the dtype in which it ran.
+        The name of the dtype in which it computed.
     output, state
         Differences of the output and of the final state.
     gradients
         Difference of the gradients with respect to the input, the initial state and each weight. None if the
-        backend is not differentiable, or if the cell is a relu RNN in half precision: the slope of a relu
-        jumps at 0, and there the rounding decides on which side a value is.
+        backend has no gradients, or for a relu RNN in half precision: the slope of a relu jumps at 0, where rounding
+        decides on which side a value is.
     """
 
     backend: str
@@ -77,7 +75,7 @@ class Comparison:
 
     @property
     def tolerance(self) -> float:
-        """What each difference may be; see `TOLERANCES`."""
+        """The largest difference that is allowed; see `TOLERANCES`."""
         return TOLERANCES[self.dtype]
 
     @property
@@ -89,14 +87,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Note:
-    """Why there is no comparison of a backend.
+    """Why a backend was not compared.
 
     Parameters
     ----------
     backend
         The backend's name.
     reason
-        What it said.
+        The reason, in words.
     """
 
     backend: str
@@ -105,7 +103,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Parity:
-    """What `compare` found; iterated, the comparisons.
+    """The result of `compare`; iterating over it gives the comparisons.
 
     Parameters
     ----------
@@ -114,10 +112,10 @@ class Parity:
     comparisons
         One for each backend and dtype that ran.
     left_out
-        What was not asked for by name, and can't be built here: a backend that is not installed or is broken,
-        lacks a dtype, or needs further options.
+        The backends that nobody named and that can't be compared here: one is not installed or broken, lacks the spec
+        or a dtype, or needs further options of `Spec.build`.
     failures
-        What was built and then raised an error, or gave an array of the wrong shape.
+        The backends that raised an error, or returned an array of the wrong shape.
     """
 
     spec: RecurrentSpec
@@ -148,11 +146,11 @@ def compare(
     Parameters
     ----------
     spec
-        What to build; its ``dropout`` is taken as 0, since what it drops is each framework's own.
+        What to build. Its ``dropout`` is taken as 0, since each framework drops other elements.
     backends
-        Their names; None is every registered one that is installed and builds without further options.
+        Their names; None: every registered backend that is installed and builds without further options.
     dtypes
-        Names of dtypes; None is float32, and float64 where the backend has it.
+        Names of dtypes; None: float32, and float64 where the backend has it.
     steps, batch_size
         T and B of the batch.
     seed
@@ -161,14 +159,14 @@ def compare(
     Returns
     -------
     Parity
-        The comparisons, and what was left out.
+        The comparisons, and which backends were left out.
 
     Raises
     ------
     BackendError
-        If a backend that was asked for by name can't be had.
+        If a backend that was named is unknown, not installed or broken.
     ArgumentError, DeviceError, LimitError
-        If a backend that was asked for by name can't build the spec; LimitError also if the oracle can't.
+        If a backend that was named can't build the spec.
     ShapeError
         If ``steps`` or ``batch_size`` is less than 1.
 
@@ -181,57 +179,64 @@ def compare(
     """
     if steps < 1 or batch_size < 1:
         raise ShapeError(f"steps, batch_size: given {steps}, {batch_size}, expected at least 1 each")
-    by_name = backends is not None
     asked = None if dtypes is None else tuple(dict.fromkeys(dtype_name(dtype) for dtype in dtypes))
     spec = RecurrentSpec.from_dict({**spec.to_dict(), "dropout": 0.0})
-
-    comparisons: list[Comparison] = []
     left_out: list[Note] = []
-    failures: list[Note] = []
     loaded: dict[str, Backend] = {}
     for name in registry.backends() if backends is None else backends:
         try:
             loaded[name] = registry.load(name)
         except BackendError as error:
-            if by_name:
+            if backends is not None:
                 raise
             left_out.append(Note(name, str(error)))
 
     @functools.cache
     def prepare(dtype: str) -> tuple[_Trial, _Results]:
         trial = _draw(spec, dtype, steps, batch_size, seed)
-        reference = _reference(trial)
-        if isinstance(spec, RNNSpec) and spec.nonlinearity == "relu" and dtype in ("float16", "bfloat16"):
-            reference = reference._replace(gradients=None)
-        return trial, reference
+        return trial, _reference(trial, dtype)
 
-    for name, room in loaded.items():
-        for dtype in asked or tuple(d for d in ("float32", "float64") if d in room.support.dtypes):
+    comparisons: list[Comparison] = []
+    failures: list[Note] = []
+    for name, backend in loaded.items():
+        for dtype in asked or tuple(d for d in ("float32", "float64") if d in backend.support.dtypes):
             trial, reference = prepare(dtype)
             try:
-                device = room.default_device()
-                module = trial.snapshot.build(name, device=device, dtype=dtype)
+                device = backend.default_device()
+                module = Snapshot(spec, trial.weights).build(name, device=device, dtype=dtype)
             except UnirnnError as error:
-                # float64 may be tried unasked, and be a limit on this device.
-                if by_name and (asked or dtype == "float32"):
+                # float64 is tried even where nobody asked for it, and may be a limit of this device.
+                if backends is not None and (asked or dtype == "float32"):
                     raise
-                left_out.append(Note(name, str(error)))
+                left_out.append(Note(name, _why_not_built(backend, error)))
                 continue
             except Exception as error:
                 failures.append(_failure(name, dtype, error))
                 continue
             try:
-                comparisons.append(_compare(_run(room, module, trial), reference, name, device, dtype))
-            except Exception as error:  # whatever it raises is a finding, and concerns this backend alone
+                comparisons.append(_compare(_run(backend, module, trial), reference, name, device, dtype))
+            except Exception as error:  # any error of one backend is a finding, and must not stop the others
                 failures.append(_failure(name, dtype, error))
     # A backend that builds in no dtype says so once.
     return Parity(spec, tuple(comparisons), tuple(dict.fromkeys(left_out)), tuple(failures))
 
 
-class _Trial(NamedTuple):
-    """What every backend gets, in the numbers of one dtype; bfloat16, which NumPy lacks, is held in float32."""
+def _why_not_built(backend: Backend, error: UnirnnError) -> str:
+    for option in backend.options:
+        if isinstance(error, ArgumentError) and str(error).startswith(f"{option}: given None"):
+            return f"it needs the option {option} of build, and can't be compared without one"
+    return str(error)
 
-    snapshot: Snapshot
+
+def _failure(name: str, dtype: str, error: Exception) -> Note:
+    return Note(name, f"{dtype}: {type(error).__name__}: {error}")
+
+
+class _Trial(NamedTuple):
+    """What every backend gets, rounded to one dtype; NumPy lacks bfloat16, whose numbers are in float32."""
+
+    spec: RecurrentSpec
+    weights: dict[str, Array]
     input: Array
     hx: tuple[Array, ...]
     seq_length: NDArray[np.int64]
@@ -240,7 +245,7 @@ class _Trial(NamedTuple):
 
 
 class _Results(NamedTuple):
-    """Arrays by name; ``gradients`` is None where there are none to compare."""
+    """Arrays by name; ``gradients`` is None if there are none to compare."""
 
     output: dict[str, Array]
     state: dict[str, Array]
@@ -249,7 +254,7 @@ class _Results(NamedTuple):
 
 def _draw(spec: RecurrentSpec, dtype: str, steps: int, batch_size: int, seed: int) -> _Trial:
     weights = {name: _round(array, dtype) for name, array in _weights.draw(spec, seed).items()}
-    # A stream of its own, so that the batch repeats none of the numbers that made the weights.
+    # Another stream, so that the batch repeats none of the numbers of the weights.
     generator = np.random.default_rng([seed, 2])
 
     def normal(shape: tuple[int, ...]) -> Array:
@@ -264,7 +269,8 @@ def _draw(spec: RecurrentSpec, dtype: str, steps: int, batch_size: int, seed: in
         input, output_shape = input.swapaxes(0, 1), (batch_size, steps, output_shape[2])
     state_shapes = tuple(spec.state_shapes(batch_size).values())
     return _Trial(
-        Snapshot(spec, weights),
+        spec,
+        weights,
         input,
         tuple(normal(shape) for shape in state_shapes),
         seq_length,
@@ -280,30 +286,41 @@ def _round(array: Array, dtype: str) -> Array:
     return np.ldexp(np.rint(mantissa * 256) / 256, exponent)  # 8 significant bits
 
 
-def _reference(trial: _Trial) -> _Results:
+def _reference(trial: _Trial, dtype: str) -> _Results:
+    """The oracle's results from the trial's numbers."""
+
     def exact(array: Array) -> Array:
         return array.astype(np.float64)
 
-    in_float64 = trial._replace(
-        input=exact(trial.input),
-        hx=tuple(map(exact, trial.hx)),
-        d_output=exact(trial.d_output),
-        d_state=tuple(map(exact, trial.d_state)),
-    )
-    return _run(registry.load(ORACLE), trial.snapshot.build(ORACLE, dtype="float64"), in_float64)
+    spec, lengths = trial.spec, trial.seq_length
+    weights = {name: exact(array) for name, array in trial.weights.items()}
+    input, hx = exact(trial.input), tuple(map(exact, trial.hx))
+    output, state = oracle.recurrent(spec, weights, input, hx, lengths)
+    gradients = None
+    if not (isinstance(spec, RNNSpec) and spec.nonlinearity == "relu" and dtype in ("float16", "bfloat16")):
+        initial = {f"{name}_0": part for name, part in zip(spec.states, hx, strict=True)}
+        cotangents = (exact(trial.d_output), *map(exact, trial.d_state))
+        found = oracle.gradients(spec, {"input": input, **initial, **weights}, lengths, cotangents)
+        d_arguments = {"input": found.pop("input"), "hx": join_state([found.pop(name) for name in initial])}
+        gradients = {**leaves(d_arguments), **found}  # named as by `Backend.gradients`
+    return _Results({"output": output}, _named(spec, state), gradients)
 
 
-def _run(room: Backend, module: Any, trial: _Trial) -> _Results:
-    spec = trial.snapshot.spec
-    hx = join_state([room.from_numpy(part, module) for part in trial.hx])
-    output, state = module(room.from_numpy(trial.input, module), hx, trial.seq_length)
-    parts = state_parts(spec, state) or ()
+def _run(backend: Backend, module: Any, trial: _Trial) -> _Results:
+    """What a module computes."""
+    spec = trial.spec
+    hx = join_state([backend.from_numpy(part, module) for part in trial.hx])
+    output, state = module(backend.from_numpy(trial.input, module), hx, trial.seq_length)
+    parts = [backend.to_numpy(part) for part in state_parts(spec, state) or ()]
     arguments = {"input": trial.input, "hx": join_state(trial.hx), "seq_length": trial.seq_length}
-    return _Results(
-        {"output": room.to_numpy(output)},
-        {f"{name}_n": room.to_numpy(part) for name, part in zip(spec.states, parts, strict=True)},
-        room.gradients(module, arguments, (trial.d_output, *trial.d_state)) if room.support.derivatives else None,
-    )
+    gradients = None
+    if backend.support.derivatives:
+        gradients = backend.gradients(module, arguments, (trial.d_output, *trial.d_state))
+    return _Results({"output": backend.to_numpy(output)}, _named(spec, parts), gradients)
+
+
+def _named(spec: RecurrentSpec, state: Sequence[Array]) -> dict[str, Array]:
+    return {f"{name}_n": part for name, part in zip(spec.states, state, strict=True)}
 
 
 def _compare(results: _Results, reference: _Results, backend: str, device: Device, dtype: str) -> Comparison:
@@ -330,8 +347,4 @@ def _difference(arrays: Mapping[str, Array], reference: Mapping[str, Array]) -> 
             raise ShapeError(f"{name}: given shape {array.shape}, expected {expected.shape}")
         largest = np.max(np.abs(expected)) or 1.0
         differences.append(np.max(np.abs(array.astype(np.float64) - expected)) / largest)
-    return float(np.max(differences))  # NumPy's, which hands a NaN on
-
-
-def _failure(name: str, dtype: str, error: Exception) -> Note:
-    return Note(name, f"{dtype}: {type(error).__name__}: {error}")
+    return float(np.max(differences))  # unlike Python's max, NumPy's is NaN if one of them is

@@ -1,0 +1,118 @@
+"""The command ``unirnn parity``."""
+
+import math
+import sys
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from unirnn import RecurrentSpec, registry
+from unirnn import explain as explain_limits
+from unirnn.testing import parity as comparing
+
+from .printing import AsJson, busy, new_table, one_line, print_json, print_parts
+from .specs import takes_spec
+
+__all__ = ["parity"]
+
+
+@takes_spec
+def parity(
+    spec: RecurrentSpec,
+    steps: Annotated[int, typer.Option("--steps", "-T", help="Number of time steps.")] = 100,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-B", help="Number of sequences.")] = 8,
+    seed: Annotated[int, typer.Option("--seed", "-s", help="Draws the weights and the batch.")] = 0,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option("--dtype", "-d", help="May be repeated. Default: float32, and float64 where the backend has it."),
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option("--backend", "-b", help="May be repeated. Default: every backend that is installed."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare backends with a reference in float64, on the same weights and the same ragged batch.
+
+    The reference is the step-by-step implementation of unirnn.testing.oracle in plain NumPy. It shares no code with
+    any backend.
+
+    The exit status is 1 if a backend is out of tolerance or fails.
+    """
+    batch = {"steps": steps, "batch_size": batch_size, "seed": seed}
+    with busy("comparing the backends"):
+        if "mindspore" in (backend or registry.backends()):
+            _make_mindspore_blocking()
+        found = comparing.compare(spec, backend or None, dtype or None, **batch)
+    if as_json:
+        print_json(
+            {
+                "spec": spec.to_dict(),
+                **batch,
+                "within": found.within,
+                "comparisons": [_comparison(comparison) for comparison in found],
+                "left_out": [asdict(note) for note in found.left_out],
+                "failures": [asdict(note) for note in found.failures],
+            }
+        )
+    else:
+        _print(found, f"T = {steps}, B = {batch_size}, seed {seed}")
+    raise typer.Exit(0 if found.within else 1)
+
+
+def _make_mindspore_blocking() -> None:
+    """Make MindSpore run each operator at once, which is faster on a CPU, before it runs any.
+
+    A process can't go back from that, so it is left alone if MindSpore was imported before the command.
+    """
+    if "mindspore" in sys.modules:
+        return
+    try:
+        import mindspore
+    except ImportError:  # `compare` says so
+        return
+    if hasattr(mindspore, "runtime"):
+        mindspore.runtime.launch_blocking()
+
+
+def _comparison(comparison: comparing.Comparison) -> dict[str, Any]:
+    def number(difference: float | None) -> float | None:
+        # JSON has no NaN.
+        return difference if difference is not None and math.isfinite(difference) else None
+
+    return {
+        "backend": comparison.backend,
+        "device": str(comparison.device),
+        "dtype": comparison.dtype,
+        "output": number(comparison.output),
+        "state": number(comparison.state),
+        "gradients": number(comparison.gradients),
+        "tolerance": comparison.tolerance,
+        "within": comparison.within,
+    }
+
+
+def _print(found: comparing.Parity, batch: str) -> None:
+    table = new_table("backend", "device", "dtype", "output", "state", "gradients", "tolerance", "within")
+    notes = []
+    for c in found:
+        differences = [
+            Text("-") if d is None else Text(f"{d:.1e}", "" if d <= c.tolerance else "red")
+            for d in (c.output, c.state, c.gradients)
+        ]
+        verdict = Text("yes", "green") if c.within else Text("no", "bold red")
+        table.add_row(c.backend, str(c.device), c.dtype, *differences, f"{c.tolerance:.1e}", verdict)
+        if not c.within:
+            # A difference that the backend declares may be the reason.
+            limits = explain_limits(found.spec, c.backend, c.device, dtype=c.dtype)
+            notes += [f"{c.backend}, {c.device}, {c.dtype}: {limit}" for limit in limits]
+    notes += [f"{note.backend}: failed: {one_line(note.reason)}" for note in found.failures]
+    notes += [f"{note.backend}: left out: {one_line(note.reason)}" for note in found.left_out]
+    print_parts(
+        f"{found.spec!r}, {batch}",
+        "Largest relative differences from the reference, unirnn.testing.oracle in float64:",
+        table,
+        *notes,
+    )

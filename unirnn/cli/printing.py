@@ -1,0 +1,57 @@
+"""How the commands print: tables, lines and JSON, and a spinner while the user waits."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console, RenderableType
+from rich.status import Status
+from rich.table import Table
+
+from unirnn.errors import UnirnnError
+
+__all__ = ["AsJson", "busy", "new_table", "one_line", "print_json", "print_parts", "reason"]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+"""The option of every command that can print JSON."""
+
+
+def new_table(*columns: str) -> Table:
+    """A table whose cells are folded, never cut off."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def print_parts(*parts: RenderableType) -> None:
+    """Print tables and text; a str is not wrapped, so that a command in it can be copied."""
+    console = Console(markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 10_000  # in a pipe or a file, a table is as wide as its contents
+    for before, part in enumerate(parts):
+        if before and (isinstance(part, Table) or isinstance(parts[before - 1], Table)):
+            console.print()
+        console.print(part, soft_wrap=isinstance(part, str))
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON; NaN, which JSON lacks, is an error."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def busy(what: str) -> Status:
+    """Show that something is going on while frameworks are imported and run; on a terminal only."""
+    return Console(stderr=True).status(f"{what} ...")
+
+
+def reason(error: Exception) -> str:
+    """The message of an error, with its type unless it is one of unirnn's own, whose messages need none."""
+    text = one_line(error)
+    return text if isinstance(error, UnirnnError) else f"{type(error).__name__}: {text}"
+
+
+def one_line(message: object) -> str:
+    """A message of several lines as one."""
+    return "; ".join(line.strip() for line in str(message).splitlines())

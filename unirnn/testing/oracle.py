@@ -1,0 +1,349 @@
+"""The oracle: recurrent layers one sequence and one time step at a time, in float64 and plain NumPy.
+
+Everything else is compared with it, so it is written to be read, and it shares nothing with the backends but the specs.
+It never looks at padding: a sequence of n steps is n steps here.
+
+Derivatives come in two independent ways. `gradients` goes backward through the steps, by hand-written equations that
+stand next to the forward ones. `derivative` needs no equations of its own: it runs the forward ones on complex
+numbers, whose imaginary part carries the derivative. For a direction v, ``f(x + i*h*v).imag / h`` is the directional
+derivative to machine precision, since nothing is subtracted and h may be 1e-30 (Squire and Trapp, 1998).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirnn.specs import GRUSpec, RecurrentSpec, RNNSpec
+
+__all__ = ["derivative", "gradients", "recurrent"]
+
+Array = NDArray[Any]
+Parts = tuple[Array, ...]
+"""A state: `(h,)`, or `(h, c)` for LSTM."""
+Back = Callable[..., tuple[Array, Parts, dict[str, Array]]]
+"""From the gradient of a step's new state to those of its input, its old state and its weights."""
+
+IMAGINARY_STEP = 1e-30
+
+
+def recurrent(
+    spec: RecurrentSpec, weights: Mapping[str, Array], input: Array, hx: Parts, lengths: Array | None
+) -> tuple[Array, Parts]:
+    """Compute a whole stack of layers.
+
+    Parameters
+    ----------
+    spec
+        The layers; dropout is left out.
+    weights
+        By the names and of the shapes of `RecurrentSpec.weight_shapes`.
+    input
+        `(T, B, I)`, or `(B, T, I)` if ``batch_first``, or `(T, I)` when unbatched.
+    hx
+        The initial state, ``(h_0,)`` or ``(h_0, c_0)``: `(L*D, B, H)` each, or `(L*D, H)` when unbatched.
+    lengths
+        `(B,)`, the number of valid steps of each sequence; None: all T.
+
+    Returns
+    -------
+    output
+        `(T, B, D*H)` in the layout of ``input``; 0 in the padding.
+    final
+        The final state, as ``hx``.
+
+    Examples
+    --------
+    >>> import numpy as np, unirnn
+    >>> spec = unirnn.GRUSpec(3, 4)
+    >>> module = spec.build("numpy", dtype="float64", seed=0)
+    >>> x, h_0 = np.ones((5, 2, 3)), np.zeros((1, 2, 4))
+    >>> expected, (h_n,) = recurrent(spec, unirnn.snapshot(module).weights, x, (h_0,), np.array([5, 2]))
+    >>> output, _ = module(x, h_0, [5, 2])
+    >>> bool(np.abs(output - expected).max() < 1e-12)
+    True
+    """
+    batch = _Batch(spec, input, hx, lengths)
+    dtype = np.result_type(input, *hx, *weights.values(), np.float64)
+    output = np.zeros((*batch.input.shape[:2], spec.num_directions * spec.output_size), dtype)
+    final = tuple(part.astype(dtype) for part in batch.hx)
+    for b, n in enumerate(batch.lengths):
+        output[:n, b], state, _ = _sequence(spec, weights, batch.input[:n, b], tuple(part[:, b] for part in batch.hx))
+        for part, value in zip(final, state, strict=True):
+            part[:, b] = value
+    return batch.to_layout(output), tuple(batch.to_state(part) for part in final)
+
+
+def gradients(
+    spec: RecurrentSpec, arrays: Mapping[str, Array], lengths: Array | None, cotangents: Parts
+) -> dict[str, Array]:
+    """Differentiate ``sum(output * d_output) + sum(state * d_state)`` with respect to every array.
+
+    Parameters
+    ----------
+    spec
+        The layers.
+    arrays
+        ``input``, ``h_0`` (and ``c_0``), and each weight, as `recurrent` takes them, in float64.
+    lengths
+        See `recurrent`.
+    cotangents
+        ``(d_output, d_h_n)``, or ``(d_output, d_h_n, d_c_n)``, of the shapes that `recurrent` returns.
+
+    Returns
+    -------
+    dict
+        A gradient for each of the arrays, by its name and of its shape; 0 in the padding of the input.
+
+    Examples
+    --------
+    >>> import numpy as np, unirnn
+    >>> spec = unirnn.RNNSpec(3, 4)
+    >>> arrays = {"input": np.ones((5, 2, 3)), "h_0": np.zeros((1, 2, 4))}
+    >>> arrays |= unirnn.snapshot(spec.build("numpy", dtype="float64", seed=0)).weights
+    >>> found = gradients(spec, arrays, np.array([5, 2]), (np.ones((5, 2, 4)), np.ones((1, 2, 4))))
+    >>> found["weight_hh_l0"].shape, float(np.abs(found["input"][2:, 1]).max())
+    ((4, 4), 0.0)
+    """
+    weights = {name: arrays[name] for name in spec.weight_shapes()}
+    hx = tuple(arrays[f"{name}_0"] for name in spec.states)
+    batch = _Batch(spec, arrays["input"], hx, lengths)
+    d_output, d_final = batch.time_major(cotangents[0]), tuple(batch.batched(part) for part in cotangents[1:])
+    d_input, d_hx = np.zeros(batch.input.shape), tuple(np.zeros(part.shape) for part in batch.hx)
+    d_weights = {name: np.zeros(array.shape) for name, array in weights.items()}
+    for b, n in enumerate(batch.lengths):
+        _, _, back = _sequence(spec, weights, batch.input[:n, b], tuple(part[:, b] for part in batch.hx))
+        d_input[:n, b], d_state = back(d_output[:n, b], tuple(part[:, b] for part in d_final), d_weights)
+        for part, value in zip(d_hx, d_state, strict=True):
+            part[:, b] = value
+    d_states = {f"{name}_0": batch.to_state(part) for name, part in zip(spec.states, d_hx, strict=True)}
+    return {"input": batch.to_layout(d_input), **d_states, **d_weights}
+
+
+def derivative(
+    spec: RecurrentSpec,
+    arrays: Mapping[str, Array],
+    lengths: Array | None,
+    cotangents: Parts,
+    name: str,
+    direction: Array,
+) -> float:
+    """Differentiate what `gradients` does along a direction of one array, by a complex step.
+
+    Parameters
+    ----------
+    spec, arrays, lengths, cotangents
+        See `gradients`.
+    name, direction
+        Which of the arrays is moved, and in which direction: an array of its shape.
+
+    Examples
+    --------
+    >>> import numpy as np, unirnn
+    >>> spec = unirnn.GRUSpec(3, 4)
+    >>> arrays = {"input": np.ones((5, 2, 3)), "h_0": np.zeros((1, 2, 4))}
+    >>> arrays |= unirnn.snapshot(spec.build("numpy", dtype="float64", seed=0)).weights
+    >>> cotangents = (np.ones((5, 2, 4)), np.zeros((1, 2, 4)))
+    >>> slope = derivative(spec, arrays, None, cotangents, "input", np.ones((5, 2, 3)))
+    >>> bool(abs(slope - gradients(spec, arrays, None, cotangents)["input"].sum()) < 1e-12)
+    True
+    """
+    moved = {**arrays, name: arrays[name] + 1j * IMAGINARY_STEP * direction}
+    hx = tuple(moved.pop(f"{state}_0") for state in spec.states)
+    output, final = recurrent(spec, moved, moved.pop("input"), hx, lengths)
+    total = sum((result * d).sum() for result, d in zip((output, *final), cotangents, strict=True))
+    return float(np.imag(total) / IMAGINARY_STEP)
+
+
+# ---- one step of each cell, and back -------------------------------------------------------------
+
+
+class _Weights(NamedTuple):
+    """The weights of one layer in one direction; a bias that the layer does not have is 0."""
+
+    ih: Array
+    hh: Array
+    b_ih: Array
+    b_hh: Array
+    hr: Array | None
+
+
+def _weights(weights: Mapping[str, Array], suffix: str) -> _Weights:
+    zeros = np.zeros(len(weights["weight_ih" + suffix]))
+    return _Weights(
+        weights["weight_ih" + suffix],
+        weights["weight_hh" + suffix],
+        weights.get("bias_ih" + suffix, zeros),
+        weights.get("bias_hh" + suffix, zeros),
+        weights.get("weight_hr" + suffix),
+    )
+
+
+def _d_weights(x: Array, h: Array, d_x: Array, d_h: Array) -> dict[str, Array]:
+    """Of ``W_ih x + b_ih`` and ``W_hh h + b_hh``, from the gradients of the two sums."""
+    return {"weight_ih": np.outer(d_x, x), "weight_hh": np.outer(d_h, h), "bias_ih": d_x, "bias_hh": d_h}
+
+
+def _step(spec: RecurrentSpec, w: _Weights, x: Array, state: Parts) -> tuple[Parts, Back]:
+    """One step: the new state, and the way back; `(I,)` and `(H,)` each to `(H,)` each."""
+    if isinstance(spec, RNNSpec):
+        return _rnn(spec, w, x, *state)
+    if isinstance(spec, GRUSpec):
+        return _gru(w, x, *state) if spec.reset_after else _gru_reset_before(w, x, *state)
+    return _lstm(w, x, *state)
+
+
+def _rnn(spec: RNNSpec, w: _Weights, x: Array, h: Array) -> tuple[Parts, Back]:
+    a = w.ih @ x + w.b_ih + w.hh @ h + w.b_hh
+    new = np.tanh(a) if spec.nonlinearity == "tanh" else np.where(a.real > 0, a, 0)
+
+    def back(d_new: Array) -> tuple[Array, Parts, dict[str, Array]]:
+        d_a = d_new * (1 - new**2 if spec.nonlinearity == "tanh" else a > 0)
+        return w.ih.T @ d_a, (w.hh.T @ d_a,), _d_weights(x, h, d_a, d_a)
+
+    return (new,), back
+
+
+def _gru(w: _Weights, x: Array, h: Array) -> tuple[Parts, Back]:
+    x_r, x_z, x_n = np.split(w.ih @ x + w.b_ih, 3)
+    h_r, h_z, h_n = np.split(w.hh @ h + w.b_hh, 3)
+    r, z = _sigmoid(x_r + h_r), _sigmoid(x_z + h_z)
+    n = np.tanh(x_n + r * h_n)
+    new = (1 - z) * n + z * h
+
+    def back(d_new: Array) -> tuple[Array, Parts, dict[str, Array]]:
+        # with respect to what the sigmoids and the tanh are taken of
+        d_n = d_new * (1 - z) * (1 - n**2)
+        d_z = d_new * (h - n) * z * (1 - z)
+        d_r = d_n * h_n * r * (1 - r)
+        d_x, d_h = np.concatenate([d_r, d_z, d_n]), np.concatenate([d_r, d_z, d_n * r])
+        return w.ih.T @ d_x, (d_new * z + w.hh.T @ d_h,), _d_weights(x, h, d_x, d_h)
+
+    return (new,), back
+
+
+def _gru_reset_before(w: _Weights, x: Array, h: Array) -> tuple[Parts, Back]:
+    x_r, x_z, x_n = np.split(w.ih @ x + w.b_ih, 3)
+    (hh_r, hh_z, hh_n), (b_r, b_z, b_n) = np.split(w.hh, 3), np.split(w.b_hh, 3)
+    r, z = _sigmoid(x_r + hh_r @ h + b_r), _sigmoid(x_z + hh_z @ h + b_z)
+    n = np.tanh(x_n + hh_n @ (r * h) + b_n)
+    new = (1 - z) * n + z * h
+
+    def back(d_new: Array) -> tuple[Array, Parts, dict[str, Array]]:
+        d_n = d_new * (1 - z) * (1 - n**2)
+        d_z = d_new * (h - n) * z * (1 - z)
+        d_rh = hh_n.T @ d_n
+        d_r = d_rh * h * r * (1 - r)
+        d_a = np.concatenate([d_r, d_z, d_n])
+        d_w = _d_weights(x, h, d_a, d_a)
+        d_w["weight_hh"][-len(h) :] = np.outer(d_n, r * h)
+        return w.ih.T @ d_a, (d_new * z + d_rh * r + hh_r.T @ d_r + hh_z.T @ d_z,), d_w
+
+    return (new,), back
+
+
+def _lstm(w: _Weights, x: Array, h: Array, c: Array) -> tuple[Parts, Back]:
+    a_i, a_f, a_g, a_o = np.split(w.ih @ x + w.b_ih + w.hh @ h + w.b_hh, 4)
+    i, f, g, o = _sigmoid(a_i), _sigmoid(a_f), np.tanh(a_g), _sigmoid(a_o)
+    new_c = f * c + i * g
+    gated = o * np.tanh(new_c)
+    new_h = gated if w.hr is None else w.hr @ gated
+
+    def back(d_h: Array, d_c: Array) -> tuple[Array, Parts, dict[str, Array]]:
+        d_gated = d_h if w.hr is None else w.hr.T @ d_h
+        d_c = d_c + d_gated * o * (1 - np.tanh(new_c) ** 2)
+        d_i, d_f, d_g = d_c * g * i * (1 - i), d_c * c * f * (1 - f), d_c * i * (1 - g**2)
+        d_o = d_gated * np.tanh(new_c) * o * (1 - o)
+        d_a = np.concatenate([d_i, d_f, d_g, d_o])
+        d_w = _d_weights(x, h, d_a, d_a)
+        if w.hr is not None:
+            d_w["weight_hr"] = np.outer(d_h, gated)
+        return w.ih.T @ d_a, (w.hh.T @ d_a, d_c * f), d_w
+
+    return (new_h, new_c), back
+
+
+def _sigmoid(a: Array) -> Array:
+    result: Array = 0.5 * np.tanh(0.5 * a) + 0.5  # 1 / (1 + exp(-a)), without the overflow
+    return result
+
+
+# ---- one sequence, and back ----------------------------------------------------------------------
+
+
+def _sequence(
+    spec: RecurrentSpec, weights: Mapping[str, Array], x: Array, initial: Parts
+) -> tuple[Array, Parts, Callable[[Array, Parts, dict[str, Array]], tuple[Array, Parts]]]:
+    """One sequence `(n, I)` through all layers: its output `(n, D*H)`, its final state, and the way back.
+
+    The initial and the final state are `(L*D, H)` each. The way back takes the gradients of output and final state,
+    returns those of input and initial state, and adds those of the weights to the arrays that it is given.
+    """
+    steps, suffixes = range(len(x)), spec.suffixes()
+    finals: list[Parts] = []
+    backs: list[list[Any]] = [[None] * len(x) for _ in suffixes]
+
+    def order(position: int) -> Any:
+        return steps if position % spec.num_directions == 0 else reversed(steps)
+
+    rows = list(x)
+    for first in range(0, len(suffixes), spec.num_directions):
+        columns = []
+        for position in range(first, first + spec.num_directions):
+            w = _weights(weights, suffixes[position])
+            state, outputs = tuple(part[position] for part in initial), [None] * len(x)
+            for t in order(position):
+                state, backs[position][t] = _step(spec, w, rows[t], state)
+                outputs[t] = state[0]
+            finals.append(state)
+            columns.append(outputs)
+        rows = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
+
+    def back(d_output: Array, d_final: Parts, d_weights: dict[str, Array]) -> tuple[Array, Parts]:
+        d_rows = d_output
+        d_initial = tuple(np.zeros(part.shape) for part in d_final)
+        for first in reversed(range(0, len(suffixes), spec.num_directions)):
+            d_outputs = np.split(d_rows, spec.num_directions, axis=1)
+            d_rows = np.zeros((len(x), weights["weight_ih" + suffixes[first]].shape[1]))
+            for position, d_column in enumerate(d_outputs, first):
+                d_state = tuple(part[position] for part in d_final)
+                for t in reversed(list(order(position))):
+                    d_x, d_state, found = backs[position][t](d_state[0] + d_column[t], *d_state[1:])
+                    d_rows[t] += d_x
+                    for name, gradient in found.items():
+                        if name + suffixes[position] in d_weights:  # no gradient of a bias that is not there
+                            d_weights[name + suffixes[position]] += gradient
+                for part, value in zip(d_initial, d_state, strict=True):
+                    part[position] = value
+        return d_rows, d_initial
+
+    output = np.stack(rows) if rows else np.zeros((0, spec.num_directions * spec.output_size))
+    return output, tuple(np.stack(part) for part in zip(*finals, strict=True)), back
+
+
+class _Batch:
+    """The arguments of a call as `(T, B, I)` and `(L*D, B, H)`, and the way back to the caller's layout."""
+
+    def __init__(self, spec: RecurrentSpec, input: Array, hx: Parts, lengths: Array | None) -> None:
+        self._batched, self._batch_first = input.ndim == 3, spec.batch_first
+        self.input = self.time_major(input)
+        self.hx = tuple(map(self.batched, hx))
+        steps, batch_size, _ = self.input.shape
+        self.lengths: list[int] = np.broadcast_to(steps if lengths is None else lengths, (batch_size,)).tolist()
+
+    def time_major(self, array: Array) -> Array:
+        if not self._batched:
+            return array[:, None]
+        return array.swapaxes(0, 1) if self._batch_first else array
+
+    def to_layout(self, array: Array) -> Array:
+        if not self._batched:
+            return array[:, 0]
+        return array.swapaxes(0, 1) if self._batch_first else array
+
+    def batched(self, part: Array) -> Array:
+        return part if self._batched else part[:, None]
+
+    def to_state(self, part: Array) -> Array:
+        return part if self._batched else part[:, 0]
