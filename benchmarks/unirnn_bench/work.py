@@ -45,7 +45,7 @@ class Layer:
     --------
     >>> layer = Layer("GRU", "M", 2, True, "uniform", backward=True)
     >>> layer.spec
-    GRUSpec(128, 128, 2, bidirectional=True)
+    GRUSpec(128, 128, num_layers=2, bidirectional=True)
     >>> print(layer)
     GRU M, 2 layers, bidirectional, uniform, with backward
     """

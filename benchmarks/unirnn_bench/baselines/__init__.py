@@ -14,7 +14,15 @@ from unirnn.contract.backend import Backend
 from unirnn.contract.call import join_state
 from unirnn_bench.work import Work
 
-__all__ = ["Baselines", "Call", "Calls", "OursAlone", "load"]
+__all__ = ["DESCRIPTIONS", "Baselines", "Call", "Calls", "OursAlone", "load"]
+
+DESCRIPTIONS = {
+    "native": "the framework's own layer on dense input",
+    "usual": "what people write in this framework for the same result",
+    "torch": "PyTorch's own layer on dense input",
+    "floor": "the matrix products alone",
+}
+"""What the time of ours is divided by."""
 
 Call = Callable[[], object]
 Calls = Mapping[str, Call]

@@ -14,7 +14,7 @@ __all__ = ["floor"]
 
 def floor(
     work: Work, array: Callable[[NDArray[Any]], Any], multiply: Callable[[Any, Any, Any], object]
-) -> Callable[[], None]:
+) -> Callable[[], object]:
     """Prepare the matrix products of a row, over its valid steps only.
 
     For each layer and direction these are one product of the input with its weight, and one product of the state with
