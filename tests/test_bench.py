@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 INSTALLED = [name for name in ("numpy", "torch", "mindspore", "onnxruntime") if importlib.util.find_spec(name)]
 MODES = [*((name, "eager") for name in INSTALLED), *([("numpy", "numba")] if importlib.util.find_spec("numba") else [])]
-BARS = Path(__file__).resolve().parent.parent / "benchmarks" / "bars.py"
+ROOT = Path(__file__).resolve().parent.parent
+BARS, DOCS = ROOT / "benchmarks" / "bars.py", ROOT / "docs"
 SEQ_LENGTHS = [None, [3, 1, 5]]
 SPECS: list[RecurrentSpec] = [
     RNNSpec(3, 4),
@@ -332,6 +333,15 @@ def test_plot_writes_a_png(rows: int, tmp_path: Path) -> None:
     found = [a_row(), a_row(cell="LSTM", backward=False, ratios={"torch": 300.0}), a_row(size="L", bidirectional=True)]
     plotting.plot(found[:rows], out)
     assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_documentation_has_all_pictures_of_the_figures() -> None:
+    pytest.importorskip("matplotlib")
+    pictures = runpy.run_path(str(DOCS / "make_pictures.py"))["pictures"]()
+    page = (DOCS / "how-fast.md").read_text("utf-8")
+    for name in pictures:
+        assert f"]({name})" in page
+        assert (DOCS / name).exists(), "run python docs/make_pictures.py"
 
 
 def test_without_matplotlib_a_plot_is_refused_before_measuring(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
