@@ -13,7 +13,7 @@ from unirnn.specs import RecurrentSpec
 from . import baselines
 from .work import LENGTHS, SIZES, Layer
 
-__all__ = ["Grid", "Job", "Plan", "plan"]
+__all__ = ["WHOLE", "Grid", "Job", "Plan", "plan"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,10 @@ class Grid:
             _ = layer.spec  # raises here what the layer's process would raise later
             layers[layer] = None
         return tuple(layers)
+
+
+WHOLE = Grid(sizes=tuple(SIZES), num_layers=(1, 2), bidirectional=(False, True), lengths=LENGTHS)
+"""Everything that can be measured with one thread."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from unirnn_bench import plotting, processes
 from unirnn_bench.baselines import DESCRIPTIONS
-from unirnn_bench.jobs import Grid, Job, plan
+from unirnn_bench.jobs import WHOLE, Grid, Job, plan
 from unirnn_bench.work import LENGTHS, SIZES, Layer
 
 from unirnn.errors import BackendError
@@ -67,15 +67,16 @@ def bench(
     """
     if plot_file is not None:
         plotting.check_plot_file(plot_file)
-    grid = Grid(
-        cells=tuple(c.value for c in cell or Cell),
-        sizes=tuple(size or (SIZES if whole else ("S", "M", "step"))),
-        num_layers=tuple(layers or ((1, 2) if whole else (1,))),
-        bidirectional=(False, True) if whole and bidirectional is None else (bool(bidirectional),),
-        lengths=tuple(lengths or (LENGTHS if whole else ("dense", "uniform"))),
-        threads=tuple(threads or (1,)),
-        modes=tuple(mode) if mode else None,
-    )
+    options: dict[str, Any] = {
+        "cells": [c.value for c in cell or ()],
+        "sizes": size,
+        "num_layers": layers,
+        "bidirectional": None if bidirectional is None else [bidirectional],
+        "lengths": lengths,
+        "threads": threads,
+        "modes": mode,
+    }
+    grid = replace(WHOLE if whole else Grid(), **{name: tuple(given) for name, given in options.items() if given})
     with busy("importing the backends"):
         jobs, versions, left_out = plan(grid, backend or None)
     for file in (json_file, plot_file):
@@ -142,4 +143,4 @@ def _print_bench(rows: list[dict[str, Any]]) -> None:
             )
         print_parts(f"ours, and its ratio to the others; float32, threads: {threads}", table)
     if rows:
-        print_parts("", *(f"/ {name}: ours divided by the time of {text}" for name, text in DESCRIPTIONS.items()))
+        print_parts("", *(f"/ {name}: divided by the time of {text}" for name, text in DESCRIPTIONS.items()))
