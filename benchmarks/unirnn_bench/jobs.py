@@ -110,7 +110,7 @@ def plan(grid: Grid, backends: Sequence[str] | None = None) -> Plan:
     BackendError
         If a backend that was asked for by name is not available.
     ArgumentError
-        If none of the backends has a mode, or if a backend that was asked for by name needs further options.
+        If no backend has one of the modes, or if a backend that was asked for by name needs further options.
     SpecError
         If a number of layers is not valid.
     """
