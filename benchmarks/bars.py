@@ -1,11 +1,11 @@
-r"""Which bars hold: what the project has set itself, held against the figures of a run.
+r"""Compare the figures of a benchmark with the bars that the project has set itself.
 
     unirnn bench --size S --size M --size L --size long --size step \\
         --lengths dense --lengths full --lengths uniform --lengths short --threads 1 --threads 2 --json bench.json
     python benchmarks/overheads.py --json overheads.json
     python benchmarks/bars.py bench.json overheads.json
 
-The exit status is 1 if a bar is missed. A bar that the figures don't cover is told, and is no miss.
+The exit status is 1 if a bar is missed. A bar that the figures don't cover is shown as not measured, and is no miss.
 """
 
 import argparse
@@ -24,27 +24,27 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Bar:
-    """A ratio of ours to something else that must not be passed, in every row that it is about.
+    """The largest ratio of our time to a baseline's that is allowed in certain rows.
 
     Parameters
     ----------
     number
-        Which of the bars it belongs to; some are several rows here.
+        Which bar of the project it belongs to; some of them have several entries here.
     at_most
-        The bar.
-    against
-        Which ratio; see `unirnn_bench.harness`. ``work``: to ours on dense input, per valid step.
+        The largest ratio.
+    baseline
+        Which ratio; see `unirnn_bench.baselines`. ``work`` stands for ours on dense input, per valid step.
     where
-        The rows: each key's value is this one, or one of these.
+        Which rows: the value, or the possible values, of each key.
     """
 
     number: int
     at_most: float
-    against: str
+    baseline: str
     where: Mapping[str, Any]
 
     def ratios(self, rows: Sequence[Row]) -> Iterator[tuple[float, Row]]:
-        """Those of the rows that it is about, a missing one as infinity."""
+        """Yield the ratio of each row that it applies to; a missing ratio is infinite."""
         for row in rows:
             if all(
                 row.get(key) in (value if isinstance(value, tuple) else (value,)) for key, value in self.where.items()
@@ -54,29 +54,29 @@ class Bar:
     def _ratio(self, row: Row) -> float:
         if "part" in row:
             return float(row["ratio"])
-        name = "dense" if self.against == "work" else self.against
+        name = "dense" if self.baseline == "work" else self.baseline
         ratio = float(row["ratios"].get(name, "inf"))
-        return ratio / row["fill"] if self.against == "work" else ratio
+        return ratio / row["fill"] if self.baseline == "work" else ratio
 
 
 def bars() -> list[Bar]:
-    """All of them."""
+    """List all bars."""
     found: list[Bar] = []
 
-    def bar(number: int, at_most: float, against: str, backend: str, **where: Any) -> None:
+    def bar(number: int, at_most: float, baseline: str, backend: str, **where: Any) -> None:
         one = {"num_layers": 1, "bidirectional": False}
-        found.append(Bar(number, at_most, against, {"backend": backend, **one, **where}))
+        found.append(Bar(number, at_most, baseline, {"backend": backend, **one, **where}))
 
     all_sizes = ("S", "M", "L")
     ragged = ("full", "uniform", "short")
-    forward, learning = {"backward": False}, {"backward": True}
+    forward, training = {"backward": False}, {"backward": True}
 
     dense = {"lengths": "dense"}
     bar(1, 1.03, "native", "torch", cell=("GRU", "LSTM"), size=all_sizes, **dense, **forward)
     for size, at_most in (("S", 0.40), ("M", 0.70), ("L", 0.85)):
-        bar(1, at_most, "native", "torch", cell="GRU", size=size, **dense, **learning)
+        bar(1, at_most, "native", "torch", cell="GRU", size=size, **dense, **training)
     bar(1, 1.0, "native", "torch", cell="RNN", size=all_sizes, **dense)
-    bar(1, 1.03, "native", "torch", cell="LSTM", size=all_sizes, **dense, **learning)
+    bar(1, 1.03, "native", "torch", cell="LSTM", size=all_sizes, **dense, **training)
 
     for lengths, size, at_most in (
         ("uniform", "M", 0.50),
@@ -84,9 +84,9 @@ def bars() -> list[Bar]:
         ("short", "M", 0.20),
         ("short", "L", 0.15),
     ):
-        bar(2, at_most, "native", "torch", cell="GRU", size=size, lengths=lengths, **learning)
+        bar(2, at_most, "native", "torch", cell="GRU", size=size, lengths=lengths, **training)
     for cell, at_most in (("RNN", 0.35), ("GRU", 0.35), ("LSTM", 0.95)):
-        bar(2, at_most, "usual", "torch", cell=cell, size=all_sizes, lengths=ragged, **learning)
+        bar(2, at_most, "usual", "torch", cell=cell, size=all_sizes, lengths=ragged, **training)
     bar(2, 0.95, "usual", "torch", size=all_sizes, lengths=ragged, **forward)
 
     blocking = {"mode": ("eager", "jit")}
@@ -97,14 +97,14 @@ def bars() -> list[Bar]:
     bar(3, 2.0, "torch", "mindspore", size=all_sizes, lengths=("dense", *ragged), mode="asynchronous")
 
     bar(4, 1.1, "torch", "numpy", cell=("RNN", "GRU"), size=("M", "L"), **dense, **forward)
-    # An LSTM, which torch has as one operator of oneDNN's, by numba.
+    # PyTorch's LSTM is one operator of oneDNN, so ours is measured with numba.
     bar(4, 1.5, "torch", "numpy", cell="LSTM", size=("M", "L"), mode="numba", **dense)
     bar(4, 0.9, "torch", "numpy", cell=("RNN", "GRU"), size=("S", "long"), **dense, **forward)
     bar(4, 0.9, "torch", "numpy", cell="LSTM", size=("S", "long"), mode="numba", **dense, **forward)
-    bar(4, 1.2, "torch", "numpy", cell=("RNN", "GRU"), size=("M", "L", "long"), **dense, **learning)
-    bar(4, 1.2, "torch", "numpy", cell="LSTM", size="long", mode="numba", **dense, **learning)
-    bar(4, 0.4, "torch", "numpy", cell=("RNN", "GRU"), size="S", **dense, **learning)
-    bar(4, 0.4, "torch", "numpy", cell="LSTM", size="S", mode="numba", **dense, **learning)
+    bar(4, 1.2, "torch", "numpy", cell=("RNN", "GRU"), size=("M", "L", "long"), **dense, **training)
+    bar(4, 1.2, "torch", "numpy", cell="LSTM", size="long", mode="numba", **dense, **training)
+    bar(4, 0.4, "torch", "numpy", cell=("RNN", "GRU"), size="S", **dense, **training)
+    bar(4, 0.4, "torch", "numpy", cell="LSTM", size="S", mode="numba", **dense, **training)
 
     for backend, mode in (("numpy", "numba"), ("torch", "eager"), ("mindspore", "eager")):
         bar(5, 1.3, "work", backend, size=("M", "L"), lengths="short", mode=mode)
@@ -121,8 +121,8 @@ def bars() -> list[Bar]:
     return found
 
 
-def about(row: Row) -> str:
-    """A row, or which rows, in a few words."""
+def describe(row: Row) -> str:
+    """Describe a row, or the rows that a bar applies to, in a few words."""
     parts = []
     for key in ("part", "what", "backend", "mode", "threads", "cell", "size", "lengths", "backward"):
         value = row.get(key)
@@ -138,9 +138,9 @@ def about(row: Row) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print each bar with its worst ratio, and what misses it; 1 if something does."""
+    """Print each bar with its worst ratio and the rows that miss it; return 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="of unirnn bench, or of overheads.py")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a report of unirnn bench or overheads.py")
     options = parser.parse_args(arguments)
     rows: list[Row] = []
     for file in options.files:
@@ -152,10 +152,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for bar in bars():
         ratios = list(bar.ratios(rows))
         misses = [(ratio, row) for ratio, row in ratios if ratio > bar.at_most]
-        missed += [f"bar {bar.number}: {ratio:.2f}, at most {bar.at_most}: {about(row)}" for ratio, row in misses]
+        missed += [f"bar {bar.number}: {ratio:.2f}, at most {bar.at_most}: {describe(row)}" for ratio, row in misses]
         worst = f"{max(ratio for ratio, _ in ratios):.2f}" if ratios else "-"
         holds = f"{len(ratios) - len(misses)} of {len(ratios)}" if ratios else "not measured"
-        table.add_row(str(bar.number), about(bar.where), bar.against, str(bar.at_most), worst, holds)
+        table.add_row(str(bar.number), describe(bar.where), bar.baseline, str(bar.at_most), worst, holds)
     console.print(table)
     for miss in missed:
         console.print(f"missed: {miss}")

@@ -1,17 +1,17 @@
-"""How much a process grows with each training step: our layers beside the native ones, and beside no layer.
+"""Measure by how much a process grows with each training step: with our layers, with native ones, with no layer.
 
     python benchmarks/memory.py
 
-A step is a forward pass, a loss, its gradient and one update by the framework's own SGD, over 10 steps of 4
-sequences of 16 features. Each measurement has a process of its own: 200 steps to warm up, then the resident
-memory after every hundredth step, the garbage collected first, and what the allocator keeps given
-back to the system where glibc can. The growth is the median of the slopes between all pairs of samples (Theil and
-Sen), which a single large page does not move.
+A step is a forward pass, a loss, its gradient, and one update by the framework's own SGD, over 10 steps of 4 sequences
+with 16 features. Each measurement has a process of its own. After 200 steps to warm up, the resident memory is read
+after every hundredth step, when garbage has been collected and, where glibc can, free memory of the heap has been
+returned to the system. The growth is the median of the slopes between all pairs of samples (the estimator of Theil and
+Sen), which a single large page does not change.
 
-In MindSpore's PyNative the loss and its gradient grow as well. So each group is measured once more with no
-layer, only weights, a loss and an update; what a layer adds to that is its share.
+In MindSpore's PyNative mode the loss and its gradient grow as well. Therefore each framework is also measured with
+weights, a loss and an update, but no layer; the difference is the layer's share.
 
-The exit status is 1 if a bar is passed. A framework that is not installed is left out.
+The exit status is 1 if a layer of ours grows by more than is allowed. Frameworks that are not installed are left out.
 """
 
 import argparse
@@ -39,16 +39,16 @@ from unirnn.errors import MissingBackendError
 
 STEPS, BATCH, SIZE = 10, 4, 16
 WARM_UP, SAMPLE_EVERY = 200, 100
-BATCHES = 7  # of different lengths, which come again and again
+BATCHES = 7  # with different lengths, which repeat
 LEARNING_RATE = 0.01
 SPECS: dict[str, RecurrentSpec] = {"GRU": GRUSpec(SIZE, SIZE), "LSTM": LSTMSpec(SIZE, SIZE)}
 LENGTHS = ("dense", "ragged")
 MODES = {"numpy": ("eager",), "torch": ("eager",), "mindspore": ("eager", "jit")}
 
-# Bytes a step that pass for none: memory comes in pages of 4 KiB, which an allocator takes when it likes, one in 80
-# steps at this bar. The smallest array that a step keeps is 112 bytes and its numbers.
+# Bytes a step that count as none: allocators take memory in pages of 4 KiB at unpredictable times, and this is one page
+# in 80 steps. The smallest array that a step could leak has 112 bytes and its numbers.
 NOISE = 50
-# MindSpore 2.10 grows by itself, about 670 bytes for each shape, axis or flag that it hands to an operator.
+# MindSpore 2.10 itself grows by about 670 bytes for each shape, axis or flag that is passed to an operator.
 BARS = {("mindspore", "eager"): 5000}
 
 Array = NDArray[Any]
@@ -69,20 +69,20 @@ class Case:
 
     @property
     def bar(self) -> int:
-        """The growth that is allowed to our layer, in bytes a step."""
+        """How much our layer may grow, in bytes a step."""
         return BARS.get((self.framework, self.mode), NOISE)
 
 
 @dataclass(frozen=True)
 class Growth:
-    """What came of a case."""
+    """The result of a case."""
 
     bytes_a_step: float
     total_bytes: int
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the table, and return the exit status."""
+    """Measure, print a table, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--framework", action="append", choices=MODES, help="measure this one (repeatable)")
     parser.add_argument("--steps", type=int, default=2000, help="how many, warming up included (default 2000)")
@@ -105,13 +105,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def installed(names: Sequence[str]) -> list[str]:
-    """The frameworks that are installed; says which are not, and what installs them."""
+    """Return the frameworks that are installed; print which are not, and how to install them."""
     present = []
     for name in names:
         try:
             registry.load(name)
         except MissingBackendError as error:
-            # No markup: the brackets of 'unirnn[torch]' are the command's own.
+            # Without markup, because 'unirnn[torch]' has brackets.
             console.print(f"Left out: {error}", style="yellow", markup=False, highlight=False, soft_wrap=True)
         else:
             present.append(name)
@@ -119,7 +119,7 @@ def installed(names: Sequence[str]) -> list[str]:
 
 
 def cases(frameworks: Sequence[str]) -> list[Case]:
-    """In the order of the table; each native layer takes lengths in another way, so it is measured dense."""
+    """List the cases in the order of the table. Native layers are measured dense: each takes lengths differently."""
     found = []
     for framework in frameworks:
         for mode in MODES[framework]:
@@ -132,13 +132,13 @@ def cases(frameworks: Sequence[str]) -> list[Case]:
 
 
 def in_a_process(case: Case, steps: int) -> Growth:
-    """Measure a case in a fresh interpreter, so that no case inherits the memory of another."""
+    """Measure a case in a fresh interpreter, so that it does not inherit the memory of another one."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(measure, (case, steps))
 
 
 def measure(case: Case, steps: int) -> Growth:
-    """Train, and watch the memory of this process."""
+    """Train, and observe the memory of this process."""
     step = training(case)
     counts, sizes = [], []
     for count in range(1, steps + 1):
@@ -151,10 +151,10 @@ def measure(case: Case, steps: int) -> Growth:
 
 
 def resident_bytes() -> int:
-    """What this process holds of the machine's memory, without what could be given back."""
+    """Return the resident memory of this process, without what it could return to the system."""
     gc.collect()
     if sys.platform == "linux":
-        # Free pages of the heap are no growth, but which of them are returned, and when, is chance.
+        # Free pages of the heap are not growth, and it is unpredictable when they are returned.
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not
         if trim is not None:
             trim(0)
@@ -162,8 +162,8 @@ def resident_bytes() -> int:
 
 
 def training(case: Case) -> Step:
-    """One step of training, as a function of the batch's number."""
-    os.environ.setdefault("GLOG_v", "3")  # MindSpore would warn of each kind of device that this machine lacks
+    """Return one training step as a function of the number of its batch."""
+    os.environ.setdefault("GLOG_v", "3")  # no warnings of MindSpore about devices that this machine lacks
     rng = np.random.default_rng(0)
     x = rng.standard_normal((STEPS, BATCH, SIZE)).astype(np.float32)
     ragged = [rng.integers(1, STEPS + 1, BATCH) for _ in range(BATCHES)]
@@ -174,7 +174,7 @@ def training(case: Case) -> Step:
 
 
 def numpy_training(case: Case, x: Array, lengths: list[Array] | None) -> Step:
-    """NumPy has no optimizer: the update is written out."""
+    """Train in NumPy, which has no optimizer: the update is written out."""
     if case.layer == "none":
         weight = np.ones((SIZE, SIZE), np.float32)
 
@@ -195,10 +195,10 @@ def numpy_training(case: Case, x: Array, lengths: list[Array] | None) -> Step:
 
 
 def torch_training(case: Case, x: Array, lengths: list[Array] | None) -> Step:
-    """PyTorch's own loop."""
+    """Train in PyTorch's usual loop."""
     import torch
 
-    torch.set_num_threads(1)  # more would spend their time waiting for each other
+    torch.set_num_threads(1)  # more threads would spend their time waiting
     layer: Any
     if case.layer == "none":
         layer = torch.nn.ParameterList([torch.ones(SIZE, SIZE)])
@@ -228,10 +228,10 @@ def torch_training(case: Case, x: Array, lengths: list[Array] | None) -> Step:
 
 
 def mindspore_training(case: Case, x: Array, lengths: list[Array] | None) -> Step:
-    """MindSpore's own loop; under jit, the gradient is one compiled graph."""
+    """Train in MindSpore's usual loop; with jit, the gradient is one compiled graph."""
     import mindspore
 
-    mindspore.runtime.launch_blocking()  # else memory is freed by threads, at times that nobody knows
+    mindspore.runtime.launch_blocking()  # otherwise threads free memory at unpredictable times
     layer: Any = None
     if case.layer == "none":
         weights = mindspore.ParameterTuple([mindspore.Parameter(mindspore.ops.ones((SIZE, SIZE)), name="weight")])
@@ -268,15 +268,15 @@ def mindspore_training(case: Case, x: Array, lengths: list[Array] | None) -> Ste
 
 
 def show(found: dict[Case, Growth]) -> list[str]:
-    """Print the table; what passes its bar is returned, in words."""
+    """Print the table, and return a complaint for each layer of ours that grows too much."""
     table = Table("framework", "layer", "cell", "lengths", title="Growth of the process")
     for heading in ("bytes\na step", "layer's\nshare", "KiB\nin all", "bar"):
         table.add_column(heading, justify="right")
     wrong = []
     for case, growth in found.items():
         bare = found[Case(case.framework, case.mode, "-", "-", "none")]
-        passed = case.layer == "ours" and growth.bytes_a_step > case.bar
-        if passed:
+        exceeds = case.layer == "ours" and growth.bytes_a_step > case.bar
+        if exceeds:
             what = f"{case.framework}, {case.mode}, {case.cell}, {case.lengths}"
             wrong.append(f"{what}: {growth.bytes_a_step:,.0f} bytes a step, at most {case.bar:,} expected")
         if case.layer == "none":
@@ -286,7 +286,7 @@ def show(found: dict[Case, Growth]) -> list[str]:
             case.layer,
             case.cell,
             case.lengths,
-            f"[bold red]{growth.bytes_a_step:,.0f}[/]" if passed else f"{growth.bytes_a_step:,.0f}",
+            f"[bold red]{growth.bytes_a_step:,.0f}[/]" if exceeds else f"{growth.bytes_a_step:,.0f}",
             "" if case.layer == "none" else f"{growth.bytes_a_step - bare.bytes_a_step:,.0f}",
             f"{growth.total_bytes / 1024:,.0f}",
             f"{case.bar:,}" if case.layer == "ours" else "",

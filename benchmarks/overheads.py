@@ -1,15 +1,19 @@
-"""What unirnn costs besides the computation: to import, to build, to train in memory, and to load.
+"""Measure what unirnn costs besides the computation.
 
     python benchmarks/overheads.py
 
-- ``import unirnn`` beside ``import numpy``, in fresh interpreters, by turns.
-- ``build`` beside the native constructor of PyTorch and of MindSpore, in one process, by turns.
-- What a process's memory grows by, at its peak, over training steps of size L, beside PyTorch's native layer in a
-  process of its own; a step of a tiny layer comes before, so that what a framework keeps for itself does not count.
-- Whether time follows the work: training steps at twice T, twice B, and with as many sequences of length 0 again.
-- Loading a snapshot of 1 GiB beside ``safetensors.numpy.load_file`` of the same file.
+The parts, each of which ``--only`` chooses:
 
-A framework that is not installed is left out.
+- ``import``: ``import unirnn`` and ``import numpy``, in fresh interpreters, by turns.
+- ``build``: ``build`` and the native constructors of PyTorch and MindSpore, in one process, by turns.
+- ``peak memory``: how much a process's memory grows, at its peak, during training steps of size L, compared with
+  PyTorch's native layer. Each is measured in a process of its own, after a step of a tiny layer, so that what a
+  framework allocates once does not count.
+- ``scaling``: whether time follows the work: training steps with twice T, with twice B, and with as many sequences of
+  length 0 added.
+- ``load``: loading a snapshot of 1 GiB, compared with ``safetensors.numpy.load_file`` of the same file.
+
+Frameworks that are not installed are left out.
 """
 
 import argparse
@@ -32,8 +36,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from unirnn_bench.baselines import of_backend
-from unirnn_bench.harness import SIZES, Calls, Work, machine, measure
+from unirnn_bench import baselines
+from unirnn_bench.processes import describe_machine
+from unirnn_bench.timing import measure
+from unirnn_bench.work import SIZES, Work
 
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, load, registry
 
@@ -45,12 +51,12 @@ console = Console()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, and print the table."""
+    """Measure the parts and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     parser.add_argument("--only", choices=PARTS, action="append", help="measure this part (repeatable)")
     options = parser.parse_args(arguments)
-    os.environ.setdefault("GLOG_v", "3")  # MindSpore would warn of each kind of device that this machine lacks
+    os.environ.setdefault("GLOG_v", "3")  # no warnings of MindSpore about devices that this machine lacks
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     rows: list[dict[str, Any]] = []
     for part in options.only or PARTS:
@@ -65,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         command = shlex.join(["python", "benchmarks/overheads.py", *(sys.argv[1:] if arguments is None else arguments)])
         versions = {name: registry.load(name).version() for name in ("numpy", *FRAMEWORKS)}
-        report = {"command": command, **machine(), "versions": versions, "overheads": rows}
+        report = {"command": command, **describe_machine(), "versions": versions, "overheads": rows}
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0
 
@@ -74,13 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def imports() -> list[dict[str, Any]]:
-    """Of the import alone, without the interpreter's start."""
+    """Measure the import alone, without the start of the interpreter."""
     times: dict[str, list[float]] = {"unirnn": [], "numpy": []}
     for _ in range(15):
         for module, taken in times.items():
             program = f"import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
-            said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
-            taken.append(1e3 * float(said))
+            result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+            taken.append(1e3 * float(result.stdout))
     ours, other = (statistics.median(taken) for taken in times.values())
     return [{"what": "unirnn / numpy", "ours": ours, "other": other, "unit": "ms"}]
 
@@ -89,22 +95,22 @@ def imports() -> list[dict[str, Any]]:
 
 
 def builds() -> list[dict[str, Any]]:
-    """Of `build` without a seed, which draws as the native constructor does."""
+    """Measure `build` without a seed, which draws weights as the native constructor does."""
     return [
-        compared(f"{framework}, {spec.kind}", partial(spec.build, framework), native(framework, spec), seconds=1)
+        compare(f"{framework}, {spec.kind}", partial(spec.build, framework), native(framework, spec), seconds=1)
         for framework in FRAMEWORKS
         for spec in SPECS
     ]
 
 
 def native(framework: str, spec: RecurrentSpec) -> Callable[[], Any]:
-    """What makes the framework's own layer."""
+    """Return what makes the framework's own layer."""
     module: Any = __import__(f"{framework}.nn").nn
     return lambda: getattr(module, spec.kind)(**spec.to_kwargs(framework))
 
 
-def compared(what: str, ours: Callable[[], object], other: Callable[[], object], *, seconds: float) -> dict[str, Any]:
-    """A row of two medians."""
+def compare(what: str, ours: Callable[[], object], other: Callable[[], object], *, seconds: float) -> dict[str, Any]:
+    """Measure two functions by turns, and return a row with their medians."""
     times, errors = measure({"ours": ours, "other": other}, seconds)
     if errors:
         raise RuntimeError(f"{what}: {errors}")
@@ -115,30 +121,30 @@ def compared(what: str, ours: Callable[[], object], other: Callable[[], object],
 
 
 def peaks() -> list[dict[str, Any]]:
-    """Of training steps at size L, dense."""
+    """Measure the memory of dense training steps at size L."""
     rows = []
     for spec in SPECS:
         if "torch" not in FRAMEWORKS:
             break
-        other = in_a_process("torch", spec.kind, ours=False)
+        other = peak_in_a_process("torch", spec.kind, ours=False)
         for framework in ("numpy", *FRAMEWORKS):
-            ours = in_a_process(framework, spec.kind, ours=True)
+            ours = peak_in_a_process(framework, spec.kind, ours=True)
             rows.append({"what": f"{framework}, {spec.kind} / torch.nn", "ours": ours, "other": other, "unit": "MiB"})
     return rows
 
 
-def in_a_process(framework: str, cell: str, *, ours: bool) -> float:
+def peak_in_a_process(framework: str, cell: str, *, ours: bool) -> float:
     """Measure a peak in a fresh interpreter."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(peak, (framework, cell, ours))
 
 
 def peak(framework: str, cell: str, ours: bool) -> float:
-    """MiB that this process's peak grows by, over three steps of training."""
+    """Return by how many MiB the peak of this process grows during three training steps."""
     step, small = training(framework, cell, ours, tuple(SIZES["L"])), training(framework, cell, ours, (3, 2, 4, 4))
-    small()  # whatever is loaded and kept at the first step
+    small()  # loads and allocates what is needed once
     before = resident("VmRSS")
-    # Linux starts its account of the peak anew.
+    # Linux forgets the peak until now.
     Path("/proc/self/clear_refs").write_text("5")
     for _ in range(3):
         step()
@@ -146,13 +152,13 @@ def peak(framework: str, cell: str, ours: bool) -> float:
 
 
 def resident(field: str) -> int:
-    """KiB that this process holds, or its peak."""
+    """Return the memory of this process in KiB: ``VmRSS`` is what it has now, ``VmHWM`` the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
 def training(framework: str, cell: str, ours: bool, size: tuple[int, ...]) -> Callable[[], object]:
-    """Forward, and the gradients of the input and the weights."""
+    """Return a training step: a forward pass, and the gradients of the input and the weights."""
     steps, batch_size, input_size, hidden_size = size
     spec: RecurrentSpec = RecurrentSpec.from_dict({"kind": cell, "input_size": input_size, "hidden_size": hidden_size})
     x = np.ones((steps, batch_size, input_size), np.float32)
@@ -178,35 +184,35 @@ def training(framework: str, cell: str, ours: bool, size: tuple[int, ...]) -> Ca
 
 
 def scaling() -> list[dict[str, Any]]:
-    """Of a GRU of size M, with lengths, forward and backward."""
+    """Measure a GRU of size M with lengths, forward and backward."""
     steps, batch_size, *_ = SIZES["M"]
     full = np.full(batch_size, steps)
     rows = []
     for framework in ("numpy", *FRAMEWORKS):
-        once = ours_of_gru(framework, steps, full)
+        once = gru_step(framework, steps, full)
         for what, other in (
-            ("2 T / T", ours_of_gru(framework, 2 * steps, 2 * full)),
-            ("2 B / B", ours_of_gru(framework, steps, np.repeat(full, 2))),
-            ("zero lengths / none", ours_of_gru(framework, steps, np.stack((full, 0 * full), axis=1).ravel())),
+            ("2 T / T", gru_step(framework, 2 * steps, 2 * full)),
+            ("2 B / B", gru_step(framework, steps, np.repeat(full, 2))),
+            ("zero lengths / none", gru_step(framework, steps, np.stack((full, 0 * full), axis=1).ravel())),
         ):
-            rows.append(compared(f"{framework}, {what}", other, once, seconds=3))
+            rows.append(compare(f"{framework}, {what}", other, once, seconds=3))
     return rows
 
 
-def ours_of_gru(framework: str, steps: int, seq_length: NDArray[np.int64]) -> Callable[[], object]:
-    """What `unirnn bench` measures as ours."""
+def gru_step(framework: str, steps: int, seq_length: NDArray[np.int64]) -> Callable[[], object]:
+    """Return what `unirnn bench` measures as ours."""
     spec = GRUSpec(*SIZES["M"][2:])
     rng = np.random.default_rng(0)
     input, d_output = rng.standard_normal((2, steps, len(seq_length), spec.hidden_size), np.float32)
-    calls: Calls = of_backend(framework).calls(Work(spec, input, None, seq_length, d_output, "eager", 1, slow=False))
-    return calls["ours"]
+    work = Work(spec, input, None, seq_length, d_output, "eager", 1, slow=False)
+    return baselines.load(registry.load(framework)).calls(work)["ours"]
 
 
 # ---- loading -------------------------------------------------------------------------------------
 
 
 def loading() -> list[dict[str, Any]]:
-    """Of a snapshot of 1 GiB."""
+    """Measure loading a snapshot of 1 GiB."""
     from safetensors.numpy import load_file
 
     hidden = round((LARGE / 4 / 8) ** 0.5)  # an LSTM has 8 square matrices
@@ -216,7 +222,7 @@ def loading() -> list[dict[str, Any]]:
         Snapshot(spec, {name: np.zeros(shape, np.float32) for name, shape in spec.weight_shapes().items()}).save(path)
         size = path.stat().st_size / 2**30
         return [
-            compared(
+            compare(
                 f"snapshot of {size:.2f} GiB / safetensors", lambda: load(path), lambda: load_file(path), seconds=10
             )
         ]

@@ -26,7 +26,7 @@ from unirnn.specs import arguments as names
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-BENCHMARK = ROOT / "docs" / "benchmark.md"
+BENCHMARK = ROOT / "docs" / "contributing" / "benchmark.md"
 FIGURES = ROOT / "benchmarks" / "figures"
 
 # ---- the mapping pages ---------------------------------------------------------------------------

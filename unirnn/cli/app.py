@@ -63,7 +63,7 @@ def _unirnn(
 
 app.command()(backends.backends)
 app.command()(parity.parity)
-app.command(cls=bench.BenchCommand)(bench.bench)
+app.command()(bench.bench)
 app.command()(explain.explain)
 app.command(no_args_is_help=True)(files.show)
 app.command(no_args_is_help=True)(files.convert)

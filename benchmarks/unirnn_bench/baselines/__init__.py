@@ -1,25 +1,79 @@
-"""What each backend's modules are compared with: a module here for each, named as the backend.
+"""What each backend's modules are compared with: one module for each backend, of the same name.
 
-It has
-
-- ``MODES``: the ways to run that need a process each, such as ``("eager",)``;
-- ``calls(work)``: what computes a `unirnn_bench.harness.Work`, by name. Each call returns its result, the output or the
-  gradients, once it is there. ``ours`` is a module of the backend. The others are its baselines, as there are:
-  ``native``, the framework's own layer on the dense input; ``usual``, what its users write to get the same result;
-  ``floor``, the bare matrix products; ``dense``, ours on the dense input, where the work is ragged. With ``d_output``
-  each computes the gradients of the input and of every weight.
-
-A backend that has no module here is measured by itself.
+Such a module has the members of `Baselines`. A backend that has none here is measured alone.
 """
 
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Protocol
 
-__all__ = ["of_backend"]
+import numpy as np
+
+from unirnn.contract.backend import Backend
+from unirnn.contract.call import join_state
+from unirnn_bench.work import Work
+
+__all__ = ["DESCRIPTIONS", "Baselines", "Call", "Calls", "OursAlone", "load"]
+
+DESCRIPTIONS = {
+    "native": "the framework's own layer on dense input",
+    "usual": "what people write in this framework for the same result",
+    "torch": "PyTorch's own layer on dense input",
+    "floor": "the matrix products alone",
+}
+"""What the time of ours is divided by."""
+
+Call = Callable[[], object]
+Calls = Mapping[str, Call]
 
 
-def of_backend(name: str) -> Any:
-    """The module of a backend, or None."""
-    path = f"{__name__}.{name}"
-    return import_module(path) if name.isidentifier() and find_spec(path) else None
+class Baselines(Protocol):
+    """What a module of baselines has."""
+
+    MODES: tuple[str, ...]
+    """The ways to run that need a process each; ``("eager",)`` if there is only one."""
+
+    def calls(self, work: Work, /) -> Calls:
+        """Prepare what computes a row, by name.
+
+        Each call returns the output or, if the work has ``d_output``, the gradients of the input and of every weight,
+        and returns only when they are computed.
+
+        - ``ours``: the module of unirnn,
+        - ``native``: the framework's own layer on the dense input,
+        - ``usual``: what people write in this framework to get the same result,
+        - ``floor``: the matrix products alone,
+        - ``dense``: the module of unirnn without lengths, if the work has them.
+        """
+
+
+class OursAlone:
+    """Stands for the baselines of a backend that has none: its modules are measured alone."""
+
+    MODES: tuple[str, ...] = ("eager",)
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def calls(self, work: Work) -> Calls:
+        """Prepare the call of the backend's module, by the members that every backend has."""
+        backend, spec = self._backend, work.spec
+        module = spec.build(backend.name, seed=0)
+        if (d_output := work.d_output) is not None:
+            zeros = tuple(np.zeros(shape, np.float32) for shape in spec.state_shapes(work.input.shape[1]).values())
+            arguments = {"input": work.input, "hx": join_state(zeros), "seq_length": work.seq_length}
+            return {"ours": lambda: backend.gradients(module, arguments, (d_output, *zeros))}
+        input = backend.from_numpy(work.input, module)
+        hx = None if work.hx is None else join_state([backend.from_numpy(part, module) for part in work.hx])
+        return {"ours": lambda: backend.to_numpy(module(input, hx, work.seq_length)[0])}
+
+
+def load(backend: Backend) -> Baselines:
+    """Import the baselines of a backend."""
+    path = f"{__name__}.{backend.name}"
+    if not backend.name.isidentifier() or find_spec(path) is None:
+        return OursAlone(backend)
+    module: Any = import_module(path)
+    baselines: Baselines = module
+    return baselines

@@ -1,8 +1,9 @@
-"""What ``unirnn bench`` compares MindSpore's modules with: its own layers, dense, and with their ``seq_length``.
+"""MindSpore's baselines: its own layers on dense input, and with their ``seq_length``.
 
-Three modes: ``eager``, PyNative with ``launch_blocking``; ``jit``, the same, compiled; ``asynchronous``, PyNative
-without that call, which can't be undone. MindSpore's own layers take half a minute a shape to compile, and seconds a
-call where they are asynchronous, so they are among the slow ones there.
+There are three modes: ``eager``, which is PyNative with ``launch_blocking``; ``jit``, the same, compiled; and
+``asynchronous``, PyNative without ``launch_blocking``, which needs a process of its own because that call can't be
+undone. MindSpore's own layers take half a minute to compile for each shape, and seconds a call where they are
+asynchronous, so only ``eager`` measures them unless slow baselines are asked for.
 """
 
 from collections.abc import Callable
@@ -12,10 +13,11 @@ import mindspore as ms
 
 from unirnn import load_weights, snapshot
 from unirnn.contract.call import join_state
-from unirnn_bench.harness import Call, Calls, Work, floor
+from unirnn_bench.baselines import Call, Calls
+from unirnn_bench.baselines._floor import floor
+from unirnn_bench.work import Work
 
 __all__ = ["MODES", "calls"]
-
 
 MODES = ("eager", "jit", "asynchronous")
 
@@ -47,7 +49,7 @@ class _Gradients(ms.nn.Cell):
 
 
 def calls(work: Work) -> Calls:
-    """See `unirnn_bench.baselines`."""
+    """Prepare the calls; see `unirnn_bench.baselines.Baselines`."""
     if work.mode != "asynchronous":
         ms.runtime.launch_blocking()
     spec = work.spec
@@ -56,7 +58,7 @@ def calls(work: Work) -> Calls:
     hx = None if work.hx is None else join_state([ms.Tensor(part) for part in work.hx])
     ns = None if work.seq_length is None else ms.Tensor(work.seq_length)
 
-    def finished(function: Callable[..., Any], *arguments: Any) -> Call:
+    def synchronized(function: Callable[..., Any], *arguments: Any) -> Call:
         def call() -> Any:
             result = function(*arguments)
             ms.runtime.synchronize()
@@ -70,7 +72,7 @@ def calls(work: Work) -> Calls:
         if work.d_output is not None:
             cell = _Gradients(cell)
             arguments.append(ms.Tensor(work.d_output))
-        return finished(ms.jit(cell.construct) if work.mode == "jit" else cell, *arguments)
+        return synchronized(ms.jit(cell.construct) if work.mode == "jit" else cell, *arguments)
 
     found = {"ours": call(ours, ns)}
     if ns is not None:
@@ -82,5 +84,5 @@ def calls(work: Work) -> Calls:
         if ns is not None:
             found["usual"] = call(native, ns)
         multiply = ms.ops.matmul
-        found["floor"] = finished(floor(work, ms.Tensor, lambda a, b, out: multiply(a, b)))
+        found["floor"] = synchronized(floor(work, ms.Tensor, lambda a, b, out: multiply(a, b)))
     return found

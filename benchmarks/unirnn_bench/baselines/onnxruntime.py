@@ -1,4 +1,4 @@
-"""What ``unirnn bench`` compares ONNX Runtime's modules with: a bare session of the same graph, and of a bare node."""
+"""ONNX Runtime's baselines: a bare session of the same graph, and a session of one bare recurrent node."""
 
 from typing import Any
 
@@ -9,16 +9,19 @@ import onnxruntime
 from unirnn import GRUSpec, snapshot
 from unirnn.contract.call import join_state
 from unirnn.files.onnx_writer import emit
-from unirnn_bench.harness import Calls, Work
+from unirnn_bench.baselines import Calls
+from unirnn_bench.work import Work
 
 __all__ = ["MODES", "calls"]
-
 
 MODES = ("eager",)
 
 
 def calls(work: Work) -> Calls:
-    """See `unirnn_bench.baselines`; ``native`` is a session of the same graph, ``floor`` of one bare node."""
+    """Prepare the calls; see `unirnn_bench.baselines.Baselines`.
+
+    ``native`` is a session of the same graph. ``floor`` is a session of one recurrent node, for a single layer.
+    """
     spec, x, ns = work.spec, work.input, work.seq_length
     ours: Any = spec.build("onnxruntime", seed=0, session_options={"intra_op_num_threads": work.threads})
     hx = None if work.hx is None else join_state(work.hx)
@@ -38,7 +41,7 @@ def calls(work: Work) -> Calls:
 
 
 def _node(work: Work) -> Any:
-    """A model of one recurrent node, which knows no lengths."""
+    """Make a model of one recurrent node, without lengths."""
     helper, float32, spec = onnx.helper, onnx.TensorProto.FLOAT, work.spec
     arrays = snapshot(spec.build("numpy", seed=0)).to("onnx")
     options: dict[str, Any] = {"linear_before_reset": 1} if isinstance(spec, GRUSpec) else {}

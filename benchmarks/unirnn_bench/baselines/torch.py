@@ -1,6 +1,6 @@
-"""What ``unirnn bench`` compares torch's modules with: its own layers, dense, and between packing and padding.
+"""PyTorch's baselines: its own layers on dense input, and between packing and padding for ragged input.
 
-Two modes: ``eager``, on the CPU, and where there is a GPU ``cuda``, where a call is over when its results are there.
+There are two modes: ``eager``, on the CPU, and ``cuda`` if there is a GPU. There, a call waits for its results.
 """
 
 from collections.abc import Callable
@@ -12,16 +12,17 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from unirnn import load_weights, snapshot
 from unirnn.contract.call import join_state
-from unirnn_bench.harness import Call, Calls, Work, floor
+from unirnn_bench.baselines import Call, Calls
+from unirnn_bench.baselines._floor import floor
+from unirnn_bench.work import Work
 
 __all__ = ["MODES", "calls"]
-
 
 MODES = ("eager", "cuda") if torch.cuda.is_available() else ("eager",)
 
 
 def calls(work: Work) -> Calls:
-    """See `unirnn_bench.baselines`."""
+    """Prepare the calls; see `unirnn_bench.baselines.Baselines`."""
     torch.set_num_threads(work.threads)
     spec, device = work.spec, "cuda" if work.mode == "cuda" else "cpu"
 
@@ -33,7 +34,7 @@ def calls(work: Work) -> Calls:
     load_weights(native, snapshot(ours))
     x = tensor(work.input)
     hx = None if work.hx is None else join_state([tensor(part) for part in work.hx])
-    ns = None if work.seq_length is None else torch.from_numpy(work.seq_length)  # where packing wants them
+    ns = None if work.seq_length is None else torch.from_numpy(work.seq_length)  # packing takes lengths on the CPU only
     d_output = None if work.d_output is None else tensor(work.d_output)
 
     def packed(x: Tensor) -> Tensor:
@@ -61,10 +62,10 @@ def calls(work: Work) -> Calls:
     if ns is not None:
         found["usual"] = call(native, packed)
         found["dense"] = call(ours, lambda x: ours(x, hx)[0])
-    return found if device == "cpu" else {name: _finished(one) for name, one in found.items()}
+    return found if device == "cpu" else {name: _synchronized(one) for name, one in found.items()}
 
 
-def _finished(call: Call) -> Call:
+def _synchronized(call: Call) -> Call:
     def run() -> object:
         result = call()
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""The figures of a benchmark as a picture: a panel for each cell, pass, and what ours is held against."""
+"""Draws the rows of a benchmark: a panel for each cell and pass, and each baseline that ours is compared with."""
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -7,17 +7,15 @@ from typing import Any
 
 from unirnn.errors import ArgumentError, FileError
 
-__all__ = ["check", "plot"]
+from .baselines import DESCRIPTIONS
 
-AGAINST = {
-    "torch": "torch's dense native layer",
-    "native": "the framework's dense native layer",
-    "usual": "what is usual in the framework",
-}
+__all__ = ["check_plot_file", "plot"]
+
+BASELINES = ("torch", "native", "usual")
 
 
-def check(path: Path) -> None:
-    """Refuse what can't be drawn, before anything is measured.
+def check_plot_file(path: Path) -> None:
+    """Refuse a picture that could not be drawn, before anything is measured.
 
     Raises
     ------
@@ -35,14 +33,14 @@ def check(path: Path) -> None:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the ratios as bars, grouped by size and lengths, on a logarithmic scale, with a line at 1.
+    """Draw the ratios as bars from a line at 1, grouped by size and lengths, on a logarithmic scale.
 
     Parameters
     ----------
     rows
-        Of the report; see `unirnn_bench.harness`.
+        The rows of a report, as `unirnn_bench.rows.measure_row` returns them.
     path
-        A PNG file; replaced.
+        A PNG file, which is replaced.
     """
     from matplotlib.figure import Figure
 
@@ -50,27 +48,27 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     groups = list(dict.fromkeys(_group(row) for row in rows))
     series = list(dict.fromkeys(_series(row) for row in rows))
     panels = [
-        (backward, against)
-        for against in AGAINST
+        (backward, baseline)
+        for baseline in BASELINES
         for backward in (False, True)
-        if any(row["backward"] == backward and against in row["ratios"] for row in rows)
+        if any(row["backward"] == backward and baseline in row["ratios"] for row in rows)
     ]
     width = min(max(4.0, 0.16 * len(groups) * (len(series) + 1)), 10.0)  # inches, of a panel
     shape = (max(1, len(panels)), max(1, len(cells)))
     figure = Figure(figsize=(width * shape[1] + 1, 3.2 * shape[0] + 1), layout="constrained")
     axes = figure.subplots(*shape, squeeze=False, sharey="row", sharex=True)
-    for (backward, against), its_axes in zip(panels, axes, strict=False):
-        for cell, panel in zip(cells, its_axes, strict=True):
+    for (backward, baseline), row_of_axes in zip(panels, axes, strict=False):
+        for cell, panel in zip(cells, row_of_axes, strict=True):
             for number, name in enumerate(series):
                 found = {
-                    _group(row): row["ratios"][against]
+                    _group(row): row["ratios"][baseline]
                     for row in rows
                     if (row["cell"], row["backward"], _series(row)) == (cell, backward, name)
-                    and against in row["ratios"]
+                    and baseline in row["ratios"]
                 }
                 bar = 0.8 / len(series)
                 places = [groups.index(group) + (number - (len(series) - 1) / 2) * bar for group in found]
-                # Bars begin at 1, where ours and the other are equal.
+                # Bars begin at 1, where both take the same time.
                 heights = [ratio - 1 for ratio in found.values()]
                 panel.bar(places, heights, bar, bottom=1, color=f"C{number}", label=name)
             panel.axhline(1, color="black", linewidth=1)
@@ -79,8 +77,8 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             panel.set_xticks(range(len(groups)), groups, rotation=45, ha="right")
             panel.grid(axis="y", alpha=0.3)
             panel.set_title(f"{cell}, {'with backward' if backward else 'forward'}")
-        its_axes[0].set_ylabel(f"ours / {AGAINST[against]}", fontsize="small")
-    figure.suptitle("Time of ours, relative; below 1 ours is faster")
+        row_of_axes[0].set_ylabel(f"divided by {DESCRIPTIONS[baseline]}", fontsize="small")
+    figure.suptitle("Time of unirnn divided by the baseline's; below 1 unirnn is faster")
     handles, labels = axes[0][0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
@@ -89,7 +87,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def _group(row: Mapping[str, Any]) -> str:
     stack = f" x{row['num_layers']}" if row["num_layers"] > 1 else ""
-    return f"{row['size']}{stack}{' both' if row['bidirectional'] else ''} {row['lengths']}"
+    return f"{row['size']}{stack}{' bidirectional' if row['bidirectional'] else ''} {row['lengths']}"
 
 
 def _series(row: Mapping[str, Any]) -> str:

@@ -1,0 +1,149 @@
+"""Plans which rows of the benchmark are measured, and in which process."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from unirnn import registry
+from unirnn.contract.backend import Backend
+from unirnn.errors import ArgumentError, UnirnnError
+from unirnn.specs import RecurrentSpec
+
+from . import baselines
+from .work import LENGTHS, SIZES, Layer
+
+__all__ = ["WHOLE", "Grid", "Job", "Plan", "plan"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is measured on each backend: every combination of these options, forward and with backward.
+
+    The size ``step`` is an exception: it is dense, has one layer in one direction, and is measured forward only.
+
+    Raises
+    ------
+    ArgumentError
+        If a size, a kind of lengths or a number of threads is not valid.
+
+    Examples
+    --------
+    >>> for layer in Grid(cells=("GRU",), sizes=("S", "step"), lengths=("short",)).layers():
+    ...     print(layer)
+    GRU S, 1 layer, short, forward
+    GRU S, 1 layer, short, with backward
+    GRU step, 1 layer, dense, forward
+    """
+
+    cells: tuple[str, ...] = ("RNN", "GRU", "LSTM")
+    sizes: tuple[str, ...] = ("S", "M", "step")
+    num_layers: tuple[int, ...] = (1,)
+    bidirectional: tuple[bool, ...] = (False,)
+    lengths: tuple[str, ...] = ("dense", "uniform")
+    threads: tuple[int, ...] = (1,)
+    modes: tuple[str, ...] | None = None
+    """The modes of the backends that take part, see `unirnn_bench.baselines`; None means all of them."""
+
+    def __post_init__(self) -> None:
+        for what, given, known in (("size", self.sizes, tuple(SIZES)), ("lengths", self.lengths, LENGTHS)):
+            for name in given:
+                if name not in known:
+                    raise ArgumentError(f"{what}: given {name!r}, expected one of {', '.join(known)}")
+        if any(count < 1 for count in self.threads):
+            raise ArgumentError(f"threads: given {min(self.threads)}, expected at least 1")
+
+    def layers(self) -> tuple[Layer, ...]:
+        """List the layers, without duplicates.
+
+        Raises
+        ------
+        SpecError
+            If a number of layers is not valid.
+        """
+        layers: dict[Layer, None] = {}
+        for cell, size, number, both, lengths, backward in itertools.product(
+            self.cells, self.sizes, self.num_layers, self.bidirectional, self.lengths, (False, True)
+        ):
+            layer = Layer(cell, size, number, both, lengths, backward)
+            if size == "step":
+                layer = Layer(cell, size, 1, False, "dense", False)
+            _ = layer.spec  # raises here what the layer's process would raise later
+            layers[layer] = None
+        return tuple(layers)
+
+
+WHOLE = Grid(sizes=tuple(SIZES), num_layers=(1, 2), bidirectional=(False, True), lengths=LENGTHS)
+"""Everything that can be measured with one thread."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The rows that one process measures."""
+
+    backend: str
+    mode: str
+    threads: int
+    layers: tuple[Layer, ...]
+
+
+class Plan(NamedTuple):
+    """The jobs, the version of each backend that takes part, and the reason why another one does not."""
+
+    jobs: list[Job]
+    versions: dict[str, str]
+    left_out: dict[str, str]
+
+
+def plan(grid: Grid, backends: Sequence[str] | None = None) -> Plan:
+    """Plan a benchmark.
+
+    Parameters
+    ----------
+    grid
+        What is measured on each backend.
+    backends
+        The names of the backends. None means every backend that is installed and can build without further options.
+
+    Raises
+    ------
+    BackendError
+        If a backend that was asked for by name is not available.
+    ArgumentError
+        If no backend has one of the modes, or if a backend that was asked for by name needs further options.
+    SpecError
+        If a number of layers is not valid.
+    """
+    layers, threads = grid.layers(), tuple(dict.fromkeys(grid.threads))
+    known_modes: dict[str, None] = {}
+    jobs: list[Job] = []
+    versions: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    for name in registry.backends() if backends is None else dict.fromkeys(backends):
+        try:
+            backend = _load(name)
+        except UnirnnError as error:
+            if backends is not None:
+                raise
+            left_out[name] = str(error)
+            continue
+        modes = baselines.load(backend).MODES
+        known_modes.update(dict.fromkeys(modes))
+        chosen = [mode for mode in modes if grid.modes is None or mode in grid.modes]
+        if not chosen:
+            left_out[name] = f"its modes are {', '.join(modes)}"
+            continue
+        versions[name] = backend.version()
+        possible = tuple(layer for layer in layers if backend.support.derivatives or not layer.backward)
+        jobs += [Job(name, mode, count, possible) for count in threads for mode in chosen]
+    for mode in grid.modes or ():
+        if mode not in known_modes:
+            raise ArgumentError(f"mode: given {mode!r}, expected one of {', '.join(known_modes)}")
+    return Plan(jobs, versions, left_out)
+
+
+def _load(name: str) -> Backend:
+    backend = registry.load(name)
+    # Finds out whether it builds without further options.
+    RecurrentSpec.from_dict({"kind": "RNN", "input_size": 1, "hidden_size": 1}).build(name, seed=0)
+    return backend

@@ -1,0 +1,163 @@
+"""What a row of the benchmark computes: a layer of a given size, and the arrays that it is called with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirnn.specs import RecurrentSpec
+
+__all__ = ["LENGTHS", "SIZES", "Layer", "Size", "Work"]
+
+Array = NDArray[Any]
+
+
+class Size(NamedTuple):
+    """The sizes T, B, I and H."""
+
+    steps: int
+    batch_size: int
+    input_size: int
+    hidden_size: int
+
+
+SIZES: Mapping[str, Size] = {
+    "S": Size(100, 1, 64, 64),
+    "M": Size(100, 32, 128, 128),
+    "L": Size(200, 64, 256, 256),
+    "wide": Size(50, 8, 512, 512),
+    "long": Size(1000, 1, 32, 32),
+    "step": Size(1, 1, 128, 128),
+}
+"""The sizes by name. ``step`` is streaming: one time step in each call, from a given state."""
+
+LENGTHS = ("dense", "full", "uniform", "short")
+"""The kinds of lengths: none given; all T; uniform in 1..T; a tenth of them T and the others at most T/10."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The layer of a row, in the words of the command's options.
+
+    Examples
+    --------
+    >>> layer = Layer("GRU", "M", 2, True, "uniform", backward=True)
+    >>> layer.spec
+    GRUSpec(128, 128, num_layers=2, bidirectional=True)
+    >>> print(layer)
+    GRU M, 2 layers, bidirectional, uniform, with backward
+    """
+
+    cell: str
+    size: str
+    num_layers: int
+    bidirectional: bool
+    lengths: str
+    backward: bool
+
+    @property
+    def spec(self) -> RecurrentSpec:
+        """The spec of the layer."""
+        size = SIZES[self.size]
+        arguments = {
+            "kind": self.cell,
+            "input_size": size.input_size,
+            "hidden_size": size.hidden_size,
+            "num_layers": self.num_layers,
+            "bidirectional": self.bidirectional,
+        }
+        spec: RecurrentSpec = RecurrentSpec.from_dict(arguments)
+        return spec
+
+    def __str__(self) -> str:
+        stack = f"{self.num_layers} layer" + ("s" if self.num_layers > 1 else "")
+        stack += ", bidirectional" if self.bidirectional else ""
+        return f"{self.cell} {self.size}, {stack}, {self.lengths}, {'with backward' if self.backward else 'forward'}"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every implementation of a row computes, in float32, from arrays that exist before the clock starts.
+
+    Parameters
+    ----------
+    spec
+        The layer, with ``batch_first=False``.
+    input
+        `(T, B, I)`.
+    hx
+        The parts of the initial state, `(L*D, B, H)` each, as streaming gives them; None means zeros.
+    seq_length
+        `(B,)`, or None for dense input.
+    d_output
+        `(T, B, D*H)`, the gradient of the output, for rows with a backward pass. None means inference.
+    mode
+        One of the modes of the backend; see `unirnn_bench.baselines`.
+    threads
+        How many threads may be used.
+    slow
+        Whether to measure baselines that take minutes as well.
+    """
+
+    spec: RecurrentSpec
+    input: Array
+    hx: tuple[Array, ...] | None
+    seq_length: NDArray[np.int64] | None
+    d_output: Array | None
+    mode: str
+    threads: int
+    slow: bool
+
+    @classmethod
+    def draw(cls, layer: Layer, mode: str, threads: int, slow: bool) -> "Work":
+        """Draw the arrays of a row, the same for every backend."""
+        rng = np.random.default_rng(0)
+        steps, batch_size, input_size, _ = SIZES[layer.size]
+        spec = layer.spec
+
+        def normal(*shape: int) -> Array:
+            return rng.standard_normal(shape, np.float32)
+
+        hx = None
+        if layer.size == "step":
+            hx = tuple(normal(*shape) for shape in spec.state_shapes(batch_size).values())
+        return cls(
+            spec,
+            normal(steps, batch_size, input_size),
+            hx,
+            _draw_lengths(layer.lengths, steps, batch_size, rng),
+            normal(steps, batch_size, spec.num_directions * spec.hidden_size) if layer.backward else None,
+            mode,
+            threads,
+            slow,
+        )
+
+    @property
+    def active(self) -> list[int]:
+        """How many sequences are still running at each step, up to the end of the longest one."""
+        steps, batch_size, _ = self.input.shape
+        if self.seq_length is None:
+            return [batch_size] * steps
+        counts = (np.arange(steps)[:, None] < self.seq_length).sum(axis=1)
+        return [n for n in counts.tolist() if n]
+
+    @property
+    def fill(self) -> float:
+        """The fraction of the steps that are valid."""
+        steps, batch_size, _ = self.input.shape
+        return sum(self.active) / (steps * batch_size)
+
+
+def _draw_lengths(kind: str, steps: int, batch_size: int, rng: np.random.Generator) -> NDArray[np.int64] | None:
+    if kind == "dense":
+        return None
+    if kind == "full":
+        return np.full(batch_size, steps)
+    # Spread evenly, so that the amount of work does not depend on chance where the batch is small.
+    spread = (np.arange(batch_size) + 0.5) / batch_size
+    lengths = np.ceil(spread * (steps if kind == "uniform" else steps / 10)).astype(np.int64)
+    if kind == "short":
+        lengths[: round(batch_size / 10)] = steps
+    return rng.permutation(lengths)
