@@ -1,8 +1,8 @@
-"""The one table of names: what unirnn, PyTorch and MindSpore call each argument.
+"""The table of argument names: what unirnn, PyTorch and MindSpore call each argument.
 
-Everything that has to do with spelling is read from `ARGUMENTS`: the spellings that a spec and a call
-understand, the translation of a spec into a framework's keyword arguments and back, the command
-``unirnn names``, and the mapping pages of the documentation (English and Chinese).
+`ARGUMENTS` is the only place that knows about spellings. These read it: specs and calls, which understand every
+spelling; the translation of a spec into a framework's keyword arguments and back; the command ``unirnn names``; and
+the pages of names in the documentation, in English and Chinese.
 """
 
 from collections.abc import Mapping
@@ -33,14 +33,14 @@ class Argument:
     torch, mindspore
         The framework's name, or None where it has no such argument.
     place
-        An argument of the constructor; one that the frameworks' constructors have and that is `Spec.build`'s here;
-        an argument of the call; or a part of the call's result.
+        ``"constructor"`` and ``"call"`` are whose argument it is. ``"build"`` is an argument of the frameworks'
+        constructors that is one of `Spec.build` here, and ``"result"`` a part of what a call returns.
     cells
         The cells that have it.
     without
-        What a framework does that has no such argument of the constructor.
+        The value that a framework computes if its constructor has no such argument.
     difference, difference_zh
-        What differs between the frameworks, in English and in Chinese.
+        What differs between the frameworks, in English and in Chinese; empty if nothing does.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Argument:
 
     @property
     def spellings(self) -> tuple[str, ...]:
-        """Every name under which unirnn understands the argument, its own first."""
+        """Every name that unirnn understands for the argument, its own first."""
         return tuple(dict.fromkeys(n for n in (self.name, self.torch, self.mindspore) if n))
 
     def of(self, framework: str) -> str | None:
@@ -73,23 +73,23 @@ ARGUMENTS: tuple[Argument, ...] = (
         "nonlinearity",
         "nonlinearity",
         cells=("RNN",),
-        difference="PyTorch's fourth positional argument; by keyword only in MindSpore, whose fourth is has_bias",
-        difference_zh="PyTorch 的第四个位置参数；MindSpore 只接受关键字形式，其第四个位置参数是 has_bias",
+        difference="in PyTorch the fourth positional argument; in MindSpore by keyword only, and the fourth is has_bias",
+        difference_zh="在 PyTorch 中是第四个位置参数；在 MindSpore 中只能以关键字传入，第四个位置参数是 has_bias",
     ),
     Argument(
         "bias",
         "bias",
         "has_bias",
-        difference="another name; MindSpore announces that has_bias becomes bias",
-        difference_zh="名称不同；MindSpore 已预告 has_bias 将改名为 bias",
+        difference="another name in MindSpore, which has announced that has_bias will be renamed to bias",
+        difference_zh="名称不同；MindSpore 已预告将 has_bias 改名为 bias",
     ),
     Argument("batch_first", "batch_first", "batch_first"),
     Argument(
         "dropout",
         "dropout",
         "dropout",
-        difference="MindSpore refuses an int; unirnn takes both and hands on a float",
-        difference_zh="MindSpore 不接受整数；unirnn 两者都接受，并以浮点数传递",
+        difference="MindSpore refuses an int; unirnn takes an int or a float, and passes on a float",
+        difference_zh="MindSpore 不接受整数；unirnn 接受整数和浮点数，并统一以浮点数传入",
     ),
     Argument("bidirectional", "bidirectional", "bidirectional"),
     Argument(
@@ -98,8 +98,8 @@ ARGUMENTS: tuple[Argument, ...] = (
         None,
         cells=("GRU",),
         without=True,
-        difference="in neither, whose GRU is that of True; Keras has it by this name",
-        difference_zh="两者均无此参数，其 GRU 相当于 True；Keras 有同名参数",
+        difference="neither framework has it, and both compute the variant of True; Keras has it under this name",
+        difference_zh="两个框架都没有此参数，其 GRU 相当于取 True；Keras 有同名参数",
     ),
     Argument(
         "proj_size",
@@ -107,24 +107,24 @@ ARGUMENTS: tuple[Argument, ...] = (
         None,
         cells=("LSTM",),
         without=0,
-        difference="PyTorch only; elsewhere a limit, but for the plain cells of array_api",
-        difference_zh="仅 PyTorch 支持；除 array_api 的纯实现外，在其他后端上属于限制",
+        difference="only PyTorch has it; of unirnn's backends, torch and array_api compute it, and the others refuse it",
+        difference_zh="仅 PyTorch 有此参数；unirnn 的后端中只有 torch 和 array_api 支持，其他后端会拒绝构建",
     ),
     Argument(
         "device",
         "device",
         None,
         "build",
-        difference="an argument of build; MindSpore has one device for the process, chosen by mindspore.set_device",
-        difference_zh="属于 build 的参数；MindSpore 整个进程使用同一设备，由 mindspore.set_device 选择",
+        difference="an argument of build; MindSpore has one device for the whole process, chosen by mindspore.set_device",
+        difference_zh="是 build 的参数；MindSpore 的整个进程只使用一个设备，由 mindspore.set_device 指定",
     ),
     Argument(
         "dtype",
         "dtype",
         "dtype",
         "build",
-        difference="an argument of build, by name or as the framework's own object",
-        difference_zh="属于 build 的参数，可用名称或框架自身的对象",
+        difference="an argument of build, as a name or as the framework's own object",
+        difference_zh="是 build 的参数，可以是名称，也可以是框架自身的 dtype 对象",
     ),
     Argument("input", "input", "x", "call", difference="another name", difference_zh="名称不同"),
     Argument(
@@ -134,7 +134,7 @@ ARGUMENTS: tuple[Argument, ...] = (
         "call",
         cells=("RNN", "GRU"),
         difference="PyTorch's documentation says h_0, its signature hx; None is zeros everywhere",
-        difference_zh="PyTorch 文档写作 h_0，函数签名为 hx；None 在各处均表示全零",
+        difference_zh="PyTorch 的文档写作 h_0，函数签名中为 hx；None 始终表示全零",
     ),
     Argument(
         "hx",
@@ -142,26 +142,26 @@ ARGUMENTS: tuple[Argument, ...] = (
         "hx",
         "call",
         cells=("LSTM",),
-        difference="a tuple (h_0, c_0) in both",
-        difference_zh="两者均为元组 (h_0, c_0)",
+        difference="a pair (h_0, c_0) in both",
+        difference_zh="在两个框架中都是元组 (h_0, c_0)",
     ),
     Argument(
         "seq_length",
         None,
         "seq_length",
         "call",
-        difference="PyTorch has pack_padded_sequence instead: sorted or re-sorted, on the CPU, no length 0",
-        difference_zh="PyTorch 使用 pack_padded_sequence：需排序、长度须在 CPU 上、不允许长度为 0",
+        difference="PyTorch has pack_padded_sequence instead: lengths on the CPU, none of them 0, sorted unless enforce_sorted=False",
+        difference_zh="PyTorch 使用 pack_padded_sequence：长度须在 CPU 上，不能为 0，且须按降序排列，除非设置 enforce_sorted=False",
     ),
-    Argument("output", "output", "output", "result", difference="the same", difference_zh="相同"),
+    Argument("output", "output", "output", "result"),
     Argument(
         "h_n",
         "h_n",
         "hx_n",
         "result",
         cells=("RNN", "GRU"),
-        difference="another name in the documentation; the same layout (L*D, B, H)",
-        difference_zh="文档中的名称不同；布局相同，均为 (L*D, B, H)",
+        difference="another name in MindSpore's documentation; the layout is (L*D, B, H) in both",
+        difference_zh="文档中的名称不同；布局均为 (L*D, B, H)",
     ),
     Argument(
         "(h_n, c_n)",
@@ -169,8 +169,8 @@ ARGUMENTS: tuple[Argument, ...] = (
         "hx_n",
         "result",
         cells=("LSTM",),
-        difference="MindSpore names the pair; the same layout (L*D, B, H) each",
-        difference_zh="MindSpore 以一个名称表示这一对状态；布局相同，均为 (L*D, B, H)",
+        difference="MindSpore has one name for the pair; the layout of each part is (L*D, B, H) in both",
+        difference_zh="MindSpore 用一个名称表示这一对状态；两个框架中每个状态的布局均为 (L*D, B, H)",
     ),
 )
 """The table."""
