@@ -1,9 +1,9 @@
 """Make the parts of the documentation that come from the code.
 
 ``python docs/make_tables.py`` writes the pages ``docs/names/{rnn,gru,lstm}[.zh].md`` from
-`unirnn.specs.arguments.ARGUMENTS`, the list of backends in ``docs/backends.md`` from `unirnn.explain`, and the tables of
-figures from what ``unirnn bench`` has written to ``benchmarks/figures``. With ``--check`` it writes nothing, and the exit
-status is 1 if a page is out of date.
+`unirnn.specs.arguments.ARGUMENTS`, the list of backends in ``docs/backends.md`` from `unirnn.explain`, and the tables
+of figures from what ``unirnn bench`` has written to ``benchmarks/figures``. With ``--check`` it writes nothing, and the
+exit status is 1 if a page is out of date.
 
 The list of backends needs every backend installed; if one is not, the list is left as it is.
 """
@@ -45,10 +45,11 @@ class Language(NamedTuple):
     call: str
     result: str
     item: str
-    names: str
-    none: str
+    named: str
+    missing: str
     same: str
     same_name: str
+    comma: str
     stop: str
 
 
@@ -65,28 +66,30 @@ LANGUAGES = (
         "Call",
         "Result",
         "- **`{name}`**: {text}",
-        "{torch} in PyTorch, {mindspore} in MindSpore",
-        "nothing",
+        "`{name}` in {framework}",
+        "not in {framework}",
         "the same in both",
         "the same name in both",
+        ", ",
         ". ",
     ),
     Language(
         "zh",
         ".zh",
         "{cell}：参数名称",
-        "同一参数在 `torch.nn.{cell}`、`mindspore.nn.{cell}` 和 `unirnn.{cell}Spec` 中的名称。unirnn 能识别所有这些名称；"
-        "如果在一次调用中用两个名称传入同一个参数，会引发 `TypeError`，并指出这两个名称。",
+        "同一参数在 `torch.nn.{cell}`、`mindspore.nn.{cell}` 和 `unirnn.{cell}Spec` 中的名称。"
+        "unirnn 能识别所有这些名称；如果在一次调用中用两个名称传入同一个参数，会引发 `TypeError`，并指出这两个名称。",
         "`input_size`、`hidden_size` 和 `num_layers` 可按位置或按名称传入，其余参数只能按名称传入。",
         "构造函数",
         "构建",
         "调用",
         "返回值",
         "- **`{name}`**：{text}",
-        "PyTorch 为 {torch}，MindSpore 为 {mindspore}",
-        "无",
+        "{framework} 为 `{name}`",
+        "{framework} 无此参数",
         "两个框架相同",
         "两个框架名称相同",
+        "，",
         "。",
     ),
 )
@@ -115,14 +118,16 @@ def names_page(cell: str, language: Language) -> str:
 def _argument(row: names.Argument, language: Language) -> str:
     """An argument as an item of a list."""
     difference = row.difference if language.code == "en" else row.difference_zh
+    parts = []
     if row.torch == row.mindspore == row.name:
-        text = language.same_name if difference else language.same
-    else:
-        torch, mindspore = (f"`{name}`" if name else language.none for name in (row.torch, row.mindspore))
-        text = language.names.format(torch=torch, mindspore=mindspore)
+        parts.append(language.same_name if difference else language.same)
+    elif row.torch or row.mindspore:
+        spelled = (("PyTorch", row.torch), ("MindSpore", row.mindspore))
+        forms = [(language.named if name else language.missing, framework, name) for framework, name in spelled]
+        parts.append(language.comma.join(form.format(framework=where, name=name) for form, where, name in forms))
     if difference:
-        text += language.stop + difference[0].upper() + difference[1:]
-    return language.item.format(name=row.name, text=text) + language.stop.strip()
+        parts.append(difference[0].upper() + difference[1:])
+    return language.item.format(name=row.name, text=language.stop.join(parts)) + language.stop.strip()
 
 
 def names_pages() -> dict[Path, str]:
@@ -178,7 +183,7 @@ def _backend(name: str) -> list[str]:
         found = (limit for dtype in usable for spec in PROBES for limit in explain(spec, name, device, dtype=dtype))
         for text in dict.fromkeys(map(str, found)):
             limits.setdefault(text, []).append(device)
-    lines = [f"### {name}", "", f"`build({name!r})` makes a `{built}`.", ""]
+    lines = [f"### {name}", "", f'`build("{name}")` makes a `{built}`.', ""]
     lines += [f"- Dtypes on {where}: {usable}" for usable, where in _grouped(dtypes).items()]
     derivatives = registry.load(name).support.derivatives
     lines += [f"- Gradients: {GRADIENTS[derivatives]}"] if derivatives else []

@@ -73,15 +73,15 @@ ARGUMENTS: tuple[Argument, ...] = (
         "nonlinearity",
         "nonlinearity",
         cells=("RNN",),
-        difference="in PyTorch the fourth positional argument; in MindSpore by keyword only, and the fourth is has_bias",
+        difference="in PyTorch the fourth positional argument; in MindSpore by keyword only, the fourth is has_bias",
         difference_zh="在 PyTorch 中是第四个位置参数；在 MindSpore 中只能以关键字传入，第四个位置参数是 has_bias",
     ),
     Argument(
         "bias",
         "bias",
         "has_bias",
-        difference="another name in MindSpore, which has announced that has_bias will be renamed to bias",
-        difference_zh="名称不同；MindSpore 已预告将 has_bias 改名为 bias",
+        difference="MindSpore has announced that has_bias will be renamed to bias",
+        difference_zh="MindSpore 已预告将 has_bias 改名为 bias",
     ),
     Argument("batch_first", "batch_first", "batch_first"),
     Argument(
@@ -107,7 +107,7 @@ ARGUMENTS: tuple[Argument, ...] = (
         None,
         cells=("LSTM",),
         without=0,
-        difference="only PyTorch has it; of unirnn's backends, torch and array_api compute it, and the others refuse it",
+        difference="only PyTorch has it; of unirnn's backends, torch and array_api compute it, the others refuse it",
         difference_zh="仅 PyTorch 有此参数；unirnn 的后端中只有 torch 和 array_api 支持，其他后端会拒绝构建",
     ),
     Argument(
@@ -115,7 +115,7 @@ ARGUMENTS: tuple[Argument, ...] = (
         "device",
         None,
         "build",
-        difference="an argument of build; MindSpore has one device for the whole process, chosen by mindspore.set_device",
+        difference="an argument of build; MindSpore has one device for the process, chosen by mindspore.set_device",
         difference_zh="是 build 的参数；MindSpore 的整个进程只使用一个设备，由 mindspore.set_device 指定",
     ),
     Argument(
@@ -126,7 +126,7 @@ ARGUMENTS: tuple[Argument, ...] = (
         difference="an argument of build, as a name or as the framework's own object",
         difference_zh="是 build 的参数，可以是名称，也可以是框架自身的 dtype 对象",
     ),
-    Argument("input", "input", "x", "call", difference="another name", difference_zh="名称不同"),
+    Argument("input", "input", "x", "call"),
     Argument(
         "hx",
         "h_0",
@@ -150,8 +150,10 @@ ARGUMENTS: tuple[Argument, ...] = (
         None,
         "seq_length",
         "call",
-        difference="PyTorch has pack_padded_sequence instead: lengths on the CPU, none of them 0, sorted unless enforce_sorted=False",
-        difference_zh="PyTorch 使用 pack_padded_sequence：长度须在 CPU 上，不能为 0，且须按降序排列，除非设置 enforce_sorted=False",
+        difference="PyTorch has pack_padded_sequence instead: lengths on the CPU, none of them 0, "
+        "sorted unless enforce_sorted=False",
+        difference_zh="PyTorch 使用 pack_padded_sequence：长度须在 CPU 上，不能为 0，"
+        "且须按降序排列，除非设置 enforce_sorted=False",
     ),
     Argument("output", "output", "output", "result"),
     Argument(
@@ -160,8 +162,8 @@ ARGUMENTS: tuple[Argument, ...] = (
         "hx_n",
         "result",
         cells=("RNN", "GRU"),
-        difference="another name in MindSpore's documentation; the layout is (L*D, B, H) in both",
-        difference_zh="文档中的名称不同；布局均为 (L*D, B, H)",
+        difference="only the names in the documentation differ; the layout is (L*D, B, H) in both",
+        difference_zh="仅文档中的名称不同；两个框架中的布局均为 (L*D, B, H)",
     ),
     Argument(
         "(h_n, c_n)",
