@@ -57,8 +57,8 @@ class Argument:
         """Every name that unirnn understands for the argument, its own first."""
         return tuple(dict.fromkeys(n for n in (self.name, self.torch, self.mindspore) if n))
 
-    def of(self, framework: str) -> str | None:
-        """The framework's name for it, or None."""
+    def name_in(self, framework: str) -> str | None:
+        """The name of the argument in a framework, or None if it has no such argument."""
         if framework not in FRAMEWORKS:
             raise ArgumentError(f"framework: given {framework!r}, expected one of {', '.join(map(repr, FRAMEWORKS))}")
         return {"torch": self.torch, "mindspore": self.mindspore}[framework]

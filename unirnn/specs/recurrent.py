@@ -230,7 +230,7 @@ class RecurrentSpec(Spec):
         """
         kwargs: dict[str, Any] = {}
         for row in names.arguments(self.kind, "constructor"):
-            spelling, value = row.of(framework), getattr(self, row.name)
+            spelling, value = row.name_in(framework), getattr(self, row.name)
             if spelling is not None:
                 kwargs[spelling] = value
             elif value != row.without:
@@ -246,8 +246,8 @@ class RecurrentSpec(Spec):
         >>> GRUSpec.from_kwargs("mindspore", {"input_size": 3, "hidden_size": 4, "has_bias": False})
         GRUSpec(3, 4, bias=False)
         """
-        known = [name for row in names.arguments(cls.kind, "constructor") if (name := row.of(framework))]
-        elsewhere = [row.of(framework) for row in names.arguments(cls.kind, "build")]
+        known = [name for row in names.arguments(cls.kind, "constructor") if (name := row.name_in(framework))]
+        elsewhere = [row.name_in(framework) for row in names.arguments(cls.kind, "build")]
         for name in kwargs:
             if name in elsewhere:
                 raise ArgumentError(f"{framework}: {name!r} is no part of a spec; give it to build")
