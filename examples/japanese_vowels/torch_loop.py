@@ -36,7 +36,7 @@ class SpeakerClassifier(nn.Module):
     def __init__(self, recurrent: nn.RNNBase, head: Head) -> None:
         super().__init__()
         self.recurrent = recurrent
-        self.spec = cast(unirnn.Spec, recurrent.spec)
+        self.spec = cast(unirnn.RecurrentSpec, recurrent.spec)
         numbers = {"weight": torch.tensor(head.weight), "bias": torch.tensor(head.bias)}
         speakers, size = head.weight.shape
         self.head = nn.Linear(size, speakers, dtype=numbers["weight"].dtype)
