@@ -1,8 +1,8 @@
 """The table of argument names: what unirnn, PyTorch and MindSpore call each argument.
 
-`ARGUMENTS` is the only place that knows about spellings. These read it: specs and calls, which understand every
-spelling; the translation of a spec into a framework's keyword arguments and back; the command ``unirnn names``; and
-the pages of names in the documentation, in English and Chinese.
+Everything that depends on spelling reads `ARGUMENTS`: the spellings that specs and calls accept, the translation of a
+spec into a framework's keyword arguments and back, the command ``unirnn names``, and the documentation's pages of
+names in English and Chinese.
 """
 
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 from unirnn.errors import ArgumentError
 
-__all__ = ["ARGUMENTS", "FRAMEWORKS", "Argument", "arguments", "canonical"]
+__all__ = ["ARGUMENTS", "FRAMEWORKS", "Argument", "arguments", "canonical", "missing_arguments"]
 
 Cell = Literal["RNN", "GRU", "LSTM"]
 Place = Literal["constructor", "build", "call", "result"]
 
 FRAMEWORKS = ("torch", "mindspore")
-"""The frameworks whose names the table holds."""
+"""The frameworks whose names are in the table."""
 
 _ALL: tuple[Cell, ...] = ("RNN", "GRU", "LSTM")
 
@@ -31,16 +31,16 @@ class Argument:
     name
         unirnn's name.
     torch, mindspore
-        The framework's name, or None where it has no such argument.
+        The framework's name for it; None if it has no such argument.
     place
-        ``"constructor"`` and ``"call"`` are whose argument it is. ``"build"`` is an argument of the frameworks'
-        constructors that is one of `Spec.build` here, and ``"result"`` a part of what a call returns.
+        Where it belongs: to the constructor; to `Spec.build` (an argument of the frameworks' constructors); to the
+        call; or to the result of the call.
     cells
         The cells that have it.
     without
-        The value that a framework computes if its constructor has no such argument.
+        The value that corresponds to a framework without this argument, if it is one of the constructor's.
     difference, difference_zh
-        What differs between the frameworks, in English and in Chinese; empty if nothing does.
+        The difference between the frameworks, in English and in Chinese; empty if there is none.
     """
 
     name: str
@@ -54,11 +54,11 @@ class Argument:
 
     @property
     def spellings(self) -> tuple[str, ...]:
-        """Every name that unirnn understands for the argument, its own first."""
+        """Every name that unirnn accepts for the argument, its own first."""
         return tuple(dict.fromkeys(n for n in (self.name, self.torch, self.mindspore) if n))
 
     def name_in(self, framework: str) -> str | None:
-        """The name of the argument in a framework, or None if it has no such argument."""
+        """The framework's name for it, or None if it has no such argument."""
         if framework not in FRAMEWORKS:
             raise ArgumentError(f"framework: given {framework!r}, expected one of {', '.join(map(repr, FRAMEWORKS))}")
         return {"torch": self.torch, "mindspore": self.mindspore}[framework]
@@ -179,7 +179,7 @@ ARGUMENTS: tuple[Argument, ...] = (
 
 
 def arguments(cell: str, place: Place) -> tuple[Argument, ...]:
-    """The rows of one cell's constructor, call or result, in order.
+    """The rows of the table for one cell and place, in order.
 
     Examples
     --------
@@ -187,6 +187,17 @@ def arguments(cell: str, place: Place) -> tuple[Argument, ...]:
     ['x', 'hx', 'seq_length']
     """
     return tuple(a for a in ARGUMENTS if cell in a.cells and a.place == place)
+
+
+def missing_arguments(framework: str) -> tuple[str, ...]:
+    """The arguments of specs that a framework's own layers do not have.
+
+    Examples
+    --------
+    >>> missing_arguments("mindspore")
+    ('reset_after', 'proj_size')
+    """
+    return tuple(row.name for row in ARGUMENTS if row.place == "constructor" and row.name_in(framework) is None)
 
 
 def canonical(cell: str, place: Place, given: Mapping[str, Any], *, already: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -197,11 +208,11 @@ def canonical(cell: str, place: Place, given: Mapping[str, Any], *, already: tup
     cell
         ``"RNN"``, ``"GRU"`` or ``"LSTM"``.
     place
-        Whose arguments they are: the constructor's or the call's.
+        Whether they are arguments of the constructor or of the call.
     given
         Arguments by name, in any spelling.
     already
-        unirnn's names of arguments that were given besides, by position or under those names.
+        Arguments that were also given, by position or by unirnn's names; these are unirnn's names.
 
     Returns
     -------
