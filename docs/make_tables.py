@@ -1,11 +1,11 @@
-"""Make the documentation's tables from the code.
+"""Make the parts of the documentation that come from the code.
 
-``python docs/make_tables.py`` writes the mapping pages ``docs/names/{rnn,gru,lstm}[.zh].md`` from
-`unirnn.specs.arguments.ARGUMENTS`, the support table of ``README.md`` from `unirnn.explain` and the backends, and the
-figures of ``docs/benchmark.md`` from what ``unirnn bench`` has left in ``benchmarks/figures``. With ``--check`` it
-writes nothing, and the exit status is 1 if a page is out of date.
+``python docs/make_tables.py`` writes the pages ``docs/names/{rnn,gru,lstm}[.zh].md`` from
+`unirnn.specs.arguments.ARGUMENTS`, the list of backends in ``docs/backends.md`` from `unirnn.explain`, and the tables
+of figures from what ``unirnn bench`` has written to ``benchmarks/figures``. With ``--check`` it writes nothing, and the
+exit status is 1 if a page is out of date.
 
-The support table needs every backend of unirnn installed; without one it is left as it is.
+The list of backends needs every backend installed; if one is not, the list is left as it is.
 """
 
 import argparse
@@ -25,66 +25,82 @@ from unirnn.errors import MissingBackendError
 from unirnn.specs import arguments as names
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+BACKENDS = ROOT / "docs" / "backends.md"
 BENCHMARK = ROOT / "docs" / "contributing" / "benchmark.md"
 FIGURES = ROOT / "benchmarks" / "figures"
 
-# ---- the mapping pages ---------------------------------------------------------------------------
+# ---- the pages of names ----------------------------------------------------------------------------
 
 
 class Language(NamedTuple):
-    """The words of a mapping page around the table's own."""
+    """The words of a page of names."""
 
     code: str
     suffix: str
+    title: str
     intro: str
     positional: str
     constructor: str
     build: str
     call: str
     result: str
-    difference: str
+    item: str
+    named: str
+    missing: str
     same: str
+    same_name: str
+    comma: str
+    stop: str
 
 
 LANGUAGES = (
     Language(
         "en",
         "",
+        "{cell}: argument names",
         "What `torch.nn.{cell}`, `mindspore.nn.{cell}` and `unirnn.{cell}Spec` call the same thing. unirnn understands "
-        "every name of an argument; two of one row in one call are a `TypeError` that names both.",
-        "`input_size`, `hidden_size` and `num_layers` are taken by position or by name, the others by name only. "
-        "The last of PyTorch's and MindSpore's own are arguments of `build`.",
+        "all of these names. Two names of one argument in one call are a `TypeError` that shows both.",
+        "`input_size`, `hidden_size` and `num_layers` may be given by position or by name, the others only by name.",
         "Constructor",
         "Build",
         "Call",
         "Result",
-        "difference",
-        "the same",
+        "- **`{name}`**: {text}",
+        "`{name}` in {framework}",
+        "not in {framework}",
+        "the same in both",
+        "the same name in both",
+        ", ",
+        ". ",
     ),
     Language(
         "zh",
         ".zh",
-        "`torch.nn.{cell}`、`mindspore.nn.{cell}` 与 `unirnn.{cell}Spec` 的名称对照。参数的每个名称 unirnn "
-        "都能识别；在一次调用中同时使用同一行的两个名称会引发 `TypeError`，并指出这两个名称。",
-        "`input_size`、`hidden_size` 和 `num_layers` 可按位置或按名称传入，其余参数只能按名称传入。"
-        "两个框架构造函数的最后几个参数在此属于 `build`。",
+        "{cell}：参数名称",
+        "同一参数在 `torch.nn.{cell}`、`mindspore.nn.{cell}` 和 `unirnn.{cell}Spec` 中的名称。"
+        "unirnn 能识别所有这些名称；如果在一次调用中用两个名称传入同一个参数，会引发 `TypeError`，并指出这两个名称。",
+        "`input_size`、`hidden_size` 和 `num_layers` 可按位置或按名称传入，其余参数只能按名称传入。",
         "构造函数",
         "构建",
         "调用",
         "返回值",
-        "差异",
-        "相同",
+        "- **`{name}`**：{text}",
+        "{framework} 为 `{name}`",
+        "{framework} 无此参数",
+        "两个框架相同",
+        "两个框架名称相同",
+        "，",
+        "。",
     ),
 )
 
 
 def names_page(cell: str, language: Language) -> str:
-    """The mapping page of one cell in one language, as Markdown."""
+    """The page of one cell in one language, as Markdown."""
     lines = [
-        "<!-- Made by docs/make_tables.py from unirnn/names.py. -->",
+        "<!-- Made by docs/make_tables.py from unirnn/specs/arguments.py. -->",
         "",
-        f"# {cell}",
+        f"# {language.title.format(cell=cell)}",
         "",
         language.intro.format(cell=cell),
     ]
@@ -94,18 +110,28 @@ def names_page(cell: str, language: Language) -> str:
         ("call", language.call, "`module(input, hx=None, seq_length=None)`"),
         ("result", language.result, ""),
     ):
-        rows = []
-        for row in names.arguments(cell, place):  # type: ignore[arg-type]
-            spelled = [f"`{name}`" if name else "—" for name in (row.torch, row.mindspore, row.name)]
-            difference = row.difference if language.code == "en" else row.difference_zh
-            rows.append([*spelled, difference or language.same])
         lines += ["", f"## {title}", *(["", note] if note else []), ""]
-        lines += _table(["PyTorch", "MindSpore", "unirnn", language.difference], rows)
+        lines += [_argument(row, language) for row in names.arguments(cell, place)]  # type: ignore[arg-type]
     return "\n".join(lines) + "\n"
 
 
+def _argument(row: names.Argument, language: Language) -> str:
+    """An argument as an item of a list."""
+    difference = row.difference if language.code == "en" else row.difference_zh
+    parts = []
+    if row.torch == row.mindspore == row.name:
+        parts.append(language.same_name if difference else language.same)
+    elif row.torch or row.mindspore:
+        spelled = (("PyTorch", row.torch), ("MindSpore", row.mindspore))
+        forms = [(language.named if name else language.missing, framework, name) for framework, name in spelled]
+        parts.append(language.comma.join(form.format(framework=where, name=name) for form, where, name in forms))
+    if difference:
+        parts.append(difference[0].upper() + difference[1:])
+    return language.item.format(name=row.name, text=language.stop.join(parts)) + language.stop.strip()
+
+
 def names_pages() -> dict[Path, str]:
-    """Every mapping page, by its path."""
+    """Every page of names, by its path."""
     return {
         ROOT / "docs" / "names" / f"{cell.lower()}{language.suffix}.md": names_page(cell, language)
         for cell in ("RNN", "GRU", "LSTM")
@@ -113,7 +139,7 @@ def names_pages() -> dict[Path, str]:
     }
 
 
-# ---- the support table ---------------------------------------------------------------------------
+# ---- the list of backends --------------------------------------------------------------------------
 
 PROBES: tuple[Spec, ...] = (
     RNNSpec(8, 24),
@@ -122,60 +148,70 @@ PROBES: tuple[Spec, ...] = (
     LSTMSpec(8, 24),
     LSTMSpec(8, 24, proj_size=8),
 )
-"""The specs whose limits the table lists: one of each cell and variant, with a hidden size that is no multiple of 16,
+"""The specs whose limits the list shows: one of each cell and variant, with a hidden size that is not a multiple of 16,
 and a projection."""
 
 OPTIONS: dict[str, dict[str, Any]] = {"array_api": {"namespace": numpy}}
-"""What a backend's build needs besides."""
+"""Further arguments that a backend's build needs."""
+
+GRADIENTS = {1: "yes", 2: "yes, and second derivatives"}
 
 
-def support_table() -> str:
-    """What each backend of unirnn builds, and where, as Markdown.
+def support_list() -> str:
+    """What each backend of unirnn builds, where, and its limits, as Markdown.
 
     Raises
     ------
     MissingBackendError
         If a backend's framework is not installed.
     """
-    rows = []
-    for entry in sorted(metadata.distribution("unirnn").entry_points.select(group=registry.GROUP)):
-        room = registry.load(entry.name)
-        built = f"`{_native_name(PROBES[0].build(entry.name, **OPTIONS.get(entry.name, {})))}`"
-        gradients = "yes" if room.differentiable else "see limits"
-        # Devices of which the same is true share a row.
-        devices: dict[tuple[str, str], list[str]] = {}
-        for device in ("cpu", "gpu", "ascend"):
-            dtypes = [d for d in DTYPES if any(explain(spec, entry.name, device, dtype=d).builds for spec in PROBES)]
-            if dtypes:
-                limits = _limits(entry.name, device, dtypes)
-                devices.setdefault((", ".join(dtypes), "<br>".join(limits) or "none"), []).append(device)
-        for (dtypes_text, limits_text), where in devices.items():
-            rows.append([f"`{entry.name}`", built, ", ".join(where), dtypes_text, gradients, limits_text])
-    return "\n".join(
-        [
-            *_table(["backend", "builds", "devices", "dtypes", "gradients", "limits"], rows),
-            "",
-            "The limits are what `unirnn.explain` says of " + ", ".join(f"`{spec}`" for spec in PROBES) + "; "
-            "*can't* is refused by `build`, *differs* is not.",
-        ]
-    )
+    entries = metadata.distribution("unirnn").entry_points.select(group=registry.GROUP)
+    parts = ["\n".join(_backend(entry.name)) for entry in sorted(entries)]
+    probes = ", ".join(f"`{spec}`" for spec in PROBES)
+    return "\n\n".join([*parts, f"The limits are those that `unirnn.explain` reports for {probes}."])
 
 
-def _limits(backend: str, device: str, dtypes: Iterable[str]) -> list[str]:
-    found = (limit for dtype in dtypes for spec in PROBES for limit in explain(spec, backend, device, dtype=dtype))
-    return list(dict.fromkeys(f"*{kind}*{text}" for kind, text in (_split(str(limit)) for limit in found)))
+def _backend(name: str) -> list[str]:
+    """The lines about one backend."""
+    built = _native_name(PROBES[0].build(name, **OPTIONS.get(name, {})))
+    dtypes: dict[str, list[str]] = {}  # by device
+    limits: dict[str, list[str]] = {}  # the devices, by the limit's text
+    for device in ("cpu", "gpu", "ascend"):
+        usable = [d for d in DTYPES if any(explain(spec, name, device, dtype=d).builds for spec in PROBES)]
+        if usable:
+            dtypes[device] = usable
+        found = (limit for dtype in usable for spec in PROBES for limit in explain(spec, name, device, dtype=dtype))
+        for text in dict.fromkeys(map(str, found)):
+            limits.setdefault(text, []).append(device)
+    lines = [f"### {name}", "", f'`build("{name}")` makes a `{built}`.', ""]
+    lines += [f"- Dtypes on {where}: {usable}" for usable, where in _grouped(dtypes).items()]
+    derivatives = registry.load(name).support.derivatives
+    lines += [f"- Gradients: {GRADIENTS[derivatives]}"] if derivatives else []
+    for text, devices in limits.items():
+        kind, _, rest = text.partition(": ")
+        where = "" if devices == list(dtypes) else f" on {_series(devices)}"
+        lines.append(f"- *{kind.capitalize()}*{where}: {rest}")
+    return lines
 
 
-def _split(text: str) -> tuple[str, str]:
-    kind, colon, rest = text.partition(":")
-    return kind, colon + rest
+def _grouped(dtypes: dict[str, list[str]]) -> dict[str, str]:
+    """The devices that have the same dtypes, by these dtypes."""
+    groups: dict[str, list[str]] = {}
+    for device, usable in dtypes.items():
+        groups.setdefault(", ".join(usable), []).append(device)
+    return {usable: _series(devices) for usable, devices in groups.items()}
+
+
+def _series(words: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _native_name(module: Any) -> str:
     """The framework's class that a module is, or else the module's own, by the shortest name that imports it."""
     kinds = type(module).__mro__[:-1]
-    room = _package(kinds[0])
-    kind = next((kind for kind in kinds if _package(kind) != room), kinds[0])
+    own = _package(kinds[0])
+    kind = next((kind for kind in kinds if _package(kind) not in (own, "unirnn", "abc")), kinds[0])
     parts = kind.__module__.split(".")
     for length in range(1, len(parts)):
         path = ".".join(parts[:length])
@@ -243,16 +279,16 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def main() -> int:
     """Write the pages, or with ``--check`` name those that are out of date."""
-    parser = argparse.ArgumentParser(description="Make the documentation's tables from the code.")
+    parser = argparse.ArgumentParser(description="Make the parts of the documentation that come from the code.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is out of date")
     check = parser.parse_args().check
 
     pages = names_pages()
     pages[BENCHMARK] = with_table(BENCHMARK.read_text("utf-8"), "figures", figures_tables())
     try:
-        pages[README] = with_table(README.read_text("utf-8"), "support", support_table())
+        pages[BACKENDS] = with_table(BACKENDS.read_text("utf-8"), "support", support_list())
     except MissingBackendError as error:
-        print(f"README.md is left as it is: {error}", file=sys.stderr)
+        print(f"docs/backends.md is left as it is: {error}", file=sys.stderr)
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text("utf-8") != text]
     for path in stale:
         print(f"{path.relative_to(ROOT)} {'is out of date' if check else 'written'}")

@@ -1,4 +1,4 @@
-"""The loops of the documentation run, learn, and differ by what their pages say, in the code and in the numbers."""
+"""The loops in the documentation run and learn, and their code and numbers differ by what their pages say."""
 
 import difflib
 import re
@@ -19,15 +19,15 @@ needs_lightning = pytest.mark.skipif(not find_spec("lightning"), reason="needs l
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The loops write their checkpoints to the folder that they run in, and the example's folder onto the path."""
+def temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Run in a temporary folder, since loops write checkpoints; restore ``sys.path``, which one of them changes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Threads that wait for each other by spinning make small models slow wherever the cores are busy."""
+    """Give torch one thread: several that wait for each other by spinning are slow if the cores are busy."""
     if not find_spec("torch"):
         yield
         return
@@ -39,63 +39,63 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def run(name: str, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], Any, str]:
+def run_script(name: str, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], Any, str]:
     """A script's namespace, what its main function returns, and what it prints."""
     namespace = runpy.run_path(str(LOOPS / f"{name}.py"))
     capsys.readouterr()
     return namespace, namespace["main"](), capsys.readouterr().out
 
 
-def best(printed: str) -> float:
-    """The part that is right, as a loop prints it last."""
+def best_accuracy(printed: str) -> float:
+    """The accuracy that a loop prints last."""
     match = re.fullmatch(r"the best: (\d+)% right", printed.splitlines()[-1])
     assert match is not None, printed
     return int(match[1]) / 100
 
 
-def changes(before: str, after: str) -> tuple[list[str], list[str]]:
-    """The lines that go, and the lines that come."""
+def changed_lines(before: str, after: str) -> tuple[list[str], list[str]]:
+    """The lines that are removed and those that are added."""
     old, new = ((LOOPS / f"{name}.py").read_text("utf-8").splitlines() for name in (before, after))
     diff = list(difflib.unified_diff(old, new, n=0, lineterm=""))[2:]
-    gone, come = ([line[1:] for line in diff if line[0] == sign] for sign in "-+")
-    return gone, come
+    removed, added = ([line[1:] for line in diff if line[0] == sign] for sign in "-+")
+    return removed, added
 
 
 @pytest.mark.parametrize("framework", ["torch", "mindspore"])
-def test_what_changes_is_the_line_that_makes_the_layer(framework: str) -> None:
-    gone, come = changes(f"{framework}_before", f"{framework}_after")
-    assert gone == ["        self.gru = nn.GRU(1, 16, batch_first=True)"]
+def test_only_the_line_that_makes_the_layer_changes(framework: str) -> None:
+    removed, added = changed_lines(f"{framework}_before", f"{framework}_after")
+    assert removed == ["        self.gru = nn.GRU(1, 16, batch_first=True)"]
     layer = f'        self.gru = unirnn.GRUSpec(1, 16, batch_first=True).build("{framework}")'
-    assert come == ["", "import unirnn", layer]
+    assert added == ["", "import unirnn", layer]
 
 
-def test_without_packing_only_the_packing_goes() -> None:
-    gone, come = changes("torch_after", "torch_lengths")
-    assert come == [
+def test_without_packing_only_the_packing_is_removed() -> None:
+    removed, added = changed_lines("torch_after", "torch_lengths")
+    assert added == [
         "from torch.nn.utils.rnn import pad_sequence",
         "        output, _ = self.gru(x, seq_length=lengths)",
     ]
-    assert len(gone) == 4
-    assert all("pack" in line for line in gone if "self.gru(packed)" not in line)
+    assert len(removed) == 4
+    assert all("pack" in line for line in removed if "self.gru(packed)" not in line)
 
 
-def test_in_numpy_one_call_takes_the_place_of_the_loop() -> None:
-    gone, come = changes("numpy_before", "numpy_after")
-    assert any("for t in" in line for line in gone)
-    assert sum("gru(" in line for line in come) == 1
-    assert len(gone) > 3 * len(come)
+def test_in_numpy_one_call_replaces_the_loop() -> None:
+    removed, added = changed_lines("numpy_before", "numpy_after")
+    assert any("for t in" in line for line in removed)
+    assert sum("gru(" in line for line in added) == 1
+    assert len(removed) > 3 * len(added)
 
 
 @needs_torch
-def test_torchs_losses_and_checkpoints_are_the_same_bit_for_bit(capsys: pytest.CaptureFixture[str]) -> None:
+def test_losses_and_checkpoints_of_torch_are_the_same_bit_for_bit(capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
-    before, losses, printed = run("torch_before", capsys)
+    before, losses, printed = run_script("torch_before", capsys)
     native = torch.load(before["CHECKPOINT"], weights_only=True)
-    after, ours, printed_by_ours = run("torch_after", capsys)
+    after, ours, printed_by_ours = run_script("torch_after", capsys)
     assert len(losses) == before["EPOCHS"]
     assert losses[-1] < 0.3 * losses[0]
-    assert best(printed) >= 0.95
+    assert best_accuracy(printed) >= 0.95
     assert ours == losses
     assert printed_by_ours == printed
 
@@ -111,13 +111,13 @@ def test_torchs_losses_and_checkpoints_are_the_same_bit_for_bit(capsys: pytest.C
 
 
 @needs_torch
-def test_torchs_losses_without_packing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_losses_of_torch_without_packing(capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
-    _, packed, _ = run("torch_after", capsys)
-    namespace, losses, printed = run("torch_lengths", capsys)
+    _, packed, _ = run_script("torch_after", capsys)
+    namespace, losses, printed = run_script("torch_lengths", capsys)
     close(np.array(losses), np.array(packed), 1e-5, "losses")
-    assert best(printed) >= 0.95
+    assert best_accuracy(printed) >= 0.95
 
     x, lengths = torch.ones(2, 5, 1), torch.tensor([5, 0])
     assert namespace["Classifier"]().gru(x, seq_length=lengths)[0].shape == (2, 5, 16)
@@ -126,17 +126,17 @@ def test_torchs_losses_without_packing(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @needs_mindspore
-def test_mindspores_losses_are_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_losses_of_mindspore_are_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     import mindspore
 
-    before, losses, printed = run("mindspore_before", capsys)
+    before, losses, printed = run_script("mindspore_before", capsys)
     native = mindspore.load_checkpoint(before["CHECKPOINT"])
-    after, ours, printed_by_ours = run("mindspore_after", capsys)
+    after, ours, printed_by_ours = run_script("mindspore_after", capsys)
     assert len(losses) == before["EPOCHS"]
     assert losses[-1] < 0.3 * losses[0]
-    assert best(printed) >= 0.95
+    assert best_accuracy(printed) >= 0.95
     close(np.array(ours), np.array(losses), 1e-4, "losses")
-    assert best(printed_by_ours) >= 0.95
+    assert best_accuracy(printed_by_ours) >= 0.95
 
     kinds = [type(namespace["Classifier"]().gru) for namespace in (before, after)]
     assert kinds[0] is mindspore.nn.GRU
@@ -149,9 +149,9 @@ def test_mindspores_losses_are_the_same(capsys: pytest.CaptureFixture[str]) -> N
         mindspore.load_param_into_net(namespace["Classifier"](), saved, strict_load=True)
 
 
-def test_numpys_logits_are_the_same(capsys: pytest.CaptureFixture[str]) -> None:
-    _, expected, printed = run("numpy_before", capsys)
-    _, actual, printed_by_ours = run("numpy_after", capsys)
+def test_logits_of_numpy_are_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    _, expected, printed = run_script("numpy_before", capsys)
+    _, actual, printed_by_ours = run_script("numpy_after", capsys)
     close(actual, expected, 1e-6, "logits")
     assert printed == printed_by_ours == "97.6% right\n"
 
@@ -159,11 +159,11 @@ def test_numpys_logits_are_the_same(capsys: pytest.CaptureFixture[str]) -> None:
 @needs_lightning
 @pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers:UserWarning")
-def test_lightning_learns_across_the_cuts(capsys: pytest.CaptureFixture[str]) -> None:
-    """At the first step of a chunk, what is to be said stands in the state alone."""
+def test_lightning_learns_across_chunks(capsys: pytest.CaptureFixture[str]) -> None:
+    """At the first step of a chunk, only the state knows the target."""
     import torch
 
-    namespace, model, _ = run("lightning_streaming", capsys)
+    namespace, model, _ = run_script("lightning_streaming", capsys)
     chunks, batches, epochs, size = 3, 4, 8, model.hparams["chunk_size"]
     assert model.trainer.global_step == chunks * batches * epochs
 

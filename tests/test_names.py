@@ -1,4 +1,4 @@
-"""The table of names, held against the installed frameworks."""
+"""The table of argument names agrees with the installed frameworks."""
 
 import importlib
 import inspect
@@ -25,7 +25,7 @@ def layer(framework: str, spec: RecurrentSpec) -> Any:
 
 
 def parameters(framework: str, spec: RecurrentSpec) -> set[str]:
-    """The constructor's arguments: of all overloads, or of the base class behind ``*args, **kwargs``."""
+    """The arguments of the constructor: those of all overloads, or of the base class behind ``*args, **kwargs``."""
     cls = layer(framework, spec)
     overloads = [inspect.signature(f) for f in getattr(typing, "get_overloads", lambda _: [])(cls.__init__)]
     found = overloads or [inspect.signature(base.__init__) for base in cls.__mro__[1:2]]
@@ -40,17 +40,17 @@ class TestFrameworks:
         places: tuple[names.Place, ...] = ("constructor", "build")
         rows = {row.name_in(framework) for place in places for row in names.arguments(spec.kind, place)} - {None}
         if framework == "mindspore" and spec.kind == "RNN":
-            rows -= {"nonlinearity"}  # by keyword only: its constructor takes it out of **kwargs
+            rows -= {"nonlinearity"}  # by keyword only: the constructor reads it from **kwargs
             assert "nonlinearity" in layer(framework, spec).__doc__
         actual = parameters(framework, spec)
         if spec.kind != "LSTM":
-            actual -= {"proj_size"}  # torch's shared base class has it
+            actual -= {"proj_size"}  # it is in the base class that torch's layers share
         if not hasattr(typing, "get_overloads") and spec.kind == "RNN":
-            rows -= {"nonlinearity"}  # Python 3.10 does not keep the overload that names it
+            rows -= {"nonlinearity"}  # Python 3.10 does not expose the overload that names it
         assert rows == actual
 
     @each
-    def test_the_arguments_make_that_layer(self, framework: str, spec: RecurrentSpec) -> None:
+    def test_the_arguments_make_the_layer_of_the_spec(self, framework: str, spec: RecurrentSpec) -> None:
         kwargs = spec.to_kwargs(framework)
         made = layer(framework, spec)(**kwargs)
         for row in names.arguments(spec.kind, "constructor"):
@@ -65,17 +65,17 @@ class TestFrameworks:
         assert weights == spec.weight_shapes()
 
     @each
-    def test_the_calls_names_are_the_frameworks(self, framework: str, spec: RecurrentSpec) -> None:
+    def test_the_names_in_a_call_are_those_of_the_framework(self, framework: str, spec: RecurrentSpec) -> None:
         cls = layer(framework, spec)
         call = inspect.signature(cls.construct if framework == "mindspore" else cls.forward).parameters
         for row in names.arguments(spec.kind, "call"):
             spelling = row.name_in(framework)
             documented = re.search(rf"\b{spelling}\b", cls.__doc__ or "")
-            # torch's signature says hx, where the documentation of GRU and LSTM says h_0
+            # torch's signature has hx where the documentation of GRU and LSTM has h_0
             assert spelling is None or spelling in call or documented or set(row.spellings) & set(call), spelling
 
 
-def test_a_constructors_fourth_argument_differs() -> None:
+def test_the_fourth_positional_argument_differs() -> None:
     rows = names.arguments("RNN", "constructor")
     assert [row.name for row in rows][3] == "nonlinearity"
     assert rows[3].difference

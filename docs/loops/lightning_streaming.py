@@ -1,4 +1,4 @@
-"""Truncated backpropagation through time in Lightning 2: the optimization by hand, chunk by chunk."""
+"""Truncated backpropagation through time in Lightning 2, with manual optimization for each chunk."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ import unirnn
 
 
 class Echo(lightning.LightningModule):
-    """Says at each step what it heard one step before: at the first step of a chunk, only the state knows it."""
+    """Repeats at each step the input of the step before, which only the state knows at the first step of a chunk."""
 
     def __init__(self, chunk_size: int, learning_rate: float) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Echo(lightning.LightningModule):
         self.head = nn.Linear(16, 1)
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor]) -> None:
-        """One step of the optimizer for each chunk."""
+        """Take one step of the optimizer for each chunk."""
         x, lengths, target = batch
         optimizer: Any = self.optimizers()
         size, state = self.hparams["chunk_size"], None
@@ -40,19 +40,19 @@ class Echo(lightning.LightningModule):
             state = unirnn.detach(state)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """As in any other Lightning module."""
+        """Make the optimizer, as in any Lightning module."""
         return torch.optim.Adam(self.parameters(), self.hparams["learning_rate"])
 
 
 def collate(sounds: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """A ragged batch: what is heard, its lengths, and what is to be said."""
+    """Make a ragged batch: the inputs, their lengths, and the targets."""
     lengths = torch.tensor([len(sound) for sound in sounds])
     x = pad_sequence(sounds, batch_first=True)
     return x, lengths, nn.functional.pad(x, (0, 0, 1, 0))[:, :-1]
 
 
 def main() -> Echo:
-    """Fit it to sounds of 4 to 12 steps, in chunks of 5."""
+    """Train on sounds of 4 to 12 steps, in chunks of 5."""
     torch.manual_seed(0)
     sounds = [torch.randn(int(steps), 1) for steps in torch.randint(4, 13, (64,))]
     batches: DataLoader[Any] = DataLoader(sounds, batch_size=16, collate_fn=collate)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Which of two notes does a wave of some length play? A classifier in a training loop of MindSpore."""
+"""Tell two notes apart in waves of different lengths: a classifier in a training loop of MindSpore."""
 
 import mindspore
 import numpy as np
@@ -11,12 +11,12 @@ import unirnn
 EPOCHS = 3
 CHECKPOINT = "classifier.ckpt"
 
-# On a CPU each operator is awaited: many small ones are quicker so, whosever layer it is.
+# Wait for each operator. On a CPU this makes many small operators faster, whichever layer runs them.
 mindspore.runtime.launch_blocking()
 
 
 class Notes:
-    """Sine waves of 5 to 8 steps, in some noise: the high note repeats itself after 3 steps, the low one after 7."""
+    """Noisy sine waves of 5 to 8 steps. The high note has a period of 3 steps, the low one of 7."""
 
     def __init__(self, count: int, seed: int) -> None:
         random = np.random.default_rng(seed)
@@ -56,7 +56,7 @@ class Classifier(nn.Cell):
 
 
 def accuracy(classifier: Classifier, batches: GeneratorDataset) -> float:
-    """The part of the waves that it classifies rightly."""
+    """The fraction of the waves that are classified correctly."""
     classifier.set_train(False)
     iterator = batches.create_tuple_iterator(num_epochs=1)
     right = [(classifier(x, lengths).argmax(1) == labels).asnumpy() for x, lengths, labels in iterator]
@@ -64,7 +64,7 @@ def accuracy(classifier: Classifier, batches: GeneratorDataset) -> float:
 
 
 def main() -> list[float]:
-    """Train, keep the best, and return the loss of each epoch."""
+    """Train, save the best epoch, and return the loss of each epoch."""
     mindspore.set_seed(0)
     training = padded(Notes(160, seed=0), batch_size=16, shuffle=True)
     validation = padded(Notes(100, seed=1), batch_size=50, shuffle=False)

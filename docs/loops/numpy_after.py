@@ -1,4 +1,4 @@
-"""Who speaks? A GRU and a linear head, trained in PyTorch, name the speakers of ragged utterances in NumPy."""
+"""Tell who speaks in utterances of different lengths: a GRU and a linear head, trained in PyTorch, run in NumPy."""
 
 import sys
 from pathlib import Path
@@ -27,7 +27,7 @@ def logits(weights: dict[str, Array], x: Array, lengths: Array) -> Array:
 
 
 def main() -> Array:
-    """Classify the test utterances; their logits."""
+    """Classify the test utterances, and return the logits."""
     with np.load(data.DATA.with_name("weights.npz")) as file:
         weights = dict(file)
     _, test = data.load()

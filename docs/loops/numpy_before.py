@@ -1,4 +1,4 @@
-"""Who speaks? A GRU and a linear head, trained in PyTorch, name the speakers of ragged utterances in NumPy."""
+"""Tell who speaks in utterances of different lengths: a GRU and a linear head, trained in PyTorch, run in NumPy."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ Array = NDArray[Any]
 
 
 def sigmoid(x: Array) -> Array:
-    """Between 0 and 1."""
+    """The logistic function."""
     result: Array = 1 / (1 + np.exp(-x))
     return result
 
@@ -45,7 +45,7 @@ def logits(weights: dict[str, Array], x: Array, lengths: Array) -> Array:
 
 
 def main() -> Array:
-    """Classify the test utterances; their logits."""
+    """Classify the test utterances, and return the logits."""
     with np.load(data.DATA.with_name("weights.npz")) as file:
         weights = dict(file)
     _, test = data.load()

@@ -1,4 +1,4 @@
-"""Which of two notes does a wave of some length play? A classifier in a training loop of PyTorch."""
+"""Tell two notes apart in waves of different lengths: a classifier in a training loop of PyTorch."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ CHECKPOINT = "classifier.pt"
 
 
 class Notes(Dataset[tuple[Tensor, int]]):
-    """Sine waves of 5 to 8 steps, in some noise: the high note repeats itself after 3 steps, the low one after 7."""
+    """Noisy sine waves of 5 to 8 steps. The high note has a period of 3 steps, the low one of 7."""
 
     def __init__(self, count: int, seed: int) -> None:
         random = np.random.default_rng(seed)
@@ -55,7 +55,7 @@ class Classifier(nn.Module):
 
 
 def train(classifier: Classifier, batches: DataLoader[tuple[Tensor, int]], optimizer: torch.optim.Optimizer) -> float:
-    """One epoch; the mean of the losses."""
+    """Train for one epoch, and return the mean loss."""
     loss_function = nn.CrossEntropyLoss()
     classifier.train()
     losses: list[float] = []
@@ -71,14 +71,14 @@ def train(classifier: Classifier, batches: DataLoader[tuple[Tensor, int]], optim
 
 @torch.no_grad()
 def accuracy(classifier: Classifier, batches: DataLoader[tuple[Tensor, int]]) -> float:
-    """The part of the waves that it classifies rightly."""
+    """The fraction of the waves that are classified correctly."""
     classifier.eval()
     right = [classifier(x, lengths).argmax(1) == labels for x, lengths, labels in batches]
     return float(torch.cat(right).float().mean())
 
 
 def main() -> list[float]:
-    """Train, keep the best, and return the loss of each epoch."""
+    """Train, save the best epoch, and return the loss of each epoch."""
     torch.manual_seed(0)
     training = DataLoader(Notes(160, seed=0), batch_size=16, shuffle=True, collate_fn=collate)
     validation = DataLoader(Notes(100, seed=1), batch_size=50, collate_fn=collate)

@@ -1,11 +1,11 @@
-"""Data parallelism in MindSpore has the gradients of one process on the whole batch.
+"""Data parallelism in MindSpore gives the gradients that one process computes from the whole batch.
 
     GLOG_v=3 msrun --worker_num=2 --local_worker_num=2 --join=True --log_dir=msrun_log \
         examples/distributed/mindspore_data_parallel.py
 
-It runs on a CPU; by the same command it is meant to run on Ascend, which is untested. Each process learns from its
-own sequences, and at each step compares the summed gradients with those of the whole batch, computed alone. The
-exit status is 1 if they differ, or if too little was learned.
+It runs on a CPU. On Ascend the same command should work, but it has not been tested. Each process learns from its own
+sequences. At each step, it compares the summed gradients with those that it computes from the whole batch. The exit
+status is 1 if they differ, or if the loss has not fallen enough.
 """
 
 import sys
@@ -21,11 +21,11 @@ TOLERANCES = {"CPU": 1e-6, "Ascend": 1e-2}  # Ascend's GRU computes in float16
 
 
 def main() -> int:
-    """Train, compare, and return the exit status."""
+    """Train, compare the gradients, and return the exit status."""
     communication.init()  # before the first tensor
     target = mindspore.get_context("device_target")
     if target == "CPU":
-        mindspore.runtime.launch_blocking()  # docs/mindspore.md says why
+        mindspore.runtime.launch_blocking()  # docs/mindspore.md explains it
     rank, world_size = communication.get_rank(), communication.get_group_size()
     x, lengths, targets = sequences()
     mine = slice(rank, None, world_size)
@@ -36,7 +36,7 @@ def main() -> int:
 
     gru = SPEC.build("mindspore", seed=0)
     optimizer = nn.Adam(gru.trainable_params(), learning_rate=0.01)
-    # Each process gives its sum, by the steps of all: the sum of these is the mean over all steps.
+    # Each process divides its sum by the steps of all processes. The sum of these is the mean over all steps.
     over_processes = nn.DistributedGradReducer(optimizer.parameters, mean=False)
 
     def forward(x: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The sequences that the scripts here learn from: ragged, and the same in every process and every framework."""
+"""The sequences that the scripts here learn from: of different lengths, and the same in every process and framework."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,16 +10,16 @@ LENGTHS = [12, 0, 9, 3, 7, 1, 12]
 
 
 def sequences() -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
-    """Make the inputs, their lengths, and what is to be learned: to repeat at each step the input of the one before.
+    """Make the inputs, their lengths, and the targets: at each step, the input of the step before.
 
     Returns
     -------
     x
         `(T, B, 16)`, time first.
     lengths
-        `(B,)`; one sequence has no step at all.
+        `(B,)`; one of them is 0.
     targets
-        `(T, B, 16)`; zero in the padding, as a layer's output is.
+        `(T, B, 16)`; zero in the padding, like the output of a layer.
     """
     lengths = np.array(LENGTHS)
     shape = (lengths.max(), len(lengths), SIZE)

@@ -1,9 +1,9 @@
-"""DistributedDataParallel over ragged shards has the gradients of one process on the whole batch.
+"""DistributedDataParallel gives the gradients that one process computes from the whole batch, also if it is ragged.
 
     torchrun --nproc-per-node 2 examples/distributed/torch_ddp.py
 
-Each process learns from its own sequences, and at each step compares the averaged gradients with those of the whole
-batch, computed alone. The exit status is 1 if they differ, or if too little was learned.
+Each process learns from its own sequences. At each step, it compares the averaged gradients with those that it computes
+from the whole batch. The exit status is 1 if they differ, or if the loss has not fallen enough.
 """
 
 import sys
@@ -20,7 +20,7 @@ TOLERANCE = 1e-6
 
 
 def main() -> int:
-    """Train, compare, and return the exit status."""
+    """Train, compare the gradients, and return the exit status."""
     distributed.init_process_group("gloo")  # between GPUs "nccl"
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     x, lengths, targets = (torch.from_numpy(array) for array in sequences())
@@ -37,8 +37,8 @@ def main() -> int:
     for _ in range(50):
         optimizer.zero_grad()
         output, _ = parallel(x[:, mine], seq_length=lengths[mine])
-        # DDP takes the mean over processes, however many steps each has. So a process gives its sum, times the
-        # number of processes, by the steps of all: the mean of these is the mean over all steps.
+        # DDP takes the mean over processes, however many steps each of them has. So each computes its sum, times the
+        # number of processes, divided by the steps of all. The mean of these is the mean over all steps.
         loss = (output - targets[:, mine]).square().sum() * world_size / steps
         loss.backward()
 

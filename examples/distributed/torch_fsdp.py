@@ -1,9 +1,9 @@
-"""FSDP keeps a part of each weight in each process, and trains to the weights of one process on the whole batch.
+"""FSDP, with a part of each weight in each process, trains the weights that one process trains on the whole batch.
 
     torchrun --nproc-per-node 2 examples/distributed/torch_fsdp.py
 
-At the end the weights are gathered, loaded into a plain ``torch.nn.GRU``, and compared with those that the same
-training gives in one process. The exit status is 1 if they differ, or if too little was learned.
+At the end the weights are gathered, loaded into a ``torch.nn.GRU``, and compared with those that the same training
+gives in one process. The exit status is 1 if they differ, or if the loss has not fallen enough.
 """
 
 import sys
@@ -22,7 +22,7 @@ TOLERANCE = 1e-5
 
 
 def main() -> int:
-    """Train, compare, and return the exit status."""
+    """Train, compare the weights, and return the exit status."""
     distributed.init_process_group("gloo")  # between GPUs "nccl"
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     x, lengths, targets = (torch.from_numpy(array) for array in sequences())
@@ -33,12 +33,12 @@ def main() -> int:
     held = sum(p.to_local().numel() for p in sharded.parameters())
     print(f"process {rank}: {held} of {SPEC.num_weights} weights", flush=True)
 
-    # An optimizer is made after the sharding: it holds the state of a process's own part only.
+    # Make the optimizer after sharding, so that it has the state of this process's part only.
     optimizers = [torch.optim.Adam(gru.parameters(), lr=0.01) for gru in (sharded, alone)]
     losses = []
     for _ in range(50):
         output, _ = sharded(x[:, mine], seq_length=lengths[mine])
-        # FSDP takes the mean over processes, as DDP does: torch_ddp.py tells why `world_size` stands here.
+        # FSDP takes the mean over processes, as DDP does; torch_ddp.py explains the factor `world_size`.
         loss = (output - targets[:, mine]).square().sum() * world_size / lengths.sum()
         loss.backward()
 

@@ -1,4 +1,4 @@
-"""The Japanese Vowels utterances: reading the file that ships, and the order in which a training loop sees them."""
+"""The Japanese Vowels utterances: reading their file, and the order in which a training loop sees them."""
 
 import os
 from collections.abc import Iterator
@@ -20,17 +20,17 @@ _SETS = ("training", "test")
 
 @dataclass(frozen=True)
 class Utterances:
-    """A set of utterances as every framework takes them: padded, with their lengths.
+    """A set of utterances, padded, with their lengths.
 
     Parameters
     ----------
     features
-        `(B, T, 12)` float32 unless `astype` was asked for more, zero after an utterance's last step; T is the
-        longest of the set.
+        `(B, T, 12)`, float32 or what `astype` made of it, zero after the last step of an utterance. T is the largest
+        length.
     lengths
         `(B,)` int64: the number of steps of each, 7 to 29.
     speakers
-        `(B,)` int64: who speaks, 0 to 8.
+        `(B,)` int64: the speaker, 0 to 8.
     """
 
     features: NDArray[np.floating[Any]]
@@ -46,7 +46,7 @@ class Utterances:
 
 
 def load(path: Path = DATA) -> tuple[Utterances, Utterances]:
-    """Read the 270 utterances to learn from, and the 370 to test with.
+    """Read the 270 utterances of the training set and the 370 of the test set.
 
     Each feature is scaled to mean 0 and deviation 1 over the steps of the training set.
     """
@@ -67,16 +67,16 @@ def _pad(steps: NDArray[np.float64], lengths: NDArray[np.uint8], speakers: NDArr
 
 
 def shuffled_batches(count: int, *, batch_size: int, epochs: int, seed: int) -> Iterator[list[NDArray[np.int64]]]:
-    """For each epoch, the batches as indices of utterances: the same for every framework that asks with one seed.
+    """Yield the batches of each epoch, as indices of utterances. With one seed they are the same for every framework.
 
     Parameters
     ----------
     count
-        How many utterances there are; each comes once an epoch.
+        The number of utterances. Each comes once in an epoch.
     batch_size
-        How many are in a batch; the last batch may have fewer.
+        The number of utterances in a batch. The last batch may have fewer.
     epochs, seed
-        How many epochs there are, and what their orders are drawn from.
+        The number of epochs, and the seed of their orders.
     """
     generator = np.random.default_rng(seed)
     for _ in range(epochs):
@@ -85,16 +85,15 @@ def shuffled_batches(count: int, *, batch_size: int, epochs: int, seed: int) -> 
 
 
 def convert(training: str | os.PathLike[str], test: str | os.PathLike[str], path: Path = DATA) -> None:
-    """Make the file that ships from the two ``.ts`` files of the data set.
+    """Make the file in this folder from the two ``.ts`` files of the data set.
 
-    The steps of all utterances stand one after the other. The numbers have at most six decimals, so as whole
-    millionths they take half the room of float64, and divided by 1e6 they are the very float64 that the
-    decimals parse to.
+    The steps of all utterances follow each other in one array. The numbers have at most six decimals, so integers
+    that count millionths need half the memory of float64. Divided by 1e6, they are the same float64 numbers.
     """
     arrays: dict[str, NDArray[Any]] = {}
     for name, source in zip(_SETS, (training, test), strict=True):
         lines = Path(source).read_text().partition("@data\n")[2].splitlines()
-        # A line is an utterance: its channels, the steps of each, and last the speaker, 1 to 9.
+        # A line is an utterance: the steps of each channel, and then the speaker, 1 to 9.
         rows = [line.rpartition(":") for line in lines]
         steps = [np.array([channel.split(",") for channel in text.split(":")], np.float64).T for text, _, _ in rows]
         arrays[f"{name}_millionths"] = np.rint(np.concatenate(steps) * 1e6).astype(np.int32)

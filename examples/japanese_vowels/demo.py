@@ -1,11 +1,11 @@
-"""One GRU definition, trained in PyTorch's and in MindSpore's own loops, giving the same answers everywhere.
+"""One GRU definition, trained in a PyTorch loop and in a MindSpore loop, with the same predictions everywhere.
 
     python examples/japanese_vowels/demo.py
 
-A bidirectional GRU and a linear head learn to name nine speakers from utterances of 7 to 29 steps, from the same
-seed and in the same order in both frameworks. Then PyTorch's trained weights run on NumPy and on MindSpore.
-The exit status is 1 if an accuracy is below 96 %, or a prediction differs. A framework that is not installed is
-left out; without PyTorch the trained weights are those that ship.
+A bidirectional GRU and a linear head learn to tell nine speakers apart, from utterances of 7 to 29 steps, with the same
+seed and in the same order in both frameworks. Then the weights that PyTorch has trained run in NumPy and MindSpore.
+The exit status is 1 if an accuracy is below 96 %, or if a prediction differs. A framework that is not installed is
+left out. Without PyTorch, the trained weights are those in ``weights.npz``.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class Loop(Protocol):
 
 @dataclass(frozen=True)
 class Training:
-    """What came of one framework's training."""
+    """The result of training in one framework."""
 
     model: model.Model
     losses: list[float]
@@ -58,9 +58,9 @@ class Training:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo, and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=30, help="how often each utterance is seen (default 30)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first weights and of the order (default 0)")
-    parser.add_argument("--save-weights", action="store_true", help="replace the weights that ship by PyTorch's")
+    parser.add_argument("--epochs", type=int, default=30, help="number of epochs (default 30)")
+    parser.add_argument("--seed", type=int, default=0, help="of the initial weights and of the order (default 0)")
+    parser.add_argument("--save-weights", action="store_true", help="write PyTorch's trained weights to weights.npz")
     options = parser.parse_args(arguments)
     if options.epochs < 1 or options.seed < 0:
         parser.error("--epochs must be at least 1, and --seed at least 0")
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     loops = {name: cast(Loop, loop) for name, loop in installed(COLOURS, console).items()}
     if options.save_weights and "torch" not in loops:
         parser.error("--save-weights needs PyTorch")
-    console.print(f"{model.SPEC!r}\n{len(training)} utterances to learn from, {len(test)} to test with\n")
+    console.print(f"{model.SPEC!r}\n{len(training)} utterances for training, {len(test)} for testing\n")
 
     trained = {name: train(name, loop, training, test, options.epochs, options.seed) for name, loop in loops.items()}
     if trained:
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source, best, expected = "PyTorch", trained["torch"].model, trained["torch"].test_logits
     else:
         best, expected = model.load()
-        source = "PyTorch, as shipped"
+        source = "PyTorch, from weights.npz"
     logits = {source: expected, "NumPy": numpy_loop.logits(best, test)}
     if "mindspore" in loops:
         logits["MindSpore"] = loops["mindspore"].logits(best, test)
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train(name: str, loop: Loop, training: data.Utterances, test: data.Utterances, epochs: int, seed: int) -> Training:
-    """Train in one framework, showing how far it is: as a bar on a terminal, else as a line now and then."""
+    """Train in one framework. Show progress as a bar on a terminal, and as a line now and then elsewhere."""
     losses: list[float] = []
     batches = data.shuffled_batches(len(training), batch_size=BATCH_SIZE, epochs=epochs, seed=seed)
     columns = (
@@ -123,12 +123,12 @@ def train(name: str, loop: Loop, training: data.Utterances, test: data.Utterance
 
 
 def accuracy(logits: Array, utterances: data.Utterances) -> float:
-    """The share of utterances whose largest logit is their speaker's."""
+    """The fraction of utterances whose largest logit is that of their speaker."""
     return float(np.mean(logits.argmax(axis=1) == utterances.speakers))
 
 
 def show_trainings(trained: dict[str, Training], test: data.Utterances) -> list[str]:
-    """Print what came of each training, and return what is wrong with it."""
+    """Print the result of each training, and return the complaints about them."""
     if not trained:
         return []
     table = Table("trained with", title="\nThe same seed, two training loops", title_justify="left")
@@ -141,14 +141,14 @@ def show_trainings(trained: dict[str, Training], test: data.Utterances) -> list[
         if share < LEAST_ACCURACY:
             wrong.append(f"{TITLES[name]} trained to an accuracy of {share:.2%}, expected {LEAST_ACCURACY:.0%}")
     if len(trained) > 1:
-        # Nearly all of it is Adam's epsilon, which MindSpore adds before it corrects the bias, and PyTorch after.
+        # Nearly all of this is Adam's epsilon: MindSpore adds it before the bias correction, PyTorch after it.
         table.caption = f"the losses differ by {curve_differences(trained).max():.1e} at most"
     console.print(table)
     return wrong
 
 
 def show_backends(logits: dict[str, Array], test: data.Utterances) -> list[str]:
-    """Print how each backend's logits compare with the first's, and return what is wrong with them."""
+    """Compare the logits of each backend with those of the first, and return the complaints about them."""
     table = Table("computed by", title="\nPyTorch's trained weights, on every backend", title_justify="left")
     for heading in ("test accuracy", "same predictions", "logits differ by"):
         table.add_column(heading, justify="right")
@@ -169,18 +169,18 @@ def show_backends(logits: dict[str, Array], test: data.Utterances) -> list[str]:
 
 
 def curve_differences(trained: dict[str, Training]) -> Array:
-    """How far the two frameworks' losses are apart, for each epoch."""
+    """The difference of the two frameworks' losses in each epoch."""
     first, second = (np.array(training.losses) for training in trained.values())
     differences: Array = np.abs(first - second)
     return differences
 
 
 def draw_losses(trained: dict[str, Training], seed: int) -> None:
-    """Draw the loss curves, and below them their difference, if there are two."""
+    """Draw the loss curves and, if there are two, their difference below."""
     both = len(trained) > 1
     figure = Figure(figsize=(8, 6) if both else (8, 4.5), layout="constrained")
     panels = figure.subplots(2 if both else 1, sharex=True, squeeze=False, height_ratios=[3, 1] if both else [1])[:, 0]
-    # The curves lie on each other: a broad one below, a dashed one above.
+    # The curves coincide: draw a broad one and a dashed one over it.
     styles: tuple[dict[str, Any], ...] = ({"linewidth": 6, "alpha": 0.45}, {"linewidth": 1.8, "linestyle": (0, (5, 3))})
     for (name, training), style in zip(trained.items(), styles if both else styles[1:], strict=True):
         epochs = np.arange(1, len(training.losses) + 1)

@@ -16,15 +16,15 @@ TITLES = {"numpy": "NumPy", "torch": "PyTorch", "mindspore": "MindSpore"}
 
 
 def installed(names: Iterable[str], console: Console) -> dict[str, ModuleType]:
-    """Those of some frameworks; says on the console which are not installed, and what installs them."""
-    # MindSpore would warn, at length, of each kind of device that this machine lacks.
+    """Import the loops of some frameworks; print which are not installed, and how to install them."""
+    # MindSpore warns at length of each kind of device that this machine lacks.
     os.environ.setdefault("GLOG_v", "3")
     loops = {}
     for name in names:
         try:
             registry.load(name)
         except MissingBackendError as error:
-            # No markup: the brackets of 'unirnn[torch]' are the command's own.
+            # No markup: the brackets in 'unirnn[torch]' belong to the command.
             left_out = f"Left out: {TITLES[name]}. {error}"
             console.print(left_out, style="yellow", markup=False, highlight=False, soft_wrap=True)
         else:

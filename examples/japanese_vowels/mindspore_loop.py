@@ -1,6 +1,6 @@
-"""The classifier in MindSpore: a cell, a training loop, and a run, as they stand in anybody's MindSpore code.
+"""The classifier in MindSpore: a cell, a training loop and a run, as in ordinary MindSpore code.
 
-The one line that is unirnn's is the line that builds the layer.
+Only the line that builds the layer uses unirnn.
 """
 
 import contextlib
@@ -19,20 +19,20 @@ import unirnn
 
 __all__ = ["SpeakerClassifier", "curve", "logits", "train"]
 
-# By default each operator is handed to threads that wait for work by spinning. On a few cores they take the
-# time that the work itself needs; a small model trains three times as fast when each operator is awaited.
+# By default MindSpore gives each operator to threads that wait for work by spinning. On few cores they take the time
+# that the work itself needs. A small model trains three times as fast if each operator is waited for.
 mindspore.runtime.launch_blocking()
 
 
 class SpeakerClassifier(nn.Cell):
-    """Names the speaker of each utterance.
+    """Predicts the speaker of each utterance.
 
     Parameters
     ----------
     recurrent
         A cell of `model.SPEC`, or of another spec.
     head
-        The numbers of the linear layer, of the same dtype.
+        The weights of the linear layer, of the same dtype.
     """
 
     def __init__(self, recurrent: nn.Cell, head: Head) -> None:
@@ -51,10 +51,10 @@ class SpeakerClassifier(nn.Cell):
 def training_step(
     classifier: SpeakerClassifier, optimizer: nn.Cell, utterances: Utterances
 ) -> Callable[[NDArray[np.int64]], float]:
-    """What trains by one step on a batch, indices `(B,)` of utterances, and returns the loss before it."""
+    """Make a function that trains one step on a batch, given as indices `(B,)`, and returns the loss before it."""
 
     def forward(features: Tensor, lengths: Tensor, speakers: Tensor) -> Tensor:
-        # The function, since nn.CrossEntropyLoss refuses float64.
+        # nn.CrossEntropyLoss refuses float64.
         return ops.cross_entropy(classifier(features, lengths), speakers)
 
     value_and_grad = mindspore.value_and_grad(forward, None, optimizer.parameters)
@@ -76,7 +76,7 @@ def train(
     seed: int,
     report: Callable[[float], None],
 ) -> Model:
-    """Train a classifier; the parameters are those of `torch_loop.train`."""
+    """Train a classifier; the arguments are those of `torch_loop.train`."""
     gru = SPEC.build("mindspore", seed=seed)
     classifier = SpeakerClassifier(gru, Head.draw(seed))
     optimizer = nn.Adam(classifier.trainable_params(), learning_rate=LEARNING_RATE)
@@ -92,7 +92,7 @@ def train(
 
 
 def curve(run: Run, utterances: Utterances, batches: Iterable[NDArray[np.int64]]) -> list[float]:
-    """Train as `run` says, by one step for each batch; the loss of each."""
+    """Train as `run` says, one step for each batch, and return the losses."""
     recurrent = run.spec.build("mindspore", dtype=run.dtype, seed=run.seed)
     classifier = SpeakerClassifier(recurrent, Head.draw(run.seed, run.spec, run.dtype))
     classifier.set_train()
@@ -109,10 +109,10 @@ def _optimizer(run: Run, parameters: list[Parameter]) -> nn.Cell:
 
 
 def _float64_optimizer(run: Run, parameters: list[Parameter]) -> nn.Cell:
-    """MindSpore's own optimizers that take float64 on a CPU: nn.SGD and nn.Adam take float32 at most.
+    """Make the optimizers of MindSpore that take float64 on a CPU, which nn.SGD and nn.Adam do not.
 
-    They are SGD and Adam once the momentum and the decay of the weights are 0. Each has scalars of its own in
-    float32, and what it computes with those is rounded to float32: they are made float64.
+    With momentum 0 and weight decay 0 they are SGD and Adam. Their scalars are float32, and what is computed with
+    those is rounded to float32, so they are made float64.
     """
     if run.optimizer == "SGD":
         optimizer = nn.Momentum(parameters, run.learning_rate, momentum=0.0)
@@ -129,8 +129,8 @@ def _float64_optimizer(run: Run, parameters: list[Parameter]) -> nn.Cell:
 def _uncompiled() -> Iterator[None]:
     """Let MindSpore's optimizers run operator by operator.
 
-    They compile themselves, and in 2.10's compiled AdamW the square root of a float64 parameter is only as precise
-    as float32: the losses of `model.SPEC` come out 3e-8 apart, and 4e-15 operator by operator.
+    They compile themselves, and in the compiled AdamW of MindSpore 2.10 the square root of a float64 parameter is only
+    as precise as float32. The losses of `model.SPEC` then differ by 3e-8, and operator by operator by 4e-15.
     """
     before = os.environ.get("MS_JIT")
     os.environ["MS_JIT"] = "0"
@@ -144,12 +144,12 @@ def _uncompiled() -> Iterator[None]:
 
 
 def logits(model: Model, utterances: Utterances) -> NDArray[np.float32]:
-    """Run a model, wherever it was trained: `(B, 9)`."""
+    """Run a model, wherever it was trained, and return the logits `(B, 9)`."""
     classifier = SpeakerClassifier(model.gru.build("mindspore"), model.head)
     classifier.set_train(False)
     return _numbers(classifier(Tensor(utterances.features), Tensor(utterances.lengths)))
 
 
 def _numbers(tensor: Tensor | Parameter) -> NDArray[np.float32]:
-    # A copy: MindSpore lends its own memory.
+    # A copy, since asnumpy() returns MindSpore's own memory.
     return np.array(tensor.asnumpy())

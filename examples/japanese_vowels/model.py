@@ -1,6 +1,6 @@
-"""What is learned, free of any framework: a bidirectional GRU and a linear head, and the file that ships with them.
+"""The model, free of any framework: a bidirectional GRU and a linear head, and the file of their trained weights.
 
-Besides it, a `Run`: a training that every framework can repeat number by number.
+Also a `Run`: a training that every framework can repeat number by number.
 """
 
 import json
@@ -32,10 +32,10 @@ __all__ = [
 SPEC = unirnn.GRUSpec(FEATURES, 64, batch_first=True, bidirectional=True)
 LEARNING_RATE = 3e-3
 
-# For a `Run`. MindSpore's optimizers keep such numbers in float32, whatever the parameters are: all of these are
-# powers of two, or sums of few, which float32 holds exactly.
+# For a `Run`. MindSpore's optimizers have such numbers in float32, whatever the dtype of the parameters is. Powers of
+# two and sums of few of them are exact in float32.
 BETAS = (1 - 2**-3, 1 - 2**-10)
-# Frameworks add it in different places, before the bias is corrected or after. This small it makes no difference.
+# Frameworks add it before or after the bias correction. If it is this small, there is no difference.
 EPSILON = 2**-46
 
 WEIGHTS = Path(__file__).with_name("weights.npz")
@@ -43,12 +43,12 @@ WEIGHTS = Path(__file__).with_name("weights.npz")
 
 @dataclass(frozen=True)
 class Head:
-    """The linear layer from the GRU's last state to one number a speaker.
+    """The linear layer from the last state of the GRU to one logit for each speaker.
 
     Parameters
     ----------
     weight
-        `(9, D*H)`: as ``torch.nn.Linear`` and ``mindspore.nn.Dense`` both keep it.
+        `(9, D*H)`, as in ``torch.nn.Linear`` and ``mindspore.nn.Dense``.
     bias
         `(9,)`.
     """
@@ -58,9 +58,9 @@ class Head:
 
     @classmethod
     def draw(cls, seed: int, spec: unirnn.RecurrentSpec = SPEC, dtype: str = "float32") -> "Head":
-        """Draw first numbers as both frameworks' layers do, but from one generator, so that they are equal."""
+        """Draw the initial weights as the layers of both frameworks do, but equal, from one generator."""
         size = spec.num_directions * spec.output_size
-        # A stream of its own: with the bare seed it would repeat the numbers that make the GRU's weights.
+        # With the seed alone, the generator would repeat the numbers of the GRU's weights.
         generator = np.random.default_rng([seed, 1])
         bound = 1 / math.sqrt(size)
         weight, bias = (generator.uniform(-bound, bound, shape) for shape in ((SPEAKERS, size), (SPEAKERS,)))
@@ -82,13 +82,13 @@ class Run:
     Parameters
     ----------
     optimizer
-        Plain stochastic gradient descent, or Adam.
+        Stochastic gradient descent without momentum, or Adam.
     dtype
-        Of all the weights, states and features.
+        The dtype of all weights, states and features.
     spec
         The recurrent layers below the head.
     seed
-        Of the first weights.
+        The seed of the initial weights.
     """
 
     optimizer: Literal["SGD", "Adam"]
@@ -98,17 +98,17 @@ class Run:
 
     @property
     def learning_rate(self) -> float:
-        """A power of two, for the reason that `BETAS` are."""
+        """A power of two, which is exact in float32; see `BETAS`."""
         return 2**-2 if self.optimizer == "SGD" else 2**-8
 
 
 def classified_state(spec: unirnn.RecurrentSpec, final: Any) -> Any:
-    """What the head sees: the last layer's final state, of an LSTM its h, on any framework's arrays: `(B, D*H)`."""
+    """The input of the head, `(B, D*H)`: the final state of the last layer (for an LSTM its h), in any framework."""
     return last_layer(spec, final[0] if isinstance(spec, unirnn.LSTMSpec) else final)
 
 
 def save(model: Model, test_logits: NDArray[np.float32], path: Path = WEIGHTS) -> None:
-    """Write a model, and the numbers that it gave for the test utterances where it was trained."""
+    """Write a model, and the logits that it gave for the test utterances where it was trained."""
     arrays: dict[str, NDArray[Any]] = {f"gru.{name}": array for name, array in model.gru.weights.items()}
     arrays["head.weight"], arrays["head.bias"] = model.head.weight, model.head.bias
     arrays["test_logits"] = test_logits

@@ -1,6 +1,6 @@
-"""The classifier in NumPy, with its gradients by hand, and the optimizers that frameworks bring and NumPy lacks.
+"""The classifier in NumPy, with gradients and optimizers written by hand.
 
-It is what the losses of the frameworks are held against: every equation stands here, or in unirnn's NumPy kernels.
+The losses of the frameworks are compared with those of this loop. Every equation is here or in unirnn's NumPy kernels.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -19,19 +19,19 @@ Array = NDArray[Any]
 
 
 class SpeakerClassifier:
-    """Names the speaker of each utterance.
+    """Predicts the speaker of each utterance.
 
     Parameters
     ----------
     recurrent
         A module of `model.SPEC`, or of another spec, of the ``numpy`` backend.
     head
-        The numbers of the linear layer, of the same dtype.
+        The weights of the linear layer, of the same dtype.
 
     Attributes
     ----------
     parameters
-        All that is learned, by name; write to the arrays to change them.
+        All weights by name; write to the arrays to change them.
     """
 
     def __init__(self, recurrent: Any, head: Head) -> None:
@@ -48,7 +48,7 @@ class SpeakerClassifier:
         return self.vjp(features, lengths)[0]
 
     def vjp(self, features: Array, lengths: Array) -> tuple[Array, Callable[[Array], dict[str, Array]]]:
-        """Call it, and return what computes the gradients besides.
+        """Compute the logits, and return them with a function that computes the gradients.
 
         Returns
         -------
@@ -62,7 +62,7 @@ class SpeakerClassifier:
         state = classified_state(spec, final)
 
         def pullback(d_logits: Array) -> dict[str, Array]:
-            # `(B, D*H)`, the directions side by side, to `(D, B, H)`, one after the other
+            # from `(B, D*H)`, directions side by side, to `(D, B, H)`
             by_direction = (d_logits @ self.weight).reshape(len(state), spec.num_directions, -1).swapaxes(0, 1)
             h_n, *others = final if isinstance(final, tuple) else (final,)
             d_h_n = np.zeros_like(h_n)
@@ -79,7 +79,7 @@ class SpeakerClassifier:
 
 
 def cross_entropy(logits: Array, speakers: Array) -> tuple[float, Array]:
-    """How surprising the right speakers are, on average, and the gradient of that.
+    """Compute the cross-entropy of the speakers, and its gradient.
 
     With ``p = softmax(logits)``, the loss is the mean of ``-log p[speaker]``, and its gradient
     ``(p - onehot(speaker)) / B``.
@@ -94,12 +94,12 @@ def cross_entropy(logits: Array, speakers: Array) -> tuple[float, Array]:
     Returns
     -------
     loss
-        The mean.
+        The mean over the batch.
     d_logits
         `(B, 9)`.
     """
     rows = np.arange(len(logits))
-    shifted = logits - logits.max(axis=1, keepdims=True)  # so that no exponential overflows
+    shifted = logits - logits.max(axis=1, keepdims=True)  # no exponential overflows
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     d_logits = np.exp(log_p)
     d_logits[rows, speakers] -= 1
@@ -107,13 +107,13 @@ def cross_entropy(logits: Array, speakers: Array) -> tuple[float, Array]:
 
 
 class Optimizer(Protocol):
-    """What changes the parameters by their gradients."""
+    """Changes the parameters by their gradients."""
 
     def __call__(self, gradients: Mapping[str, Array]) -> None: ...
 
 
 class SGD:
-    """Plain stochastic gradient descent.
+    """Stochastic gradient descent without momentum.
 
     For a parameter w with the gradient g::
 
@@ -177,7 +177,7 @@ class Adam:
 
 
 def curve(run: Run, utterances: Utterances, batches: Iterable[NDArray[np.int64]]) -> list[float]:
-    """Train as `run` says, by one step for each batch; the loss of each."""
+    """Train as `run` says, one step for each batch, and return the losses."""
     recurrent = run.spec.build("numpy", dtype=run.dtype, seed=run.seed)
     classifier = SpeakerClassifier(recurrent.train(), Head.draw(run.seed, run.spec, run.dtype))
     optimizer: Optimizer
@@ -196,5 +196,5 @@ def curve(run: Run, utterances: Utterances, batches: Iterable[NDArray[np.int64]]
 
 
 def logits(model: Model, utterances: Utterances) -> Array:
-    """Run a model, wherever it was trained: `(B, 9)`."""
+    """Run a model, wherever it was trained, and return the logits `(B, 9)`."""
     return SpeakerClassifier(model.gru.build("numpy"), model.head)(utterances.features, utterances.lengths)

@@ -1,10 +1,11 @@
-"""The same training run in NumPy, PyTorch and MindSpore: their loss curves lie on each other.
+"""The same training in NumPy, PyTorch and MindSpore, with the same losses.
 
     python examples/japanese_vowels/same_run.py
 
-From one seed, on one order of the batches, the classifier of the demo takes 50 steps of plain SGD and 50 of Adam, in
-float64 and in float32, each framework with its own optimizer. The exit status is 1 if at any step a loss is apart from
-NumPy's by more than 1e-8 of it in float64, or 1e-3 in float32. A framework that is not installed is left out.
+With one seed and one order of the batches, the classifier of the demo takes 50 steps of SGD without momentum, and 50
+steps of Adam, in float64 and in float32, each framework with its own optimizer. The exit status is 1 if at any step a
+loss differs from NumPy's by more than 1e-8 of it in float64, or 1e-3 in float32. A framework that is not installed is
+left out.
 """
 
 import argparse
@@ -44,8 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     training, _ = data.load()
     loops: dict[str, Loop] = dict(installed(TITLES, console))
-    table = Table("optimizer", "dtype", "framework", title="Loss, and how far from NumPy's", title_justify="left")
-    for heading in ("step 1", f"step {STEPS}", "apart", "bound"):
+    table = Table(
+        "optimizer", "dtype", "framework", title="Losses, and how they differ from NumPy's", title_justify="left"
+    )
+    for heading in ("step 1", f"step {STEPS}", "differs by", "bound"):
         table.add_column(heading, justify="right")
     passed = True
     for run in RUNS:
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cells = [run.optimizer, run.dtype, TITLES[name], f"{losses[0]:.6f}", f"{losses[-1]:.6f}"]
             if name != "numpy":
                 apart = difference(losses, curves["numpy"])
-                # Not `>`, which a NaN would pass.
+                # Not `>`, which would let a NaN pass.
                 fits = apart <= bound
                 passed = passed and fits
                 cells += [f"{apart:.1e}" if fits else f"[bold red]{apart:.1e}[/]", f"{bound:.0e}"]
@@ -65,18 +68,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def curve(run: Run, loop: Loop, utterances: data.Utterances) -> list[float]:
-    """The loss of a framework at each step of a run."""
+    """The losses of a run in one framework."""
     return loop.curve(run, utterances.astype(run.dtype), batches(utterances, run.seed))
 
 
 def batches(utterances: data.Utterances, seed: int) -> list[NDArray[np.int64]]:
-    """The batch of each step, as indices of utterances."""
+    """The batches of a run, one for each step, as indices of utterances."""
     epochs = data.shuffled_batches(len(utterances), batch_size=BATCH_SIZE, epochs=STEPS, seed=seed)
     return list(itertools.islice(itertools.chain.from_iterable(epochs), STEPS))
 
 
 def difference(losses: Sequence[float], expected: Sequence[float]) -> float:
-    """The most that a loss is apart from the one expected at its step, as a share of that."""
+    """The largest relative difference between the losses and those expected."""
     return float(np.max(np.abs(np.divide(losses, expected) - 1)))
 
 

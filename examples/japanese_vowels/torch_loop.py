@@ -1,6 +1,6 @@
-"""The classifier in PyTorch: a module, a training loop, and a run, as they stand in anybody's PyTorch code.
+"""The classifier in PyTorch: a module, a training loop and a run, as in ordinary PyTorch code.
 
-The one line that is unirnn's is the line that builds the layer.
+Only the line that builds the layer uses unirnn.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -17,26 +17,26 @@ import unirnn
 
 __all__ = ["SpeakerClassifier", "curve", "logits", "train"]
 
-# A step of this small model is over before a second thread has helped; and where other programs want the cores
-# as well, torch's threads wait for each other by spinning: twenty times slower, seen on two busy cores.
+# A second thread does not help in a step of this small model. And torch's threads wait for each other by spinning,
+# which was twenty times slower on two busy cores.
 torch.set_num_threads(1)
 
 
 class SpeakerClassifier(nn.Module):
-    """Names the speaker of each utterance.
+    """Predicts the speaker of each utterance.
 
     Parameters
     ----------
     recurrent
         A module of `model.SPEC`, or of another spec.
     head
-        The numbers of the linear layer, of the same dtype.
+        The weights of the linear layer, of the same dtype.
     """
 
     def __init__(self, recurrent: nn.RNNBase, head: Head) -> None:
         super().__init__()
         self.recurrent = recurrent
-        self.spec = cast(unirnn.Spec, recurrent.spec)
+        self.spec = cast(unirnn.RecurrentSpec, recurrent.spec)
         numbers = {"weight": torch.tensor(head.weight), "bias": torch.tensor(head.bias)}
         speakers, size = head.weight.shape
         self.head = nn.Linear(size, speakers, dtype=numbers["weight"].dtype)
@@ -51,7 +51,7 @@ class SpeakerClassifier(nn.Module):
 def training_step(
     classifier: SpeakerClassifier, optimizer: torch.optim.Optimizer, utterances: Utterances
 ) -> Callable[[NDArray[np.int64]], float]:
-    """What trains by one step on a batch, indices `(B,)` of utterances, and returns the loss before it."""
+    """Make a function that trains one step on a batch, given as indices `(B,)`, and returns the loss before it."""
     features = torch.from_numpy(utterances.features)
     lengths = torch.from_numpy(utterances.lengths)
     speakers = torch.from_numpy(utterances.speakers)
@@ -78,11 +78,11 @@ def train(
     Parameters
     ----------
     utterances
-        To learn from.
+        The training set.
     epochs
         The batches of each epoch, as indices of utterances.
     seed
-        Of the first weights.
+        The seed of the initial weights.
     report
         Called after each epoch with the mean of its losses.
     """
@@ -101,7 +101,7 @@ def train(
 
 
 def curve(run: Run, utterances: Utterances, batches: Iterable[NDArray[np.int64]]) -> list[float]:
-    """Train as `run` says, by one step for each batch; the loss of each."""
+    """Train as `run` says, one step for each batch, and return the losses."""
     recurrent = run.spec.build("torch", dtype=run.dtype, seed=run.seed)
     classifier = SpeakerClassifier(recurrent, Head.draw(run.seed, run.spec, run.dtype)).train()
     parameters, rate = classifier.parameters(), run.learning_rate
@@ -114,7 +114,7 @@ def curve(run: Run, utterances: Utterances, batches: Iterable[NDArray[np.int64]]
 
 
 def logits(model: Model, utterances: Utterances) -> NDArray[np.float32]:
-    """Run a model, wherever it was trained: `(B, 9)`."""
+    """Run a model, wherever it was trained, and return the logits `(B, 9)`."""
     classifier = SpeakerClassifier(model.gru.build("torch"), model.head).eval()
     with torch.no_grad():
         result = classifier(torch.from_numpy(utterances.features), torch.from_numpy(utterances.lengths))

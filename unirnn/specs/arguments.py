@@ -40,7 +40,7 @@ class Argument:
     without
         The value that corresponds to a framework without this argument, if it is one of the constructor's.
     difference, difference_zh
-        The difference between the frameworks, in English and in Chinese.
+        The difference between the frameworks, in English and in Chinese; empty if there is none.
     """
 
     name: str
@@ -73,23 +73,23 @@ ARGUMENTS: tuple[Argument, ...] = (
         "nonlinearity",
         "nonlinearity",
         cells=("RNN",),
-        difference="PyTorch's fourth positional argument; by keyword only in MindSpore, whose fourth is has_bias",
-        difference_zh="PyTorch 的第四个位置参数；MindSpore 只接受关键字形式，其第四个位置参数是 has_bias",
+        difference="in PyTorch the fourth positional argument; in MindSpore by keyword only, the fourth is has_bias",
+        difference_zh="在 PyTorch 中是第四个位置参数；在 MindSpore 中只能以关键字传入，第四个位置参数是 has_bias",
     ),
     Argument(
         "bias",
         "bias",
         "has_bias",
-        difference="another name; MindSpore announces that has_bias becomes bias",
-        difference_zh="名称不同；MindSpore 已预告 has_bias 将改名为 bias",
+        difference="MindSpore has announced that has_bias will be renamed to bias",
+        difference_zh="MindSpore 已预告将 has_bias 改名为 bias",
     ),
     Argument("batch_first", "batch_first", "batch_first"),
     Argument(
         "dropout",
         "dropout",
         "dropout",
-        difference="MindSpore refuses an int; unirnn accepts both and passes on a float",
-        difference_zh="MindSpore 不接受整数；unirnn 两者都接受，并以浮点数传递",
+        difference="MindSpore refuses an int; unirnn takes an int or a float, and passes on a float",
+        difference_zh="MindSpore 不接受整数；unirnn 接受整数和浮点数，并统一以浮点数传入",
     ),
     Argument("bidirectional", "bidirectional", "bidirectional"),
     Argument(
@@ -98,8 +98,8 @@ ARGUMENTS: tuple[Argument, ...] = (
         None,
         cells=("GRU",),
         without=True,
-        difference="neither has it, and both compute what True means; Keras has it under this name",
-        difference_zh="两者均无此参数，其 GRU 相当于 True；Keras 有同名参数",
+        difference="neither framework has it, and both compute the variant of True; Keras has it under this name",
+        difference_zh="两个框架都没有此参数，其 GRU 相当于取 True；Keras 有同名参数",
     ),
     Argument(
         "proj_size",
@@ -107,8 +107,8 @@ ARGUMENTS: tuple[Argument, ...] = (
         None,
         cells=("LSTM",),
         without=0,
-        difference="PyTorch only; of the other backends, array_api computes it and the rest refuse it",
-        difference_zh="仅 PyTorch 支持；其他后端中只有 array_api 能计算，其余后端会拒绝",
+        difference="only PyTorch has it; of unirnn's backends, torch and array_api compute it, the others refuse it",
+        difference_zh="仅 PyTorch 有此参数；unirnn 的后端中只有 torch 和 array_api 支持，其他后端会拒绝构建",
     ),
     Argument(
         "device",
@@ -116,17 +116,17 @@ ARGUMENTS: tuple[Argument, ...] = (
         None,
         "build",
         difference="an argument of build; MindSpore has one device for the process, chosen by mindspore.set_device",
-        difference_zh="属于 build 的参数；MindSpore 整个进程使用同一设备，由 mindspore.set_device 选择",
+        difference_zh="是 build 的参数；MindSpore 的整个进程只使用一个设备，由 mindspore.set_device 指定",
     ),
     Argument(
         "dtype",
         "dtype",
         "dtype",
         "build",
-        difference="an argument of build, by name or as the framework's own object",
-        difference_zh="属于 build 的参数，可用名称或框架自身的对象",
+        difference="an argument of build, as a name or as the framework's own object",
+        difference_zh="是 build 的参数，可以是名称，也可以是框架自身的 dtype 对象",
     ),
-    Argument("input", "input", "x", "call", difference="another name", difference_zh="名称不同"),
+    Argument("input", "input", "x", "call"),
     Argument(
         "hx",
         "h_0",
@@ -134,7 +134,7 @@ ARGUMENTS: tuple[Argument, ...] = (
         "call",
         cells=("RNN", "GRU"),
         difference="PyTorch's documentation says h_0, its signature hx; None is zeros everywhere",
-        difference_zh="PyTorch 文档写作 h_0，函数签名为 hx；None 在各处均表示全零",
+        difference_zh="PyTorch 的文档写作 h_0，函数签名中为 hx；None 始终表示全零",
     ),
     Argument(
         "hx",
@@ -142,28 +142,28 @@ ARGUMENTS: tuple[Argument, ...] = (
         "hx",
         "call",
         cells=("LSTM",),
-        difference="a tuple (h_0, c_0) in both",
-        difference_zh="两者均为元组 (h_0, c_0)",
+        difference="a pair (h_0, c_0) in both",
+        difference_zh="在两个框架中都是元组 (h_0, c_0)",
     ),
     Argument(
         "seq_length",
         None,
         "seq_length",
         "call",
-        difference="PyTorch has pack_padded_sequence instead: sorted by length, or enforce_sorted=False; "
-        "lengths on the CPU; no length 0",
-        difference_zh="PyTorch 使用 pack_padded_sequence：序列须按长度降序排列，或设 enforce_sorted=False；"
-        "长度须在 CPU 上，且不允许为 0",
+        difference="PyTorch has pack_padded_sequence instead: lengths on the CPU, none of them 0, "
+        "sorted unless enforce_sorted=False",
+        difference_zh="PyTorch 使用 pack_padded_sequence：长度须在 CPU 上，不能为 0，"
+        "且须按降序排列，除非设置 enforce_sorted=False",
     ),
-    Argument("output", "output", "output", "result", difference="the same", difference_zh="相同"),
+    Argument("output", "output", "output", "result"),
     Argument(
         "h_n",
         "h_n",
         "hx_n",
         "result",
         cells=("RNN", "GRU"),
-        difference="another name in the documentation; the same layout (L*D, B, H)",
-        difference_zh="文档中的名称不同；布局相同，均为 (L*D, B, H)",
+        difference="only the names in the documentation differ; the layout is (L*D, B, H) in both",
+        difference_zh="仅文档中的名称不同；两个框架中的布局均为 (L*D, B, H)",
     ),
     Argument(
         "(h_n, c_n)",
@@ -171,8 +171,8 @@ ARGUMENTS: tuple[Argument, ...] = (
         "hx_n",
         "result",
         cells=("LSTM",),
-        difference="MindSpore names the pair; the same layout (L*D, B, H) each",
-        difference_zh="MindSpore 以一个名称表示这一对状态；布局相同，均为 (L*D, B, H)",
+        difference="MindSpore has one name for the pair; the layout of each part is (L*D, B, H) in both",
+        difference_zh="MindSpore 用一个名称表示这一对状态；两个框架中每个状态的布局均为 (L*D, B, H)",
     ),
 )
 """The table."""
