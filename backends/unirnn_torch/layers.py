@@ -77,7 +77,7 @@ def run(route: Route, stack: Stack, x: Tensor, state: State | None, lengths: Len
         `(L*D, B, H)` each.
     """
     if state is None:
-        state = tuple(x.new_zeros(shape) for shape in stack.spec.state_shapes(x.shape[1]).values())
+        state = tuple([x.new_zeros(shape) for shape in stack.spec.state_shapes(x.shape[1]).values()])
     if route is Route.DENSE:
         output, *final = native.NATIVE[stack.mode](x, join_state(state), *stack.native_arguments(), False)
         return output, tuple(final)

@@ -192,9 +192,10 @@ class Recurrent(torch.nn.RNNBase):
 def _dtype(weights: dict[str, Tensor], input: Any, hx: Any) -> torch.dtype | None:
     """The dtype that arrays must have; None for any floating one, under autocast, where the native call casts them."""
     own = weights["weight_ih_l0"].dtype
-    given = (input, *hx) if isinstance(hx, (tuple, list)) else (input, hx)
-    others = [t for t in given if isinstance(t, Tensor) and t.dtype != own]
-    return None if others and native.casts(others[0].device.type) else own
+    for t in (input, *hx) if isinstance(hx, (tuple, list)) else (input, hx):
+        if isinstance(t, Tensor) and t.dtype != own and native.casts(t.device.type):
+            return None
+    return own
 
 
 def _needs_gradients(x: Tensor, state: State | None, weights: dict[str, Tensor]) -> bool:
