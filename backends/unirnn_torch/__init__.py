@@ -1,4 +1,4 @@
-"""The ``torch`` backend: a ``torch.nn.RNNBase``, computed natively or, on a CPU, by a kernel of its own."""
+"""The ``torch`` backend: it builds a ``torch.nn.RNNBase``, which torch's own layers compute, or kernels for the CPU."""
 
 from unirnn_torch.backend import TorchBackend
 from unirnn_torch.module import Recurrent

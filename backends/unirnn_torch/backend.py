@@ -1,7 +1,7 @@
 """The ``torch`` backend's own answers to `unirnn.contract.backend.Backend`."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -11,16 +11,15 @@ from unirnn.contract.backend import Arrays, Backend, leaves, with_leaves
 from unirnn.contract.limits import Kernel, Support
 from unirnn.errors import ArgumentError, DeviceError, DTypeError
 from unirnn.specs import arguments as names
-from unirnn_torch import dispatch as choice
-from unirnn_torch.checkpoints import read_checkpoint
-from unirnn_torch.module import Recurrent
+
+from . import dispatch
+from .checkpoints import read_checkpoint
+from .dispatch import DEVICE_TYPES
+from .module import Recurrent
 
 __all__ = ["TorchBackend"]
 
 Array = NDArray[Any]
-
-# unirnn's kinds of device by torch's names: an Ascend is an 'npu' of the package torch_npu.
-_TYPES: dict[Literal["cpu", "gpu", "ascend"], str] = {"cpu": "cpu", "gpu": "cuda", "ascend": "npu"}
 
 
 class TorchBackend(Backend):
@@ -42,31 +41,32 @@ class TorchBackend(Backend):
 
     def default_device(self) -> Device:
         default = torch.get_default_device()
-        for kind, type_ in _TYPES.items():
+        for kind, type_ in DEVICE_TYPES.items():
             if type_ == default.type:
                 return Device(kind, default.index)
         raise DeviceError(f"device: torch's default is {default.type!r}, which unirnn does not know; give device=")
 
     def limits(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Limit]:
         if device.kind == "ascend":
-            yield Limit("through torch_npu, which no test here has run: what it lacks, it says itself", refuses=False)
+            yield Limit("it runs through torch_npu, on which unirnn has not been tested", refuses=False)
         if device.kind == "gpu" and dtype == "float32":
             yield Limit(
-                "torch lets cuDNN multiply float32 in TensorFloat-32, of 10 bits, where a GPU has it: numbers are a "
-                "CPU's to 1e-3, and to 1e-5 by torch.backends.cudnn.allow_tf32 = False",
+                "torch lets cuDNN multiply float32 in TensorFloat-32 (10 bits) on GPUs that have it, so numbers agree "
+                "with a CPU's to 1e-3; with torch.backends.cudnn.allow_tf32 = False, to 1e-5",
                 refuses=False,
             )
         if device.kind == "gpu" and isinstance(spec, RNNSpec) and spec.nonlinearity == "relu":
-            yield Limit("cuDNN's relu has a slope of 1 at exactly 0, others have 0", refuses=False)
-        if isinstance(spec, GRUSpec) and not spec.reset_after:
+            yield Limit("the gradient of cuDNN's relu at exactly 0 is 1, elsewhere it is 0", refuses=False)
+        reason = dispatch.unsupported_reason("native", spec)
+        if reason is not None:
             yield Limit(
-                "torch has no GRU of reset_after=False: it runs step by step; torch.nn.GRU takes its state_dict, and "
+                f"{reason}, so the reference computes it, step by step; torch.nn.{spec.kind} loads its state_dict, but "
                 "computes the other variant",
                 refuses=False,
             )
 
     def kernels(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Kernel]:
-        return choice.kernels(spec, device.kind, dtype)
+        return dispatch.describe(spec, device.kind, dtype)
 
     def build(
         self,
@@ -79,32 +79,32 @@ class TorchBackend(Backend):
         options: Mapping[str, Any],
     ) -> Recurrent:
         kernel = options.get("kernel", "auto")
-        choice.check(kernel, spec, device.kind, dtype)
+        dispatch.check_build(kernel, spec, device.kind, dtype)
         kind: torch.dtype = getattr(torch, dtype)
-        name = _TYPES[device.kind] + ("" if device.index is None else f":{device.index}")
+        name = DEVICE_TYPES[device.kind] + ("" if device.index is None else f":{device.index}")
         return Recurrent(spec, device=name, dtype=kind, weights=weights, kernel=kernel)
 
     def read(self, module: Any) -> tuple[RecurrentSpec, dict[str, Array]] | None:
         spec = module.spec if isinstance(module, Recurrent) else _native_spec(module)
         if spec is None:
             return None
-        # By attribute, since a parametrization renames what is in the state_dict.
+        # As attributes, since a parametrization renames what is in the state_dict.
         weights = {name: getattr(module, name) for name in spec.weight_shapes()}
         for name, weight in weights.items():
             if hasattr(weight, "full_tensor"):  # a DTensor: importing it takes a second
                 raise ArgumentError(
-                    "module: given one whose weights are sharded over processes, expected whole ones; gather them in "
-                    "all processes, by torch.distributed.checkpoint.state_dict.get_model_state_dict(..., "
+                    "module: its weights are sharded over processes, expected whole ones; gather them in all processes "
+                    "with torch.distributed.checkpoint.state_dict.get_model_state_dict(..., "
                     "full_state_dict=True)"
                 )
             if weight.is_meta:
                 raise ArgumentError(
-                    f"module: its {name} is on the device 'meta', without numbers; load or draw it first"
+                    f"module: its {name} is on the device 'meta' and has no values; load or draw it first"
                 )
             if f"{name}_g" in module._parameters:
                 raise ArgumentError(
-                    f"module: its {name} is what torch.nn.utils.weight_norm last computed; call remove_weight_norm, or "
-                    "take torch.nn.utils.parametrizations.weight_norm"
+                    f"module: its {name} is what torch.nn.utils.weight_norm last computed, maybe out of date; call "
+                    "remove_weight_norm, or use torch.nn.utils.parametrizations.weight_norm"
                 )
         return spec, {name: self.to_numpy(weight) for name, weight in weights.items()}
 
@@ -113,9 +113,9 @@ class TorchBackend(Backend):
         for name, tensor in tensors.items():
             weight = getattr(module, name)
             if not isinstance(weight, torch.nn.Parameter):
-                raise ArgumentError(f"module: its {name} is a parametrization's; remove that first")
+                raise ArgumentError(f"module: its {name} is computed by a parametrization; remove that first")
             if weight.dtype == torch.bfloat16 and not torch.equal(tensor.to(torch.bfloat16).to(tensor.dtype), tensor):
-                raise DTypeError(f"module: it is of bfloat16, which can't hold {name} without rounding")
+                raise DTypeError(f"module: it is bfloat16, which can't hold {name} without rounding")
         with torch.no_grad():
             for name, tensor in tensors.items():
                 getattr(module, name).copy_(tensor)
@@ -125,13 +125,13 @@ class TorchBackend(Backend):
 
     def from_numpy(self, array: Array, module: Any) -> torch.Tensor:
         weight = next(module.parameters())
-        # NumPy has no bfloat16: floats are meant to be of the module's dtype there.
+        # NumPy has no bfloat16, so for such a module every float is meant to be one.
         dtype = weight.dtype if weight.dtype == torch.bfloat16 and array.dtype.kind == "f" else None
         return torch.tensor(array, device=weight.device, dtype=dtype)
 
     def to_numpy(self, array: Any) -> Array:
         tensor = array.detach().cpu()
-        # NumPy has no bfloat16; float32 holds each of its values.
+        # NumPy has no bfloat16; float32 holds all of its values.
         result: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
         return result
 

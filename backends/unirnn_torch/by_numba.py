@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unirnn import RecurrentSpec, kernels
-from unirnn import reference as plain
+from unirnn import RecurrentSpec, kernels, reference
 from unirnn.kernels.directions import Direction, Kept
 from unirnn.kernels.threads import Threads, blas
-from unirnn_torch.by_torch import Rows
+
+from .by_torch import Rows
 
 __all__ = ["ByNumba"]
 
@@ -38,7 +38,7 @@ class ByNumba:
         As torch has them.
     """
 
-    def __init__(self, cell: type[Direction], spec: RecurrentSpec, rows: Rows, weights: plain.Weights) -> None:
+    def __init__(self, cell: type[Direction], spec: RecurrentSpec, rows: Rows, weights: reference.Weights) -> None:
         self._several = len(rows.packing.parts) > 1
         weight_ih, *others = weights[:4]
         arrays = kernels.Weights(
@@ -74,7 +74,7 @@ class ByNumba:
         *,
         d_x: Tensor | None,
         of_weights: bool,
-    ) -> plain.Weights | None:
+    ) -> reference.Weights | None:
         """As that of `ByTorch`."""
         kept = Kept(outputs.numpy(), blocks.numpy().reshape(-1))
         self._run.resume(self._factor(x), tuple(map(_own, initial)), kept)
@@ -84,7 +84,7 @@ class ByNumba:
             found, d_weights = self._run.backward(d_rows, tuple(map(_read, d_state)), d_x=into, of_weights=of_weights)
         for part, gradient in zip(d_state, found, strict=True):
             part.copy_(torch.from_numpy(gradient))
-        return plain.Weights(*(None if d is None else _tensor(d) for d in d_weights)) if of_weights else None
+        return reference.Weights(*(None if d is None else _tensor(d) for d in d_weights)) if of_weights else None
 
 
 # What torch has shared with NumPy, in either direction, nobody may resize any more, as those do who shard a model. So

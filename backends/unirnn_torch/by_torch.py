@@ -21,7 +21,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from unirnn import reference as plain
+from unirnn import reference
 from unirnn.kernels.packing import Chunk, Packing, Part
 
 __all__ = ["CELLS", "ByTorch", "Rows"]
@@ -207,7 +207,7 @@ class ByTorch(ABC):
     columns: ClassVar[int]
     """The gradient's width in H."""
 
-    def __init__(self, rows: Rows, weights: plain.Weights) -> None:
+    def __init__(self, rows: Rows, weights: reference.Weights) -> None:
         self.rows = rows
         self.size = weights.weight_hh.shape[1]
         self.weights = weights
@@ -254,7 +254,7 @@ class ByTorch(ABC):
         *,
         d_x: Tensor | None,
         of_weights: bool,
-    ) -> plain.Weights | None:
+    ) -> reference.Weights | None:
         """Gradients of the weights; fills ``d_x``, and makes ``d_state``, the final state's, the initial one's."""
         kept = self._arrays(outputs, blocks)
         rows, size, width = self.rows, self.size, self.columns * self.size
@@ -286,7 +286,7 @@ class ByTorch(ABC):
         d_bias_ih, d_bias_hh = d_bias[: len(weight_ih)], d_bias[width - len(weight_hh) :]
         to_torch = tuple(sorted(range(len(self.from_input)), key=self.from_input.__getitem__))
         of_state = tuple(sorted(range(len(self.from_state)), key=self.from_state.__getitem__))
-        return plain.Weights(
+        return reference.Weights(
             self._arrange(d_weight_ih, to_torch),
             self._arrange(d_weight_hh, of_state),
             self._arrange(d_bias_ih, to_torch).clone(),

@@ -1,75 +1,175 @@
-"""Which kernel runs a call: what the packed one can't do, and the table of when it is the faster.
+"""How a call is computed: what each kernel supports, and which of them is the fastest.
 
-``kernel="native"``, ``"packed"``, ``"numba"`` and ``"plain"`` are obeyed, or refused; ``"auto"`` chooses:
+A module is built with a kernel: ``"native"``, ``"packed"``, ``"numba"`` or ``"reference"``; or with ``"auto"``, which
+chooses at each call. `route` decides, in this order:
 
-- where the packed kernel can't serve (`obstacle`), native;
-- in `torch.compile` and `torch.export`, packed: one operator, with any T and B, where torch's own are unrolled; on a
-  GPU the native computation is one operator there, too;
-- else what `TABLE` says. The packed kernel's cost follows the valid steps, and its backward pass is the faster one, but
-  for that of a dense LSTM, which has oneDNN's; natively there is less to do before the first step. By numba the packed
-  kernel has next to no cost for a step, and slower products; compiled and exported graphs ask the table when they run.
+1. A kernel that was asked for by name is taken, or refused with the reason (`unsupported_reason`).
+2. Otherwise, on a CPU, `TABLE` says which kernel is the fastest. In a graph (`torch.compile`, `torch.export`) each
+   layer is one operator, with any T and B, where torch's own layers would be unrolled. On a CPU that operator asks the
+   table when it runs; on a GPU it is torch's own computation.
+3. If that kernel does not support the call, torch's own layer runs it: in one call if there are no lengths, else in one
+   of two ways (`rows_are_faster`).
+4. The reference computes what torch has no layer for, step by step.
 
-Without numba a call without gradients and without lengths is native everywhere: neither is clearly the faster there,
-and native gives the bits of torch's own layer.
+The cost of the packed kernel follows the number of valid steps, and its backward pass is faster than torch's, except
+for a dense LSTM in float32, for which torch has oneDNN's. torch's own layer does less before the first step. With
+numba, a step costs next to nothing, but products are slower. Without numba, a call without gradients and without
+lengths is always native: neither kernel is clearly faster there, and native gives the very bits of torch's own layer.
 """
 
 from collections.abc import Iterator
+from enum import Enum
 from functools import cache
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from unirnn import GRUSpec, LSTMSpec, RecurrentSpec
+from unirnn import RecurrentSpec
 from unirnn import kernels as core
-from unirnn.contract.limits import Kernel, check_kernel
+from unirnn.contract.limits import Kernel, Support, check_kernel
 from unirnn.devices import short_name
 from unirnn.errors import LimitError
 from unirnn.kernels import threads
 
 __all__ = [
+    "DEVICE_TYPES",
     "KERNELS",
+    "SUPPORT",
     "TABLE",
     "WIDE",
+    "Route",
     "Row",
-    "check",
+    "check_build",
+    "describe",
     "fastest",
-    "is_stepped",
-    "kernels",
-    "no_operator",
+    "has_native",
+    "is_jit_tracing",
     "num_parts",
-    "obstacle",
+    "route",
     "rows_are_faster",
+    "unsupported_reason",
 ]
 
-KERNELS = ("auto", "native", "packed", "numba", "plain")
-"""What ``kernel`` may be; *plain* is step by step, on any device, for what has neither of the others."""
-_DTYPES = ("float32", "float64")
-_PLAIN = Kernel("plain", "by name only")
+# ---- what each kernel supports -------------------------------------------------------------------
 
-# Private, since torch has no public way to ask; without it a transformed call would meet torch's own error.
+KERNELS = ("auto", "native", "packed", "numba", "reference")
+"""What the argument ``kernel`` of `build` may be."""
+
+DEVICE_TYPES: dict[Literal["cpu", "gpu", "ascend"], str] = {"cpu": "cpu", "gpu": "cuda", "ascend": "npu"}
+"""torch's names of unirnn's kinds of device; an Ascend is an 'npu' of the package torch_npu."""
+_KINDS: dict[str, str] = {type_: kind for kind, type_ in DEVICE_TYPES.items()}
+
+_UNCOMMON = ("proj_size", "reset_after")
+_DTYPES = ("float32", "float64")
+SUPPORT = {
+    "native": Support("torch", lacks=("reset_after",)),
+    "packed": Support("the packed kernel", lacks=_UNCOMMON, devices=("cpu",), dtypes=_DTYPES),
+    "numba": Support("the numba kernel", lacks=_UNCOMMON, devices=("cpu",), dtypes=_DTYPES),
+    "reference": Support("the reference"),
+    "native operator": Support("the operator for graphs", lacks=_UNCOMMON, devices=("gpu",)),
+}
+"""What each kernel can compute at all. The native operator is what ``"auto"`` takes in a graph on a GPU."""
+
+# torch has no public way to ask whether torch.func transforms a call.
 _functorch_level = getattr(getattr(torch._C, "_functorch", None), "maybe_current_level", None)
 
 
+def is_jit_tracing() -> bool:
+    """Whether `torch.jit.trace` is at work."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
+def unsupported_reason(
+    kernel: str, spec: RecurrentSpec, device: str | None = None, dtype: str | None = None, *, now: bool = False
+) -> str | None:
+    """Why a kernel can't compute a layer, or None if it can.
+
+    Parameters
+    ----------
+    kernel
+        A key of `SUPPORT`.
+    spec
+        The layer.
+    device
+        ``"cpu"``, ``"gpu"`` or ``"ascend"``, or torch's name of another type; None if any will do.
+    dtype
+        The name of a dtype; None if any will do.
+    now
+        Whether a call is being made: what surrounds it, such as autocast or a transform, counts as well.
+    """
+    reason = SUPPORT[kernel].unsupported_reason(spec, device, dtype)
+    if reason is None and now and kernel not in ("native", "reference"):
+        mode = _unsupported_mode(on_cpu=kernel != "native operator")
+        reason = mode and f"{SUPPORT[kernel].who} does not support {mode}"
+    return reason
+
+
+def _unsupported_mode(*, on_cpu: bool) -> str | None:
+    """What is at work around a call that our operators can't take part in."""
+    if on_cpu and torch.is_autocast_enabled("cpu"):
+        return "autocast"
+    if not hasattr(torch.onnx, "ops") and torch.onnx.is_in_onnx_export():
+        return "torch.onnx.export before torch 2.8"
+    if _functorch_level is not None and _functorch_level() is not None:
+        return "transforms of torch.func"
+    if getattr(forward_ad, "_current_level", -1) >= 0:
+        return "forward-mode gradients"
+    if on_cpu and not torch.compiler.is_compiling() and is_jit_tracing():
+        return "torch.jit.trace"
+    return None
+
+
+@cache
+def has_native(spec: RecurrentSpec) -> bool:
+    """Whether torch has such layers."""
+    return unsupported_reason("native", spec) is None
+
+
+def check_build(kernel: str, spec: RecurrentSpec, device: str, dtype: str) -> None:
+    """Refuse a kernel that can run no call of a module.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such kernel.
+    LimitError
+        If it can't run this spec, on this kind of device, in this dtype.
+    """
+    check_kernel(kernel, KERNELS)
+    if kernel == "auto":
+        return
+    reason = unsupported_reason(kernel, spec, device, dtype)
+    if reason is not None:
+        raise LimitError(f"kernel: given {kernel!r}, but {reason}; build with 'auto'")
+    if kernel == "numba":
+        core.check_numba(spec)
+
+
+# ---- which kernel is the fastest -----------------------------------------------------------------
+
+
 class Row(NamedTuple):
-    """A case in which a kernel of ours is the fastest."""
+    """A case in which a kernel of our own is the fastest one on a CPU."""
 
     cell: str
     gradients: bool
-    """Whether the call keeps what a backward pass needs."""
+    """Whether a backward pass may follow."""
     lengths: bool
-    """Whether it has lengths; if they are all the same, it has none."""
+    """Whether the call has lengths; if they are all equal, it has none."""
     steps: int
-    """From how many steps on, up to the longest sequence."""
+    """The least T, up to the longest sequence."""
     width: int = 0
-    """From which B*H on; empty sequences do not count."""
+    """The least B*H; empty sequences do not count."""
     fill: float = 1.0
-    """Up to which share of valid steps."""
+    """The largest share of valid steps."""
     dtypes: tuple[str, ...] = _DTYPES
     kernel: str = "packed"
     widest: int | None = None
-    """Up to which B*H; a large call is divided among `num_parts` threads, and that is what each may have."""
+    """The largest B*H for each thread; several threads share a large call."""
 
     def __str__(self) -> str:
         bounds = [f"T >= {self.steps}"]
@@ -82,9 +182,9 @@ class Row(NamedTuple):
         return f"{'training' if self.gradients else 'inference'}{' with lengths' * self.lengths} ({', '.join(bounds)})"
 
 
-# Measured with torch 2.13 on an Intel Xeon and an AMD EPYC, by one thread and by two; at a row's bounds both cost about
-# the same. An LSTM in float32 is natively oneDNN's.
-# Of rows that fit a call the first counts; those of numba, where it is installed.
+# Measured with torch 2.13 on an Intel Xeon and an AMD EPYC, with one thread and with two. At a row's bounds, its kernel
+# and torch's own layer take about the same time. In float32, torch's LSTM is oneDNN's. The first matching row wins;
+# rows of numba count where numba is installed.
 TABLE: tuple[Row, ...] = (
     *(
         row._replace(kernel="numba", dtypes=dtypes)
@@ -122,89 +222,8 @@ TABLE: tuple[Row, ...] = (
 
 
 WIDE = {"RNN": 512, "GRU": 256, "LSTM": 256}
-"""From which H on a native call on a GPU, with lengths, runs over the valid steps alone; measured on an H100."""
-
-
-def check(kernel: str, spec: RecurrentSpec, device: str, dtype: str) -> None:
-    """Refuse what no call can do.
-
-    Raises
-    ------
-    ArgumentError
-        If there is no such kernel.
-    LimitError
-        If it can't run this spec, on this kind of device, in this dtype.
-    """
-    check_kernel(kernel, KERNELS)
-    why_not = None
-    if kernel == "numba":
-        core.check_numba(spec)
-    if kernel in ("packed", "numba"):
-        why_not = _lacking(spec, device, dtype)
-    elif kernel == "native" and is_stepped(spec):
-        why_not = "torch has no GRU of reset_after=False"
-    if why_not is not None:
-        raise LimitError(f"kernel: given {kernel!r}, but {why_not}; 'auto' takes what there is")
-
-
-def is_stepped(spec: RecurrentSpec) -> bool:
-    """Whether torch has no such layer: a GRU of ``reset_after=False``."""
-    return isinstance(spec, GRUSpec) and not spec.reset_after
-
-
-def _unknown(spec: RecurrentSpec) -> str | None:
-    """Why no operator can serve."""
-    if is_stepped(spec):
-        return "it has no GRU of reset_after=False"
-    if isinstance(spec, LSTMSpec) and spec.proj_size:
-        return f"it has no proj_size (given {spec.proj_size})"
-    return None
-
-
-def _lacking(spec: RecurrentSpec, device: str, dtype: str) -> str | None:
-    """Why a kernel of ours can't serve, as far as the build tells."""
-    why_not = _unknown(spec)
-    if why_not is not None:
-        return why_not
-    if device != "cpu":
-        return f"it runs on cpu only, not on {device}"
-    if dtype not in _DTYPES:
-        return f"it computes in {' and '.join(_DTYPES)}, not in {dtype}"
-    return None
-
-
-def is_traced_by_jit() -> bool:
-    """Whether `torch.jit.trace` is at work."""
-    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
-
-
-def no_operator(spec: RecurrentSpec) -> str | None:
-    """Why no operator, be it of a kernel of ours or native, can run a layer in a graph; None if one can."""
-    why_not = _unknown(spec)
-    if why_not is not None:
-        return why_not
-    if not hasattr(torch.onnx, "ops") and torch.onnx.is_in_onnx_export():
-        return "this torch can't write a node of ONNX"  # that came with torch 2.8
-    if _functorch_level is not None and _functorch_level() is not None:
-        return "it knows no torch.func"
-    if getattr(forward_ad, "_current_level", -1) >= 0:
-        return "it knows no forward-mode gradients"
-    return None
-
-
-def obstacle(spec: RecurrentSpec, input: Tensor) -> str | None:
-    """Why a kernel of ours can't run a call; None if it can."""
-    why_not = _lacking(spec, input.device.type, short_name(input.dtype))
-    if why_not is not None:
-        return why_not
-    if torch.is_autocast_enabled("cpu"):
-        return "it knows no autocast"
-    why_not = no_operator(spec)
-    if why_not is not None:
-        return why_not
-    if not torch.compiler.is_compiling() and is_traced_by_jit():
-        return "torch.jit does not see into it"
-    return None
+"""The least H at which torch's own layer, on a GPU and with lengths, runs over the valid steps only; measured on an
+H100."""
 
 
 def fastest(
@@ -223,65 +242,210 @@ def fastest(
     valid
         The sum of the lengths; None without lengths, or if all are T.
     gradients
-        Whether the call keeps what a backward pass needs.
+        Whether a backward pass may follow.
 
     Returns
     -------
     str
-        One of `KERNELS`.
+        ``"native"``, ``"packed"`` or ``"numba"``.
     """
     width = batch_size * spec.hidden_size
-    for row in _rows(spec.kind, dtype, gradients, valid is not None, core.has_numba(spec)):
+    for row in _rows(spec.kind, dtype, gradients, valid is not None):
         if (
             steps >= row.steps
+            and (row.kernel != "numba" or core.has_numba(spec))
             and row.width <= width
             and (valid is None or valid <= row.fill * steps * batch_size)
-            and (row.widest is None or width <= row.widest * num_parts(spec, batch_size, valid or steps * batch_size))
+            and (
+                row.widest is None or width <= row.widest * _num_threads(spec, batch_size, valid or steps * batch_size)
+            )
         ):
             return row.kernel
     return "native"
 
 
-def num_parts(spec: RecurrentSpec, batch_size: int, valid: int) -> int:
-    """How many threads the compiled cells have for a call: 1 unless it is large, and at most as many as torch has."""
+@cache
+def _rows(cell: str, dtype: torch.dtype, gradients: bool, lengths: bool) -> tuple[Row, ...]:
+    case = cell, gradients, lengths
+    return tuple(row for row in TABLE if row[:3] == case and short_name(dtype) in row.dtypes)
+
+
+def _num_threads(spec: RecurrentSpec, batch_size: int, valid: int) -> int:
+    """How many threads compute a call with numba: 1 unless it is large, and at most as many as torch has."""
     return threads.num_parts(spec, batch_size, valid, torch.get_num_threads())
 
 
-def rows_are_faster(spec: RecurrentSpec, input: Tensor, steps: int, valid: int, *, gradients: bool) -> bool:
-    """Whether a native call with lengths is the faster one over the valid steps alone, not over all of them.
+def num_parts(
+    kernel: str, spec: RecurrentSpec, dtype: torch.dtype, lengths: NDArray[np.int64], *, gradients: bool
+) -> int:
+    """Into how many parts an operator deals the sequences when it runs, one for each thread of numba.
 
-    On a CPU its backward pass is slow. On a GPU dense steps have kernels that keep the weights on the chip, if they
-    are not too wide.
+    Parameters
+    ----------
+    kernel
+        ``"packed"`` or ``"numba"``; or ``"auto"``, for which the table is asked.
+    spec, dtype
+        Of the layer.
+    lengths
+        `(B,)`.
+    gradients
+        Whether a backward pass may follow.
+
+    Returns
+    -------
+    int
+        0 if torch's operations compute the steps, and numba does not.
     """
-    if input.is_cuda:
-        # Of bfloat16 torch does not keep a stack's weights in one piece, and warns of that at each call.
-        return spec.hidden_size >= WIDE[spec.kind] and input.dtype != torch.bfloat16 and no_operator(spec) is None
-    if gradients or obstacle(spec, input) is not None:
-        return False
-    most = 0.6 if spec.kind == "LSTM" and input.dtype == torch.float32 else 1.0  # oneDNN's runs over dense steps only
-    return valid <= most * steps
+    batch_size, valid = np.count_nonzero(lengths), int(lengths.sum())
+    if kernel == "auto":
+        longest = int(lengths.max(initial=0))
+        ragged = None if longest * len(lengths) == valid else valid
+        kernel = fastest(spec, dtype, longest, batch_size, ragged, gradients=gradients)
+    if kernel != "numba" or core.compiled_cell(spec) is None:
+        return 0
+    return _num_threads(spec, batch_size, valid)
 
 
-@cache
-def _rows(cell: str, dtype: torch.dtype, gradients: bool, lengths: bool, numba: bool) -> tuple[Row, ...]:
-    case = cell, gradients, lengths
-    rows = (row for row in TABLE if row[:3] == case and short_name(dtype) in row.dtypes)
-    return tuple(row for row in rows if numba or row.kernel != "numba")
-
-
-def kernels(spec: RecurrentSpec, device: str, dtype: str) -> Iterator[Kernel]:
-    """The kernels that a spec has there, and when ``auto`` takes which."""
-    if is_stepped(spec):
-        yield Kernel("plain", "always, step by step")
-    elif _lacking(spec, device, dtype) is not None:
+def describe(spec: RecurrentSpec, device: str, dtype: str) -> Iterator[Kernel]:
+    """The kernels that a spec has there, and when ``"auto"`` takes which."""
+    if not has_native(spec):
+        yield Kernel("reference", "always, step by step")
+        return
+    if unsupported_reason("packed", spec, device, dtype) is not None:
         yield Kernel("native", "always")
-        yield _PLAIN
     else:
         rows = [row for row in TABLE if row.cell == spec.kind and dtype in row.dtypes]
         numba = core.has_numba(spec)
         if numba:
             yield Kernel("numba", "; ".join(str(row) for row in rows if row.kernel == "numba"))
-        traced = "else if compiled or exported" if numba else "compiled or exported"
+        traced = "otherwise, if compiled or exported" if numba else "compiled or exported"
         yield Kernel("packed", "; ".join([traced, *(str(row) for row in rows if row.kernel == "packed")]))
-        yield Kernel("native", "else")
-        yield _PLAIN
+        yield Kernel("native", "otherwise")
+    yield Kernel("reference", "by name only")
+
+
+# ---- the decision --------------------------------------------------------------------------------
+
+
+class Route(Enum):
+    """How a call is computed: the functions of `unirnn_torch.layers`."""
+
+    DENSE = "dense"
+    """One call of torch's own layer, for the whole stack."""
+    ROWS = "rows"
+    """The same, in its packed form, over the valid steps only."""
+    DIRECTIONS = "directions"
+    """torch's own layer once for each layer and direction, over dense steps; around it, padding is selected away."""
+    REFERENCE = "reference"
+    """The reference, step by step."""
+
+    # One operator for each layer and direction; the values are what `unirnn_torch.operators.layer` calls the kernels.
+    PACKED = "packed"
+    NUMBA = "numba"
+    PACKED_OR_NUMBA = "auto"
+    """In a graph on a CPU: the operator asks `TABLE` when it runs."""
+    NATIVE_OPERATORS = "native"
+    """In a graph on a GPU."""
+
+    @property
+    def by_operators(self) -> bool:
+        """Whether it is one operator for each layer and direction."""
+        return self in _OPERATORS
+
+
+_OPERATORS = {
+    Route.PACKED: "packed",
+    Route.NUMBA: "numba",
+    Route.PACKED_OR_NUMBA: "packed",
+    Route.NATIVE_OPERATORS: "native operator",
+}
+"""What each has to support, by the keys of `SUPPORT`."""
+
+
+def route(
+    kernel: str,
+    spec: RecurrentSpec,
+    x: Tensor,
+    lengths: NDArray[np.int64] | Tensor | None,
+    *,
+    native: bool,
+    gradients: bool,
+) -> Route:
+    """Decide how a call is computed.
+
+    Parameters
+    ----------
+    kernel
+        One of `KERNELS`, with which the module was built.
+    spec
+        The layers.
+    x
+        `(T, B, I)`, up to the longest sequence.
+    lengths
+        `(B,)`, on the host, or in a graph a tensor; None if every step is valid.
+    native
+        Whether torch has such layers: `has_native`, which was asked when the module was built.
+    gradients
+        Whether a backward pass may follow.
+
+    Raises
+    ------
+    LimitError
+        If the kernel was asked for by name, and does not support the call.
+    """
+    wanted = None
+    if kernel == "auto":
+        wanted = _automatic(spec, x, lengths, gradients)
+    elif kernel in ("packed", "numba"):
+        wanted = Route(kernel)
+    if wanted is not None:
+        reason = _reason_now(_OPERATORS[wanted], spec, x)
+        if reason is None:
+            return wanted
+        if kernel != "auto":
+            raise LimitError(f"kernel: built with {kernel!r}, but {reason}; build with 'auto'")
+    if kernel == "reference" or not native:
+        return Route.REFERENCE
+    if lengths is None:
+        return Route.DENSE
+    # The rows of a traced call can't be counted, or would become constants of its graph.
+    is_traced = type(x) is not Tensor or is_jit_tracing()
+    if isinstance(lengths, np.ndarray) and not is_traced and lengths.any():
+        return Route.ROWS if rows_are_faster(spec, x, lengths, gradients=gradients) else Route.DIRECTIONS
+    return Route.DIRECTIONS
+
+
+def _automatic(spec: RecurrentSpec, x: Tensor, lengths: Any, gradients: bool) -> Route | None:
+    """What ``"auto"`` takes if it supports the call; None for torch's own layer."""
+    if torch.compiler.is_compiling():
+        return Route.NATIVE_OPERATORS if x.is_cuda else Route.PACKED_OR_NUMBA
+    # Under `torch.jit.trace`, sizes are tensors; the table needs ints.
+    if not x.is_cpu or is_jit_tracing():
+        return None
+    steps, batch_size, _ = x.shape
+    valid = None
+    if lengths is not None:
+        batch_size, valid = np.count_nonzero(lengths), int(lengths.sum())
+    kernel = fastest(spec, x.dtype, steps, batch_size, valid, gradients=gradients)
+    return None if kernel == "native" else Route(kernel)
+
+
+def _reason_now(kernel: str, spec: RecurrentSpec, x: Tensor) -> str | None:
+    return unsupported_reason(kernel, spec, _KINDS.get(x.device.type, x.device.type), short_name(x.dtype), now=True)
+
+
+def rows_are_faster(spec: RecurrentSpec, x: Tensor, lengths: NDArray[np.int64], *, gradients: bool) -> bool:
+    """Whether torch's own layer is faster over the valid steps only than over all of them.
+
+    On a CPU its backward pass over valid steps is slow. On a GPU it has kernels for dense steps that keep the weights
+    on the chip, if they are not too wide.
+    """
+    if x.is_cuda:
+        # In bfloat16 torch does not keep a stack's weights in one piece, and warns of that at each call.
+        is_wide = spec.hidden_size >= WIDE[spec.kind] and x.dtype != torch.bfloat16
+        return is_wide and _reason_now("native operator", spec, x) is None
+    if gradients or _reason_now("packed", spec, x) is not None:
+        return False
+    # In float32 an LSTM over dense steps is oneDNN's, which does not know the packed form.
+    most = 0.6 if spec.kind == "LSTM" and x.dtype == torch.float32 else 1.0
+    return int(lengths.sum()) <= most * len(lengths) * x.shape[0]

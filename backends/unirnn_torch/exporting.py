@@ -1,9 +1,9 @@
-"""ONNX, traced: in `torch.onnx.export` a layer is one node of ONNX's own RNN, GRU or LSTM.
+"""Under `torch.onnx.export`, a layer is one node: ONNX's own RNN, GRU or LSTM.
 
-The exporter translates operators one by one, and knows none for a recurrent layer with lengths. So while it traces,
-a layer is written as the node, with ``sequence_lens``; around it what ONNX leaves open or does otherwise is settled as
-in `unirnn.files.onnx_writer`: the padding is selected away before and after it, and the state of a sequence of length 0
-is its initial state. T and B stay dynamic, which they do not where the steps are unrolled.
+The exporter translates operators one by one, and has no translation of a recurrent layer with lengths. So while it
+traces, a layer is that node, with ``sequence_lens``. What ONNX leaves open or defines differently is settled around it,
+as in `unirnn.files.onnx_writer`: padding is selected away before and after it, and a sequence of length 0 gets its
+initial state back. T and B stay dynamic, which they would not if the steps were unrolled.
 """
 
 from collections.abc import Sequence
@@ -12,24 +12,24 @@ import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
-from unirnn import reference as plain
+from unirnn import reference
 
 __all__ = ["layer"]
 
 _OPSET = 14
-"""Of the nodes: what ONNX's recurrent operators are since."""
+"""The version of ONNX's operator set that defines these nodes."""
 _GATES = {"RNN": (0,), "GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
 """torch's gates in ONNX's order: z, r, n and i, o, f, g."""
 
 
 def layer(
-    mode: str, x: Tensor, lengths: Tensor | None, state: Sequence[Tensor], weights: Sequence[plain.Weights]
+    mode: str, x: Tensor, lengths: Tensor | None, state: Sequence[Tensor], weights: Sequence[reference.Weights]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run one layer; see `unirnn_torch.packed.layer`."""
+    """Run one layer; see `unirnn_torch.operators.layer`."""
     cell = mode.partition("_")[0]
     steps, batch_size, _ = x.shape
     directions, size = len(weights), weights[0].weight_hh.shape[1]
-    ragged = None if lengths is None else plain.Lengths(xp, lengths, steps)
+    ragged = None if lengths is None else reference.Lengths(xp, lengths, steps)
     if ragged is not None:
         x = ragged.select(xp, x)
 

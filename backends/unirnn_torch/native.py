@@ -1,4 +1,4 @@
-"""torch's own computation, of cuDNN and oneDNN; with lengths, that of one layer in one direction over dense steps."""
+"""torch's own computation, by cuDNN and oneDNN: of a whole stack, or of one layer in one direction with lengths."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,10 +7,10 @@ import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
-from unirnn import RecurrentSpec, RNNSpec
-from unirnn import reference as plain
+from unirnn import RecurrentSpec, RNNSpec, reference
 from unirnn.contract.call import join_state
-from unirnn_torch import dispatch as choice
+
+from . import dispatch
 
 __all__ = ["NATIVE", "casts", "direction", "has_to_train", "mode"]
 
@@ -33,21 +33,22 @@ def direction(
     spec: RecurrentSpec,
     x: Tensor,
     state: tuple[Tensor, ...],
-    weights: plain.Weights,
-    ragged: plain.Lengths | None,
+    weights: reference.Weights,
+    ragged: reference.Lengths | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run one layer in one direction by the native computation; see `unirnn.reference.direction`.
+    """Run one layer in one direction by torch's own layer; see `unirnn.reference.direction`.
 
-    The native call goes on past step n, over zeros. The state h after step n-1 is in its outputs; an LSTM's c is
-    not, and a relu RNN may overflow on the way, and bring NaN into the gradient. So the padded steps of these
-    two are put to rest (`_rest`). The state of a sequence of length 0 takes no part.
+    The native call does not stop at step n, but goes on over zeros. The state h after step n-1 is among its outputs,
+    but an LSTM's c is not, and a relu RNN may overflow in the padding and bring NaN into the gradient. So for these
+    two, `_hold` makes the padded steps leave the state alone. Sequences of length 0 start from zeros, and get their
+    initial state back at the end.
     """
     weight_ih = weights.weight_ih
-    rest = None if ragged is None else _rest(spec, x)
-    if ragged is not None and rest is not None:
+    held = None if ragged is None else _hold(spec, x)
+    if ragged is not None and held is not None:
         padded = torch.where(ragged.valid, 0.0, 1.0).to(x.dtype).unsqueeze(-1)
         x = torch.cat((x, padded), dim=-1)
-        weight_ih = torch.cat((weight_ih, rest.to(weight_ih.dtype)), dim=1)
+        weight_ih = torch.cat((weight_ih, held.to(weight_ih.dtype)), dim=1)
     flat = [w for w in (weight_ih, *weights[1:]) if w is not None]
     if x.is_cuda:
         flat = _in_one_piece(flat)
@@ -59,27 +60,27 @@ def direction(
         return output, tuple(final)
     # Under autocast the output may be narrower than the state.
     h_0, *c_0 = (part.to(output.dtype) for part in state)
-    h = plain.last_valid(xp, output, h_0, ragged)
+    h = reference.last_valid(xp, output, h_0, ragged)
     begun = ragged.has_begun.unsqueeze(-1)
     return output, (h, *(torch.where(begun, c, c0) for c, c0 in zip(final[1:], c_0, strict=True)))
 
 
 def has_to_train(x: Tensor) -> bool:
-    """Whether a call must say that it is for training, whatever the module's mode: cuDNN has no backward pass else."""
-    return x.is_cuda and torch.is_grad_enabled() and not choice.is_traced_by_jit()
+    """Whether a native call must be one of training: cuDNN supports backward only in training mode."""
+    return x.is_cuda and torch.is_grad_enabled() and not dispatch.is_jit_tracing()
 
 
 def casts(device: str) -> bool:
-    """Whether autocast is on, on a kind of device; some, such as meta, have none, and torch refuses the question."""
-    known = device in ("cpu", "cuda")  # not every torch can trace the other question
+    """Whether autocast is on for a type of device; some, such as meta, have none, and then torch can't be asked."""
+    known = device in ("cpu", "cuda")  # not every torch can trace is_autocast_available
     return (known or torch.amp.is_autocast_available(device)) and torch.is_autocast_enabled(device)
 
 
-def _rest(spec: RecurrentSpec, x: Tensor) -> Tensor | None:
-    """Weights `(gates*H, 1)` of one more column of the input, 1 on padded steps, that puts them to rest.
+def _hold(spec: RecurrentSpec, x: Tensor) -> Tensor | None:
+    """Weights `(gates*H, 1)` of one more input column, which is 1 on padded steps, that hold the state there.
 
-    They outweigh whatever else the gates get. LSTM: i is 0 and f is 1, exactly, so that ``c' = 1 * c + 0 * g = c``.
-    Relu RNN: h is 0.
+    They are so large that they decide the gates. LSTM: i is exactly 0 and f exactly 1, so ``c' = 1 * c + 0 * g = c``.
+    Relu RNN: h is 0. The other cells need none.
     """
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if casts(device) else x.dtype
@@ -94,10 +95,10 @@ def _rest(spec: RecurrentSpec, x: Tensor) -> Tensor | None:
 
 
 def _in_one_piece(flat: list[Tensor]) -> list[Tensor]:
-    """The weights of one layer and direction in memory of their own, as cuDNN has them: matrices, then biases or zeros.
+    """Copy the weights of one layer and direction into one piece, as cuDNN wants them: matrices, then biases or zeros.
 
-    A part of a stack's memory, which `torch.nn.RNNBase.flatten_parameters` made, cuDNN's caller would copy as well, and
-    warn of it at each call.
+    Left in the memory of the whole stack, where `torch.nn.RNNBase.flatten_parameters` puts them, torch would copy them
+    as well, and warn of it at each call.
     """
     order = sorted(range(len(flat)), key=lambda k: -flat[k].dim())  # stable
     sizes = [flat[k].numel() for k in order]

@@ -1,9 +1,9 @@
 """One layer in one direction as the operators ``unirnn::rnn_tanh``, ``rnn_relu``, ``gru`` and ``lstm``.
 
-They are operators, so that `torch.compile`, `torch.export` and its dynamic shapes see one node, whose lengths are
-looked at, and checked, when it runs. On a CPU they run `packed`, on a GPU torch's own computation (`native`), whose
-backward pass runs it again, since what cuDNN keeps has a size that a trace can't know. Second derivatives go through
-the core's plain path.
+For `torch.compile` and `torch.export`, with or without dynamic shapes, an operator is one node of the graph, which
+reads and checks the lengths when it runs. On a CPU the operators run the packed kernel (`packed`). On a GPU they run
+torch's own computation (`native`); their backward pass runs it again, since the size of what cuDNN keeps is unknown
+while tracing. Second derivatives are those of the reference.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,41 +14,43 @@ import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
-from unirnn import reference as plain
-from unirnn_torch import native, packed
-from unirnn_torch.by_torch import CELLS, ByTorch
-from unirnn_torch.packed import Call
+from unirnn import reference
+
+from . import native, packed
+from .by_torch import CELLS, ByTorch
+from .packed import Call
 
 __all__ = ["layer"]
 
 _TAGS = [torch.Tag.pt2_compliant_tag]
-if hasattr(torch.Tag, "cudagraph_unsafe"):  # lengths are read; older torch has no word for what a CUDA graph can't hold
+if hasattr(torch.Tag, "cudagraph_unsafe"):  # not in older torch
+    # The operators read the lengths, which a CUDA graph can't hold.
     _TAGS.append(torch.Tag.cudagraph_unsafe)
 
 
-def _over_dense_steps(call: Call, direction: plain.Direction) -> tuple[Tensor, ...]:
-    """``(output, *final)`` by torch's operations, around a direction without padding: see `unirnn.reference`."""
+def _over_dense_steps(call: Call, direction: reference.Direction) -> tuple[Tensor, ...]:
+    """``(output, *final)`` of a function of one direction, as in `unirnn.reference.recurrent`."""
     x = call.x
-    ragged = None if call.lengths is None else plain.Lengths(xp, call.lengths, x.shape[0])
+    ragged = None if call.lengths is None else reference.Lengths(xp, call.lengths, x.shape[0])
     if ragged is not None:
         x = ragged.select(xp, x)
     if call.backward:
-        x = plain.turn(xp, x, ragged)
+        x = reference.turn(xp, x, ragged)
     output, final = direction(xp, call.spec, x, call.state, call.weights, ragged)
     if ragged is not None:
         output = ragged.select(xp, output)
-    return plain.turn(xp, output, ragged) if call.backward else output, *final
+    return reference.turn(xp, output, ragged) if call.backward else output, *final
 
 
 def _gradients(
     call: Call,
-    direction: plain.Direction,
+    direction: reference.Direction,
     needed: Sequence[bool],
     d_results: Sequence[Tensor | None],
     *,
     create_graph: bool,
 ) -> list[Tensor | None]:
-    """Of the tensors of a call, by autograd through `_over_dense_steps`; None for those that are not needed."""
+    """The gradients of a call's tensors, by autograd through `_over_dense_steps`; None where they are not needed."""
     results = zip(_over_dense_steps(call, direction), d_results, strict=True)
     given = [(result, d) for result, d in results if d is not None]
     found = iter(
@@ -64,19 +66,19 @@ def _gradients(
 
 
 def _forward_natively(call: Call) -> tuple[Tensor, ...]:
-    """``(output, *final)``, and empty tensors: nothing is kept."""
+    """``(output, *final)``, then empty tensors, since nothing is kept for the backward pass."""
     call.checked_lengths()
-    with torch.autocast(call.x.device.type, enabled=False):  # what is to be cast was, where the graph was made
+    with torch.autocast(call.x.device.type, enabled=False):  # inputs were cast when the graph was captured
         results = _over_dense_steps(call, native.direction)
     return *_apart(results), *packed.blank(call, keep=False)
 
 
 def _backward_natively(call: Call, d_results: Sequence[Tensor | None], needed: tuple[bool, bool]) -> tuple[Tensor, ...]:
-    """As `packed.backward`; what the forward pass computed is computed again."""
+    """As `packed.backward`; it runs the forward pass again."""
     of_x, of_weights = needed
     wanted = [of_x, False, *[True] * len(call.state), *[of_weights] * 4]
     with _recording(), torch.autocast(call.x.device.type, enabled=False):
-        call = call.of(
+        call = call.with_tensors(
             [t if t is None else t.detach().requires_grad_(w) for t, w in zip(call.tensors, wanted, strict=True)]
         )
         found = _gradients(call, native.direction, wanted, d_results, create_graph=False)
@@ -86,9 +88,9 @@ def _backward_natively(call: Call, d_results: Sequence[Tensor | None], needed: t
 
 @contextmanager
 def _recording() -> Iterator[None]:
-    """A context in which autograd works within an operator, also where a dispatch mode, such as a compiler's, is on.
+    """Make autograd work within an operator, even under a dispatch mode such as a compiler's.
 
-    Those take autograd out of a thread's dispatch; there is no public way to have it back.
+    Such modes exclude autograd from the thread's dispatch, and there is no public way to include it again.
     """
     keys = [torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.ADInplaceOrView]
     shut_off = [key for key in keys if torch._C._dispatch_tls_is_dispatch_key_excluded(key)]
@@ -103,7 +105,7 @@ def _recording() -> Iterator[None]:
 
 
 def _apart(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Each in memory of its own, which is what torch wants of an operator."""
+    """Each in memory of its own, as torch requires of an operator's results."""
     seen = set()
     for tensor in tensors:
         storage = tensor.untyped_storage()
@@ -149,7 +151,7 @@ def _define(mode: str, cell: type[ByTorch]) -> Any:
         *tensors, of_x, of_weights = call.rest
         if call.kernel == "native":
             return _backward_natively(call, tensors[3:], (of_x, of_weights))
-        with torch.no_grad():  # in a graph of a training step it is an operator like any other
+        with torch.no_grad():  # in the graph of a whole training step, gradients are recorded here too
             return packed.backward(call, tensors[:3], tensors[3:], (of_x, of_weights))
 
     def backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
@@ -171,7 +173,7 @@ def _define(mode: str, cell: type[ByTorch]) -> Any:
         torch.library.register_fake(f"unirnn::{name}", fake)
         return getattr(torch.ops.unirnn, name).default
 
-    # Not by torch.library.custom_op, whose first call imports the compiler: it takes seconds, and 70 MiB.
+    # Not torch.library.custom_op, whose first call imports the compiler, which takes seconds and 70 MiB.
     operator = register(name, [*inputs, "bool keep"], 4 + parts, forward, forward_fake)
     gradient = register(
         f"{name}_backward",
@@ -185,15 +187,15 @@ def _define(mode: str, cell: type[ByTorch]) -> Any:
         ctx.save_for_backward(*inputs[:number], *output[1 + parts :])
         ctx.options = inputs[number : number + 2]
         ctx.mark_non_differentiable(*output[1 + parts :])
-        ctx.set_materialize_grads(False)  # zeros for all that is kept would cost as much as the pass
+        ctx.set_materialize_grads(False)  # zeros for what is kept would cost as much as the backward pass
 
     def differentiate(ctx: Any, *d: Tensor | None) -> tuple[Any, ...]:
         tensors, d_results = ctx.saved_tensors, d[: 1 + parts]
         needed = ctx.needs_input_grad[:number]
-        if torch.is_grad_enabled():  # exactly under create_graph
-            # Views, since one tensor may stand in two places.
+        if torch.is_grad_enabled():  # which it is under create_graph only
+            # Views, since the same tensor may be given as two arguments.
             call = Call(mode, [*(None if t is None else t.view_as(t) for t in tensors[:number]), *ctx.options])
-            found = _gradients(call, plain.direction, needed, d_results, create_graph=True)
+            found = _gradients(call, reference.direction, needed, d_results, create_graph=True)
             return *found, None, None, None
         d_x, *others = gradient(
             *tensors[:number], *ctx.options, *tensors[number:], *d_results, needed[0], any(needed[2 + parts :])
@@ -213,7 +215,7 @@ def layer(
     x: Tensor,
     lengths: Tensor | None,
     state: Sequence[Tensor],
-    weights: Sequence[plain.Weights],
+    weights: Sequence[reference.Weights],
     *,
     kernel: str,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -224,16 +226,15 @@ def layer(
     mode
         As `torch.nn.RNNBase` calls the cell: ``RNN_TANH``, ``RNN_RELU``, ``GRU`` or ``LSTM``.
     x
-        `(T, B, I)`; of float32 or float64, on the CPU, but for ``native``.
+        `(T, B, I)`; float32 or float64 on the CPU, except for ``"native"``.
     lengths
         `(B,)` int64, on the same device; None if every step is valid.
     state
         Initial state, `(D, B, H)` each.
     weights
-        Of each direction, without a projection.
+        Those of each direction; without a projection.
     kernel
-        ``"packed"``, ``"numba"`` or ``"native"``; or ``"auto"``: packed, and by numba where `choice.fastest` says so
-        when it runs.
+        ``"packed"``, ``"numba"`` or ``"native"``; or ``"auto"``: packed or numba, by `dispatch.fastest`, when it runs.
 
     Returns
     -------

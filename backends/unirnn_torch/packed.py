@@ -20,14 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, kernels
-from unirnn import reference as plain
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, kernels, reference
 from unirnn.contract.call import Sizes
 from unirnn.contract.call import lengths as checked
 from unirnn.kernels.packing import Packing
-from unirnn_torch import dispatch as choice
-from unirnn_torch.by_numba import ByNumba
-from unirnn_torch.by_torch import CELLS, ByTorch, Rows
+
+from . import dispatch
+from .by_numba import ByNumba
+from .by_torch import CELLS, ByTorch, Rows
 
 __all__ = ["Call", "backward", "blank", "forward"]
 
@@ -49,7 +49,7 @@ class Call:
         self.x: Tensor = arguments[0]
         self.lengths: Tensor | None = arguments[1]
         self.state: tuple[Tensor, ...] = tuple(arguments[2 : 2 + parts])
-        self.weights = plain.Weights(*arguments[2 + parts : 6 + parts])
+        self.weights = reference.Weights(*arguments[2 + parts : 6 + parts])
         self.backward: bool = arguments[6 + parts]
         self.kernel: str = arguments[7 + parts]
         self.rest = arguments[8 + parts :]
@@ -59,8 +59,8 @@ class Call:
         """``(x, lengths, *state, *weights)``."""
         return self.x, self.lengths, *self.state, *self.weights[:4]
 
-    def of(self, tensors: Sequence[Tensor | None]) -> "Call":
-        """The same call of other tensors."""
+    def with_tensors(self, tensors: Sequence[Tensor | None]) -> "Call":
+        """The same call with other tensors."""
         return Call(self.mode, [*tensors, self.backward, self.kernel])
 
     @property
@@ -82,19 +82,6 @@ def _spec(mode: str, input_size: int, hidden_size: int, bias: bool) -> Recurrent
     return (GRUSpec if mode == "GRU" else LSTMSpec)(input_size, hidden_size, bias=bias)
 
 
-def _num_parts(call: Call, lengths: NDArray[np.int64], keep: bool) -> int:
-    """Into how many parts the sequences are dealt, each a thread's, if the compiled cells step; 0 if torch does."""
-    spec, kernel = call.spec, call.kernel
-    batch_size, valid = np.count_nonzero(lengths), int(lengths.sum())
-    if kernel == "auto":
-        longest = int(lengths.max(initial=0))
-        ragged = None if longest * len(lengths) == valid else valid
-        kernel = choice.fastest(spec, call.x.dtype, longest, batch_size, ragged, gradients=keep)
-    if kernel != "numba" or kernels.compiled_cell(spec) is None:
-        return 0
-    return choice.num_parts(spec, batch_size, valid)
-
-
 def _packed(call: Call, lengths: NDArray[np.int64], num_parts: int) -> tuple[Rows, ByTorch | ByNumba]:
     """The rows, and what computes the steps."""
     rows = Rows(Packing.of(lengths, call.x.shape[0], num_parts or 1), call.backward)
@@ -105,7 +92,7 @@ def _packed(call: Call, lengths: NDArray[np.int64], num_parts: int) -> tuple[Row
 
 
 def blank(call: Call, *, keep: bool) -> tuple[Tensor, ...]:
-    """What is kept for a backward pass, still to be filled: outputs, blocks, `_num_parts`; empty if nothing is."""
+    """Memory for what the backward pass needs: outputs, blocks, and `dispatch.num_parts`; empty unless ``keep``."""
     steps, batch_size, _ = call.x.shape
     rows, size = steps * batch_size if keep else 0, call.weights.weight_hh.shape[1]
     return (
@@ -119,7 +106,7 @@ def forward(call: Call, keep: bool) -> tuple[Tensor, ...]:
     """``(output, *final, *kept)``; what is kept is empty if it need not be."""
     x, size = call.x, call.weights.weight_hh.shape[1]
     lengths = call.checked_lengths()
-    num_parts = _num_parts(call, lengths, keep)
+    num_parts = dispatch.num_parts(call.kernel, call.spec, x.dtype, lengths, gradients=keep)
     rows, cell = _packed(call, lengths, num_parts)
     # No view of something larger: those of an operator can't be changed in place.
     output = rows.blank(x, size)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.export import Dim
-from unirnn_torch import dispatch as choice
+from unirnn_torch import dispatch
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors
@@ -34,7 +34,7 @@ TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 def exact(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """By either way to run lengths, small as the cases are; without TensorFloat-32."""
     if request.param == "rows":
-        monkeypatch.setattr(choice, "WIDE", dict.fromkeys(choice.WIDE, 0))
+        monkeypatch.setattr(dispatch, "WIDE", dict.fromkeys(dispatch.WIDE, 0))
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 

@@ -121,7 +121,7 @@ def test_a_packed_sequence_of_a_variant_that_torch_lacks(enforce_sorted: bool) -
 def test_a_variant_that_torch_lacks_has_the_same_parameters_and_says_so() -> None:
     told = str(unirnn.explain(RESET_BEFORE, "torch"))
     assert "works, with differences" in told
-    assert "torch has no GRU of reset_after=False: it runs step by step" in told
+    assert "torch has no GRU with reset_after=False, so the reference computes it, step by step" in told
     assert not list(unirnn.explain(GRUSpec(3, 4), "torch"))
     gru = RESET_BEFORE.build("torch", seed=0).eval()
     assert repr(gru).endswith("dropout=0.25, bidirectional=True, reset_after=False)")

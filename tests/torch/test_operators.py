@@ -1,4 +1,4 @@
-"""Our own kernels against the plain path, what the packed one is as an operator, and when they are taken."""
+"""The kernels for the CPU against the reference, the operators that they are, and the route that a call takes."""
 
 import copy
 import pickle
@@ -23,12 +23,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
-from unirnn_torch import Recurrent, native, operators
-from unirnn_torch import dispatch as choice
+from unirnn_torch import Recurrent, dispatch, native, operators
+from unirnn_torch.dispatch import Route
 
 import unirnn
-from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors
-from unirnn import reference as plain
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors, reference
 from unirnn.contract.call import join_state
 from unirnn.kernels import packing, threads
 
@@ -42,13 +41,19 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 OURS = ("packed", "numba") if find_spec("numba") else ("packed",)
 each_of_ours = pytest.mark.parametrize("kernel", OURS)
 each_operator = pytest.mark.parametrize("kernel", [*OURS, "native"])
-STEPPED = GRUSpec(3, 4, reset_after=False)
+RESET_BEFORE = GRUSpec(3, 4, reset_after=False)
+"""torch has no such layer, so the reference runs."""
 
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a graph a native layer is an operator."""
-    monkeypatch.setattr(Recurrent, "_is_one_operator_a_layer", lambda self, input: self.kernel == "native")
+    """A native layer is one operator in a graph, as it is on a GPU."""
+    decide = dispatch.route
+
+    def route(kernel: str, *arguments: Any, **options: Any) -> Route:
+        return Route.NATIVE_OPERATORS if kernel == "native" else decide(kernel, *arguments, **options)
+
+    monkeypatch.setattr(dispatch, "route", route)
 
 
 def spec_of(kind: str, *sizes: int, **options: Any) -> RecurrentSpec:
@@ -93,7 +98,7 @@ def gradients(result: Any, module: nn.Module, *inputs: Tensor) -> tuple[Tensor, 
 @each_of_ours
 @settings(max_examples=25)
 @given(data=st.data())
-def test_values_and_gradients_are_the_plain_paths(kernel: str, kind: str, data: st.DataObject) -> None:
+def test_random_layers_against_the_reference(kernel: str, kind: str, data: st.DataObject) -> None:
     """The chunks are small, so that there are several, and a step may have more rows than one."""
     steps, batch_size = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 5))
     lengths = data.draw(st.none() | st.lists(st.integers(0, steps), min_size=batch_size, max_size=batch_size))
@@ -110,7 +115,10 @@ def test_values_and_gradients_are_the_plain_paths(kernel: str, kind: str, data: 
     x, hx, ns = batch(spec, steps, [steps] * batch_size if lengths is None else lengths, dtype=torch.float64)
     leaves = [part.requires_grad_() for part in (x, *(hx if isinstance(hx, tuple) else (hx,)))]
     weights = dict(module.named_parameters())
-    expected = plain.recurrent(xp, spec, weights, x, tuple(leaves[1:]), None if lengths is None else ns)
+    time_major = x.transpose(0, 1) if spec.batch_first else x
+    expected = reference.recurrent(xp, spec, weights, time_major, tuple(leaves[1:]), None if lengths is None else ns)
+    if spec.batch_first:
+        expected = expected[0].transpose(0, 1), expected[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "_CHUNK", data.draw(st.sampled_from([1, 3, 8, 384])))
         several_threads(patch, data.draw(st.integers(1, 3)))
@@ -141,7 +149,7 @@ def test_a_native_call_over_the_valid_steps_alone_is_the_same(
             unbatched = module(x.select(int(not batch_first), 0), None, lengths[0])
         torch.testing.assert_close(unbatched[0], module(x, None, ns)[0].select(int(not batch_first), 0))
         with monkeypatch.context() as as_on_a_gpu:
-            as_on_a_gpu.setattr(choice, "rows_are_faster", lambda *_, **__: True)
+            as_on_a_gpu.setattr(dispatch, "rows_are_faster", lambda *_, **__: True)
             actual = module(x, state, ns)
         torch.testing.assert_close(flat(actual), flat(expected))
         torch.testing.assert_close(gradients(actual, module, x), wanted)
@@ -430,25 +438,25 @@ REFUSED: dict[str, tuple[RecurrentSpec, dict[str, Any], type[Exception], str]] =
         GRUSpec(3, 4),
         {"kernel": "packed", "dtype": "bfloat16"},
         errors.LimitError,
-        "kernel: given 'packed', but it computes in float32 and float64, not in bfloat16; 'auto' takes what there is",
+        "given 'packed', but the packed kernel computes in float32, float64, not in bfloat16; build with 'auto'",
     ),
     "a projection": (
         LSTMSpec(3, 4, proj_size=2),
         {"kernel": "packed"},
         errors.LimitError,
-        "it has no proj_size (given 2)",
+        "the packed kernel has no LSTM with proj_size=2",
     ),
     "packed, of a variant that it lacks": (
-        STEPPED,
+        RESET_BEFORE,
         {"kernel": "packed"},
         errors.LimitError,
-        "it has no GRU of reset_after=False",
+        "the packed kernel has no GRU with reset_after=False",
     ),
     "native, of a variant that torch lacks": (
-        STEPPED,
+        RESET_BEFORE,
         {"kernel": "native"},
         errors.LimitError,
-        "kernel: given 'native', but torch has no GRU of reset_after=False",
+        "kernel: given 'native', but torch has no GRU with reset_after=False; build with 'auto'",
     ),
 }
 
@@ -462,9 +470,9 @@ def test_a_build_refuses(case: tuple[RecurrentSpec, dict[str, Any], type[Excepti
 
 
 def test_a_gpu_has_no_packed_kernel() -> None:
-    with pytest.raises(errors.LimitError, match="it runs on cpu only, not on gpu"):
-        choice.check("packed", GRUSpec(3, 4), "gpu", "float32")
-    assert [kernel.name for kernel in unirnn.explain(GRUSpec(3, 4), "torch", "gpu").kernels] == ["native", "plain"]
+    with pytest.raises(errors.LimitError, match="the packed kernel runs on cpu only, not on gpu"):
+        dispatch.check_build("packed", GRUSpec(3, 4), "gpu", "float32")
+    assert [kernel.name for kernel in unirnn.explain(GRUSpec(3, 4), "torch", "gpu").kernels] == ["native", "reference"]
 
 
 # torch.func.jvp's own
@@ -476,10 +484,10 @@ def test_a_call_refuses_what_the_kernel_asked_for_can_not_do() -> None:
     gru, x = GRUSpec(3, 4).build("torch", seed=0, kernel="packed"), torch.ones(5, 2, 3)
     with (
         torch.autocast("cpu", torch.bfloat16),
-        pytest.raises(errors.LimitError, match="built with 'packed', but it knows no autocast"),
+        pytest.raises(errors.LimitError, match="built with 'packed', but the packed kernel does not support autocast"),
     ):
         gru(x)
-    with pytest.raises(errors.LimitError, match=r"knows no torch\.func"):
+    with pytest.raises(errors.LimitError, match=r"does not support transforms of torch\.func"):
         torch.func.jvp(lambda x: gru(x)[0], (x,), (x,))
     with pytest.raises(errors.LimitError, match="not in bfloat16"):
         gru.bfloat16()(x.bfloat16())
@@ -525,8 +533,8 @@ def test_per_sample_gradients() -> None:
             torch.testing.assert_close(found[name][k], parameter.grad)
 
 
-@pytest.mark.parametrize("row", [row for row in choice.TABLE if row.kernel in OURS], ids=repr)
-def test_a_row_of_the_table_is_what_a_call_takes(row: choice.Row, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("row", [row for row in dispatch.TABLE if row.kernel in OURS], ids=repr)
+def test_a_row_of_the_table_is_what_a_call_takes(row: dispatch.Row, monkeypatch: pytest.MonkeyPatch) -> None:
     """At its bounds its kernel; with a step less, or more rows, that of another row, or native."""
     monkeypatch.setattr("unirnn.kernels.layers._is_installed", lambda package: row.kernel == "numba")
     batch_size = max(16, row.width // 8, (row.widest or 0) // 8)
@@ -628,15 +636,15 @@ def test_a_backward_pass_goes_back_as_the_forward_pass_went(
     x.requires_grad_()
 
     def run(kernel: str) -> Any:
-        weights = plain.Weights(*module.parameters())
+        weights = reference.Weights(*module.parameters())
         return operators.layer(module.mode, x, ns, hx if isinstance(hx, tuple) else (hx,), [weights], kernel=kernel)
 
     expected = gradients(run("packed"), module, x)
     several_threads(monkeypatch, 3)
-    monkeypatch.setattr(choice, "fastest", lambda *_, **__: before)
+    monkeypatch.setattr(dispatch, "fastest", lambda *_, **__: before)
     result = run("auto")
     several_threads(monkeypatch, 2)
-    monkeypatch.setattr(choice, "fastest", lambda *_, **__: after)
+    monkeypatch.setattr(dispatch, "fastest", lambda *_, **__: after)
     torch.testing.assert_close(gradients(result, module, x), expected)
 
 
@@ -722,13 +730,13 @@ def test_explain_says_when_which_kernel_is_taken(numba: bool, monkeypatch: pytes
     assert str(told).splitlines() == [
         "GRUSpec(3, 4) on torch, cpu, float32: no limits",
         *(compiled if numba else []),
-        f"  kernel packed: {'else if ' * numba}compiled or exported; training (T >= 16); "
+        f"  kernel packed: {'otherwise, if ' * numba}compiled or exported; training (T >= 16); "
         "training with lengths (T >= 12); inference with lengths (T >= 16, B*H >= 8192)",
-        "  kernel native: else",
-        "  kernel plain: by name only",
+        "  kernel native: otherwise",
+        "  kernel reference: by name only",
     ]
     assert str(unirnn.explain(LSTMSpec(3, 4, proj_size=2), "torch").kernels[0]) == "kernel native: always"
-    assert "step by step" in str(unirnn.explain(STEPPED, "torch"))
+    assert "step by step" in str(unirnn.explain(RESET_BEFORE, "torch"))
     assert "kernel" not in str(unirnn.explain(GRUSpec(3, 4), "array_api"))
 
 
@@ -742,13 +750,13 @@ def test_without_numba_nobody_looks_for_its_threads(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("spec", [GRUSpec(3, 4, 2, bidirectional=True, batch_first=True), RNNSpec(3, 4)])
-def test_the_plain_kernel_by_name(spec: RecurrentSpec) -> None:
-    plain, native = (spec.build("torch", seed=0, kernel=kernel) for kernel in ("plain", "native"))
+def test_the_reference_by_name(spec: RecurrentSpec) -> None:
+    by_reference, native = (spec.build("torch", seed=0, kernel=kernel) for kernel in ("reference", "native"))
     x, _, _ = batch(spec, 5, [5, 5, 5])
     sequence = pack_padded_sequence(x, torch.tensor([2, 5, 1]), spec.batch_first, enforce_sorted=False)
     for arguments in ((x,), (x, None, [5, 0, 2])):
-        torch.testing.assert_close(plain(*arguments), native(*arguments))
-    torch.testing.assert_close(plain(sequence)[0].data, native(sequence)[0].data)
+        torch.testing.assert_close(by_reference(*arguments), native(*arguments))
+    torch.testing.assert_close(by_reference(sequence)[0].data, native(sequence)[0].data)
 
 
 def test_the_default_device_decides_nothing() -> None:
@@ -772,7 +780,7 @@ def test_the_default_device_decides_nothing() -> None:
         GRUSpec(3, 4, 2, bidirectional=True),
         LSTMSpec(3, 4, batch_first=True),
         LSTMSpec(3, 4, proj_size=2),
-        STEPPED,
+        RESET_BEFORE,
     ],
 )
 @pytest.mark.parametrize("grad", [True, False])
