@@ -67,7 +67,7 @@ def test_numpy_learns(run: Run) -> None:
 
 
 @pytest.mark.parametrize("spec", [GRU, LSTM, RNN, dataclasses.replace(GRU, num_layers=2)], ids=repr)
-def test_numpy_has_the_gradient_of_every_parameter(spec: unirnn.Spec, rng: np.random.Generator) -> None:
+def test_numpy_has_the_gradient_of_every_parameter(spec: unirnn.RecurrentSpec, rng: np.random.Generator) -> None:
     classifier = numpy_loop.SpeakerClassifier(
         spec.build("numpy", dtype="float64", seed=0), Head.draw(0, spec, "float64")
     )

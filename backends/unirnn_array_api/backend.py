@@ -48,7 +48,7 @@ class ArrayBackend(Backend):
         seed: int | None,
         options: Mapping[str, Any],
     ) -> ArrayModule:
-        namespace = options.get("namespace")
+        namespace: Any = options.get("namespace")
         if not hasattr(namespace, "asarray"):
             raise ArgumentError(
                 f"namespace: given {namespace!r}, expected a module of the array API standard, "
