@@ -1,10 +1,10 @@
-"""Round trips: a layer of every framework, through a snapshot and a file, is a layer of every other framework.
+"""Round trips: a layer of every framework, through a snapshot and a file, becomes a layer of every other framework.
 
-MindSpore wants NumPy 1 and JAX wants NumPy 2, so that no environment holds all six. Each writes its layers into
-one folder, ``$UNIRNN_EXCHANGE``: a snapshot's file, and what the framework itself computed. Each reads what it finds
-there into layers of its own and runs those. ``nox -s roundtrip`` does so in two environments, the first of them twice;
-``$UNIRNN_PAIRS`` says how many ordered pairs must have been checked by then. Without the two, an environment checks its
-own pairs.
+MindSpore needs NumPy 1 and JAX needs NumPy 2, so no environment holds all six frameworks. Each environment writes its
+layers into one folder, ``$UNIRNN_EXCHANGE``: the file of a snapshot, and what the framework itself computed. It reads
+the files in the folder into layers of its own frameworks and runs them. ``nox -s roundtrip`` does this in two
+environments, and again in the first, for the files of the second. ``$UNIRNN_PAIRS`` is the number of ordered pairs that
+must have been checked by then. Without the two variables, an environment checks its own pairs.
 """
 
 import os
@@ -16,67 +16,75 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sides import CASES, SIDES, Case, Side, here, x
+from frameworks import CASES, FRAMEWORKS, Case, Framework, draw_input, installed
 from subjects import close
 
 import unirnn
 from unirnn.contract.call import state_parts
 from unirnn.errors import LimitError, SpecError
 
-# Keras' own reading of its variables, under NumPy 2
+# Keras reads its variables in a way that NumPy 2 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
-HERE = here()
+INSTALLED = installed()
 EXCHANGE = Path(os.environ.get("UNIRNN_EXCHANGE") or tempfile.mkdtemp())
-PAIRS = int(os.environ.get("UNIRNN_PAIRS") or len(HERE) ** 2)
-MINE = f"numpy{np.__version__[0]}"
-TOLERANCE = 1e-5  # float32, and three layers
+PAIRS = int(os.environ.get("UNIRNN_PAIRS") or len(INSTALLED) ** 2)
+ENVIRONMENT = f"numpy{np.__version__[0]}"
+TOLERANCE = 1e-5  # for float32 and three layers
 
 
-def common(source: Side, far: Side) -> list[Case]:
-    """The cases that both have."""
-    kinds = {*source.kinds} & {*far.kinds}
+def common_cases(source: Framework, target: Framework) -> list[Case]:
+    """The cases that both frameworks have."""
+    kinds = {*source.kinds} & {*target.kinds}
     if "GRU" in kinds:
-        kinds -= {"GRU without b_hn"}  # which says less
+        kinds -= {"GRU without b_hn"}  # a GRU with all biases shows more
     return [case for case in CASES if case.kind in kinds]
 
 
-def sources() -> list[tuple[str, Side]]:
-    """Environments and sides whose files are here, or will be once this environment has written its own."""
-    others = [path for path in sorted(EXCHANGE.glob("numpy*/*")) if path.parent.name != MINE]
-    again = bool(others) and (EXCHANGE / MINE).exists()  # its own were checked the first time
-    mine = [] if again else [(MINE, side) for side in HERE]
-    return mine + [(path.parent.name, SIDES[path.name]) for path in others]
+def checked(source: Framework, target: Framework, case: Case) -> Path:
+    """The file that says that a trip was checked."""
+    return EXCHANGE / "checked" / f"{source.name} to {target.name}" / case.name
 
 
-TRIPS = [
-    pytest.param(environment, source, far, case, id=f"{environment}-{source.name}-{far.name}-{case.name}")
-    for environment, source in sources()
-    for far in HERE
-    for case in common(source, far)
-]
+def trips() -> list[Any]:
+    """The trips from files that are here, or that this environment will write, as far as they were not checked before.
+
+    Keras runs on another backend in each environment, so the trips to and from it are checked in both.
+    """
+    others = [path for path in sorted(EXCHANGE.glob("numpy*/*")) if path.parent.name != ENVIRONMENT]
+    is_new = not (EXCHANGE / ENVIRONMENT).exists()
+    sources = [(path.parent.name, FRAMEWORKS[path.name]) for path in others]
+    found: dict[tuple[str, str, str], Any] = {}
+    for environment, source in [*sources, *((ENVIRONMENT, framework) for framework in INSTALLED)]:
+        for target in INSTALLED:
+            other_keras = is_new and environment == ENVIRONMENT and "keras" in (source.name, target.name)
+            for case in common_cases(source, target):
+                if other_keras or not checked(source, target, case).exists():
+                    key = source.name, target.name, case.name
+                    found.setdefault(key, pytest.param(environment, source, target, case, id="-".join(key)))
+    return list(found.values())
 
 
-def rng(side: Side, case: Case) -> np.random.Generator:
-    return np.random.default_rng([[*SIDES].index(side.name), CASES.index(case)])
+def rng(framework: Framework, case: Case) -> np.random.Generator:
+    return np.random.default_rng([[*FRAMEWORKS].index(framework.name), CASES.index(case)])
 
 
 @pytest.fixture(scope="session", autouse=True)
 def written() -> None:
-    """The layers of this environment, in the folder."""
-    if not (EXCHANGE / MINE).exists():
+    """Write the layers of this environment into the folder."""
+    if not (EXCHANGE / ENVIRONMENT).exists():
         unfinished = EXCHANGE / "unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
-        for side in HERE:
-            folder = unfinished / side.name
+        for framework in INSTALLED:
+            folder = unfinished / framework.name
             folder.mkdir(parents=True)
             for case in CASES:
-                if case.kind in side.kinds:
-                    native = side.make(case, rng(side, case))
-                    output, state = side.run(native, x())
+                if case.kind in framework.kinds:
+                    native = framework.make(case, rng(framework, case))
+                    output, state = framework.run(native, draw_input())
                     unirnn.snapshot(native).save(folder / f"{case.name}.safetensors")
                     np.savez(folder / f"{case.name}.npz", output, *state)
-        unfinished.rename(EXCHANGE / MINE)
+        unfinished.rename(EXCHANGE / ENVIRONMENT)
 
 
 def results(path: Path) -> list[Any]:
@@ -84,53 +92,53 @@ def results(path: Path) -> list[Any]:
         return [file[name] for name in file.files]
 
 
-@pytest.mark.parametrize(("environment", "source", "far", "case"), TRIPS)
-def test_the_far_side_computes_what_its_source_did_and_what_ours_does(
-    environment: str, source: Side, far: Side, case: Case, tmp_path: Path
+@pytest.mark.parametrize(("environment", "source", "target", "case"), trips())
+def test_the_target_computes_what_the_source_and_numpy_do(
+    environment: str, source: Framework, target: Framework, case: Case, tmp_path: Path
 ) -> None:
     path = EXCHANGE / environment / source.name / f"{case.name}.safetensors"
     snapshot = unirnn.load(path)
-    module = snapshot.build("numpy")
-    output, state = module(x().swapaxes(0, 1) if snapshot.spec.batch_first else x())
+    module, x = snapshot.build("numpy"), draw_input()
+    output, state = module(x.swapaxes(0, 1) if snapshot.spec.batch_first else x)
     ours = [output.swapaxes(0, 1) if snapshot.spec.batch_first else output, *(state_parts(module.spec, state) or ())]
 
-    output, finals = far.run(far.hold(snapshot, case, tmp_path), x())
+    output, finals = target.run(target.load(snapshot, case, tmp_path), x)
     theirs = results(path.with_suffix(".npz"))
     for index, part in enumerate((output, *finals)):
         close(part, theirs[index], TOLERANCE, f"{source.name}'s own, part {index}")
         close(part, ours[index], TOLERANCE, f"ours, part {index}")
     assert len(theirs) == len(ours) == 1 + len(finals)
 
-    checked = EXCHANGE / "checked" / f"{source.name} to {far.name}"
-    checked.mkdir(parents=True, exist_ok=True)
-    (checked / case.name).touch()
+    marker = checked(source, target, case)
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.touch()
 
 
 def test_every_ordered_pair_was_checked_with_every_case() -> None:
-    wanted = {
-        f"{source.name} to {far.name}": {case.name for case in common(source, far)}
-        for source in SIDES.values()
-        for far in SIDES.values()
+    expected = {
+        f"{source.name} to {target.name}": {case.name for case in common_cases(source, target)}
+        for source in FRAMEWORKS.values()
+        for target in FRAMEWORKS.values()
     }
-    checked = {path.name: {case.name for case in path.iterdir()} for path in (EXCHANGE / "checked").iterdir()}
-    missing = sorted(wanted.keys() - checked.keys())
-    assert len(checked) == PAIRS, f"missing: {missing}"
-    assert checked == {pair: wanted[pair] for pair in checked}
-    for cases in checked.values():
-        kinds = {re.sub(" [^-]*", "", name) for name in cases}  # a GRU is a GRU
+    found = {path.name: {case.name for case in path.iterdir()} for path in (EXCHANGE / "checked").iterdir()}
+    missing = sorted(expected.keys() - found.keys())
+    assert len(found) == PAIRS, f"missing: {missing}"
+    assert found == {pair: expected[pair] for pair in found}
+    for cases in found.values():
+        kinds = {re.sub(" [^-]*", "", name) for name in cases}  # a GRU of either variant
         assert kinds >= {f"{cell}-{n}-{d}" for cell in ("RNN", "GRU", "LSTM") for n in (1, 3) for d in ("uni", "bi")}
 
 
-REFUSALS = [(far, kind) for far in HERE for kind in ("GRU", "GRU reset before") if kind not in far.kinds]
+REFUSALS = [(target, kind) for target in INSTALLED for kind in ("GRU", "GRU reset before") if kind not in target.kinds]
 
 
-@pytest.mark.parametrize(("far", "kind"), REFUSALS, ids=[f"{far.name}-{kind}" for far, kind in REFUSALS])
-def test_what_a_far_side_lacks_is_refused_and_leaves_it_as_it_was(far: Side, kind: str) -> None:
+@pytest.mark.parametrize(("target", "kind"), REFUSALS, ids=[f"{target.name}-{kind}" for target, kind in REFUSALS])
+def test_a_target_refuses_what_it_lacks_and_stays_as_it_was(target: Framework, kind: str) -> None:
     given, held = (next(case for case in CASES if case.kind == wanted) for wanted in (kind, "GRU without b_hn"))
-    native = far.make(held, rng(far, held))
+    native = target.make(held, rng(target, held))
     before = unirnn.snapshot(native)
-    lost = unirnn.snapshot(SIDES["numpy"].make(given, rng(far, given)))
+    lossy = unirnn.snapshot(FRAMEWORKS["numpy"].make(given, rng(target, given)))
     error, words = (LimitError, "bias_hh_l0") if kind == "GRU" else (SpecError, "reset_after")
     with pytest.raises(error, match=words):
-        unirnn.load_weights(native, lost)
+        unirnn.load_weights(native, lossy)
     assert unirnn.snapshot(native) == before

@@ -1,8 +1,9 @@
-"""The frameworks of the round trips, one small adapter each: make a layer of its own, fill it, and run it natively.
+"""The frameworks of the round trips. For each: make a layer of its own, fill it, run it, and load a snapshot into it.
 
-Nothing here is unirnn's but `Numpy`: a layer is made by its own constructor, filled with random numbers by the
-framework's own means (biases included, which Keras and Flax start as zeros), and run by its own call. Input and results
-are NumPy's, `(T, B, ...)`, and states `(L*D, B, H)`, whatever the framework calls them.
+Nothing here uses unirnn, except `Numpy` and loading a snapshot. A layer is made by its own constructor, filled with
+random numbers by the framework's own means (also the biases, which Keras and Flax start with zeros), and run by its
+own call. The input and the results are NumPy arrays, `(T, B, ...)`, and the states are `(L*D, B, H)`, whatever the
+framework calls them.
 """
 
 import functools
@@ -19,17 +20,17 @@ from numpy.typing import NDArray
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot
 
-__all__ = ["CASES", "SIDES", "Case", "Side", "x"]
+__all__ = ["CASES", "FRAMEWORKS", "Case", "Framework", "draw_input", "installed"]
 
 Array = NDArray[Any]
 Result = tuple[Array, tuple[Array, ...]]
 
-T, B, I, H = 5, 3, 3, 4  # noqa: E741 - the design's names
+T, B, I, H = 5, 3, 3, 4  # noqa: E741 - the names of the sizes in the documentation
 
 KINDS: dict[str, tuple[type[RecurrentSpec], dict[str, Any]]] = {
     "RNN": (RNNSpec, {}),
     "GRU": (GRUSpec, {}),
-    "GRU without b_hn": (GRUSpec, {}),  # Flax's, which lacks this bias
+    "GRU without b_hn": (GRUSpec, {}),  # as in Flax
     "GRU reset before": (GRUSpec, {"reset_after": False}),
     "LSTM": (LSTMSpec, {}),
 }
@@ -37,7 +38,7 @@ KINDS: dict[str, tuple[type[RecurrentSpec], dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A layer of the table."""
+    """A layer to convert."""
 
     kind: str
     spec: RecurrentSpec
@@ -48,7 +49,7 @@ class Case:
         return f"{self.kind}-{self.spec.num_layers}-{direction}"
 
     def clear(self, b_hh: Array) -> Array:
-        """A GRU's second biases, with the candidate's as this case wants it: it is the last third everywhere."""
+        """Clear the candidate's part of a GRU's second bias, if the case is without it: the last third everywhere."""
         if self.kind == "GRU without b_hn":
             b_hh[..., 2 * H :] = 0
         return b_hh
@@ -69,8 +70,8 @@ def _cases() -> list[Case]:
 CASES = _cases()
 
 
-def x() -> Array:
-    """The input of every trip, `(T, B, I)`."""
+def draw_input() -> Array:
+    """The input of every layer, `(T, B, I)`."""
     return np.random.default_rng(0).standard_normal((T, B, I)).astype(np.float32)
 
 
@@ -79,12 +80,12 @@ def draw(rng: np.random.Generator, shape: Sequence[int]) -> Array:
 
 
 def join(outputs: Array, states: list[tuple[Array, ...]]) -> Result:
-    """Final states of each layer and direction, as `(L*D, B, H)`."""
+    """Join the final states of each layer and direction to `(L*D, B, H)`."""
     return outputs, tuple(np.stack(part) for part in zip(*states, strict=True))
 
 
-class Side(ABC):
-    """A framework."""
+class Framework(ABC):
+    """A framework, with the kinds of layers that it can hold."""
 
     name: str
     kinds: tuple[str, ...] = ("RNN", "GRU", "GRU without b_hn", "LSTM")
@@ -95,16 +96,16 @@ class Side(ABC):
 
     @abstractmethod
     def run(self, native: Any, x: Array) -> Result:
-        """What the framework computes."""
+        """The output and the final states that the framework computes."""
 
-    def hold(self, snapshot: Snapshot, case: Case, folder: Path) -> Any:
-        """A native layer with a snapshot's weights."""
+    def load(self, snapshot: Snapshot, case: Case, folder: Path) -> Any:
+        """A native layer with the weights of a snapshot."""
         native = self.make(case, np.random.default_rng(99))
         unirnn.load_weights(native, snapshot)
         return native
 
 
-class Numpy(Side):
+class Numpy(Framework):
     name = "numpy"
     kinds = tuple(KINDS)
 
@@ -120,7 +121,7 @@ class Numpy(Side):
         return output, state if isinstance(state, tuple) else (state,)
 
 
-class Torch(Side):
+class Torch(Framework):
     name = "torch"
 
     def make(self, case: Case, rng: np.random.Generator) -> Any:
@@ -142,13 +143,13 @@ class Torch(Side):
         return output.numpy(), tuple(part.numpy() for part in parts)
 
 
-class MindSpore(Side):
+class MindSpore(Framework):
     name = "mindspore"
 
     def make(self, case: Case, rng: np.random.Generator) -> Any:
         import mindspore
 
-        mindspore.runtime.launch_blocking()  # small kernels are quicker one by one than through its queue
+        mindspore.runtime.launch_blocking()  # faster for small operators than the asynchronous queue
         layer = getattr(mindspore.nn, case.spec.kind)(**case.spec.to_kwargs("mindspore"))
         for name, parameter in layer.parameters_and_names():
             array = draw(rng, parameter.shape)
@@ -163,7 +164,7 @@ class MindSpore(Side):
         return output.asnumpy(), tuple(part.asnumpy() for part in parts)
 
 
-class Keras(Side):
+class Keras(Framework):
     name = "keras"
     kinds = ("RNN", "GRU", "GRU without b_hn", "GRU reset before", "LSTM")
 
@@ -172,7 +173,7 @@ class Keras(Side):
 
         spec, stack = case.spec, []
         for index in range(spec.num_layers):
-            # unrolled: a loop of small steps, where JAX would compile every layer anew
+            # Unrolled, since JAX would compile the loop of every layer anew.
             options: dict[str, Any] = {"return_sequences": True, "return_state": True, "unroll": True}
             if isinstance(spec, RNNSpec):
                 options["activation"] = spec.nonlinearity
@@ -202,14 +203,14 @@ class Keras(Side):
         return join(np.swapaxes(outputs, 0, 1), states)
 
 
-class Flax(Side):
+class Flax(Framework):
     name = "flax"
     kinds = ("RNN", "GRU without b_hn", "LSTM")
 
     @staticmethod
     @functools.cache
     def compiled() -> Any:
-        """A layer's call, compiled once for all layers of one shape."""
+        """The call of a layer, compiled once for all layers of the same shape."""
         from flax import nnx
 
         return nnx.jit(lambda layer, x: layer(x, return_carry=True))
@@ -236,13 +237,13 @@ class Flax(Side):
         for layer in native if isinstance(native, list) else [native]:
             carry, outputs = self.compiled()(layer, outputs)
             carries = list(carry) if hasattr(layer, "forward_rnn") else [carry]
-            # an LSTM's is (c, h)
+            # The carry of an LSTM is (c, h).
             states += [tuple(map(np.asarray, c[::-1] if isinstance(c, tuple) else (c,))) for c in carries]
         return join(np.swapaxes(np.asarray(outputs), 0, 1), states)
 
 
-class Onnx(Side):
-    """As a source, a model that somebody else made, node by node; as a far side, a file that unirnn wrote."""
+class Onnx(Framework):
+    """As a source, a model made node by node; as a target, a file that unirnn wrote."""
 
     name = "onnx"
     kinds = tuple(KINDS)
@@ -282,16 +283,16 @@ class Onnx(Side):
         floats = TensorProto.FLOAT
         graph = helper.make_graph(
             nodes,
-            "of somebody else",
+            "made by hand",
             [helper.make_tensor_value_info("x", floats, ["T", "B", I])],
             [helper.make_tensor_value_info(output, floats, None) for output in outputs],
             constants,
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
-    def hold(self, snapshot: Snapshot, case: Case, folder: Path) -> Any:
-        snapshot.save(folder / "far side.onnx")
-        return folder / "far side.onnx"
+    def load(self, snapshot: Snapshot, case: Case, folder: Path) -> Any:
+        snapshot.save(folder / "target.onnx")
+        return folder / "target.onnx"
 
     def run(self, native: Any, x: Array) -> Result:
         import onnxruntime
@@ -310,10 +311,12 @@ class Onnx(Side):
         return np.swapaxes(output, 0, 1) if batch_first else output, tuple(finals)
 
 
-SIDES: dict[str, Side] = {side.name: side for side in (Numpy(), Torch(), MindSpore(), Keras(), Flax(), Onnx())}
+FRAMEWORKS: dict[str, Framework] = {
+    framework.name: framework for framework in (Numpy(), Torch(), MindSpore(), Keras(), Flax(), Onnx())
+}
 """All of them, installed or not."""
 
 
-def here() -> list[Side]:
-    """Those of this environment."""
-    return [side for side in SIDES.values() if find_spec("onnxruntime" if side.name == "onnx" else side.name)]
+def installed() -> list[Framework]:
+    """The frameworks of this environment."""
+    return [found for name, found in FRAMEWORKS.items() if find_spec("onnxruntime" if name == "onnx" else name)]
