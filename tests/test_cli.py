@@ -140,6 +140,21 @@ def test_python_m_unirnn() -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, f"unirnn {__version__}\n", "")
 
 
+def test_only_bench_imports_the_benchmark() -> None:
+    pytest.importorskip("typer", reason=NEEDS_CLI)
+    before = "import sys; sys.modules['unirnn_bench'] = None"
+    assert run_in_new_process("--help", before=before).returncode == 0
+    assert run_in_new_process("backends", before=before).returncode == 0
+    for arguments in (["bench"], ["bench", "--help"]):
+        result = run_in_new_process(*arguments, before=before)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr == (
+            "unirnn: bench: needs unirnn_bench, which is installed with unirnn; "
+            "in a source tree: python -m pip install -e .\n"
+        )
+    assert "--whole" in run_in_new_process("bench", "--help").stdout
+
+
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_missing_typer_or_rich(missing: str) -> None:
     if missing == "rich":

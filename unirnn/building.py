@@ -63,8 +63,10 @@ class Explanation:
 
 
 def _sentence(kernel: Kernel) -> str:
-    if kernel.when == "always":
-        return f'kernel="auto" always takes {kernel.name}.'
+    if kernel.when.startswith("always"):
+        return f'kernel="auto" always takes {kernel.name}{kernel.when.removeprefix("always")}.'
+    if kernel.when.startswith("in "):
+        return f'kernel="auto" takes {kernel.name} {kernel.when}.'
     if kernel.when in ("else", "otherwise"):
         return f'In all other cases kernel="auto" takes {kernel.name}.'
     if kernel.when == "by name only":

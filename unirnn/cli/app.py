@@ -13,10 +13,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from unirnn import __version__
+from unirnn import __version__, registry
 from unirnn.errors import UnirnnError
 
-from . import backends, bench, explain, files, names, parity
+from . import backends, explain, files, names, parity
 from .printing import one_line
 
 __all__ = ["app"]
@@ -33,6 +33,26 @@ class _Commands(TyperGroup):
                 raise  # no error of a file: a broken pipe
             typer.echo(f"unirnn: {one_line(error)}", err=True)
             raise typer.Exit(2) from None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] == "bench":
+            self.commands["bench"] = _import_bench()
+        return super().resolve_command(ctx, args)
+
+
+def _import_bench() -> Any:
+    """The command ``bench``, which alone needs the package ``unirnn_bench``."""
+    try:
+        from .bench import bench
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        where = "is installed with unirnn; in a source tree: python -m pip install -e ."
+        if missing != "unirnn_bench":
+            where = f"is not installed; to install it: {registry.install_hint('bench', missing)}"
+        raise UnirnnError(f"bench: needs {missing}, which {where}") from None
+    only = typer.Typer(add_completion=False)
+    only.command()(bench)
+    return typer.main.get_command(only)
 
 
 app = typer.Typer(
@@ -63,8 +83,12 @@ def _unirnn(
 
 app.command()(backends.backends)
 app.command()(parity.parity)
-app.command()(bench.bench)
 app.command()(explain.explain)
 app.command(no_args_is_help=True)(files.show)
 app.command(no_args_is_help=True)(files.convert)
 app.command()(names.names)
+
+
+@app.command("bench")
+def _bench() -> None:
+    """Measure what layers cost, beside what one would use without unirnn."""  # shown in the list of commands

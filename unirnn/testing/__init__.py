@@ -1,1 +1,1 @@
-"""What tests of layers and of backends need."""
+"""For tests: an oracle that computes recurrent layers, and the comparison of backends with it."""

@@ -9,7 +9,7 @@ numbers, whose imaginary part carries the derivative. For a direction v, ``f(x +
 derivative to machine precision, since nothing is subtracted and h may be 1e-30 (Squire and Trapp, 1998).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,15 +64,14 @@ def recurrent(
     >>> bool(np.abs(output - expected).max() < 1e-12)
     True
     """
-    batch = _Batch(spec, input, hx, lengths)
     dtype = np.result_type(input, *hx, *weights.values(), np.float64)
-    output = np.zeros((*batch.input.shape[:2], spec.num_directions * spec.output_size), dtype)
-    final = tuple(part.astype(dtype) for part in batch.hx)
-    for b, n in enumerate(batch.lengths):
-        output[:n, b], state, _ = _sequence(spec, weights, batch.input[:n, b], tuple(part[:, b] for part in batch.hx))
+    output = np.zeros((*input.shape[:-1], spec.num_directions * spec.output_size), dtype)
+    final = tuple(part.astype(dtype) for part in hx)
+    for at, state_at, n in _positions(spec, input, lengths):
+        output[at][:n], state, _ = _sequence(spec, weights, input[at][:n], tuple(part[state_at] for part in hx))
         for part, value in zip(final, state, strict=True):
-            part[:, b] = value
-    return batch.to_layout(output), tuple(batch.to_state(part) for part in final)
+            part[state_at] = value
+    return output, final
 
 
 def gradients(
@@ -107,18 +106,15 @@ def gradients(
     ((4, 4), 0.0)
     """
     weights = {name: arrays[name] for name in spec.weight_shapes()}
-    hx = tuple(arrays[f"{name}_0"] for name in spec.states)
-    batch = _Batch(spec, arrays["input"], hx, lengths)
-    d_output, d_final = batch.time_major(cotangents[0]), tuple(batch.batched(part) for part in cotangents[1:])
-    d_input, d_hx = np.zeros(batch.input.shape), tuple(np.zeros(part.shape) for part in batch.hx)
-    d_weights = {name: np.zeros(array.shape) for name, array in weights.items()}
-    for b, n in enumerate(batch.lengths):
-        _, _, back = _sequence(spec, weights, batch.input[:n, b], tuple(part[:, b] for part in batch.hx))
-        d_input[:n, b], d_state = back(d_output[:n, b], tuple(part[:, b] for part in d_final), d_weights)
-        for part, value in zip(d_hx, d_state, strict=True):
-            part[:, b] = value
-    d_states = {f"{name}_0": batch.to_state(part) for name, part in zip(spec.states, d_hx, strict=True)}
-    return {"input": batch.to_layout(d_input), **d_states, **d_weights}
+    input, hx = arrays["input"], tuple(arrays[f"{name}_0"] for name in spec.states)
+    d_output, *d_final = cotangents
+    found = {name: np.zeros(array.shape) for name, array in arrays.items()}
+    for at, state_at, n in _positions(spec, input, lengths):
+        _, _, back = _sequence(spec, weights, input[at][:n], tuple(part[state_at] for part in hx))
+        found["input"][at][:n], d_state = back(d_output[at][:n], tuple(part[state_at] for part in d_final), found)
+        for name, value in zip(spec.states, d_state, strict=True):
+            found[f"{name}_0"][state_at] = value
+    return found
 
 
 def derivative(
@@ -278,7 +274,7 @@ def _sequence(
     """One sequence `(n, I)` through all layers: its output `(n, D*H)`, its final state, and the way back.
 
     The initial and the final state are `(L*D, H)` each. The way back takes the gradients of output and final state,
-    returns those of input and initial state, and adds those of the weights to the arrays that it is given.
+    returns those of input and initial state, and adds those of the weights to arrays that it is given, by their names.
     """
     steps, suffixes = range(len(x)), spec.suffixes()
     finals: list[Parts] = []
@@ -322,28 +318,12 @@ def _sequence(
     return output, tuple(np.stack(part) for part in zip(*finals, strict=True)), back
 
 
-class _Batch:
-    """The arguments of a call as `(T, B, I)` and `(L*D, B, H)`, and the way back to the caller's layout."""
-
-    def __init__(self, spec: RecurrentSpec, input: Array, hx: Parts, lengths: Array | None) -> None:
-        self._batched, self._batch_first = input.ndim == 3, spec.batch_first
-        self.input = self.time_major(input)
-        self.hx = tuple(map(self.batched, hx))
-        steps, batch_size, _ = self.input.shape
-        self.lengths: list[int] = np.broadcast_to(steps if lengths is None else lengths, (batch_size,)).tolist()
-
-    def time_major(self, array: Array) -> Array:
-        if not self._batched:
-            return array[:, None]
-        return array.swapaxes(0, 1) if self._batch_first else array
-
-    def to_layout(self, array: Array) -> Array:
-        if not self._batched:
-            return array[:, 0]
-        return array.swapaxes(0, 1) if self._batch_first else array
-
-    def batched(self, part: Array) -> Array:
-        return part if self._batched else part[:, None]
-
-    def to_state(self, part: Array) -> Array:
-        return part if self._batched else part[:, 0]
+def _positions(spec: RecurrentSpec, input: Array, lengths: Array | None) -> Iterator[tuple[Any, Any, int]]:
+    """For each sequence: its index in arrays with the layout of the input, its index in the state, and its length."""
+    if input.ndim == 2:
+        yield (), (), len(input) if lengths is None else int(np.reshape(lengths, ()))
+        return
+    steps, batch_size = input.shape[:2][:: -1 if spec.batch_first else 1]
+    for b in range(batch_size):
+        at = (b,) if spec.batch_first else (slice(None), b)
+        yield at, (slice(None), b), steps if lengths is None else int(lengths[b])
