@@ -5,6 +5,7 @@ on the line before it, a block is skipped where that module is not installed. A 
 block before it prints.
 """
 
+import importlib
 import importlib.util
 import os
 import re
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from unirnn.errors import MissingBackendError
@@ -123,3 +125,11 @@ def test_ci_runs_the_two_commands_of_the_readme() -> None:
     commands = found[1].splitlines()
     assert len(commands) == 2
     assert set(commands) <= set((ROOT / ".ci" / "run").read_text("utf-8").splitlines())
+
+
+def test_the_weights_of_the_demo_give_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples" / "japanese_vowels")
+    data, model, numpy_loop = map(importlib.import_module, ("data", "model", "numpy_loop"))
+    trained, expected = model.load()
+    _, test = data.load()
+    np.testing.assert_allclose(numpy_loop.logits(trained, test), expected, atol=1e-4)
