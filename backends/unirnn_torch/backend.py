@@ -115,7 +115,7 @@ class TorchBackend(Backend):
             if not isinstance(weight, torch.nn.Parameter):
                 raise ArgumentError(f"module: its {name} is computed by a parametrization; remove that first")
             if weight.dtype == torch.bfloat16 and not torch.equal(tensor.to(torch.bfloat16).to(tensor.dtype), tensor):
-                raise DTypeError(f"module: it is bfloat16, which can't hold {name} without rounding")
+                raise DTypeError(f"module: it is of bfloat16, which can't hold {name} without rounding")
         with torch.no_grad():
             for name, tensor in tensors.items():
                 getattr(module, name).copy_(tensor)

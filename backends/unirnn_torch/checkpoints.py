@@ -1,7 +1,7 @@
-"""Reading PyTorch's checkpoints, ``.pt`` and ``.pth``, and Lightning's ``.ckpt``: their tensors, and nothing else.
+"""Reads the tensors, and nothing else, in PyTorch's checkpoints, ``.pt`` and ``.pth``, and Lightning's ``.ckpt``.
 
-``torch.load(weights_only=True)`` executes nothing from a file, but allocates what the file claims and has trusted it
-about sizes; so the file is checked before, and what came out of it after.
+``torch.load(weights_only=True)`` executes nothing from a file, but it believes the sizes that the file claims, and
+allocates them. So the file is checked before it is loaded, and the tensors after.
 """
 
 import mmap
@@ -23,25 +23,25 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def read_checkpoint(path: str) -> dict[str, NDArray[Any]]:
     """The float tensors of a file by name; nested mappings' keys are joined by dots.
 
-    Whatever else is in the file is left out: integers, optimizers' options, sparse and quantised tensors. bfloat16
+    Everything else in the file is left out: integers, options of optimizers, sparse and quantised tensors. bfloat16
     becomes float32.
 
     Raises
     ------
     FileError
-        If the file needs code to be run, is altered, or claims more than it has.
+        If loading the file would execute code, or if it is altered, or claims larger tensors than it holds.
     Exception
-        Whatever else ``torch.load`` raises over a file that is none of its own.
+        Whatever else ``torch.load`` raises for a file that is not a checkpoint.
     """
     size, zipped = _check(path)
     try:
-        # Mapped, a zip's storages end where the file does, whatever it claims; older files can't be.
+        # In a mapped zip, storages end where the file ends, whatever it claims. The older format can't be mapped.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0]
-        reason = reason.partition(" Please use")[0]  # its advice: to trust the file
+        reason = reason.partition(" Please use")[0]  # torch's advice is to trust the file
         raise FileError(
-            "expected tensors in mappings, but it is altered, or holds objects that only code could make again, and "
+            "expected tensors in mappings, but it is altered, or holds objects that only code could restore, and "
             f"nothing from a file is executed; save module.state_dict() instead ({reason or 'torch.load refuses it'})"
         ) from error
     tensors: dict[str, torch.Tensor] = {}
@@ -69,30 +69,30 @@ def read_checkpoint(path: str) -> dict[str, NDArray[Any]]:
 
 
 def _check(path: str) -> tuple[int, bool]:
-    """The file's size, and whether it is a zip, if nothing in it is known to be hostile or altered."""
+    """The file's size, and whether it is a zip; refuses files that are hostile or altered."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         size, zipped = len(content), content[:4] == b"PK\x03\x04"
-        if content.find(b"\nbytearray\n") >= 0:  # the one thing in a pickle that torch.load fills to any size
-            raise FileError("it holds a bytearray, which no state dict has, and which may be of any size")
+        if content.find(b"\nbytearray\n") >= 0:  # torch.load makes one of any size that the pickle names
+            raise FileError("it holds a bytearray, which no state dict has, and which could have any size")
     if zipped:
         with zipfile.ZipFile(path) as archive:
             if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
                 raise FileError("its records are compressed, which torch.save does not do")
-            altered = archive.testzip()  # a mapped file's checksums are nobody else's to check
+            altered = archive.testzip()  # torch does not check the checksums of a mapped file
         if altered is not None:
-            raise FileError(f"its record {altered!r} is altered: the checksum is another")
+            raise FileError(f"its record {altered!r} is altered: its checksum does not match")
     return size, zipped
 
 
 def _tensors(value: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, torch.Tensor]]:
-    if id(value) in seen or not isinstance(value, Mapping):  # once each: a mapping may hold itself
+    if id(value) in seen or not isinstance(value, Mapping):  # a mapping may contain itself
         return
     seen.add(id(value))
     for key, item in value.items():
         if isinstance(item, torch.Tensor):
             if item.layout == torch.strided and item.dtype in _DTYPES and item.device.type == "cpu":
                 tensor = item.detach()
-                # An expanded tensor claims more than there is.
+                # An expanded tensor claims more numbers than are stored.
                 if tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes():
                     yield f"{prefix}{key}", tensor
         else:

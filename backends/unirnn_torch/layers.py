@@ -83,9 +83,10 @@ def run(route: Route, stack: Stack, x: Tensor, state: State | None, lengths: Len
         return output, tuple(final)
     if route is Route.ROWS and isinstance(lengths, np.ndarray):
         return _rows(stack, x, state, lengths)
-    ns = torch.from_numpy(lengths) if isinstance(lengths, np.ndarray) else lengths
-    if ns is not None:
-        ns = ns.to(x.device, non_blocking=True)
+    if isinstance(lengths, np.ndarray):
+        ns: Tensor | None = torch.from_numpy(lengths).to(x.device, non_blocking=True)
+    else:
+        ns = None if lengths is None else lengths.to(x.device)
     if route.by_operators:
         return _operators(stack, x, state, ns, route.value)
     return reference.recurrent(

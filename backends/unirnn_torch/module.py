@@ -128,7 +128,8 @@ class Recurrent(torch.nn.RNNBase):
         x, ns = call.input, call.lengths
         if isinstance(ns, np.ndarray):
             x, ns = _without_last_padding(x, ns)
-        output, final = self._run(x, call.state, ns, weights)
+        route, stack = self._decide(x, call.state, ns, weights)
+        output, final = layers.run(route, stack, x, call.state, ns)
         if isinstance(call.lengths, np.ndarray) and x.shape[0] < call.sizes.steps:
             output = torch.nn.functional.pad(output, [0, 0, 0, 0, 0, call.sizes.steps - x.shape[0]])
         return call.restore(output, final)
@@ -140,23 +141,18 @@ class Recurrent(torch.nn.RNNBase):
         # Reading parameters as attributes takes ten times as long. A weight that is not among the parameters is what a
         # parametrization computes.
         held: dict[str, Any] = self._parameters
-        return (
-            held
-            if tuple(held) == self._names
-            else {name: held[name] if name in held else getattr(self, name) for name in self._names}
-        )
+        if tuple(held) == self._names:
+            return held
+        return {name: held[name] if name in held else getattr(self, name) for name in self._names}
 
-    def _run(
+    def _decide(
         self, x: Tensor, state: State | None, lengths: Lengths, weights: dict[str, Tensor]
-    ) -> tuple[Tensor, State]:
-        """Compute a call over `(T, B, I)`."""
-        gradients = _needs_gradients(x, state, weights)
+    ) -> tuple[Route, Stack]:
+        """How a call over `(T, B, I)` is computed, and what layers it has."""
+        gradients = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(state or ()), *weights.values()))
         route = dispatch.route(self.kernel, self.spec, x, lengths, native=self._has_native, gradients=gradients)
-        return layers.run(route, self._stack(x, weights, gradients), x, state, lengths)
-
-    def _stack(self, x: Tensor, weights: dict[str, Tensor], gradients: bool) -> Stack:
         training = self.training or (gradients and native.has_to_train(x))
-        return Stack(self.spec, self.mode, weights, self.dropout if self.training else 0.0, training)
+        return route, Stack(self.spec, self.mode, weights, self.dropout if self.training else 0.0, training)
 
     def _run_packed_sequence(self, sequence: PackedSequence, hx: Any, seq_length: Any) -> tuple[PackedSequence, Any]:
         spec, weights = self.spec, self._weights
@@ -174,9 +170,7 @@ class Recurrent(torch.nn.RNNBase):
         elif order is not None:
             state = tuple(part.index_select(1, order) for part in state)
         ns: NDArray[np.int64] = (np.arange(batch_size)[:, None] < batch_sizes.numpy()).sum(axis=1)
-        gradients = _needs_gradients(data, state, weights)
-        route = dispatch.route(self.kernel, spec, call.input, ns, native=self._has_native, gradients=gradients)
-        stack = self._stack(data, weights, gradients)
+        route, stack = self._decide(call.input, state, ns, weights)
         if route is Route.REFERENCE or route.by_operators:
             padded, _ = pad_packed_sequence(PackedSequence(data, batch_sizes))
             padded, final = layers.run(route, stack, padded, state, ns)
@@ -196,11 +190,6 @@ def _dtype(weights: dict[str, Tensor], input: Any, hx: Any) -> torch.dtype | Non
         if isinstance(t, Tensor) and t.dtype != own and native.casts(t.device.type):
             return None
     return own
-
-
-def _needs_gradients(x: Tensor, state: State | None, weights: dict[str, Tensor]) -> bool:
-    """Whether a backward pass may follow."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(state or ()), *weights.values()))
 
 
 def _without_last_padding(x: Tensor, lengths: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64] | None]:

@@ -279,7 +279,7 @@ def test_compressed_records_are_refused(tmp_path: Path) -> None:
         files.load(path)
 
 
-def test_a_name_that_stands_twice(tmp_path: Path) -> None:
+def test_a_name_that_occurs_twice(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     save({"a": tensors(), "a.weight_ih_l0": torch.ones(9, 2)}, path)
     with pytest.raises(FileError, match=r"'a\.weight_ih_l0' occurs twice"):

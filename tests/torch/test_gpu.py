@@ -19,7 +19,7 @@ SPECS = [
     LSTMSpec(3, 4, 2, proj_size=2),
 ]
 OPERATORS = SPECS[:3]
-"""Of those, what is one operator in a graph."""
+"""Those that are operators in a graph."""
 each_spec = pytest.mark.parametrize("spec", SPECS)
 each_operator = pytest.mark.parametrize("spec", OPERATORS)
 pytestmark = [
@@ -31,8 +31,8 @@ TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 
 
 @pytest.fixture(autouse=True, params=["dense steps", "rows"])
-def exact(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """By either way to run lengths, small as the cases are; without TensorFloat-32."""
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run lengths in both ways, although the cases are small; without TensorFloat-32."""
     if request.param == "rows":
         monkeypatch.setattr(dispatch, "WIDE", dict.fromkeys(dispatch.WIDE, 0))
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -75,7 +75,7 @@ def test_lengths_on_the_host_cost_no_synchronisation(spec: RecurrentSpec) -> Non
 
 @each_spec
 @pytest.mark.parametrize("lengths", [None, [5, 0, 2]])
-def test_there_are_gradients_in_eval_mode(spec: RecurrentSpec, lengths: list[int] | None) -> None:
+def test_gradients_in_eval_mode(spec: RecurrentSpec, lengths: list[int] | None) -> None:
     module = built(spec)
     x, _ = batch(spec, 5, [5, 0, 2])
     expected = gradients(module(x, None, lengths), x, *module.parameters())
@@ -96,7 +96,7 @@ def test_other_dtypes(spec: RecurrentSpec, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "compiled"), [*((spec, False) for spec in SPECS), *((spec, True) for spec in OPERATORS)]
 )
-def test_autocast_makes_what_it_makes_of_torchs_own(spec: RecurrentSpec, compiled: bool) -> None:
+def test_autocast_gives_the_dtypes_of_the_native_layer(spec: RecurrentSpec, compiled: bool) -> None:
     module = built(spec)
     x, ns = batch(spec, 5, [5, 0, 2])
     run: Any = module
@@ -128,7 +128,7 @@ def test_one_graph_trains_with_other_sizes(spec: RecurrentSpec, ragged: bool, ba
 
 
 @each_operator
-def test_what_a_cuda_graph_can_not_capture_is_left_out_of_it(spec: RecurrentSpec) -> None:
+def test_cuda_graphs_leave_out_what_they_can_not_capture(spec: RecurrentSpec) -> None:
     torch.compiler.reset()
     module = built(spec)
     compiled: Any = torch.compile(module, fullgraph=True, mode="reduce-overhead")
@@ -141,7 +141,7 @@ def test_what_a_cuda_graph_can_not_capture_is_left_out_of_it(spec: RecurrentSpec
 
 
 @each_operator
-def test_an_export_takes_any_t_and_b(spec: RecurrentSpec) -> None:
+def test_export_with_any_t_and_b(spec: RecurrentSpec) -> None:
     module = built(spec).eval()
     x, ns = batch(spec, 5, [5, 0, 2])
     shapes = {"input": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, "hx": None, "seq_length": {0: Dim.DYNAMIC}}
@@ -165,8 +165,8 @@ def test_a_length_is_checked_in_a_graph_too(spec: RecurrentSpec) -> None:
 
 @each_operator
 @pytest.mark.parametrize("hidden_size", [128, 512])
-def test_a_large_stack_is_the_cpus(spec: RecurrentSpec, hidden_size: int) -> None:
-    """Of sizes at which cuDNN has kernels of its own."""
+def test_large_stacks_agree_with_the_cpu(spec: RecurrentSpec, hidden_size: int) -> None:
+    """At sizes for which cuDNN has special kernels."""
     large = type(spec).from_dict({**spec.to_dict(), "input_size": 64, "hidden_size": hidden_size})
     lengths = [100, 0, 50, 99, 1, 100, 30, 64]
     host, module = large.build("torch", seed=0, device="cpu"), built(large)

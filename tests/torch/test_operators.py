@@ -133,10 +133,10 @@ def test_random_layers_against_the_reference(kernel: str, kind: str, data: st.Da
 @pytest.mark.parametrize("lengths", [[3, 6, 0, 1], [0, 0, 0, 0], [2, 2, 2, 2]], ids=str)
 @pytest.mark.parametrize("batch_first", [False, True])
 @each_kind
-def test_a_native_call_over_the_valid_steps_alone_is_the_same(
+def test_rows_of_valid_steps_equal_dense_steps(
     kind: str, batch_first: bool, lengths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which is what an inference may do, and on a GPU any call."""
+    """A native call takes rows in inference, and on a GPU in training too."""
     spec = spec_of(kind, 3, 4, 2, bidirectional=True, batch_first=batch_first)
     module = spec.build("torch", dtype="float64", seed=0, kernel="native")
     x, hx, ns = batch(spec, 6, lengths, dtype=torch.float64)
@@ -156,8 +156,7 @@ def test_a_native_call_over_the_valid_steps_alone_is_the_same(
 
 
 @each_kind
-@each_of_ours
-@pytest.mark.parametrize("lengths", [None, [3, 0, 2]], ids=["dense", "ragged"])
+@pytest.mark.parametrize(("kernel", "lengths"), [("packed", None), *((kernel, [3, 0, 2]) for kernel in OURS)], ids=str)
 def test_second_derivatives(kind: str, kernel: str, lengths: list[int] | None) -> None:
     spec = spec_of(kind, 2, 2, bidirectional=True)
     module = spec.build("torch", dtype="float64", seed=0, kernel=kernel)
@@ -176,7 +175,7 @@ def test_second_derivatives(kind: str, kernel: str, lengths: list[int] | None) -
 
 @pytest.mark.parametrize("kernel", ["auto", "native", *OURS])
 @each_kind
-def test_a_gradient_penalty_is_the_same_by_every_kernel(kind: str, kernel: str) -> None:
+def test_gradient_penalty(kind: str, kernel: str) -> None:
     """float32, in which a native LSTM is oneDNN's."""
     spec = spec_of(kind, 3, 4)
     x, _, _ = batch(spec, 20, [20, 20])
@@ -190,7 +189,7 @@ def test_a_gradient_penalty_is_the_same_by_every_kernel(kind: str, kernel: str) 
 
 
 @each_of_ours
-def test_weights_that_are_one_tensor_get_each_its_own_second_derivative(kernel: str) -> None:
+def test_second_derivatives_of_shared_weights(kernel: str) -> None:
     gru = GRUSpec(2, 2).build("torch", dtype="float64", seed=0, kernel=kernel)
     bias = gru.bias_ih_l0.detach().clone().requires_grad_()
 
@@ -203,7 +202,7 @@ def test_weights_that_are_one_tensor_get_each_its_own_second_derivative(kernel: 
 
 
 @each_of_ours
-def test_only_what_is_asked_for_gets_a_gradient(kernel: str) -> None:
+def test_gradients_of_some_arguments_only(kernel: str) -> None:
     spec = LSTMSpec(3, 4, 2)
     module = spec.build("torch", seed=0, kernel=kernel).requires_grad_(False)
     x, hx, ns = batch(spec, 5, [5, 0, 2])
@@ -220,8 +219,8 @@ def test_only_what_is_asked_for_gets_a_gradient(kernel: str) -> None:
 
 
 @each_of_ours
-def test_an_output_may_be_changed_in_place(kernel: str) -> None:
-    """What the backward pass reads is its own."""
+def test_an_output_changed_in_place(kernel: str) -> None:
+    """The backward pass does not read the output that the caller has."""
     for lengths in (None, [5, 0, 2]):
         found: list[Tensor] = []
         for inplace in (True, False):
@@ -237,7 +236,7 @@ def test_an_output_may_be_changed_in_place(kernel: str) -> None:
 
 @each_operator
 @each_kind
-def test_the_operator_keeps_torchs_rules(kind: str, kernel: str) -> None:
+def test_operators_pass_opcheck(kind: str, kernel: str) -> None:
     spec = spec_of(kind, 3, 4)
     module = spec.build("torch", seed=0)
     x, hx, ns = batch(spec, 5, [5, 0, 2])
@@ -252,7 +251,7 @@ def test_the_operator_keeps_torchs_rules(kind: str, kernel: str) -> None:
 @pytest.mark.usefixtures("as_on_a_gpu")
 @each_operator
 @each_kind
-def test_a_graph_that_was_traced_without_gradients_has_them_all_the_same(kind: str, kernel: str) -> None:
+def test_gradients_of_a_graph_traced_without_gradients(kind: str, kernel: str) -> None:
     spec = spec_of(kind, 3, 4)
     module = spec.build("torch", dtype="float64", seed=0, kernel=kernel)
     x, hx, ns = batch(spec, 5, [5, 0, 2], dtype=torch.float64)
@@ -286,7 +285,7 @@ def test_a_training_step_does_not_import_the_compiler() -> None:
         (LSTMSpec(3, 5, proj_size=2, bias=False), [0, 60, 100], 150),
     ],
 )
-def test_a_gpu_gets_its_weights_as_cudnn_has_them(spec: RecurrentSpec, starts: list[int], size: int) -> None:
+def test_weights_in_one_piece_lie_as_cudnn_has_them(spec: RecurrentSpec, starts: list[int], size: int) -> None:
     # Where torch.nn.RNNBase.flatten_parameters put them on an H100, read off there.
     weights = [w.detach() for w in spec.build("torch", seed=0).parameters()]
     found = native._in_one_piece(weights)
@@ -319,7 +318,7 @@ def test_the_backward_pass_of_a_graph_runs_under_a_dispatch_mode(kind: str, kern
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch's own forward mode
 @each_kind
-def test_transforms_are_traced_by_name(kind: str) -> None:
+def test_compiled_transforms_with_the_native_kernel(kind: str) -> None:
     module = spec_of(kind, 3, 4).build("torch", seed=0, kernel="native")
     x = torch.randn(5, 3, 3)
 
@@ -333,7 +332,9 @@ def test_transforms_are_traced_by_name(kind: str) -> None:
             output: Tensor = forward_ad.unpack_dual(module(dual)[0]).tangent  # type: ignore[no-untyped-call]
         return output
 
-    for function in (gradient, tangent) if kind != "LSTM" else (gradient,):  # natively it has no such gradients
+    for function in (
+        (gradient, tangent) if kind != "LSTM" else (gradient,)
+    ):  # torch's LSTM has no forward-mode gradients
         expected = function(x)
         torch.compiler.reset()
         compiled: Any = torch.compile(function, backend="eager", fullgraph=function is gradient)
@@ -365,8 +366,16 @@ def arguments(spec: RecurrentSpec, ragged: bool, steps: int, lengths: list[int])
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-@pytest.mark.parametrize("kernel", ["auto", "native"])
-@each_traced
+@pytest.mark.parametrize(
+    ("spec", "ragged", "kernel"),
+    [
+        (RNNSpec(3, 4, nonlinearity="relu", bias=False), True, "native"),
+        (GRUSpec(3, 4, 2, bidirectional=True, batch_first=True), True, "auto"),
+        (LSTMSpec(3, 4, bidirectional=True), True, "native"),
+        (LSTMSpec(3, 4), False, "auto"),
+    ],
+    ids=["RNN-native", "GRU-auto", "LSTM-native", "LSTM-auto-dense"],
+)
 def test_one_graph_trains_with_other_sizes(spec: RecurrentSpec, ragged: bool, kernel: str) -> None:
     torch.compiler.reset()
     module, native = spec.build("torch", seed=0, kernel=kernel), spec.build("torch", seed=0, kernel="native")
@@ -381,7 +390,7 @@ def test_one_graph_trains_with_other_sizes(spec: RecurrentSpec, ragged: bool, ke
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("kernel", ["auto", "native"])
 @each_traced
-def test_an_export_takes_any_t_and_b(spec: RecurrentSpec, ragged: bool, kernel: str) -> None:
+def test_export_with_any_t_and_b(spec: RecurrentSpec, ragged: bool, kernel: str) -> None:
     module = spec.build("torch", seed=0, kernel=kernel).eval()
     given = arguments(spec, ragged, 5, [5, 0, 2])
     exported = torch.export.export(module, given, dynamic_shapes=shapes(spec, ragged)).module()
@@ -392,7 +401,7 @@ def test_an_export_takes_any_t_and_b(spec: RecurrentSpec, ragged: bool, kernel: 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("kernel", ["auto", "native"])
-def test_a_traced_length_is_checked_when_it_runs(kernel: str) -> None:
+def test_lengths_in_a_graph_are_checked_when_it_runs(kernel: str) -> None:
     torch.compiler.reset()
     gru = GRUSpec(3, 4).build("torch", seed=0, kernel=kernel)
     compiled: Any = torch.compile(gru, fullgraph=True, backend="aot_eager")
@@ -409,7 +418,7 @@ def test_a_traced_length_is_checked_when_it_runs(kernel: str) -> None:
     r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"
 )  # the exporter's own
 @each_traced
-def test_onnx_has_one_node_a_layer_and_takes_any_t_and_b(spec: RecurrentSpec, ragged: bool, tmp_path: Path) -> None:
+def test_onnx_export_has_one_node_a_layer_and_any_t_and_b(spec: RecurrentSpec, ragged: bool, tmp_path: Path) -> None:
     module, path = spec.build("torch", seed=0).eval(), tmp_path / "layer.onnx"
     given = arguments(spec, ragged, 5, [5, 0, 2])
     torch.onnx.export(module, given, path, dynamo=True, verbose=False, dynamic_shapes=shapes(spec, ragged))
@@ -425,7 +434,7 @@ def test_onnx_has_one_node_a_layer_and_takes_any_t_and_b(spec: RecurrentSpec, ra
         torch.testing.assert_close([torch.from_numpy(array) for array in results], flat(module(*given)))
 
 
-# ---- the choice ----------------------------------------------------------------------------------
+# ---- the route -----------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[RecurrentSpec, dict[str, Any], type[Exception], str]] = {
     "no such kernel": (
@@ -480,7 +489,7 @@ of_torch_itself = pytest.mark.filterwarnings("ignore:`torch.jit.script` is depre
 
 
 @of_torch_itself
-def test_a_call_refuses_what_the_kernel_asked_for_can_not_do() -> None:
+def test_a_call_that_the_named_kernel_does_not_support() -> None:
     gru, x = GRUSpec(3, 4).build("torch", seed=0, kernel="packed"), torch.ones(5, 2, 3)
     with (
         torch.autocast("cpu", torch.bfloat16),
@@ -495,7 +504,7 @@ def test_a_call_refuses_what_the_kernel_asked_for_can_not_do() -> None:
 
 @of_torch_itself
 @pytest.mark.parametrize("lengths", [None, [20, 7], torch.tensor([20, 7])], ids=["dense", "ragged", "tensor"])
-def test_auto_leaves_to_native_what_the_packed_kernel_can_not_do(lengths: Any) -> None:
+def test_auto_falls_back_to_native(lengths: Any) -> None:
     auto, native = (GRUSpec(3, 4).build("torch", seed=0, kernel=kernel) for kernel in ("auto", "native"))
     x = torch.linspace(-1, 1, 120).reshape(20, 2, 3)
     weights = dict(auto.named_parameters())
@@ -534,8 +543,8 @@ def test_per_sample_gradients() -> None:
 
 
 @pytest.mark.parametrize("row", [row for row in dispatch.TABLE if row.kernel in OURS], ids=repr)
-def test_a_row_of_the_table_is_what_a_call_takes(row: dispatch.Row, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At its bounds its kernel; with a step less, or more rows, that of another row, or native."""
+def test_rows_of_the_table_at_their_bounds(row: dispatch.Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its bounds a row's kernel is taken; with a step less, or a sequence more, it is not."""
     monkeypatch.setattr("unirnn.kernels.layers._is_installed", lambda package: row.kernel == "numba")
     batch_size = max(16, row.width // 8, (row.widest or 0) // 8)
     spec: RecurrentSpec = {"RNN": RNNSpec, "GRU": GRUSpec, "LSTM": LSTMSpec}[row.cell](1, 8)
@@ -566,8 +575,8 @@ def test_a_row_of_the_table_is_what_a_call_takes(row: dispatch.Row, monkeypatch:
 
 @each_of_ours
 @each_kind
-def test_all_that_the_backward_pass_needs_goes_through_autograd(kind: str, kernel: str) -> None:
-    """So it may be taken away and brought back, computed again, traced, and asked for several times at once."""
+def test_saved_tensors_go_through_autograd(kind: str, kernel: str) -> None:
+    """They can be packed and unpacked, recomputed, traced, and used for several gradients at once."""
     module = spec_of(kind, 3, 4, 2, bidirectional=True).build("torch", dtype="float64", seed=0, kernel=kernel)
     x, _, ns = batch(module.spec, 7, [7, 0, 4], dtype=torch.float64)
     x.requires_grad_()
@@ -611,7 +620,7 @@ def test_all_that_the_backward_pass_needs_goes_through_autograd(kind: str, kerne
 @pytest.mark.parametrize("kernel", ["packed", "numba", "native"])
 @pytest.mark.parametrize("ns", [None, torch.tensor([7, 0, 4])])
 @pytest.mark.parametrize("count", [1, 3])
-def test_what_an_operator_returns_can_be_resized(
+def test_results_of_operators_can_be_resized(
     count: int, ns: Tensor | None, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     several_threads(monkeypatch, count)
@@ -626,10 +635,10 @@ def test_what_an_operator_returns_can_be_resized(
 @pytest.mark.parametrize("before", OURS)
 @pytest.mark.parametrize("after", OURS)
 @each_kind
-def test_a_backward_pass_goes_back_as_the_forward_pass_went(
+def test_the_backward_pass_uses_the_forward_passs_kernel(
     kind: str, after: str, before: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many threads there are by then, and whatever the table says of them."""
+    """Even if the number of threads, and so what the table says, has changed in between."""
     module = spec_of(kind, 3, 4).build("torch", seed=0)
     assert isinstance(module, Recurrent)
     x, hx, ns = batch(module.spec, 7, [7, 0, 4, 1, 7])
@@ -648,13 +657,12 @@ def test_a_backward_pass_goes_back_as_the_forward_pass_went(
     torch.testing.assert_close(gradients(result, module, x), expected)
 
 
-@each_operator
 @each_kind
-@pytest.mark.parametrize("ns", [None, [7, 0, 4]])
-def test_a_traced_step_of_training_runs_where_gradients_are_recorded(
-    kind: str, kernel: str, ns: list[int] | None
-) -> None:
-    module = spec_of(kind, 3, 4, 2, bidirectional=True).build("torch", dtype="float64", seed=0, kernel=kernel)
+@pytest.mark.parametrize(
+    ("kernel", "ns"), [("packed", None), *((kernel, [7, 0, 4]) for kernel in (*OURS, "native"))], ids=str
+)
+def test_a_whole_training_step_can_be_traced(kind: str, kernel: str, ns: list[int] | None) -> None:
+    module = spec_of(kind, 3, 4, bidirectional=True).build("torch", dtype="float64", seed=0, kernel=kernel)
     inputs = torch.randn(7, 3, 3, dtype=torch.float64, requires_grad=True), *module.parameters()
 
     def step(x: Tensor) -> tuple[Tensor, ...]:
@@ -666,7 +674,7 @@ def test_a_traced_step_of_training_runs_where_gradients_are_recorded(
 
 @each_of_ours
 @each_kind
-def test_an_infinity_is_no_warning(kind: str, kernel: str) -> None:
+def test_infinite_inputs_raise_no_warning(kind: str, kernel: str) -> None:
     module = spec_of(kind, 3, 4).build("torch", seed=0, kernel=kernel)
     output, _ = module(torch.full((5, 2, 3), torch.inf), None, [5, 2])
     output.sum().backward()
@@ -674,7 +682,7 @@ def test_an_infinity_is_no_warning(kind: str, kernel: str) -> None:
 
 
 @each_of_ours
-def test_what_the_backward_pass_reads_must_not_be_changed(kernel: str) -> None:
+def test_an_input_changed_in_place_is_an_error_in_the_backward_pass(kernel: str) -> None:
     gru = GRUSpec(3, 4).build("torch", seed=0, kernel=kernel)
     x = torch.ones(20, 2, 3)
     output, _ = gru(x)
@@ -740,7 +748,7 @@ def test_explain_says_when_which_kernel_is_taken(numba: bool, monkeypatch: pytes
     assert "kernel" not in str(unirnn.explain(GRUSpec(3, 4), "array_api"))
 
 
-def test_without_numba_nobody_looks_for_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blas_is_not_looked_for_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unirnn.kernels.layers._is_installed", lambda package: False)
     monkeypatch.setattr(threads, "_blas", lambda: pytest.fail("looked for BLAS"))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 9)
@@ -759,7 +767,7 @@ def test_the_reference_by_name(spec: RecurrentSpec) -> None:
     torch.testing.assert_close(by_reference(sequence)[0].data, native(sequence)[0].data)
 
 
-def test_the_default_device_decides_nothing() -> None:
+def test_the_default_device_has_no_influence() -> None:
     gru = GRUSpec(3, 8).build("torch", seed=0)
     x = torch.randn(20, 5, 3)
     sequence = pack_padded_sequence(x, torch.tensor([20, 3, 1, 7, 7]), enforce_sorted=False)
@@ -785,7 +793,7 @@ def test_the_default_device_decides_nothing() -> None:
 )
 @pytest.mark.parametrize("grad", [True, False])
 def test_a_device_is_never_waited_for(spec: RecurrentSpec, grad: bool) -> None:
-    # Here is no GPU. A tensor on meta has no values, so to look at one, which waits for a GPU, raises.
+    # A tensor on meta has no values, so reading one, which would wait for a GPU, raises.
     module = spec.build("torch").to("meta")
     x = torch.empty(5, 5, 3, device="meta", requires_grad=True)
     with torch.set_grad_enabled(grad):
@@ -796,12 +804,12 @@ def test_a_device_is_never_waited_for(spec: RecurrentSpec, grad: bool) -> None:
                 x.grad = None
                 output.sum().backward()
                 assert x.grad is not None
-    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # they are read, to be checked
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # lengths are read, to be checked
         module(x, None, torch.empty(5, dtype=torch.int64, device="meta"))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_a_compiled_transform_is_native() -> None:
+def test_compiled_transform_with_auto() -> None:
     gru = GRUSpec(3, 8).build("torch", seed=0)
     x = torch.randn(20, 5, 3)
 
@@ -811,13 +819,13 @@ def test_a_compiled_transform_is_native() -> None:
 
     torch.compiler.reset()
     torch.testing.assert_close(torch.compile(gradient, backend="aot_eager")(x), gradient(x))
-    torch.compiler.reset()  # else what it has given up on here it does not try elsewhere
+    torch.compiler.reset()  # or later tests would not try again what failed to compile here
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace")
 @pytest.mark.filterwarnings("ignore:Converting a tensor to a Python")
 @pytest.mark.parametrize("training", [True, False])
-def test_torch_jit_traces_what_it_can_check(training: bool) -> None:
+def test_torch_jit_trace(training: bool) -> None:
     gru = GRUSpec(3, 8).build("torch", seed=0).train(training)
     x = torch.randn(20, 5, 3)
     traced: Any = torch.jit.trace(gru, (x,))  # type: ignore[no-untyped-call]
@@ -825,7 +833,7 @@ def test_torch_jit_traces_what_it_can_check(training: bool) -> None:
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_shapes_without_numbers(grad: bool) -> None:
+def test_fake_tensors(grad: bool) -> None:
     with FakeTensorMode(), torch.set_grad_enabled(grad):
         output, h_n = GRUSpec(3, 8).build("torch", seed=0)(torch.randn(20, 5, 3), None, [1, 2, 0, 20, 3])
     assert (output.shape, h_n.shape) == ((20, 5, 8), (1, 5, 8))

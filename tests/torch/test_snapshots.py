@@ -90,7 +90,7 @@ def test_bfloat16_is_not_rounded_in_silence(module: torch.nn.Module) -> None:
     module = module.to(torch.bfloat16)
     before = unirnn.snapshot(module)
     wide = unirnn.Snapshot(GRUSpec(3, 4), _weights.draw(GRUSpec(3, 4), 0)).cast("float32")
-    with pytest.raises(errors.DTypeError, match="it is bfloat16, which can't hold weight_ih_l0 without rounding"):
+    with pytest.raises(errors.DTypeError, match="it is of bfloat16, which can't hold weight_ih_l0 without rounding"):
         unirnn.load_weights(module, wide)
     assert unirnn.snapshot(module) == before
     unirnn.load_weights(module, unirnn.snapshot(wide.build("torch", dtype="bfloat16")))

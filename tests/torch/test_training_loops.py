@@ -1,4 +1,4 @@
-"""A module that the torch backend builds works in the training loops, exporters and quantisers that torch has."""
+"""A module that the torch backend builds in the training loops, exporters and quantisers of torch."""
 
 import copy
 import functools
@@ -24,9 +24,9 @@ SPECS: list[RecurrentSpec] = [
     LSTMSpec(3, 4, 2, bidirectional=True),
 ]
 each = pytest.mark.parametrize("spec", SPECS, ids=repr)
-STEPPED = GRUSpec(3, 4, bidirectional=True, batch_first=True, reset_after=False)
-"""torch has no such layer: it runs step by step."""
-and_stepped = pytest.mark.parametrize("spec", [*SPECS, STEPPED], ids=repr)
+RESET_BEFORE = GRUSpec(3, 4, bidirectional=True, batch_first=True, reset_after=False)
+"""torch has no such layer, so the reference runs."""
+each_and_reset_before = pytest.mark.parametrize("spec", [*SPECS, RESET_BEFORE], ids=repr)
 LENGTHS = torch.tensor([5, 0, 2])
 
 
@@ -55,9 +55,8 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.filterwarnings(
     r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"
 )  # the exporter's own
-@and_stepped
-def test_onnx_export(spec: RecurrentSpec, tmp_path: Path) -> None:
-    module, (x, hx) = spec.build("torch", seed=0).eval(), batch(spec)
+def test_onnx_export_without_a_native_layer(tmp_path: Path) -> None:
+    module, (x, hx) = RESET_BEFORE.build("torch", seed=0).eval(), batch(RESET_BEFORE)
     path = tmp_path / "layer.onnx"
     torch.onnx.export(module, (x, hx, LENGTHS), path, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -68,16 +67,14 @@ def test_onnx_export(spec: RecurrentSpec, tmp_path: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(actual), expected)
 
 
-@and_stepped
-def test_an_export_takes_any_batch_size(spec: RecurrentSpec) -> None:
-    module, (x, hx) = spec.build("torch", seed=0).eval(), batch(spec)
-    axis, size = 0 if spec.batch_first else 1, torch.export.Dim("B", min=1, max=64)
-    state = ({1: size}, {1: size}) if spec.kind == "LSTM" else {1: size}
-    shapes = {"input": {axis: size}, "hx": state, "seq_length": {0: size}}
+def test_export_with_any_batch_size_without_a_native_layer() -> None:
+    module, (x, hx) = RESET_BEFORE.build("torch", seed=0).eval(), batch(RESET_BEFORE)
+    size = torch.export.Dim("B", min=1, max=64)
+    shapes = {"input": {0: size}, "hx": {1: size}, "seq_length": {0: size}}
     exported = torch.export.export(module, (x, hx, LENGTHS), dynamic_shapes=shapes).module()
     rows = torch.tensor([2, 0, 1, 1])
     parts = [part.index_select(1, rows) for part in flat((x, hx))[1:]]
-    arguments = (x.index_select(axis, rows), join_state(parts), LENGTHS[rows])
+    arguments = (x.index_select(0, rows), join_state(parts), LENGTHS[rows])
     torch.testing.assert_close(exported(*arguments), module(*arguments))
 
 
@@ -110,7 +107,7 @@ def test_a_forward_hook_changes_the_output() -> None:
     assert (module(x, hx, LENGTHS)[0][1] == 1).all()
 
 
-@and_stepped
+@each_and_reset_before
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_activation_checkpointing(spec: RecurrentSpec, use_reentrant: bool) -> None:
     module, (x, hx) = spec.build("torch", seed=0), batch(spec)
@@ -125,8 +122,8 @@ def test_activation_checkpointing(spec: RecurrentSpec, use_reentrant: bool) -> N
 
 
 @each
-def test_clipped_gradients_in_weight_decay_groups_learn_what_the_native_layer_learns(spec: RecurrentSpec) -> None:
-    """The native layer takes lengths by packing, and none of 0."""
+def test_clipping_and_weight_decay_train_as_with_the_native_layer(spec: RecurrentSpec) -> None:
+    """The native layer takes lengths as a packed sequence, and no length of 0."""
     x, hx = batch(spec)
     lengths = torch.tensor([5, 1, 2])
     packed = pack_padded_sequence(x.nan_to_num(), lengths, spec.batch_first, enforce_sorted=False)
@@ -156,15 +153,18 @@ def test_clipped_gradients_in_weight_decay_groups_learn_what_the_native_layer_le
     torch.testing.assert_close(ours.state_dict(), native.state_dict(), rtol=1e-5, atol=1e-5)
 
 
-@and_stepped
+@each_and_reset_before
 def test_autocast_trains(spec: RecurrentSpec) -> None:
     module, (x, hx) = spec.build("torch", seed=0), batch(spec)
     total(module(x, hx, LENGTHS)).backward()
     expected = gradients(module)
     module.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
+        try:
+            native = getattr(nn, spec.kind)(3, 4, batch_first=spec.batch_first)(x)[0]
+        except RuntimeError as error:  # some processors lack what oneDNN needs for an LSTM in bfloat16
+            pytest.skip(f"torch's own layer can't do it here: {error}")
         result = module(x, hx, LENGTHS)
-        native = getattr(nn, spec.kind)(3, 4, batch_first=spec.batch_first)(x)[0]
     assert result[0].dtype == native.dtype  # torch 2.13 leaves a GRU on the CPU in float32
     total(result).backward()
     for name, gradient in gradients(module).items():
@@ -268,6 +268,6 @@ class TestDynamicQuantisation:
 
     def test_what_torch_can_not_quantise(self) -> None:
         words = "torch.s quantisation has no (RNN|LSTM with proj_size=2|GRU with reset_after=False)"
-        for spec in (RNNSpec(3, 4), LSTMSpec(3, 4, proj_size=2), STEPPED):
+        for spec in (RNNSpec(3, 4), LSTMSpec(3, 4, proj_size=2), RESET_BEFORE):
             with pytest.raises(errors.LimitError, match=words):
                 quantised_model(nn.Sequential(spec.build("torch")), {Recurrent}, mapping=MAPPING)
