@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from strategies import specs
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Spec, errors
@@ -23,24 +24,7 @@ from unirnn.specs.base import Random
 SPECS = (RNNSpec, GRUSpec, LSTMSpec)
 
 
-@st.composite
-def specs(draw: st.DrawFn) -> RecurrentSpec:
-    cls: Any = draw(st.sampled_from(SPECS))
-    hidden_size, num_layers = draw(st.integers(1, 9)), draw(st.integers(1, 4))
-    options: dict[str, Any] = {name: draw(st.booleans()) for name in ("bias", "batch_first", "bidirectional")}
-    if num_layers > 1:
-        options["dropout"] = draw(st.floats(0, 0.99))
-    if cls is RNNSpec:
-        options["nonlinearity"] = draw(st.sampled_from(["tanh", "relu"]))
-    if cls is LSTMSpec:
-        options["proj_size"] = draw(st.integers(0, hidden_size - 1))
-    if cls is GRUSpec:
-        options["reset_after"] = draw(st.booleans())
-    spec: RecurrentSpec = cls(draw(st.integers(1, 9)), hidden_size, num_layers, **options)
-    return spec
-
-
-@given(specs())
+@given(specs(projections=True))
 def test_a_spec_is_a_value(spec: RecurrentSpec) -> None:
     same = dataclasses.replace(spec)
     assert same == spec
@@ -52,7 +36,7 @@ def test_a_spec_is_a_value(spec: RecurrentSpec) -> None:
         spec.hidden_size = 3  # type: ignore[misc]
 
 
-@given(specs())
+@given(specs(projections=True))
 def test_shapes_of_weights_and_states(spec: RecurrentSpec) -> None:
     shapes = spec.weight_shapes()
     assert spec.num_weights == sum(math.prod(shape) for shape in shapes.values())
@@ -63,7 +47,7 @@ def test_shapes_of_weights_and_states(spec: RecurrentSpec) -> None:
         assert spec.state_shapes(None)[name] == (shape[0], shape[2])
 
 
-@given(specs(), st.sampled_from(names.FRAMEWORKS))
+@given(specs(projections=True), st.sampled_from(names.FRAMEWORKS))
 def test_arguments_of_a_framework_and_back(spec: RecurrentSpec, framework: str) -> None:
     reason = layouts.SUPPORT[framework].unsupported_reason(spec)
     if reason is not None:

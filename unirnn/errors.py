@@ -1,20 +1,19 @@
-"""Every error that unirnn raises, as one tree.
+"""The exceptions of unirnn, which form one tree.
 
-Each class is also the built-in exception that fits, so ``except ValueError`` catches what a reader
-would expect it to catch. The words are the same on every backend: the argument, what was given, what
-was expected, and what to do.
+Each class is also a subclass of the built-in exception that fits, so ``except ValueError`` works as one would expect.
+The messages are the same on every backend. They name the argument, what was given, what was expected, and what to do.
 
 ::
 
     UnirnnError
-    ├── ArgumentError     (TypeError)    an argument's name or type: unknown, missing, spelled twice
+    ├── ArgumentError     (TypeError)    an argument is unknown, missing, of the wrong type, or given twice
     ├── SpecError         (ValueError)   a value that no layer can have: hidden_size=0, dropout=1
     ├── ShapeError        (ValueError)   an array of the wrong rank or size
-    ├── DTypeError        (TypeError)    an array, or a name, of the wrong dtype
+    ├── DTypeError        (TypeError)    an array of the wrong dtype, or an unknown name of a dtype
     ├── LengthError       (ValueError)   a value in seq_length below 0 or above T
     ├── DeviceError       (ValueError)   a device that is unknown, or not present on this machine
-    ├── LimitError        (ValueError)   something that this backend can't do, told before the run
-    ├── FileError         (ValueError)   a file that is truncated, altered, hostile, or of a newer format
+    ├── LimitError        (ValueError)   something that a backend, framework or format can't do
+    ├── FileError         (ValueError)   a file that is truncated, altered, hostile, or in a newer format
     └── BackendError
         ├── UnknownBackendError   (ValueError)    no such backend
         ├── MissingBackendError   (ImportError)   known, but its framework is not installed
@@ -67,15 +66,15 @@ class DeviceError(UnirnnError, ValueError):
 
 
 class LimitError(UnirnnError, ValueError):
-    """The backend can't do what the spec asks for, on this device or in this dtype."""
+    """A backend, framework or format can't do what the spec asks for, on this device or in this dtype."""
 
 
 class FileError(UnirnnError, ValueError):
-    """A file does not hold what its suffix says: it is truncated, altered, hostile, or of a newer format."""
+    """A file is not what its suffix says: it is truncated, altered, hostile, or in a newer format."""
 
 
 class BackendError(UnirnnError):
-    """A backend can't be had."""
+    """A backend can't be used."""
 
 
 class UnknownBackendError(BackendError, ValueError):

@@ -1,9 +1,9 @@
-"""The hidden state's layout: its axes by name, and other frameworks' layouts.
+"""The layout of the hidden state: naming its axes, and converting it to other layouts.
 
-A state is `(L*D, B, H)`: layer-major, then direction, whatever ``batch_first`` says; `(L*D, H)` when unbatched.
-An LSTM's state is a pair of them, ``(h, c)``: apply these functions to each (`detach` takes the pair). They use
-nothing of an array but ``shape``, ``reshape``, ``swapaxes`` and indexing, and so work on NumPy, torch and MindSpore
-alike, and keep gradients.
+A state is `(L*D, B, H)`, or `(L*D, H)` when unbatched, whatever ``batch_first`` says. The first axis goes through the
+layers, and within each layer through the directions. An LSTM's state is a pair ``(h, c)``: apply these functions to
+each part (`detach` takes the pair). The functions only use ``shape``, ``reshape``, ``swapaxes`` and indexing, so they
+work on arrays of NumPy, torch and MindSpore, and gradients flow through them.
 """
 
 import functools
@@ -18,7 +18,7 @@ __all__ = ["axes", "detach", "from_batch_major", "from_layers", "last_layer", "t
 
 
 def _checked(function: Callable[[RecurrentSpec, Any], Any]) -> Callable[[RecurrentSpec, Any], Any]:
-    """Check the shape before a call; MindSpore's graph mode, which can't raise, compiles what is wrapped."""
+    """Check the shape before a call. MindSpore's graph mode can't raise, so it compiles the wrapped function."""
 
     @functools.wraps(function)
     def checked(spec: RecurrentSpec, state: Any) -> Any:
@@ -35,7 +35,7 @@ def _checked(function: Callable[[RecurrentSpec, Any], Any]) -> Callable[[Recurre
 
 @_checked
 def axes(spec: RecurrentSpec, state: Any) -> Any:
-    """Name the axes: `(L*D, B, H)` to `(L, D, B, H)`, that is (layer, direction, batch, hidden).
+    """Separate layers and directions: `(L*D, B, H)` to `(L, D, B, H)`.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def axes(spec: RecurrentSpec, state: Any) -> Any:
 
 @_checked
 def last_layer(spec: RecurrentSpec, state: Any) -> Any:
-    """The last layer's state with its directions side by side, forward first.
+    """The state of the last layer, with the directions side by side, forward first.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def last_layer(spec: RecurrentSpec, state: Any) -> Any:
 
 
 def to_batch_major(state: Any) -> Any:
-    """`(L*D, B, H)` to `(B, L*D, H)`: what ONNX calls ``layout=1``, and what splits over devices by batch."""
+    """`(L*D, B, H)` to `(B, L*D, H)`, as for ONNX's ``layout=1``, or to split a batch over devices."""
     return state.swapaxes(0, 1)
 
 
@@ -98,7 +98,7 @@ def from_batch_major(state: Any) -> Any:
 
 
 def to_layers(spec: RecurrentSpec, state: Any) -> list[tuple[Any, ...]]:
-    """One array for each layer and direction, as Keras and Flax hold their states.
+    """Split a state into one array for each layer and direction, as Keras and Flax have them.
 
     Returns
     -------
@@ -122,9 +122,9 @@ def from_layers(layers: Sequence[Sequence[Any]], stack: Callable[[list[Any]], An
     Parameters
     ----------
     layers
-        For each layer, its directions' arrays `(B, H)`.
+        For each layer, the arrays `(B, H)` of its directions.
     stack
-        The framework's own: ``numpy.stack``, ``torch.stack``, ``mindspore.ops.stack``.
+        The framework's function: ``numpy.stack``, ``torch.stack``, ``mindspore.ops.stack``.
 
     Returns
     -------
@@ -135,25 +135,25 @@ def from_layers(layers: Sequence[Sequence[Any]], stack: Callable[[list[Any]], An
 
 
 def detach(state: Any) -> Any:
-    """Cut a state off from what computed it: no gradient flows back from there.
+    """Detach a state from the computation that produced it, so that no gradient flows back through it.
 
-    For truncated backpropagation through time, where the state goes on from chunk to chunk and the gradient does not.
-    A compiled function (``torch.compile``, ``mindspore.jit``) uses its framework's own word instead.
+    This is for truncated backpropagation through time, where the state goes from chunk to chunk without the gradient.
+    In a compiled function (``torch.compile``, ``mindspore.jit``), use the framework's own function instead.
 
     Parameters
     ----------
     state
-        `(L*D, B, H)`, or for LSTM the pair ``(h, c)``; an array of a backend that was used before.
+        `(L*D, B, H)`, or the pair ``(h, c)`` of an LSTM; arrays of a backend that was used before.
 
     Returns
     -------
     array or tuple
-        The same numbers, in the same form; NumPy's arrays are returned as they are, since they have no history.
+        The same numbers in the same form. NumPy's arrays are returned as they are, since they have no history.
 
     Raises
     ------
     ArgumentError
-        If no backend knows such an array.
+        If the array is not of a backend that was used before.
 
     Examples
     --------

@@ -13,6 +13,7 @@ from unirnn.contract import weights as _weights
 from unirnn.contract.backend import Arrays, Backend
 from unirnn.contract.limits import Support
 from unirnn.files.onnx_writer import oversize_reason
+from unirnn.snapshots import layouts
 from unirnn_onnxruntime.module import PROVIDERS, OnnxRuntimeModule
 
 __all__ = ["OnnxRuntimeBackend"]
@@ -24,7 +25,7 @@ class OnnxRuntimeBackend(Backend):
     """Builds `OnnxRuntimeModule`; devices are execution providers."""
 
     name = "onnxruntime"
-    support = Support("onnxruntime", lacks=("proj_size",), dtypes=("float16", "float32"), derivatives=0)
+    support = Support("onnxruntime", lacks=layouts.SUPPORT["onnx"].lacks, dtypes=("float16", "float32"), derivatives=0)
     options = ("session_options",)
     """``session_options``: attributes of ``onnxruntime.SessionOptions`` and their values."""
 

@@ -1,4 +1,7 @@
-"""Flax' layers: what is read of them, and what no spec describes. Their numbers are those of tests/roundtrip."""
+"""Reading and writing the layers of Flax, and refusing those that no spec describes.
+
+What they compute is tested in tests/roundtrip.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -65,7 +68,7 @@ def test_a_list_of_layers() -> None:
 
 
 def test_weights_of_bfloat16() -> None:
-    # JAX draws no orthogonal matrix of bfloat16
+    # JAX can't draw an orthogonal matrix in bfloat16.
     options = {"param_dtype": jax.numpy.bfloat16, "recurrent_kernel_init": nnx.initializers.normal()}
     layer = rnn(nnx.GRUCell, options=options)
     taken = unirnn.snapshot(layer)
@@ -118,7 +121,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[errors.UnirnnError], str]] = {
         errors.SpecError,
         "flax: given directions of GRUSpec(3, 4) and RNNSpec(3, 4), expected the same",
     ),
-    "no recurrent layer": (
+    "not a recurrent layer": (
         lambda: nnx.Linear(3, 4, rngs=nnx.Rngs(0)),
         errors.ArgumentError,
         "obj: given flax.nnx.nn.linear.Linear, expected a module that unirnn built",
@@ -134,7 +137,7 @@ def test_mistakes(make: Callable[[], Any], kind: type[Exception], words: str) ->
     assert str(caught.value).startswith(words)
 
 
-def test_what_flax_can_not_hold_is_told_before_anything_is_written() -> None:
+def test_an_error_about_lost_biases_changes_nothing() -> None:
     layers = [rnn(nnx.GRUCell), rnn(nnx.GRUCell, input_size=4)]
     before = unirnn.snapshot(layers)
     spec = GRUSpec(3, 4, 2)
@@ -145,7 +148,7 @@ def test_what_flax_can_not_hold_is_told_before_anything_is_written() -> None:
     assert unirnn.snapshot(layers) == before
 
 
-def test_directions_that_share_a_cell_are_not_half_written() -> None:
+def test_directions_that_share_a_cell_cannot_differ() -> None:
     cell = rnn(nnx.GRUCell).cell
     layer = nnx.Bidirectional(nnx.RNN(cell), nnx.RNN(cell))
     before = unirnn.snapshot(layer)
@@ -154,7 +157,7 @@ def test_directions_that_share_a_cell_are_not_half_written() -> None:
     assert unirnn.snapshot(layer) == before
 
 
-def test_a_layer_that_always_has_biases_takes_a_snapshot_without() -> None:
+def test_a_snapshot_without_biases() -> None:
     layer, spec = rnn(nnx.GRUCell), GRUSpec(3, 4, bias=False, batch_first=True)
     unirnn.load_weights(layer, drawn(spec))
     held = unirnn.snapshot(layer)

@@ -1,4 +1,7 @@
-"""Keras' layers: what is read of them, and what no spec describes. Their numbers are those of tests/roundtrip."""
+"""Reading and writing the layers of Keras, and refusing those that no spec describes.
+
+What they compute is tested in tests/roundtrip.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -113,17 +116,17 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[errors.UnirnnError], str]] = {
         errors.SpecError,
         "keras: bidirectional",
     ),
-    "directions the other way": (
+    "directions in the wrong order": (
         lambda: built(swapped()),
         errors.SpecError,
         "keras: bidirectional",
     ),
-    "no recurrent layer": (
+    "not a recurrent layer": (
         lambda: built(layers.Dense(4)),
         errors.ArgumentError,
         "obj: given keras.src.layers.core.dense.Dense, expected a module that unirnn built",
     ),
-    "directions of no recurrent layer": (
+    "directions that are not recurrent layers": (
         lambda: built(layers.Bidirectional(layers.RNN(layers.GRUCell(4)))),
         errors.SpecError,
         "keras: bidirectional",
@@ -139,7 +142,7 @@ def test_mistakes(make: Callable[[], Any], kind: type[Exception], words: str) ->
     assert str(caught.value).startswith(words)
 
 
-def test_what_a_layer_can_not_hold() -> None:
+def test_biases_that_a_layer_does_not_have() -> None:
     layer = built(layers.GRU(4, use_bias=False))
     before = unirnn.snapshot(layer)
     with pytest.raises(errors.ArgumentError, match="it has no biases, so that the snapshot's would be lost"):
@@ -148,7 +151,7 @@ def test_what_a_layer_can_not_hold() -> None:
 
 
 def test_weights_of_bfloat16() -> None:
-    # no backend draws an orthogonal matrix of bfloat16
+    # No backend of Keras can draw an orthogonal matrix in bfloat16.
     layer = built(layers.GRU(4, dtype="bfloat16", recurrent_initializer="glorot_uniform"))
     taken = unirnn.snapshot(layer)
     assert taken.dtype == "float32"
@@ -158,7 +161,7 @@ def test_weights_of_bfloat16() -> None:
     unirnn.load_weights(layer, taken)
 
 
-def test_a_layer_can_not_be_two() -> None:
+def test_one_layer_cannot_hold_two() -> None:
     twice = [built(layers.GRU(3, return_sequences=True))] * 2
     before = unirnn.snapshot(twice)
     with pytest.raises(errors.ArgumentError, match="it shares a weight between layers or directions"):

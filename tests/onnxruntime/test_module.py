@@ -12,10 +12,11 @@ from unittest import mock
 import numpy as np
 import onnxruntime
 import pytest
-from every_spec import KINDS, specs
+from cases import KINDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from strategies import specs
 from subjects import close
 
 import unirnn

@@ -13,10 +13,11 @@ from unittest.mock import Mock
 import numpy as np
 import onnx
 import pytest
-from every_spec import KINDS, specs
+from cases import KINDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from strategies import specs
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, errors
@@ -564,7 +565,7 @@ ALTERED: dict[str, tuple[Callable[[Any], None], str]] = {
     "an attribute of no type": (of_no_type, "attribute 'direction': given type UNDEFINED, expected STRING"),
     "metadata twice": (metadata_twice, "'unirnn' occurs twice"),
     "no nodes": (without_nodes, "its metadata is unirnn's, and it has no RNN, GRU or LSTM node"),
-    "a newer format": (metadata('{"format": 3}'), "upgrade"),
+    "a newer format": (metadata('{"format": 3}'), "given format 3, newer than 2"),
     "no format": (metadata("{}"), "format: given None"),
     "no spec": (metadata('{"format": 2}'), "expected a format and a spec"),
     "a spec of no JSON": (metadata("{"), "expected the JSON of a format and a spec"),
