@@ -315,11 +315,10 @@ def describe(spec: RecurrentSpec, device: str, dtype: str) -> Iterator[Kernel]:
         yield Kernel("native", "always")
     else:
         rows = [row for row in TABLE if row.cell == spec.kind and dtype in row.dtypes]
-        numba = core.has_numba(spec)
-        if numba:
+        if core.has_numba(spec):
             yield Kernel("numba", "; ".join(str(row) for row in rows if row.kernel == "numba"))
-        traced = "otherwise, if compiled or exported" if numba else "compiled or exported"
-        yield Kernel("packed", "; ".join([traced, *(str(row) for row in rows if row.kernel == "packed")]))
+        in_graphs = "compiled or exported graphs"
+        yield Kernel("packed", "; ".join([in_graphs, *(str(row) for row in rows if row.kernel == "packed")]))
         yield Kernel("native", "otherwise")
     yield Kernel("reference", "by name only")
 
