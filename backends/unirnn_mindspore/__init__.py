@@ -1,4 +1,4 @@
-"""The ``mindspore`` backend: a ``mindspore.nn.Cell`` on primitive operations, in PyNative and graph mode."""
+"""The ``mindspore`` backend: builds a ``mindspore.nn.Cell``, for PyNative and graph mode."""
 
 from unirnn_mindspore.backend import MindSporeBackend
 from unirnn_mindspore.module import Recurrent

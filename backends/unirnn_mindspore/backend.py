@@ -1,50 +1,40 @@
-"""The ``mindspore`` backend's own answers to `unirnn.contract.backend.Backend`."""
+"""The ``mindspore`` backend; see `unirnn.contract.backend.Backend`."""
 
 import functools
 import logging
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import mindspore as ms
 from numpy.typing import NDArray
 
-from unirnn import Device, Limit, RecurrentSpec, kernels
+from unirnn import Device, Limit, RecurrentSpec
 from unirnn.contract import weights as _weights
 from unirnn.contract.backend import Arrays, Backend, leaves, with_leaves
-from unirnn.contract.limits import Kernel, Support, check_kernel
-from unirnn.errors import DeviceError, LimitError
-from unirnn_mindspore.checkpoints import read_checkpoint
-from unirnn_mindspore.module import Recurrent
-from unirnn_mindspore.native import by_steps
+from unirnn.contract.limits import Kernel
+from unirnn.errors import DeviceError
+
+from . import dispatch
+from .checkpoints import read_checkpoint
+from .module import Recurrent
 
 __all__ = ["MindSporeBackend"]
 
 Array = NDArray[Any]
 
-_TARGETS: dict[Literal["cpu", "gpu", "ascend"], str] = {"cpu": "CPU", "gpu": "GPU", "ascend": "Ascend"}
-
-_KERNELS = ("auto", "native", "packed", "numba")
-"""MindSpore's own operators, fused where it has them, or on the CPU the core's kernels, by NumPy or by numba."""
-
-
-def _native_lack(spec: RecurrentSpec, dtype: str) -> str | None:
-    """What MindSpore's own operators can't do on the CPU."""
-    if spec.kind == "LSTM" and dtype != "float32":
-        return f"MindSpore's LSTM on the CPU is right in float32 only, not in {dtype}"
-    return None
+_TARGETS: dict[dispatch.DeviceKind, str] = {"cpu": "CPU", "gpu": "GPU", "ascend": "Ascend"}
 
 
 @functools.cache
 def _hint_at_blocking() -> None:
-    """Log, once, what costs more in PyNative mode on a CPU than any layer."""
+    """Log, once, that launches are asynchronous, which in PyNative mode on a CPU costs more than any layer."""
     is_graph = ms.get_context("mode") == ms.GRAPH_MODE
-    # There is no public way to ask.
+    # There is no public function that tells.
     runtime = getattr(getattr(ms, "_c_expression", None), "RuntimeConf", None)
     is_blocking = getattr(runtime and runtime.get_instance(), "is_launch_blocking", None)
     if not is_graph and is_blocking is not None and not is_blocking():
         logging.getLogger("unirnn").warning(
-            "mindspore runs asynchronously: on a CPU its worker threads take the time that the work needs; call "
+            "mindspore launches asynchronously, and on a CPU its worker threads take time from the computation; call "
             "mindspore.runtime.launch_blocking() once, at the start"
         )
 
@@ -53,7 +43,7 @@ class MindSporeBackend(Backend):
     """Builds `Recurrent`."""
 
     name = "mindspore"
-    support = Support("mindspore", lacks=("proj_size",), dtypes=("float16", "float32", "float64"))
+    support = dispatch.SUPPORT["auto"]
     options = ("kernel",)
 
     def version(self) -> str:
@@ -63,7 +53,7 @@ class MindSporeBackend(Backend):
         current = self.default_device()
         if current.kind == "cpu":
             return (current,)
-        # What else there may be is not asked for: MindSpore answers with warnings, and runs on one target at a time.
+        # No other kinds of device: MindSpore runs on one at a time, and warns when it is asked for others.
         count = ms.hal.device_count(_TARGETS[current.kind])
         return (Device("cpu"), *(Device(current.kind, n) for n in range(count)))
 
@@ -72,42 +62,10 @@ class MindSporeBackend(Backend):
         return Device(next(kind for kind, target in _TARGETS.items() if target == current))
 
     def limits(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Limit]:
-        if device.kind == "cpu":
-            if dtype == "float16":
-                yield Limit("float16 is computed in float32, and rounded at the end", refuses=False)
-            yield Limit(
-                "on the CPU there are no second derivatives; a MindIR file has MindSpore's own operators: RNN and GRU "
-                "step by step, for a fixed T, and LSTM in float32",
-                refuses=False,
-            )
-            if sys.platform != "linux":
-                yield Limit(f"MindSpore's custom operators, which run the kernels, need Linux, given {sys.platform}")
-            return
-        if dtype == "float64":
-            yield Limit(f"the fused operators on {device.kind} have no float64; float32 and float16 are there")
-        if by_steps(spec, _TARGETS[device.kind]):
-            variant = " of reset_after=False" if spec.kind == "GRU" else ""
-            yield Limit(f"{device.kind} has no fused {spec.kind}{variant}: it runs step by step", refuses=False)
-            return
-        if device.kind == "ascend" and spec.kind == "GRU" and spec.hidden_size % 16:
-            yield Limit(
-                f"Ascend's GRU takes hidden sizes that are multiples of 16, given {spec.hidden_size}; "
-                f"{-spec.hidden_size // 16 * -16} is the next"
-            )
-        if device.kind == "ascend":
-            yield Limit(f"Ascend's {spec.kind} is computed in float16", refuses=False)
+        return dispatch.limits(spec, device.kind, dtype)
 
     def kernels(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Kernel]:
-        if device.kind != "cpu":
-            yield Kernel("native", "always")
-            return
-        by_itself = "always, but in an exported file"
-        if kernels.has_numba(spec):
-            yield Kernel("numba", by_itself)
-            by_itself = "by name only"
-        yield Kernel("packed", by_itself)
-        if _native_lack(spec, dtype) is None:
-            yield Kernel("native", "in an exported file")
+        return dispatch.describe(spec, device.kind, dtype)
 
     def build(
         self,
@@ -120,16 +78,7 @@ class MindSporeBackend(Backend):
         options: Mapping[str, Any],
     ) -> Recurrent:
         kernel = options.get("kernel", "auto")
-        check_kernel(kernel, _KERNELS)
-        why_not = None
-        if kernel in ("packed", "numba") and device.kind != "cpu":
-            why_not = f"the packed kernels run on cpu only, not on {device.kind}"
-        elif kernel == "numba":
-            kernels.check_numba(spec)
-        elif kernel == "native" and device.kind == "cpu":
-            why_not = _native_lack(spec, dtype)
-        if why_not is not None:
-            raise LimitError(f"kernel: given {kernel!r}, but {why_not}; 'auto' takes what there is")
+        dispatch.check_build(kernel, spec, device.kind, dtype)
         target, current = _TARGETS[device.kind], ms.get_context("device_target")
         if target != current or device.index not in (None, ms.get_context("device_id")):
             which = f"{target!r}" if device.index is None else f"{target!r}, {device.index}"
@@ -140,7 +89,7 @@ class MindSporeBackend(Backend):
         if target == "CPU":
             _hint_at_blocking()
         drawn = _weights.draw_globally(spec) if weights is None else weights
-        return Recurrent(spec, drawn, getattr(ms, dtype), target, kernel)
+        return Recurrent(spec, drawn, getattr(ms, dtype), device.kind, kernel)
 
     def read(self, module: Any) -> tuple[RecurrentSpec, dict[str, Array]] | None:
         spec = module.spec if isinstance(module, Recurrent) else _native_spec(module)
@@ -152,7 +101,7 @@ class MindSporeBackend(Backend):
     def write(self, module: Any, weights: Arrays) -> None:
         parameters = _parameters(module)
         for name, array in weights.items():
-            # Not by set_data, which a function that ms.jit has compiled does not see.
+            # Not by set_data: a function that ms.jit has compiled would go on with the old weights.
             ms.ops.assign(parameters[name], ms.Tensor(array, parameters[name].dtype))
 
     def read_file(self, path: str) -> dict[str, Array]:
@@ -180,18 +129,18 @@ class MindSporeBackend(Backend):
 
         parameters = module.trainable_params()
         positions = tuple(range(len(floats)))
-        of_arrays, of_weights = ms.grad(weighted, positions, parameters)(*map(ms.Tensor, floats.values()))
+        d_arrays, d_weights = ms.grad(weighted, positions, parameters)(*map(ms.Tensor, floats.values()))
         names = [*floats, *(p.name.rpartition(".")[2] for p in parameters)]
-        return {name: g.asnumpy() for name, g in zip(names, (*of_arrays, *of_weights), strict=True)}
+        return {name: g.asnumpy() for name, g in zip(names, (*d_arrays, *d_weights), strict=True)}
 
 
 def _parameters(module: Any) -> dict[str, Any]:
-    """By torch's names, whatever a cell around the module has put before the parameters' own."""
+    """A module's parameters by torch's names: without the prefix that a cell around the module adds."""
     return {p.name.rpartition(".")[2]: p for p in module.get_parameters()}
 
 
 def _native_spec(module: Any) -> RecurrentSpec | None:
-    """The spec of one of MindSpore's own layers, which keep some of their constructor's arguments."""
+    """The spec of one of MindSpore's own layers, which store most of their constructor's arguments; else None."""
     kinds = {"RNN": ms.nn.RNN, "GRU": ms.nn.GRU, "LSTM": ms.nn.LSTM}
     cell = next((cell for cell, kind in kinds.items() if isinstance(module, kind)), None)
     if cell is None:

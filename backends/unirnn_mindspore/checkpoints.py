@@ -1,7 +1,7 @@
-"""Reading MindSpore's checkpoints, ``.ckpt``: a protobuf message.
+"""Reads MindSpore's checkpoints, ``.ckpt``, which are protobuf messages.
 
-``mindspore.load_checkpoint`` hands what a file says of a shape, unchecked, to code that writes beyond its memory if it
-is wrong (2.10: one flipped bit ends the process); so the message is read here, into NumPy's arrays.
+``mindspore.load_checkpoint`` trusts the shapes that a file claims, and writes beyond its memory if one is wrong: in
+MindSpore 2.10, one flipped bit ends the process. So the message is read here, into NumPy arrays.
 """
 
 import math
@@ -18,28 +18,28 @@ from unirnn.files import floats
 __all__ = ["read_checkpoint"]
 
 _DTYPES = {"Float16": "float16", "BFloat16": "bfloat16", "Float32": "float32", "Float64": "float64"}
-_CHECKSUM = b"crc_num"  # and ten bytes, at the end of a file that was saved with crc_check=True
+_CHECKSUM = b"crc_num"  # followed by ten bytes, at the end of a file saved with crc_check=True
 
 
 def read_checkpoint(path: str) -> dict[str, NDArray[Any]]:
-    """The float parameters of a file by name; whatever else is in it is left out. bfloat16 becomes float32.
+    """Read the floating parameters of a file by name; everything else is left out. bfloat16 becomes float32.
 
     Raises
     ------
     FileError
-        If the file is altered, or claims more than it has.
+        If the file was altered, or a shape does not match its numbers.
     Exception
-        Whatever else protobuf raises over a file that is no such message.
+        Whatever protobuf raises if the file is no such message.
     """
     data = Path(path).read_bytes()
     if data[-17:-10] == _CHECKSUM:
         data, checksum = data[:-17], int.from_bytes(data[-10:], "big")
         if zlib.crc32(data) != checksum:
-            raise FileError("it is altered: its checksum is another")
+            raise FileError("it was altered: its checksum does not match")
     checkpoint = Checkpoint()
     checkpoint.ParseFromString(data)
     del data
-    # A large parameter is in several parts, one after the other, each with the whole's shape.
+    # A large parameter is stored as consecutive parts, each with the shape of the whole.
     parts: dict[str, list[Any]] = {}
     previous = None
     for value in checkpoint.value:

@@ -1,15 +1,16 @@
-"""The stack of layers: what stands around the directions, on every device.
+"""The stack of layers: calls each layer in each direction, on every device.
 
-A *direction* runs one layer in one direction, and keeps the promises on lengths by itself. Each is a Cell with
-one signature, whatever the cell and the device, so that the stack knows neither::
+A *direction* runs one layer in one direction, and honours the lengths by itself. Each implementation of it is a Cell
+with the same signature, so that the stack need not know which one it calls::
 
-    direction(x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh) -> outputs, h_n, c_n
+    direction(x, h_0, c_0, seq_length, weights) -> outputs, h_n, c_n
 
-with x of `(T, B, I)`, outputs of `(T, B, H)`, states of `(B, H)` and lengths of `(B,)`. An RNN or GRU has no c: it
-takes h in its place, and nobody reads what it returns there. A layer without biases gets zeros.
+with x of `(T, B, I)`, outputs of `(T, B, H)`, states of `(B, H)`, lengths of `(B,)`, and the weights
+``(w_ih, w_hh, b_ih, b_hh)``. An RNN or GRU has no c: it is given h in its place, and what it returns there is ignored.
+A layer without biases is given zeros.
 
-On a CPU there are two of each: the kernel's, which runs and learns, and, for the file that ``mindspore.export``
-writes, one of MindSpore's own operators, since a function of Python can't stand in a file.
+On a CPU every direction exists twice: as a kernel, and, for the file that ``mindspore.export`` writes, as one of
+MindSpore's own operators. `unirnn_mindspore.dispatch.route` says which one is used.
 
 This file is written in the part of Python that MindSpore's graph mode compiles.
 """
@@ -18,36 +19,34 @@ import functools
 from dataclasses import replace
 from typing import Any
 
-import mindspore as ms
 from mindspore import dtype as mstype
 from mindspore import nn, ops
 
 from unirnn import RecurrentSpec
-from unirnn.errors import LimitError
-from unirnn.kernels import has_numba
-from unirnn_mindspore.native import FusedDirection
-from unirnn_mindspore.operators import KernelDirection, shared
-from unirnn_mindspore.pynative import layers
 
-__all__ = ["Stack", "by_kernels"]
+from . import dispatch, pynative
+from .native import NativeDirection
+from .operators import KernelDirection, shared
+
+__all__ = ["Stack"]
 
 
 class Stack(nn.Cell):
-    """All layers and directions over time-major input.
+    """All layers and directions over an input of `(T, B, I)`.
 
     Parameters
     ----------
     spec
         The layers.
-    target
-        ``"CPU"``, ``"GPU"`` or ``"Ascend"``.
+    device
+        ``"cpu"``, ``"gpu"`` or ``"ascend"``.
     kernel
-        ``"auto"``, ``"native"``, ``"packed"`` or ``"numba"``; the last two on a CPU only.
+        One of `unirnn_mindspore.dispatch.SUPPORT`.
     """
 
-    def __init__(self, spec: RecurrentSpec, target: str, kernel: str) -> None:
+    def __init__(self, spec: RecurrentSpec, device: dispatch.DeviceKind, kernel: str) -> None:
         super().__init__()
-        # `batch_first` is undone before, and redone behind
+        # The module has already swapped the axes of what is `batch_first`.
         self.spec = replace(spec, batch_first=False)
         self.num_layers = spec.num_layers
         self.hidden_size = spec.hidden_size
@@ -55,28 +54,40 @@ class Stack(nn.Cell):
         self.dropout = spec.dropout
         self.bias = spec.bias
         self.is_lstm = spec.kind == "LSTM"
-        self.by_numba = kernel == "numba" or (kernel == "auto" and has_numba(spec))
+        has_kernels = device == "cpu" and kernel != "native"
+        self.by_numba = dispatch.is_compiled(spec, kernel)
         self.operators = nn.CellList(
             [
-                FusedDirection(spec, target, spec.weight_shapes()["weight_ih" + suffix][1], "_reverse" in suffix)
+                NativeDirection(spec, device, spec.weight_shapes()["weight_ih" + suffix][1], "_reverse" in suffix)
                 for suffix in spec.suffixes()
             ]
         )
         self.kernels = nn.CellList(
-            [
-                KernelDirection(spec, "_reverse" in suffix, self.by_numba)
-                for suffix in spec.suffixes()
-                if target == "CPU"
-            ]
+            [KernelDirection(spec, "_reverse" in suffix, self.by_numba) for suffix in spec.suffixes() if has_kernels]
         )
-        self.layers = layers if target == "CPU" and kernel != "native" else None
-        # an attribute: automatic mixed precision rewrites `construct` in a module of its own
-        self.by_kernels = _traced_choice(target, kernel)
+        self.layers = pynative.layers if has_kernels else None
+        # An attribute, since automatic mixed precision moves `construct` to another module, without the functions of
+        # this one.
+        self.runs_kernels = _traced_choice(spec, device, kernel)
 
     def __call__(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, weights: Any) -> Any:
-        """`(T, B, I)` and states `(L*D, B, H)` to `(T, B, D*H)` and states; None is zeros, and T for every sequence.
+        """Run the layers in PyNative mode; what MindSpore compiles is `construct`.
 
-        This is what runs where Python runs; what MindSpore compiles is `construct`.
+        Parameters
+        ----------
+        x
+            `(T, B, I)`.
+        h_0, c_0
+            `(L*D, B, H)`; None is zeros.
+        seq_length
+            `(B,)`; None is T for every sequence.
+        weights
+            In the order of `unirnn.Spec.weight_shapes`.
+
+        Returns
+        -------
+        tuple
+            The output `(T, B, D*H)` and the final states.
         """
         if self.layers is None or (self.dropout and self.training and self.num_layers > 1):
             return super().__call__(x, h_0, c_0, seq_length, weights)
@@ -85,10 +96,10 @@ class Stack(nn.Cell):
         return output, final[0], final[-1]
 
     def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, weights: Any) -> Any:
-        """See the call."""
+        """Run the layers; see `__call__`."""
         steps, batch_size = x.shape[0], x.shape[1]
         if h_0 is None:
-            # ops.zeros does not free all that it takes, 1.3 KB each
+            # Not by ops.zeros, which leaks 1.3 KB each time.
             h_0 = ops.full((self.num_layers * self.num_directions, batch_size, self.hidden_size), 0, dtype=x.dtype)
             c_0 = h_0
         if seq_length is None:
@@ -105,10 +116,10 @@ class Stack(nn.Cell):
                     w_ih, w_hh = weights[2 * position : 2 * position + 2]
                     b_ih = ops.zeros_like(w_ih[:, 0])
                     b_hh = b_ih
-                direction = self.kernels[position] if self.by_kernels() else self.operators[position]
+                direction = self.kernels[position] if self.runs_kernels() else self.operators[position]
                 h = h_0[position]
                 c = c_0[position] if self.is_lstm else h
-                out, h, c = direction(x, h, c, seq_length, w_ih, w_hh, b_ih, b_hh)
+                out, h, c = direction(x, h, c, seq_length, (w_ih, w_hh, b_ih, b_hh))
                 outputs += (out,)
                 h_n += (h,)
                 c_n += (c,)
@@ -120,26 +131,6 @@ class Stack(nn.Cell):
 
 
 @functools.cache
-def _traced_choice(target: str, kernel: str) -> Any:
-    """`by_kernels` as a compile-time function."""
-    return shared(ops.constexpr(check=False)(lambda: by_kernels(target, kernel)))
-
-
-def by_kernels(target: str, kernel: str) -> bool:
-    """Whether the kernels run: on a CPU, but not in a file; `mindspore.export` compiles at the strict level.
-
-    Raises
-    ------
-    LimitError
-        If they are asked for by name, in a file.
-    """
-    if target != "CPU" or kernel == "native":
-        return False
-    if ms.get_context("jit_syntax_level") != ms.STRICT:
-        return True
-    if kernel != "auto":
-        raise LimitError(
-            f"kernel: built with {kernel!r}, which runs Python, and can't stand in an exported file; build with 'auto' "
-            "or 'native'"
-        )
-    return False
+def _traced_choice(spec: RecurrentSpec, device: dispatch.DeviceKind, kernel: str) -> Any:
+    """Make a function that, while MindSpore compiles, says whether kernels run, rather than MindSpore's operators."""
+    return shared(ops.constexpr(check=False)(lambda: dispatch.route(spec, device, kernel) in ("packed", "numba")))

@@ -9,36 +9,38 @@ from mindspore import dtype as mstype
 
 from unirnn import RecurrentSpec
 from unirnn.contract.backend import Arrays
-from unirnn.contract.call import bind, check, check_arrays, check_lengths, lengths, state_parts
+from unirnn.contract.call import Sizes, bind, check_arrays, check_lengths, lengths, prepare, state_parts
+from unirnn.contract.module import Module
 from unirnn.devices import short_name
 from unirnn.errors import ArgumentError, LimitError, ShapeError
-from unirnn_mindspore.layers import Stack, by_kernels
-from unirnn_mindspore.native import by_steps
-from unirnn_mindspore.operators import shared
+
+from . import dispatch
+from .layers import Stack
+from .operators import shared
 
 __all__ = ["Recurrent"]
 
 
 class Recurrent(nn.Cell):
-    """A stack of recurrent layers with the parameters of ``mindspore.nn.RNN``, ``GRU`` or ``LSTM``, by their names.
+    """A stack of recurrent layers, whose parameters have the names of those of ``mindspore.nn.RNN``, ``GRU``, ``LSTM``.
 
     Parameters
     ----------
     spec
-        What it is.
+        The layers.
     weights
         By the names of `unirnn.Spec.weight_shapes`; copied.
     dtype
-        Of the parameters.
-    target
-        ``"CPU"``, ``"GPU"`` or ``"Ascend"``: where it will run.
+        The dtype of the parameters.
+    device
+        ``"cpu"``, ``"gpu"`` or ``"ascend"``: where it will run.
     kernel
-        ``"auto"``, ``"native"``, ``"packed"`` or ``"numba"``; see `unirnn.explain`.
+        One of `unirnn_mindspore.dispatch.SUPPORT`.
 
     Attributes
     ----------
     spec
-        What it is.
+        The layers.
     weights
         Its parameters, in the order of `unirnn.Spec.weight_shapes`.
 
@@ -52,7 +54,12 @@ class Recurrent(nn.Cell):
     """
 
     def __init__(
-        self, spec: RecurrentSpec, weights: Arrays, dtype: mstype.Type, target: str, kernel: str = "auto"
+        self,
+        spec: RecurrentSpec,
+        weights: Arrays,
+        dtype: mstype.Type,
+        device: dispatch.DeviceKind,
+        kernel: str = "auto",
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -64,45 +71,27 @@ class Recurrent(nn.Cell):
         self.dropout = spec.dropout
         self.bidirectional = spec.bidirectional
         self.is_lstm = spec.kind == "LSTM"
-        # set by `to_float`, the mixed precision of `mindspore.amp`
+        # `to_float`, with which `mindspore.amp` sets mixed precision, changes these.
         self.fp16 = self.fp32 = False
         kind = short_name(dtype)
-        # From an array, which MindSpore copies once; a tensor of it would be another copy.
+        # Made of arrays, which MindSpore copies once; tensors would be copied twice.
         self.weights = ParameterTuple(
             [Parameter(np.asarray(weights[name], kind), name=name) for name in spec.weight_shapes()]
         )
-        self.stack = Stack(spec, target, kernel)
-        self._check_names, self._check_types, self._check_arrays = _traced_checks(spec, target, kernel)
+        self.stack = Stack(spec, device, kernel)
+        self._check_names, self._check_types, self._check_arrays = _traced_checks(spec, device, kernel)
 
     def __call__(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
-        """Run the layers.
-
-        Parameters
-        ----------
-        input
-            `(T, B, I)`, `(B, T, I)` if ``batch_first``, or `(T, I)`; of the parameters' dtype. Also ``x``.
-        hx
-            Initial state, `(L*D, B, H)`, or `(L*D, H)`; for LSTM a pair. None is zeros. Also ``h_0``.
-        seq_length
-            `(B,)` integers, ``0 <= n <= T``; see `unirnn.contract.call`. None is T for every sequence.
-
-        Returns
-        -------
-        output
-            As the input, with D*H on the last axis; zero from step n on.
-        h_n
-            The final state; for LSTM ``(h_n, c_n)``.
-        """
-        # Here everything can be looked at; `construct`, when it is traced, sees shapes and dtypes only.
+        # Here the values are known; when MindSpore compiles `construct`, only shapes and dtypes are. So the lengths are
+        # checked here, after all else, since a wrong input is to be reported before wrong lengths.
         input, hx, seq_length = bind(self.spec, input, hx, seq_length, aliases)
-        state = state_parts(self.spec, hx)
         dtype = None if self.fp16 or self.fp32 else self.weights[0].dtype
-        sizes = check(self.spec, Tensor, dtype, input, state)
-        if seq_length is not None:
-            on_host = seq_length.asnumpy() if isinstance(seq_length, Tensor) else seq_length
-            ns = lengths(on_host, sizes)
-            seq_length = Tensor(ns if sizes.batch_size is not None else ns[0])
-        return super().__call__(input, tuple(state) if self.is_lstm and state else hx, seq_length)
+        call = prepare(self.spec, input, hx, seq_length, {}, like=(Tensor, dtype), read_lengths=_read, swap=_unchanged)
+        if call.lengths is not None:
+            seq_length = Tensor(call.lengths if call.layout.batched else call.lengths[0])
+        return super().__call__(input, tuple(hx) if isinstance(hx, list) else hx, seq_length)
+
+    __call__.__doc__ = Module.__call__.__doc__
 
     def add_flags(self, **flags: Any) -> Any:
         """Set attributes, as MindSpore's `to_float` does for mixed precision."""
@@ -111,7 +100,7 @@ class Recurrent(nn.Cell):
         return super().add_flags(**flags)
 
     def construct(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
-        """What is compiled in graph mode; see the call."""
+        """Run the layers, as MindSpore compiles them; see the call."""
         self._check_names(input is not None, hx is not None, tuple(aliases.keys()))
         if "x" in aliases:
             input = aliases["x"]
@@ -143,10 +132,10 @@ class Recurrent(nn.Cell):
         if mixed:
             kind = mstype.float16 if self.fp16 else mstype.float32
             x = x.astype(kind)
-            narrow: Any = ()
+            cast: Any = ()
             for part in state:
-                narrow += (part.astype(kind),)
-            state = narrow
+                cast += (part.astype(kind),)
+            state = cast
             weights = ()
             for weight in self.weights:
                 weights += (weight.astype(kind),)
@@ -164,14 +153,14 @@ class Recurrent(nn.Cell):
         if isinstance(seq_length, Tensor):
             if seq_length.ndim == 0:
                 seq_length = seq_length.expand_dims(0)
-            if seq_length.dtype != mstype.int64:  # PyNative would launch an operator, and wait for it
+            if seq_length.dtype != mstype.int64:  # in PyNative mode a cast would launch an operator, and be waited for
                 seq_length = seq_length.astype(mstype.int64)
         elif isinstance(seq_length, int):
             seq_length = Tensor([seq_length], mstype.int64)
         elif seq_length is not None:
             seq_length = Tensor(seq_length, mstype.int64)
 
-        if empty:  # operators over memory of no bytes fail
+        if empty:  # MindSpore's operators fail for arrays without elements
             directions = 2 if self.bidirectional else 1
             output = ops.zeros((x.shape[0], 0, self.hidden_size * directions), x.dtype)
             h_n = ops.zeros((self.num_layers * directions, 0, self.hidden_size), x.dtype)
@@ -187,9 +176,19 @@ class Recurrent(nn.Cell):
         return output, h_n
 
 
-@functools.cache  # to make them costs as much as the parameters
-def _traced_checks(spec: RecurrentSpec, target: str, kernel: str) -> tuple[Any, Any, Any]:
-    """The core's checks as compile-time functions of what a trace knows: names, types, shapes and dtypes."""
+def _read(seq_length: Any, sizes: Sizes) -> Any:
+    """Check lengths, also those in a tensor; see `unirnn.contract.call.lengths`."""
+    return lengths(seq_length.asnumpy() if isinstance(seq_length, Tensor) else seq_length, sizes)
+
+
+def _unchanged(array: Any) -> Any:
+    """Leave the axes as they are: `construct` swaps them."""
+    return array
+
+
+@functools.cache  # making these takes as long as making the parameters
+def _traced_checks(spec: RecurrentSpec, device: dispatch.DeviceKind, kernel: str) -> tuple[Any, Any, Any]:
+    """Make the core's checks functions that run while MindSpore compiles: of names, types, shapes and dtypes."""
 
     def check_names(has_input: bool, has_state: bool, aliases: tuple[str, ...]) -> None:
         bind(spec, has_input or None, has_state or None, None, dict.fromkeys(aliases, True))
@@ -199,7 +198,7 @@ def _traced_checks(spec: RecurrentSpec, target: str, kernel: str) -> tuple[Any, 
             if not is_tensor:
                 raise ArgumentError(f"{name}: given something else, expected a mindspore.Tensor")
         if tensors[1:]:
-            # the message counts and names what was given, and a trace has no values
+            # The message only counts and names what was given, so anything may stand for the values.
             state_parts(spec, tensors[1:] if in_pair else Tensor(0))
 
     def check_shapes(
@@ -211,7 +210,7 @@ def _traced_checks(spec: RecurrentSpec, target: str, kernel: str) -> tuple[Any, 
         length_dtype: Any,
     ) -> bool:
         if any(None in shape for shape in (*shapes, length_shape or ())):
-            _check_unknown(spec, target, kernel, shapes[0])
+            _check_unknown_sizes(spec, device, kernel, shapes[0])
             return False
         arrays = tuple((tuple(shape), short_name(kind)) for shape, kind in zip(shapes, dtypes, strict=True))
         sizes = check_arrays(spec, None if dtype is None else short_name(dtype), arrays[0], arrays[1:] or None)
@@ -229,14 +228,15 @@ def _traced_checks(spec: RecurrentSpec, target: str, kernel: str) -> tuple[Any, 
     )
 
 
-def _check_unknown(spec: RecurrentSpec, target: str, kernel: str, shape: tuple[Any, ...]) -> None:
-    """Refuse sizes that only the run knows (None) where they can't be; of what else there is, nothing is checked."""
-    if by_kernels(target, kernel):
+def _check_unknown_sizes(spec: RecurrentSpec, device: dispatch.DeviceKind, kernel: str, shape: tuple[Any, ...]) -> None:
+    """Refuse unknown sizes (None) of an input where the implementation must know them."""
+    chosen = dispatch.route(spec, device, kernel)
+    if chosen in ("packed", "numba"):
         raise ShapeError(
             f"input: given shape {tuple(shape)}, whose unknown sizes (None) the CPU's kernels must know when they are "
             "compiled; leave out set_inputs, and each new shape compiles anew"
         )
-    if by_steps(spec, target) and shape[1 if spec.batch_first and len(shape) == 3 else 0] is None:
+    if chosen == "steps" and shape[1 if spec.batch_first and len(shape) == 3 else 0] is None:
         raise ShapeError(
             f"input: given shape {tuple(shape)}, expected a known number of time steps: {spec.kind} is exported step "
             "by step"

@@ -1,18 +1,19 @@
-"""One layer in one direction by MindSpore's own operators: the fused ones that ``mindspore.nn`` uses.
+"""One layer in one direction by MindSpore's own operators: the fused ones that ``mindspore.nn`` uses, or step by step.
 
 ========  ====================  ==========================  ========================================
-cell      GPU                   Ascend                      CPU, in an exported file
+kind      GPU                   Ascend                      CPU, in an exported file
 ========  ====================  ==========================  ========================================
 GRU       ``CudnnGRU``          ``DynamicGRUV2``, float16   step by step
 LSTM      ``ops.LSTM``          ``DynamicRNN``, float16     ``ops.LSTM``, float32
 RNN       step by step          step by step                step by step
 ========  ====================  ==========================  ========================================
 
-A GRU of ``reset_after=False`` goes step by step everywhere: none of the fused ones is that GRU.
+A GRU with ``reset_after=False`` runs step by step everywhere: no fused operator computes it.
 
-An operator runs over dense steps, forward. Lengths stand around it: padding is selected
-away before anything is computed from it (it may be NaN), the reverse direction reads each sequence from
-its last valid step, and the final state is gathered at step n-1, or is the initial state where n = 0.
+An operator runs forward over all T steps. `NativeDirection` adds the lengths: it replaces the padding by zeros before
+anything is computed from it (it may be NaN), reads each sequence from its last valid step for the reverse direction,
+and takes the final state at step n-1, or the initial state where n = 0.
+
 This file is written in the part of Python that MindSpore's graph mode compiles.
 """
 
@@ -25,71 +26,66 @@ from mindspore.ops.operations._rl_inner_ops import CudnnGRU
 
 from unirnn import GRUSpec, RecurrentSpec, RNNSpec
 
-__all__ = ["FusedDirection", "by_steps"]
+from . import dispatch
+
+__all__ = ["NativeDirection"]
 
 
-class FusedDirection(nn.Cell):
-    """One layer in one direction, with the signature of every direction; see `stack`.
+class NativeDirection(nn.Cell):
+    """One layer in one direction; its signature is described in `unirnn_mindspore.layers`.
 
     Parameters
     ----------
     spec
-        What the layer is.
-    target
-        ``"CPU"``, ``"GPU"`` or ``"Ascend"``.
+        The layer.
+    device
+        ``"cpu"``, ``"gpu"`` or ``"ascend"``.
     input_size
         Size of this layer's input.
     backward
         Whether it runs from the last valid step to the first.
     """
 
-    def __init__(self, spec: RecurrentSpec, target: str, input_size: int, backward: bool) -> None:
+    def __init__(self, spec: RecurrentSpec, device: dispatch.DeviceKind, input_size: int, backward: bool) -> None:
         super().__init__()
         fused: dict[tuple[str, str], Any] = {
-            ("GRU", "GPU"): CudnnGRUOperator,
-            ("GRU", "Ascend"): DynamicGRUOperator,
-            ("LSTM", "CPU"): functools.partial(LSTMOperator, on_cpu=True),
-            ("LSTM", "GPU"): LSTMOperator,
-            ("LSTM", "Ascend"): DynamicLSTMOperator,
+            ("GRU", "gpu"): CudnnGRUOperator,
+            ("GRU", "ascend"): DynamicGRUOperator,
+            ("LSTM", "cpu"): functools.partial(LSTMOperator, on_cpu=True),
+            ("LSTM", "gpu"): LSTMOperator,
+            ("LSTM", "ascend"): DynamicLSTMOperator,
         }
-        if by_steps(spec, target):
-            operator: Any = functools.partial(StepRNN if spec.kind == "RNN" else StepGRU, on_cpu=target == "CPU")
+        if dispatch.is_fused(spec, device):
+            operator = fused[spec.kind, device]
         else:
-            operator = fused[spec.kind, target]
+            operator = functools.partial(StepRNN if spec.kind == "RNN" else StepGRU, on_cpu=device == "cpu")
         self.operator = operator(spec, input_size)
         self.backward = backward
 
-    def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
-        """`(T, B, I)` to `(T, B, H)`, and the state, `(B, H)` each."""
+    def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, weights: Any) -> Any:
+        """Give the outputs `(T, B, H)` and the final state, `(B, H)` each."""
         steps, batch_size = x.shape[0], x.shape[1]
         step = ops.arange(steps).reshape((steps, 1))
         row = ops.arange(batch_size)
         length = seq_length.reshape((1, batch_size))
         valid = (step < length).reshape((steps, batch_size, 1))
         x = ops.where(valid, x, ops.zeros_like(x))
-        # where step t of the reversed sequence stands; padding stays, so it is its own inverse
+        # The row where step t of the reversed sequence is found. Padding is not moved, so this is its own inverse.
         reversal = (ops.where(step < length, length - 1 - step, step) * batch_size + row).reshape((-1,))
         if self.backward:
             x = _reorder(x, reversal)
 
-        begun = (seq_length > 0).reshape((batch_size, 1))
-        h, c = ops.where(begun, h_0, ops.zeros_like(h_0)), ops.where(begun, c_0, ops.zeros_like(c_0))
-        h_steps, c_steps = self.operator(x, h, c, w_ih, w_hh, b_ih, b_hh, valid)
+        nonempty = (seq_length > 0).reshape((batch_size, 1))
+        h, c = ops.where(nonempty, h_0, ops.zeros_like(h_0)), ops.where(nonempty, c_0, ops.zeros_like(c_0))
+        h_steps, c_steps = self.operator(x, h, c, weights, valid)
 
         last = ops.maximum(seq_length - 1, 0) * batch_size + row
-        h_n = ops.where(begun, ops.gather(_rows(h_steps), last, 0), h_0)
-        c_n = ops.where(begun, ops.gather(_rows(c_steps), last, 0), c_0)
+        h_n = ops.where(nonempty, ops.gather(_rows(h_steps), last, 0), h_0)
+        c_n = ops.where(nonempty, ops.gather(_rows(c_steps), last, 0), c_0)
         outputs = ops.where(valid, h_steps, ops.zeros_like(h_steps))
         if self.backward:
             outputs = _reorder(outputs, reversal)
         return outputs, h_n, c_n
-
-
-def by_steps(spec: RecurrentSpec, target: str) -> bool:
-    """Whether no fused operator computes the layer there."""
-    if isinstance(spec, GRUSpec):
-        return target == "CPU" or not spec.reset_after
-    return spec.kind == "RNN"
 
 
 def _rows(x: Any) -> Any:
@@ -98,17 +94,17 @@ def _rows(x: Any) -> Any:
 
 
 def _reorder(x: Any, rows: Any) -> Any:
-    """`(T, B, F)` with its `(T*B,)` rows in another order."""
+    """`(T, B, F)` with its `(T*B, F)` rows in another order."""
     return ops.gather(_rows(x), rows, 0).reshape(x.shape)
 
 
-def _exact_tanh(x: Any) -> Any:
-    """For a CPU, where MindSpore's tanh of float32 is off by up to 1e-4."""
+def _accurate_tanh(x: Any) -> Any:
+    """The tanh for a CPU, where MindSpore's own is off by up to 1e-4 in float32."""
     return ops.tanh(x.astype(mstype.float64)).astype(x.dtype)
 
 
 def _flat(weights: Any) -> Any:
-    """Weights in a row, as cuDNN takes them: `(n, 1, 1)`."""
+    """All weights one after the other, as cuDNN takes them: `(n, 1, 1)`."""
     parts: Any = ()
     for weight in weights:
         parts += (weight.reshape((-1, 1, 1)),)
@@ -120,40 +116,42 @@ class StepRNN(nn.Cell):
 
     def __init__(self, spec: RecurrentSpec, input_size: int, on_cpu: bool = False) -> None:
         super().__init__()
-        tanh = _exact_tanh if on_cpu else ops.tanh
+        tanh = _accurate_tanh if on_cpu else ops.tanh
         self.activation = ops.relu if isinstance(spec, RNNSpec) and spec.nonlinearity == "relu" else tanh
 
-    def construct(self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any) -> Any:
-        """`(T, B, I)` and `(B, H)` to the state after each step, `(T, B, H)`, twice."""
+    def construct(self, x: Any, h_0: Any, c_0: Any, weights: Any, valid: Any) -> Any:
+        """Give the state after each step, `(T, B, H)`, twice."""
+        w_ih, w_hh, b_ih, b_hh = weights
         products = ops.matmul(x, w_ih.T) + b_ih + b_hh
         h = h_0
         steps: Any = ()
         for t in range(x.shape[0]):
             after = self.activation(products[t] + ops.matmul(h, w_hh.T))
-            h = ops.where(valid[t], after, h)  # a relu may overflow past the end
+            h = ops.where(valid[t], after, h)  # beyond the end a relu may overflow
             steps += (h,)
         h_steps = ops.stack(steps)
         return h_steps, h_steps
 
 
 class StepGRU(nn.Cell):
-    """GRU of either variant, step by step: ``GRUV2``, the CPU's fused one, computes another GRU.
+    """GRU of either variant, step by step.
 
-    ``r = s(W_ir x + b_ir + W_hr h + b_hr)``, z alike, ``h' = (1 - z) * n + z * h``,
+    ``r = s(W_ir x + b_ir + W_hr h + b_hr)``, z likewise, ``h' = (1 - z) * n + z * h``,
     ``n = tanh(W_in x + b_in + r * (W_hn h + b_hn))`` or ``n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)``.
     """
 
     def __init__(self, spec: RecurrentSpec, input_size: int, on_cpu: bool = False) -> None:
         super().__init__()
-        self.tanh = _exact_tanh if on_cpu else ops.tanh
+        self.tanh = _accurate_tanh if on_cpu else ops.tanh
         self.size = spec.hidden_size
         self.reset_after = isinstance(spec, GRUSpec) and spec.reset_after
 
-    def construct(self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any) -> Any:
-        """`(T, B, I)` and `(B, H)` to the state after each step, `(T, B, H)`, twice."""
+    def construct(self, x: Any, h_0: Any, c_0: Any, weights: Any, valid: Any) -> Any:
+        """Give the state after each step, `(T, B, H)`, twice."""
+        w_ih, w_hh, b_ih, b_hh = weights
         size = self.size
         products = ops.matmul(x, w_ih.T) + b_ih
-        # what multiplies h, and what multiplies r * h
+        # The weights that multiply h, and those that multiply r * h.
         cut = 3 * size if self.reset_after else 2 * size
         w_h, b_h, w_n, b_n = w_hh[:cut], b_hh[:cut], w_hh[2 * size :], b_hh[2 * size :]
         h = h_0
@@ -171,23 +169,25 @@ class StepGRU(nn.Cell):
 
 
 class CudnnGRUOperator(nn.Cell):
-    """GRU on a GPU. ``CudnnGRU``: gates r, z, n; weights in a row; output `(T, B, H)`."""
+    """GRU on a GPU. ``CudnnGRU`` takes the gates r, z, n, and all weights as one array."""
 
     def __init__(self, spec: RecurrentSpec, input_size: int) -> None:
         super().__init__()
         self.gru = CudnnGRU(input_size, spec.hidden_size, 1, True, False, 0.0)
 
-    def construct(self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any) -> Any:
-        """`(T, B, I)` and `(B, H)` to the state after each step, `(T, B, H)`, twice."""
+    def construct(self, x: Any, h_0: Any, c_0: Any, weights: Any, valid: Any) -> Any:
+        """Give the state after each step, `(T, B, H)`, twice."""
+        w_ih, w_hh, b_ih, b_hh = weights
         h_steps, _, _, _ = self.gru(x, h_0.expand_dims(0), _flat((w_ih, w_hh, b_ih, b_hh)))
         return h_steps, h_steps
 
 
 class LSTMOperator(nn.Cell):
-    """LSTM on a GPU and in a CPU's file. ``ops.LSTM``: gates i, f, g, o; weights in a row; of c only the last step.
+    """LSTM on a GPU and in a CPU's file. ``ops.LSTM`` takes the gates i, f, g, o, and all weights as one array.
 
-    So c is *frozen* on padded steps: one more column of the input is 1 there, and drives the gates i to 0
-    and f to 1, exactly. Then ``c' = 1 * c + 0 * g``, and c after the last step is c after step n-1.
+    It returns c after step T-1 only, and what is needed is c after step n-1. So padded steps must not change c: the
+    input has one more column, which is 1 there, and whose weights are so large that the gate i is 0 and f is 1,
+    without a rounding error. Then ``c' = 1 * c + 0 * g``.
     """
 
     def __init__(self, spec: RecurrentSpec, input_size: int, on_cpu: bool = False) -> None:
@@ -196,14 +196,15 @@ class LSTMOperator(nn.Cell):
         self.size = spec.hidden_size
         self.on_cpu = on_cpu
 
-    def construct(self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any) -> Any:
-        """`(T, B, I)` and `(B, H)` each to h and c after each step, `(T, B, H)` each."""
-        # oneDNN's, on a CPU, takes one bias, and float32 only
+    def construct(self, x: Any, h_0: Any, c_0: Any, weights: Any, valid: Any) -> Any:
+        """Give h and c after each step, `(T, B, H)` each."""
+        w_ih, w_hh, b_ih, b_hh = weights
+        # On a CPU, oneDNN's LSTM takes one bias, and float32 only.
         biases = (b_ih + b_hh,) if self.on_cpu else (b_ih, b_hh)
         kind = mstype.float32 if self.on_cpu else x.dtype
         padded = ops.logical_not(valid).astype(x.dtype)
         ones = ops.ones((self.size, 1), x.dtype)
-        large = 1e4 if x.dtype == mstype.float16 else 1e30  # it outweighs whatever else the gates get
+        large = 1e4 if x.dtype == mstype.float16 else 1e30  # outweighs all other terms of a gate
         column = ops.concat((ones * -large, ones * large, ops.zeros((2 * self.size, 1), x.dtype)), 0)
         h_steps, _, c_n, _, _ = self.lstm(
             ops.concat((x, padded), 2).astype(kind),
@@ -216,14 +217,15 @@ class LSTMOperator(nn.Cell):
 
 
 class DynamicGRUOperator(nn.Cell):
-    """GRU on an Ascend. ``DynamicGRUV2``: gates r, z, n (``'rzh'``); transposed weights; float16."""
+    """GRU on Ascend. ``DynamicGRUV2`` takes the gates r, z, n (``'rzh'``), transposed weights, and float16."""
 
     def __init__(self, spec: RecurrentSpec, input_size: int) -> None:
         super().__init__()
         self.gru = ops.DynamicGRUV2(gate_order="rzh")
 
-    def construct(self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any) -> Any:
-        """`(T, B, I)` and `(B, H)` to the state after each step, `(T, B, H)`, twice."""
+    def construct(self, x: Any, h_0: Any, c_0: Any, weights: Any, valid: Any) -> Any:
+        """Give the state after each step, `(T, B, H)`, twice."""
+        w_ih, w_hh, b_ih, b_hh = weights
         half = mstype.float16
         h_steps, _, _, _, _, _ = self.gru(
             x.astype(half), w_ih.T.astype(half), w_hh.T.astype(half), b_ih, b_hh, None, h_0
@@ -233,15 +235,16 @@ class DynamicGRUOperator(nn.Cell):
 
 
 class DynamicLSTMOperator(nn.Cell):
-    """LSTM on an Ascend. ``DynamicRNN``: gates i, g, f, o; input's and state's weights in one; float16."""
+    """LSTM on Ascend. ``DynamicRNN`` takes the gates i, g, f, o, one array for both weights, and float16."""
 
     def __init__(self, spec: RecurrentSpec, input_size: int) -> None:
         super().__init__()
         self.lstm = ops.DynamicRNN()
         self.size = spec.hidden_size
 
-    def construct(self, x: Any, h_0: Any, c_0: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, valid: Any) -> Any:
-        """`(T, B, I)` and `(B, H)` each to h and c after each step, `(T, B, H)` each."""
+    def construct(self, x: Any, h_0: Any, c_0: Any, weights: Any, valid: Any) -> Any:
+        """Give h and c after each step, `(T, B, H)` each."""
+        w_ih, w_hh, b_ih, b_hh = weights
         half = mstype.float16
         bias = self._reordered(b_ih + b_hh).astype(half)
         weight = self._reordered(ops.concat((w_ih, w_hh), 1)).T.astype(half)
@@ -256,6 +259,6 @@ class DynamicLSTMOperator(nn.Cell):
         return h_steps.astype(x.dtype), c_steps.astype(x.dtype)
 
     def _reordered(self, weight: Any) -> Any:
-        """From the gates i, f, g, o to i, g, f, o."""
+        """Bring the gates i, f, g, o into the order i, g, f, o."""
         h = self.size
         return ops.concat((weight[:h], weight[2 * h : 3 * h], weight[h : 2 * h], weight[3 * h :]), 0)

@@ -1,9 +1,9 @@
-"""All layers as one function, where MindSpore runs Python as it stands (PyNative), on a CPU.
+"""All layers as one function, for PyNative mode on a CPU.
 
-Each operator that MindSpore launches there costs as much as some steps of a small layer. So nothing is launched: one
-differentiable function runs the core's kernels over the tensors' own memory, which is not copied, but for the weights
-of a backward pass. What that needs stays with it; where MindSpore records no gradient, nothing stays. What MindSpore
-compiles is `kernel`, with the same numbers.
+In PyNative mode every operator that MindSpore launches costs as much as several steps of a small layer. So nothing is
+launched: one differentiable function runs the core's kernels over the memory of the tensors. It copies nothing, except
+the weights when a gradient is recorded; where no gradient is recorded, it stores nothing either. Where MindSpore
+compiles, `unirnn_mindspore.operators` computes the same numbers.
 """
 
 import warnings
@@ -15,7 +15,8 @@ from mindspore import Tensor, common
 from unirnn import RecurrentSpec, kernels
 from unirnn.contract.call import Sizes, lengths
 from unirnn.errors import LimitError
-from unirnn_mindspore.operators import quiet
+
+from .operators import quiet
 
 __all__ = ["layers"]
 
@@ -23,12 +24,12 @@ __all__ = ["layers"]
 def _run(
     spec: RecurrentSpec, compiled: bool, seq_length: Any, x: Any, rest: tuple[Any, ...], *, keep: bool
 ) -> tuple[Any, Any, Any]:
-    """The output and the final state, the pullback, and the names of what it gives for x and the rest."""
+    """Give the output with the final state, the pullback, and the names of x and the rest in its result."""
     input = x.asnumpy()
     given = len(rest) - len(spec.weight_shapes())
     hx = tuple(part.asnumpy() for part in rest[:given]) or None
     weights = {name: w.asnumpy() for name, w in zip(spec.weight_shapes(), rest[given:], strict=True)}
-    if keep:  # what is assigned to a parameter from here on must not reach the gradient
+    if keep:  # an assignment to a parameter from here on must not change the gradient
         weights = {name: array.copy() for name, array in weights.items()}
     ns = None if seq_length is None else lengths(seq_length.asnumpy(), Sizes(*input.shape[:2]))
     with quiet():
@@ -37,7 +38,7 @@ def _run(
 
 
 def _forward(ctx: Any, spec: RecurrentSpec, compiled: bool, seq_length: Any, x: Any, *rest: Any) -> Any:
-    # No zeros are made for a result that nobody uses.
+    # MindSpore need not make zeros for results that are not used.
     ctx.set_materialize_grads(False)
     results, ctx.pullback, ctx.names = _run(spec, compiled, seq_length, x, rest, keep=True)
     ctx.inputs = (x, *rest)
@@ -52,20 +53,20 @@ def _backward(ctx: Any, *d_results: Any) -> Any:
     with quiet():
         gradients = ctx.pullback(d_output, tuple(d_final))
     found = [_tensor(gradients[name]) for name in ctx.names]
-    if _records():  # gradients of gradients: they would be taken for constants, in silence
-        on_what = (*ctx.inputs, *(d for d in d_results if d is not None))
-        found = _Last.apply(len(found), *found, *on_what)
+    if _is_recording():  # second derivatives, for which these gradients would silently be constants
+        sources = (*ctx.inputs, *(d for d in d_results if d is not None))
+        found = _Undifferentiable.apply(len(found), *found, *sources)
     return None, None, None, *found
 
 
-def _last_forward(ctx: Any, count: int, *tensors: Any) -> Any:
+def _undifferentiable_forward(ctx: Any, count: int, *tensors: Any) -> Any:
     return tensors[:count]
 
 
-def _last_backward(ctx: Any, *_: Any) -> Any:
+def _undifferentiable_backward(ctx: Any, *_: Any) -> Any:
     raise LimitError(
-        "second derivatives: the packed kernels, on which mindspore's layers run on the CPU, have none; those of the "
-        "torch backend have"
+        "second derivatives: the packed kernels, on which mindspore's layers run on the CPU, have none; build with the "
+        "torch backend, which has them"
     )
 
 
@@ -81,9 +82,9 @@ def _layers(
     Parameters
     ----------
     spec
-        The layers, as of time-major input.
+        The layers, with ``batch_first=False``.
     compiled
-        Whether numba steps; see `unirnn.kernels`.
+        Whether numba compiles the steps; see `unirnn.kernels`.
     x
         `(T, B, I)`.
     state
@@ -96,33 +97,33 @@ def _layers(
     Returns
     -------
     tuple
-        `(T, B, D*H)`, and the final state, as the initial.
+        The output `(T, B, D*H)`, and the final state, `(L*D, B, H)` each.
     """
-    if not _records():
+    if not _is_recording():
         parts, _, _ = _run(spec, compiled, seq_length, x, (*state, *weights), keep=False)
         return tuple(_tensor(part) for part in parts)
     results: tuple[Any, ...] = _Function.apply(spec, compiled, seq_length, x, *state, *weights)
     return results
 
 
-def _records() -> bool:
-    """Whether MindSpore records what runs now, for a gradient; never within a forward `apply`. True if unknown."""
+def _is_recording() -> bool:
+    """Whether MindSpore records this call for a gradient; True if unknown, and always False within a `_forward`."""
     ask: Any = common
-    for name in ("api", "_pynative_executor", "requires_grad"):  # there is no public way
+    for name in ("api", "_pynative_executor", "requires_grad"):  # there is no public function for this
         ask = getattr(ask, name, None)
     return ask is None or bool(ask())
 
 
 layers: Any = None
-"""What runs the layers; None where MindSpore lacks what it stands on. See `_layers`."""
+"""Runs the layers, see `_layers`; None where this MindSpore lacks the class that it needs."""
 
 try:
-    # There is no public class for this: a Cell with a `bprop` has no place for what one call leaves to its backward.
+    # A private class, since the public one, a Cell with a `bprop`, can't hand anything from the call to its `bprop`.
     from mindspore.common._grad_function import _Function as _Base
 except ImportError as error:
     warnings.warn(
-        "in PyNative mode unirnn runs its layers as custom operators, which is slower: this MindSpore lacks what else "
-        f"runs them ({error}); please report it to unirnn",
+        "in PyNative mode unirnn runs its layers as custom operators, which is slower, since this MindSpore lacks a "
+        f"class that unirnn needs ({error}); please report it to unirnn",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -130,7 +131,9 @@ else:
     _Function: Any = type(
         "_Function", (_Base,), {"forward": staticmethod(_forward), "backward": staticmethod(_backward)}
     )
-    _Last: Any = type(
-        "_Last", (_Base,), {"forward": staticmethod(_last_forward), "backward": staticmethod(_last_backward)}
+    _Undifferentiable: Any = type(
+        "_Undifferentiable",
+        (_Base,),
+        {"forward": staticmethod(_undifferentiable_forward), "backward": staticmethod(_undifferentiable_backward)},
     )
     layers = _layers

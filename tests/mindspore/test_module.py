@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 from subjects import close
-from unirnn_mindspore import pynative as eager
+from unirnn_mindspore import pynative
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors, kernels
@@ -331,18 +331,21 @@ def test_operators_of_its_own_are_exact_where_mindspores_tanh_is_not(spec: Recur
 def test_a_kernel_by_name_serves_or_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(errors.ArgumentError, match="kernel: given 'fast', expected one of 'auto', 'native', 'packed'"):
         SPECS[0].build("mindspore", kernel="fast")
-    with pytest.raises(errors.LimitError, match="kernel: given 'native', but MindSpore's LSTM on the CPU is right in"):
+    with pytest.raises(
+        errors.LimitError,
+        match="kernel: given 'native', but MindSpore's LSTM on the CPU computes in float32, not in float64",
+    ):
         SPECS[2].build("mindspore", dtype="float64", kernel="native")
     told = unirnn.explain(SPECS[2], "mindspore", dtype="float64")
     assert "native" not in [kernel.name for kernel in told.kernels]
     with monkeypatch.context() as patch:
         patch.setattr("unirnn.kernels.layers._is_installed", lambda package: False)
-        assert unirnn.explain(SPECS[2], "mindspore").kernels[0] == ("packed", "always, but in an exported file")
+        assert unirnn.explain(SPECS[2], "mindspore").kernels[0] == ("packed", "always, except in an exported file")
         with pytest.raises(errors.LimitError, match=r"'numba', but numba, .* not installed; to install: python -m pip"):
             SPECS[2].build("mindspore", kernel="numba")
         patch.setattr("unirnn.kernels.layers._is_installed", lambda package: True)
         told = unirnn.explain(SPECS[2], "mindspore")
-        assert told.kernels[:2] == (("numba", "always, but in an exported file"), ("packed", "by name only"))
+        assert told.kernels[:2] == (("numba", "always, except in an exported file"), ("packed", "by name only"))
     assert unirnn.explain(SPECS[2], "mindspore", "ascend").kernels == (("native", "always"),)
     module = SPECS[1].build("mindspore", seed=0, kernel="packed")
     with pytest.raises(errors.LimitError, match="kernel: built with 'packed', which runs Python"):
@@ -370,7 +373,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         told.append(keep)
         return kernels.recurrent(*arguments, keep=keep, **options)
 
-    monkeypatch.setattr(eager, "kernels", SimpleNamespace(recurrent=recurrent))
+    monkeypatch.setattr(pynative, "kernels", SimpleNamespace(recurrent=recurrent))
     return told
 
 
@@ -414,7 +417,7 @@ class TestWhatIsKeptForAGradient:
     def test_all_of_it_where_mindspore_can_not_be_asked(
         self, spec: RecurrentSpec, kept: list[bool], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(eager, "common", None)
+        monkeypatch.setattr(pynative, "common", None)
         loss, x = Squared(spec.build("mindspore", seed=0)), batch(spec)[0]
         expected = loss(x)
         value, _ = ms.value_and_grad(loss)(x)

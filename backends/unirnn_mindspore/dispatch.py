@@ -1,0 +1,158 @@
+"""Which implementation runs a layer, on which device, and what each of them supports.
+
+On a CPU the core's kernels run and learn, stepped by NumPy ("packed") or compiled by numba ("numba"). They are Python
+functions, which a file can't hold: what ``mindspore.export`` writes is made of MindSpore's own operators. So is
+everything on a GPU and on Ascend, and what is built with ``kernel="native"``. Where MindSpore has no fused operator for
+a layer (`FUSED`), small operators compute it step by step.
+"""
+
+import sys
+from collections.abc import Iterator
+from typing import Literal
+
+import mindspore as ms
+
+from unirnn import RecurrentSpec, kernels
+from unirnn.contract.limits import Kernel, Limit, Support, check_kernel
+from unirnn.errors import LimitError
+
+__all__ = [
+    "FUSED",
+    "SUPPORT",
+    "DeviceKind",
+    "Route",
+    "check_build",
+    "describe",
+    "is_compiled",
+    "is_fused",
+    "limits",
+    "route",
+]
+
+DeviceKind = Literal["cpu", "gpu", "ascend"]
+Route = Literal["packed", "numba", "fused", "steps"]
+
+_DTYPES = ("float16", "float32", "float64")
+_NATIVE = ("float16", "float32")
+_ALL = Support("mindspore", lacks=("proj_size",), dtypes=_DTYPES)
+
+SUPPORT = {
+    "auto": _ALL,
+    "native": _ALL,
+    "packed": Support("the packed kernel", lacks=("proj_size",), devices=("cpu",), dtypes=_DTYPES, derivatives=1),
+    "numba": Support("numba", lacks=("proj_size", "reset_after"), devices=("cpu",), dtypes=_DTYPES, derivatives=1),
+}
+"""By the names that ``kernel`` may have."""
+
+FUSED = {
+    ("GRU", "gpu"): Support("CudnnGRU", lacks=("reset_after",), dtypes=_NATIVE),
+    ("LSTM", "gpu"): Support("MindSpore's LSTM on a GPU", dtypes=_NATIVE),
+    ("GRU", "ascend"): Support("DynamicGRUV2", lacks=("reset_after",), dtypes=_NATIVE),
+    ("LSTM", "ascend"): Support("DynamicRNN", dtypes=_NATIVE),
+    ("LSTM", "cpu"): Support("MindSpore's LSTM on the CPU", dtypes=("float32",)),
+}
+"""MindSpore's fused operators by kind of layer and device; see `unirnn_mindspore.native`. The CPU's ``GRUV2`` is
+missing, since it computes another GRU."""
+
+
+def is_fused(spec: RecurrentSpec, device: DeviceKind) -> bool:
+    """Whether a fused operator computes a layer on a device, rather than small operators step by step."""
+    row = FUSED.get((spec.kind, device))
+    return row is not None and row.unsupported_reason(spec) is None
+
+
+def is_compiled(spec: RecurrentSpec, kernel: str) -> bool:
+    """Whether, of the two kernels of the CPU, the one compiled by numba runs a layer."""
+    return kernel == "numba" or (kernel == "auto" and kernels.has_numba(spec))
+
+
+def route(spec: RecurrentSpec, device: DeviceKind, kernel: str) -> Route:
+    """The implementation that runs a call, or that MindSpore compiles, at this moment.
+
+    Parameters
+    ----------
+    spec
+        The layer.
+    device
+        The device of the module.
+    kernel
+        As the module was built.
+
+    Raises
+    ------
+    LimitError
+        If a kernel of the CPU was asked for by name, and MindSpore is exporting a file.
+    """
+    if device != "cpu" or kernel == "native":
+        return "fused" if is_fused(spec, device) else "steps"
+    if ms.get_context("jit_syntax_level") != ms.STRICT:
+        return "numba" if is_compiled(spec, kernel) else "packed"
+    # `mindspore.export` compiles at the strict level, and there is no other way to know.
+    if kernel != "auto":
+        raise LimitError(
+            f"kernel: built with {kernel!r}, which runs Python, and can't be part of an exported file; build with "
+            "'auto' or 'native'"
+        )
+    return route(spec, device, "native")
+
+
+def check_build(kernel: str, spec: RecurrentSpec, device: DeviceKind, dtype: str) -> None:
+    """Refuse a kernel that can't run a spec.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such kernel.
+    LimitError
+        If it can't run this spec, on this kind of device, in this dtype.
+    """
+    check_kernel(kernel, tuple(SUPPORT))
+    if kernel == "numba" and device == "cpu":
+        kernels.check_numba(spec)
+    reason = SUPPORT[kernel].unsupported_reason(spec, device, dtype)
+    if kernel == "native" and reason is None and is_fused(spec, device):
+        reason = FUSED[spec.kind, device].unsupported_reason(spec, device, dtype)
+    if reason is not None:
+        raise LimitError(f"kernel: given {kernel!r}, but {reason}; build with 'auto'")
+
+
+def limits(spec: RecurrentSpec, device: DeviceKind, dtype: str) -> Iterator[Limit]:
+    """What a layer can't do on a device, or does differently there; see `unirnn.contract.backend.Backend.limits`."""
+    if device == "cpu":
+        if dtype == "float16":
+            yield Limit("float16 is computed in float32, and rounded at the end", refuses=False)
+        yield Limit(
+            "on the CPU there are no second derivatives; a MindIR file has MindSpore's own operators: RNN and GRU "
+            "step by step, for a fixed T, and LSTM in float32",
+            refuses=False,
+        )
+        if sys.platform != "linux":
+            yield Limit(f"MindSpore's custom operators, which run the kernels, need Linux, given {sys.platform}")
+        return
+    if dtype not in _NATIVE:
+        yield Limit(f"MindSpore's operators on {device} have no {dtype}; build in float32 or float16")
+    if not is_fused(spec, device):
+        variant = "".join(f" with {name}={value!r}" for name, value in spec.uncommon().items())
+        yield Limit(f"{device} has no fused {spec.kind}{variant}: it runs step by step", refuses=False)
+        return
+    if device == "ascend" and spec.kind == "GRU" and spec.hidden_size % 16:
+        yield Limit(
+            f"Ascend's GRU takes hidden sizes that are multiples of 16, given {spec.hidden_size}; "
+            f"{-spec.hidden_size // 16 * -16} is the next"
+        )
+    if device == "ascend":
+        yield Limit(f"Ascend's {spec.kind} is computed in float16", refuses=False)
+
+
+def describe(spec: RecurrentSpec, device: DeviceKind, dtype: str) -> Iterator[Kernel]:
+    """The kernels that a spec has on a device, and when ``auto`` takes which."""
+    if device != "cpu":
+        yield Kernel("native", "always")
+        return
+    when = "always, except in an exported file"
+    if kernels.has_numba(spec):
+        yield Kernel("numba", when)
+        when = "by name only"
+    yield Kernel("packed", when)
+    if not is_fused(spec, device) or FUSED[spec.kind, device].unsupported_reason(spec, device, dtype) is None:
+        yield Kernel("native", "in an exported file")
