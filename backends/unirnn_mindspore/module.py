@@ -9,7 +9,7 @@ from mindspore import dtype as mstype
 
 from unirnn import RecurrentSpec
 from unirnn.contract.backend import Arrays
-from unirnn.contract.call import Sizes, bind, check_arrays, check_lengths, lengths, prepare, state_parts
+from unirnn.contract.call import bind, check_arrays, check_call, check_lengths, lengths, state_parts
 from unirnn.contract.module import Module
 from unirnn.devices import short_name
 from unirnn.errors import ArgumentError, LimitError, ShapeError
@@ -82,13 +82,13 @@ class Recurrent(nn.Cell):
         self._check_names, self._check_types, self._check_arrays = _traced_checks(spec, device, kernel)
 
     def __call__(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
-        # Here the values are known; when MindSpore compiles `construct`, only shapes and dtypes are. So the lengths are
-        # checked here, after all else, since a wrong input is to be reported before wrong lengths.
+        # Here the values are known; when MindSpore compiles `construct`, only shapes and dtypes are.
         input, hx, seq_length = bind(self.spec, input, hx, seq_length, aliases)
         dtype = None if self.fp16 or self.fp32 else self.weights[0].dtype
-        call = prepare(self.spec, input, hx, seq_length, {}, like=(Tensor, dtype), read_lengths=_read, swap=_unchanged)
-        if call.lengths is not None:
-            seq_length = Tensor(call.lengths if call.layout.batched else call.lengths[0])
+        on_host = seq_length.asnumpy() if isinstance(seq_length, Tensor) else seq_length
+        _, sizes, ns = check_call(self.spec, input, hx, on_host, like=(Tensor, dtype))
+        if ns is not None:
+            seq_length = Tensor(ns if sizes.batch_size is not None else ns[0])
         return super().__call__(input, tuple(hx) if isinstance(hx, list) else hx, seq_length)
 
     __call__.__doc__ = Module.__call__.__doc__
@@ -174,16 +174,6 @@ class Recurrent(nn.Cell):
         if self.is_lstm:
             return output, (h_n, c_n)
         return output, h_n
-
-
-def _read(seq_length: Any, sizes: Sizes) -> Any:
-    """Check lengths, also those in a tensor; see `unirnn.contract.call.lengths`."""
-    return lengths(seq_length.asnumpy() if isinstance(seq_length, Tensor) else seq_length, sizes)
-
-
-def _unchanged(array: Any) -> Any:
-    """Leave the axes as they are: `construct` swaps them."""
-    return array
 
 
 @functools.cache  # making these takes as long as making the parameters

@@ -31,6 +31,7 @@ __all__ = [
     "Sizes",
     "bind",
     "check_arrays",
+    "check_call",
     "check_lengths",
     "join_state",
     "lengths",
@@ -160,13 +161,26 @@ def prepare(
         If a length is below 0 or above T.
     """
     input, hx, seq_length = bind(spec, input, hx, seq_length, aliases)
-    state = state_parts(spec, hx)
-    sizes = _check(spec, *like, input, state)
-    ns = None if seq_length is None else (read_lengths or lengths)(seq_length, sizes)
+    state, sizes, ns = check_call(spec, input, hx, seq_length, like=like, read_lengths=read_lengths)
     layout = Layout(sizes.batch_size is not None, spec.batch_first, swap)
     return Call(
         layout.canonical_steps(input), None if state is None else layout.canonical_state(state), ns, sizes, layout
     )
+
+
+def check_call(
+    spec: RecurrentSpec,
+    input: Any,
+    hx: Any,
+    seq_length: Any,
+    *,
+    like: tuple[type[Any], Any],
+    read_lengths: Callable[[Any, Sizes], Any] | None = None,
+) -> tuple[tuple[Any, ...] | None, Sizes, Any]:
+    """Check the arguments of a call: the state's parts, T and B, and the lengths; see `prepare`."""
+    state = state_parts(spec, hx)
+    sizes = _check(spec, *like, input, state)
+    return state, sizes, None if seq_length is None else (read_lengths or lengths)(seq_length, sizes)
 
 
 def bind(spec: RecurrentSpec, input: Any, hx: Any, seq_length: Any, aliases: Mapping[str, Any]) -> tuple[Any, Any, Any]:
