@@ -89,7 +89,7 @@ class OnnxRuntimeModule(Module):
         for array in self._weights.values():
             array.flags.writeable = False
         for made in ("_dense", "_ragged"):
-            self.__dict__.pop(made, None)
+            vars(self).pop(made, None)
 
     def __call__(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
         # Streaming calls a module with equal shapes and dtypes again and again, and the checks take a sixth of a call

@@ -143,7 +143,7 @@ def test_weights_of_integers_are_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("norm", [torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm])
 def test_a_parametrization_is_named(tmp_path: Path, norm: Any) -> None:
     save({"rnn": norm(layer_of(GRU), "weight_hh_l0").state_dict()}, tmp_path / "a.pt")
-    with pytest.raises(SpecError, match="given a parametrization of weight_hh_l0, expected the weight itself; first"):
+    with pytest.raises(SpecError, match="a parametrization of weight_hh_l0, expected the weight itself; remove it"):
         files.load(tmp_path / "a.pt")
 
 

@@ -9,12 +9,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from unirnn import registry
-from unirnn.contract.weights import Weights, cast_exact, check_weights
+from unirnn.contract.weights import cast_exact, check_weights
 from unirnn.errors import ArgumentError, SpecError
 from unirnn.files import onnx_reader
 from unirnn.snapshots import flax, keras, layouts, state_dicts
@@ -23,17 +23,6 @@ from unirnn.snapshots.stacking import stack, unstack
 from unirnn.specs import RecurrentSpec
 
 __all__ = ["load_weights", "snapshot"]
-
-
-class _Reader(Protocol):
-    """What reads and writes the layers of a framework: a backend, or the module for Keras or Flax."""
-
-    @property
-    def name(self) -> str: ...
-
-    def read(self, module: Any) -> tuple[RecurrentSpec, Weights] | None: ...
-
-    def write(self, module: Any, weights: Any) -> None: ...
 
 
 def snapshot(obj: Any, *, spec: RecurrentSpec | None = None, prefix: str | None = None) -> Snapshot:
@@ -169,14 +158,15 @@ def _is_list(obj: Any) -> bool:
     return isinstance(obj, Sequence) and not isinstance(obj, (str, bytes))
 
 
-def _read(obj: Any) -> tuple[_Reader, Snapshot]:
-    """The snapshot of a module, and what read it."""
+def _read(obj: Any) -> tuple[Any, Snapshot]:
+    """What reads and writes the module, a backend or the module for Keras or Flax, and the module's snapshot."""
     packages = registry.packages(obj)
-    readers: list[_Reader] = [module for module in (keras, flax) if module.name in packages]
+    readers: list[Any] = [module for module in (keras, flax) if module.name in packages]
     for reader in (*readers, *registry.backends_for(obj)):
         found = reader.read(obj)
         if found is not None:
-            return reader, Snapshot(*found)
+            spec, weights = found
+            return reader, Snapshot(spec, weights)
     given = f"{type(obj).__module__}.{type(obj).__qualname__}"
     if isinstance(obj, (str, os.PathLike)):
         raise ArgumentError(f"obj: given {given}, expected an object; unirnn.load(path) reads a file")

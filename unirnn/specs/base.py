@@ -151,13 +151,13 @@ class Spec:
         arguments = dict(values)
         kind = arguments.pop("kind", None)
         known = {name: found for name, found in Spec._kinds.items() if issubclass(found, cls) or issubclass(cls, found)}
-        found = known.get(kind) if isinstance(kind, str) else None
+        found: Any = known.get(kind) if isinstance(kind, str) else None
         if found is None:
             raise SpecError(f"kind: given {kind!r}, expected one of {', '.join(map(repr, known))}")
         if issubclass(cls, found):  # called on a class of this kind, or on a subclass of it without its own kind
             return cls._from_arguments(arguments)
-        assert issubclass(found, cls)
-        return found._from_arguments(arguments)
+        made: SpecT = found._from_arguments(arguments)
+        return made
 
     @classmethod
     def _from_arguments(cls: type[SpecT], arguments: Mapping[str, Any]) -> SpecT:

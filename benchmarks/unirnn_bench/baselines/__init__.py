@@ -46,6 +46,7 @@ class Baselines(Protocol):
         - ``floor``: the matrix products alone,
         - ``dense``: the module of unirnn without lengths, if the work has them.
         """
+        ...
 
 
 class OursAlone:
