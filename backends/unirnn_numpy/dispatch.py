@@ -1,6 +1,9 @@
 """Which kernel runs a call of the ``numpy`` backend, and what each supports."""
 
 from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 
 from unirnn import RecurrentSpec, kernels
 from unirnn.contract.limits import Kernel, Support, check_kernel
@@ -18,6 +21,8 @@ SUPPORT = {
 }
 """By the names that ``kernel`` may have: the packed kernels, by NumPy or compiled by numba, and the reference, which
 prepares nothing."""
+
+_REFERENCE_DTYPES = {np.dtype(name) for name in SUPPORT["reference"].dtypes}  # a dtype's name costs microseconds
 
 SHORT = 4
 """Up to how many steps ``auto`` takes the reference for inference: about where both cost the same."""
@@ -41,7 +46,7 @@ def check_build(kernel: str, spec: RecurrentSpec, dtype: str) -> None:
         raise LimitError(f"kernel: given {kernel!r}, but {reason}; build with 'auto'")
 
 
-def route(kernel: str, spec: RecurrentSpec, dtype: str, steps: int, *, gradients: bool) -> str:
+def route(kernel: str, spec: RecurrentSpec, dtype: np.dtype[Any], steps: int, *, needs_grad: bool) -> str:
     """The kernel that runs a call: ``"packed"``, ``"numba"`` or ``"reference"``.
 
     Parameters
@@ -54,14 +59,14 @@ def route(kernel: str, spec: RecurrentSpec, dtype: str, steps: int, *, gradients
         Of the call.
     steps
         T.
-    gradients
+    needs_grad
         Whether the call is followed by a backward pass.
     """
     if kernel == "numba":
         kernels.check_numba(spec)  # the module may have been built, and pickled, elsewhere
     if kernel != "auto":
         return kernel
-    if not gradients and steps <= SHORT and dtype in SUPPORT["reference"].dtypes:
+    if not needs_grad and steps <= SHORT and dtype in _REFERENCE_DTYPES:
         return "reference"
     return "numba" if kernels.has_numba(spec) else "packed"
 

@@ -117,7 +117,7 @@ class NumpyModule(Module):
     def _run(self, call: Call) -> tuple[Array, tuple[Array, ...]]:
         noise = self._noise(call)
         x = call.input
-        if dispatch.route(self._kernel, self.spec, x.dtype.name, len(x), gradients=False) != "reference":
+        if dispatch.route(self._kernel, self.spec, x.dtype, len(x), needs_grad=False) != "reference":
             output, final, _ = self._by_kernels(call, noise, keep=False)
             return output, final
 
@@ -131,7 +131,7 @@ class NumpyModule(Module):
         self, call: Call, noise: Array | None, *, keep: bool
     ) -> tuple[Array, tuple[Array, ...], kernels.Pullback]:
         x, spec = call.input, self.spec
-        compiled = dispatch.route(self._kernel, spec, x.dtype.name, len(x), gradients=keep) == "numba"
+        compiled = dispatch.route(self._kernel, spec, x.dtype, len(x), needs_grad=keep) == "numba"
         return kernels.recurrent(
             spec, self.weights, x, call.state, call.lengths, noise=noise, keep=keep, compiled=compiled
         )

@@ -68,7 +68,7 @@ class OnnxRuntimeModule(Module):
         self._inputs = ("input", *(f"{name}_0" for name in spec.states))
         self._outputs = ("output", *(f"{name}_n" for name in spec.states))
         self._dtype = weights["weight_ih_l0"].dtype
-        self._last_looks: tuple[Any, ...] | None = None
+        self._last_signature: tuple[Any, ...] | None = None
         self._last_zeros: tuple[int | None, dict[str, Array]] = None, {}
         self.replace(weights)
         if device.kind != "cpu":
@@ -94,19 +94,25 @@ class OnnxRuntimeModule(Module):
     def __call__(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
         # Streaming calls a module with equal shapes and dtypes again and again, and the checks take a sixth of a call
         # of one step. Where all is as in the last call that passed them, they are left out.
-        if aliases or seq_length is not None or (looks := _looks(input, hx)) is None or looks != self._last_looks:
+        if aliases or seq_length is not None or (seen := _signature(input, hx)) is None or seen != self._last_signature:
             return super().__call__(input, hx, seq_length, **aliases)
+        if self.spec.batch_first:
+            input = input.swapaxes(0, 1)
         if hx is None:
             feeds = {"input": input, **self._zeros(input.shape[1])}
+        elif type(hx) is tuple:
+            feeds = {"input": input, "h_0": hx[0], "c_0": hx[1]}
         else:
-            feeds = dict(zip(self._inputs, (input, *(hx if isinstance(hx, tuple) else (hx,))), strict=True))
+            feeds = {"input": input, "h_0": hx}
         output, *final = self._dense.run(self._outputs, feeds)
+        if self.spec.batch_first:
+            output = output.swapaxes(0, 1)
         return output, final[0] if len(final) == 1 else tuple(final)
 
     def _prepare(self, input: Any, hx: Any, seq_length: Any, aliases: dict[str, Any]) -> Call:
         call = prepare(self.spec, input, hx, seq_length, aliases, like=(np.ndarray, self._dtype))
-        if not aliases and call.layout.batched and not call.layout.batch_first and call.sizes.batch_size:
-            self._last_looks = _looks(input, hx)
+        if not aliases and call.sizes.batch_size:  # neither unbatched nor empty
+            self._last_signature = _signature(input, hx)
         return call
 
     def _run(self, call: Call) -> tuple[Any, tuple[Any, ...]]:
@@ -159,12 +165,16 @@ class OnnxRuntimeModule(Module):
         return _session(model, self._device, self._session_options)
 
 
-def _looks(input: Any, hx: Any) -> tuple[Any, ...] | None:
-    """What the checks of a call look at; None if it is not a call that they let pass."""
-    arrays = (input,) if hx is None else (input, *hx) if type(hx) is tuple else (input, hx)
+def _signature(input: Any, hx: Any) -> tuple[Any, ...] | None:
+    """What the checks of a call look at; None for what is no array, or no pair of arrays."""
     try:
-        return type(hx), *[look for array in arrays for look in (type(array), array.shape, array.dtype)]
-    except AttributeError:
+        if hx is None:
+            return type(input), input.shape, input.dtype
+        if type(hx) is tuple:
+            h, c = hx
+            return type(input), input.shape, input.dtype, type(h), h.shape, h.dtype, type(c), c.shape, c.dtype
+        return type(input), input.shape, input.dtype, type(hx), hx.shape, hx.dtype
+    except (AttributeError, ValueError):
         return None
 
 

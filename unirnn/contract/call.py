@@ -390,11 +390,11 @@ def lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64]:
     is_integer = values.dtype.kind in "iu" or not values.size
     check_lengths(values.shape, "int64" if is_integer else values.dtype.name, sizes)
     values = values.reshape(-1)
-    listed = values.tolist()
-    if listed and (min(listed) < 0 or max(listed) > sizes.steps):
-        position = next(i for i, n in enumerate(listed) if not 0 <= n <= sizes.steps)
+    numbers = values.tolist()
+    if numbers and (min(numbers) < 0 or max(numbers) > sizes.steps):
+        position = next(i for i, n in enumerate(numbers) if not 0 <= n <= sizes.steps)
         raise LengthError(
-            f"seq_length[{position}]: given {listed[position]}, "
+            f"seq_length[{position}]: given {numbers[position]}, "
             f"expected 0 <= n <= {sizes.steps}, the number of time steps"
         )
     return values.astype(np.int64)
