@@ -19,7 +19,7 @@ NEEDED = {
     "roundtrip": "keras",
 }
 """What the tests in each folder import."""
-collect_ignore_glob = [f"{folder}/*" for folder, name in NEEDED.items() if not find_spec(name)]
+collect_ignore_glob = ["support/*", *(f"{folder}/*" for folder, name in NEEDED.items() if not find_spec(name))]
 collect_ignore = [] if find_spec("torch") and find_spec("onnx") else ["test_onnx_exported_by_torch.py"]
 
 

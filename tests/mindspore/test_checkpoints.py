@@ -1,4 +1,4 @@
-"""MindSpore's files: checkpoints are read without its own reader, and ours are loaded by MindSpore."""
+"""MindSpore's checkpoints are read without MindSpore's reader, and MindSpore loads the files that unirnn saves."""
 
 import tracemalloc
 from pathlib import Path
@@ -33,7 +33,7 @@ def snapshot_of(layer: Any, spec: RecurrentSpec) -> Snapshot:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
-def test_mindspore_loads_what_is_saved(tmp_path: Path, spec: RecurrentSpec) -> None:
+def test_mindspore_loads_a_saved_snapshot(tmp_path: Path, spec: RecurrentSpec) -> None:
     snapshot = unirnn.snapshot(spec.build("numpy", seed=0))
     snapshot.save(tmp_path / "a.safetensors")
     loaded = ms.load_checkpoint(str(tmp_path / "a.safetensors"), format="safetensors")
@@ -47,20 +47,20 @@ def test_mindspore_loads_what_is_saved(tmp_path: Path, spec: RecurrentSpec) -> N
 
 @pytest.mark.parametrize("crc_check", [True, False])
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
-def test_a_checkpoint(tmp_path: Path, spec: RecurrentSpec, crc_check: bool) -> None:
+def test_reading_a_checkpoint(tmp_path: Path, spec: RecurrentSpec, crc_check: bool) -> None:
     layer, path = layer_of(spec), tmp_path / "a.ckpt"
     ms.save_checkpoint(layer, str(path), crc_check=crc_check)
     assert files.load(path, spec=spec) == snapshot_of(layer, spec)
     assert (files.contents(path).format, files.contents(path).version) == ("mindspore", None)
 
 
-def test_a_checkpoint_of_a_module_of_unirnn(tmp_path: Path) -> None:
+def test_reading_a_checkpoint_of_a_built_module(tmp_path: Path) -> None:
     cell = GRU.build("mindspore", seed=0)
     ms.save_checkpoint(cell, str(tmp_path / "a.ckpt"))
     assert files.load(tmp_path / "a.ckpt") == unirnn.snapshot(cell)
 
 
-def test_a_checkpoint_of_a_training(tmp_path: Path) -> None:
+def test_reading_a_checkpoint_with_optimizer_state(tmp_path: Path) -> None:
     model, path = ms.nn.Cell(), tmp_path / "a.ckpt"
     model.encoder, model.decoder, model.head = layer_of(GRU), layer_of(GRU), ms.nn.Dense(3, 2)
     optimizer = ms.nn.Adam(model.trainable_params())
@@ -101,8 +101,8 @@ def write(path: Path, entries: list[Entry]) -> None:
     path.write_bytes(message.SerializeToString())
 
 
-def test_a_parameter_in_parts(tmp_path: Path) -> None:
-    """As MindSpore writes those above half a GiB."""
+def test_a_parameter_stored_in_parts(tmp_path: Path) -> None:
+    """MindSpore writes parameters of more than half a GiB in parts."""
     (name, dtype, dims, _), other = FINE
     content = np.arange(18, dtype="<f4").tobytes()
     write(tmp_path / "a.ckpt", [(name, dtype, dims, content[:40]), (name, dtype, dims, content[40:]), other])
@@ -124,7 +124,7 @@ def test_a_parameter_in_parts(tmp_path: Path) -> None:
         ("Float64", [9, 2], bytes(72), "but has 9 numbers"),
     ],
 )
-def test_lies(tmp_path: Path, dtype: str, dims: list[int], content: bytes, message: str) -> None:
+def test_false_claims_are_refused(tmp_path: Path, dtype: str, dims: list[int], content: bytes, message: str) -> None:
     path = tmp_path / "a.ckpt"
     write(path, FINE)
     assert files.load(path).spec == GRUSpec(2, 3, bias=False)
@@ -138,7 +138,9 @@ def test_lies(tmp_path: Path, dtype: str, dims: list[int], content: bytes, messa
     ("dtype", "dims", "content"),
     [("Float32", [0], bytes(4)), ("Int32", [9, 2], bytes(72)), ("str", [2], "ab".encode("utf-32-le"))],
 )
-def test_a_weight_that_is_no_matrix_of_floats(tmp_path: Path, dtype: str, dims: list[int], content: bytes) -> None:
+def test_a_weight_of_another_dtype_or_rank_is_refused(
+    tmp_path: Path, dtype: str, dims: list[int], content: bytes
+) -> None:
     write(tmp_path / "a.ckpt", [(FINE[0][0], dtype, dims, content), FINE[1]])
     with pytest.raises(SpecError, match=r"a\.ckpt: .* expected weight_ih_l0 and weight_hh_l0 of two axes"):
         files.load(tmp_path / "a.ckpt")
@@ -181,7 +183,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path, whole: Any, data: st.
 
 @often
 @given(data=st.data())
-def test_a_flipped_bit_in_a_checkpoint(tmp_path: Path, whole: Any, data: st.DataObject) -> None:
+def test_a_flipped_bit_is_harmless(tmp_path: Path, whole: Any, data: st.DataObject) -> None:
     _, content, checked = whole
     altered = bytearray(content)
     at = data.draw(st.integers(0, len(altered) - 1))

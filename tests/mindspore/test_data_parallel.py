@@ -1,4 +1,4 @@
-"""Data parallelism, as far as the CPU goes: two processes have the gradients of one."""
+"""Data parallelism on a CPU: two processes compute the gradients of one."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""A module that the mindspore backend builds is a citizen of MindSpore, in PyNative and in graph mode."""
+"""A built module works as a cell of MindSpore does, in PyNative mode and in graph mode."""
 
 import copy
 import subprocess
@@ -51,7 +51,7 @@ def graph_mode() -> Iterator[None]:
 
 
 @each
-def test_parameters_bear_mindspores_names(spec: RecurrentSpec) -> None:
+def test_parameter_names_are_mindspores(spec: RecurrentSpec) -> None:
     ours = spec.build("mindspore")
     theirs = getattr(nn, spec.kind)(**spec.to_kwargs("mindspore"))
     assert isinstance(ours, nn.Cell)
@@ -69,7 +69,7 @@ def test_parameters_bear_mindspores_names(spec: RecurrentSpec) -> None:
 
 
 @each
-def test_mindspores_seed_gives_mindspores_weights(spec: RecurrentSpec) -> None:
+def test_mindspores_seed_draws_the_weights_of_its_own_layer(spec: RecurrentSpec) -> None:
     ms.set_seed(3)
     theirs = {p.name: p.asnumpy() for p in getattr(nn, spec.kind)(**spec.to_kwargs("mindspore")).get_parameters()}
     ms.set_seed(3)
@@ -79,7 +79,7 @@ def test_mindspores_seed_gives_mindspores_weights(spec: RecurrentSpec) -> None:
 
 
 @each
-def test_dense_numbers_are_the_native_layers(spec: RecurrentSpec) -> None:
+def test_dense_numbers_equal_those_of_the_native_layer(spec: RecurrentSpec) -> None:
     theirs = getattr(nn, spec.kind)(**spec.to_kwargs("mindspore"))
     ours = spec.build("mindspore")
     ms.load_param_into_net(ours, {p.name: p for p in theirs.get_parameters()})
@@ -161,8 +161,8 @@ class TestGraph:
             module(x, seq_length=[9, 0, 0])
 
 
-class TestMistakesInATrace:
-    """A trace sees no values, but says the rest in the same words."""
+class TestMistakesWhileCompiling:
+    """While MindSpore compiles, no values are known; all other mistakes raise the same words."""
 
     gru = GRUSpec(3, 4).build("mindspore", seed=0)
 
@@ -218,7 +218,7 @@ class TestMistakesInATrace:
         with pytest.raises(errors.LengthError, match=r"seq_length\[2\]: given 9, expected 0 <= n <= 5"):
             run(Tensor(np.ones((5, 3, 3), np.float32)))
 
-    def test_a_length_that_only_the_run_knows(self) -> None:
+    def test_a_length_known_only_at_run_time(self) -> None:
         x = Tensor(np.ones((5, 3, 3), np.float32))
         with pytest.raises(errors.LengthError, match=r"seq_length\[2\]: given 9, expected 0 <= n <= 5"):
             compiled(self.gru)(x, None, Tensor([1, 2, 9]))[0].asnumpy()
@@ -226,13 +226,13 @@ class TestMistakesInATrace:
         assert (output.asnumpy()[1:, 0] == 0).all()
 
 
-def test_an_unbatched_input_in_a_trace() -> None:
+def test_an_unbatched_input_compiles() -> None:
     gru = GRUSpec(3, 4, bidirectional=True).build("mindspore", seed=0)
     x = Tensor(np.ones((5, 3), np.float32))
     assert_equal(gru.spec, compiled(gru)(x, None, Tensor(2)), gru(x, None, 2))
 
 
-def test_dropout_draws_anew_in_each_call_of_a_graph() -> None:
+def test_dropout_differs_between_calls_of_a_graph() -> None:
     gru = GRUSpec(3, 16, 2, dropout=0.5).build("mindspore", seed=0).set_train()
     x = Tensor(np.ones((5, 3, 3), np.float32))
     run = compiled(gru)
@@ -259,7 +259,7 @@ def test_checkpoints_and_copies(spec: RecurrentSpec, tmp_path: Path) -> None:
     assert_equal(spec, module(x, hx, LENGTHS), expected)
 
 
-def test_it_learns_in_mindspores_own_loop() -> None:
+def test_it_learns_in_a_loop_of_mindspore() -> None:
     gru = GRUSpec(3, 8).build("mindspore", seed=0)
     x, target = Tensor(np.ones((6, 4, 3), np.float32)), Tensor(np.full((6, 4, 8), 0.25, np.float32))
     optimizer = nn.Adam(gru.trainable_params(), learning_rate=0.05)
@@ -289,7 +289,7 @@ def test_dtypes_in_which_the_native_layers_fail(cell: type[RecurrentSpec], dtype
     assert all(np.isfinite(g.asnumpy()).all() for g in gradients[1])
 
 
-def test_another_device_than_mindspores_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_other_than_the_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = unirnn.registry.load("mindspore")
     monkeypatch.setattr(type(backend), "devices", lambda self: (unirnn.Device("cpu"), unirnn.Device("ascend", 0)))
     with pytest.raises(errors.DeviceError, match=r"MindSpore runs on CPU 0; call mindspore.set_device\('Ascend'\)"):
@@ -320,7 +320,7 @@ def test_the_kernels_agree(spec: RecurrentSpec, kernel: str) -> None:
 
 
 @pytest.mark.parametrize("spec", [RNNSpec(1, 4), GRUSpec(1, 4), GRUSpec(1, 4, reset_after=False)], ids=repr)
-def test_operators_of_its_own_are_exact_where_mindspores_tanh_is_not(spec: RecurrentSpec) -> None:
+def test_native_steps_are_accurate_where_mindspores_tanh_is_not(spec: RecurrentSpec) -> None:
     """MindSpore's tanh of float32 is off by 1e-4 where its argument is 5."""
     x = np.linspace(-40, 40, 256, dtype=np.float32).reshape(2, 128, 1)
     expected, _ = spec.build("numpy", seed=0, dtype="float64")(x.astype(np.float64))
@@ -328,7 +328,7 @@ def test_operators_of_its_own_are_exact_where_mindspores_tanh_is_not(spec: Recur
     close(output.asnumpy(), expected, 1e-5)
 
 
-def test_a_kernel_by_name_serves_or_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_named_in_build_runs_or_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(errors.ArgumentError, match="kernel: given 'fast', expected one of 'auto', 'native', 'packed'"):
         SPECS[0].build("mindspore", kernel="fast")
     with pytest.raises(
@@ -365,8 +365,8 @@ class Squared(nn.Cell):
 
 
 @pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """What each run of the kernels is told of the gradient: whether it will be asked for."""
+def prepared(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For each run of the kernels, whether a backward pass was prepared."""
     told: list[bool] = []
 
     def recurrent(*arguments: Any, keep: bool, **options: Any) -> Any:
@@ -378,7 +378,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def weighted(loss: nn.Cell, x: Tensor) -> Any:
-    """A gradient within a function whose own gradient is asked for: that of the former."""
+    """A gradient within a function whose own gradient is taken."""
     return ms.grad(lambda x: (x * ops.stop_gradient(ms.grad(loss)(x))).sum())(x)
 
 
@@ -396,26 +396,26 @@ GRADIENTS: dict[str, tuple[Callable[[nn.Cell, Tensor], Any], list[bool]]] = {
 
 
 @each
-class TestWhatIsKeptForAGradient:
-    def test_nothing_where_none_is_recorded(self, spec: RecurrentSpec, kept: list[bool]) -> None:
+class TestPreparationOfABackwardPass:
+    def test_none_where_no_gradient_is_recorded(self, spec: RecurrentSpec, prepared: list[bool]) -> None:
         loss, x = Squared(spec.build("mindspore", seed=0)).set_train(), batch(spec)[0]
         loss(x)
         ms.grad(loss)(x)
         loss(x)
         assert kept == [False, True, False]
 
-    @pytest.mark.parametrize(("gradient", "keeps"), GRADIENTS.values(), ids=GRADIENTS.keys())
-    def test_all_of_it_where_one_is(
-        self, spec: RecurrentSpec, kept: list[bool], gradient: Any, keeps: list[bool]
+    @pytest.mark.parametrize(("gradient", "needs_grad"), GRADIENTS.values(), ids=GRADIENTS.keys())
+    def test_one_where_a_gradient_is_recorded(
+        self, spec: RecurrentSpec, prepared: list[bool], gradient: Any, needs_grad: list[bool]
     ) -> None:
         loss, x = Squared(spec.build("mindspore", seed=0)), batch(spec)[0]
         oracle = spec.build("numpy", seed=0)
         output, _, pullback = oracle.vjp(x.asnumpy())
         close(gradient(loss, x).asnumpy(), pullback(2 * output, None)["input"], 1e-5)
-        assert kept == keeps
+        assert kept == needs_grad
 
-    def test_all_of_it_where_mindspore_can_not_be_asked(
-        self, spec: RecurrentSpec, kept: list[bool], monkeypatch: pytest.MonkeyPatch
+    def test_one_where_mindspore_does_not_tell(
+        self, spec: RecurrentSpec, prepared: list[bool], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(pynative, "common", None)
         loss, x = Squared(spec.build("mindspore", seed=0)), batch(spec)[0]
@@ -425,7 +425,7 @@ class TestWhatIsKeptForAGradient:
         assert kept == [True, True]
 
 
-def test_inference_takes_a_fraction_of_trainings_memory() -> None:
+def test_inference_takes_a_fraction_of_the_memory_of_training() -> None:
     loss, x = Squared(GRUSpec(32, 32).build("mindspore", seed=0)), ops.ones((100, 32, 32))
 
     def peak(run: Callable[[Tensor], Any]) -> int:
@@ -439,7 +439,7 @@ def test_inference_takes_a_fraction_of_trainings_memory() -> None:
     assert peak(loss) < 0.3 * peak(ms.grad(loss))
 
 
-def test_second_derivatives_are_an_error_and_a_mistake_leaves_no_trace() -> None:
+def test_second_derivatives_are_refused_also_after_a_mistake() -> None:
     # In a process of its own: after an exception within a gradient MindSpore's next operators may fail.
     program = """
 import mindspore as ms, numpy as np, unirnn
@@ -473,7 +473,7 @@ print((ms.grad(loss)(x).asnumpy() == expected).all())
     ]
 
 
-def test_without_mindspores_private_class_a_warning_and_the_same() -> None:
+def test_without_mindspores_private_class_it_warns_and_computes_the_same() -> None:
     program = """
 import sys, warnings
 import numpy, mindspore, unirnn
@@ -493,13 +493,13 @@ print(abs(ours - unirnn.GRUSpec(3, 4).build("numpy", seed=0)(x.asnumpy(), None, 
 
 
 @pytest.mark.parametrize(("call", "hints"), [("", 1), ("mindspore.runtime.launch_blocking()", 0)])
-def test_the_first_layer_hints_at_launch_blocking(call: str, hints: int) -> None:
+def test_the_first_build_logs_a_hint_at_launch_blocking(call: str, hints: int) -> None:
     program = f"import mindspore, unirnn\n{call}\nfor _ in range(2): unirnn.GRUSpec(3, 4).build('mindspore')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr.count("call mindspore.runtime.launch_blocking() once, at the start") == hints
 
 
-def test_what_is_assigned_to_a_weight_does_not_reach_the_gradient() -> None:
+def test_a_weight_assigned_after_the_call_does_not_change_its_gradient() -> None:
     spec = GRUSpec(3, 4)
     x, _ = batch(spec)
 
@@ -518,7 +518,7 @@ def test_what_is_assigned_to_a_weight_does_not_reach_the_gradient() -> None:
     np.testing.assert_array_equal(gradient(True), gradient(False))
 
 
-def test_an_infinity_is_no_warning() -> None:
+def test_an_infinity_raises_no_warning() -> None:
     gru = GRUSpec(3, 4).build("mindspore", seed=0)
     x = Tensor(np.full((20, 2, 3), np.inf, np.float32))
     assert np.isnan(ms.grad(lambda x: gru(x)[0].sum())(x).asnumpy()).any()  # warnings are errors
@@ -526,7 +526,7 @@ def test_an_infinity_is_no_warning() -> None:
 
 @pytest.mark.parametrize("lengths", [LENGTHS, np.array(LENGTHS, np.int32), Tensor(LENGTHS, ms.int64)], ids=type)
 def test_lengths_launch_no_operator(lengths: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where MindSpore is asynchronous each one is waited for."""
+    """Each operator would be waited for, where MindSpore launches them asynchronously."""
     gru = GRUSpec(3, 4).build("mindspore", seed=0)
     x, _ = batch(gru.spec)
     expected = gru(x, None, LENGTHS)

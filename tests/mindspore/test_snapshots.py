@@ -1,4 +1,4 @@
-"""Snapshots of MindSpore's own layers, and writing into them."""
+"""Snapshots of MindSpore's own layers, and loading weights into them."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ each_layer = pytest.mark.parametrize(("spec", "kind", "options"), LAYERS.values(
 
 
 @each_layer
-def test_a_layer_of_mindspore(spec: RecurrentSpec, kind: type[nn.Cell], options: dict[str, Any]) -> None:
+def test_snapshot_of_a_native_layer(spec: RecurrentSpec, kind: type[nn.Cell], options: dict[str, Any]) -> None:
     native = kind(3, 4, **options)
     taken = unirnn.snapshot(native)
     assert taken.spec == spec
@@ -49,7 +49,7 @@ class Net(nn.Cell):
         return self.head(self.encoder(x)[0])
 
 
-def test_a_layer_within_a_net() -> None:
+def test_snapshot_of_a_layer_within_a_network() -> None:
     net = Net()
     assert net.encoder.w_ih_list[0].name == "encoder.weight_ih_l0"
     taken = unirnn.snapshot(net.encoder)
@@ -63,7 +63,7 @@ def test_a_layer_within_a_net() -> None:
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["native", "built"])
-def test_a_compiled_function_sees_what_is_written(native: bool) -> None:
+def test_a_compiled_function_uses_loaded_weights(native: bool) -> None:
     first, second = (GRUSpec(3, 4).build("numpy", seed=seed) for seed in (1, 2))
     module = nn.GRU(3, 4) if native else unirnn.snapshot(first).build("mindspore")
     parameters = module.trainable_params()

@@ -1,4 +1,4 @@
-"""Truncated backpropagation through time in MindSpore: `unirnn.detach` cuts, exactly, and a graph has its own word."""
+"""Truncated backpropagation in MindSpore: by `unirnn.detach`, or by `stop_gradient` in a graph."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def chunk(seed: int) -> Tensor:
 
 
 def gradients(module: nn.Cell, cut: Any, compiled: bool) -> tuple[Any, Any]:
-    """Of the second chunk's loss, by the first chunk and by the second."""
+    """The gradients of the second chunk's loss with respect to the first chunk and to the second."""
 
     def loss(first: Tensor, second: Tensor) -> Tensor:
         _, state = module(first, seq_length=LENGTHS[0])
@@ -43,9 +43,7 @@ def gradients(module: nn.Cell, cut: Any, compiled: bool) -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     ("cut", "compiled"), [(unirnn.detach, False), (ops.stop_gradient, True)], ids=["pynative", "jit"]
 )
-def test_the_second_chunks_loss_reaches_the_first_chunk_unless_cut(
-    spec: RecurrentSpec, cut: Any, compiled: bool
-) -> None:
+def test_no_gradient_passes_a_detached_state(spec: RecurrentSpec, cut: Any, compiled: bool) -> None:
     module = spec.build("mindspore", seed=0)
     d_first, d_second = gradients(module, cut, compiled)
     reached, same = gradients(module, None, compiled)
@@ -56,7 +54,7 @@ def test_the_second_chunks_loss_reaches_the_first_chunk_unless_cut(
 
 
 def streaming(module: nn.Cell) -> tuple[Any, Any]:
-    """A training step that returns the state besides, and a state of zeros."""
+    """A training step that returns the final state too, and a state of zeros."""
 
     def forward(x: Tensor, state: Any, lengths: Tensor) -> tuple[Tensor, Any]:
         output, state = module(x, state, lengths)
@@ -72,7 +70,7 @@ def parts(state: Any) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["pynative", "jit"])
 def test_a_loop_over_chunks(spec: RecurrentSpec, compiled: bool) -> None:
-    """The gradients are those of a state of the same numbers without a past, and the state goes on to the whole's."""
+    """Its gradients treat the state as a constant, and its last state is that of the whole sequence."""
     module = spec.build("mindspore", seed=0)
     step, state = streaming(module)
     if compiled:
@@ -90,8 +88,8 @@ def test_a_loop_over_chunks(spec: RecurrentSpec, compiled: bool) -> None:
         np.testing.assert_allclose(part.asnumpy(), other.asnumpy(), rtol=0, atol=1e-6)
 
 
-def test_a_loop_over_chunks_needs_the_cut(spec: RecurrentSpec) -> None:
-    """MindSpore 2.10 says so of any cell; once it does not, the guide must change."""
+def test_a_loop_over_chunks_fails_without_detaching(spec: RecurrentSpec) -> None:
+    """So it does for any cell in MindSpore 2.10; once it no longer does, the guide has to change."""
     step, state = streaming(spec.build("mindspore", seed=0))
     (_, state), _ = step(chunk(0), state, LENGTHS[0])
     with pytest.raises(RuntimeError, match="Try to backward the graph twice"):

@@ -1,4 +1,4 @@
-"""A module that the mindspore backend builds works in the loops, trainers and files that MindSpore's users have."""
+"""A built module works in the training loops, trainers and files of MindSpore's users."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,12 +25,12 @@ FEW = [3, 0, 2, 1]  # for what is exported: MindSpore compiles each step of it
 
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """MindSpore writes what it rewrites, and what fails to compile, to the folder that it runs in."""
+    """MindSpore writes rewritten networks, and graphs that fail to compile, to the working directory."""
     monkeypatch.chdir(tmp_path)
 
 
 class Classifier(nn.Cell):
-    """What somebody's model looks like: the layer, its last state, a head."""
+    """A user's model: the layer, its final state, a head."""
 
     def __init__(self, spec: RecurrentSpec) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Classifier(nn.Cell):
 
 
 class WithLoss(nn.Cell):
-    """The loss as the last part of the net, which `TrainOneStepCell` and `Model` take."""
+    """The network with its loss, as `TrainOneStepCell` and `Model` take it."""
 
     def __init__(self, net: nn.Cell) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class WithLoss(nn.Cell):
 
 
 def utterances(count: int = 16) -> Iterator[tuple[Any, ...]]:
-    """Two classes told apart by the sign of what stands in the valid steps; NaN stands in the padding."""
+    """Two classes, which differ in the sign of the valid steps; the padding is NaN."""
     rng = np.random.default_rng(0)
     for n in range(count):
         length, label = LENGTHS[n % 4] or 1, n % 2
@@ -97,7 +97,7 @@ class TestTrainers:
         assert float(net(*batch())) < 0.5 * before
 
 
-def test_graph_mode_learns_what_pynative_learns() -> None:
+def test_graph_mode_learns_as_pynative_mode_does() -> None:
     losses = {}
     for kind in (ms.PYNATIVE_MODE, ms.GRAPH_MODE):
         ms.set_context(mode=kind)
@@ -110,7 +110,7 @@ def test_graph_mode_learns_what_pynative_learns() -> None:
     close(losses[ms.GRAPH_MODE], losses[ms.PYNATIVE_MODE], 1e-6)
 
 
-def test_filters_of_trainable_params() -> None:
+def test_parameters_can_be_filtered_by_name() -> None:
     net = WithLoss(Classifier(SPECS[1]))
     frozen = [p for p in net.trainable_params() if "weight_hh" in p.name]
     assert [p.name for p in frozen] == [f"net.encoder.weight_hh_l{n}{r}" for n in (0, 1) for r in ("", "_reverse")]
@@ -129,7 +129,7 @@ def test_filters_of_trainable_params() -> None:
 
 
 class Tagger(nn.Cell):
-    """A label for each step. (O1 rewrites functions that a cell calls, and can't with those of `unirnn.state`.)"""
+    """A label for each step, without `unirnn.state`, whose functions the level O1 can't rewrite."""
 
     def __init__(self, spec: RecurrentSpec) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ def test_automatic_mixed_precision(spec: RecurrentSpec, level: str) -> None:
 @pytest.mark.parametrize("dtype", [ms.float16, ms.float32], ids=str)
 @pytest.mark.parametrize("given", [ms.float16, ms.float32], ids=str)
 @pytest.mark.parametrize("spec", SPECS[1:], ids=repr)
-def test_to_float_runs_the_layer_in_that_type(spec: RecurrentSpec, dtype: Any, given: Any) -> None:
+def test_to_float_computes_in_that_dtype(spec: RecurrentSpec, dtype: Any, given: Any) -> None:
     layer = spec.build("mindspore", seed=0)
     x, lengths, _ = batch()
     states = [ops.ones(shape) for shape in spec.state_shapes(16).values()]
@@ -195,7 +195,7 @@ def test_to_float_runs_the_layer_in_that_type(spec: RecurrentSpec, dtype: Any, g
 
 
 class WithState(nn.Cell):
-    """Arrays in, arrays out, as a file has them."""
+    """Takes and returns arrays, not tuples, as an exported file does."""
 
     def __init__(self, layer: nn.Cell, spec: RecurrentSpec) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ class WithState(nn.Cell):
         return (output, *final) if self.is_lstm else (output, final)
 
 
-def test_bfloat16_is_refused_before_anything_runs() -> None:
+def test_bfloat16_is_refused_before_the_run() -> None:
     with pytest.raises(errors.LimitError, match="to_float: given bfloat16, but mindspore has no bfloat16 layers"):
         ms.amp.auto_mixed_precision(Tagger(SPECS[1]), "O2", ms.bfloat16)
 
@@ -220,8 +220,8 @@ def test_bfloat16_is_refused_before_anything_runs() -> None:
     ],
     ids=repr,
 )
-def test_an_exported_file_gives_the_same(spec: RecurrentSpec, dtype: str, tmp_path: Path) -> None:
-    """It has no Python: there the layer is made of MindSpore's own operators."""
+def test_an_exported_file_computes_the_same(spec: RecurrentSpec, dtype: str, tmp_path: Path) -> None:
+    """A file holds no Python, so the layer is computed by MindSpore's own operators there."""
     net = WithState(spec.build("mindspore", seed=0, dtype=dtype), spec)
     rng = np.random.default_rng(0)
     path = str(tmp_path / "layer.mindir")
@@ -260,7 +260,7 @@ def test_an_exported_file_of_mixed_precision(spec: RecurrentSpec, tmp_path: Path
         close(actual.asnumpy(), expected.asnumpy(), 5e-3)
 
 
-def test_what_a_file_needs_to_know(tmp_path: Path) -> None:
+def test_mistakes_in_an_export(tmp_path: Path) -> None:
     gru = GRUSpec(3, 4).build("mindspore", seed=0)
     unknown = Tensor(shape=[None, None, 3], dtype=ms.float32)
     try:
