@@ -402,7 +402,7 @@ class TestPreparationOfABackwardPass:
         loss(x)
         ms.grad(loss)(x)
         loss(x)
-        assert kept == [False, True, False]
+        assert prepared == [False, True, False]
 
     @pytest.mark.parametrize(("gradient", "needs_grad"), GRADIENTS.values(), ids=GRADIENTS.keys())
     def test_one_where_a_gradient_is_recorded(
@@ -412,7 +412,7 @@ class TestPreparationOfABackwardPass:
         oracle = spec.build("numpy", seed=0)
         output, _, pullback = oracle.vjp(x.asnumpy())
         close(gradient(loss, x).asnumpy(), pullback(2 * output, None)["input"], 1e-5)
-        assert kept == needs_grad
+        assert prepared == needs_grad
 
     def test_one_where_mindspore_does_not_tell(
         self, spec: RecurrentSpec, prepared: list[bool], monkeypatch: pytest.MonkeyPatch
@@ -422,7 +422,7 @@ class TestPreparationOfABackwardPass:
         expected = loss(x)
         value, _ = ms.value_and_grad(loss)(x)
         np.testing.assert_array_equal(value.asnumpy(), expected.asnumpy())
-        assert kept == [True, True]
+        assert prepared == [True, True]
 
 
 def test_inference_takes_a_fraction_of_the_memory_of_training() -> None:
