@@ -327,7 +327,7 @@ def describe(spec: RecurrentSpec, device: str, dtype: str) -> Iterator[Kernel]:
 
 
 class Route(Enum):
-    """How a call is computed: the functions of `unirnn_torch.layers`."""
+    """How a call is computed; `unirnn_torch.layers.run` has a branch for each."""
 
     DENSE = "dense"
     """One call of torch's own layer, for the whole stack."""
@@ -349,16 +349,16 @@ class Route(Enum):
     @property
     def by_operators(self) -> bool:
         """Whether it is one operator for each layer and direction."""
-        return self in _OPERATORS
+        return self in _SUPPORT_OF
 
 
-_OPERATORS = {
+_SUPPORT_OF = {
     Route.PACKED: "packed",
     Route.NUMBA: "numba",
     Route.PACKED_OR_NUMBA: "packed",
     Route.NATIVE_OPERATORS: "native operator",
 }
-"""What each has to support, by the keys of `SUPPORT`."""
+"""The routes of one operator for each layer and direction, and the row of `SUPPORT` that each needs."""
 
 
 def route(
@@ -368,7 +368,7 @@ def route(
     lengths: NDArray[np.int64] | Tensor | None,
     *,
     native: bool,
-    gradients: bool,
+    needs_grad: bool,
 ) -> Route:
     """Decide how a call is computed.
 
@@ -384,7 +384,7 @@ def route(
         `(B,)`, on the host, or in a graph a tensor; None if every step is valid.
     native
         Whether torch has such layers: `has_native`, which was asked when the module was built.
-    gradients
+    needs_grad
         Whether a backward pass may follow.
 
     Raises
@@ -394,11 +394,11 @@ def route(
     """
     wanted = None
     if kernel == "auto":
-        wanted = _automatic(spec, x, lengths, gradients)
+        wanted = _automatic(spec, x, lengths, needs_grad)
     elif kernel in ("packed", "numba"):
         wanted = Route(kernel)
     if wanted is not None:
-        reason = _reason_now(_OPERATORS[wanted], spec, x)
+        reason = _reason_now(_SUPPORT_OF[wanted], spec, x)
         if reason is None:
             return wanted
         if kernel != "auto":
@@ -410,12 +410,12 @@ def route(
     # The rows of a traced call can't be counted, or would become constants of its graph.
     is_traced = type(x) is not Tensor or is_jit_tracing()
     if isinstance(lengths, np.ndarray) and not is_traced and lengths.any():
-        return Route.ROWS if rows_are_faster(spec, x, lengths, gradients=gradients) else Route.DIRECTIONS
+        return Route.ROWS if rows_are_faster(spec, x, lengths, needs_grad=needs_grad) else Route.DIRECTIONS
     return Route.DIRECTIONS
 
 
-def _automatic(spec: RecurrentSpec, x: Tensor, lengths: Any, gradients: bool) -> Route | None:
-    """What ``"auto"`` takes if it supports the call; None for torch's own layer."""
+def _automatic(spec: RecurrentSpec, x: Tensor, lengths: Any, needs_grad: bool) -> Route | None:
+    """The kernel of our own that ``"auto"`` prefers for a call; None if it prefers none."""
     if torch.compiler.is_compiling():
         return Route.NATIVE_OPERATORS if x.is_cuda else Route.PACKED_OR_NUMBA
     # Under `torch.jit.trace`, sizes are tensors; the table needs ints.
@@ -425,7 +425,7 @@ def _automatic(spec: RecurrentSpec, x: Tensor, lengths: Any, gradients: bool) ->
     valid = None
     if lengths is not None:
         batch_size, valid = np.count_nonzero(lengths), int(lengths.sum())
-    kernel = fastest(spec, x.dtype, steps, batch_size, valid, gradients=gradients)
+    kernel = fastest(spec, x.dtype, steps, batch_size, valid, gradients=needs_grad)
     return None if kernel == "native" else Route(kernel)
 
 
@@ -433,7 +433,7 @@ def _reason_now(kernel: str, spec: RecurrentSpec, x: Tensor) -> str | None:
     return unsupported_reason(kernel, spec, _KINDS.get(x.device.type, x.device.type), short_name(x.dtype), now=True)
 
 
-def rows_are_faster(spec: RecurrentSpec, x: Tensor, lengths: NDArray[np.int64], *, gradients: bool) -> bool:
+def rows_are_faster(spec: RecurrentSpec, x: Tensor, lengths: NDArray[np.int64], *, needs_grad: bool) -> bool:
     """Whether torch's own layer is faster over the valid steps only than over all of them.
 
     On a CPU its backward pass over valid steps is slow. On a GPU it has kernels for dense steps that keep the weights
@@ -443,7 +443,7 @@ def rows_are_faster(spec: RecurrentSpec, x: Tensor, lengths: NDArray[np.int64], 
         # In bfloat16 torch does not keep a stack's weights in one piece, and warns of that at each call.
         is_wide = spec.hidden_size >= WIDE[spec.kind] and x.dtype != torch.bfloat16
         return is_wide and _reason_now("native operator", spec, x) is None
-    if gradients or _reason_now("packed", spec, x) is not None:
+    if needs_grad or _reason_now("packed", spec, x) is not None:
         return False
     # In float32 an LSTM over dense steps is oneDNN's, which does not know the packed form.
     most = 0.6 if spec.kind == "LSTM" and x.dtype == torch.float32 else 1.0

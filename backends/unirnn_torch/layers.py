@@ -127,7 +127,7 @@ def _operators(stack: Stack, x: Tensor, state: State, lengths: Tensor | None, ke
     """One operator for each layer and direction; in an export to ONNX, one node for each layer."""
     spec, weights = stack.spec, stack.weights
     device = x.device.type
-    if native.casts(device):
+    if native.autocast_is_on(device):
         dtype = torch.get_autocast_dtype(device)
         x, state = x.to(dtype), tuple(part.to(dtype) for part in state)
         weights = {name: weight.to(dtype) for name, weight in weights.items()}

@@ -72,7 +72,7 @@ class Recurrent(torch.nn.RNNBase):
         weights: Arrays | None = None,
         kernel: str = "auto",
     ) -> None:
-        # Setting an attribute takes a hundredth of the time in which a small layer is built.
+        # Attributes are set only where they differ from the class's, since `Module.__setattr__` is slow.
         if weights is not None:
             self._first_weights = weights
         super().__init__(
@@ -149,9 +149,9 @@ class Recurrent(torch.nn.RNNBase):
         self, x: Tensor, state: State | None, lengths: Lengths, weights: dict[str, Tensor]
     ) -> tuple[Route, Stack]:
         """How a call over `(T, B, I)` is computed, and what layers it has."""
-        gradients = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(state or ()), *weights.values()))
-        route = dispatch.route(self.kernel, self.spec, x, lengths, native=self._has_native, gradients=gradients)
-        training = self.training or (gradients and native.has_to_train(x))
+        needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(state or ()), *weights.values()))
+        route = dispatch.route(self.kernel, self.spec, x, lengths, native=self._has_native, needs_grad=needs_grad)
+        training = self.training or (needs_grad and native.needs_training_flag(x))
         return route, Stack(self.spec, self.mode, weights, self.dropout if self.training else 0.0, training)
 
     def _run_packed_sequence(self, sequence: PackedSequence, hx: Any, seq_length: Any) -> tuple[PackedSequence, Any]:
@@ -187,7 +187,7 @@ def _dtype(weights: dict[str, Tensor], input: Any, hx: Any) -> torch.dtype | Non
     """The dtype that arrays must have; None for any floating one, under autocast, where the native call casts them."""
     own = weights["weight_ih_l0"].dtype
     for t in (input, *hx) if isinstance(hx, (tuple, list)) else (input, hx):
-        if isinstance(t, Tensor) and t.dtype != own and native.casts(t.device.type):
+        if isinstance(t, Tensor) and t.dtype != own and native.autocast_is_on(t.device.type):
             return None
     return own
 
@@ -203,7 +203,7 @@ def _without_last_padding(x: Tensor, lengths: NDArray[np.int64]) -> tuple[Tensor
 def read_lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64] | Tensor:
     """Check the lengths, whatever they come in: `(B,)`.
 
-    They are read on the host. In a graph they stay a tensor, whose values the operators check when it runs.
+    They are read on the host. While compiling they stay a tensor, whose values our operators check when they run.
     """
     if torch.compiler.is_compiling():
         values = torch.as_tensor(seq_length)

@@ -12,7 +12,7 @@ from unirnn.contract.call import join_state
 
 from . import dispatch
 
-__all__ = ["NATIVE", "casts", "direction", "has_to_train", "mode"]
+__all__ = ["NATIVE", "autocast_is_on", "direction", "mode", "needs_training_flag"]
 
 NATIVE: dict[str, Callable[..., Any]] = {
     "RNN_TANH": torch.rnn_tanh,
@@ -54,7 +54,7 @@ def direction(
         flat = _in_one_piece(flat)
     initial = state if ragged is None else tuple(ragged.begun(xp, part) for part in state)
     hx = join_state(tuple(part.unsqueeze(0) for part in initial))
-    output, *final = NATIVE[mode(spec)](x, hx, flat, spec.bias, 1, 0.0, has_to_train(x), False, False)
+    output, *final = NATIVE[mode(spec)](x, hx, flat, spec.bias, 1, 0.0, needs_training_flag(x), False, False)
     final = [part.squeeze(0) for part in final]
     if ragged is None:
         return output, tuple(final)
@@ -65,12 +65,12 @@ def direction(
     return output, (h, *(torch.where(begun, c, c0) for c, c0 in zip(final[1:], c_0, strict=True)))
 
 
-def has_to_train(x: Tensor) -> bool:
+def needs_training_flag(x: Tensor) -> bool:
     """Whether a native call must be one of training: cuDNN supports backward only in training mode."""
     return x.is_cuda and torch.is_grad_enabled() and not dispatch.is_jit_tracing()
 
 
-def casts(device: str) -> bool:
+def autocast_is_on(device: str) -> bool:
     """Whether autocast is on for a type of device; some, such as meta, have none, and then torch can't be asked."""
     known = device in ("cpu", "cuda")  # not every torch can trace is_autocast_available
     return (known or torch.amp.is_autocast_available(device)) and torch.is_autocast_enabled(device)
@@ -83,7 +83,7 @@ def _hold(spec: RecurrentSpec, x: Tensor) -> Tensor | None:
     Relu RNN: h is 0. The other cells need none.
     """
     device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if casts(device) else x.dtype
+    dtype = torch.get_autocast_dtype(device) if autocast_is_on(device) else x.dtype
     large = torch.finfo(dtype).max / 4
     if mode(spec) == "RNN_RELU":
         return x.new_full((spec.hidden_size, 1), -large)

@@ -127,7 +127,7 @@ def _define(mode: str, cell: type[ByTorch]) -> Any:
     ]
     kept = ["Tensor outputs", "Tensor blocks", "Tensor num_parts"]
     d_results = [f"Tensor? d_{part}" for part in ("output", *states)]
-    number = 6 + parts  # of the tensors among the inputs
+    num_tensors = 6 + parts
 
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
         call = Call(mode, arguments)
@@ -184,21 +184,26 @@ def _define(mode: str, cell: type[ByTorch]) -> Any:
     )
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[:number], *output[1 + parts :])
-        ctx.options = inputs[number : number + 2]
+        ctx.save_for_backward(*inputs[:num_tensors], *output[1 + parts :])
+        ctx.options = inputs[num_tensors : num_tensors + 2]
         ctx.mark_non_differentiable(*output[1 + parts :])
         ctx.set_materialize_grads(False)  # zeros for what is kept would cost as much as the backward pass
 
     def differentiate(ctx: Any, *d: Tensor | None) -> tuple[Any, ...]:
         tensors, d_results = ctx.saved_tensors, d[: 1 + parts]
-        needed = ctx.needs_input_grad[:number]
+        needed = ctx.needs_input_grad[:num_tensors]
         if torch.is_grad_enabled():  # which it is under create_graph only
             # Views, since the same tensor may be given as two arguments.
-            call = Call(mode, [*(None if t is None else t.view_as(t) for t in tensors[:number]), *ctx.options])
+            call = Call(mode, [*(None if t is None else t.view_as(t) for t in tensors[:num_tensors]), *ctx.options])
             found = _gradients(call, reference.direction, needed, d_results, create_graph=True)
             return *found, None, None, None
         d_x, *others = gradient(
-            *tensors[:number], *ctx.options, *tensors[number:], *d_results, needed[0], any(needed[2 + parts :])
+            *tensors[:num_tensors],
+            *ctx.options,
+            *tensors[num_tensors:],
+            *d_results,
+            needed[0],
+            any(needed[2 + parts :]),
         )
         by_input = (d_x, None, *others)
         return *(g if need else None for g, need in zip(by_input, needed, strict=True)), None, None, None

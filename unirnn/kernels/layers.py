@@ -1,17 +1,17 @@
 """The kernels: forward and backward over packed valid steps, on a CPU, over NumPy's arrays.
 
-One idea makes them fast, and keeps the promises without a mask:
+One idea makes them fast, and keeps to the rule for ``seq_length`` without a mask:
 
-1. *Pack.* Sort the sequences by length, longest first, and gather the valid steps into rows, step by step. The
-   padding is never read. At step t the sequences that are still alive are the first ``alive[t]``.
-2. *Project.* Chunk by chunk, one product makes the input's part of all gates for a few hundred rows.
-3. *Step* on the rows still alive. A sequence that has ended, or in the reverse direction has not begun, simply stays
-   in the state: so a sequence of length 0 ends in its initial state.
-4. *Backward* is linear in the gradient of the state: chunk by chunk, a step is a few operations, and each weight's
-   gradient is one product.
+1. *Pack.* The sequences are sorted by length, longest first, and their valid steps are gathered into rows, step by
+   step. The padding is never read. The sequences that are active at step t are the first ones.
+2. *Project.* For each chunk of a few hundred rows, one product computes the input's part of all gates.
+3. *Step* over the active rows. The state of a sequence that has ended, or in the reverse direction has not begun, stays
+   as it is, so a sequence of length 0 ends in its initial state.
+4. *Step back.* The gradient of a step is linear in the gradient of the state, so what does not depend on that is
+   computed for a whole chunk at once, and the gradient of each weight is one product for each chunk.
 
-`direction` has what all cells share, `by_numpy` the cells as calls of NumPy, and `by_numba` as compiled loops, where
-numba is installed; large layers of these have `threads`. float16 is computed in float32.
+The module `directions` has what all cells share, `by_numpy` the cells as calls of NumPy, and `by_numba` the cells as
+compiled loops, where numba is installed. `threads` divides large layers. float16 is computed in float32.
 """
 
 import functools
