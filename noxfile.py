@@ -134,12 +134,11 @@ def typing(session: nox.Session) -> None:
 def tests(session: nox.Session, backend: str) -> None:
     """The tests of one backend, in an environment without another framework; or of several beside each other."""
     if backend == "all":
-        files = [f"tests/{name}" for name in TOGETHER]
-        session.run(
-            together(session, "test", "test-torch"), "-m", "pytest", *PARALLEL, *files, *session.posargs, external=True
-        )
+        chosen = session.posargs or [f"tests/{name}" for name in TOGETHER]
+        python = together(session, "test", "test-torch")
+        session.run(python, "-m", "pytest", *PARALLEL, *chosen, external=True)
         return
-    run_backend(session, backend, *PARALLEL, *session.posargs)
+    run_backend(session, backend, session.posargs or TESTS[backend])
 
 
 @nox.session
@@ -149,17 +148,19 @@ def tests(session: nox.Session, backend: str) -> None:
 )
 def thorough(session: nox.Session, backend: str) -> None:
     """All tests in the environment of each backend, with ten times as many random examples."""
-    run_backend(session, backend, *PARALLEL, "--hypothesis-profile=thorough", "tests", *session.posargs)
+    run_backend(session, backend, [*TESTS[backend], "tests"], "--hypothesis-profile=thorough")
 
 
-def run_backend(session: nox.Session, backend: str, *options: str) -> None:
-    """Install a backend alone, and run its tests, the conformance suite and the doctests."""
+def run_backend(session: nox.Session, backend: str, files: list[str], *options: str) -> None:
+    """Install a backend alone, and run tests and its doctests."""
     install(session, *(["test", "test-torch"] if backend == "torch" else ["test"]), extras=EXTRAS[backend])
     names = {"numpy": ["numpy", "array_api"], "numba": ["numpy"]}.get(backend, [backend])
     chosen = [f"--backend={name}" for name in names]
-    session.run("pytest", *TESTS[backend], *(f"backends/unirnn_{name}" for name in names), *chosen, *options)
-    if backend == "mindspore":  # launch_blocking() can't be undone in a process, so the other mode has one of its own
-        session.run("pytest", "tests/conformance", "--backend=mindspore-asynchronous", *options)
+    doctests = [] if session.posargs else [f"backends/unirnn_{name}" for name in names]
+    session.run("pytest", *files, *doctests, *chosen, *PARALLEL, *options)
+    if backend == "mindspore" and not session.posargs:
+        # launch_blocking() can't be undone in a process, so MindSpore's default mode has a process of its own.
+        session.run("pytest", "tests/conformance", "--backend=mindspore-asynchronous", *PARALLEL, *options)
 
 
 @nox.session(python=newest("all"))

@@ -232,7 +232,11 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
         errors.SpecError,
         "proj_size: given -1, expected at least 0",
     ),
-    "the base class": (lambda: Spec(), errors.ArgumentError, "make an RNNSpec, a GRUSpec or an LSTMSpec"),
+    "the base class": (
+        lambda: Spec(),
+        errors.ArgumentError,
+        "Spec is not a layer; expected one of RNNSpec, GRUSpec, LSTMSpec",
+    ),
     "a dict without a kind": (
         lambda: Spec.from_dict({"input_size": 3, "hidden_size": 4}),
         errors.SpecError,

@@ -24,7 +24,7 @@ class ArrayBackend(Backend):
 
     name = "array_api"
     support = Support("array_api", devices=("cpu",), dtypes=("float32", "float64"), derivatives=0)
-    options = ("namespace",)
+    options = required_options = ("namespace",)
 
     def version(self) -> str:
         return f"array-api-compat {array_api_compat.__version__}"

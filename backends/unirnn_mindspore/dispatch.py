@@ -8,6 +8,7 @@ a layer (`FUSED`), small operators compute it step by step.
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 import mindspore as ms
@@ -32,16 +33,10 @@ __all__ = [
 DeviceKind = Literal["cpu", "gpu", "ascend"]
 Route = Literal["packed", "numba", "fused", "steps"]
 
-_DTYPES = ("float16", "float32", "float64")
 _NATIVE = ("float16", "float32")
-_ALL = Support("mindspore", lacks=("proj_size",), dtypes=_DTYPES)
+_ALL = replace(kernels.SUPPORT["packed"], who="mindspore", devices=("cpu", "gpu", "ascend"))
 
-SUPPORT = {
-    "auto": _ALL,
-    "native": _ALL,
-    "packed": Support("the packed kernel", lacks=("proj_size",), devices=("cpu",), dtypes=_DTYPES, derivatives=1),
-    "numba": Support("numba", lacks=("proj_size", "reset_after"), devices=("cpu",), dtypes=_DTYPES, derivatives=1),
-}
+SUPPORT = {"auto": _ALL, "native": _ALL, **kernels.SUPPORT}
 """By the names that ``kernel`` may have."""
 
 FUSED = {
@@ -106,14 +101,13 @@ def check_build(kernel: str, spec: RecurrentSpec, device: DeviceKind, dtype: str
     LimitError
         If it can't run this spec, on this kind of device, in this dtype.
     """
-    check_kernel(kernel, tuple(SUPPORT))
-    if kernel == "numba" and device == "cpu":
-        kernels.check_numba(spec)
-    reason = SUPPORT[kernel].unsupported_reason(spec, device, dtype)
-    if kernel == "native" and reason is None and is_fused(spec, device):
+    check_kernel(kernel, SUPPORT, spec, device, dtype)
+    if kernel == "numba":
+        kernels.check_numba()
+    if kernel == "native" and is_fused(spec, device):
         reason = FUSED[spec.kind, device].unsupported_reason(spec, device, dtype)
-    if reason is not None:
-        raise LimitError(f"kernel: given {kernel!r}, but {reason}; build with 'auto'")
+        if reason is not None:
+            raise LimitError(f"kernel: given {kernel!r}, but {reason}; build with 'auto'")
 
 
 def limits(spec: RecurrentSpec, device: DeviceKind, dtype: str) -> Iterator[Limit]:

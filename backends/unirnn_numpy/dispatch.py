@@ -1,22 +1,21 @@
 """Which kernel runs a call of the ``numpy`` backend, and what each supports."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from unirnn import RecurrentSpec, kernels
 from unirnn.contract.limits import Kernel, Support, check_kernel
-from unirnn.errors import LimitError
 
 __all__ = ["SHORT", "SUPPORT", "check_build", "describe", "route"]
 
-_ALL = Support("numpy", lacks=("proj_size",), devices=("cpu",), dtypes=("float16", "float32", "float64"), derivatives=1)
+_ALL = replace(kernels.SUPPORT["packed"], who="numpy")
 
 SUPPORT = {
     "auto": _ALL,
-    "packed": _ALL,
-    "numba": Support("numba", lacks=("proj_size", "reset_after"), devices=("cpu",), dtypes=_ALL.dtypes, derivatives=1),
+    **kernels.SUPPORT,
     "reference": Support("the reference", devices=("cpu",), dtypes=("float32", "float64"), derivatives=0),
 }
 """By the names that ``kernel`` may have: the packed kernels, by NumPy or compiled by numba, and the reference, which
@@ -38,12 +37,9 @@ def check_build(kernel: str, spec: RecurrentSpec, dtype: str) -> None:
     LimitError
         If it can't run this spec in this dtype.
     """
-    check_kernel(kernel, tuple(SUPPORT))
+    check_kernel(kernel, SUPPORT, spec, "cpu", dtype)
     if kernel == "numba":
-        kernels.check_numba(spec)
-    reason = SUPPORT[kernel].unsupported_reason(spec, dtype=dtype)
-    if reason is not None:
-        raise LimitError(f"kernel: given {kernel!r}, but {reason}; build with 'auto'")
+        kernels.check_numba()
 
 
 def route(kernel: str, spec: RecurrentSpec, dtype: np.dtype[Any], steps: int, *, needs_grad: bool) -> str:
@@ -63,7 +59,7 @@ def route(kernel: str, spec: RecurrentSpec, dtype: np.dtype[Any], steps: int, *,
         Whether the call is followed by a backward pass.
     """
     if kernel == "numba":
-        kernels.check_numba(spec)  # the module may have been built, and pickled, elsewhere
+        kernels.check_numba()  # the module may have been built, and pickled, elsewhere
     if kernel != "auto":
         return kernel
     if not needs_grad and steps <= SHORT and dtype in _REFERENCE_DTYPES:

@@ -56,23 +56,25 @@ __all__ = [
 
 # ---- what each kernel supports -------------------------------------------------------------------
 
-KERNELS = ("auto", "native", "packed", "numba", "reference")
-"""What the argument ``kernel`` of `build` may be."""
-
 DEVICE_TYPES: dict[Literal["cpu", "gpu", "ascend"], str] = {"cpu": "cpu", "gpu": "cuda", "ascend": "npu"}
 """torch's names of unirnn's kinds of device; an Ascend is an 'npu' of the package torch_npu."""
 _KINDS: dict[str, str] = {type_: kind for kind, type_ in DEVICE_TYPES.items()}
 
 _UNCOMMON = ("proj_size", "reset_after")
 _DTYPES = ("float32", "float64")
-SUPPORT = {
+KERNELS = {
+    "auto": Support("torch"),
     "native": Support("torch", lacks=("reset_after",)),
     "packed": Support("the packed kernel", lacks=_UNCOMMON, devices=("cpu",), dtypes=_DTYPES),
     "numba": Support("the numba kernel", lacks=_UNCOMMON, devices=("cpu",), dtypes=_DTYPES),
     "reference": Support("the reference"),
+}
+"""What each kernel can compute at all, by the names that the argument ``kernel`` of `build` may have."""
+SUPPORT = {
+    **KERNELS,
     "native operator": Support("the operator for graphs", lacks=_UNCOMMON, devices=("gpu",)),
 }
-"""What each kernel can compute at all. The native operator is what ``"auto"`` takes in a graph on a GPU."""
+"""The same, and the operator that ``"auto"`` takes in a graph on a GPU."""
 
 # torch has no public way to ask whether torch.func transforms a call.
 _functorch_level = getattr(getattr(torch._C, "_functorch", None), "maybe_current_level", None)
@@ -139,14 +141,9 @@ def check_build(kernel: str, spec: RecurrentSpec, device: str, dtype: str) -> No
     LimitError
         If it can't run this spec, on this kind of device, in this dtype.
     """
-    check_kernel(kernel, KERNELS)
-    if kernel == "auto":
-        return
-    reason = unsupported_reason(kernel, spec, device, dtype)
-    if reason is not None:
-        raise LimitError(f"kernel: given {kernel!r}, but {reason}; build with 'auto'")
+    check_kernel(kernel, KERNELS, spec, device, dtype)
     if kernel == "numba":
-        core.check_numba(spec)
+        core.check_numba()
 
 
 # ---- which kernel is the fastest -----------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from unirnn import registry
 from unirnn.contract.backend import Backend
-from unirnn.errors import ArgumentError, UnirnnError
+from unirnn.errors import ArgumentError, BackendError, UnirnnError
 from unirnn.specs import RecurrentSpec
 
 from . import baselines
@@ -125,7 +125,7 @@ def plan(grid: Grid, backends: Sequence[str] | None = None) -> Plan:
         except UnirnnError as error:
             if backends is not None:
                 raise
-            left_out[name] = str(error)
+            left_out[name] = _why_left_out(name, error)
             continue
         modes = baselines.load(backend).MODES
         known_modes.update(dict.fromkeys(modes))
@@ -140,6 +140,13 @@ def plan(grid: Grid, backends: Sequence[str] | None = None) -> Plan:
         if mode not in known_modes:
             raise ArgumentError(f"mode: given {mode!r}, expected one of {', '.join(known_modes)}")
     return Plan(jobs, versions, left_out)
+
+
+def _why_left_out(name: str, error: UnirnnError) -> str:
+    options = () if isinstance(error, BackendError) else registry.load(name).required_options
+    if options:
+        return f"it needs the option {', '.join(options)} of build, and can't be measured without one"
+    return str(error)
 
 
 def _load(name: str) -> Backend:

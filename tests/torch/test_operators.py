@@ -728,22 +728,23 @@ def test_copies_keep_the_kernel() -> None:
 def test_explain_says_when_which_kernel_is_taken(numba: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unirnn.kernels.layers._is_installed", lambda package: numba)
     compiled = [
-        "kernel numba: training (T >= 16, B*H <= 8192 a thread); "
+        "numba: training (T >= 16, B*H <= 8192 a thread); "
         "training with lengths (T >= 12, B*H <= 8192 a thread); "
         "training with lengths (T >= 12, B*H <= 16384 a thread, up to 70% valid); "
         "inference (T >= 64, B*H <= 2048 a thread); inference with lengths (T >= 32, B*H <= 4096 a thread); "
         "inference with lengths (T >= 32, B*H <= 16384 a thread, up to 70% valid)",
     ]
-    assert [str(kernel) for kernel in unirnn.explain(GRUSpec(3, 4), "torch").kernels] == [
+    told = [f"{kernel.name}: {kernel.when}" for kernel in unirnn.explain(GRUSpec(3, 4), "torch").kernels]
+    assert told == [
         *(compiled if numba else []),
-        "kernel packed: compiled or exported graphs; training (T >= 16); training with lengths (T >= 12); "
+        "packed: compiled or exported graphs; training (T >= 16); training with lengths (T >= 12); "
         "inference with lengths (T >= 16, B*H >= 8192)",
-        "kernel native: otherwise",
-        "kernel reference: by name only",
+        "native: otherwise",
+        "reference: by name only",
     ]
-    assert str(unirnn.explain(LSTMSpec(3, 4, proj_size=2), "torch").kernels[0]) == "kernel native: always"
+    assert unirnn.explain(LSTMSpec(3, 4, proj_size=2), "torch").kernels[0] == ("native", "always")
     (kernel,) = unirnn.explain(RESET_BEFORE, "torch").kernels
-    assert str(kernel) == "kernel reference: always, step by step"
+    assert kernel == ("reference", "always, step by step")
     assert not unirnn.explain(GRUSpec(3, 4), "array_api").kernels
 
 

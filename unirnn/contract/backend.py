@@ -35,6 +35,8 @@ class Backend(ABC):
     """What it can compute at all, on any device."""
     options: ClassVar[tuple[str, ...]] = ()
     """The arguments of `Spec.build` that only this backend has, such as ``kernel``."""
+    required_options: ClassVar[tuple[str, ...]] = ()
+    """Those of them without which it can't build."""
 
     @abstractmethod
     def version(self) -> str:

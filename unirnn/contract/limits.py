@@ -4,11 +4,12 @@ Each of them is described by one `Support`, a row of a table. `Spec.build`, `uni
 and the tests all read these rows.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from unirnn.devices import DTYPES
-from unirnn.errors import ArgumentError
+from unirnn.errors import ArgumentError, LimitError
 from unirnn.specs import Spec
 
 __all__ = ["Kernel", "Limit", "Support", "check_kernel"]
@@ -100,17 +101,28 @@ class Kernel(NamedTuple):
     name: str
     when: str
 
-    def __str__(self) -> str:
-        return f"kernel {self.name}: {self.when}"
 
+def check_kernel(kernel: str, support: Mapping[str, Support], spec: Spec, device: str, dtype: str) -> None:
+    """Refuse a kernel that can't run a spec.
 
-def check_kernel(kernel: str, known: tuple[str, ...]) -> None:
-    """Refuse the name of a kernel that a backend does not have, whatever the spec.
+    Parameters
+    ----------
+    kernel
+        As `Spec.build` was given it.
+    support
+        The backend's kernels by name.
+    spec, device, dtype
+        What is to be built, the kind of device, and the name of the dtype.
 
     Raises
     ------
     ArgumentError
-        With the names that it has.
+        If the backend has no such kernel.
+    LimitError
+        If the kernel does not support the spec there.
     """
-    if kernel not in known:
-        raise ArgumentError(f"kernel: given {kernel!r}, expected one of {', '.join(map(repr, known))}")
+    if kernel not in support:
+        raise ArgumentError(f"kernel: given {kernel!r}, expected one of {', '.join(map(repr, support))}")
+    reason = support[kernel].unsupported_reason(spec, device, dtype)
+    if reason is not None:
+        raise LimitError(f"kernel: given {kernel!r}, but {reason}; build with 'auto'")

@@ -4,6 +4,6 @@
 `unirnn.kernels.layers`.
 """
 
-from .layers import Pullback, Weights, check_numba, compiled_cell, direction, has_numba, recurrent
+from .layers import SUPPORT, Pullback, Weights, check_numba, compiled_cell, direction, has_numba, recurrent
 
-__all__ = ["Pullback", "Weights", "check_numba", "compiled_cell", "direction", "has_numba", "recurrent"]
+__all__ = ["SUPPORT", "Pullback", "Weights", "check_numba", "compiled_cell", "direction", "has_numba", "recurrent"]

@@ -24,37 +24,46 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unirnn.contract.limits import Support
 from unirnn.errors import LimitError
 from unirnn.kernels import by_numpy, threads
 from unirnn.kernels.directions import Direction, Weights
 from unirnn.kernels.packing import Packing
 from unirnn.kernels.threads import Threads
 from unirnn.registry import install_hint
-from unirnn.specs import GRUSpec, RecurrentSpec
+from unirnn.specs import RecurrentSpec
 
-__all__ = ["Pullback", "Weights", "check_numba", "compiled_cell", "direction", "has_numba", "recurrent"]
+__all__ = ["SUPPORT", "Pullback", "Weights", "check_numba", "compiled_cell", "direction", "has_numba", "recurrent"]
 
 Array = NDArray[Any]
 State = tuple[Array, ...]
 Gradients = dict[str, Array]
 Pullback = Callable[[Array, State], Gradients]
 
+_DTYPES = ("float16", "float32", "float64")
+
+
+SUPPORT = {
+    "packed": Support("the packed kernel", lacks=("proj_size",), devices=("cpu",), dtypes=_DTYPES, derivatives=1),
+    "numba": Support("numba", lacks=("proj_size", "reset_after"), devices=("cpu",), dtypes=_DTYPES, derivatives=1),
+}
+"""What the kernels compute, by NumPy and compiled by numba."""
+
 
 def has_numba(spec: RecurrentSpec) -> bool:
-    """Whether a spec's layers can be compiled: `by_numba` has its cell, and what it needs is installed."""
-    return not (_resets_before(spec) or _broken) and all(map(_is_installed, _NEEDED))
+    """Whether a spec's layers can be compiled: numba has the cell, and what it needs is installed."""
+    supported = SUPPORT["numba"].unsupported_reason(spec) is None
+    return supported and not _broken and all(map(_is_installed, _NEEDED))
 
 
-def check_numba(spec: RecurrentSpec) -> None:
-    """Refuse the kernel ``"numba"`` where it can't serve.
+def check_numba() -> None:
+    """Refuse the kernel ``"numba"`` where it is not installed, or can't be imported.
 
     Raises
     ------
     LimitError
         With what to do about it.
     """
-    if _resets_before(spec):
-        raise LimitError("kernel: given 'numba', which has no GRU with reset_after=False; 'auto' and 'packed' have")
     missing = [package for package in _NEEDED if not _is_installed(package)]
     if missing:
         lacking = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
@@ -89,10 +98,6 @@ def _compiled_cells() -> dict[str, type[Direction]] | None:
     return CELLS
 
 
-def _resets_before(spec: RecurrentSpec) -> bool:
-    return isinstance(spec, GRUSpec) and not spec.reset_after
-
-
 def compiled_cell(spec: RecurrentSpec) -> type[Direction] | None:
     """The cell that numba compiles; None where `has_numba` says no, and where numba turns out not to be importable."""
     cells = _compiled_cells() if has_numba(spec) else None
@@ -105,7 +110,7 @@ def _packed(
     """What steps, and the packing, in as many parts as numba has threads, up to ``most``, where that is worth while."""
     cell = compiled_cell(spec) if compiled else None
     if cell is None:
-        cell = by_numpy.GRUResetBefore if _resets_before(spec) else by_numpy.CELLS[spec.kind]
+        cell = by_numpy.GRUResetBefore if "reset_after" in spec.uncommon() else by_numpy.CELLS[spec.kind]
         return cell, Packing.of(lengths, steps)
     count = _threads_of_numba() if most is None else min(most, _threads_of_numba())
     num_parts = threads.num_parts(spec, np.count_nonzero(lengths), int(lengths.sum()), count)

@@ -41,7 +41,8 @@ class Spec:
     def __new__(cls, *_: Any, **__: Any) -> "Spec":
         """Refuse to make a spec of a class without a kind."""
         if not hasattr(cls, "kind"):
-            raise ArgumentError(f"{cls.__name__} is not a layer; make an RNNSpec, a GRUSpec or an LSTMSpec")
+            known = ", ".join(found.__name__ for found in Spec._kinds.values())
+            raise ArgumentError(f"{cls.__name__} is not a layer; expected one of {known}")
         return super().__new__(cls)
 
     def _set(self, name: str, value: Any) -> None:

@@ -222,9 +222,8 @@ def compare(
 
 
 def _why_not_built(backend: Backend, error: UnirnnError) -> str:
-    for option in backend.options:
-        if isinstance(error, ArgumentError) and str(error).startswith(f"{option}: given None"):
-            return f"it needs the option {option} of build, and can't be compared without one"
+    if backend.required_options:
+        return f"it needs the option {', '.join(backend.required_options)} of build, and can't be compared without one"
     return str(error)
 
 
