@@ -29,7 +29,9 @@ class Bar:
     Parameters
     ----------
     number
-        Which bar of the project it belongs to; some of them have several entries here.
+        The group that it belongs to: 1, PyTorch on dense input; 2, PyTorch on ragged input; 3, MindSpore compared with
+        PyTorch; 4, NumPy compared with PyTorch; 5, time follows the number of valid steps; 6, ONNX Runtime, and NumPy
+        at single steps; 7, import, build and memory.
     at_most
         The largest ratio.
     baseline

@@ -45,8 +45,8 @@ SPECS: dict[str, RecurrentSpec] = {"GRU": GRUSpec(SIZE, SIZE), "LSTM": LSTMSpec(
 LENGTHS = ("dense", "ragged")
 MODES = {"numpy": ("eager",), "torch": ("eager",), "mindspore": ("eager", "jit")}
 
-# Bytes a step that count as none: allocators take memory in pages of 4 KiB at unpredictable times, and this is one page
-# in 80 steps. The smallest array that a step could leak has 112 bytes and its numbers.
+# Growth up to so many bytes a step counts as none: allocators take memory in pages of 4 KiB at unpredictable times, and
+# this is one page in 80 steps. A leak would be larger: the smallest array takes 112 bytes besides its numbers.
 NOISE = 50
 # MindSpore 2.10 itself grows by about 670 bytes for each shape, axis or flag that is passed to an operator.
 BARS = {("mindspore", "eager"): 5000}
@@ -111,7 +111,7 @@ def installed(names: Sequence[str]) -> list[str]:
         try:
             registry.load(name)
         except MissingBackendError as error:
-            # Without markup, because 'unirnn[torch]' has brackets.
+            # The brackets of 'unirnn[torch]' are no markup.
             console.print(f"Left out: {error}", style="yellow", markup=False, highlight=False, soft_wrap=True)
         else:
             present.append(name)

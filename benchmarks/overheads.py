@@ -144,7 +144,7 @@ def peak(framework: str, cell: str, ours: bool) -> float:
     step, small = training(framework, cell, ours, tuple(SIZES["L"])), training(framework, cell, ours, (3, 2, 4, 4))
     small()  # loads and allocates what is needed once
     before = resident("VmRSS")
-    # Linux forgets the peak until now.
+    # From now on, Linux records a new peak.
     Path("/proc/self/clear_refs").write_text("5")
     for _ in range(3):
         step()

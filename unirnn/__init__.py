@@ -1,7 +1,7 @@
 """One spec for RNN, GRU and LSTM layers; native modules on NumPy, PyTorch, MindSpore and others.
 
-Importing it imports no framework: a backend is imported the first time that it is asked for. So are snapshots, and
-what explains a backend.
+Importing unirnn imports no framework: a backend is imported when it is first used. Snapshots, files and `explain` are
+imported when they are first used, too.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_LATER = {
+_LAZY = {
     "Device": "devices",
     "Explanation": "building",
     "Kernel": "contract.limits",
@@ -56,19 +56,19 @@ _LATER = {
     "load_weights": "snapshots.objects",
     "snapshot": "snapshots.objects",
 }
-"""What is imported when it is first asked for, since only some programs need it: it takes a quarter of NumPy's time."""
+"""Attributes imported on first use: they take a quarter of the time of ``import numpy``."""
 _MODULES = ("devices", "files", "snapshots")
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is imported late."""
+    """Import an attribute or a module on its first use."""
     from importlib import import_module
 
     if name in _MODULES:
         return import_module(f"{__name__}.{name}")
-    if name not in _LATER:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
     return value
 
 

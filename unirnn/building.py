@@ -51,7 +51,7 @@ class Explanation:
 
     @property
     def kernel_sentences(self) -> tuple[str, ...]:
-        """For each kernel a sentence that says when it runs; the first that fits a call counts.
+        """For each kernel a sentence that says when it runs; the first match wins.
 
         Examples
         --------
@@ -77,7 +77,7 @@ def _sentence(kernel: Kernel) -> str:
 def explain(spec: Spec, backend: str | None = None, device: Any = None, *, dtype: Any = "float32") -> Explanation:
     """List what a backend can't do, or does differently, for a spec, and the kernels that it has for it.
 
-    The device need not be present: what Ascend can't do is told on a laptop.
+    The device need not be present, so a laptop can report the limits of Ascend.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The ``array_api`` backend: the plain cells on any namespace that follows the array API standard."""
+"""The ``array_api`` backend: the reference, on any namespace of the array API standard."""
 
 from unirnn_array_api.backend import ArrayBackend
 from unirnn_array_api.module import ArrayModule

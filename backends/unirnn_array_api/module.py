@@ -21,7 +21,7 @@ class ArrayModule(Module):
     Parameters
     ----------
     spec
-        What it is.
+        The spec of the layers.
     weights
         Arrays of the namespace, by the names of `unirnn.Spec.weight_shapes`.
     generator
@@ -30,7 +30,7 @@ class ArrayModule(Module):
     Attributes
     ----------
     spec
-        What it is.
+        The spec of the layers.
     weights
         Its weights by name.
     training

@@ -27,15 +27,15 @@ _TARGETS: dict[dispatch.DeviceKind, str] = {"cpu": "CPU", "gpu": "GPU", "ascend"
 
 @functools.cache
 def _hint_at_blocking() -> None:
-    """Log, once, that launches are asynchronous, which in PyNative mode on a CPU costs more than any layer."""
+    """Log, once, that operators are launched asynchronously, which slows down PyNative mode on a CPU."""
     is_graph = ms.get_context("mode") == ms.GRAPH_MODE
     # There is no public function that tells.
     runtime = getattr(getattr(ms, "_c_expression", None), "RuntimeConf", None)
     is_blocking = getattr(runtime and runtime.get_instance(), "is_launch_blocking", None)
     if not is_graph and is_blocking is not None and not is_blocking():
         logging.getLogger("unirnn").warning(
-            "mindspore launches asynchronously, and on a CPU its worker threads take time from the computation; call "
-            "mindspore.runtime.launch_blocking() once, at the start"
+            "MindSpore launches operators asynchronously, which is slow on a CPU; "
+            "call mindspore.runtime.launch_blocking() once, at the start"
         )
 
 

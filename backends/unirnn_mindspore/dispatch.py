@@ -1,9 +1,9 @@
 """Which implementation runs a layer, on which device, and what each of them supports.
 
-On a CPU the core's kernels run and learn, stepped by NumPy ("packed") or compiled by numba ("numba"). They are Python
-functions, which a file can't hold: what ``mindspore.export`` writes is made of MindSpore's own operators. So is
-everything on a GPU and on Ascend, and what is built with ``kernel="native"``. Where MindSpore has no fused operator for
-a layer (`FUSED`), small operators compute it step by step.
+On a CPU, inference and training run on the core's kernels: NumPy computes the steps ("packed"), or numba compiles them
+("numba"). These kernels are Python functions, which a file can't hold, so ``mindspore.export`` writes MindSpore's own
+operators. These also run on a GPU and on Ascend, and in modules built with ``kernel="native"``. If MindSpore has no
+fused operator for a layer (`FUSED`), small operators compute it step by step.
 """
 
 import sys
@@ -57,7 +57,7 @@ def is_fused(spec: RecurrentSpec, device: DeviceKind) -> bool:
 
 
 def is_compiled(spec: RecurrentSpec, kernel: str) -> bool:
-    """Whether, of the two kernels of the CPU, the one compiled by numba runs a layer."""
+    """Whether a layer on a CPU runs on numba's kernel, rather than on NumPy's."""
     return kernel == "numba" or (kernel == "auto" and kernels.has_numba(spec))
 
 

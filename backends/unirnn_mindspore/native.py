@@ -59,6 +59,7 @@ class NativeDirection(nn.Cell):
             operator = fused[spec.kind, device]
         else:
             operator = functools.partial(StepRNN if spec.kind == "RNN" else StepGRU, on_cpu=device == "cpu")
+        # All operators are made with the same arguments; some of them do not need the size.
         self.operator = operator(spec, input_size)
         self.backward = backward
 

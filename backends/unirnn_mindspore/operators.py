@@ -46,10 +46,10 @@ class KernelDirection(nn.Cell):
 
 
 class Kernel(nn.Cell):
-    """The operator and its gradient: gives the outputs with the final state behind them, `(T+1, B, H)`; c at T+2.
+    """The operator and its gradient. The result is the outputs and then h_n, `(T+1, B, H)`; for an LSTM also c_n.
 
-    It gives one array, since PyNative mode makes zeros for the gradient of each result that is not used, and MindSpore
-    2.10 leaks 1.3 KB each time.
+    It is one array, since in PyNative mode MindSpore makes zeros as the gradient of each result that is not used, and
+    MindSpore 2.10 leaks 1.3 KB each time.
     """
 
     # `construct` and `bprop` have a parameter for each weight, since graph mode refuses a `bprop` whose parameters are
@@ -60,7 +60,7 @@ class Kernel(nn.Cell):
         self.run, self.run_back = operators(spec, backward, compiled)
 
     def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
-        """Give the outputs, and behind them the final state."""
+        """Give the outputs, followed by the final state."""
         return self.run(x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
 
     def bprop(
@@ -136,11 +136,11 @@ def _num_threads() -> int:
 
 
 def quiet() -> Any:
-    """Make a context in which NumPy does not warn of an infinity or a NaN, just as MindSpore does not."""
+    """Make a context in which NumPy, like MindSpore, gives no warning of an infinity or a NaN."""
     return np.errstate(all="ignore")
 
 
 def shared(operator: Any) -> Any:
-    """Let deep copies of a Cell share an operator: it has no state, and MindSpore fails to copy it."""
+    """Make deep copies of a Cell share this operator: it has no state, and MindSpore fails to copy it."""
     operator.__deepcopy__ = lambda memo: operator
     return operator

@@ -1,9 +1,9 @@
 """All layers as one function, for PyNative mode on a CPU.
 
-In PyNative mode every operator that MindSpore launches costs as much as several steps of a small layer. So nothing is
-launched: one differentiable function runs the core's kernels over the memory of the tensors. It copies nothing, except
-the weights when a gradient is recorded; where no gradient is recorded, it stores nothing either. Where MindSpore
-compiles, `unirnn_mindspore.operators` computes the same numbers.
+In PyNative mode, launching one operator costs as much as several steps of a small layer. So all layers are one
+differentiable function, which runs the core's kernels over the memory of the tensors. It copies and stores something
+only if a gradient is recorded: then it copies the weights, and stores what the backward pass needs. In compiled graphs,
+`unirnn_mindspore.operators` computes the same numbers.
 """
 
 import warnings

@@ -1,4 +1,4 @@
-"""The ``numpy`` backend: plain NumPy in, plain NumPy out, on the core's packed kernels."""
+"""The ``numpy`` backend: NumPy arrays in and out, computed by the core's packed kernels."""
 
 from unirnn_numpy.backend import NumpyBackend
 from unirnn_numpy.module import NumpyModule

@@ -24,7 +24,7 @@ class NumpyModule(Module):
     Parameters
     ----------
     spec
-        What it is.
+        The spec of the layers.
     weights
         By the names of `unirnn.Spec.weight_shapes`; kept, not copied.
     generator
@@ -35,7 +35,7 @@ class NumpyModule(Module):
     Attributes
     ----------
     spec
-        What it is.
+        The spec of the layers.
     weights
         Its weights by name; write to the arrays to change them.
     training

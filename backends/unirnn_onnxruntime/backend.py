@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import onnx  # noqa: F401 - the emitter's; missing, it is told when the backend is asked for
+import onnx  # noqa: F401 - needed by onnx_writer; imported here, so that loading the backend reports a missing onnx
 import onnxruntime
 from numpy.typing import NDArray
 

@@ -34,7 +34,7 @@ class OnnxRuntimeModule(Module):
     Parameters
     ----------
     spec
-        What it is.
+        The spec of the layers.
     weights
         By the names of `unirnn.Spec.weight_shapes`; copied.
     device
@@ -45,7 +45,7 @@ class OnnxRuntimeModule(Module):
     Attributes
     ----------
     spec
-        What it is.
+        The spec of the layers.
     training
         As `train` said; it changes nothing.
 

@@ -51,8 +51,8 @@ class TorchBackend(Backend):
             yield Limit("it runs through torch_npu, on which unirnn has not been tested", refuses=False)
         if device.kind == "gpu" and dtype == "float32":
             yield Limit(
-                "torch lets cuDNN multiply float32 in TensorFloat-32 (10 bits) on GPUs that have it, so numbers agree "
-                "with a CPU's to 1e-3; with torch.backends.cudnn.allow_tf32 = False, to 1e-5",
+                "by default cuDNN uses TensorFloat-32 where the GPU has it, so float32 results agree with a CPU's to "
+                "1e-3 only; torch.backends.cudnn.allow_tf32 = False gives 1e-5",
                 refuses=False,
             )
         if device.kind == "gpu" and isinstance(spec, RNNSpec) and spec.nonlinearity == "relu":

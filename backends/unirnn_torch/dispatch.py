@@ -7,14 +7,14 @@ chooses at each call. `route` decides, in this order:
 2. Otherwise, on a CPU, `TABLE` says which kernel is the fastest. In a graph (`torch.compile`, `torch.export`) each
    layer is one operator, with any T and B, where torch's own layers would be unrolled. On a CPU that operator asks the
    table when it runs; on a GPU it is torch's own computation.
-3. If that kernel does not support the call, torch's own layer runs it: in one call if there are no lengths, else in one
-   of two ways (`rows_are_faster`).
-4. The reference computes what torch has no layer for, step by step.
+3. If that kernel does not support the call, torch's own layer runs it. Without lengths this is one call; with lengths
+   there are two ways, and `rows_are_faster` chooses.
+4. If torch has no such layer, the reference computes it step by step.
 
-The cost of the packed kernel follows the number of valid steps, and its backward pass is faster than torch's, except
-for a dense LSTM in float32, for which torch has oneDNN's. torch's own layer does less before the first step. With
-numba, a step costs next to nothing, but products are slower. Without numba, a call without gradients and without
-lengths is always native: neither kernel is clearly faster there, and native gives the very bits of torch's own layer.
+The time of the packed kernel is proportional to the number of valid steps. Its backward pass is faster than torch's,
+except for a dense LSTM in float32, for which torch uses oneDNN. torch's own layer has less to do before the first step.
+With numba, a step costs next to nothing, but products are slower. Without numba, a call without gradients and without
+lengths is always native: neither kernel is clearly faster there, and native gives the same bits as torch's own layer.
 """
 
 from collections.abc import Iterator
@@ -268,19 +268,19 @@ def _rows(cell: str, dtype: torch.dtype, gradients: bool, lengths: bool) -> tupl
 
 
 def _num_threads(spec: RecurrentSpec, batch_size: int, valid: int) -> int:
-    """How many threads compute a call with numba: 1 unless it is large, and at most as many as torch has."""
+    """How many threads compute a call with numba: 1 if the call is small, and never more than torch has."""
     return threads.num_parts(spec, batch_size, valid, torch.get_num_threads())
 
 
 def num_parts(
     kernel: str, spec: RecurrentSpec, dtype: torch.dtype, lengths: NDArray[np.int64], *, gradients: bool
 ) -> int:
-    """Into how many parts an operator deals the sequences when it runs, one for each thread of numba.
+    """The number of parts into which an operator divides the sequences when it runs, one for each thread of numba.
 
     Parameters
     ----------
     kernel
-        ``"packed"`` or ``"numba"``; or ``"auto"``, for which the table is asked.
+        ``"packed"`` or ``"numba"``; for ``"auto"``, `TABLE` decides.
     spec, dtype
         Of the layer.
     lengths
@@ -291,7 +291,7 @@ def num_parts(
     Returns
     -------
     int
-        0 if torch's operations compute the steps, and numba does not.
+        0 if torch's operations, not numba, compute the steps.
     """
     batch_size, valid = np.count_nonzero(lengths), int(lengths.sum())
     if kernel == "auto":

@@ -1,8 +1,8 @@
 """Under `torch.onnx.export`, a layer is one node: ONNX's own RNN, GRU or LSTM.
 
 The exporter translates operators one by one, and has no translation of a recurrent layer with lengths. So while it
-traces, a layer is that node, with ``sequence_lens``. What ONNX leaves open or defines differently is settled around it,
-as in `unirnn.files.onnx_writer`: padding is selected away before and after it, and a sequence of length 0 gets its
+traces, a layer is that node, with ``sequence_lens``. What ONNX leaves open or defines differently is handled before and
+after the node, as in `unirnn.files.onnx_writer`: padding is replaced by zeros, and a sequence of length 0 gets its
 initial state back. T and B stay dynamic, which they would not if the steps were unrolled.
 """
 

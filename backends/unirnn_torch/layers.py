@@ -38,7 +38,7 @@ class Stack(NamedTuple):
     dropout
         The probability between layers; 0 unless the module is training.
     training
-        Whether a native call must be one of training.
+        Whether to run the native call in training mode.
     """
 
     spec: RecurrentSpec

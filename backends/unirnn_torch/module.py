@@ -36,7 +36,7 @@ class Recurrent(torch.nn.RNNBase):
     Parameters
     ----------
     spec
-        What it is.
+        The spec of the layers.
     device, dtype
         Of the parameters.
     weights
@@ -47,7 +47,7 @@ class Recurrent(torch.nn.RNNBase):
     Attributes
     ----------
     spec
-        What it is.
+        The spec of the layers.
     kernel
         As given.
 

@@ -66,7 +66,7 @@ def direction(
 
 
 def needs_training_flag(x: Tensor) -> bool:
-    """Whether a native call must be one of training: cuDNN supports backward only in training mode."""
+    """Whether to run the native call in training mode: cuDNN supports a backward pass only there."""
     return x.is_cuda and torch.is_grad_enabled() and not dispatch.is_jit_tracing()
 
 

@@ -29,7 +29,7 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA
 
 
 def run(job: Job, *, seconds: float, slow: bool) -> Generator[dict[str, Any], None, None]:
-    """Measure the rows of a job in a fresh process, and yield each when it is there.
+    """Measure the rows of a job in a fresh process, and yield each as soon as it is measured.
 
     Parameters
     ----------

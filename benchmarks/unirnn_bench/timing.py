@@ -1,4 +1,4 @@
-"""Measures several functions fairly: they take turns in random order, so that a drift of the machine meets all."""
+"""Measures functions fairly: they take turns in random order, so that a change of the machine's speed affects all."""
 
 import gc
 import random

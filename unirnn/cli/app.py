@@ -91,4 +91,4 @@ app.command()(names.names)
 
 @app.command("bench")
 def _bench() -> None:
-    """Measure what layers cost, beside what one would use without unirnn."""  # shown in the list of commands
+    """Measure the time of layers, and of what one would use without unirnn."""  # shown in the list of commands

@@ -48,20 +48,20 @@ def bench(
     mode: Annotated[
         list[str] | None, typer.Option(help="May be repeated, such as jit or cuda. Without it: all of each backend.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.0, help="How long a row is measured.")] = 0.5,
+    seconds: Annotated[float, typer.Option(min=0.0, help="How long each row is measured.")] = 0.5,
     whole: Annotated[
         bool,
-        typer.Option("--whole", help="All of what no option chooses, and what takes minutes to measure: hours."),
+        typer.Option("--whole", help="Everything that no other option restricts, even if slow; takes hours."),
     ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there.")] = None,
     plot_file: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw them there, .png; needs matplotlib.")
     ] = None,
 ) -> None:
-    """Measure what layers cost, forward and with backward, beside what one would use without unirnn.
+    """Measure the time of layers, forward and with backward, and of what one would use without unirnn.
 
-    Ratios are ours to others', so below 1 ours is faster: to the framework's native dense layer, to what is usual in
-    it, to torch's native dense layer, and to the floor, the bare matrix products.
+    A ratio is our time divided by another's, so below 1 ours is faster. The others are the framework's native dense
+    layer, what is usual in the framework, torch's native dense layer, and the floor: the bare matrix products.
 
     The exit status is 1 if something failed.
     """

@@ -1,1 +1,1 @@
-"""What every module and every backend keeps to: the call, the weights, the limits, and the backend's interface."""
+"""What all modules and backends share: the call, the weights, the limits, and the backend's interface."""

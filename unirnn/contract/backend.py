@@ -51,14 +51,14 @@ class Backend(ABC):
         """The device of a build that names none."""
 
     def limits(self, spec: Any, device: Device, dtype: str) -> Iterable[Limit]:
-        """What it can't do, or does differently, for this spec there, besides what `support` says.
+        """Limits for this spec, device and dtype, beyond `support`.
 
         The device need not be present.
         """
         return ()
 
     def kernels(self, spec: Any, device: Device, dtype: str) -> Iterable[Kernel]:
-        """The kernels that it has for this spec there, and when it takes which; none if there is only one way."""
+        """The kernels for this spec, device and dtype, and when each of them runs; none if there is only one way."""
         return ()
 
     @abstractmethod
@@ -77,9 +77,9 @@ class Backend(ABC):
         Parameters
         ----------
         spec
-            What to build, which `support` and `limits` do not refuse.
+            What to build; neither `support` nor `limits` refuses it.
         device, dtype
-            Where, and in which dtype.
+            The device and the dtype of the module.
         weights
             Checked, of any dtype; to be copied. None: draw them by the framework's own seed rules.
         seed
@@ -92,14 +92,14 @@ class Backend(ABC):
     def read(self, module: Any) -> tuple[Any, dict[str, Array]] | None:
         """Spec and weights of a module that it built, or of its framework's own layer; None of anything else.
 
-        The caller copies.
+        The arrays may share memory with the module; the caller copies them.
         """
 
     @abstractmethod
     def write(self, module: Any, weights: Arrays) -> None:
         """Replace the weights of a module that `read` reads, in place: all of them, or none and an error.
 
-        They fit the module's spec, and its dtype holds them, unless it is bfloat16, which NumPy lacks.
+        The core has checked that they fit, and that none of them is rounded; except for bfloat16, which NumPy lacks.
         """
 
     def read_file(self, path: str) -> dict[str, Array]:
@@ -141,7 +141,7 @@ class Backend(ABC):
             The gradient of each array of floats among the arguments, by its name, and of each weight. The parts of a
             tuple are named ``hx[0]``, ``hx[1]``.
         """
-        raise ArgumentError(f"{self.name} has no gradients; those of another backend have to be taken")
+        raise ArgumentError(f"{self.name} has no gradients; use another backend")
 
 
 def leaves(arguments: Mapping[str, Any]) -> dict[str, Any]:

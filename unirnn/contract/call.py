@@ -100,7 +100,7 @@ class Call(NamedTuple):
     state
         The initial state, `(L*D, B, H)` each; None is zeros.
     lengths
-        `(B,)`, what `prepare` was told to read lengths by; None if every step is valid.
+        `(B,)`, as `read_lengths` returned them; None if every step is valid.
     sizes
         T and B, as the caller gave them.
     layout
@@ -385,8 +385,7 @@ def lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64]:
         values = np.asarray(seq_length)
     except (ValueError, TypeError, RuntimeError) as error:  # whatever an array of some framework raises
         raise DTypeError(f"seq_length: given {_type_name(type(seq_length))}, expected integers ({error})") from None
-    # An empty list is an array of floats. A name is asked for last, and the values are looked at as a list, since in a
-    # call of few sequences NumPy takes longer for each.
+    # An empty list is an array of floats. Getting a dtype's name, and NumPy's min and max, are slow for small batches.
     is_integer = values.dtype.kind in "iu" or not values.size
     check_lengths(values.shape, "int64" if is_integer else values.dtype.name, sizes)
     values = values.reshape(-1)

@@ -1,4 +1,4 @@
-"""What the modules have in common that are plain Python objects, of no framework's own class."""
+"""The base class of modules that are not a class of some framework."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -11,17 +11,17 @@ __all__ = ["Module"]
 
 
 class Module(ABC):
-    """A stack of recurrent layers: its spec, its mode, and its call. A subclass computes (`_prepare`, `_run`).
+    """A stack of recurrent layers: its spec, its mode, and its call. Subclasses implement `_prepare` and `_run`.
 
     Parameters
     ----------
     spec
-        What it is.
+        The spec of the layers.
 
     Attributes
     ----------
     spec
-        What it is.
+        The spec of the layers.
     training
         Whether dropout is on; False until `train`.
     """

@@ -1,6 +1,6 @@
 """The fast path on a CPU, over NumPy's arrays: forward and backward over packed valid steps.
 
-`recurrent` runs a whole stack of layers, `direction` one layer in one direction. How they work is told in
+`recurrent` runs a whole stack of layers, `direction` one layer in one direction. How they work is explained in
 `unirnn.kernels.layers`.
 """
 

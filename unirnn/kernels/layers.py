@@ -78,7 +78,7 @@ def _is_installed(package: str) -> bool:
 
 
 _NEEDED = ("numba", "scipy", "threadpoolctl")
-"""By compiled steps: for themselves, their products, and their threads."""
+"""What compiled steps need: for the steps themselves, their products, and their threads."""
 
 _broken: list[str] = []
 """Why numba can't be imported, once that has failed."""
@@ -86,7 +86,7 @@ _broken: list[str] = []
 
 @functools.cache
 def _compiled_cells() -> dict[str, type[Direction]] | None:
-    """Those of `by_numba`, which takes half a second to import; None, with a warning, if that fails."""
+    """The cells of `by_numba`, whose import takes half a second; None, with a warning, if it fails."""
     try:
         importlib.import_module("scipy.linalg.cython_blas")  # numba looks for it when it compiles a product
         from unirnn.kernels.by_numba import CELLS
@@ -107,7 +107,10 @@ def compiled_cell(spec: RecurrentSpec) -> type[Direction] | None:
 def _packed(
     spec: RecurrentSpec, lengths: NDArray[np.int64], steps: int, compiled: bool, most: int | None = None
 ) -> tuple[type[Direction], Packing]:
-    """What steps, and the packing, in as many parts as numba has threads, up to ``most``, where that is worth while."""
+    """The cell that computes the steps, and the packing.
+
+    For numba the packing is divided into a part for each thread, at most ``most``, if the layer is large enough.
+    """
     cell = compiled_cell(spec) if compiled else None
     if cell is None:
         cell = by_numpy.GRUResetBefore if "reset_after" in spec.uncommon() else by_numpy.CELLS[spec.kind]
@@ -118,7 +121,7 @@ def _packed(
 
 
 def _threads_of_numba() -> int:
-    """What NUMBA_NUM_THREADS says, or as many as there are cores."""
+    """How many threads numba has: NUMBA_NUM_THREADS, or else the number of cores."""
     count: int = importlib.import_module("numba").config.NUMBA_NUM_THREADS
     return count
 
@@ -144,7 +147,7 @@ def direction(
     Parameters
     ----------
     spec
-        What the layer is; its sizes are read off the arrays.
+        The layer; its sizes are taken from the arrays.
     weights
         Of this layer and direction.
     x
@@ -158,9 +161,10 @@ def direction(
     keep
         Whether the pullback will be called; without it no more memory is taken than a few hundred rows need.
     compiled
-        Whether numba steps, and not NumPy; see `has_numba`.
+        Whether numba computes the steps, rather than NumPy; see `has_numba`.
     num_threads
-        How many threads numba and BLAS have at most, BLAS in the whole process meanwhile; None: as many as they have.
+        The most threads that numba and BLAS may use; for BLAS this holds in the whole process during the call. None: no
+        limit.
 
     Returns
     -------
@@ -233,7 +237,7 @@ def recurrent(
     keep
         Whether the pullback will be called; see `direction`.
     compiled
-        Whether numba steps, and not NumPy; see `has_numba`.
+        Whether numba computes the steps, rather than NumPy; see `has_numba`.
 
     Returns
     -------

@@ -27,12 +27,14 @@ class Lengths:
 
     Attributes
     ----------
+    values
+        `(B,)`, the lengths as given.
     valid
         `(T, B)` bool: ``t < n``.
     has_begun
         `(B,)` bool: ``n > 0``.
     last
-        `(B,)` int: where step n-1 stands in that order; for n = 0, some step.
+        `(B,)` int: the row of step n-1 in the flattened `(T*B,)` order; for n = 0, some row.
     """
 
     def __init__(self, xp: Any, lengths: Array, steps: int) -> None:
@@ -57,8 +59,8 @@ class Lengths:
     def reverse(self, xp: Any, array: Array) -> Array:
         """`(T, B, F)` with each sequence's valid steps in the opposite order."""
         if self._reversal is None:
-            # `(T*B,)`: where step t of the reversed sequence stands in the flat order. Steps of padding stay where
-            # they are, so it is its own inverse.
+            # `(T*B,)`: the row of step t of the reversed sequence, in the flattened order. Padding is not moved, so
+            # this is its own inverse.
             step = xp.where(self.valid, self.values - 1 - self._step, self._step)
             self._reversal = xp.reshape(step * self.values.shape[0] + self._row, (-1,))
         return xp.reshape(xp.take(_flat(xp, array), self._reversal, axis=0), array.shape)

@@ -177,12 +177,12 @@ def _weights(weights: Mapping[str, Array], suffix: str) -> _Weights:
 
 
 def _d_weights(x: Array, h: Array, d_x: Array, d_h: Array) -> dict[str, Array]:
-    """Of ``W_ih x + b_ih`` and ``W_hh h + b_hh``, from the gradients of the two sums."""
+    """The gradients of weights and biases from those of ``W_ih x + b_ih`` and ``W_hh h + b_hh``."""
     return {"weight_ih": np.outer(d_x, x), "weight_hh": np.outer(d_h, h), "bias_ih": d_x, "bias_hh": d_h}
 
 
 def _step(spec: RecurrentSpec, w: _Weights, x: Array, state: Parts) -> tuple[Parts, Back]:
-    """One step: the new state, and the way back; `(I,)` and `(H,)` each to `(H,)` each."""
+    """One step from `(I,)` and `(H,)` each: the new state, `(H,)` each, and its backward pass."""
     if isinstance(spec, RNNSpec):
         return _rnn(spec, w, x, *state)
     if isinstance(spec, GRUSpec):

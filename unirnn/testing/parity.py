@@ -288,17 +288,17 @@ def _round(array: Array, dtype: str) -> Array:
 def _reference(trial: _Trial, dtype: str) -> _Results:
     """The oracle's results from the trial's numbers."""
 
-    def exact(array: Array) -> Array:
+    def widen(array: Array) -> Array:
         return array.astype(np.float64)
 
     spec, lengths = trial.spec, trial.seq_length
-    weights = {name: exact(array) for name, array in trial.weights.items()}
-    input, hx = exact(trial.input), tuple(map(exact, trial.hx))
+    weights = {name: widen(array) for name, array in trial.weights.items()}
+    input, hx = widen(trial.input), tuple(map(widen, trial.hx))
     output, state = oracle.recurrent(spec, weights, input, hx, lengths)
     gradients = None
     if not (isinstance(spec, RNNSpec) and spec.nonlinearity == "relu" and dtype in ("float16", "bfloat16")):
         initial = {f"{name}_0": part for name, part in zip(spec.states, hx, strict=True)}
-        cotangents = (exact(trial.d_output), *map(exact, trial.d_state))
+        cotangents = (widen(trial.d_output), *map(widen, trial.d_state))
         found = oracle.gradients(spec, {"input": input, **initial, **weights}, lengths, cotangents)
         d_arguments = {"input": found.pop("input"), "hx": join_state([found.pop(name) for name in initial])}
         gradients = {**leaves(d_arguments), **found}  # named as by `Backend.gradients`

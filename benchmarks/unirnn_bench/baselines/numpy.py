@@ -1,8 +1,8 @@
-"""NumPy's baseline: the loop over time steps that one writes first.
+"""NumPy's baseline: a simple loop over the time steps.
 
 It computes what our modules compute, the gradients too, one step at a time for all sequences, with `where` for those
 that have ended. Nothing is packed, and no matrix product is shared between steps. A baseline must not run our own
-code, so the equations of the cells stand here once more.
+code, so the equations of the cells are repeated here.
 
 There are two modes: ``eager``, our kernels without numba, and ``numba`` if it is installed.
 """
