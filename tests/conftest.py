@@ -1,13 +1,12 @@
 """Which tests are collected, and for which backends."""
 
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import hypothesis
 import numpy as np
 import pytest
-from subjects import Subject, close, installed, subjects
+from subjects import Subject, installed, subjects
 
 hypothesis.settings.register_profile("unirnn", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=400)
@@ -33,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """What only a GPU shows is collected where torch sees one."""
+    """Collect the tests for a GPU only if torch sees one."""
     if collection_path.name != "test_gpu.py" or not find_spec("torch"):
         return None
     import torch
@@ -57,8 +56,3 @@ def subject(request: pytest.FixtureRequest) -> Subject:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
-
-
-@pytest.fixture
-def assert_close() -> Callable[..., None]:
-    return close

@@ -62,7 +62,7 @@ def test_snapshot_round_trip(subject: Subject, spec: RecurrentSpec) -> None:
     on_numpy = taken.build("numpy")
     input = np.random.default_rng(0).standard_normal((5, 2, 3)).astype(np.float32)
     output, _ = subject.call(again, input, seq_length=[5, 2])
-    close(output, on_numpy(input, seq_length=[5, 2])[0], 1e-6 * subject.looser)
+    close(output, on_numpy(input, seq_length=[5, 2])[0], 1e-6 * subject.tolerance_factor)
 
 
 @each_spec

@@ -1,7 +1,7 @@
-"""The promises that every backend keeps, checked against the oracle.
+"""What every backend guarantees, checked against the oracle.
 
-One table of cases, then hypothesis over everything that the table varies. A third party's backend is proved
-by the same tests: ``pytest tests/conformance --backend NAME``.
+First come the cases of a table, then random ones from hypothesis. The same tests check the backend of a third party:
+``pytest tests/conformance --backend NAME``.
 """
 
 from dataclasses import replace
@@ -27,12 +27,12 @@ TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "float16": 5e-3}
 
 
 def assert_numbers(subject: Subject, case: Case, batch: Batch, spec: RecurrentSpec, results: Results) -> None:
-    """Output and final state are the oracle's; the padding's output is 0; no step leaves the initial state."""
+    """Output and final state are the oracle's; padding gives 0; a sequence of length 0 ends in its initial state."""
     output, final = results
-    tolerance = TOLERANCES[case.dtype] * subject.looser
+    tolerance = TOLERANCES[case.dtype] * subject.tolerance_factor
     expected_output, expected_final = batch.expected(spec)
     assert output.dtype == case.dtype
-    # Of all layers, since a narrow last one may cancel almost all that the layers below it gave.
+    # The scale is that of all layers: a narrow last layer may cancel most of what it gets.
     scale = max(np.abs(array).max() for array in (expected_output, *expected_final))
     close(output, expected_output, tolerance, "output", scale=scale)
     for name, part, expected in zip(spec.states, final, expected_final, strict=True):
@@ -51,12 +51,12 @@ def assert_numbers(subject: Subject, case: Case, batch: Batch, spec: RecurrentSp
 def assert_gradients(
     subject: Subject, case: Case, batch: Batch, spec: RecurrentSpec, gradients: dict[str, NDArray[Any]]
 ) -> None:
-    """Each gradient is the oracle's, along one random direction."""
+    """Each gradient agrees with the oracle's derivative along one random direction."""
     arrays = {"input": batch.input, **{f"{s}_0": p for s, p in zip(spec.states, batch.hx, strict=True)}}
     arrays = {**{name: array.astype(np.float64) for name, array in arrays.items()}, **batch.weights}
     assert gradients.keys() == arrays.keys()
     assert all(np.isfinite(gradient).all() for gradient in gradients.values())
-    if case.scale != 1:  # the slope of a saturated gate is what rounding left of it, times a huge input
+    if case.scale != 1:  # gradients of saturated gates are rounding errors times a huge input: not comparable
         return
     cotangents = tuple(d.astype(np.float64) for d in (batch.d_output, *batch.d_state))
     rng = np.random.default_rng(1)
@@ -65,13 +65,13 @@ def assert_gradients(
         expected = derivative(spec, arrays, batch.lengths, cotangents, name, direction)
         actual = float((gradients[name].astype(np.float64) * direction).sum())
         scale = max(1.0, float(np.abs(gradients[name]).sum()))
-        assert abs(actual - expected) <= TOLERANCES[case.dtype] * subject.looser * scale, (
+        assert abs(actual - expected) <= TOLERANCES[case.dtype] * subject.tolerance_factor * scale, (
             f"gradient of {name}: {actual}, expected {expected} along a direction"
         )
 
 
 def assert_promises(subject: Subject, kind: str, case: Case, filler: float, *, gradients_known: bool = True) -> None:
-    """Numbers and gradients are the oracle's, and with the filler in the padding they are the same bits."""
+    """Results and gradients are the oracle's, and stay the same bit for bit with the filler in the padding."""
     case = in_its_dtype(subject, case)
     module, batch = built(subject, kind, case)
     hx = batch.hx if case.state else None
@@ -92,15 +92,15 @@ def assert_promises(subject: Subject, kind: str, case: Case, filler: float, *, g
         lengths = batch.lengths if case.batch_size is not None else case.seq_length
         return gradients(subject.backend, module, input, batch.hx, lengths, batch.d_output, batch.d_state)
 
-    of_clean = gradients_of_input(batch.input)
-    # In float16 the rounding decides on which side of a relu's jump a value is.
+    clean_gradients = gradients_of_input(batch.input)
+    # In float16, rounding may move a value to the other side of the kink of relu.
     if case.dtype != "float16" and gradients_known:
-        assert_gradients(subject, case, batch, module.spec, of_clean)
+        assert_gradients(subject, case, batch, module.spec, clean_gradients)
     if batch.padding.any():
-        of_dirty = gradients_of_input(dirty)
-        for name, expected in of_clean.items():
-            np.testing.assert_array_equal(of_dirty[name], expected, f"gradient of {name}")
-        assert (of_dirty["input"][batch.padding] == 0).all(), "gradient of the padding is not exactly 0"
+        dirty_gradients = gradients_of_input(dirty)
+        for name, expected in clean_gradients.items():
+            np.testing.assert_array_equal(dirty_gradients[name], expected, f"gradient of {name}")
+        assert (dirty_gradients["input"][batch.padding] == 0).all(), "gradient of the padding is not exactly 0"
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -111,7 +111,7 @@ def test_promises(subject: Subject, kind: str, case: Case) -> None:
 
 @given(kind=st.sampled_from(list(KINDS)), case=cases(), filler=st.sampled_from([np.nan, np.inf, -np.inf, 1e30]))
 def test_random_specs(subject: Subject, kind: str, case: Case, filler: float) -> None:
-    # Without a bias, what is made of zeros alone is exactly 0, where frameworks differ in a relu's slope.
+    # Without a bias, zero inputs give exactly 0, where frameworks define the slope of relu differently.
     known = kind != "RNN-relu" or case.bias or not subject.relu_at_zero
     assert_promises(subject, kind, case, filler, gradients_known=known)
 
@@ -156,7 +156,7 @@ def test_an_empty_batch(subject: Subject, kind: str) -> None:
 
 
 def assert_same_as_numpy(subject: Subject, taken: Snapshot, arrays: dict[str, Any], seq_length: list[int]) -> None:
-    """Output, state and gradients, where the oracle of `derivative` would meet a NaN itself."""
+    """Compare with the numpy backend where the complex-step oracle would give NaN."""
     dtype = available(subject, "float64")
     tolerance = TOLERANCES[dtype]
     taken, arrays = taken.cast(dtype), {name: array.astype(dtype) for name, array in arrays.items()}
@@ -177,7 +177,7 @@ def assert_same_as_numpy(subject: Subject, taken: Snapshot, arrays: dict[str, An
             np.testing.assert_allclose(actual[name], gradient, rtol=1e3 * tolerance, atol=1e3 * tolerance, err_msg=name)
 
 
-def test_a_relu_does_not_overflow_in_the_padding(subject: Subject) -> None:
+def test_relu_does_not_overflow_in_the_padding(subject: Subject) -> None:
     spec = RNNSpec(3, 4, nonlinearity="relu", bidirectional=True)
     weights = unirnn.snapshot(spec.build("numpy", dtype="float64", seed=0)).weights
     weights = {name: 6.0 * np.eye(4) if "weight_hh" in name else np.abs(a) for name, a in weights.items()}
@@ -198,7 +198,7 @@ def test_saturated_gates_in_the_padding_leave_the_cell_state(subject: Subject) -
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e5])
-def test_the_state_of_an_empty_sequence_reaches_no_other_number(subject: Subject, kind: str, value: float) -> None:
+def test_the_state_of_an_empty_sequence_changes_no_other_number(subject: Subject, kind: str, value: float) -> None:
     spec = Case(bidirectional=True, num_layers=2).spec(kind)
     taken = unirnn.snapshot(spec.build("numpy", dtype="float64", seed=0))
     rng = np.random.default_rng(0)
@@ -209,7 +209,7 @@ def test_the_state_of_an_empty_sequence_reaches_no_other_number(subject: Subject
 
 
 def applies_dropout(subject: Subject, spec: RecurrentSpec) -> bool:
-    """Whether the backend applies it while training; one that is for inference says that it never does."""
+    """Whether the backend applies dropout in training; a backend for inference declares that it never does."""
     return "is never applied" not in str(unirnn.explain(spec, subject.backend.name))
 
 
@@ -217,7 +217,7 @@ def test_dropout_drops_and_rescales_between_layers_only(subject: Subject) -> Non
     spec = RNNSpec(2, 16, 2, nonlinearity="relu", dropout=0.75)
     weights = {name: np.zeros(shape, np.float32) for name, shape in spec.weight_shapes().items()}
     weights["bias_ih_l0"] += 1  # the first layer's output is 1 everywhere
-    weights["weight_ih_l1"] += np.eye(16, dtype=np.float32)  # the second hands it on
+    weights["weight_ih_l1"] += np.eye(16, dtype=np.float32)  # the second passes it on
     module = subject.rebuild(Snapshot(spec, weights))
     switch = module.set_train if hasattr(module, "set_train") else module.train
     switch(True)

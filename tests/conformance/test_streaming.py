@@ -1,4 +1,4 @@
-"""A sequence fed in chunks, with the state handed on, gives the same numbers as in one call."""
+"""A sequence fed in chunks, with the state passed on, gives the same numbers as one call."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ from unirnn.contract.call import join_state
 
 
 def chunked(subject: Subject, module: Any, batch: Batch, case: Case, cuts: list[int]) -> Any:
-    """Feed the steps between the cuts one chunk after the other; lengths are what is left of each sequence."""
+    """Feed the steps between the cuts chunk by chunk; the lengths are what is left of each sequence."""
     axis = 1 if case.batch_first and case.batch_size is not None else 0
     state = batch.hx if case.state else None
     outputs = []

@@ -1,4 +1,4 @@
-"""What the promises are checked on: a table of cases, and a strategy for everything that the table varies."""
+"""The cases of the conformance tests: a table of cases and a matching hypothesis strategy."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +22,7 @@ KINDS: dict[str, tuple[type[RecurrentSpec], dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A layer, a batch, and what is given of it."""
+    """A layer, a batch, and which arguments the call gets."""
 
     num_layers: int = 1
     bidirectional: bool = False
@@ -88,7 +88,7 @@ CASES = {
 
 
 class Batch:
-    """Arrays for a case: in the case's dtype, and the same numbers in float64."""
+    """The arrays of a case: the arguments and cotangents in its dtype, the weights in float64."""
 
     def __init__(self, case: Case, spec: RecurrentSpec, weights: dict[str, NDArray[Any]]) -> None:
         rng = np.random.default_rng(case.seed)
@@ -107,7 +107,7 @@ class Batch:
         self.d_state = tuple(draw(part.shape) for part in self.hx)
         self.weights = {name: array.astype(np.float64) for name, array in weights.items()}
         self.lengths = None if case.lengths is None else np.array(case.lengths)
-        # `(T, B)`, or as the input has it: where the padding is
+        # True in the padding, in the layout of the input: `(T, B)`, `(B, T)` or `(T,)`
         step = np.arange(case.steps)
         valid = np.ones((case.steps, case.batch_size or 1), bool)
         if self.lengths is not None:
@@ -121,13 +121,13 @@ class Batch:
 
 
 def available(subject: Subject, dtype: str) -> str:
-    """The dtype, or the widest that the backend has, where it lacks this one."""
+    """The dtype itself if the backend has it, else the widest that the backend has."""
     wanted = (dtype, "float64", "float32", "float16")
     return next(name for name in wanted if name in subject.backend.support.dtypes)
 
 
 def in_its_dtype(subject: Subject, case: Case) -> Case:
-    """The case, in a dtype that the backend has."""
+    """The case, with a dtype that the backend has."""
     return replace(case, dtype=available(subject, case.dtype))
 
 

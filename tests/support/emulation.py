@@ -2,7 +2,7 @@
 
 Each class holds to the documented contract of one operator (MindSpore 2.10, ``mindspore.ops``): its arguments, the
 shapes, dtypes and gate order of its inputs, and its outputs, computed step by step by primitive
-operations. A breach of the contract raises. What the hardware does beyond that is not emulated.
+operations. A wrong argument raises TypeError. What the hardware does beyond the contract is not emulated.
 """
 
 from typing import Any
@@ -13,9 +13,10 @@ from mindspore import nn, ops
 __all__ = ["CudnnGRU", "CudnnLSTM", "DynamicGRUV2", "DynamicRNN"]
 
 
-def breach(operator: str, wrong: bool, expected: str) -> None:
-    if wrong:
-        raise TypeError(f"{operator}: {expected}")
+def require(operator: str, condition: bool, message: str) -> None:
+    """Raise TypeError unless the condition holds."""
+    if not condition:
+        raise TypeError(f"{operator}: {message}")
 
 
 def _steps_gru(x: Any, h: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
@@ -49,16 +50,16 @@ class CudnnGRU(nn.Cell):
         self, input_size: int, hidden_size: int, num_layers: int, has_bias: bool, bidirectional: bool, dropout: float
     ) -> None:
         super().__init__()
-        breach("CudnnGRU", num_layers != 1 or bidirectional or dropout != 0.0, "one layer, one direction here")
+        require("CudnnGRU", num_layers == 1 and not bidirectional and dropout == 0.0, "one layer, one direction here")
         self.sizes = (3 * hidden_size, input_size, hidden_size)
         self.has_bias = has_bias
 
     def construct(self, input: Any, h: Any, w: Any) -> Any:
         rows, input_size, hidden_size = self.sizes
         count = rows * (input_size + hidden_size + (2 if self.has_bias else 0))
-        breach("CudnnGRU", input.ndim != 3 or input.shape[2] != input_size, "input is (T, B, I)")
-        breach("CudnnGRU", h.shape != (1, input.shape[1], hidden_size), "h is (1, B, H)")
-        breach("CudnnGRU", w.shape != (count, 1, 1), "w is (n, 1, 1)")
+        require("CudnnGRU", input.ndim == 3 and input.shape[2] == input_size, "input is (T, B, I)")
+        require("CudnnGRU", h.shape == (1, input.shape[1], hidden_size), "h is (1, B, H)")
+        require("CudnnGRU", w.shape == (count, 1, 1), "w is (n, 1, 1)")
         output = _steps_gru(input, h[0], *_unpack(w, rows, input_size, hidden_size, self.has_bias))
         return output, output[-1:], ops.zeros((1, 1), input.dtype), ops.zeros((1, 1), input.dtype)
 
@@ -70,16 +71,16 @@ class CudnnLSTM(nn.Cell):
         self, input_size: int, hidden_size: int, num_layers: int, has_bias: bool, bidirectional: bool, dropout: float
     ) -> None:
         super().__init__()
-        breach("LSTM", num_layers != 1 or bidirectional or dropout != 0.0, "one layer, one direction here")
+        require("LSTM", num_layers == 1 and not bidirectional and dropout == 0.0, "one layer, one direction here")
         self.sizes = (4 * hidden_size, input_size, hidden_size)
         self.has_bias = has_bias
 
     def construct(self, input: Any, h: Any, c: Any, w: Any) -> Any:
         rows, input_size, hidden_size = self.sizes
         count = rows * (input_size + hidden_size + (2 if self.has_bias else 0))
-        breach("LSTM", input.ndim != 3 or input.shape[2] != input_size, "input is (T, B, I)")
-        breach("LSTM", h.shape != (1, input.shape[1], hidden_size) or c.shape != h.shape, "h and c are (1, B, H)")
-        breach("LSTM", w.shape != (count, 1, 1), "w is (n, 1, 1)")
+        require("LSTM", input.ndim == 3 and input.shape[2] == input_size, "input is (T, B, I)")
+        require("LSTM", h.shape == (1, input.shape[1], hidden_size) and c.shape == h.shape, "h and c are (1, B, H)")
+        require("LSTM", w.shape == (count, 1, 1), "w is (n, 1, 1)")
         w_ih, w_hh, b_ih, b_hh = _unpack(w, rows, input_size, hidden_size, self.has_bias)
         h, c = h[0], c[0]
         steps: Any = ()
@@ -98,7 +99,7 @@ class DynamicGRUV2(nn.Cell):
 
     def __init__(self, gate_order: str) -> None:
         super().__init__()
-        breach("DynamicGRUV2", gate_order != "rzh", "gate_order 'rzh' here")
+        require("DynamicGRUV2", gate_order == "rzh", "gate_order 'rzh' here")
 
     def construct(
         self,
@@ -111,16 +112,18 @@ class DynamicGRUV2(nn.Cell):
         init_h: Any,
     ) -> Any:
         half, size = mstype.float16, weight_hidden.shape[0]
-        wrong = x.dtype != half or weight_input.dtype != half or weight_hidden.dtype != half
-        breach("DynamicGRUV2", wrong, "x and weights are float16")
-        breach("DynamicGRUV2", seq_length is not None, "only seq_length=None is supported")
-        breach("DynamicGRUV2", size % 16 != 0, "the hidden size is a multiple of 16")
-        breach("DynamicGRUV2", weight_input.shape != (x.shape[2], 3 * size), "weight_input is (I, 3H)")
-        breach("DynamicGRUV2", weight_hidden.shape != (size, 3 * size), "weight_hidden is (H, 3H)")
-        breach("DynamicGRUV2", bias_input.shape != (3 * size,) or bias_hidden.shape != (3 * size,), "biases are (3H,)")
+        are_half = x.dtype == half and weight_input.dtype == half and weight_hidden.dtype == half
+        require("DynamicGRUV2", are_half, "x and weights are float16")
+        require("DynamicGRUV2", seq_length is None, "only seq_length=None is supported")
+        require("DynamicGRUV2", size % 16 == 0, "the hidden size is a multiple of 16")
+        require("DynamicGRUV2", weight_input.shape == (x.shape[2], 3 * size), "weight_input is (I, 3H)")
+        require("DynamicGRUV2", weight_hidden.shape == (size, 3 * size), "weight_hidden is (H, 3H)")
+        require(
+            "DynamicGRUV2", bias_input.shape == (3 * size,) and bias_hidden.shape == (3 * size,), "biases are (3H,)"
+        )
         same = bias_input.dtype == init_h.dtype and bias_hidden.dtype == init_h.dtype
-        breach("DynamicGRUV2", not same, "biases have the dtype of init_h")
-        breach("DynamicGRUV2", init_h.shape != (x.shape[1], size), "init_h is (B, H)")
+        require("DynamicGRUV2", same, "biases have the dtype of init_h")
+        require("DynamicGRUV2", init_h.shape == (x.shape[1], size), "init_h is (B, H)")
         steps = _steps_gru(
             x, init_h.astype(half), weight_input.T, weight_hidden.T, bias_input.astype(half), bias_hidden.astype(half)
         )
@@ -133,13 +136,13 @@ class DynamicRNN(nn.Cell):
 
     def construct(self, x: Any, w: Any, b: Any, seq_length: Any, init_h: Any, init_c: Any) -> Any:
         half, size = mstype.float16, init_h.shape[2]
-        wrong = x.dtype != half or w.dtype != half or init_h.dtype != half or init_c.dtype != half
-        breach("DynamicRNN", wrong, "x, w, init_h and init_c are float16")
-        breach("DynamicRNN", seq_length is not None, "only seq_length=None is supported")
-        breach("DynamicRNN", w.shape != (x.shape[2] + size, 4 * size), "w is (I + H, 4H)")
-        breach("DynamicRNN", b.shape != (4 * size,), "b is (4H,)")
-        breach(
-            "DynamicRNN", init_h.shape != (1, x.shape[1], size) or init_c.shape != init_h.shape, "states are (1, B, H)"
+        are_half = x.dtype == half and w.dtype == half and init_h.dtype == half and init_c.dtype == half
+        require("DynamicRNN", are_half, "x, w, init_h and init_c are float16")
+        require("DynamicRNN", seq_length is None, "only seq_length=None is supported")
+        require("DynamicRNN", w.shape == (x.shape[2] + size, 4 * size), "w is (I + H, 4H)")
+        require("DynamicRNN", b.shape == (4 * size,), "b is (4H,)")
+        require(
+            "DynamicRNN", init_h.shape == (1, x.shape[1], size) and init_c.shape == init_h.shape, "states are (1, B, H)"
         )
         h, c = init_h[0], init_c[0]
         h_steps: Any = ()

@@ -1,9 +1,9 @@
-"""The frameworks of the round trips. For each: make a layer of its own, fill it, run it, and load a snapshot into it.
+"""The frameworks of the round trips. Each makes a native layer, fills it, runs it, and loads a snapshot into it.
 
-Nothing here uses unirnn, except `Numpy` and loading a snapshot. A layer is made by its own constructor, filled with
-random numbers by the framework's own means (also the biases, which Keras and Flax start with zeros), and run by its
-own call. The input and the results are NumPy arrays, `(T, B, ...)`, and the states are `(L*D, B, H)`, whatever the
-framework calls them.
+Only `Numpy` and loading a snapshot use unirnn. The others use the framework's own constructor, its own way to set
+random weights (also the biases, which are zeros at first in Keras and Flax), and its own call. The input and the
+results are NumPy arrays of shape `(T, B, ...)`, and the states are `(L*D, B, H)`, whatever the framework's own shapes
+are.
 """
 
 import functools
@@ -318,5 +318,5 @@ FRAMEWORKS: dict[str, Framework] = {
 
 
 def installed() -> list[Framework]:
-    """The frameworks of this environment."""
+    """The frameworks that are installed."""
     return [found for name, found in FRAMEWORKS.items() if find_spec("onnxruntime" if name == "onnx" else name)]

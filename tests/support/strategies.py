@@ -12,7 +12,7 @@ __all__ = ["specs"]
 
 @st.composite
 def specs(draw: st.DrawFn, *, max_layers: int = 3, projections: bool = False) -> RecurrentSpec:
-    """Any recurrent layers; with projections only if asked for, since not every backend has them."""
+    """Any spec of recurrent layers; projections only on request, since not every backend supports them."""
     cls, kind_options = KINDS[draw(st.sampled_from(list(KINDS)))]
     options: dict[str, Any] = dict(kind_options)
     hidden_size, num_layers = draw(st.integers(1, 5)), draw(st.integers(1, max_layers))

@@ -16,17 +16,19 @@ from unirnn.errors import MissingBackendError
 
 __all__ = ["ASYNCHRONOUS", "Subject", "close", "gradients", "installed", "subjects"]
 
-# MindSpore as it is by itself. Threads that spin between small operators make it up to 15 times slower, and once they
-# run, no later call stops them: a process is asynchronous or not, so ``--backend`` takes this name, alone.
+# MindSpore's default, asynchronous launching. Its threads spin between small operators, which makes the tests up to 15
+# times slower, and once they run, no call stops them. So a process tests this subject alone: give ``--backend`` only
+# this name.
 ASYNCHRONOUS = "mindspore-asynchronous"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A backend under test, with what its builds need besides; NumPy arrays in and out.
+    """A backend under test, called with NumPy arrays.
 
-    ``kernel`` is what is built with where the backend has it for the spec, ``change`` is done to what was built,
-    ``looser`` is what tolerances are multiplied by, and ``relu_at_zero`` is the slope of a relu there.
+    ``options`` are further arguments of every build. ``kernel`` is the kernel to build with, if the backend has it for
+    the spec. ``change`` is applied to every module that was built. Tolerances are multiplied by ``tolerance_factor``,
+    and ``relu_at_zero`` is the slope that the backend gives relu at zero.
     """
 
     label: str
@@ -34,7 +36,7 @@ class Subject:
     options: dict[str, Any] = field(default_factory=dict)
     kernel: str | None = None
     change: Callable[[Any], None] = lambda module: None
-    looser: float = 1.0
+    tolerance_factor: float = 1.0
     relu_at_zero: float = 0.0
 
     def build(self, spec: RecurrentSpec, **arguments: Any) -> Any:
@@ -76,7 +78,7 @@ def gradients(
     d_output: NDArray[Any],
     d_state: tuple[NDArray[Any], ...],
 ) -> dict[str, NDArray[Any]]:
-    """Those of a recurrent layer by name: ``input``, ``h_0`` (and ``c_0``), and each weight."""
+    """The gradients of a recurrent layer by name: ``input``, ``h_0`` (and ``c_0``), and each weight."""
     lengths = None if seq_length is None else np.asarray(seq_length)
     arguments = {"input": input, "hx": join_state(hx), "seq_length": lengths}
     found = backend.gradients(module, arguments, (d_output, *d_state))
@@ -97,19 +99,19 @@ def subjects(name: str) -> list[Subject]:
     if name == ASYNCHRONOUS:
         return [Subject(name, registry.load("mindspore"))]
     backend = registry.load(name)
-    if name == "numpy" and find_spec("numba"):  # which it takes by itself
+    if name == "numpy" and find_spec("numba"):  # `auto` already uses numba, so the packed kernel is tested as well
         return [Subject(name, backend), Subject("numpy-packed", backend, kernel="packed")]
-    if name == "torch":  # small as the cases are, what it chooses by itself is native
+    if name == "torch":  # the cases are so small that `auto` always takes the native layer
         kernels = ("packed", "numba") if find_spec("numba") else ("packed",)
         found = [Subject(name, backend), *(Subject(f"torch-{kernel}", backend, kernel=kernel) for kernel in kernels)]
-        return [*found, *_of_a_gpu(backend)]
-    if name == "mindspore":  # what it takes by itself, in PyNative mode on a CPU, is a function of its own
+        return [*found, *_gpu_subjects(backend)]
+    if name == "mindspore":  # in PyNative mode on a CPU, `auto` uses a function instead of the custom operators
         import mindspore
 
-        mindspore.runtime.launch_blocking()  # while tests are collected: after the first operator it is too late
+        mindspore.runtime.launch_blocking()  # during collection, since it has no effect after the first operator
         return [
             Subject(name, backend),
-            Subject("mindspore-custom", backend, kernel="packed", change=_without_its_function),
+            Subject("mindspore-custom", backend, kernel="packed", change=use_custom_operators),
             Subject("mindspore-native", backend, kernel="native"),
         ]
     if name != "array_api":
@@ -118,25 +120,28 @@ def subjects(name: str) -> list[Subject]:
     return [Subject(f"array_api-{n}", backend, {"namespace": __import__(n)}) for n in namespaces]
 
 
-def _of_a_gpu(torch_backend: Backend) -> list[Subject]:
+def _gpu_subjects(torch_backend: Backend) -> list[Subject]:
     import torch
 
     if not torch.cuda.is_available():
         return []
-    torch.backends.cudnn.allow_tf32 = False  # which has ten bits: see `explain`
+    torch.backends.cudnn.allow_tf32 = False  # TensorFloat-32 has a mantissa of 10 bits
     # cuDNN's tanh is off by 1e-6
-    return [Subject("torch-cuda", torch_backend, {"device": "cuda"}, looser=10, relu_at_zero=1)]
+    return [Subject("torch-cuda", torch_backend, {"device": "cuda"}, tolerance_factor=10, relu_at_zero=1)]
 
 
-def _without_its_function(module: Any) -> None:
-    """Leave to a module of MindSpore the operators that graphs run, and PyNative where the function can't be had."""
+def use_custom_operators(module: Any) -> None:
+    """Make a module use the custom operators, as graph mode does."""
     module.stack.layers = None
 
 
 def close(
     actual: NDArray[Any], expected: NDArray[Any], tolerance: float, what: str = "", *, scale: float | None = None
 ) -> None:
-    """Within a tolerance relative to the largest expected value, or to a given scale; equal shapes; NaN nowhere."""
+    """Assert equal shapes, no NaN, and differences within a tolerance.
+
+    The tolerance is relative to the largest expected value, or to ``scale`` if it is given.
+    """
     assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
     if not expected.size:
         return
