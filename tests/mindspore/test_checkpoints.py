@@ -29,7 +29,7 @@ def snapshot_of(layer: Any, spec: RecurrentSpec) -> Snapshot:
     return Snapshot(spec, {name: named[name] for name in spec.weight_shapes()})
 
 
-# ---- ours, in MindSpore --------------------------------------------------------------------------
+# ---- files of unirnn -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
@@ -83,7 +83,7 @@ def test_bfloat16_is_read_as_float32(tmp_path: Path) -> None:
     assert files.contents(tmp_path / "a.ckpt").layers[""].num_bytes == 4 * GRU.num_weights
 
 
-# ---- hostile ones --------------------------------------------------------------------------------
+# ---- invalid checkpoints -------------------------------------------------------------------------
 
 Entry = tuple[str, str, list[int], bytes]
 FINE: list[Entry] = [
@@ -156,7 +156,7 @@ def load_or_refuse(path: Path, data: bytes) -> Snapshot | None:
     tracemalloc.start()
     try:
         return files.load(path)
-    except UnirnnError as error:  # a FileError, or that of a layer whose names or shapes were altered
+    except UnirnnError as error:  # a FileError, or the error of a layer whose names or shapes were altered
         caught = error
     finally:
         peak = tracemalloc.get_traced_memory()[1]
@@ -175,7 +175,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path, whole: Any, data: st.
     snapshot, content, _ = whole
     length = data.draw(st.integers(0, len(content) - 1))
     found = load_or_refuse(tmp_path / "a.ckpt", content[:length])
-    # Cut where a parameter ends, a message is whole, of a layer without biases; a checksum goes with what is cut off.
+    # A cut between two parameters leaves a valid message of a layer without biases, and cuts off the checksum too.
     assert found is None or found == snapshot or not found.spec.bias
 
 

@@ -162,7 +162,7 @@ class TestGraph:
 
 
 class TestMistakesWhileCompiling:
-    """While MindSpore compiles, no values are known; all other mistakes raise the same words."""
+    """MindSpore knows no values while it compiles; all other mistakes raise the usual messages."""
 
     gru = GRUSpec(3, 4).build("mindspore", seed=0)
 
@@ -259,7 +259,7 @@ def test_checkpoints_and_copies(spec: RecurrentSpec, tmp_path: Path) -> None:
     assert_equal(spec, module(x, hx, LENGTHS), expected)
 
 
-def test_it_learns_in_a_loop_of_mindspore() -> None:
+def test_a_layer_learns_in_a_loop_of_mindspore() -> None:
     gru = GRUSpec(3, 8).build("mindspore", seed=0)
     x, target = Tensor(np.ones((6, 4, 3), np.float32)), Tensor(np.full((6, 4, 8), 0.25, np.float32))
     optimizer = nn.Adam(gru.trainable_params(), learning_rate=0.05)
@@ -289,7 +289,7 @@ def test_dtypes_in_which_the_native_layers_fail(cell: type[RecurrentSpec], dtype
     assert all(np.isfinite(g.asnumpy()).all() for g in gradients[1])
 
 
-def test_a_device_other_than_the_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_other_than_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = unirnn.registry.load("mindspore")
     monkeypatch.setattr(type(backend), "devices", lambda self: (unirnn.Device("cpu"), unirnn.Device("ascend", 0)))
     with pytest.raises(errors.DeviceError, match=r"MindSpore runs on CPU 0; call mindspore.set_device\('Ascend'\)"):
@@ -308,11 +308,11 @@ def test_the_kernels_need_linux(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kernel", ["auto", "packed", "native", *(["numba"] if find_spec("numba") else [])])
 def test_the_kernels_agree(spec: RecurrentSpec, kernel: str) -> None:
     x, hx = batch(spec)
-    oracle = spec.build("numpy", seed=0)
+    reference = spec.build("numpy", seed=0)
     state = join_state([part.asnumpy() for part in state_parts(spec, hx) or ()])
     module = spec.build("mindspore", seed=0, kernel=kernel)
     for lengths in (None, LENGTHS):
-        expected, final = oracle(x.asnumpy(), state, lengths)
+        expected, final = reference(x.asnumpy(), state, lengths)
         output, h_n = module(x, hx, lengths)
         close(output.asnumpy(), expected, 1e-5)
         for a, b in zip(state_parts(spec, h_n) or (), state_parts(spec, final) or (), strict=True):
@@ -320,7 +320,7 @@ def test_the_kernels_agree(spec: RecurrentSpec, kernel: str) -> None:
 
 
 @pytest.mark.parametrize("spec", [RNNSpec(1, 4), GRUSpec(1, 4), GRUSpec(1, 4, reset_after=False)], ids=repr)
-def test_native_steps_are_accurate_where_mindspores_tanh_is_not(spec: RecurrentSpec) -> None:
+def test_native_steps_are_accurate_although_mindspores_tanh_is_not(spec: RecurrentSpec) -> None:
     """MindSpore's tanh of float32 is off by 1e-4 where its argument is 5."""
     x = np.linspace(-40, 40, 256, dtype=np.float32).reshape(2, 128, 1)
     expected, _ = spec.build("numpy", seed=0, dtype="float64")(x.astype(np.float64))
@@ -350,7 +350,7 @@ def test_a_kernel_named_in_build_runs_or_is_refused(tmp_path: Path, monkeypatch:
     module = SPECS[1].build("mindspore", seed=0, kernel="packed")
     with pytest.raises(errors.LimitError, match="kernel: built with 'packed', which runs Python"):
         ms.export(module, batch(SPECS[1])[0], file_name=str(tmp_path / "x"), file_format="MINDIR")
-    ms.set_context(jit_syntax_level=ms.LAX)  # which a failed export leaves strict
+    ms.set_context(jit_syntax_level=ms.LAX)  # a failed export leaves it strict
 
 
 class Squared(nn.Cell):
@@ -366,7 +366,7 @@ class Squared(nn.Cell):
 
 @pytest.fixture
 def prepared(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For each run of the kernels, whether a backward pass was prepared."""
+    """The `keep` argument of each kernel call."""
     told: list[bool] = []
 
     def recurrent(*arguments: Any, keep: bool, **options: Any) -> Any:
@@ -378,7 +378,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def weighted(loss: nn.Cell, x: Tensor) -> Any:
-    """A gradient within a function whose own gradient is taken."""
+    """A nested gradient, which the outer one treats as a constant."""
     return ms.grad(lambda x: (x * ops.stop_gradient(ms.grad(loss)(x))).sum())(x)
 
 
@@ -397,7 +397,7 @@ GRADIENTS: dict[str, tuple[Callable[[nn.Cell, Tensor], Any], list[bool]]] = {
 
 @each
 class TestPreparationOfABackwardPass:
-    def test_none_where_no_gradient_is_recorded(self, spec: RecurrentSpec, prepared: list[bool]) -> None:
+    def test_none_if_no_gradient_is_recorded(self, spec: RecurrentSpec, prepared: list[bool]) -> None:
         loss, x = Squared(spec.build("mindspore", seed=0)).set_train(), batch(spec)[0]
         loss(x)
         ms.grad(loss)(x)
@@ -405,16 +405,16 @@ class TestPreparationOfABackwardPass:
         assert prepared == [False, True, False]
 
     @pytest.mark.parametrize(("gradient", "needs_grad"), GRADIENTS.values(), ids=GRADIENTS.keys())
-    def test_one_where_a_gradient_is_recorded(
+    def test_one_if_a_gradient_is_recorded(
         self, spec: RecurrentSpec, prepared: list[bool], gradient: Any, needs_grad: list[bool]
     ) -> None:
         loss, x = Squared(spec.build("mindspore", seed=0)), batch(spec)[0]
-        oracle = spec.build("numpy", seed=0)
-        output, _, pullback = oracle.vjp(x.asnumpy())
+        reference = spec.build("numpy", seed=0)
+        output, _, pullback = reference.vjp(x.asnumpy())
         close(gradient(loss, x).asnumpy(), pullback(2 * output, None)["input"], 1e-5)
         assert prepared == needs_grad
 
-    def test_one_where_mindspore_does_not_tell(
+    def test_one_if_mindspore_does_not_tell(
         self, spec: RecurrentSpec, prepared: list[bool], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(pynative, "common", None)
@@ -526,7 +526,7 @@ def test_an_infinity_raises_no_warning() -> None:
 
 @pytest.mark.parametrize("lengths", [LENGTHS, np.array(LENGTHS, np.int32), Tensor(LENGTHS, ms.int64)], ids=type)
 def test_lengths_launch_no_operator(lengths: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each operator would be waited for, where MindSpore launches them asynchronously."""
+    """The call would wait for each of them if MindSpore launches operators asynchronously."""
     gru = GRUSpec(3, 4).build("mindspore", seed=0)
     x, _ = batch(gru.spec)
     expected = gru(x, None, LENGTHS)

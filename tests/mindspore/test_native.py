@@ -1,4 +1,4 @@
-"""The operators of GPU and Ascend, emulated by what their documentation says of them."""
+"""Layers on GPU and Ascend, with emulations of the fused operators that follow their documentation."""
 
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Run:
-    """One module and one batch: what the device computes, and what the NumPy kernels do."""
+    """One module, one batch, and the expected results of the NumPy backend."""
 
     def __init__(self, spec: RecurrentSpec, device: dispatch.DeviceKind, lengths: list[int]) -> None:
         rng = np.random.default_rng(0)
@@ -178,7 +178,7 @@ def test_limits_of_a_device_that_is_absent() -> None:
 
 
 @pytest.mark.parametrize("spec", [RNNSpec(2, 5), GRUSpec(2, 5, reset_after=False)], ids=repr)
-def test_the_export_of_a_layer_without_fused_operator_needs_a_known_t(spec: RecurrentSpec, tmp_path: Path) -> None:
+def test_the_export_of_a_layer_without_a_fused_operator_needs_a_known_t(spec: RecurrentSpec, tmp_path: Path) -> None:
     module = Recurrent(spec, _weights.draw(spec, 0), ms.float32, "gpu")
     unknown = Tensor(shape=[None, 3, 2], dtype=ms.float32)
     try:
@@ -189,7 +189,7 @@ def test_the_export_of_a_layer_without_fused_operator_needs_a_known_t(spec: Recu
 
 
 @pytest.mark.parametrize("device", ["gpu", "ascend"])
-def test_limits_of_a_layer_without_fused_operator(device: str) -> None:
+def test_limits_of_a_layer_without_a_fused_operator(device: str) -> None:
     for spec, name in ((RNNSpec(3, 20), "RNN"), (GRUSpec(3, 20, reset_after=False), "GRU with reset_after=False")):
         explained = unirnn.explain(spec, "mindspore", device)
         assert [str(limit) for limit in explained] == [f"differs: {device} has no fused {name}: it runs step by step"]

@@ -1,4 +1,4 @@
-"""Truncated backpropagation in MindSpore: by `unirnn.detach`, or by `stop_gradient` in a graph."""
+"""`unirnn.detach` stops the gradient; compiled code uses the framework's own function."""
 
 from typing import Any
 

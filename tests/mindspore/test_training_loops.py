@@ -20,11 +20,11 @@ SPECS: list[RecurrentSpec] = [
     LSTMSpec(3, 4, 2, bidirectional=True, batch_first=True, bias=False),
 ]
 LENGTHS = [5, 0, 2, 3]
-FEW = [3, 0, 2, 1]  # for what is exported: MindSpore compiles each step of it
+FEW = [3, 0, 2, 1]  # for exported files, in which MindSpore compiles each step
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def in_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """MindSpore writes rewritten networks, and graphs that fail to compile, to the working directory."""
     monkeypatch.chdir(tmp_path)
 
@@ -153,13 +153,13 @@ LEVELS = ["O0", "O1", "O2", "O3", "auto"]
 def test_automatic_mixed_precision(spec: RecurrentSpec, level: str) -> None:
     x, lengths, label = batch()
     expected = float(WithLoss(Tagger(spec))(x, lengths, label))
-    plain = Tagger(spec)
-    net = ms.amp.auto_mixed_precision(plain, level, ms.float16)
+    original = Tagger(spec)
+    net = ms.amp.auto_mixed_precision(original, level, ms.float16)
 
     def loss(x: Any, lengths: Any) -> Any:
         return ops.cross_entropy(net(x, lengths).astype(ms.float32), label)
 
-    step = ms.value_and_grad(loss, None, plain.trainable_params())
+    step = ms.value_and_grad(loss, None, original.trainable_params())
     results = [step(x, lengths), ms.jit(step)(x, lengths)]
     for value, gradients in results:
         assert abs(float(value) - expected) < 2e-3 * expected
@@ -221,7 +221,7 @@ def test_bfloat16_is_refused_before_the_run() -> None:
     ids=repr,
 )
 def test_an_exported_file_computes_the_same(spec: RecurrentSpec, dtype: str, tmp_path: Path) -> None:
-    """A file holds no Python, so the layer is computed by MindSpore's own operators there."""
+    """A file contains no Python, so MindSpore's own operators compute the layer there."""
     net = WithState(spec.build("mindspore", seed=0, dtype=dtype), spec)
     rng = np.random.default_rng(0)
     path = str(tmp_path / "layer.mindir")
