@@ -1,4 +1,4 @@
-"""What only the kernels have that numba compiles: their tanh, and when they are compiled."""
+"""The kernels that numba compiles: their tanh, when they are compiled, and what happens without numba."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def tanh(x: Any, out: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_tanh_is_right_within_three_units_in_the_last_place(dtype: type[np.floating[Any]]) -> None:
+def test_tanh_is_accurate_to_three_units_in_the_last_place(dtype: type[np.floating[Any]]) -> None:
     info = np.finfo(dtype)
     ends = np.array([info.tiny, info.max, np.inf])
     sizes: Any = np.concatenate((np.linspace(0, 25, 100_001), np.logspace(-30, 2, 10_001), ends))
@@ -41,7 +41,7 @@ def test_tanh_is_right_within_three_units_in_the_last_place(dtype: type[np.float
 
 
 @given(x=st.lists(st.floats(width=32), min_size=1, max_size=40))
-def test_tanh_takes_every_number(x: list[float]) -> None:
+def test_tanh_of_any_number(x: list[float]) -> None:
     array = np.array(x, np.float32)
     found = np.empty_like(array)
     tanh(array, found)
@@ -49,7 +49,7 @@ def test_tanh_takes_every_number(x: list[float]) -> None:
 
 
 def layouts(array: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
-    """The same values, as callers may bring them."""
+    """The same values in several memory layouts."""
     yield array
     yield np.asfortranarray(array)
     wide = np.repeat(array, 2, axis=-1)
@@ -85,7 +85,7 @@ def test_a_cell_is_compiled_once_for_a_dtype(spec: RecurrentSpec, dtype: str) ->
 
 
 def run(program: str, **environment: str) -> str:
-    """What a program prints, in a process of its own, with warnings as errors."""
+    """The output of a program that runs in its own process, with warnings as errors."""
     found = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
         capture_output=True,
@@ -97,7 +97,7 @@ def run(program: str, **environment: str) -> str:
     return found.stdout
 
 
-def test_compiles_where_nothing_can_be_written() -> None:
+def test_kernels_compile_without_a_writable_cache_folder() -> None:
     program = (
         "from numba.core import caching\n"
         "caching.CacheImpl._locator_classes = []\n"
@@ -125,7 +125,7 @@ def test_numba_is_imported_by_the_first_call_that_needs_it() -> None:
     assert run(program).split() == ["False", "True"]
 
 
-def test_a_numba_that_can_not_be_imported_is_told_once_and_done_without() -> None:
+def test_a_broken_numba_gives_one_warning_and_the_packed_kernel() -> None:
     program = (
         "import warnings, sys, numpy, unirnn\n"
         "from unirnn import kernels\n"
@@ -149,7 +149,7 @@ def test_a_numba_that_can_not_be_imported_is_told_once_and_done_without() -> Non
     assert second.startswith("kernel: given 'numba', which is installed, but can't be imported (")
 
 
-def test_where_nothing_is_compiled_the_numbers_are_the_same() -> None:
+def test_results_are_the_same_without_compilation() -> None:
     program = (
         "import numpy, unirnn\n"
         "x = numpy.ones((9, 2, 3), 'float32')\n"

@@ -1,4 +1,4 @@
-"""Compiled layers by several threads: what stays as it is, and what happens when something goes wrong."""
+"""Compiled layers in several threads: the same results, the threads of BLAS, errors, and forks."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, kernels
 from unirnn.kernels import threads
 from unirnn.kernels.threads import blas, num_parts
 
-ONE_BY_ONE = """
+THREE_THREADS = """
 import numpy as np
 import unirnn
 from unirnn.kernels import threads
@@ -29,7 +29,7 @@ x = np.ones((5, 7, 3), np.float32)
 
 @pytest.fixture
 def three_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the smallest layer have three threads."""
+    """Run even the smallest layer in three threads."""
     monkeypatch.setattr(threads, "_LEAST_SEQUENCES", 1)
     monkeypatch.setattr(threads, "_LEAST_WORK", 1)
     monkeypatch.setattr("unirnn.kernels.layers._threads_of_numba", lambda: 3)
@@ -44,20 +44,20 @@ def counts() -> list[int]:
     ("batch_size", "steps", "size", "count", "expected"),
     [(64, 200, 256, 2, 2), (64, 200, 256, 99, 8), (1, 1000, 512, 8, 1), (32, 100, 128, 8, 1), (0, 5, 4, 8, 1)],
 )
-def test_threads_are_as_many_as_have_enough_to_do(
+def test_the_number_of_threads_follows_the_work(
     batch_size: int, steps: int, size: int, count: int, expected: int
 ) -> None:
     with mock.patch.object(blas, "most", return_value=9):
         assert num_parts(GRUSpec(size, size), batch_size, batch_size * steps, count) == expected
-    blas.most()  # loads what is to be limited
-    with threadpool_limits(1):  # whoever asks for one thread gets one
+    blas.most()  # loads the libraries that the next line limits
+    with threadpool_limits(1):  # the user's limit holds
         assert num_parts(GRUSpec(size, size), batch_size, batch_size * steps, count) == 1
 
 
 @pytest.mark.usefixtures("three_threads")
 @pytest.mark.parametrize("spec", [GRUSpec(3, 4, 2, bidirectional=True), LSTMSpec(3, 4)], ids=repr)
 @pytest.mark.parametrize("lengths", [None, [5, 0, 2, 5, 1, 0, 3]], ids=["dense", "ragged"])
-def test_several_callers_at_once_get_what_each_would_get_alone(spec: RecurrentSpec, lengths: Any) -> None:
+def test_concurrent_calls_do_not_change_results(spec: RecurrentSpec, lengths: Any) -> None:
     module = spec.build("numpy", seed=0, kernel="numba")
     inputs = np.random.default_rng(0).standard_normal((8, 5, 7, 3)).astype(np.float32)
 
@@ -73,7 +73,7 @@ def test_several_callers_at_once_get_what_each_would_get_alone(spec: RecurrentSp
     assert counts() == before
 
 
-def test_blas_has_its_threads_again_when_the_last_is_out() -> None:
+def test_blas_threads_are_restored() -> None:
     with threadpool_limits(3):
         before = counts()
         with blas.of(2), blas.of(None):
@@ -86,7 +86,7 @@ def test_blas_has_its_threads_again_when_the_last_is_out() -> None:
 
 
 def test_every_thread_can_limit_blas() -> None:
-    """Also where another one was the first to do so, and lives on; and whoever is the last to leave restores it."""
+    """It may enter while another thread is inside, and the last thread to leave restores the number."""
     entered, left = threading.Event(), threading.Event()
 
     def last() -> list[int]:
@@ -106,8 +106,8 @@ def test_every_thread_can_limit_blas() -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_layer_keeps_to_the_threads_it_is_given(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which is how MindSpore's graphs leave a core to the thread that waits for them."""
+def test_a_layer_runs_in_the_given_number_of_threads(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In MindSpore's graphs, this leaves a core to the thread that waits for the result."""
     seen: list[int] = []
 
     class Watched(threads.Threads):
@@ -133,9 +133,9 @@ def test_a_layer_keeps_to_the_threads_it_is_given(compiled: bool, monkeypatch: p
 
 
 @pytest.mark.usefixtures("three_threads")
-def test_an_infinity_warns_where_numpy_would(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_infinity_warns_as_in_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.zeros((5, 7, 3), np.float32)
-    x[:, 5] = np.inf  # whose rows are another thread's
+    x[:, 5] = np.inf  # rows of another thread
     module = GRUSpec(3, 4).build("numpy", seed=0, kernel="numba")
     for array in module.weights.values():
         array[...] = np.resize([1, -1], array.shape)
@@ -150,9 +150,9 @@ def test_an_infinity_warns_where_numpy_would(monkeypatch: pytest.MonkeyPatch) ->
     assert np.isfinite(module(np.ones_like(x))[0]).all()
 
 
-def test_a_forked_process_has_threads_of_its_own() -> None:
+def test_a_forked_process_has_its_own_threads() -> None:
     code = (
-        f"{ONE_BY_ONE}\n"
+        f"{THREE_THREADS}\n"
         "import os\n"
         "expected = gru(x)[0]\n"
         "child = os.fork()\n"
@@ -163,7 +163,7 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_a_process_that_is_forked_amid_a_layer_has_its_blas_back() -> None:
+def test_fork_during_a_layer_restores_blas() -> None:
     code = (
         "import os, numpy, threadpoolctl\n"
         "from unirnn.kernels.threads import blas\n"
@@ -181,15 +181,15 @@ def test_a_process_that_is_forked_amid_a_layer_has_its_blas_back() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_a_blas_whose_threads_are_not_the_processs_is_left_alone() -> None:
-    """By OpenMP a count is a thread's own."""
+def test_a_blas_with_openmp_is_not_limited() -> None:
+    """With OpenMP, each thread has its own limit."""
     libraries = [SimpleNamespace(threading_layer=layer) for layer in ("openmp", "pthreads")]
     with mock.patch("threadpoolctl.ThreadpoolController") as controller:
         controller.return_value.select.return_value.lib_controllers = libraries
         assert threads._blas.__wrapped__() == libraries[1:]
 
 
-def test_a_layer_runs_when_python_ends() -> None:
-    code = f"{ONE_BY_ONE}\nimport atexit\natexit.register(lambda: print(gru(x)[0].shape))\n"
+def test_a_layer_runs_while_python_exits() -> None:
+    code = f"{THREE_THREADS}\nimport atexit\natexit.register(lambda: print(gru(x)[0].shape))\n"
     found = subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True)
     assert found.stdout == "(5, 7, 4)\n", found.stderr

@@ -1,4 +1,4 @@
-"""The core's kernels by themselves, as NumPy's modules run them: by calls of NumPy and, if it is there, by numba."""
+"""The kernels of the core in NumPy modules: the packed one and, if numba is installed, the compiled one."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,7 +25,7 @@ BUILDS = [
 ]
 
 
-def test_the_cost_follows_the_work() -> None:
+def test_packing_has_valid_steps_only() -> None:
     packing = Packing(np.array([1, 0, 4]), 5)
     assert packing.parts[0].alive == [2, 1, 1, 1, 0]
     assert packing.order.tolist() == [2, 0, 1]
@@ -39,12 +39,12 @@ def test_the_same_lengths_are_packed_once() -> None:
     assert not Packing.of(np.array([3, 3]), 5).is_dense
     assert Packing.of(np.array([3, 3]), 3).is_dense
     assert len(Packing.of(np.array([3, 3]), 5, 2).parts) == 2
-    with mock.patch("unirnn.kernels.packing._HELD", 14):  # of many steps none is held
+    with mock.patch("unirnn.kernels.packing._HELD", 14):  # so many steps are not cached
         assert Packing.of(np.array([1, 0, 4]), 5) is not one
 
 
 @given(lengths=st.lists(st.integers(0, 6), max_size=5), limit=st.integers(1, 12), parts=st.integers(1, 3))
-def test_every_row_is_in_one_part_and_one_chunk_and_one_run(lengths: list[int], limit: int, parts: int) -> None:
+def test_parts_chunks_and_runs_have_every_row_once(lengths: list[int], limit: int, parts: int) -> None:
     with mock.patch("unirnn.kernels.packing._CHUNK", limit):
         packing = Packing(np.array(lengths, np.int64), 6, parts)
     every = [t * len(lengths) + k for t in range(6) for k, n in enumerate(lengths) if t < n]
@@ -69,7 +69,9 @@ def test_every_row_is_in_one_part_and_one_chunk_and_one_run(lengths: list[int], 
 @pytest.mark.parametrize(("cell", "kernel"), BUILDS)
 @pytest.mark.parametrize("bias", [True, False])
 @given(lengths=st.lists(st.integers(0, 6), min_size=1, max_size=5), limit=st.integers(1, 12))
-def test_cuts_change_nothing(cell: Any, kernel: str, bias: bool, lengths: list[int], limit: int) -> None:
+def test_chunk_size_and_threads_do_not_change_results(
+    cell: Any, kernel: str, bias: bool, lengths: list[int], limit: int
+) -> None:
     spec = cell(3, 4, 2, bias=bias, bidirectional=True)
     module = spec.build("numpy", dtype="float64", seed=0, kernel=kernel)
     x = np.random.default_rng(0).standard_normal((6, len(lengths), 3))
@@ -82,7 +84,7 @@ def test_cuts_change_nothing(cell: Any, kernel: str, bias: bool, lengths: list[i
     whole = run()
     with (
         mock.patch("unirnn.kernels.packing._CHUNK", limit),
-        mock.patch.object(Packing, "of", Packing),  # none that was made before
+        mock.patch.object(Packing, "of", Packing),  # no cached one
         mock.patch("unirnn.kernels.products._SMALL", 8 * limit),
         mock.patch("unirnn.kernels.products._NARROWEST", 1),
         mock.patch("unirnn.kernels.threads._LEAST_SEQUENCES", 1),
@@ -101,7 +103,7 @@ def test_cuts_change_nothing(cell: Any, kernel: str, bias: bool, lengths: list[i
 @pytest.mark.parametrize("cell", [RNNSpec, GRUSpec, partial(GRUSpec, reset_after=False), LSTMSpec])
 @pytest.mark.parametrize("batch_first", [True, False])
 @given(lengths=st.lists(st.integers(0, SHORT), min_size=1, max_size=4), dropout=st.sampled_from([0.0, 0.5]))
-def test_a_short_call_takes_the_reference_with_the_same_numbers(
+def test_short_calls_use_the_reference_with_the_same_numbers(
     cell: Any, batch_first: bool, lengths: list[int], dropout: float
 ) -> None:
     spec = cell(3, 4, 2, bidirectional=True, batch_first=batch_first, dropout=dropout)
@@ -120,8 +122,8 @@ def test_a_short_call_takes_the_reference_with_the_same_numbers(
 
 
 @pytest.mark.parametrize(("cell", "kernel"), BUILDS)
-def test_large_numbers_in_one_run_reach_no_other(cell: Any, kernel: str) -> None:
-    # Warnings are errors: what lies between the arrays of a block takes no part.
+def test_overflow_does_not_spread_between_runs(cell: Any, kernel: str) -> None:
+    # Warnings are errors: nothing is computed with the memory between the arrays of a block.
     module = cell(1, 64).build("numpy", seed=0, kernel=kernel)
     for name, array in module.weights.items():
         array[...] = name == "weight_ih_l0"
@@ -144,7 +146,7 @@ def test_nan_stays_nan(kernel: str) -> None:
         assert not np.isnan(output[:, 1]).any()
 
 
-def test_a_kernel_by_name_serves_or_says_why_not() -> None:
+def test_errors_of_kernels_by_name() -> None:
     with pytest.raises(errors.ArgumentError, match="kernel: given 'fast', expected one of 'auto'"):
         SPEC.build("numpy", kernel="fast")
     with pytest.raises(
@@ -161,7 +163,7 @@ def test_a_kernel_by_name_serves_or_says_why_not() -> None:
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_numba_is_taken_where_it_is_installed(installed: bool) -> None:
+def test_numba_is_used_if_it_is_installed(installed: bool) -> None:
     with mock.patch("unirnn.kernels.layers._is_installed", return_value=installed):
         float32, float16 = (unirnn.explain(SPEC, "numpy", dtype=dtype).kernels for dtype in ("float32", "float16"))
         if not installed:
@@ -179,7 +181,7 @@ def test_numba_is_taken_where_it_is_installed(installed: bool) -> None:
 
 
 @pytest.mark.parametrize(("cell", "kernel"), BUILDS)
-def test_what_the_caller_writes_does_not_reach_the_gradients(cell: Any, kernel: str) -> None:
+def test_overwriting_input_and_output_does_not_change_gradients(cell: Any, kernel: str) -> None:
     module = cell(3, 4).build("numpy", seed=0, kernel=kernel)
     x = np.ones((5, 2, 3), np.float32)
     output, _, pullback = module.vjp(x)
@@ -192,7 +194,7 @@ def test_what_the_caller_writes_does_not_reach_the_gradients(cell: Any, kernel: 
 
 
 @pytest.mark.parametrize(("cell", "kernel"), [(cell, kernel) for cell, kernel in BUILDS if cell is not LSTMSpec])
-def test_a_pullback_checks_and_can_be_called_again(cell: Any, kernel: str) -> None:
+def test_a_pullback_checks_shapes_and_can_be_called_again(cell: Any, kernel: str) -> None:
     module = cell(3, 4).build("numpy", seed=0, kernel=kernel)
     output, h_n, pullback = module.vjp(np.ones((5, 2, 3), np.float32), seq_length=np.array([5, 2], ">i4"))
     first, second = (pullback(np.ones_like(output), None) for _ in range(2))
@@ -214,7 +216,7 @@ def test_a_pullback_checks_and_can_be_called_again(cell: Any, kernel: str) -> No
     ],
     ids=repr,
 )
-def test_dropout_has_a_seed_and_gradients(spec: RecurrentSpec) -> None:
+def test_dropout_is_seeded_and_has_gradients(spec: RecurrentSpec) -> None:
     rng = np.random.default_rng(0)
     weights = unirnn.snapshot(spec.build("numpy", dtype="float64", seed=0)).weights
     arrays = {"input": rng.standard_normal((5, 2, 3)), **weights}
@@ -246,7 +248,7 @@ def test_dropout_has_a_seed_and_gradients(spec: RecurrentSpec) -> None:
 
 
 @pytest.mark.parametrize(("cell", "kernel"), BUILDS)
-def test_a_pullback_may_be_called_by_several_threads(cell: Any, kernel: str) -> None:
+def test_several_threads_can_call_one_pullback(cell: Any, kernel: str) -> None:
     module = cell(3, 8).build("numpy", seed=0, kernel=kernel)
     output, _, pullback = module.vjp(np.linspace(-1, 1, 1200, dtype=np.float32).reshape(200, 2, 3))
     wanted = pullback(output, None)
@@ -259,7 +261,7 @@ def test_a_pullback_may_be_called_by_several_threads(cell: Any, kernel: str) -> 
 @pytest.mark.parametrize(("cell", "kernel"), BUILDS)
 @pytest.mark.parametrize(("batch_size", "size"), [(1, 520), (70, 256), (17, 512)])
 def test_large_products_are_right(cell: Any, kernel: str, batch_size: int, size: int) -> None:
-    """Whichever way they are cut."""
+    """Each case divides the products in another way."""
     spec = cell(3, size)
     module, reference = (spec.build("numpy", seed=0, dtype="float64", kernel=name) for name in (kernel, "reference"))
     x = np.random.default_rng(0).standard_normal((2, batch_size, 3))

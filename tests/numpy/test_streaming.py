@@ -1,4 +1,4 @@
-"""NumPy's pullbacks, chunk by chunk: handed on they give the gradients of the whole, dropped the truncated ones."""
+"""Pullbacks chunk by chunk: full or truncated gradients."""
 
 from typing import Any
 
@@ -25,12 +25,12 @@ STARTS = [0, 3, 4]
 
 
 def chunks(spec: RecurrentSpec, array: Array) -> list[Array]:
-    """Of the steps between one start and the next."""
+    """Split the steps of an array at the starts of the chunks."""
     return np.split(array, STARTS[1:], axis=1 if spec.batch_first else 0)
 
 
 class Streamed:
-    """A module over one ragged batch, whole and in chunks, and the gradients by all that goes in.
+    """A module and a ragged batch, with all gradients of one call or of several chunks.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class Streamed:
 
 
 @each
-def test_handed_on_they_are_the_gradients_of_the_whole(spec: RecurrentSpec) -> None:
+def test_gradients_of_chunks_add_up_to_those_of_one_call(spec: RecurrentSpec) -> None:
     streamed = Streamed(spec)
     actual, expected = streamed.chunked(truncated=False), streamed.whole()
     assert actual.keys() == expected.keys()
@@ -83,13 +83,13 @@ def test_handed_on_they_are_the_gradients_of_the_whole(spec: RecurrentSpec) -> N
 
 
 @each
-def test_dropped_the_last_chunk_alone_decides_on_its_own_input(spec: RecurrentSpec) -> None:
+def test_truncated_gradients_ignore_later_chunks(spec: RecurrentSpec) -> None:
     streamed = Streamed(spec)
     truncated, whole = (chunks(spec, g["input"]) for g in (streamed.chunked(truncated=True), streamed.whole()))
     np.testing.assert_allclose(truncated[-1], whole[-1], rtol=0, atol=1e-12)
     for before, expected in zip(truncated[:-1], whole[:-1], strict=True):
         assert np.abs(before - expected).max() > 1e-3
-    # What follows the first chunk has no say in it.
+    # Later chunks do not affect it.
     streamed.d_output[(slice(None), slice(STARTS[1], None)) if spec.batch_first else slice(STARTS[1], None)] = 0
     streamed.d_state = None
     first = chunks(spec, streamed.chunked(truncated=True)["input"])[0]
