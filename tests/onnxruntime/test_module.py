@@ -1,4 +1,4 @@
-"""The saved file, run by ONNX Runtime alone, keeps the promises; and what is the backend's own."""
+"""Saved files in ONNX Runtime alone, and the backend: sessions, limits, copies, and repeated calls."""
 
 import copy
 import pickle
@@ -32,7 +32,7 @@ def run(session: Any, **arrays: Any) -> list[NDArray[Any]]:
     return found
 
 
-def check_file(
+def assert_file_meets_guarantees(
     spec: RecurrentSpec,
     source: "bytes | str",
     seq_length: list[int],
@@ -40,7 +40,7 @@ def check_file(
     dtype: str = "float32",
     seed: int = 0,
 ) -> None:
-    """A session of a file, whose padding and whose states of length 0 hold the filler, against the oracle."""
+    """Compare a session of the file with the oracle; the filler is in the padding, and in states of length 0."""
     taken = unirnn.snapshot(spec.build("numpy", seed=0, dtype=dtype))
     session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(seed)
@@ -66,7 +66,7 @@ def check_file(
         close(part, wanted, tolerance, "state")
         np.testing.assert_array_equal(part[:, ns == 0], initial[:, ns == 0])
 
-    # what a sequence of length 0 starts from is handed on, and touches no other sequence
+    # the initial state of a sequence of length 0 is returned, and does not affect other sequences
     for state in states:
         state[:, ns == 0] = filler
     again, *final_again = run(session, input=dirty, seq_length=ns, **feeds)
@@ -81,14 +81,14 @@ def check_file(
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_saved_file_keeps_the_promises(
+def test_a_saved_file_meets_the_guarantees(
     kind: str, num_layers: int, bidirectional: bool, batch_first: bool, bias: bool, tmp_path: Path
 ) -> None:
     cls, options = KINDS[kind]
     spec = cls(3, 4, num_layers, bidirectional=bidirectional, batch_first=batch_first, bias=bias, **options)
     path = tmp_path / "layer.onnx"
     unirnn.snapshot(spec.build("numpy", seed=0)).save(path)
-    check_file(spec, str(path), [3, STEPS, 0, 5, 1], np.nan)
+    assert_file_meets_guarantees(spec, str(path), [3, STEPS, 0, 5, 1], np.nan)
 
 
 @settings(max_examples=100)
@@ -99,19 +99,19 @@ def test_a_saved_file_keeps_the_promises(
     dtype=st.sampled_from(["float32", "float32", "float16"]),
     seed=st.integers(0, 2**16),
 )
-def test_any_file_keeps_them_for_any_lengths(
+def test_random_files_meet_the_guarantees(
     spec: RecurrentSpec, seq_length: list[int], filler: float, dtype: str, seed: int
 ) -> None:
     taken = unirnn.snapshot(spec.build("numpy", seed=0, dtype=dtype))
     with np.errstate(over="ignore"):  # 1e30 is infinite in float16
-        check_file(
+        assert_file_meets_guarantees(
             spec, onnx_writer.emit(taken.spec, taken.weights).SerializeToString(), seq_length, filler, dtype, seed
         )
 
 
 @pytest.mark.parametrize("wrong", [-1, STEPS + 1])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_length_out_of_range_is_an_error_of_the_file_too(kind: str, wrong: int) -> None:
+def test_a_length_out_of_range_is_an_error_in_a_session(kind: str, wrong: int) -> None:
     cls, options = KINDS[kind]
     taken = unirnn.snapshot(cls(3, 4, **options).build("numpy", seed=0))
     session = onnxruntime.InferenceSession(
@@ -135,7 +135,7 @@ def texts(spec: RecurrentSpec, **arguments: Any) -> list[str]:
 
 INFERENCE = "differs: onnxruntime is for inference: no gradients, and dropout is never applied"
 LIMITS: dict[str, tuple[RecurrentSpec, dict[str, Any], list[str]]] = {
-    "none but that it infers": (GRUSpec(3, 4), {}, []),
+    "inference only": (GRUSpec(3, 4), {}, []),
     "a projection": (
         LSTMSpec(3, 4, proj_size=2),
         {},
@@ -152,7 +152,7 @@ LIMITS: dict[str, tuple[RecurrentSpec, dict[str, Any], list[str]]] = {
         {"device": "cuda:1"},
         ["differs: through CUDAExecutionProvider, which no test here has run"],
     ),
-    "weights that no model holds": (
+    "weights too large for a model": (
         RNNSpec(2**15, 2**15, bias=False),
         {},
         ["can't: onnx: given weights of 8589934592 bytes, expected at most 2146435072 in one model"],
@@ -161,7 +161,7 @@ LIMITS: dict[str, tuple[RecurrentSpec, dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize(("spec", "arguments", "expected"), LIMITS.values(), ids=LIMITS.keys())
-def test_its_limits(spec: RecurrentSpec, arguments: dict[str, Any], expected: list[str]) -> None:
+def test_limits(spec: RecurrentSpec, arguments: dict[str, Any], expected: list[str]) -> None:
     assert sorted(texts(spec, **arguments)) == sorted([INFERENCE, *expected])
 
 
@@ -181,7 +181,7 @@ def test_onnx_runtime_has_no_float64_layers(kind: str) -> None:
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, copy.copy, lambda module: pickle.loads(pickle.dumps(module))])
-def test_a_copy_is_whole_and_its_own(again: Any) -> None:
+def test_copies_are_independent(again: Any) -> None:
     module = SPEC.build("onnxruntime", seed=0, session_options={"intra_op_num_threads": 1}).train()
     expected, _ = module(X, seq_length=[5, 2])
     other = again(module)
@@ -207,7 +207,7 @@ def test_weights_are_read_only_and_replaced_for_both_graphs() -> None:
         close(module(X, **arguments)[0], reference(X, **arguments)[0], 1e-6)
 
 
-def test_what_stands_in_memory_otherwise() -> None:
+def test_non_contiguous_input() -> None:
     module = SPEC.build("onnxruntime", seed=0)
     expected, _ = module(X)
     np.testing.assert_array_equal(module(np.asfortranarray(X))[0], expected)
@@ -215,7 +215,7 @@ def test_what_stands_in_memory_otherwise() -> None:
 
 
 @pytest.mark.parametrize("seq_length", [None, [0, 0], [3, 0]])
-def test_the_state_of_zeros_that_it_keeps_is_never_given_out(seq_length: Any) -> None:
+def test_the_cached_zero_state_is_not_returned(seq_length: Any) -> None:
     module = LSTMSpec(3, 4).build("onnxruntime", seed=0)
     x = np.ones((3, 2, 3), np.float32)
     output, state = module(x, seq_length=seq_length)
@@ -232,7 +232,7 @@ def test_the_state_of_zeros_that_it_keeps_is_never_given_out(seq_length: Any) ->
 @pytest.mark.parametrize("n", [0, 1, 3, 5])
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_sequences_of_one_length_run_on_these_steps_alone(kind: str, batch_first: bool, n: int) -> None:
+def test_sequences_of_equal_length_run_valid_steps_only(kind: str, batch_first: bool, n: int) -> None:
     cls, options = KINDS[kind]
     spec = cls(3, 4, 2, bidirectional=True, batch_first=batch_first, **options)
     module, reference = (spec.build(backend, seed=0) for backend in ("onnxruntime", "numpy"))
@@ -248,8 +248,8 @@ def test_sequences_of_one_length_run_on_these_steps_alone(kind: str, batch_first
         assert (padding == 0).all()
 
 
-def test_a_call_that_passed_lets_no_mistake_pass_after_it() -> None:
-    """The module remembers what the arrays of the last call that passed looked like."""
+def test_the_cache_of_checked_calls_hides_no_mistake() -> None:
+    """The module remembers the types and shapes of the last call that passed the checks."""
     x, h = np.ones((5, 2, 3), np.float32), np.ones((1, 2, 4), np.float32)
     gru, lstm = (cls(3, 4).build("onnxruntime", seed=0) for cls in (GRUSpec, LSTMSpec))
     mistakes: list[tuple[Any, Any, Any]] = [
@@ -281,7 +281,7 @@ def test_a_call_that_passed_lets_no_mistake_pass_after_it() -> None:
     np.testing.assert_array_equal(gru(x=x, h_0=h)[0], gru(x, h)[0])
 
 
-def test_an_empty_batch_has_its_state_too() -> None:
+def test_an_empty_batch_has_a_state() -> None:
     module = GRUSpec(3, 4, 2, bidirectional=True).build("onnxruntime", seed=0)
     output, h_n = module(np.zeros((5, 0, 3), np.float32), np.zeros((4, 0, 4), np.float32), [])
     assert (output.shape, h_n.shape) == ((5, 0, 8), (4, 0, 4))
@@ -294,7 +294,7 @@ def test_session_options_are_checked_when_building(options: dict[str, Any]) -> N
         SPEC.build("onnxruntime", session_options=options)
 
 
-def test_session_options_are_a_mapping() -> None:
+def test_session_options_have_to_be_a_mapping() -> None:
     with pytest.raises(errors.ArgumentError, match="session_options: given 5, expected a mapping"):
         SPEC.build("onnxruntime", session_options=5)
 
@@ -319,13 +319,13 @@ def test_a_provider_that_does_not_start_is_a_device_error(monkeypatch: pytest.Mo
         SPEC.build("onnxruntime", device="cuda:0")
 
 
-def test_it_has_no_gradients_and_says_so() -> None:
+def test_gradients_are_refused() -> None:
     with pytest.raises(errors.ArgumentError, match=r"^onnxruntime has no gradients"):
         unirnn.registry.load("onnxruntime").gradients(None, {"input": X}, ())
 
 
 @pytest.mark.parametrize("missing", ["onnxruntime", "onnx"])
-def test_what_is_missing_is_told(missing: str) -> None:
+def test_missing_packages_are_named(missing: str) -> None:
     program = f"""
 import sys
 sys.modules[{missing!r}] = None
@@ -345,7 +345,7 @@ except ImportError as error:
 
 @pytest.mark.parametrize("state", ["none", "given"])
 @pytest.mark.parametrize("cls", [GRUSpec, LSTMSpec])
-def test_a_call_that_looks_like_the_last_one_is_not_checked_again(cls: Any, state: str) -> None:
+def test_a_call_with_the_shapes_of_the_last_one_is_not_checked_again(cls: Any, state: str) -> None:
     x, h = np.ones((5, 2, 3), np.float32), np.ones((1, 2, 4), np.float32)
     hx = None if state == "none" else (h, h) if cls is LSTMSpec else h
     module = cls(3, 4).build("onnxruntime", seed=0)

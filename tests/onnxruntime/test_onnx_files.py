@@ -1,4 +1,4 @@
-"""The graph of a snapshot is valid ONNX and is read back; models of other programs give their layers, or a reason."""
+"""ONNX files: the graphs that unirnn writes, the layers in models of other programs, and invalid files."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def drawn(spec: RecurrentSpec, dtype: str = "float32") -> Snapshot:
 
 @settings(max_examples=100)
 @given(spec=specs(), dtype=st.sampled_from(["float16", "float32", "float64"]), lengths=st.booleans())
-def test_the_graph_is_valid_and_reads_back_as_it_was(spec: RecurrentSpec, dtype: str, lengths: bool) -> None:
+def test_a_written_graph_is_valid_and_is_read_back(spec: RecurrentSpec, dtype: str, lengths: bool) -> None:
     taken = drawn(spec, dtype)
     model = onnx_writer.emit(taken.spec, taken.weights, lengths=lengths)
     onnx.checker.check_model(model, full_check=True)
@@ -78,7 +78,7 @@ def test_names_in_the_graph() -> None:
 
 @settings(max_examples=30)
 @given(spec=specs())
-def test_padding_is_replaced_before_each_node_and_after_the_last(spec: RecurrentSpec) -> None:
+def test_padding_is_replaced_before_each_node_and_after_the_last_one(spec: RecurrentSpec) -> None:
     # ONNX Runtime's nodes ignore the padding by themselves, but ONNX does not require it of a runtime.
     taken = drawn(spec)
     nodes = onnx_writer.emit(taken.spec, taken.weights).graph.node
@@ -118,7 +118,7 @@ def test_a_spec_adds_what_the_nodes_do_not_say() -> None:
         onnx_reader.read_model(model, spec=GRUSpec(3, 4, 2, reset_after=False))
 
 
-def test_onnx_is_imported_when_needed_and_may_be_missing() -> None:
+def test_onnx_is_imported_only_when_needed_and_may_be_missing() -> None:
     program = """
 import sys
 import unirnn
@@ -235,12 +235,12 @@ PASSED = {
 }
 STOPPED = {
     "a node that computes": through(lambda x, y: helper.make_node("Relu", [x], [y])),
-    "time and batch change places": through(transposed),
+    "time and batch are swapped": through(transposed),
     "a shape that is computed": lambda k, spec: [
         helper.make_node("Shape", [f"Y{k}"], [f"shape{k}"]),
         helper.make_node("Reshape", [f"Y{k}", f"shape{k}"], [f"x{k + 1}"]),
     ],
-    "another takes the output as well": lambda k, spec: [
+    "another node uses the output": lambda k, spec: [
         *joined(k, spec),
         helper.make_node("Relu", [f"x{k + 1}"], [f"seen{k}"]),
     ],
@@ -275,7 +275,7 @@ def test_an_output_of_the_model_ends_a_stack() -> None:
     assert onnx_reader.find_layers(model) == {"rnn0": parts[0], "rnn1": parts[1]}
 
 
-def test_a_ring_of_nodes() -> None:
+def test_a_cycle_of_nodes() -> None:
     taken = drawn(GRUSpec(4, 4))
     model = other_model([taken])
     model.graph.node[-1].output[0] = "a"
@@ -292,7 +292,7 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize("specs", DIFFERENT.values(), ids=DIFFERENT.keys())
-def test_layers_that_no_single_spec_describes_are_no_stack(specs: list[RecurrentSpec]) -> None:
+def test_layers_that_differ_are_not_one_stack(specs: list[RecurrentSpec]) -> None:
     parts = [drawn(spec) for spec in specs]
     assert onnx_reader.find_layers(other_model(parts)) == {"rnn0": parts[0], "rnn1": parts[1]}
 
@@ -304,21 +304,21 @@ def test_nodes_of_two_modules_are_two_layers() -> None:
     assert list(onnx_reader.find_layers(model)) == ["/encoder/GRU", "/decoder/GRU"]
 
 
-def test_a_node_without_a_name_goes_by_its_output() -> None:
+def test_a_node_without_a_name_is_named_by_its_output() -> None:
     model = other_model(unstack(drawn(GRUSpec(4, 4, 2))), joints=STOPPED["a node that computes"])
     for node in model.graph.node:
         node.name = ""
     assert list(onnx_reader.find_layers(model)) == ["Y0", "Y1"]
 
 
-def test_nodes_of_one_name_are_told_apart() -> None:
+def test_nodes_with_the_same_name_get_different_names() -> None:
     model = other_model(unstack(drawn(GRUSpec(4, 4, 2))), joints=STOPPED["a node that computes"])
     for node in model.graph.node:
         node.name = "rnn"
     assert list(onnx_reader.find_layers(model)) == ["rnn", "Y1"]
 
 
-def test_every_layer_gets_a_name_of_its_own() -> None:
+def test_every_layer_gets_a_unique_name() -> None:
     model = other_model(unstack(drawn(GRUSpec(4, 4, 5))), joints=STOPPED["a node that computes"])
     nodes = [node for node in model.graph.node if node.op_type == "GRU"]
     index = list(model.graph.node).index(nodes[3])
@@ -402,7 +402,7 @@ ATTRIBUTES: dict[str, tuple[RecurrentSpec, dict[str, Any], str]] = {
         "activations=['relu', 'tanh'], which no spec describes; ",
     ),
     "activation_alpha": (GRUSpec(3, 4), {"activation_alpha": [0.5]}, "activation_alpha=[0.5], which no spec describes"),
-    "one that ONNX lacks": (GRUSpec(3, 4), {"colour": "red"}, "colour=b'red', which no spec describes"),
+    "unknown attribute": (GRUSpec(3, 4), {"colour": "red"}, "colour=b'red', which no spec describes"),
 }
 
 
@@ -452,14 +452,14 @@ def test_constants_are_found_behind_identities() -> None:
     assert onnx_reader.read_model(model) == taken
 
 
-# ---- hostile and altered -------------------------------------------------------------------------
+# ---- altered files -------------------------------------------------------------------------------
 
 
-def set_(field: str, value: Any, of: int = 0) -> Callable[[Any], None]:
-    """Change a field of the initializer of this number: W, R, B of our GRU."""
+def set_(field: str, value: Any) -> Callable[[Any], None]:
+    """Change a field of the first initializer, the W of our GRU."""
 
     def change(model: Any) -> None:
-        tensor = model.graph.initializer[of]
+        tensor = model.graph.initializer[0]
         if field == "dims":
             del tensor.dims[:]
             tensor.dims.extend(value)
@@ -473,7 +473,7 @@ def metadata_twice(model: Any) -> None:
     model.metadata_props.append(model.metadata_props[0])
 
 
-def of_no_type(model: Any) -> None:
+def untyped(model: Any) -> None:
     (node,) = (node for node in model.graph.node if node.op_type == "GRU")
     node.attribute.add(name="direction")
 
@@ -494,7 +494,7 @@ def external(model: Any) -> None:
     model.graph.initializer[0].external_data.add(key="location", value="/etc/passwd")
 
 
-def external_by_place(model: Any) -> None:
+def external_by_location(model: Any) -> None:
     model.graph.initializer[0].data_location = TensorProto.EXTERNAL
 
 
@@ -502,7 +502,7 @@ def twice(model: Any) -> None:
     model.graph.initializer.append(model.graph.initializer[0])
 
 
-def ring(model: Any) -> None:
+def cycle(model: Any) -> None:
     model.graph.initializer[0].name = "elsewhere"
     model.graph.node.append(helper.make_node("Identity", ["W_l0"], ["W_l0"]))
 
@@ -522,31 +522,31 @@ def without_nodes(model: Any) -> None:
 
 
 ALTERED: dict[str, tuple[Callable[[Any], None], str]] = {
-    "dims that claim more": (set_("dims", [1, 12, 3000]), "dims [1, 12, 3000] need 144000 bytes, and it holds 144"),
-    "dims that claim the sky": (set_("dims", [2**40, 2**40, 3]), "and it holds 144"),
-    "dims that claim less": (set_("dims", [1, 12, 2]), "dims [1, 12, 2] need 96 bytes, and it holds 144"),
+    "dims that are too large": (set_("dims", [1, 12, 3000]), "dims [1, 12, 3000] need 144000 bytes, and it holds 144"),
+    "gigantic dims": (set_("dims", [2**40, 2**40, 3]), "and it holds 144"),
+    "dims that are too small": (set_("dims", [1, 12, 2]), "dims [1, 12, 2] need 96 bytes, and it holds 144"),
     "negative dims": (set_("dims", [1, -12, -3]), "not a complete tensor; given dims [1, -12, -3]"),
-    "dims of nothing at all": (set_("dims", []), "need 4 bytes, and it holds 144"),
+    "no dims": (set_("dims", []), "need 4 bytes, and it holds 144"),
     "a wrong rank": (set_("dims", [12, 3]), "given weights of shapes {'W': (12, 3), "),
     "a shape of another size": (set_("dims", [1, 6, 6]), "given weights of shapes {'W': (1, 6, 6), "),
-    "a size from nothing": (
+    "an empty tensor with a gigantic size": (
         lambda model: (set_("dims", [0, 12, 2**40])(model), set_("raw_data", b"")(model))[0],
         "given weights of shapes {'W': (0, 12, 1099511627776), ",
     ),
     "data cut short": (set_("raw_data", b"1234"), "need 144 bytes, and it holds 4"),
     "another dtype": (set_("data_type", TensorProto.INT32), "its weights are float32, int32, expected one floating"),
     "a narrower dtype": (set_("data_type", TensorProto.FLOAT16), "need 72 bytes, and it holds 144"),
-    "a dtype of text": (set_("data_type", TensorProto.STRING), "given STRING, expected FLOAT, DOUBLE, FLOAT16 or"),
-    "a dtype of the future": (set_("data_type", 99), "given unknown, expected FLOAT, DOUBLE, FLOAT16 or BFLOAT16"),
+    "a dtype for text": (set_("data_type", TensorProto.STRING), "given STRING, expected FLOAT, DOUBLE, FLOAT16 or"),
+    "an unknown dtype": (set_("data_type", 99), "given unknown, expected FLOAT, DOUBLE, FLOAT16 or BFLOAT16"),
     "weights in another file": (external, "its numbers are in another file, and a path in a file is not followed"),
     "weights elsewhere": (
-        external_by_place,
+        external_by_location,
         "its numbers are in another file, and a path in a file is not followed",
     ),
-    "two of one name": (twice, "two initializers are named 'W_l0'"),
-    "a ring of identities": (ring, "its W, 'W_l0', is computed by node '' (Identity)"),
-    "hidden_size of another": (attribute("hidden_size", 5), "hidden_size is not that of R, 4"),
-    "a direction of no kind": (attribute("direction", b"\xff"), "direction='\ufffd', which no spec describes"),
+    "two initializers with one name": (twice, "two initializers are named 'W_l0'"),
+    "a cycle of identities": (cycle, "its W, 'W_l0', is computed by node '' (Identity)"),
+    "another hidden_size": (attribute("hidden_size", 5), "hidden_size is not that of R, 4"),
+    "an unknown direction": (attribute("direction", b"\xff"), "direction='\ufffd', which no spec describes"),
     "another direction": (attribute("direction", "bidirectional"), "given weights of shapes {'W': (1, 12, 3), "),
     "another variant": (
         attribute("linear_before_reset", 0),
@@ -558,20 +558,20 @@ ALTERED: dict[str, tuple[Callable[[Any], None], str]] = {
     ),
     "a hidden_size that is a text": (attribute("hidden_size", "4"), "'hidden_size': given type STRING, expected INT"),
     "a layout that is a text": (attribute("layout", "1"), "'layout': given type STRING, expected INT"),
-    "activations that are one": (
+    "a single activation": (
         attribute("activations", "Tanh"),
         "'activations': given type STRING, expected STRINGS",
     ),
-    "an attribute of no type": (of_no_type, "attribute 'direction': given type UNDEFINED, expected STRING"),
+    "an attribute without a type": (untyped, "attribute 'direction': given type UNDEFINED, expected STRING"),
     "metadata twice": (metadata_twice, "'unirnn' occurs twice"),
     "no nodes": (without_nodes, "its metadata is unirnn's, and it has no RNN, GRU or LSTM node"),
     "a newer format": (metadata('{"format": 3}'), "given format 3, newer than 2"),
     "no format": (metadata("{}"), "format: given None"),
     "no spec": (metadata('{"format": 2}'), "expected a format and a spec"),
-    "a spec of no JSON": (metadata("{"), "expected the JSON of a format and a spec"),
+    "a spec that is not JSON": (metadata("{"), "expected the JSON of a format and a spec"),
     "a spec of another size": (spec_of(hidden_size=5), "its metadata says GRUSpec(3, 5), its nodes are GRUSpec(3, 4)"),
     "a spec of gigantic layers": (spec_of(num_layers=10**12), "its metadata says GRUSpec(3, 4, num_layers=1000000"),
-    "a spec of another cell": (spec_of(kind="LSTM", reset_after=None), "unirnn: given"),
+    "a spec of another kind": (spec_of(kind="LSTM", reset_after=None), "unirnn: given"),
     "a size that is no number": (spec_of(hidden_size=float("nan")), "NaN is not a number in JSON"),
 }
 
@@ -597,7 +597,7 @@ WHOLE = onnx_writer.emit(DRAWN.spec, DRAWN.weights).SerializeToString()
 
 @settings(max_examples=150)
 @given(data=st.data())
-def test_changed_bytes_give_a_snapshot_or_an_error_of_unirnn(data: st.DataObject) -> None:
+def test_changed_bytes_give_a_snapshot_or_an_error_from_unirnn(data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(WHOLE)))
     stop = data.draw(st.integers(start, min(len(WHOLE), start + 40)))
     altered = WHOLE[:start] + data.draw(st.binary(max_size=40)) + WHOLE[stop:]
