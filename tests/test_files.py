@@ -537,10 +537,10 @@ def test_an_npz_of_any_byte_order_and_memory_layout(tmp_path: Path, save: Any, o
 def test_npz_headers_of_other_writers(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     write_npz(path, FINE_NPZ)
-    plain = files.load(path)
+    expected = files.load(path)
     second = b"\x93NUMPY\x02\x00" + npy("(9, 2)", b"")[8:10] + b"\0\0" + npy("(9, 2)", bytes(72))[10:]
     write_npz(path, [("weight_ih_l0.npy", second), FINE_NPZ[1], ("read.me", b"?")])
-    assert files.load(path) == plain
+    assert files.load(path) == expected
 
 
 @pytest.mark.parametrize(

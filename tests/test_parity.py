@@ -1,4 +1,4 @@
-"""The parity check: correct backends pass, wrong ones are found, and it is said which are left out."""
+"""The parity check: correct backends pass, wrong ones are found, and those left out are named."""
 
 import importlib.util
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""One training run, the same in every framework: the losses of `same_run` lie on NumPy's, and NumPy's gradients hold.
+"""One training run gives the same losses in every framework, and NumPy's gradients are right.
 
 The run is that of ``examples/japanese_vowels/same_run.py``, mostly with narrower layers, which are quicker.
 """
@@ -29,7 +29,7 @@ RNN = unirnn.RNNSpec(data.FEATURES, 16, batch_first=True)
 RUNS = [
     Run("SGD", "float64", GRU),
     Run("SGD", "float32", GRU),
-    Run("Adam", "float64"),  # at full width, where an optimizer that computes in float32 inside passes the bound
+    Run("Adam", "float64"),  # at full width, where an optimizer that computes in float32 internally exceeds the bound
     Run("Adam", "float32", GRU),
     Run("SGD", "float64", LSTM),
     Run("SGD", "float64", RNN),
@@ -53,7 +53,7 @@ def numpy_curve(run: Run) -> list[float]:
 
 @pytest.mark.parametrize("run", RUNS, ids=label)
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_the_losses_lie_on_those_of_numpy(framework: str, run: Run) -> None:
+def test_the_losses_equal_those_of_numpy(framework: str, run: Run) -> None:
     losses = same_run.curve(run, importlib.import_module(f"{framework}_loop"), training())
     assert len(losses) == same_run.STEPS == 50
     assert same_run.difference(losses, numpy_curve(run)) <= {"float64": 1e-8, "float32": 1e-3}[run.dtype]
@@ -62,8 +62,8 @@ def test_the_losses_lie_on_those_of_numpy(framework: str, run: Run) -> None:
 @pytest.mark.parametrize("run", RUNS, ids=label)
 def test_numpy_learns(run: Run) -> None:
     losses = numpy_curve(run)
-    assert losses[0] == pytest.approx(np.log(data.SPEAKERS), rel=0.1), "before the first step it can but guess"
-    assert np.mean(losses[-9:]) < 0.6 * losses[0], "in the last epoch it knows better"
+    assert losses[0] == pytest.approx(np.log(data.SPEAKERS), rel=0.1), "before the first step, the model should guess"
+    assert np.mean(losses[-9:]) < 0.6 * losses[0], "in the last epoch, the model should have learnt"
 
 
 @pytest.mark.parametrize("spec", [GRU, LSTM, RNN, dataclasses.replace(GRU, num_layers=2)], ids=repr)
@@ -93,9 +93,7 @@ def test_numpy_has_the_gradient_of_every_parameter(spec: unirnn.RecurrentSpec, r
 
 
 @pytest.mark.parametrize(("factor", "status"), [(1.0, 0), (1 + 2e-8, 1), (float("nan"), 1)])
-def test_the_status_tells_of_one_loss_past_the_bound(
-    factor: float, status: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exit_status_is_1_if_a_loss_is_off(factor: float, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def curve(run: Run, loop: str, utterances: data.Utterances) -> list[float]:
         losses = [1.0] * same_run.STEPS
         if loop == "torch" and run == Run("Adam", "float64"):

@@ -1,4 +1,4 @@
-"""The plain cells on namespaces of the array API standard."""
+"""The reference, on any namespace of the array API standard."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -15,7 +15,7 @@ PROJECTED = LSTMSpec(3, 4, 2, bidirectional=True, proj_size=2)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
-def test_the_standard_is_enough(spec: Any) -> None:
+def test_a_namespace_with_nothing_beyond_the_standard(spec: Any) -> None:
     module = spec.build("array_api", namespace=array_api_strict, seed=0, dtype="float64")
     x = array_api_strict.ones((5, 3, 3), dtype=array_api_strict.float64)
     output, _ = module(x, seq_length=array_api_strict.asarray([5, 0, 2]))
@@ -34,19 +34,19 @@ if find_spec("torch"):
 
     @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
     @pytest.mark.parametrize("spec", [*SPECS, PROJECTED], ids=repr)
-    def test_torchs_autograd_goes_through_it(spec: Any) -> None:
+    def test_gradients_by_torchs_autograd(spec: Any) -> None:
         import torch
 
-        plain = spec.build("array_api", namespace=torch, seed=0, dtype="float64")
+        reference = spec.build("array_api", namespace=torch, seed=0, dtype="float64")
         native = spec.build("torch", seed=0, dtype="float64")
-        plain.weights = {name: torch.nn.Parameter(weight) for name, weight in plain.weights.items()}
+        reference.weights = {name: torch.nn.Parameter(weight) for name, weight in reference.weights.items()}
         x = torch.randn(5, 3, 3, dtype=torch.float64)
         x[2:, 2], x[:, 1] = torch.nan, torch.inf
         inputs = [x.clone().requires_grad_() for _ in range(2)]
-        for module, input in zip((plain, native), inputs, strict=True):
+        for module, input in zip((reference, native), inputs, strict=True):
             output, _ = module(input, seq_length=[5, 0, 2])
             output.square().sum().backward()
         torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-12, atol=1e-12)
         for name, parameter in native.named_parameters():
-            torch.testing.assert_close(plain.weights[name].grad, parameter.grad, rtol=1e-12, atol=1e-12)
-        assert unirnn.snapshot(native) == unirnn.snapshot(plain)
+            torch.testing.assert_close(reference.weights[name].grad, parameter.grad, rtol=1e-12, atol=1e-12)
+        assert unirnn.snapshot(native) == unirnn.snapshot(reference)

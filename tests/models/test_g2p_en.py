@@ -1,6 +1,6 @@
 """g2p_en 2.1.0: a GRU encoder and decoder that torch trained and its authors rewrote in NumPy by hand.
 
-Ours take its weights as they are. Nothing of the package is here but its name: it is installed beside the tests.
+Our layers take its weights as they are. The package itself is a dependency of the tests; no file of it is copied here.
 """
 
 import re
@@ -18,12 +18,12 @@ import unirnn
 from unirnn import registry
 from unirnn.contract.backend import Backend
 
-TOLERANCE = 5e-5  # theirs is float32 as well, and this recurrence magnifies the rounding of both
+TOLERANCE = 5e-5  # theirs is in float32 too, and this recurrence magnifies the rounding errors of both
 BACKENDS = [registry.load(name) for name in ("numpy", "torch", "mindspore", "onnxruntime")]
 
-# What reads and tags text, and downloads its data while it is imported; a word's prediction has no use of it.
-STOOD_IN = ("nltk", "nltk.corpus", "nltk.tokenize", "inflect")
-with mock.patch.dict(sys.modules, {name: mock.MagicMock() for name in STOOD_IN}), warnings.catch_warnings():
+# These read and tag text, and download data on import; they are not needed for prediction.
+NOT_NEEDED = ("nltk", "nltk.corpus", "nltk.tokenize", "inflect")
+with mock.patch.dict(sys.modules, {name: mock.MagicMock() for name in NOT_NEEDED}), warnings.catch_warnings():
     warnings.filterwarnings("ignore", "invalid escape sequence")  # in a regular expression of the package
     from g2p_en import g2p as package
 
@@ -38,7 +38,7 @@ def theirs() -> Any:
 
 @pytest.fixture(scope="module")
 def words(theirs: Any) -> list[str]:
-    """English words: the package's homographs, and those of the Apache License."""
+    """English words: the homographs of the package, and the words of the Apache License."""
     licence = (Path(__file__).parents[2] / "LICENSE").read_text().lower()
     found = sorted({*theirs.homograph2features, *re.findall("[a-z]{2,}", licence)})
     assert len(found) >= 500
@@ -46,7 +46,7 @@ def words(theirs: Any) -> list[str]:
 
 
 def layer(theirs: Any, part: str) -> unirnn.Snapshot:
-    """The encoder or the decoder, of which torch's names say what it is."""
+    """The encoder or the decoder, recognised by torch's names."""
     names = {f"{kind}_{side}": f"{kind[0]}_{side}" for kind in ("weight", "bias") for side in ("ih", "hh")}
     return unirnn.snapshot({f"{name}_l0": theirs.variables[f"{part}_{own}"] for name, own in names.items()})
 

@@ -1,6 +1,6 @@
-"""Resemblyzer 0.1.4: a voice's embedding by a three-layer LSTM that torch trained, of which the package ships the file.
+"""Resemblyzer 0.1.4: a three-layer LSTM that embeds voices, trained in torch, from the file that the package ships.
 
-Nothing of the package is here but its name: it is installed beside the tests.
+The package itself is a dependency of the tests; no file of it is copied here.
 """
 
 import sys
@@ -20,9 +20,9 @@ from unirnn.contract.backend import Backend
 
 BACKENDS = [registry.load(name) for name in ("numpy", "torch", "mindspore", "onnxruntime")]
 
-# What reads audio; the encoder takes spectrograms.
-STOOD_IN = ("librosa", "webrtcvad", "scipy", "scipy.ndimage", "scipy.ndimage.morphology")
-with mock.patch.dict(sys.modules, {name: mock.MagicMock() for name in STOOD_IN}):
+# These read audio; they are not needed for prediction, since the encoder takes spectrograms.
+NOT_NEEDED = ("librosa", "webrtcvad", "scipy", "scipy.ndimage", "scipy.ndimage.morphology")
+with mock.patch.dict(sys.modules, {name: mock.MagicMock() for name in NOT_NEEDED}):
     from resemblyzer.voice_encoder import VoiceEncoder
 
 package = find_spec("resemblyzer")

@@ -1,4 +1,4 @@
-"""The kernels for the CPU against the reference, the operators that they are, and the route that a call takes."""
+"""torch's CPU kernels against the reference, their operators, and the route of a call."""
 
 import copy
 import pickle
@@ -47,7 +47,7 @@ RESET_BEFORE = GRUSpec(3, 4, reset_after=False)
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A native layer is one operator in a graph, as it is on a GPU."""
+    """Make a native layer one operator in a graph, as it is on a GPU."""
     decide = dispatch.route
 
     def route(kernel: str, *arguments: Any, **options: Any) -> Route:
@@ -79,7 +79,7 @@ def batch(spec: RecurrentSpec, steps: int, lengths: list[int], **options: Any) -
 
 
 def several_threads(patch: pytest.MonkeyPatch, count: int) -> None:
-    """Let the smallest layer have so many, if numba steps."""
+    """Give even the smallest layer this many threads in the numba kernel."""
     patch.setattr(threads, "_LEAST_SEQUENCES", 1)
     patch.setattr(threads, "_LEAST_WORK", 1)
     patch.setattr(threads.blas, "most", lambda: count)
@@ -484,11 +484,11 @@ def test_a_gpu_has_no_packed_kernel() -> None:
     assert [kernel.name for kernel in unirnn.explain(GRUSpec(3, 4), "torch", "gpu").kernels] == ["native", "reference"]
 
 
-# torch.func.jvp's own
-of_torch_itself = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+# torch.func.jvp itself uses it
+ignore_jit_script_warning = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 
-@of_torch_itself
+@ignore_jit_script_warning
 def test_a_call_that_the_named_kernel_does_not_support() -> None:
     gru, x = GRUSpec(3, 4).build("torch", seed=0, kernel="packed"), torch.ones(5, 2, 3)
     with (
@@ -502,14 +502,14 @@ def test_a_call_that_the_named_kernel_does_not_support() -> None:
         gru.bfloat16()(x.bfloat16())
 
 
-@of_torch_itself
+@ignore_jit_script_warning
 @pytest.mark.parametrize("lengths", [None, [20, 7], torch.tensor([20, 7])], ids=["dense", "ragged", "tensor"])
 def test_auto_falls_back_to_native(lengths: Any) -> None:
     auto, native = (GRUSpec(3, 4).build("torch", seed=0, kernel=kernel) for kernel in ("auto", "native"))
     x = torch.linspace(-1, 1, 120).reshape(20, 2, 3)
     weights = dict(auto.named_parameters())
 
-    def of(module: nn.Module) -> list[Any]:
+    def results_of(module: nn.Module) -> list[Any]:
         def total(weights: dict[str, Tensor], x: Tensor) -> Tensor:
             result: Tensor = torch.func.functional_call(module, weights, (x, None, lengths))[0].square().sum()
             return result
@@ -523,7 +523,7 @@ def test_auto_falls_back_to_native(lengths: Any) -> None:
             found.append(ad.unpack_dual(module(ad.make_dual(x, x), None, lengths)[0]).tangent)
         return found
 
-    torch.testing.assert_close(of(auto), of(native), rtol=0, atol=0)
+    torch.testing.assert_close(results_of(auto), results_of(native), rtol=0, atol=0)
 
 
 def test_per_sample_gradients() -> None:

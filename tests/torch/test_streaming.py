@@ -1,4 +1,4 @@
-"""Truncated backpropagation through time in torch: `unirnn.detach` cuts, exactly, and nothing else does."""
+"""`unirnn.detach` stops the gradient; compiled code uses the framework's own function."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ SPECS: list[RecurrentSpec] = [
     LSTMSpec(3, 4, proj_size=2),
 ]
 pytestmark = [
-    # torch's own word about its own computation
+    # torch's warning about its own computation
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning"),
     pytest.mark.parametrize("spec", SPECS, ids=repr),
 ]
@@ -30,7 +30,7 @@ def chunk(seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("lengths", [[None, None], LENGTHS], ids=["dense", "ragged"])
-def test_the_second_chunks_loss_reaches_the_first_chunk_unless_cut(spec: RecurrentSpec, lengths: list[Any]) -> None:
+def test_gradients_reach_the_first_chunk_unless_the_state_is_detached(spec: RecurrentSpec, lengths: list[Any]) -> None:
     module = spec.build("torch", seed=0)
     gradients = []
     for cut in (unirnn.detach, lambda state: state):
@@ -46,7 +46,7 @@ def test_the_second_chunks_loss_reaches_the_first_chunk_unless_cut(spec: Recurre
     torch.testing.assert_close(gradients[0][1], gradients[1][1], rtol=0, atol=0)
 
 
-def test_a_loop_over_chunks_needs_the_cut(spec: RecurrentSpec) -> None:
+def test_a_loop_over_chunks_fails_without_detaching(spec: RecurrentSpec) -> None:
     module = spec.build("torch", seed=0)
 
     def train(cut: Any) -> None:
@@ -61,7 +61,7 @@ def test_a_loop_over_chunks_needs_the_cut(spec: RecurrentSpec) -> None:
         train(lambda state: state)
 
 
-def test_a_compiled_function_says_detach_in_torchs_word(spec: RecurrentSpec) -> None:
+def test_a_compiled_function_uses_torchs_detach(spec: RecurrentSpec) -> None:
     module = spec.build("torch", seed=0)
 
     def loss(first: Tensor, second: Tensor) -> Tensor:
