@@ -105,7 +105,7 @@ def test_streaming_begins_with_a_given_state(name: str) -> None:
     close(ours, other, 1e-5, name)
 
 
-class BackendOfSomebodyElse(NumpyBackend):
+class ThirdPartyBackend(NumpyBackend):
     name = "somebody_else"
 
 
@@ -114,7 +114,7 @@ class BackendOfSomebodyElse(NumpyBackend):
 def test_a_backend_without_baselines_is_measured_alone(
     seq_length: list[int] | None, backward: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend = BackendOfSomebodyElse()
+    backend = ThirdPartyBackend()
     monkeypatch.setitem(registry._loaded, backend.name, backend)
     work = small_work(GRUSpec(3, 4), seq_length, backward=backward)
     (ours,) = baselines.load(backend).calls(work).values()
@@ -160,7 +160,7 @@ def test_the_floor_multiplies_valid_steps_only(backward: bool) -> None:
     assert sum(multiplied) == (3 if backward else 1) * forward
 
 
-def test_an_error_stops_only_its_own_call_and_slow_calls_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_stops_only_its_own_call_and_slow_calls_are_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     calls: dict[str, int] = {"ours": 0, "slow": 0}
 

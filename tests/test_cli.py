@@ -71,7 +71,7 @@ lost = Lost()
 
 @pytest.fixture(scope="session")
 def third_parties(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a distribution whose backends lack their framework, are broken, fail, and are wrong."""
+    """A folder with a distribution of backends: one lacks its framework, and others are broken, fail, or are wrong."""
     folder = tmp_path_factory.mktemp("third_parties")
     package, metadata = folder / "unirnn_of_others", folder / "unirnn_of_others-1.dist-info"
     for made in (package, metadata):
@@ -96,7 +96,7 @@ def with_third_parties(third_parties: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def run() -> Run:
-    """Runs the command in this process: ``run("names", "GRU")``."""
+    """Run the command in this process: ``run("names", "GRU")``."""
     pytest.importorskip("typer", reason=NEEDS_CLI)
     from typer.testing import CliRunner
 
@@ -283,7 +283,7 @@ def test_a_spec_is_given_whole_or_by_options(run: Run, command: str, arguments: 
 
 
 @pytest.mark.skipif("mindspore" not in INSTALLED, reason="needs MindSpore")
-def test_parity_makes_mindspore_blocking_by_itself() -> None:
+def test_parity_calls_launch_blocking_for_mindspore() -> None:
     pytest.importorskip("typer", reason=NEEDS_CLI)
     result = run_in_new_process("parity", "--backend", "mindspore", *SMALL)
     assert result.returncode == 0, result.stderr
@@ -291,7 +291,7 @@ def test_parity_makes_mindspore_blocking_by_itself() -> None:
 
 
 @pytest.mark.usefixtures("with_third_parties")
-def test_parity_says_in_words_which_backends_are_left_out(run: Run) -> None:
+def test_parity_explains_which_backends_are_left_out(run: Run) -> None:
     lines = run("parity", *SMALL, status=1).stdout.splitlines()
     assert "array_api: left out: it needs the option namespace of build, and can't be compared without one" in lines
     assert any(
@@ -304,7 +304,7 @@ def test_parity_finds_a_wrong_backend(run: Run) -> None:
     lines = run("parity", "--backend", "numpy", "--backend", "wrong", *SMALL, status=1).stdout.splitlines()
     verdicts = {line.split()[0]: line.split()[-1] for line in lines if line.startswith(("numpy ", "wrong "))}
     assert verdicts == {"numpy": "yes", "wrong": "no"}
-    # Below the table stands what the backend declares to do differently.
+    # Below the table are the differences that the backend declares.
     assert "wrong, cpu, float32: differs: adds 1e-3 to every number" in lines
 
 

@@ -23,7 +23,7 @@ Run = Callable[..., "Result"]
 
 @pytest.fixture
 def run() -> Run:
-    """Runs the command in this process."""
+    """Run the command in this process."""
     pytest.importorskip("typer", reason="the command needs typer and rich")
     from typer.testing import CliRunner
 

@@ -1,7 +1,7 @@
-"""The code in the documentation runs and prints what it shows, and what is made from the code is up to date.
+"""The code in the documentation runs and prints what it shows, and what is generated from the code is up to date.
 
 The ``python`` blocks of a page are one program, run in order in one namespace. With a comment ``<!-- needs: torch -->``
-on the line before it, a block is skipped where that module is not installed. A ``text`` block is what the ``python``
+on the line before it, a block is skipped if that module is not installed. A ``text`` block is what the ``python``
 block before it prints.
 """
 

@@ -66,7 +66,7 @@ def assert_refused(path: Path, message: str = "", kind: type[UnirnnError] = File
     assert message in str(caught.value)
 
 
-# ---- what is written -----------------------------------------------------------------------------
+# ---- writing and reading back ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -587,7 +587,7 @@ def test_a_member_of_an_npz_that_is_not_a_weight(
     assert_refused(path, message, kind)
 
 
-@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")  # zipfile's, of what is made here
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")  # from zipfile, while the test writes the file
 def test_a_name_that_occurs_twice_in_an_npz(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     write_npz(path, [*FINE_NPZ, FINE_NPZ[0]])

@@ -1,6 +1,6 @@
-"""Layouts of other frameworks: converting there and back changes nothing, and losing anything is refused.
+"""Layouts of other frameworks: converting there and back changes nothing, and a lossy conversion is refused.
 
-Whether the order of the gates is that of the framework is tested where the framework computes: tests/roundtrip.
+That the frameworks really use these orders of the gates is tested in tests/roundtrip, where they compute.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The loops in the documentation run and learn, and their code and numbers differ by what their pages say."""
+"""The loops in the documentation run and learn, and differ from each other only as their pages say."""
 
 import difflib
 import re
@@ -27,7 +27,7 @@ def temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Give torch one thread: several that wait for each other by spinning are slow if the cores are busy."""
+    """Give torch one thread: several threads spin while they wait for each other, which is slow on busy cores."""
     if not find_spec("torch"):
         yield
         return
@@ -62,7 +62,7 @@ def changed_lines(before: str, after: str) -> tuple[list[str], list[str]]:
 
 
 @pytest.mark.parametrize("framework", ["torch", "mindspore"])
-def test_only_the_line_that_makes_the_layer_changes(framework: str) -> None:
+def test_only_the_line_that_builds_the_layer_changes(framework: str) -> None:
     removed, added = changed_lines(f"{framework}_before", f"{framework}_after")
     assert removed == ["        self.gru = nn.GRU(1, 16, batch_first=True)"]
     layer = f'        self.gru = unirnn.GRUSpec(1, 16, batch_first=True).build("{framework}")'

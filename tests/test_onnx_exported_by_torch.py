@@ -104,7 +104,7 @@ if find_spec("onnxscript"):
             onnx_reader.read_model(model)
 
     def test_weights_in_another_file_are_read_by_onnx(tmp_path: Path) -> None:
-        native = torch.nn.GRU(3, 40)  # small ones stay in the file
+        native = torch.nn.GRU(3, 40)  # smaller weights stay in the file
         model = exported(tmp_path, native, dynamo=True, verbose=False)
         with pytest.raises(
             errors.FileError, match=r"in another file, .* unirnn.snapshot\(onnx.load\(path\)\) reads both"

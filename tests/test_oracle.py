@@ -1,4 +1,4 @@
-"""The oracle's two ways to differentiate agree, and it computes what a by-hand calculation gives."""
+"""The oracle's two ways to differentiate agree, and one step agrees with a calculation by hand."""
 
 from typing import Any
 

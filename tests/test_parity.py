@@ -44,7 +44,7 @@ class Pretender(NumpyBackend):
 
 @pytest.fixture
 def pretend(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes a `Pretender` the backend ``pretender``."""
+    """Return a function that registers a `Pretender` as the backend ``pretender``."""
 
     def install(backend: Any = None, **wrong: Any) -> None:
         monkeypatch.setitem(registry._loaded, "pretender", backend or Pretender(**wrong))
@@ -74,9 +74,9 @@ def test_relu_gradients_are_not_compared_in_half_precision() -> None:
 
 
 def test_the_oracle_gets_the_rounded_numbers() -> None:
-    # So a difference comes from the computation only, not from the rounding of weights and input.
+    """A difference comes from the computation only, not from the rounding of weights and input."""
     found = {c.dtype: c for c in parity.compare(GRUSpec(10, 16), ["numpy"], ["float16", "float32", "float64"])}
-    assert 0 < found["float64"].output < 1e-14  # it is no backend's own code
+    assert 0 < found["float64"].output < 1e-14  # not zero: the oracle and the backend do not share code
     assert 0 < found["float32"].output < 1e-6
     assert 1e-5 < found["float16"].output < 1e-3
 
@@ -186,7 +186,7 @@ def test_round_to_bfloat16() -> None:
 
 @pytest.fixture
 def third_parties(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Registers, besides numpy and array_api, a backend that is not installed."""
+    """Register a backend that is not installed, besides numpy and array_api."""
     ours = registry._entry_points()
     absent = EntryPoint("absent", "a_framework_that_is_not_there:backend", registry.GROUP)
     monkeypatch.setattr(

@@ -146,7 +146,7 @@ def test_use_backend_without_with_sets_the_default_of_the_process(monkeypatch: p
         thread = threading.Thread(target=lambda: seen.append(unirnn.default_backend()))
         thread.start()
         thread.join()
-    assert seen == ["torch"]  # a block counts in its own thread only
+    assert seen == ["torch"]  # a `with` block has an effect in its own thread only
     again = unirnn.use_backend("numpy")
     for _ in range(2):
         with again:

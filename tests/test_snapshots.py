@@ -364,7 +364,7 @@ TAKING: dict[str, Mistake] = {
 
 
 @pytest.mark.parametrize(("call", "kind", "words"), TAKING.values(), ids=TAKING.keys())
-def test_mistakes_in_taking(call: Callable[[], Any], kind: type[Exception], words: str) -> None:
+def test_mistakes_in_taking_a_snapshot(call: Callable[[], Any], kind: type[Exception], words: str) -> None:
     with pytest.raises(kind) as caught:
         call()
     assert str(caught.value).startswith(words)
@@ -382,7 +382,7 @@ def test_load_weights_that_fit_exactly() -> None:
     assert unirnn.snapshot(with_biases) == zeros
     unirnn.load_weights(bias_free, zeros)
     assert unirnn.snapshot(bias_free) == without
-    unirnn.load_weights(with_biases, whole.cast("float64"))  # of which each number is one of float32
+    unirnn.load_weights(with_biases, whole.cast("float64"))  # each number is also one of float32
     assert unirnn.snapshot(with_biases) == whole
     unknown = Snapshot(whole.spec, {n: np.full_like(a, np.nan) for n, a in whole.weights.items()})
     unirnn.load_weights(with_biases, unknown)
@@ -409,7 +409,7 @@ def test_a_list_of_modules_holds_a_stack() -> None:
     assert unirnn.snapshot(modules) == taken
 
 
-def test_an_error_while_writing_leaves_a_list_as_it_was() -> None:
+def test_an_error_while_loading_weights_does_not_change_a_list() -> None:
     modules = [GRUSpec(n, 4).build("numpy", seed=n) for n in (3, 4)]
     before = unirnn.snapshot(modules)
     modules[1].weights["weight_ih_l0"].setflags(write=False)
@@ -459,7 +459,7 @@ WRITING: dict[str, tuple[RecurrentSpec, Snapshot, type[errors.UnirnnError], str]
 
 
 @pytest.mark.parametrize(("spec", "taken", "kind", "words"), WRITING.values(), ids=WRITING.keys())
-def test_mistakes_in_writing_change_nothing(
+def test_mistakes_in_loading_weights_change_nothing(
     spec: RecurrentSpec, taken: Snapshot, kind: type[Exception], words: str
 ) -> None:
     module = spec.build("numpy", seed=1)

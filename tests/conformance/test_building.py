@@ -31,7 +31,7 @@ def weights(subject: Subject, module: Any) -> dict[str, Any]:
 def test_a_seed_gives_the_same_bits_everywhere(subject: Subject, spec: RecurrentSpec, dtype: str) -> None:
     dtype = available(subject, dtype)
     expected = _weights.draw(spec, 7)
-    subject.build(GRUSpec(5, 6), seed=1)  # what was built before has no influence
+    subject.build(GRUSpec(5, 6), seed=1)  # earlier builds have no influence
     found = weights(subject, subject.build(spec, seed=7, dtype=dtype))
     assert list(found) == list(spec.weight_shapes())
     for name, array in expected.items():
@@ -70,7 +70,7 @@ def test_load_weights_replaces_them_in_place(subject: Subject, spec: RecurrentSp
     module, taken = subject.build(spec, seed=3), unirnn.snapshot(subject.build(spec, seed=4))
     input = np.random.default_rng(0).standard_normal((5, 2, 3)).astype(np.float32)
     for seq_length in (None, [5, 2]):
-        subject.call(module, input, seq_length=seq_length)  # so that whatever a call caches is there
+        subject.call(module, input, seq_length=seq_length)  # so that the module has cached what it caches
     unirnn.load_weights(module, taken)
     assert unirnn.snapshot(module) == taken
     fresh = subject.rebuild(taken)

@@ -20,7 +20,7 @@ def zeros(*shape: int, dtype: str = "float32") -> Any:
 
 X = zeros(T, B, I)
 
-# Each row: what is done with (gru, to), where ``to`` makes a native array; the exception; its words.
+# Each row: a function of (gru, to), where ``to`` makes a native array; the exception that it raises; its message.
 # ``{array}`` is the framework's name of an array, such as torch.Tensor.
 CALLS: dict[str, Mistake] = {
     "no input": (
@@ -292,13 +292,13 @@ def test_an_unknown_option_of_a_build(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("device", ["cuda:7", "ascend:7"])
-def test_a_device_that_is_not_there(subject: Subject, device: str) -> None:
+def test_a_device_that_does_not_exist(subject: Subject, device: str) -> None:
     words = f"device: given '{device}', not present; {subject.backend.name} sees cpu"
     with pytest.raises(errors.DeviceError, match=re.escape(words)):
         subject.build(GRUSpec(I, H), device=device)
 
 
-def test_a_module_is_whole_after_a_mistake(subject: Subject) -> None:
+def test_a_module_still_works_after_a_mistake(subject: Subject) -> None:
     gru = subject.build(GRUSpec(I, H, bidirectional=True), seed=0)
     x = np.ones((T, B, I), np.float32)
     expected = subject.call(gru, x, seq_length=[5, 0, 2])[0]

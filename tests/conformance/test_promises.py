@@ -111,7 +111,7 @@ def test_promises(subject: Subject, kind: str, case: Case) -> None:
 
 @given(kind=st.sampled_from(list(KINDS)), case=cases(), filler=st.sampled_from([np.nan, np.inf, -np.inf, 1e30]))
 def test_random_specs(subject: Subject, kind: str, case: Case, filler: float) -> None:
-    # Without a bias, zero inputs give exactly 0, where frameworks define the slope of relu differently.
+    # Without a bias, zero inputs give 0, where frameworks define the slope of relu differently.
     known = kind != "RNN-relu" or case.bias or not subject.relu_at_zero
     assert_promises(subject, kind, case, filler, gradients_known=known)
 

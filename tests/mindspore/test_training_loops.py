@@ -146,7 +146,7 @@ LEVELS = ["O0", "O1", "O2", "O3", "auto"]
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(
-    "spec",  # two layers, two directions: both in one take twice as long to compile, at each level
+    "spec",  # two layers or two directions: one spec with both takes twice as long to compile
     [GRUSpec(3, 4, 2, batch_first=True), LSTMSpec(3, 4, bidirectional=True, batch_first=True, bias=False)],
     ids=repr,
 )

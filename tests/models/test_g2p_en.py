@@ -32,7 +32,7 @@ with mock.patch.dict(sys.modules, {name: mock.MagicMock() for name in NOT_NEEDED
 def theirs() -> Any:
     """The package's own predictor."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # it leaves closing its list of homographs to Python
+        warnings.simplefilter("ignore", ResourceWarning)  # the package does not close its list of homographs
         return package.G2p()
 
 
@@ -62,7 +62,7 @@ def test_the_encoder_and_the_decoder_are_theirs_on_every_backend(
     def call(module: Any, input: Any, *rest: Any) -> list[Any]:
         return [backend.to_numpy(array) for array in module(backend.from_numpy(input, module), *rest)]
 
-    # Their encoder, a word at a time; ours, all words at once, each as long as it is.
+    # Their encoder takes one word at a time; ours takes all words in one ragged batch.
     encodings = [theirs.encode(word)[0] for word in words]
     parameters = [theirs.enc_w_ih, theirs.enc_w_hh, theirs.enc_b_ih, theirs.enc_b_hh]
     states = [theirs.gru(encoding[None], len(encoding), *parameters)[0] for encoding in encodings]
@@ -75,12 +75,12 @@ def test_the_encoder_and_the_decoder_are_theirs_on_every_backend(
     for index, state in enumerate(states):
         close(output[: len(state), index], state, TOLERANCE, words[index])
         close(h_n[0, index], state[-1], TOLERANCE, words[index])
-    for index in range(0, len(words), 100):  # and alone
+    for index in range(0, len(words), 100):  # and some of them alone
         alone, last = call(encoder, encodings[index][:, None])
         close(alone[:, 0], states[index], TOLERANCE, words[index])
         close(last[0, 0], states[index][-1], TOLERANCE, words[index])
 
-    # Their greedy decoding, with our GRU a step at a time.
+    # Their greedy decoding, with our GRU called step by step.
     decoder = layer(theirs, "dec").build(backend.name)
     start, end = theirs.p2idx["<s>"], theirs.p2idx["</s>"]
     token, state = np.full(len(words), start), backend.from_numpy(h_n, decoder)

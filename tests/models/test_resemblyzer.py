@@ -46,7 +46,7 @@ def test_the_file_and_the_layer_are_one_snapshot(theirs: Any, snapshot: unirnn.S
     of_layer = unirnn.snapshot(theirs.lstm)
     assert of_layer.spec == LSTMSpec(40, 256, 3, batch_first=True)
     assert all(np.array_equal(array, of_layer.weights[name]) for name, array in snapshot.weights.items())
-    assert unirnn.load(PRETRAINED) == snapshot  # it holds no other recurrent layer
+    assert unirnn.load(PRETRAINED) == snapshot  # it has no other recurrent layer
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors", "onnx"])
@@ -58,12 +58,12 @@ def test_embeddings_are_theirs_on_every_backend_and_through_every_file(
         snapshot.save(tmp_path / f"encoder.{suffix}")
         snapshot = unirnn.load(tmp_path / f"encoder.{suffix}")
     module = snapshot.build(backend.name)
-    mels = np.random.default_rng(0).exponential(size=(4, 160, 40)).astype(np.float32)  # of 1.6 seconds each
+    mels = np.random.default_rng(0).exponential(size=(4, 160, 40)).astype(np.float32)  # 1.6 seconds each
     _, (h_n, _) = module(backend.from_numpy(mels.swapaxes(0, 1), module))
 
     with torch.no_grad():
         expected = theirs(torch.from_numpy(mels)).numpy()
         raw = theirs.relu(theirs.linear(torch.from_numpy(backend.to_numpy(h_n)[-1])))
         embeddings = (raw / torch.norm(raw, dim=1, keepdim=True)).numpy()
-    assert np.ptp(expected, axis=0).max() > 0.01  # of four voices, not of one
+    assert np.ptp(expected, axis=0).max() > 0.01  # the four embeddings differ
     close(embeddings, expected, 1e-5, "embedding")

@@ -79,7 +79,7 @@ def test_names_in_the_graph() -> None:
 @settings(max_examples=30)
 @given(spec=specs())
 def test_padding_is_replaced_before_each_node_and_after_the_last_one(spec: RecurrentSpec) -> None:
-    # ONNX Runtime's nodes ignore the padding by themselves, but ONNX does not require it of a runtime.
+    # The nodes of ONNX Runtime ignore the padding anyway, but ONNX does not require it of a runtime.
     taken = drawn(spec)
     nodes = onnx_writer.emit(taken.spec, taken.weights).graph.node
     makes = {name: node for node in nodes for name in node.output}

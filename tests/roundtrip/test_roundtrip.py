@@ -42,12 +42,12 @@ def common_cases(source: Framework, target: Framework) -> list[Case]:
 
 
 def checked(source: Framework, target: Framework, case: Case) -> Path:
-    """The file that says that a trip was checked."""
+    """The file whose presence means that a trip was checked."""
     return EXCHANGE / "checked" / f"{source.name} to {target.name}" / case.name
 
 
 def trips() -> list[Any]:
-    """The trips from files that are here, or that this environment will write, as far as they were not checked before.
+    """The trips that were not checked before, from existing files and from those that this environment will write.
 
     Keras runs on another backend in each environment, so the trips to and from it are checked in both.
     """
@@ -93,7 +93,7 @@ def results(path: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize(("environment", "source", "target", "case"), trips())
-def test_the_target_computes_what_the_source_and_numpy_do(
+def test_the_target_computes_the_same_as_the_source_and_numpy(
     environment: str, source: Framework, target: Framework, case: Case, tmp_path: Path
 ) -> None:
     path = EXCHANGE / environment / source.name / f"{case.name}.safetensors"
@@ -133,7 +133,7 @@ REFUSALS = [(target, kind) for target in INSTALLED for kind in ("GRU", "GRU rese
 
 
 @pytest.mark.parametrize(("target", "kind"), REFUSALS, ids=[f"{target.name}-{kind}" for target, kind in REFUSALS])
-def test_a_target_refuses_what_it_lacks_and_stays_as_it_was(target: Framework, kind: str) -> None:
+def test_a_target_refuses_what_it_lacks_and_does_not_change(target: Framework, kind: str) -> None:
     given, held = (next(case for case in CASES if case.kind == wanted) for wanted in (kind, "GRU without b_hn"))
     native = target.make(held, rng(target, held))
     before = unirnn.snapshot(native)
