@@ -25,7 +25,13 @@ class OnnxRuntimeBackend(Backend):
     """Builds `OnnxRuntimeModule`; devices are execution providers."""
 
     name = "onnxruntime"
-    support = Support("onnxruntime", lacks=layouts.SUPPORT["onnx"].lacks, dtypes=("float16", "float32"), derivatives=0)
+    support = Support(
+        "onnxruntime",
+        lacks=layouts.SUPPORT["onnx"].lacks,
+        dtypes=("float16", "float32"),
+        derivatives=0,
+        dropout=False,
+    )
     options = ("session_options",)
     """``session_options``: attributes of ``onnxruntime.SessionOptions`` and their values."""
 

@@ -208,11 +208,6 @@ def test_the_state_of_an_empty_sequence_changes_no_other_number(subject: Subject
     assert_same_as_numpy(subject, taken, arrays, [5, 0, 2])
 
 
-def applies_dropout(subject: Subject, spec: RecurrentSpec) -> bool:
-    """Whether the backend applies dropout in training; a backend for inference declares that it never does."""
-    return "is never applied" not in str(unirnn.explain(spec, subject.backend.name))
-
-
 def test_dropout_drops_and_rescales_between_layers_only(subject: Subject) -> None:
     spec = RNNSpec(2, 16, 2, nonlinearity="relu", dropout=0.75)
     weights = {name: np.zeros(shape, np.float32) for name, shape in spec.weight_shapes().items()}
@@ -222,7 +217,7 @@ def test_dropout_drops_and_rescales_between_layers_only(subject: Subject) -> Non
     switch = module.set_train if hasattr(module, "set_train") else module.train
     switch(True)
     output, _ = subject.call(module, np.zeros((20, 10, 2), np.float32), seq_length=[20] * 10)
-    if not applies_dropout(subject, spec):
+    if not subject.backend.support.dropout:
         assert (output == 1).all()
         return
     assert set(np.unique(output)) == {0.0, 4.0}
@@ -242,7 +237,7 @@ def test_dropout_is_off_unless_training(subject: Subject, kind: str, rng: np.ran
     switch(True)
     first, _ = subject.call(module, input, seq_length=RAGGED)
     second, _ = subject.call(module, input, seq_length=RAGGED)
-    assert (first != second).any() == applies_dropout(subject, spec)
+    assert (first != second).any() == subject.backend.support.dropout
     assert (first[3:, 0] == 0).all()
     switch(False)
     close(subject.call(module, input, seq_length=RAGGED)[0], expected, 1e-6)

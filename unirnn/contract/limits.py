@@ -31,6 +31,8 @@ class Support:
         The dtypes in which it computes.
     derivatives
         0 if it has no gradients, 1 if it has gradients, 2 if those can be differentiated again.
+    dropout
+        Whether it applies dropout while training.
 
     Examples
     --------
@@ -45,6 +47,7 @@ class Support:
     devices: tuple[str, ...] = ("cpu", "gpu", "ascend")
     dtypes: tuple[str, ...] = DTYPES
     derivatives: int = 2
+    dropout: bool = True
 
     def unsupported_reason(self, spec: Spec, device: str | None = None, dtype: str | None = None) -> str | None:
         """Why it can't serve a spec, or None if it can.
