@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from unirnn import registry
 from unirnn.contract.backend import Backend
-from unirnn.errors import ArgumentError, BackendError, UnirnnError
+from unirnn.errors import ArgumentError, UnirnnError
 from unirnn.specs import RecurrentSpec
 
 from . import baselines
@@ -143,8 +143,7 @@ def plan(grid: Grid, backends: Sequence[str] | None = None) -> Plan:
 
 
 def _why_left_out(name: str, error: UnirnnError) -> str:
-    options = () if isinstance(error, BackendError) else registry.load(name).required_options
-    if options:
+    if isinstance(error, ArgumentError) and (options := registry.load(name).required_options):
         return f"it needs the option {', '.join(options)} of build, and can't be measured without one"
     return str(error)
 

@@ -222,7 +222,7 @@ def compare(
 
 
 def _why_not_built(backend: Backend, error: UnirnnError) -> str:
-    if backend.required_options:
+    if isinstance(error, ArgumentError) and backend.required_options:
         return f"it needs the option {', '.join(backend.required_options)} of build, and can't be compared without one"
     return str(error)
 
