@@ -177,7 +177,7 @@ def recurrent(
     if hx is None:
         initial = tuple(np.zeros(shape, computed) for shape in shapes)
     else:
-        initial = tuple(np.array(part, computed) if keep else _contiguous(part, computed) for part in hx)
+        initial = tuple(np.array(part, computed, order="C") if keep else _contiguous(part, computed) for part in hx)
     final = tuple(np.empty(part.shape, computed) for part in initial)
     stack = _Stack(spec, weights, lengths, noise, kernel or ("compiled" if is_compiled() else "fallback"))
     output = stack.forward(rows, initial, final, keep=keep)
