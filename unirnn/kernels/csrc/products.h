@@ -6,9 +6,9 @@
    Each element of a product is one sum over k = 0, 1, 2, ..., whatever else is computed beside it. So a row of a result
    has the same bits in any batch, and with any number of threads. */
 
-#define PANEL 2           /* the width, in vectors, where nothing else decides it */
-#define DEPTH 256         /* how many rows of a panel are multiplied at once, so that they stay in the nearest cache */
-#define MOST_ROWS SUMS / 2
+#define PANEL 2   /* the width of a panel, in vectors, where nothing else decides it */
+#define DEPTH 256 /* how many rows of a panel are multiplied at once: they stay in the nearest cache */
+#define GROUP 96  /* how many rows of the other factor are multiplied with all panels, before the next ones */
 
 INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -16,47 +16,205 @@ INLINE int64_t least_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
 INLINE int64_t most_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* sums[panel][row][v] += a[row][k] * w[panel][k][v] for all k. `rows`, `width` and `panels` are constants of the caller's,
-   so that the sums stay in registers. */
+/* sums[panel][row][v] += a[row][k] * w[panel][k][v] for all k. `rows`, `width` and `panels` are constants of the
+   caller's, so that the sums stay in registers. */
 INLINE void multiply_add(int rows, int width, int panels, const real *a, int64_t row_stride, int64_t k_stride,
                          const real *w, int64_t panel_stride, int64_t count, vec *sums) {
-    for (int64_t k = 0; k < count; k++) {
+    for (int64_t k = 0; k < count; k++, a += k_stride, w += width * LANES) {
 #pragma GCC unroll 4
         for (int p = 0; p < panels; p++) {
-            const real *at = w + p * panel_stride + k * width * LANES;
-            if (rows > width) { /* as few registers for factors as possible */
-                vec columns[width];
+            const real *at = w + p * panel_stride;
+            if (rows > width) { /* as few registers for the factors as possible */
+                vec columns[4];
 #pragma GCC unroll 4
                 for (int v = 0; v < width; v++) columns[v] = load(at + v * LANES);
 #pragma GCC unroll 12
                 for (int i = 0; i < rows; i++) {
-                    vec factor = splat(a[i * row_stride + k * k_stride]);
+                    vec factor = splat(a[i * row_stride]);
 #pragma GCC unroll 4
                     for (int v = 0; v < width; v++) sums[(p * rows + i) * width + v] += factor * columns[v];
                 }
             } else {
-                vec factors[rows];
+                vec factors[4];
 #pragma GCC unroll 4
-                for (int i = 0; i < rows; i++) factors[i] = splat(a[i * row_stride + k * k_stride]);
+                for (int i = 0; i < rows && i < 4; i++) factors[i] = splat(a[i * row_stride]);
 #pragma GCC unroll 4
                 for (int v = 0; v < width; v++) {
                     vec column = load(at + v * LANES);
 #pragma GCC unroll 4
-                    for (int i = 0; i < rows; i++) sums[(p * rows + i) * width + v] += factors[i] * column;
+                    for (int i = 0; i < rows && i < 4; i++) sums[(p * rows + i) * width + v] += factors[i] * column;
                 }
             }
         }
     }
 }
 
-/* Call BODY(rows, panels) for blocks of at most as many rows as the registers have sums for, and, if there are few rows,
-   for several panels at once. BODY is an inline function's call, so that both are constants there. */
-#define IN_BLOCK_OF(r, w, panels, BODY) \
-    case r: if ((r) * (w) * (panels) <= SUMS) { BODY(r, panels); } break;
-#define IN_BLOCKS(num_rows, w, panels, BODY) \
-    switch (num_rows) { \
-        IN_BLOCK_OF(1, w, panels, BODY) IN_BLOCK_OF(2, w, panels, BODY) IN_BLOCK_OF(3, w, panels, BODY) \
-        IN_BLOCK_OF(4, w, panels, BODY) IN_BLOCK_OF(5, w, panels, BODY) IN_BLOCK_OF(6, w, panels, BODY) \
-        IN_BLOCK_OF(7, w, panels, BODY) IN_BLOCK_OF(8, w, panels, BODY) IN_BLOCK_OF(9, w, panels, BODY) \
-        IN_BLOCK_OF(10, w, panels, BODY) IN_BLOCK_OF(11, w, panels, BODY) IN_BLOCK_OF(12, w, panels, BODY) \
+/* How many rows of a product have their sums in registers at once. */
+INLINE int64_t block_of(int width) { return SUMS / width; }
+
+/* How many panels are multiplied at once: several if there are too few rows to keep the processor busy. */
+INLINE int64_t panels_of(int64_t rows, int width, int64_t left) {
+    for (int64_t panels = 4; panels > 1; panels /= 2)
+        if (panels <= left && panels * rows * width <= SUMS) return panels;
+    return 1;
+}
+
+/* CALL(rows, panels) with both as constants. */
+#define WITH_CONSTANTS(rows, panels, WIDTH, CALL) \
+    switch (16 * (panels) + (rows)) { \
+        WITH_ROWS_OF_PANELS(1, WIDTH, CALL) \
+        WITH_ROWS_OF_PANELS(2, WIDTH, CALL) \
+        WITH_ROWS_OF_PANELS(4, WIDTH, CALL) \
     }
+
+#define WITH_ONE(ROWS, PANELS, WIDTH, CALL) \
+    case 16 * PANELS + ROWS: \
+        if (ROWS * PANELS * (WIDTH) <= SUMS) { CALL(ROWS, PANELS); } \
+        break;
+#define WITH_ROWS_OF_PANELS(PANELS, WIDTH, CALL) \
+    WITH_ONE(1, PANELS, WIDTH, CALL) WITH_ONE(2, PANELS, WIDTH, CALL) WITH_ONE(3, PANELS, WIDTH, CALL) \
+    WITH_ONE(4, PANELS, WIDTH, CALL) WITH_ONE(5, PANELS, WIDTH, CALL) WITH_ONE(6, PANELS, WIDTH, CALL) \
+    WITH_ONE(7, PANELS, WIDTH, CALL) WITH_ONE(8, PANELS, WIDTH, CALL) WITH_ONE(9, PANELS, WIDTH, CALL) \
+    WITH_ONE(10, PANELS, WIDTH, CALL) WITH_ONE(11, PANELS, WIDTH, CALL) WITH_ONE(12, PANELS, WIDTH, CALL)
+
+/* CALL(rows, panels) for blocks of the rows [0, count) and groups of the panels [0, num_panels); it finds where it is in
+   `first_row` and `first_panel`. The blocks are about equal, since a block of one row would be slow. */
+#define FOR_BLOCKS(count, num_panels, WIDTH, CALL) \
+    do { \
+        int64_t blocks_ = divide_up(count, block_of(WIDTH)), at_once_; \
+        for (int64_t first_panel = 0; first_panel < (num_panels); first_panel += at_once_) { \
+            at_once_ = panels_of(count, WIDTH, (num_panels) - first_panel); \
+            for (int64_t block_ = 0; block_ < blocks_; block_++) { \
+                int64_t first_row = block_ * (count) / blocks_; \
+                int64_t rows_ = (block_ + 1) * (count) / blocks_ - first_row; \
+                WITH_CONSTANTS(rows_, at_once_, WIDTH, CALL) \
+            } \
+        } \
+    } while (0)
+
+/* The panels of W (N, K), whose rows are to be the columns: out (panels, K, width * LANES). A panel has `units` vectors of
+   each of `num_gates` gates; a gate has `size` rows of W. */
+static void pack_columns(const real *w, int64_t count, int64_t size, const int *gates, int num_gates, int units,
+                         real *out) {
+    int64_t num_panels = divide_up(size, units * LANES), row = units * num_gates * LANES;
+    for (int64_t panel = 0; panel < num_panels; panel++, out += count * row)
+        for (int u = 0; u < units; u++)
+            for (int g = 0; g < num_gates; g++) {
+                int64_t first = (panel * units + u) * LANES, lanes = most_of(0, least_of(LANES, size - first));
+                const real *from = w + (gates[g] * size + first) * count;
+                real *to = out + (u * num_gates + g) * LANES;
+                for (int64_t k = 0; k < count; k++) {
+                    real *at = to + k * row;
+                    for (int64_t lane = 0; lane < lanes; lane++) at[lane] = from[lane * count + k];
+                    for (int64_t lane = lanes; lane < LANES; lane++) at[lane] = 0;
+                }
+            }
+}
+
+/* One row of `columns` numbers as row k of panels with `count` rows. */
+INLINE void pack_row(const real *row, int64_t columns, int64_t count, int64_t k, real *out) {
+    const int64_t width = PANEL * LANES;
+    for (int64_t first = 0; first < columns; first += width) {
+        real *to = out + first * count + k * width;
+        for (int v = 0; v < PANEL; v++)
+            store(to + v * LANES, load_some(row + first + v * LANES, most_of(0, columns - first - v * LANES)));
+    }
+}
+
+/* How many numbers the panels of a (count, columns) take. */
+INLINE int64_t panels_size(int64_t count, int64_t columns) { return divide_up(columns, PANEL * LANES) * PANEL * LANES * count; }
+
+/* The panels of W, of whose gates, `size` rows each, some are taken: out ((num_gates * size), columns). */
+static void pack_rows(const real *w, int64_t columns, int64_t size, const int *gates, int num_gates, real *out) {
+    for (int64_t k = 0; k < num_gates * size; k++)
+        pack_row(w + (gates[k / size] * size + k % size) * columns, columns, num_gates * size, k, out);
+}
+
+INLINE void project_block(int rows, int panels, int width, const real *a, int64_t stride, const real *w,
+                          int64_t panel_stride, int64_t count, const real *bias, real *out, int64_t out_stride) {
+    vec sums[SUMS];
+    for (int p = 0; p < panels; p++)
+        for (int i = 0; i < rows; i++)
+            for (int v = 0; v < width; v++)
+                sums[(p * rows + i) * width + v] =
+                    load(bias ? bias + (p * width + v) * LANES : out + i * out_stride + (p * width + v) * LANES);
+    multiply_add(rows, width, panels, a, stride, 1, w, panel_stride, count, sums);
+    for (int p = 0; p < panels; p++)
+        for (int i = 0; i < rows; i++)
+            for (int v = 0; v < width; v++)
+                store(out + i * out_stride + (p * width + v) * LANES, sums[(p * rows + i) * width + v]);
+}
+
+/* out (rows, panels, width * LANES) = bias + a (rows, count) w, of packed w and bias. */
+INLINE void project(int width, int64_t rows, const real *a, int64_t stride, const real *w, int64_t num_panels,
+                    int64_t count, const real *bias, real *out, int64_t out_stride) {
+    for (int64_t k = 0; k < count; k += DEPTH) {
+        int64_t depth = least_of(DEPTH, count - k);
+#define CALL(ROWS, PANELS) \
+    project_block(ROWS, PANELS, width, a + first_row * stride + k, stride, \
+                  w + (first_panel * count + k) * width * LANES, count * width * LANES, depth, \
+                  k ? NULL : bias + first_panel * width * LANES, \
+                  out + first_row * out_stride + first_panel * width * LANES, out_stride)
+        FOR_BLOCKS(rows, num_panels, width, CALL);
+#undef CALL
+    }
+}
+
+INLINE void product_block(int rows, int panels, const real *a, int64_t row_stride, int64_t k_stride, const real *w,
+                          int64_t panel_stride, int64_t count, int add, real *const *c, int64_t first, int64_t left) {
+    vec sums[SUMS];
+    for (int p = 0; p < panels; p++)
+        for (int i = 0; i < rows; i++)
+            for (int v = 0; v < PANEL; v++) {
+                int64_t at = (p * PANEL + v) * LANES;
+                sums[(p * rows + i) * PANEL + v] = add && at < left ? load_some(c[i] + first + at, left - at) : splat(0);
+            }
+    multiply_add(rows, PANEL, panels, a, row_stride, k_stride, w, panel_stride, count, sums);
+    for (int p = 0; p < panels; p++)
+        for (int i = 0; i < rows; i++)
+            for (int v = 0; v < PANEL; v++) {
+                int64_t at = (p * PANEL + v) * LANES;
+                if (at < left) store_some(c[i] + first + at, sums[(p * rows + i) * PANEL + v], left - at);
+            }
+}
+
+/* c (rows, columns) = a w, or c += a w, for a (rows, count) at any strides and packed w (count, columns), whose panels
+   have room for `room` rows. */
+static void product(int64_t rows, int64_t columns, int64_t count, const real *a, int64_t row_stride, int64_t k_stride,
+                    const real *w, int64_t room, int add, real *const *c) {
+    const int64_t width = PANEL * LANES, num_panels = divide_up(columns, width);
+    for (int64_t k = 0; k == 0 || k < count; k += DEPTH) /* once at least: a sum of nothing is 0 */
+        for (int64_t group = 0; group < rows; group += GROUP) {
+            int64_t depth = least_of(DEPTH, count - k), in_group = least_of(GROUP, rows - group);
+#define CALL(ROWS, PANELS) \
+    product_block(ROWS, PANELS, a + (group + first_row) * row_stride + k * k_stride, row_stride, k_stride, \
+                  w + first_panel * width * room + k * width, width * room, depth, add || k, c + group + first_row, \
+                  first_panel * width, columns - first_panel * width)
+            FOR_BLOCKS(in_group, num_panels, PANEL, CALL);
+#undef CALL
+        }
+}
+
+/* Where there are few rows, packing would cost more than the product: each sum over a row of W (N, K) as it is. */
+INLINE vec dot_products(const real *w, int64_t count, int64_t lanes, const real *a) {
+    real found[LANES];
+    for (int64_t lane = 0; lane < LANES; lane++) found[lane] = 0;
+    for (int64_t lane = 0; lane < lanes; lane += 4) {
+        int64_t rows = least_of(4, lanes - lane);
+        vec sums[4] = {splat(0), splat(0), splat(0), splat(0)};
+        int64_t k = 0;
+        for (; k + LANES <= count; k += LANES) {
+            vec factor = load(a + k);
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) sums[i] += load(w + (lane + (i < rows ? i : 0)) * count + k) * factor;
+        }
+        if (k < count) {
+            vec factor = load_some(a + k, count - k);
+            for (int i = 0; i < 4; i++)
+                sums[i] += load_some(w + (lane + (i < rows ? i : 0)) * count + k, count - k) * factor;
+        }
+        for (int i = 0; i < rows; i++)
+            for (int64_t j = 0; j < LANES; j++) found[lane + i] += sums[i][j];
+    }
+    return load(found);
+}

@@ -1,0 +1,226 @@
+"""Calls of the compiled kernels: one layer in one direction, over the memory of any framework's arrays.
+
+The functions and structs of ``csrc/unirnn.h``, and how they are filled in. A framework says by a `Memory` where its
+arrays lie; nothing is copied.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from unirnn.reference import Weights
+from unirnn.specs import GRUSpec, RecurrentSpec, RNNSpec
+
+from . import library
+
+__all__ = ["KEPT", "Gradients", "Layer", "Memory", "backward", "cell_of", "forward", "gradients", "layer", "num_threads"]
+
+_CELLS = ("RNN_TANH", "RNN_RELU", "GRU", "GRU_RESET_BEFORE", "LSTM")
+_DTYPES = {"float32": 0, "float64": 1}
+
+KEPT = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 5, "GRU_RESET_BEFORE": 4, "LSTM": 6}
+"""How many arrays `(H,)` a cell keeps for each valid step: the output, and what its backward pass needs besides."""
+
+
+class _Steps(ctypes.Structure):
+    """An array `(T, B, F)`."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("step", ctypes.c_int64), ("sequence", ctypes.c_int64))
+
+
+class Layer(ctypes.Structure):
+    """``unirnn_layer``; see `layer`."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("cell", "dtype", "reverse", "num_threads")),
+        *((name, ctypes.c_int64) for name in ("steps", "batch_size", "input_size", "hidden_size")),
+        ("lengths", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in Weights._fields[:4]),
+        ("input", _Steps),
+        *((name, ctypes.c_void_p) for name in ("h_0", "c_0")),
+        ("output", _Steps),
+        *((name, ctypes.c_void_p) for name in ("h_n", "c_n", "kept")),
+    )
+
+
+class Gradients(ctypes.Structure):
+    """``unirnn_gradients``; see `gradients`."""
+
+    _fields_ = (
+        ("d_output", _Steps),
+        *((name, ctypes.c_void_p) for name in ("d_h_n", "d_c_n")),
+        ("d_input", _Steps),
+        *((name, ctypes.c_void_p) for name in ("d_h_0", "d_c_0")),
+        *((f"d_{name}", ctypes.c_void_p) for name in Weights._fields[:4]),
+    )
+
+
+class Memory(NamedTuple):
+    """Where a framework's arrays lie.
+
+    Parameters
+    ----------
+    address
+        Of an array's first number.
+    strides
+        Of an array's first two axes, in numbers; the third axis must be contiguous.
+    """
+
+    address: Callable[[Any], int]
+    strides: Callable[[Any], tuple[int, int]]
+
+    def _address(self, array: Any) -> int | None:
+        return None if array is None else self.address(array)
+
+    def _steps(self, array: Any) -> _Steps:
+        return _Steps() if array is None else _Steps(self.address(array), *self.strides(array))
+
+    def _pair(self, state: Sequence[Any]) -> tuple[int | None, int | None]:
+        """h and c; an RNN or GRU has no c, and no state is zeros."""
+        h, c = (*state, None, None)[:2]
+        return self._address(h), self._address(c)
+
+
+def cell_of(spec: RecurrentSpec) -> str:
+    """The name of a spec's cell in the compiled kernels."""
+    if isinstance(spec, RNNSpec):
+        return f"RNN_{spec.nonlinearity.upper()}"
+    if isinstance(spec, GRUSpec) and not spec.reset_after:
+        return "GRU_RESET_BEFORE"
+    return spec.kind
+
+
+def num_threads() -> int:
+    """How many threads a call may use where no framework says: OMP_NUM_THREADS, or the cores of this process."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if wanted.isdecimal() and int(wanted):
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def layer(
+    memory: Memory,
+    cell: str,
+    dtype: str,
+    weights: Weights,
+    x: Any,
+    state: Sequence[Any],
+    lengths: Any | None,
+    *,
+    reverse: bool,
+    num_threads: int,
+    output: Any = None,
+    final: Sequence[Any] = (),
+    kept: Any = None,
+) -> Layer:
+    """Describe a layer to the compiled kernels; the arrays must live as long as it is used.
+
+    Parameters
+    ----------
+    memory
+        Where the arrays lie.
+    cell
+        See `cell_of`.
+    dtype
+        ``"float32"`` or ``"float64"``, of all arrays but the lengths.
+    weights
+        Of one layer and direction, contiguous.
+    x
+        `(T, B, I)`, the last axis contiguous.
+    state
+        Initial state, `(B, H)` each, contiguous; empty for zeros.
+    lengths
+        `(B,)` int64, contiguous; None if every step is valid.
+    reverse
+        Whether it runs from the last valid step to the first.
+    num_threads
+        How many threads may compute.
+    output, final
+        `(T, B, H)`, the last axis contiguous, and `(B, H)` each, contiguous: to be written; not in a backward pass.
+    kept
+        `(N, KEPT[cell] * H)` for the sum N of the lengths: what the forward pass leaves for the backward pass; None if
+        there will be none.
+    """
+    steps, batch_size, input_size = x.shape
+    return Layer(
+        _CELLS.index(cell),
+        _DTYPES[dtype],
+        reverse,
+        num_threads,
+        steps,
+        batch_size,
+        input_size,
+        weights.weight_hh.shape[1],
+        memory._address(lengths),
+        *map(memory._address, weights[:4]),
+        memory._steps(x),
+        *memory._pair(state),
+        memory._steps(output),
+        *memory._pair(final),
+        memory._address(kept),
+    )
+
+
+def gradients(
+    memory: Memory,
+    d_output: Any | None,
+    d_final: Sequence[Any],
+    d_x: Any | None,
+    d_state: Sequence[Any],
+    d_weights: Weights,
+) -> Gradients:
+    """Describe the gradients of a layer's results, and those to be computed; their layout is that of `layer`.
+
+    Parameters
+    ----------
+    memory
+        Where the arrays lie.
+    d_output, d_final
+        Of the results; None and empty are zeros.
+    d_x, d_state, d_weights
+        To be written. None for d_x, or for all weights, if they are not wanted.
+    """
+    return Gradients(
+        memory._steps(d_output),
+        *memory._pair(d_final),
+        memory._steps(d_x),
+        *memory._pair(d_state),
+        *map(memory._address, d_weights[:4]),
+    )
+
+
+def forward(described: Layer) -> None:
+    """Run a layer.
+
+    Raises
+    ------
+    MemoryError
+        If there is too little.
+    """
+    _check(_library().unirnn_forward(ctypes.byref(described)))
+
+
+def backward(described: Layer, wanted: Gradients) -> None:
+    """Compute a layer's gradients, after a forward pass that kept what they need.
+
+    Raises
+    ------
+    MemoryError
+        If there is too little.
+    """
+    _check(_library().unirnn_backward(ctypes.byref(described), ctypes.byref(wanted)))
+
+
+def _library() -> ctypes.CDLL:
+    found = library.load()
+    if found is None:
+        raise RuntimeError(f"no compiled kernels: {library.why_not()}")
+    return found
+
+
+def _check(status: int) -> None:
+    if status == 1:
+        raise MemoryError("the compiled kernels: too little memory for this call")
+    if status:
+        raise RuntimeError(f"the compiled kernels: error {status}; please report it to unirnn")

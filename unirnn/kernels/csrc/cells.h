@@ -1,0 +1,144 @@
+/* The equations of the cells: one step forward and one step back, for a vector of hidden units of one sequence.
+
+   W is the product with the input, biases included, and U that with the state before, h:
+
+     RNN                h' = act(W + U)
+     GRU                r, z = s(W + U)    n = tanh(W_n + r * k)          h' = n + z * (h - n)    with k = U_n + b_hn
+     GRU, reset before  r, z = s(W + U)    n = tanh(W_n + U_n(r * h))     h' = n + z * (h - n)
+     LSTM               i, f, o = s(W + U)   g = tanh(W + U)   c' = f * c + i * g   h' = o * tanh(c')
+
+   The gates are computed in blocks, each by one product with the state. Only the GRU whose reset gate comes before the
+   product needs two: its n waits for r. */
+
+typedef struct {
+    int num_gates, gates[4]; /* which of torch's gates, in the order of a panel's vectors */
+    int units;               /* how many vectors of hidden units a panel has */
+} block;
+
+typedef struct {
+    int num_gates, num_blocks;
+    block blocks[2];
+    int kept;            /* how many arrays (H,) a step keeps: h', and those of `keep` */
+    int gradients;       /* how many a step back gives */
+    int of_input[4];     /* torch's gates in the order of the gradients of W, which come first */
+    int of_hidden_first; /* where those of U begin, which are in torch's order */
+} cell_plan;
+
+static const cell_plan PLANS[UNIRNN_CELLS] = {
+    [RNN_TANH] = {1, 1, {{1, {0}, 2}}, 1, 1, {0}, 0},
+    [RNN_RELU] = {1, 1, {{1, {0}, 2}}, 1, 1, {0}, 0},
+    [GRU] = {3, 1, {{3, {0, 1, 2}, 1}}, 5, 4, {2, 0, 1}, 1},
+    [GRU_RESET_BEFORE] = {3, 2, {{2, {0, 1}, 1}, {1, {2}, 2}}, 4, 3, {0, 1, 2}, 0},
+    [LSTM] = {4, 1, {{4, {0, 1, 2, 3}, 1}}, 6, 4, {0, 1, 2, 3}, 0},
+};
+
+/* The hidden units of one sequence from which a step starts, and where it puts what it finds. */
+typedef struct {
+    const real *h; /* the state before */
+    real *next;    /* the state after */
+    real *c;       /* of an LSTM: before, and then after */
+    real *reset;   /* r * h, and */
+    real *update;  /* z, of a GRU whose reset gate comes before the product */
+    real *output;
+    real *kept; /* (kept, size), or NULL */
+    int64_t size, first, left; /* H; the first unit of the vector; how many there are from it on */
+} step;
+
+INLINE void keep(const step *s, int place, vec x) {
+    if (s->kept) store_some(s->kept + place * s->size + s->first, x, s->left);
+}
+
+INLINE void finish(const step *s, vec h) {
+    store(s->next + s->first, h);
+    store_some(s->output + s->first, h, s->left);
+    keep(s, 0, h);
+}
+
+/* Where the sums of a block's product with the state begin: for most gates at W. */
+INLINE void begin_sums(int cell, int gate, const real *w, const real *bias, vec *sum) {
+    *sum = cell == GRU && gate == 2 ? load(bias) : load(w);
+}
+
+/* One step, or its block, of the sums W + U; `w_n` is W of the gate n of a GRU, whose sum is k. */
+INLINE void step_forward(int cell, int block, const vec *sums, vec w_n, const step *s) {
+    if (cell == RNN_TANH) finish(s, tanh_of(sums[0]));
+    if (cell == RNN_RELU) finish(s, choose(sums[0] < splat(0), splat(0), sums[0]));
+    if (cell == GRU) {
+        vec r = sigmoid(sums[0]), z = sigmoid(sums[1]), n = tanh_of(w_n + r * sums[2]);
+        keep(s, 1, r), keep(s, 2, z), keep(s, 3, n), keep(s, 4, sums[2]);
+        finish(s, n + z * (load(s->h + s->first) - n));
+    }
+    if (cell == GRU_RESET_BEFORE && block == 0) {
+        vec r = sigmoid(sums[0]), z = sigmoid(sums[1]);
+        store(s->reset + s->first, r * load(s->h + s->first));
+        store(s->update + s->first, z);
+        keep(s, 1, r), keep(s, 2, z);
+    }
+    if (cell == GRU_RESET_BEFORE && block == 1) {
+        vec n = tanh_of(sums[0]), z = load(s->update + s->first);
+        keep(s, 3, n);
+        finish(s, n + z * (load(s->h + s->first) - n));
+    }
+    if (cell == LSTM) {
+        vec i = sigmoid(sums[0]), f = sigmoid(sums[1]), g = tanh_of(sums[2]), o = sigmoid(sums[3]);
+        vec c = f * load(s->c + s->first) + i * g;
+        store(s->c + s->first, c);
+        keep(s, 1, i), keep(s, 2, f), keep(s, 3, g), keep(s, 4, o), keep(s, 5, c);
+        finish(s, o * tanh_of(c));
+    }
+}
+
+/* What a step back takes of one sequence, and what it gives. */
+typedef struct {
+    const real *kept;      /* of the step */
+    const real *h, *c;     /* the state before the step */
+    real *d_h, *d_c;       /* the gradient of the state after it; then what of that before it comes by no product */
+    const real *d_output;  /* or NULL */
+    real *gradients;       /* (gradients, size): of W and U */
+    real *d_reset;         /* that of r * h, which the first block's product gives, of a GRU with the reset gate before */
+    int64_t size, first, left;
+} step_back;
+
+INLINE vec kept_of(const step_back *s, int place) { return load_some(s->kept + place * s->size + s->first, s->left); }
+
+INLINE void give(const step_back *s, int place, vec x) {
+    store_some(s->gradients + place * s->size + s->first, x, s->left);
+}
+
+INLINE vec slope_of_sigmoid(vec s) { return s * (splat(1) - s); }
+
+INLINE vec slope_of_tanh(vec t) { return splat(1) - t * t; }
+
+INLINE void step_backward(int cell, int block, const step_back *s) {
+    vec d_h = load(s->d_h + s->first);
+    if (block == 0 && s->d_output) d_h += load_some(s->d_output + s->first, s->left);
+    if (cell == RNN_TANH) give(s, 0, d_h * slope_of_tanh(kept_of(s, 0)));
+    if (cell == RNN_RELU) give(s, 0, choose(kept_of(s, 0) > splat(0), d_h, splat(0)));
+    if (cell == RNN_TANH || cell == RNN_RELU || cell == LSTM) store(s->d_h + s->first, splat(0));
+    if (cell == GRU || (cell == GRU_RESET_BEFORE && block == 0)) {
+        vec z = kept_of(s, 2), n = kept_of(s, 3);
+        vec d_n = d_h * (splat(1) - z) * slope_of_tanh(n);
+        vec d_z = d_h * (load_some(s->h + s->first, s->left) - n) * slope_of_sigmoid(z);
+        store(s->d_h + s->first, d_h * z);
+        if (cell == GRU) {
+            vec r = kept_of(s, 1), d_k = d_n * r;
+            give(s, 0, d_n), give(s, 1, d_n * kept_of(s, 4) * slope_of_sigmoid(r)), give(s, 2, d_z), give(s, 3, d_k);
+        } else {
+            give(s, 1, d_z), give(s, 2, d_n);
+        }
+    }
+    if (cell == GRU_RESET_BEFORE && block == 1) {
+        vec r = kept_of(s, 1), d_reset = load(s->d_reset + s->first);
+        give(s, 0, d_reset * load_some(s->h + s->first, s->left) * slope_of_sigmoid(r));
+        store(s->d_h + s->first, d_h + d_reset * r);
+    }
+    if (cell == LSTM) {
+        vec i = kept_of(s, 1), f = kept_of(s, 2), g = kept_of(s, 3), o = kept_of(s, 4), t = tanh_of(kept_of(s, 5));
+        vec d_c = load(s->d_c + s->first) + d_h * o * slope_of_tanh(t);
+        give(s, 0, d_c * g * slope_of_sigmoid(i));
+        give(s, 1, d_c * load_some(s->c + s->first, s->left) * slope_of_sigmoid(f));
+        give(s, 2, d_c * i * slope_of_tanh(g));
+        give(s, 3, d_h * t * slope_of_sigmoid(o));
+        store(s->d_c + s->first, d_c * f);
+    }
+}

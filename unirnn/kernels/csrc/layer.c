@@ -1,0 +1,624 @@
+/* One layer in one direction, forward and backward, for one instruction set (ISA) and one type (DOUBLE).
+
+   The sequences are sorted by length, the longest first, so that those that have a step t are the first `active[t]`.
+   Only valid steps are computed; they are counted as *rows*, step by step: step t of the sequence at place s is row
+   first_row[t] + s.
+
+   Forward, each thread takes some of the sequences through all steps. It multiplies a chunk of their inputs with the
+   weights at once, and then goes step by step. Backward, the threads go back over a chunk of steps, each with its
+   sequences, and then share the gradients of the weights that the chunk brings, each with some of their rows. */
+
+#include "unirnn.h"
+
+#include <stdlib.h>
+#include <time.h>
+
+#include "vector.h"
+#include "products.h"
+#include "cells.h"
+#include "threads.h"
+
+#define CHUNK 256         /* how many rows a chunk has, at least, if there are so many */
+#define FEW 3             /* up to how many rows are multiplied with the weights as they are, since packing would cost more */
+#define THREAD_WORK 4e6   /* how many multiplications are worth a thread of their own */
+#define THREAD_SEQUENCES 4
+
+/* ---- a call --------------------------------------------------------------------------------------------------- */
+
+/* Memory of a call: first only counted, then given out. */
+typedef struct {
+    char *base;
+    int64_t size;
+} memory;
+
+static void *give_out(memory *m, int64_t count, int64_t size) {
+    void *found = m->base ? m->base + m->size : NULL;
+    m->size += divide_up(count * size, 64) * 64;
+    return found;
+}
+
+#define REALS(m, count) give_out(m, count, sizeof(real))
+
+typedef struct {
+    real *gates[2];  /* W of a chunk's rows, for each block */
+    real *input;     /* a chunk's input */
+    real *h, *next;  /* the state of each sequence, before and after a step */
+    real *reset, *update;
+} thread_memory;
+
+typedef struct {
+    const unirnn_layer *layer;
+    const unirnn_gradients *d; /* NULL in a forward pass */
+    const cell_plan *plan;
+    int cell, few, num_threads;
+    int64_t T, B, I, H, stride; /* the stride of a state: H, filled up to whole panels */
+    int64_t num_rows, num_steps;
+    int64_t *order, *active, *first_row, *shares;
+    real *zeros;
+    real *w_ih[2], *w_hh[2], *bias[2], *bias_n; /* packed, for each block */
+    real *c;                                    /* the cell states; backward, their gradients */
+    thread_memory threads[MOST_THREADS];
+    /* backward */
+    int64_t chunk_rows;
+    real *d_h, *d_reset, *gradients, *inputs, *before, *resets, *w_back, *w_hh_back[2];
+    real **d_h_rows, **d_reset_rows, **d_input_rows;
+} call;
+
+static const real *row_of(const unirnn_steps *array, int64_t t, int64_t sequence) {
+    return (const real *)array->data + t * array->step + sequence * array->sequence;
+}
+
+static int64_t length_of(const call *c, int64_t sequence) {
+    return c->layer->lengths ? c->layer->lengths[sequence] : c->T;
+}
+
+/* Sort the sequences, count the rows, and deal the sequences: about as many rows to each thread. */
+static void arrange(call *c) {
+    for (int64_t t = 0; t <= c->T; t++) c->active[t] = 0;
+    for (int64_t b = 0; b < c->B; b++) c->active[c->T - length_of(c, b)]++; /* of each length, the longest first */
+    for (int64_t t = 0, place = 0; t <= c->T; t++) {
+        int64_t count = c->active[t];
+        c->active[t] = place;
+        place += count;
+    }
+    for (int64_t b = 0; b < c->B; b++) c->order[c->active[c->T - length_of(c, b)]++] = b;
+    /* Now active[t] counts those of a length of at least T - t: turned round, those that have a step t. */
+    for (int64_t t = 0; t < c->T; t++) c->first_row[t] = c->active[c->T - 1 - t];
+    c->num_rows = c->num_steps = 0;
+    for (int64_t t = 0; t < c->T; t++) {
+        c->active[t] = c->first_row[t];
+        c->first_row[t] = c->num_rows;
+        c->num_rows += c->active[t];
+        c->num_steps += c->active[t] > 0;
+    }
+    c->active[c->T] = 0;
+    int64_t nonempty = c->active[0];
+    double work = (double)c->num_rows * c->plan->num_gates * c->H * (c->I + c->H);
+    int64_t most = least_of(nonempty / THREAD_SEQUENCES, (int64_t)(work / THREAD_WORK));
+    c->num_threads = (int)most_of(1, least_of(least_of(c->layer->num_threads, MOST_THREADS), most));
+    int64_t place = 0, rows = 0;
+    for (int k = 0; k < c->num_threads; k++) {
+        c->shares[k] = place;
+        while (place < c->B && rows * c->num_threads < (k + 1) * c->num_rows) rows += length_of(c, c->order[place++]);
+    }
+    c->shares[c->num_threads] = c->B;
+}
+
+/* The sequences [first, first + count) of a share that have a step t. */
+static int64_t active_in(const call *c, int64_t first, int64_t end, int64_t t) {
+    return most_of(0, least_of(c->active[t], end) - first);
+}
+
+static void lay_out_forward(call *c, memory *m) {
+    for (int k = 0; k < c->plan->num_blocks; k++) {
+        const block *b = &c->plan->blocks[k];
+        int64_t columns = divide_up(c->H, b->units * LANES) * b->units * b->num_gates * LANES;
+        c->bias[k] = REALS(m, columns);
+        if (c->few) continue;
+        c->w_ih[k] = REALS(m, columns * c->I);
+        c->w_hh[k] = REALS(m, columns * c->H);
+    }
+    c->bias_n = REALS(m, c->stride);
+    c->c = REALS(m, c->plan == &PLANS[LSTM] ? c->B * c->stride : 0);
+    for (int k = 0; k < c->num_threads; k++) {
+        thread_memory *own = &c->threads[k];
+        int64_t sequences = c->shares[k + 1] - c->shares[k], rows = most_of(CHUNK, sequences);
+        own->h = REALS(m, sequences * c->stride);
+        own->next = REALS(m, sequences * c->stride);
+        own->reset = REALS(m, c->cell == GRU_RESET_BEFORE ? sequences * c->stride : 0);
+        own->update = REALS(m, c->cell == GRU_RESET_BEFORE ? sequences * c->stride : 0);
+        if (c->few) continue;
+        rows = least_of(rows, c->num_rows);
+        own->input = REALS(m, rows * c->I);
+        for (int i = 0; i < c->plan->num_blocks; i++) {
+            const block *b = &c->plan->blocks[i];
+            own->gates[i] = REALS(m, rows * divide_up(c->H, b->units * LANES) * b->units * b->num_gates * LANES);
+        }
+    }
+}
+
+/* ---- forward -------------------------------------------------------------------------------------------------- */
+
+/* The biases in the order of a block's panels. That of a GRU's product with n is not added, but multiplied with r. */
+static void pack_bias(const call *c, int k, real *out) {
+    const block *b = &c->plan->blocks[k];
+    const real *of_input = c->layer->bias_ih, *of_hidden = c->layer->bias_hh;
+    for (int64_t first = 0; first < c->H; first += b->units * LANES)
+        for (int u = 0; u < b->units; u++)
+            for (int g = 0; g < b->num_gates; g++, out += LANES)
+                for (int64_t lane = 0; lane < LANES; lane++) {
+                    int64_t unit = first + u * LANES + lane, at = b->gates[g] * c->H + unit;
+                    int added = !(c->cell == GRU && b->gates[g] == 2);
+                    out[lane] = unit < c->H && of_input ? of_input[at] + (added ? of_hidden[at] : 0) : 0;
+                }
+}
+
+static void pack_forward(call *c) {
+    for (int k = 0; k < c->plan->num_blocks; k++) {
+        const block *b = &c->plan->blocks[k];
+        pack_bias(c, k, c->bias[k]);
+        if (c->few) continue;
+        pack_columns(c->layer->weight_ih, c->I, c->H, b->gates, b->num_gates, b->units, c->w_ih[k]);
+        pack_columns(c->layer->weight_hh, c->H, c->H, b->gates, b->num_gates, b->units, c->w_hh[k]);
+    }
+    const real *bias_hh = c->layer->bias_hh;
+    for (int64_t i = 0; i < c->stride; i++) c->bias_n[i] = c->cell == GRU && bias_hh && i < c->H ? bias_hh[2 * c->H + i] : 0;
+}
+
+/* Rows of a step: those of the sequences from `first` on. */
+typedef struct {
+    const call *c;
+    thread_memory *own;
+    int64_t t, share, row; /* the step, the first sequence of the share, and its row */
+    const real *gates;     /* W of these rows, in panels */
+} rows_of_step;
+
+INLINE void forward_rows(int cell, int k, int rows, int panels, const rows_of_step *s, int64_t first_row,
+                         int64_t first_panel) {
+    const call *c = s->c;
+    const block *b = &PLANS[cell].blocks[k];
+    const int units = b->units, gates = b->num_gates, width = units * gates;
+    const int64_t H = c->H, stride = c->stride, num_panels = divide_up(H, units * LANES);
+    const int64_t row_size = num_panels * width * LANES;
+    const real *w = s->gates + first_row * row_size + first_panel * width * LANES;
+    vec sums[SUMS];
+    for (int p = 0; p < panels; p++)
+        for (int i = 0; i < rows; i++)
+            for (int v = 0; v < width; v++)
+                begin_sums(cell, b->gates[v % gates], w + i * row_size + (p * width + v) * LANES,
+                           c->bias_n + (first_panel + p) * units * LANES, &sums[(p * rows + i) * width + v]);
+    const real *factor = (cell == GRU_RESET_BEFORE && k == 1 ? s->own->reset : s->own->h) + first_row * stride;
+    multiply_add(rows, width, panels, factor, stride, 1, c->w_hh[k] + first_panel * width * LANES * H, width * LANES * H, H,
+                 sums);
+    for (int i = 0; i < rows; i++) {
+        const int64_t place = first_row + i, kept = PLANS[cell].kept * H;
+        real *all_kept = c->layer->kept;
+        step at = {
+            .h = s->own->h + place * stride,
+            .next = s->own->next + place * stride,
+            .c = c->c + (s->share + place) * stride,
+            .reset = s->own->reset + place * stride,
+            .update = s->own->update + place * stride,
+            .output = (real *)row_of(&c->layer->output, s->t, c->order[s->share + place]),
+            .kept = all_kept ? all_kept + (s->row + place) * kept : NULL,
+            .size = H,
+        };
+        for (int p = 0; p < panels; p++)
+            for (int u = 0; u < units; u++) {
+                at.first = ((first_panel + p) * units + u) * LANES;
+                at.left = H - at.first;
+                if (at.left <= 0) continue;
+                vec w_n = cell == GRU ? load(w + i * row_size + (p * width + 2) * LANES) : splat(0);
+                step_forward(cell, k, &sums[(p * rows + i) * width + u * gates], w_n, &at);
+            }
+    }
+}
+
+#define FORWARD(CELL, K, WIDTH) \
+    static __attribute__((noinline)) void forward_##CELL##_##K(const rows_of_step *s, int64_t count) { \
+        const int64_t num_panels = divide_up(s->c->H, PLANS[CELL].blocks[K].units * LANES); \
+        FOR_BLOCKS(count, num_panels, WIDTH, FORWARD_CALL_##CELL##_##K); \
+    }
+#define FORWARD_CALL_RNN_TANH_0(R, P) forward_rows(RNN_TANH, 0, R, P, s, first_row, first_panel)
+#define FORWARD_CALL_RNN_RELU_0(R, P) forward_rows(RNN_RELU, 0, R, P, s, first_row, first_panel)
+#define FORWARD_CALL_GRU_0(R, P) forward_rows(GRU, 0, R, P, s, first_row, first_panel)
+#define FORWARD_CALL_GRU_RESET_BEFORE_0(R, P) forward_rows(GRU_RESET_BEFORE, 0, R, P, s, first_row, first_panel)
+#define FORWARD_CALL_GRU_RESET_BEFORE_1(R, P) forward_rows(GRU_RESET_BEFORE, 1, R, P, s, first_row, first_panel)
+#define FORWARD_CALL_LSTM_0(R, P) forward_rows(LSTM, 0, R, P, s, first_row, first_panel)
+FORWARD(RNN_TANH, 0, 2)
+FORWARD(RNN_RELU, 0, 2)
+FORWARD(GRU, 0, 3)
+FORWARD(GRU_RESET_BEFORE, 0, 2)
+FORWARD(GRU_RESET_BEFORE, 1, 2)
+FORWARD(LSTM, 0, 4)
+
+typedef void (*forward_step)(const rows_of_step *s, int64_t count);
+
+static const forward_step FORWARD_STEPS[UNIRNN_CELLS][2] = {
+    [RNN_TANH] = {forward_RNN_TANH_0},
+    [RNN_RELU] = {forward_RNN_RELU_0},
+    [GRU] = {forward_GRU_0},
+    [GRU_RESET_BEFORE] = {forward_GRU_RESET_BEFORE_0, forward_GRU_RESET_BEFORE_1},
+    [LSTM] = {forward_LSTM_0},
+};
+
+/* The same step of one sequence without packed weights. */
+static void forward_few(const rows_of_step *s, int k) {
+    const call *c = s->c;
+    const block *b = &c->plan->blocks[k];
+    const int64_t H = c->H, kept = c->plan->kept * H;
+    const real *w_ih = c->layer->weight_ih, *w_hh = c->layer->weight_hh, *bias = c->bias[k];
+    int64_t n = active_in(c, s->share, c->B, s->t);
+    for (int64_t place = 0; place < n; place++) {
+        int64_t sequence = c->order[s->share + place];
+        const real *x = row_of(&c->layer->input, s->t, sequence);
+        real *h = s->own->h + place * c->stride, *reset = s->own->reset + place * c->stride;
+        real *all_kept = c->layer->kept;
+        step at = {
+            .h = h,
+            .next = s->own->next + place * c->stride,
+            .c = c->c + (s->share + place) * c->stride,
+            .reset = reset,
+            .update = s->own->update + place * c->stride,
+            .output = (real *)row_of(&c->layer->output, s->t, sequence),
+            .kept = all_kept ? all_kept + (s->row + place) * kept : NULL,
+            .size = H,
+        };
+        for (at.first = 0; at.first < H; at.first += LANES) {
+            vec sums[4], w_n = splat(0);
+            at.left = H - at.first;
+            int64_t lanes = least_of(LANES, at.left);
+            for (int g = 0; g < b->num_gates; g++) {
+                int64_t row = b->gates[g] * H + at.first;
+                vec w = load(bias + (at.first * b->num_gates) + g * LANES) + dot_products(w_ih + row * c->I, c->I, lanes, x);
+                vec u = dot_products(w_hh + row * H, H, lanes, k ? reset : h);
+                if (c->cell == GRU && g == 2) w_n = w, w = load(c->bias_n + at.first);
+                sums[g] = w + u;
+            }
+            switch (c->cell) {
+                case RNN_TANH: step_forward(RNN_TANH, 0, sums, w_n, &at); break;
+                case RNN_RELU: step_forward(RNN_RELU, 0, sums, w_n, &at); break;
+                case GRU: step_forward(GRU, 0, sums, w_n, &at); break;
+                case LSTM: step_forward(LSTM, 0, sums, w_n, &at); break;
+                default:
+                    if (k == 0) step_forward(GRU_RESET_BEFORE, 0, sums, w_n, &at);
+                    else step_forward(GRU_RESET_BEFORE, 1, sums, w_n, &at);
+            }
+        }
+    }
+}
+
+/* W of the rows of some steps, `chunk` of them in the order in which they are taken. */
+static void project_chunk(const call *c, thread_memory *own, int64_t first, int64_t end, int64_t from, int64_t chunk,
+                          int64_t turn) {
+    int64_t rows = 0;
+    for (int64_t k = 0, t = from; k < chunk; k++, t += turn) {
+        int64_t n = active_in(c, first, end, t);
+        for (int64_t i = 0; i < n; i++, rows++)
+            memcpy(own->input + rows * c->I, row_of(&c->layer->input, t, c->order[first + i]), c->I * sizeof(real));
+    }
+    for (int k = 0; k < c->plan->num_blocks; k++) {
+        const block *b = &c->plan->blocks[k];
+        int64_t panels = divide_up(c->H, b->units * LANES), width = b->units * b->num_gates;
+        int64_t row_size = panels * width * LANES;
+        if (width == 2) project(2, rows, own->input, c->I, c->w_ih[k], panels, c->I, c->bias[k], own->gates[k], row_size);
+        if (width == 3) project(3, rows, own->input, c->I, c->w_ih[k], panels, c->I, c->bias[k], own->gates[k], row_size);
+        if (width == 4) project(4, rows, own->input, c->I, c->w_ih[k], panels, c->I, c->bias[k], own->gates[k], row_size);
+    }
+}
+
+static void copy_state(const void *state, int64_t sequence, int64_t size, real *out) {
+    if (state) memcpy(out, (const real *)state + sequence * size, size * sizeof(real));
+}
+
+static void zero_padding(const call *c, const unirnn_steps *array, int64_t size, int64_t first, int64_t end) {
+    for (int64_t s = first; s < end; s++)
+        for (int64_t t = length_of(c, c->order[s]); t < c->T; t++)
+            memset((real *)row_of(array, t, c->order[s]), 0, size * sizeof(real));
+}
+
+static void forward_share(void *argument, int number, team *t_) {
+    call *c = argument;
+    (void)t_;
+    thread_memory *own = &c->threads[number];
+    const int64_t first = c->shares[number], end = c->shares[number + 1], H = c->H;
+    const int64_t turn = c->layer->reverse ? -1 : 1, is_lstm = c->cell == LSTM;
+    memset(own->h, 0, (end - first) * c->stride * sizeof(real));
+    for (int64_t s = first; s < end; s++) {
+        copy_state(c->layer->h_0, c->order[s], H, own->h + (s - first) * c->stride);
+        if (!is_lstm) continue;
+        memset(c->c + s * c->stride, 0, c->stride * sizeof(real));
+        copy_state(c->layer->c_0, c->order[s], H, c->c + s * c->stride);
+    }
+    zero_padding(c, &c->layer->output, H, first, end);
+    int64_t steps = 0;
+    while (steps < c->T && active_in(c, first, end, steps)) steps++;
+    int64_t t = turn > 0 ? 0 : steps - 1, before = 0;
+    rows_of_step s = {.c = c, .own = own, .share = first};
+    int64_t left = 0, done = 0;
+    for (int64_t k = 0; k < steps; k++, t += turn) {
+        int64_t n = active_in(c, first, end, t);
+        if (left == 0 && !c->few) {
+            int64_t rows = 0;
+            while (left < steps - k && (left == 0 || rows + active_in(c, first, end, t + left * turn) <= CHUNK))
+                rows += active_in(c, first, end, t + left++ * turn);
+            project_chunk(c, own, first, end, t, left, turn);
+            done = 0;
+        }
+        /* A state lies in either of two places. Those that begin later are still in the first one of the beginning. */
+        if (turn < 0 && n > before)
+            for (int64_t i = before; i < n; i++) {
+                memset(own->h + i * c->stride, 0, c->stride * sizeof(real));
+                copy_state(c->layer->h_0, c->order[first + i], H, own->h + i * c->stride);
+            }
+        if (turn > 0 && n < before)
+            for (int64_t i = n; i < before; i++)
+                memcpy((real *)c->layer->h_n + c->order[first + i] * H, own->h + i * c->stride, H * sizeof(real));
+        s.t = t;
+        s.row = c->first_row[t] + first;
+        for (int b = 0; b < c->plan->num_blocks; b++) {
+            if (c->few) {
+                forward_few(&s, b);
+                continue;
+            }
+            const block *blk = &c->plan->blocks[b];
+            s.gates = own->gates[b] + done * divide_up(H, blk->units * LANES) * blk->units * blk->num_gates * LANES;
+            FORWARD_STEPS[c->cell][b](&s, n);
+        }
+        real *swapped = own->h;
+        own->h = own->next;
+        own->next = swapped;
+        before = n;
+        done += n;
+        left--;
+    }
+    /* The rest: those of the last step, and the empty sequences. */
+    for (int64_t i = 0; i < end - first; i++) {
+        int64_t sequence = c->order[first + i];
+        real *h_n = (real *)c->layer->h_n + sequence * H;
+        if (length_of(c, sequence) == 0) {
+            memset(h_n, 0, H * sizeof(real));
+            copy_state(c->layer->h_0, sequence, H, h_n);
+        } else if (turn < 0 || i < before) {
+            memcpy(h_n, own->h + i * c->stride, H * sizeof(real));
+        }
+        if (is_lstm) memcpy((real *)c->layer->c_n + sequence * H, c->c + (first + i) * c->stride, H * sizeof(real));
+    }
+}
+
+/* ---- backward ------------------------------------------------------------------------------------------------- */
+
+/* What gates of U have their product with r * h, and not with h. */
+static int resets_from(const call *c) { return c->cell == GRU_RESET_BEFORE ? 2 : c->plan->num_gates; }
+
+static void lay_out_backward(call *c, memory *m) {
+    int64_t rows = c->chunk_rows = least_of(c->num_rows, CHUNK + c->active[0]), gates = c->plan->num_gates;
+    c->d_h = REALS(m, c->B * c->stride);
+    c->c = REALS(m, c->cell == LSTM ? c->B * c->stride : 0);
+    c->d_reset = REALS(m, c->cell == GRU_RESET_BEFORE ? c->B * c->stride : 0);
+    c->gradients = REALS(m, rows * c->plan->gradients * c->H);
+    c->inputs = REALS(m, panels_size(rows, c->I));
+    c->before = REALS(m, panels_size(rows, c->H));
+    c->resets = REALS(m, c->cell == GRU_RESET_BEFORE ? panels_size(rows, c->H) : 0);
+    c->w_back = REALS(m, c->d->d_input.data ? panels_size(gates * c->H, c->I) : 0);
+    c->w_hh_back[0] = REALS(m, panels_size(resets_from(c) * c->H, c->H));
+    c->w_hh_back[1] = REALS(m, panels_size((gates - resets_from(c)) * c->H, c->H));
+    c->d_h_rows = give_out(m, c->B, sizeof(real *));
+    c->d_reset_rows = give_out(m, c->B, sizeof(real *));
+    c->d_input_rows = give_out(m, rows, sizeof(real *));
+}
+
+INLINE void step_back_rows(int cell, int k, const call *c, int64_t t, int64_t first, int64_t n, int64_t chunk_row) {
+    const int64_t H = c->H, kept = PLANS[cell].kept * H, gradients = PLANS[cell].gradients * H;
+    const int64_t before = c->layer->reverse ? t + 1 : t - 1;
+    const real *all_kept = c->layer->kept, *h_0 = c->layer->h_0, *c_0 = c->layer->c_0;
+    for (int64_t s = first; s < first + n; s++) {
+        const real *h = h_0 ? h_0 + c->order[s] * H : c->zeros, *cell_state = c_0 ? c_0 + c->order[s] * H : c->zeros;
+        if (before >= 0 && s < c->active[before]) {
+            h = all_kept + (c->first_row[before] + s) * kept;
+            cell_state = h + 5 * H;
+        }
+        step_back at = {
+            .kept = all_kept + (c->first_row[t] + s) * kept,
+            .h = h,
+            .c = cell_state,
+            .d_h = c->d_h + s * c->stride,
+            .d_c = c->c + s * c->stride,
+            .d_output = c->d->d_output.data ? row_of(&c->d->d_output, t, c->order[s]) : NULL,
+            .gradients = c->gradients + (chunk_row + s) * gradients,
+            .d_reset = c->d_reset + s * c->stride,
+            .size = H,
+        };
+        for (at.first = 0; at.first < H; at.first += LANES) {
+            at.left = H - at.first;
+            step_backward(cell, k, &at);
+        }
+        if (k) continue;
+        /* For the gradients of the weights: what they were multiplied with. */
+        int64_t row = chunk_row + s;
+        if (c->d->d_weight_ih) {
+            pack_row(row_of(&c->layer->input, t, c->order[s]), c->I, c->chunk_rows, row, c->inputs);
+            pack_row(h, H, c->chunk_rows, row, c->before);
+        }
+        if (c->d->d_input.data) c->d_input_rows[row] = (real *)row_of(&c->d->d_input, t, c->order[s]);
+        if (cell == GRU_RESET_BEFORE && c->d->d_weight_ih)
+            for (int64_t i = 0; i < H; i += LANES) {
+                vec reset = load_some(h + i, H - i) * load_some(at.kept + H + i, H - i);
+                int64_t panel = i / (PANEL * LANES), v = i / LANES % PANEL;
+                store(c->resets + (panel * c->chunk_rows + row) * PANEL * LANES + v * LANES, reset);
+            }
+    }
+}
+
+static void step_back_block(const call *c, int k, int64_t t, int64_t first, int64_t n, int64_t chunk_row) {
+    switch (c->cell) {
+        case RNN_TANH: step_back_rows(RNN_TANH, 0, c, t, first, n, chunk_row); break;
+        case RNN_RELU: step_back_rows(RNN_RELU, 0, c, t, first, n, chunk_row); break;
+        case GRU: step_back_rows(GRU, 0, c, t, first, n, chunk_row); break;
+        case LSTM: step_back_rows(LSTM, 0, c, t, first, n, chunk_row); break;
+        default:
+            if (k == 0) step_back_rows(GRU_RESET_BEFORE, 0, c, t, first, n, chunk_row);
+            else step_back_rows(GRU_RESET_BEFORE, 1, c, t, first, n, chunk_row);
+    }
+}
+
+static void step_back_share(const call *c, int64_t t, int64_t first, int64_t end, int64_t chunk_row) {
+    const int64_t n = active_in(c, first, end, t), H = c->H, width = c->plan->gradients * H;
+    if (!n) return;
+    const real *of_hidden = c->gradients + (chunk_row + first) * width + c->plan->of_hidden_first * H;
+    int resets = resets_from(c);
+    step_back_block(c, 0, t, first, n, chunk_row);
+    if (c->cell == GRU_RESET_BEFORE) {
+        product(n, H, H, of_hidden + 2 * H, width, 1, c->w_hh_back[1], H, 0, c->d_reset_rows + first);
+        step_back_block(c, 1, t, first, n, chunk_row);
+    }
+    product(n, H, resets * H, of_hidden, width, 1, c->w_hh_back[0], resets * H, 1, c->d_h_rows + first);
+}
+
+/* What a chunk adds to the gradients of the weights: the rows [first, end) of those of W and then of U. */
+static void add_to_weights(const call *c, int64_t rows, int64_t first, int64_t end, int add) {
+    const int64_t H = c->H, width = c->plan->gradients * H, gates = c->plan->num_gates;
+    while (first < end) {
+        int of_hidden = first >= gates * H;
+        int64_t at = first - of_hidden * gates * H, place = at / H, unit = at % H;
+        int64_t count = least_of(least_of(GROUP, H - unit), end - first);
+        int64_t gate = of_hidden ? place : c->plan->of_input[place], columns = of_hidden ? H : c->I;
+        const real *from = c->gradients + ((of_hidden ? c->plan->of_hidden_first : 0) + place) * H + unit;
+        real *to = (real *)(of_hidden ? c->d->d_weight_hh : c->d->d_weight_ih) + (gate * H + unit) * columns;
+        real *bias = of_hidden ? c->d->d_bias_hh : c->d->d_bias_ih;
+        real *to_rows[GROUP];
+        for (int64_t i = 0; i < count; i++) to_rows[i] = to + i * columns;
+        const real *factor = !of_hidden ? c->inputs : gate >= resets_from(c) ? c->resets : c->before;
+        product(count, columns, rows, from, 1, width, factor, c->chunk_rows, add, to_rows);
+        if (bias) {
+            bias += gate * H + unit;
+            for (int64_t i = 0; i < count; i += LANES) {
+                vec sum = add ? load_some(bias + i, count - i) : splat(0);
+                for (int64_t row = 0; row < rows; row++) sum += load_some(from + row * width + i, count - i);
+                store_some(bias + i, sum, count - i);
+            }
+        }
+        first += count;
+    }
+}
+
+static void backward_share(void *argument, int number, team *t_) {
+    call *c = argument;
+    const int64_t first = c->shares[number], end = c->shares[number + 1], H = c->H;
+    const int64_t turn = c->layer->reverse ? 1 : -1, gates = c->plan->num_gates;
+    memset(c->d_h + first * c->stride, 0, (end - first) * c->stride * sizeof(real));
+    if (c->cell == LSTM) memset(c->c + first * c->stride, 0, (end - first) * c->stride * sizeof(real));
+    for (int64_t s = first; s < end; s++) {
+        copy_state(c->d->d_h_n, c->order[s], H, c->d_h + s * c->stride);
+        if (c->cell == LSTM) copy_state(c->d->d_c_n, c->order[s], H, c->c + s * c->stride);
+        c->d_h_rows[s] = c->d_h + s * c->stride;
+        c->d_reset_rows[s] = c->d_reset + s * c->stride;
+    }
+    if (c->d->d_input.data) zero_padding(c, &c->d->d_input, c->I, first, end);
+    /* The shares of the rows of the weights' gradients, in whole vectors. */
+    int64_t all = 2 * gates * H;
+    int64_t from = all * number / t_->size / LANES * LANES;
+    int64_t to = number + 1 == t_->size ? all : all * (number + 1) / t_->size / LANES * LANES;
+    if (!c->num_steps && c->d->d_weight_ih) add_to_weights(c, 0, from, to, 0);
+    for (int64_t done = 0, t = turn > 0 ? 0 : c->num_steps - 1; done < c->num_steps;) {
+        int64_t steps = 0, rows = 0, begin = done;
+        while (done + steps < c->num_steps && rows < CHUNK) rows += c->active[t + steps++ * turn];
+        int64_t first_row = c->first_row[turn > 0 ? t : t - steps + 1];
+        for (int64_t k = 0; k < steps; k++, t += turn) step_back_share(c, t, first, end, c->first_row[t] - first_row);
+        done += steps;
+        wait_for_all(t_);
+        if (c->d->d_weight_ih) add_to_weights(c, rows, from, to, begin > 0);
+        if (c->d->d_input.data) {
+            int64_t a = rows * number / t_->size, b = rows * (number + 1) / t_->size, width = c->plan->gradients * H;
+            product(b - a, c->I, gates * H, c->gradients + a * width, width, 1, c->w_back, gates * H, 0, c->d_input_rows + a);
+        }
+        wait_for_all(t_);
+    }
+    for (int64_t s = first; s < end; s++) {
+        memcpy((real *)c->d->d_h_0 + c->order[s] * H, c->d_h + s * c->stride, H * sizeof(real));
+        if (c->cell == LSTM) memcpy((real *)c->d->d_c_0 + c->order[s] * H, c->c + s * c->stride, H * sizeof(real));
+    }
+}
+
+static void pack_backward(call *c) {
+    const int hidden[] = {0, 1, 2, 3};
+    int resets = resets_from(c), gates = c->plan->num_gates;
+    if (c->d->d_input.data) pack_rows(c->layer->weight_ih, c->I, c->H, c->plan->of_input, gates, c->w_back);
+    pack_rows(c->layer->weight_hh, c->H, c->H, hidden, resets, c->w_hh_back[0]);
+    pack_rows(c->layer->weight_hh, c->H, c->H, hidden + resets, gates - resets, c->w_hh_back[1]);
+}
+
+/* ---- the entrances -------------------------------------------------------------------------------------------- */
+
+static void lay_out(call *c, memory *m) {
+    if (c->d) lay_out_backward(c, m);
+    else lay_out_forward(c, m);
+}
+
+static int run(const unirnn_layer *layer, const unirnn_gradients *d) {
+    call c = {.layer = layer, .d = d, .plan = &PLANS[layer->cell], .cell = layer->cell};
+    c.T = layer->steps, c.B = layer->batch_size, c.I = layer->input_size, c.H = layer->hidden_size;
+    c.stride = divide_up(c.H, PANEL * LANES) * PANEL * LANES;
+    memory m = {NULL, 0};
+    char *plan = malloc((2 * c.T + 1 + c.B + MOST_THREADS + 1) * sizeof(int64_t) + c.stride * sizeof(real));
+    if (!plan) return UNIRNN_NO_MEMORY;
+    c.order = (int64_t *)plan;
+    c.active = c.order + c.B, c.first_row = c.active + c.T + 1, c.shares = c.first_row + c.T;
+    c.zeros = (real *)(c.shares + MOST_THREADS + 1);
+    memset(c.zeros, 0, c.stride * sizeof(real));
+    arrange(&c);
+    c.few = c.num_rows <= FEW;
+    lay_out(&c, &m);
+    char *space = malloc(m.size + 64);
+    if (!space) {
+        free(plan);
+        return UNIRNN_NO_MEMORY;
+    }
+    m = (memory){space + 64 - (uintptr_t)space % 64, 0};
+    lay_out(&c, &m);
+    if (d) pack_backward(&c);
+    else pack_forward(&c);
+    run_team(c.num_threads, d ? backward_share : forward_share, &c);
+    free(space);
+    free(plan);
+    return UNIRNN_OK;
+}
+
+#define NAME_(isa, type, what) unirnn_##isa##_##type##_##what
+#define NAME__(isa, type, what) NAME_(isa, type, what)
+#if DOUBLE
+#define NAME(what) NAME__(ISA, double, what)
+#else
+#define NAME(what) NAME__(ISA, float, what)
+#endif
+
+int NAME(run)(const unirnn_layer *layer, const unirnn_gradients *gradients);
+
+/* Forward if `gradients` is NULL, else backward. */
+int NAME(run)(const unirnn_layer *layer, const unirnn_gradients *gradients) { return run(layer, gradients); }
+
+double NAME(peak)(void);
+
+/* Operations a second of as many independent sums as the registers hold. */
+double NAME(peak)(void) {
+    const int count = 200000;
+    double best = 0;
+    volatile real source = (real)0.5;
+    for (int attempt = 0; attempt < 20; attempt++) {
+        vec sums[SUMS], factor = splat(source), total = splat(0);
+        for (int i = 0; i < SUMS; i++) sums[i] = splat(source);
+        struct timespec begin, end;
+        clock_gettime(CLOCK_MONOTONIC, &begin);
+        for (int k = 0; k < count; k++) {
+#pragma GCC unroll 24
+            for (int i = 0; i < SUMS; i++) sums[i] = sums[i] * factor + factor;
+        }
+        clock_gettime(CLOCK_MONOTONIC, &end);
+        for (int i = 0; i < SUMS; i++) total += sums[i];
+        source = total[0] > 0 ? (real)0.5 : (real)0.25;
+        double seconds = (end.tv_sec - begin.tv_sec) + 1e-9 * (end.tv_nsec - begin.tv_nsec);
+        double rate = 2.0 * count * SUMS * LANES / seconds;
+        if (rate > best) best = rate;
+    }
+    return best;
+}

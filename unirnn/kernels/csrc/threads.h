@@ -1,0 +1,75 @@
+/* A few threads for the time of a call: made when it begins, gone when it ends. Nothing is left that spins, that a fork
+   could lose, or that would be in the way of a framework's own threads. */
+
+#ifndef UNIRNN_THREADS_H
+#define UNIRNN_THREADS_H
+
+#define MOST_THREADS 64
+
+#if defined(_WIN32)
+
+typedef struct {
+    int size;
+} team;
+
+static inline void wait_for_all(team *t) { (void)t; }
+
+static inline void run_team(int size, void (*run)(void *, int, team *), void *argument) {
+    team t = {1};
+    (void)size;
+    run(argument, 0, &t);
+}
+
+#else
+
+#include <pthread.h>
+
+typedef struct team_ {
+    pthread_mutex_t lock;
+    pthread_cond_t turn;
+    int size, next, waiting;
+    unsigned turns;
+    void (*run)(void *, int, struct team_ *);
+    void *argument;
+} team;
+
+/* Wait until all threads of the team have come here. */
+static void wait_for_all(team *t) {
+    if (t->size == 1) return;
+    pthread_mutex_lock(&t->lock);
+    unsigned turn = t->turns;
+    if (++t->waiting == t->size) {
+        t->waiting = 0;
+        t->turns++;
+        pthread_cond_broadcast(&t->turn);
+    }
+    while (t->turns == turn) pthread_cond_wait(&t->turn, &t->lock);
+    pthread_mutex_unlock(&t->lock);
+}
+
+static void *member(void *argument) {
+    team *t = argument;
+    pthread_mutex_lock(&t->lock);
+    int number = t->next++;
+    while (!t->size) pthread_cond_wait(&t->turn, &t->lock);
+    pthread_mutex_unlock(&t->lock);
+    t->run(t->argument, number, t);
+    return NULL;
+}
+
+/* run(argument, number, team) in `size` threads, or in as many as can be had; this one is one of them. */
+static void run_team(int size, void (*run)(void *, int, team *), void *argument) {
+    team t = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 1, 0, 0, run, argument};
+    pthread_t threads[MOST_THREADS];
+    int made = 1;
+    while (made < size && pthread_create(&threads[made], NULL, member, &t) == 0) made++;
+    pthread_mutex_lock(&t.lock);
+    t.size = made;
+    pthread_cond_broadcast(&t.turn);
+    pthread_mutex_unlock(&t.lock);
+    run(argument, 0, &t);
+    for (int k = 1; k < made; k++) pthread_join(threads[k], NULL);
+}
+
+#endif
+#endif
