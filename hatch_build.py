@@ -132,10 +132,12 @@ def architecture(compiler: Sequence[str]) -> str:
     return next((name for macro, name in names.items() if f" {macro} " in macros), "")
 
 
-def run(command: Sequence[str]) -> str:
-    """Run the compiler, let its warnings through, and return what it printed."""
+def run(command: Sequence[str], folder: Path | None = None) -> str:
+    """Run the compiler in a folder, let its warnings through, and return what it printed."""
     try:
-        result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        result = subprocess.run(
+            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+        )
     except OSError as error:
         raise BuildError(f"unirnn was built with a C compiler that doesn't run: {error}") from None
     if result.returncode:
@@ -177,9 +179,10 @@ def build(csrc: Path, library: Path) -> None:
 
         def compile_one(name: str) -> str:
             source, *options = objects[name]
-            path = Path(folder if source == "stamp.c" else csrc, source)
-            run([*compiler, *flags, *options, "-c", str(path), "-o", os.path.join(folder, name)])
-            return os.path.join(folder, name)
+            target = os.path.join(folder, name)
+            where = Path(folder) if source == "stamp.c" else csrc  # a path would only make its messages longer
+            run([*compiler, *flags, *options, "-c", source, "-o", target], where)
+            return target
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             compiled = list(pool.map(compile_one, objects))
