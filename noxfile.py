@@ -67,6 +67,12 @@ TOGETHER = [
     "test_registry.py",
     "test_onnx_exported_by_torch.py",
 ]
+# Other ways of building the library. Where zig is new, it is downloaded and builds its own libraries first.
+BUILDS = ["no_compiler", "clang", "sanitizers"]
+# without the checks for null, which AddressSanitizer makes too and which double the time to compile
+SANITIZERS = (
+    "-fsanitize=address,undefined -fno-sanitize=null -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1 -O1"
+)
 PARALLEL = ["--numprocesses=auto", "--dist=worksteal"]
 
 
@@ -76,7 +82,7 @@ def newest(backend: str) -> str:
 
 
 COLUMNS = [f"tests({backend}-{newest(backend)})" for backend in PYTHONS]
-nox.options.sessions = ["lint", "typing", *COLUMNS, "models", "roundtrip", "docs", "build"]
+nox.options.sessions = ["lint", "typing", *COLUMNS, "models", "roundtrip", "docs", "build", *BUILDS]
 
 
 def install(session: nox.Session, *groups: str, extras: str = "") -> None:
@@ -233,10 +239,56 @@ def build(session: nox.Session) -> None:
     """The wheel, installed by itself and used from elsewhere."""
     session.install("-c", "constraints.txt", "build")
     out = session.create_tmp()
+    for old in Path(out).glob("*.whl"):
+        old.unlink()
     session.run("python", "-m", "build", "--outdir", out, ".", silent=True)
     (wheel,) = Path(out).resolve().glob("*.whl")
     session.install("-c", "constraints.txt", f"{wheel}[bench]")
+    check_library(session)
     session.chdir(out)
     session.run("unirnn", "backends")
     session.run("unirnn", "parity")
     session.run("unirnn", "bench", "--backend=numpy", "--size=step", "--seconds=0.01", silent=True)
+
+
+def install_built(session: nox.Session, **env: str) -> None:
+    """Install unirnn as a wheel, not editable: the library beside the sources belongs to the other environments."""
+    session.install("-c", "constraints.txt", ".[cli]", *nox.project.dependency_groups(PROJECT, "test"), env=env)
+
+
+def check_library(session: nox.Session, **env: str) -> None:
+    """Fail with the reason if the unirnn that is installed has no library."""
+    with session.chdir(session.create_tmp()):  # in the checkout, python would import the sources
+        code = "from unirnn.kernels import library; raise SystemExit(library.why_not())"
+        session.run("python", "-c", code, env=env)
+
+
+@nox.session
+def no_compiler(session: nox.Session) -> None:
+    """Without a C compiler: NumPy in the place of the library, and the library built by the package ziglang."""
+    install_built(session, UNIRNN_PURE="1")
+    session.run("pytest", "tests/kernels", "tests/numpy", *PARALLEL)
+    install_built(session, PATH=session.bin, CC="")
+    check_library(session)
+    session.run("pytest", "tests/kernels")
+
+
+@nox.session
+def clang(session: nox.Session) -> None:
+    """The library built by clang, from the package ziglang, so that none need be installed."""
+    install_built(session, CC="ziglang")
+    check_library(session)
+    session.run("pytest", "tests/kernels", *PARALLEL, *session.posargs)
+
+
+@nox.session
+def sanitizers(session: nox.Session) -> None:
+    """The library under AddressSanitizer and UndefinedBehaviorSanitizer, which stop the process at an error."""
+    runtime = str(session.run("gcc", "-print-file-name=libasan.so", silent=True, external=True)).strip()
+    if not Path(runtime).is_absolute():
+        session.error("gcc has no AddressSanitizer here: install its libasan")
+    install_built(session, CC="gcc", UNIRNN_CFLAGS=SANITIZERS)
+    # Python and NumPy leak by themselves; pytest would keep the report to itself if it captured what C prints
+    env = {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    check_library(session, **env)
+    session.run("pytest", "tests/kernels", "--capture=sys", "--hypothesis-profile=thorough", *session.posargs, env=env)
