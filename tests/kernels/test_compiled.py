@@ -224,7 +224,7 @@ def test_the_library_refuses_what_would_read_outside_of_the_arrays(lengths: list
 
 
 def test_pairs_of_sizes_around_the_registers() -> None:
-    """Every size up to two vectors of the widest registers and a bit, where the last vector is full or partly filled."""
+    """Every size up to two vectors of the widest registers and a bit: the last vector is full or partly filled."""
     for cell, (input_size, hidden_size) in itertools.product(
         CELLS, [(1, n) for n in range(1, 36)] + [(33, 3), (16, 32)]
     ):
