@@ -7,7 +7,7 @@ arrays lie; nothing is copied.
 import ctypes
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from unirnn.reference import Weights
@@ -28,7 +28,7 @@ __all__ = [
     "num_threads",
 ]
 
-_CELLS = ("RNN_TANH", "RNN_RELU", "GRU", "GRU_RESET_BEFORE", "LSTM")
+_CELLS = {name: k for k, name in enumerate(("RNN_TANH", "RNN_RELU", "GRU", "GRU_RESET_BEFORE", "LSTM"))}
 _DTYPES = {"float32": 0, "float64": 1}
 
 KEPT = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 5, "GRU_RESET_BEFORE": 4, "LSTM": 6}
@@ -39,6 +39,9 @@ class _Steps(ctypes.Structure):
     """An array `(T, B, F)`."""
 
     _fields_ = (("data", ctypes.c_void_p), ("step", ctypes.c_int64), ("sequence", ctypes.c_int64))
+
+
+_NO_STEPS = _Steps()
 
 
 class Layer(ctypes.Structure):
@@ -82,16 +85,16 @@ class Memory(NamedTuple):
     address: Callable[[Any], int]
     strides: Callable[[Any], tuple[int, int]]
 
-    def _address(self, array: Any) -> int | None:
-        return None if array is None else self.address(array)
+    def _addresses(self, arrays: Iterable[Any]) -> list[int | None]:
+        address = self.address
+        return [None if array is None else address(array) for array in arrays]
 
     def _steps(self, array: Any) -> _Steps:
-        return _Steps() if array is None else _Steps(self.address(array), *self.strides(array))
+        return _NO_STEPS if array is None else _Steps(self.address(array), *self.strides(array))
 
-    def _pair(self, state: Sequence[Any]) -> tuple[int | None, int | None]:
+    def _pair(self, state: Sequence[Any]) -> list[int | None]:
         """The addresses of h and c; an RNN or GRU has no c, and no state is zeros."""
-        h, c = (*state, None, None)[:2]
-        return self._address(h), self._address(c)
+        return [*self._addresses(state), None, None][:2]
 
 
 def cell_of(spec: RecurrentSpec) -> str:
@@ -160,7 +163,7 @@ def layer(
     """
     steps, batch_size, input_size = x.shape
     return Layer(
-        _CELLS.index(cell),
+        _CELLS[cell],
         _DTYPES[dtype],
         reverse,
         num_threads,
@@ -168,13 +171,12 @@ def layer(
         batch_size,
         input_size,
         weights.weight_hh.shape[1],
-        memory._address(lengths),
-        *map(memory._address, weights[:4]),
+        *memory._addresses((lengths, *weights[:4])),
         memory._steps(x),
         *memory._pair(state),
         memory._steps(output),
         *memory._pair(final),
-        memory._address(kept),
+        *memory._addresses((kept,)),
     )
 
 
@@ -202,7 +204,7 @@ def gradients(
         *memory._pair(d_final),
         memory._steps(d_x),
         *memory._pair(d_state),
-        *map(memory._address, d_weights[:4]),
+        *memory._addresses(d_weights[:4]),
     )
 
 
@@ -228,6 +230,7 @@ def backward(described: Layer, wanted: Gradients) -> None:
     _check(_library().unirnn_backward(ctypes.byref(described), ctypes.byref(wanted)))
 
 
+@functools.cache
 def _library() -> ctypes.CDLL:
     found = library.load()
     if found is None:

@@ -35,8 +35,9 @@ SUPPORT = {
 """What the kernels compute: compiled, and by NumPy."""
 
 
+@functools.cache
 def is_compiled() -> bool:
-    """Whether the compiled kernels can be used; the first answer of no logs the reason."""
+    """Whether the compiled kernels can be used; if not, the reason is logged."""
     from . import library  # ctypes, which takes longer to import than the rest, and is needed at the first call only
 
     return library.load() is not None

@@ -56,7 +56,7 @@ typedef struct {
     int64_t *order, *active, *first_row, *shares;
     real *zeros;
     real *w_ih[2], *w_hh[2], *bias[2], *bias_n; /* packed, for each block */
-    real *c;                                    /* the cell states; backward, their gradients */
+    real *c; /* the cell states; backward, their gradients */
     thread_memory threads[MOST_THREADS];
     /* backward */
     int64_t chunk_rows;
@@ -109,10 +109,12 @@ static int64_t active_in(const call *c, int64_t first, int64_t end, int64_t t) {
     return most_of(0, least_of(c->active[t], end) - first);
 }
 
+static int64_t panels_of_block(const call *c, const block *b) { return divide_up(c->H, b->units * LANES); }
+
 static void lay_out_forward(call *c, memory *m) {
     for (int k = 0; k < c->plan->num_blocks; k++) {
         const block *b = &c->plan->blocks[k];
-        int64_t columns = divide_up(c->H, b->units * LANES) * b->units * b->num_gates * LANES;
+        int64_t columns = panels_of_block(c, b) * b->units * b->num_gates * LANES;
         c->bias[k] = REALS(m, columns);
         if (c->few) continue;
         c->w_ih[k] = REALS(m, columns * c->I);
@@ -132,7 +134,7 @@ static void lay_out_forward(call *c, memory *m) {
         own->input = REALS(m, rows * c->I);
         for (int i = 0; i < c->plan->num_blocks; i++) {
             const block *b = &c->plan->blocks[i];
-            own->gates[i] = REALS(m, rows * divide_up(c->H, b->units * LANES) * b->units * b->num_gates * LANES);
+            own->gates[i] = REALS(m, rows * panels_of_block(c, b) * b->units * b->num_gates * LANES);
         }
     }
 }
@@ -232,9 +234,9 @@ FORWARD(GRU_RESET_BEFORE, 0, 2)
 FORWARD(GRU_RESET_BEFORE, 1, 2)
 FORWARD(LSTM, 0, 4)
 
-typedef void (*forward_step)(const rows_of_step *s, int64_t count);
+typedef void (*forward_block)(const rows_of_step *s, int64_t count);
 
-static const forward_step FORWARD_STEPS[UNIRNN_CELLS][2] = {
+static const forward_block FORWARD_BLOCKS[UNIRNN_CELLS][2] = {
     [RNN_TANH] = {forward_RNN_TANH_0},
     [RNN_RELU] = {forward_RNN_RELU_0},
     [GRU] = {forward_GRU_0},
@@ -242,14 +244,13 @@ static const forward_step FORWARD_STEPS[UNIRNN_CELLS][2] = {
     [LSTM] = {forward_LSTM_0},
 };
 
-/* The same step of one sequence without packed weights. */
-static void forward_few(const rows_of_step *s, int k) {
+/* The same for few rows, without packed weights. */
+static void forward_few(const rows_of_step *s, int k, int64_t count) {
     const call *c = s->c;
     const block *b = &c->plan->blocks[k];
     const int64_t H = c->H, kept = c->plan->kept * H;
     const real *w_ih = c->layer->weight_ih, *w_hh = c->layer->weight_hh, *bias = c->bias[k];
-    int64_t n = active_in(c, s->share, c->B, s->t);
-    for (int64_t place = 0; place < n; place++) {
+    for (int64_t place = 0; place < count; place++) {
         int64_t sequence = c->order[s->share + place];
         const real *x = row_of(&c->layer->input, s->t, sequence);
         real *h = s->own->h + place * c->stride, *reset = s->own->reset + place * c->stride;
@@ -299,7 +300,7 @@ static void project_chunk(const call *c, thread_memory *own, int64_t first, int6
     }
     for (int k = 0; k < c->plan->num_blocks; k++) {
         const block *b = &c->plan->blocks[k];
-        int64_t panels = divide_up(c->H, b->units * LANES), width = b->units * b->num_gates;
+        int64_t panels = panels_of_block(c, b), width = b->units * b->num_gates;
         int64_t row_size = panels * width * LANES;
         if (width == 2) project(2, rows, own->input, c->I, c->w_ih[k], panels, c->I, c->bias[k], own->gates[k], row_size);
         if (width == 3) project(3, rows, own->input, c->I, c->w_ih[k], panels, c->I, c->bias[k], own->gates[k], row_size);
@@ -307,8 +308,14 @@ static void project_chunk(const call *c, thread_memory *own, int64_t first, int6
     }
 }
 
-static void copy_state(const void *state, int64_t sequence, int64_t size, real *out) {
+/* Row `sequence` of a state (B, H), or zeros if there is none. */
+static void read_state(const void *state, int64_t sequence, int64_t size, real *out) {
     if (state) memcpy(out, (const real *)state + sequence * size, size * sizeof(real));
+    else memset(out, 0, size * sizeof(real));
+}
+
+static void write_state(const real *row, int64_t sequence, int64_t size, void *state) {
+    memcpy((real *)state + sequence * size, row, size * sizeof(real));
 }
 
 static void zero_padding(const call *c, const unirnn_steps *array, int64_t size, int64_t first, int64_t end) {
@@ -317,73 +324,71 @@ static void zero_padding(const call *c, const unirnn_steps *array, int64_t size,
             memset((real *)row_of(array, t, c->order[s]), 0, size * sizeof(real));
 }
 
+/* The states with which sequences of a share begin. Each lies in `h` before a step and in `next` after it, where those of
+   sequences that have no such step are not; so a state is read when its sequence begins, and written when it ends. */
+static void begin_sequences(call *c, thread_memory *own, int64_t share, int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; i++) {
+        read_state(c->layer->h_0, c->order[share + i], c->H, own->h + i * c->stride);
+        if (c->cell == LSTM) read_state(c->layer->c_0, c->order[share + i], c->H, c->c + (share + i) * c->stride);
+    }
+}
+
+static void end_sequences(const call *c, const thread_memory *own, int64_t share, int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; i++) {
+        write_state(own->h + i * c->stride, c->order[share + i], c->H, c->layer->h_n);
+        if (c->cell == LSTM) write_state(c->c + (share + i) * c->stride, c->order[share + i], c->H, c->layer->c_n);
+    }
+}
+
+/* How many steps, from t on, have at most CHUNK rows together; at least one. */
+static int64_t chunk_from(const call *c, int64_t first, int64_t end, int64_t t, int64_t turn, int64_t left) {
+    int64_t steps = 1, rows = active_in(c, first, end, t);
+    while (steps < left && rows + active_in(c, first, end, t + steps * turn) <= CHUNK)
+        rows += active_in(c, first, end, t + steps++ * turn);
+    return steps;
+}
+
+static void forward_step(const rows_of_step *s, int64_t count, int64_t row_of_chunk) {
+    const call *c = s->c;
+    for (int k = 0; k < c->plan->num_blocks; k++) {
+        const block *b = &c->plan->blocks[k];
+        rows_of_step at = *s;
+        at.gates = c->few ? NULL : s->own->gates[k] + row_of_chunk * panels_of_block(c, b) * b->units * b->num_gates * LANES;
+        if (c->few) forward_few(&at, k, count);
+        else FORWARD_BLOCKS[c->cell][k](&at, count);
+    }
+}
+
 static void forward_share(void *argument, int number, team *t_) {
-    call *c = argument;
     (void)t_;
+    call *c = argument;
     thread_memory *own = &c->threads[number];
-    const int64_t first = c->shares[number], end = c->shares[number + 1], H = c->H;
-    const int64_t turn = c->layer->reverse ? -1 : 1, is_lstm = c->cell == LSTM;
-    memset(own->h, 0, (end - first) * c->stride * sizeof(real));
-    for (int64_t s = first; s < end; s++) {
-        copy_state(c->layer->h_0, c->order[s], H, own->h + (s - first) * c->stride);
-        if (!is_lstm) continue;
-        memset(c->c + s * c->stride, 0, c->stride * sizeof(real));
-        copy_state(c->layer->c_0, c->order[s], H, c->c + s * c->stride);
-    }
-    zero_padding(c, &c->layer->output, H, first, end);
-    int64_t steps = 0;
+    const int64_t first = c->shares[number], end = c->shares[number + 1], turn = c->layer->reverse ? -1 : 1;
+    zero_padding(c, &c->layer->output, c->H, first, end);
+    int64_t steps = 0, nonempty = active_in(c, first, end, 0), before = turn > 0 ? nonempty : 0;
     while (steps < c->T && active_in(c, first, end, steps)) steps++;
-    int64_t t = turn > 0 ? 0 : steps - 1, before = 0;
-    rows_of_step s = {.c = c, .own = own, .share = first};
-    int64_t left = 0, done = 0;
-    for (int64_t k = 0; k < steps; k++, t += turn) {
-        int64_t n = active_in(c, first, end, t);
-        if (left == 0 && !c->few) {
-            int64_t rows = 0;
-            while (left < steps - k && (left == 0 || rows + active_in(c, first, end, t + left * turn) <= CHUNK))
-                rows += active_in(c, first, end, t + left++ * turn);
-            project_chunk(c, own, first, end, t, left, turn);
-            done = 0;
+    begin_sequences(c, own, first, 0, before);
+    int64_t left_of_chunk = 0, row_of_chunk = 0;
+    for (int64_t k = 0, t = turn > 0 ? 0 : steps - 1; k < steps; k++, t += turn, left_of_chunk--) {
+        int64_t count = active_in(c, first, end, t);
+        if (!c->few && left_of_chunk == 0) {
+            left_of_chunk = chunk_from(c, first, end, t, turn, steps - k);
+            row_of_chunk = 0;
+            project_chunk(c, own, first, end, t, left_of_chunk, turn);
         }
-        /* A state lies in either of two places. Those that begin later are still in the first one of the beginning. */
-        if (turn < 0 && n > before)
-            for (int64_t i = before; i < n; i++) {
-                memset(own->h + i * c->stride, 0, c->stride * sizeof(real));
-                copy_state(c->layer->h_0, c->order[first + i], H, own->h + i * c->stride);
-            }
-        if (turn > 0 && n < before)
-            for (int64_t i = n; i < before; i++)
-                memcpy((real *)c->layer->h_n + c->order[first + i] * H, own->h + i * c->stride, H * sizeof(real));
-        s.t = t;
-        s.row = c->first_row[t] + first;
-        for (int b = 0; b < c->plan->num_blocks; b++) {
-            if (c->few) {
-                forward_few(&s, b);
-                continue;
-            }
-            const block *blk = &c->plan->blocks[b];
-            s.gates = own->gates[b] + done * divide_up(H, blk->units * LANES) * blk->units * blk->num_gates * LANES;
-            FORWARD_STEPS[c->cell][b](&s, n);
-        }
-        real *swapped = own->h;
-        own->h = own->next;
-        own->next = swapped;
-        before = n;
-        done += n;
-        left--;
+        begin_sequences(c, own, first, before, count);
+        end_sequences(c, own, first, count, before);
+        rows_of_step s = {.c = c, .own = own, .t = t, .share = first, .row = c->first_row[t] + first};
+        forward_step(&s, count, row_of_chunk);
+        real *after = own->next;
+        own->next = own->h;
+        own->h = after;
+        before = count;
+        row_of_chunk += count;
     }
-    /* The rest: those of the last step, and the empty sequences. */
-    for (int64_t i = 0; i < end - first; i++) {
-        int64_t sequence = c->order[first + i];
-        real *h_n = (real *)c->layer->h_n + sequence * H;
-        if (length_of(c, sequence) == 0) {
-            memset(h_n, 0, H * sizeof(real));
-            copy_state(c->layer->h_0, sequence, H, h_n);
-        } else if (turn < 0 || i < before) {
-            memcpy(h_n, own->h + i * c->stride, H * sizeof(real));
-        }
-        if (is_lstm) memcpy((real *)c->layer->c_n + sequence * H, c->c + (first + i) * c->stride, H * sizeof(real));
-    }
+    end_sequences(c, own, first, 0, before);
+    begin_sequences(c, own, first, nonempty, end - first); /* the empty ones end as they begin */
+    end_sequences(c, own, first, nonempty, end - first);
 }
 
 /* ---- backward ------------------------------------------------------------------------------------------------- */
@@ -506,11 +511,9 @@ static void backward_share(void *argument, int number, team *t_) {
     call *c = argument;
     const int64_t first = c->shares[number], end = c->shares[number + 1], H = c->H;
     const int64_t turn = c->layer->reverse ? 1 : -1, gates = c->plan->num_gates;
-    memset(c->d_h + first * c->stride, 0, (end - first) * c->stride * sizeof(real));
-    if (c->cell == LSTM) memset(c->c + first * c->stride, 0, (end - first) * c->stride * sizeof(real));
     for (int64_t s = first; s < end; s++) {
-        copy_state(c->d->d_h_n, c->order[s], H, c->d_h + s * c->stride);
-        if (c->cell == LSTM) copy_state(c->d->d_c_n, c->order[s], H, c->c + s * c->stride);
+        read_state(c->d->d_h_n, c->order[s], H, c->d_h + s * c->stride);
+        if (c->cell == LSTM) read_state(c->d->d_c_n, c->order[s], H, c->c + s * c->stride);
         c->d_h_rows[s] = c->d_h + s * c->stride;
         c->d_reset_rows[s] = c->d_reset + s * c->stride;
     }
@@ -535,8 +538,8 @@ static void backward_share(void *argument, int number, team *t_) {
         wait_for_all(t_);
     }
     for (int64_t s = first; s < end; s++) {
-        memcpy((real *)c->d->d_h_0 + c->order[s] * H, c->d_h + s * c->stride, H * sizeof(real));
-        if (c->cell == LSTM) memcpy((real *)c->d->d_c_0 + c->order[s] * H, c->c + s * c->stride, H * sizeof(real));
+        write_state(c->d_h + s * c->stride, c->order[s], H, c->d->d_h_0);
+        if (c->cell == LSTM) write_state(c->c + s * c->stride, c->order[s], H, c->d->d_c_0);
     }
 }
 

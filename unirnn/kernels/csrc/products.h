@@ -36,13 +36,14 @@ INLINE void multiply_add(int rows, int width, int panels, const real *a, int64_t
                 }
             } else {
                 vec factors[4];
+                const int few = rows < 4 ? rows : 4; /* that is, rows; this tells the compiler how many at most */
 #pragma GCC unroll 4
-                for (int i = 0; i < rows && i < 4; i++) factors[i] = splat(a[i * row_stride]);
+                for (int i = 0; i < few; i++) factors[i] = splat(a[i * row_stride]);
 #pragma GCC unroll 4
                 for (int v = 0; v < width; v++) {
                     vec column = load(at + v * LANES);
 #pragma GCC unroll 4
-                    for (int i = 0; i < rows && i < 4; i++) sums[(p * rows + i) * width + v] += factors[i] * column;
+                    for (int i = 0; i < few; i++) sums[(p * rows + i) * width + v] += factors[i] * column;
                 }
             }
         }
