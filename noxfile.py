@@ -20,7 +20,6 @@ HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTHONS = {
     "numpy": ["3.10", "3.11", "3.12", "3.13"],
     "torch": ["3.10", "3.11", "3.12", "3.13"],
-    "numba": ["3.10", "3.11", "3.12", "3.13"],
     "mindspore": ["3.10", "3.11", "3.12"],
     "onnxruntime": ["3.10", "3.11", "3.12", "3.13"],
     "all": ["3.10", "3.11", "3.12"],
@@ -30,26 +29,23 @@ ROUNDTRIP_PYTHON = HERE if HERE in ("3.11", "3.12") else "3.12"
 NUMPY_2 = "2.4.6"  # for JAX; constraints.txt has the one for MindSpore
 EXTRAS = {
     "numpy": "cli",
-    "numba": "numba,cli",
-    "torch": "torch,numba,cli",
-    "mindspore": "mindspore,numba,cli",
+    "torch": "torch,cli",
+    "mindspore": "mindspore,cli",
     "onnxruntime": "onnxruntime,cli",
     "all": "all",
 }
 FRAMEWORKS = "--backend=numpy --backend=torch --backend=onnxruntime"
 # by what their files are called; MindSpore's own layers are slow, so it is measured at less
 BENCHMARKS = {
-    "": f"{FRAMEWORKS} --mode=eager --mode=numba --size=S --size=M --size=L --size=wide --size=long --size=step "
+    "": f"{FRAMEWORKS} --size=S --size=M --size=L --size=wide --size=long --size=step "
     "--lengths=dense --lengths=full --lengths=uniform --lengths=short --seconds=0.25",
-    "-stacks": f"{FRAMEWORKS} --mode=eager --mode=numba --size=S --size=M --layers=1 --layers=2 --bidirectional "
-    "--seconds=0.25",
+    "-stacks": f"{FRAMEWORKS} --size=S --size=M --layers=1 --layers=2 --bidirectional --seconds=0.25",
     "-mindspore": "--backend=mindspore --size=S --size=M --size=L --size=step "
     "--lengths=dense --lengths=full --lengths=uniform --lengths=short --seconds=0.25",
 }
 # What each environment runs. The core's own tests need no framework, and run in NumPy's.
 TESTS = {
-    "numpy": ["tests", "unirnn", "--ignore=unirnn/kernels/by_numba.py"],
-    "numba": ["tests/numba", "tests/numpy", "tests/conformance", "unirnn/kernels"],
+    "numpy": ["tests", "unirnn"],
     "torch": ["tests/torch", "tests/array_api", "tests/conformance"],
     "mindspore": ["tests/mindspore", "tests/conformance"],
     "onnxruntime": ["tests/onnxruntime", "tests/conformance"],
@@ -160,10 +156,17 @@ def thorough(session: nox.Session, backend: str) -> None:
 def run_backend(session: nox.Session, backend: str, files: list[str], *options: str) -> None:
     """Install a backend alone, and run tests and its doctests."""
     install(session, *(["test", "test-torch"] if backend == "torch" else ["test"]), extras=EXTRAS[backend])
-    names = {"numpy": ["numpy", "array_api"], "numba": ["numpy"]}.get(backend, [backend])
+    names = ["numpy", "array_api"] if backend == "numpy" else [backend]
     chosen = [f"--backend={name}" for name in names]
     doctests = [] if session.posargs else [f"backends/unirnn_{name}" for name in names]
     session.run("pytest", *files, *doctests, *chosen, *PARALLEL, *options)
+    if backend == "numpy" and not session.posargs:
+        # The library chose the best instruction set in the first run; now the others that this machine has.
+        code = "from unirnn.kernels import library; print(library.load().unirnn_isas().decode())"
+        _, *others = str(session.run("python", "-c", code, silent=True)).split()
+        for name in others:
+            files = ["tests/kernels", "tests/conformance"]
+            session.run("pytest", *files, "--backend=numpy", *PARALLEL, *options, env={"UNIRNN_ISA": name})
     if backend == "mindspore" and not session.posargs:
         # launch_blocking() can't be undone in a process, so MindSpore's default mode has a process of its own.
         session.run("pytest", "tests/conformance", "--backend=mindspore-asynchronous", *PARALLEL, *options)

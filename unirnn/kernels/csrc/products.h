@@ -213,8 +213,12 @@ INLINE vec dot_products(const real *w, int64_t count, int64_t lanes, const real 
             for (int i = 0; i < 4; i++)
                 sums[i] += load_some(w + (lane + (i < rows ? i : 0)) * count + k, count - k) * factor;
         }
-        for (int i = 0; i < rows; i++)
-            for (int64_t j = 0; j < LANES; j++) found[lane + i] += sums[i][j];
+        real lanes_of[4][LANES];
+        for (int i = 0; i < 4; i++) store(lanes_of[i], sums[i]);
+        for (int64_t half = LANES / 2; half; half /= 2)
+            for (int i = 0; i < 4; i++)
+                for (int64_t j = 0; j < half; j++) lanes_of[i][j] += lanes_of[i][j + half];
+        for (int i = 0; i < rows; i++) found[lane + i] = lanes_of[i][0];
     }
     return load(found);
 }
