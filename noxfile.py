@@ -286,7 +286,10 @@ def clang(session: nox.Session) -> None:
 
 @nox.session
 def sanitizers(session: nox.Session) -> None:
-    """The library under AddressSanitizer and UndefinedBehaviorSanitizer, which stop the process at an error."""
+    """The library under AddressSanitizer and UndefinedBehaviorSanitizer, which stop the process at an error.
+
+    It tests 2,000 random cases, and takes five minutes, most of them to compile.
+    """
     runtime = str(session.run("gcc", "-print-file-name=libasan.so", silent=True, external=True)).strip()
     if not Path(runtime).is_absolute():
         session.error("gcc has no AddressSanitizer here: install its libasan")
@@ -294,4 +297,6 @@ def sanitizers(session: nox.Session) -> None:
     # Python and NumPy leak by themselves; pytest would keep the report to itself if it captured what C prints
     env = {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
     check_library(session, **env)
-    session.run("pytest", "tests/kernels", "--capture=sys", "--hypothesis-profile=thorough", *session.posargs, env=env)
+    session.run(
+        "pytest", "tests/kernels", "--capture=sys", "--hypothesis-profile=sanitizers", *session.posargs, env=env
+    )

@@ -10,6 +10,7 @@ from subjects import Subject, installed, subjects
 
 hypothesis.settings.register_profile("unirnn", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=400)
+hypothesis.settings.register_profile("sanitizers", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile("unirnn")
 
 NEEDED = {

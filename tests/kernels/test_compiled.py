@@ -77,7 +77,7 @@ def expected(spec: RecurrentSpec, arrays: dict[str, Array], lengths: Sequence[in
     return {"output": output, **finals, **{f"d_{name}": gradient for name, gradient in gradients.items()}}
 
 
-@settings(max_examples=200)
+@settings(max_examples=max(200, settings().max_examples))
 @given(
     cell=st.sampled_from(list(CELLS)),
     lengths=st.lists(st.integers(0, 6), min_size=1, max_size=9),
