@@ -90,12 +90,10 @@ class _Stack:
             at = position % width * size
             if at == 0:
                 output = np.empty((*x.shape[:2], width * size), x.dtype)
-            weights = Weights(*(_get(self._weights, name + suffix, x.dtype) for name in _NAMES))
-            state = tuple(part[position] for part in initial)
+            weights = Weights(*[_get(self._weights, name + suffix, x.dtype) for name in _NAMES])
+            state, found = _at(position, initial), _at(position, final)
             one = Direction(spec, weights, suffix.endswith("_reverse"), x, state, self._lengths)
-            kept = self._kernel.forward(
-                one, output[:, :, at : at + size], tuple(part[position] for part in final), keep=keep
-            )
+            kept = self._kernel.forward(one, output[:, :, at : at + size], found, keep=keep)
             if keep:
                 self._computed.append((one, kept))
             if at == (width - 1) * size:
@@ -111,13 +109,8 @@ class _Stack:
             at = position % width * size
             if at == (width - 1) * size:
                 d_output, d_x = self._drop(d_output, position // width), None
-            d_part, d_weights = self._kernel.backward(
-                one,
-                kept,
-                d_output[:, :, at : at + size],
-                tuple(part[position] for part in d_final),
-                tuple(part[position] for part in d_initial),
-            )
+            d_found, d_state = _at(position, d_final), _at(position, d_initial)
+            d_part, d_weights = self._kernel.backward(one, kept, d_output[:, :, at : at + size], d_found, d_state)
             d_x = d_part if d_x is None else d_x + d_part
             suffix = spec.suffixes()[position]
             gradients |= {name + suffix: d for name, d in zip(_NAMES, d_weights, strict=False) if d is not None}
@@ -180,12 +173,11 @@ def recurrent(
     rows = _steps(x, computed)
     if keep and np.may_share_memory(rows, x):
         rows = rows.copy()  # the caller may write over it before the backward pass
-    shapes = spec.state_shapes(x.shape[1]).values()
     if hx is None:
-        initial = tuple(np.zeros(shape, computed) for shape in shapes)
+        initial = tuple(np.zeros(shape, computed) for shape in spec.state_shapes(x.shape[1]).values())
     else:
-        initial = tuple(np.array(part, computed, order="C") if keep else _contiguous(part, computed) for part in hx)
-    final = tuple(np.empty(part.shape, computed) for part in initial)
+        initial = tuple([np.array(p, computed, order="C") if keep else _contiguous(p, computed) for p in hx])
+    final = tuple([np.empty(part.shape, computed) for part in initial])
     stack = _Stack(spec, weights, lengths, noise, kernel or ("compiled" if is_compiled() else "fallback"))
     output = stack.forward(rows, initial, final, keep=keep)
 
@@ -197,7 +189,14 @@ def recurrent(
         gradients.update({f"{name}_0": part for name, part in zip(spec.states, d_initial, strict=True)})
         return {name: gradient.astype(dtype, copy=False) for name, gradient in gradients.items()}
 
-    return output.astype(dtype, copy=False), tuple(part.astype(dtype, copy=False) for part in final), pullback
+    if computed == dtype:
+        return output, final, pullback
+    return output.astype(dtype), tuple(part.astype(dtype) for part in final), pullback
+
+
+def _at(position: int, state: State) -> State:
+    """`(B, H)` each of the `(L*D, B, H)` of all layers and directions."""
+    return tuple([part[position] for part in state])
 
 
 def _get(weights: Mapping[str, Array], name: str, dtype: np.dtype[Any]) -> Array | None:

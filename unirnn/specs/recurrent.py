@@ -1,5 +1,6 @@
 """The recurrent layers: RNN, GRU and LSTM."""
 
+import functools
 import math
 import numbers
 import warnings
@@ -132,6 +133,10 @@ class RecurrentSpec(Spec):
         >>> GRUSpec(3, 4, 2, bidirectional=True).suffixes()
         ('_l0', '_l0_reverse', '_l1', '_l1_reverse')
         """
+        return self._suffixes
+
+    @functools.cached_property
+    def _suffixes(self) -> tuple[str, ...]:  # asked for by every call of a module
         return tuple(
             f"_l{layer}{direction}"
             for layer in range(self.num_layers)
