@@ -13,7 +13,7 @@ hypothesis.settings.register_profile("thorough", deadline=None, max_examples=400
 hypothesis.settings.load_profile("unirnn")
 
 NEEDED = {
-    **{name: name for name in ("torch", "mindspore", "onnxruntime", "keras", "flax", "numba")},
+    **{name: name for name in ("torch", "mindspore", "onnxruntime", "keras", "flax")},
     "models": "g2p_en",
     "roundtrip": "keras",
 }

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typer.testing import Result
 
 INSTALLED = [name for name in ("numpy", "torch", "mindspore", "onnxruntime") if importlib.util.find_spec(name)]
-MODES = [*((name, "eager") for name in INSTALLED), *([("numpy", "numba")] if importlib.util.find_spec("numba") else [])]
+MODES = [(name, "eager") for name in INSTALLED]
 CASES = [
     pytest.param(name, mode, backward, id=f"{name}-{mode}-{'with-backward' if backward else 'forward'}")
     for name, mode in MODES

@@ -116,7 +116,7 @@ def test_the_install_hint_names_the_requirements_of_the_extra(newest: int, quote
 
 
 def test_install_hints_name_what_can_be_installed_from_anywhere() -> None:
-    for extra in ("torch", "mindspore", "onnxruntime", "onnx", "numba", "cli", "bench"):
+    for extra in ("torch", "mindspore", "onnxruntime", "onnx", "cli", "bench"):
         hint = registry.install_hint(extra)
         assert hint.startswith("python -m pip install ")
         assert "unirnn" not in hint

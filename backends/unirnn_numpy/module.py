@@ -11,8 +11,6 @@ from unirnn.contract.call import Call, prepare, state_parts
 from unirnn.contract.module import Module
 from unirnn.errors import ArgumentError, ShapeError
 
-from . import dispatch
-
 __all__ = ["NumpyModule"]
 
 Array = NDArray[Any]
@@ -116,13 +114,13 @@ class NumpyModule(Module):
 
     def _run(self, call: Call) -> tuple[Array, tuple[Array, ...]]:
         noise = self._noise(call)
-        x = call.input
-        if dispatch.route(self._kernel, self.spec, x.dtype, len(x), needs_grad=False) != "reference":
+        if self._kernel != "reference":
             output, final, _ = self._by_kernels(call, noise, keep=False)
             return output, final
 
         import array_api_compat.numpy as xp  # a third of the time that NumPy itself takes, and only needed here
 
+        x = call.input
         layers: Iterator[Array] = iter(() if noise is None else noise.astype(x.dtype))
         dropout = None if noise is None else lambda x: x * next(layers)
         return reference.recurrent(xp, self.spec, self.weights, x, call.state, call.lengths, dropout=dropout)
@@ -130,10 +128,11 @@ class NumpyModule(Module):
     def _by_kernels(
         self, call: Call, noise: Array | None, *, keep: bool
     ) -> tuple[Array, tuple[Array, ...], kernels.Pullback]:
-        x, spec = call.input, self.spec
-        compiled = dispatch.route(self._kernel, spec, x.dtype, len(x), needs_grad=keep) == "numba"
+        named: Any = None if self._kernel == "auto" else self._kernel
+        if named == "compiled":
+            kernels.check_compiled()  # the module may have been built, and pickled, elsewhere
         return kernels.recurrent(
-            spec, self.weights, x, call.state, call.lengths, noise=noise, keep=keep, compiled=compiled
+            self.spec, self.weights, call.input, call.state, call.lengths, noise=noise, keep=keep, kernel=named
         )
 
     def _noise(self, call: Call) -> Array | None:

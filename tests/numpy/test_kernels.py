@@ -1,129 +1,25 @@
-"""The kernels of the core in NumPy modules: the packed one and, if numba is installed, the compiled one."""
+"""The kernels of the core in NumPy modules: the compiled one, and the one by NumPy that stands in for it."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from unirnn_numpy.dispatch import SHORT
 
 import unirnn
-from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, errors
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, errors, kernels
 from unirnn.contract.call import join_state, state_parts
-from unirnn.kernels.packing import Packing
 
 SPEC = GRUSpec(3, 4)
-CELLS = [RNNSpec, partial(RNNSpec, nonlinearity="relu"), GRUSpec, LSTMSpec]
-BUILDS = [
-    *((cell, "packed") for cell in (*CELLS, partial(GRUSpec, reset_after=False))),
-    *((cell, "numba") for cell in CELLS if find_spec("numba")),
-]
-
-
-def test_packing_has_valid_steps_only() -> None:
-    packing = Packing(np.array([1, 0, 4]), 5)
-    assert packing.parts[0].alive == [2, 1, 1, 1, 0]
-    assert packing.order.tolist() == [2, 0, 1]
-    assert len(packing.rows) == 5
-
-
-def test_the_same_lengths_are_packed_once() -> None:
-    one, again, other = (Packing.of(np.array(lengths), 5) for lengths in ([1, 0, 4], [1, 0, 4], [1, 4, 0]))
-    assert one is again
-    assert other.order.tolist() == [1, 0, 2]
-    assert not Packing.of(np.array([3, 3]), 5).is_dense
-    assert Packing.of(np.array([3, 3]), 3).is_dense
-    assert len(Packing.of(np.array([3, 3]), 5, 2).parts) == 2
-    with mock.patch("unirnn.kernels.packing._HELD", 14):  # so many steps are not cached
-        assert Packing.of(np.array([1, 0, 4]), 5) is not one
-
-
-@given(lengths=st.lists(st.integers(0, 6), max_size=5), limit=st.integers(1, 12), parts=st.integers(1, 3))
-def test_parts_chunks_and_runs_have_every_row_once(lengths: list[int], limit: int, parts: int) -> None:
-    with mock.patch("unirnn.kernels.packing._CHUNK", limit):
-        packing = Packing(np.array(lengths, np.int64), 6, parts)
-    every = [t * len(lengths) + k for t in range(6) for k, n in enumerate(lengths) if t < n]
-    assert sorted(packing.order.tolist()) == ([] if packing.is_dense else list(range(len(lengths))))
-    assert sorted(packing.rows.tolist()) == ([] if packing.is_dense else every)
-    sequences = rows = 0
-    for part in packing.parts:
-        assert (part.sequences.start, part.rows.start) == (sequences, rows)
-        sequences, rows = part.sequences.stop, part.rows.stop
-        steps: list[int] = []
-        for before, chunk in zip([None, *part.chunks], part.chunks, strict=False):
-            assert chunk.rows.start == (0 if before is None else before.rows.stop)
-            assert chunk.size <= max(limit, part.alive[len(steps)])
-            assert [run.rows.start for run in chunk.runs] == [0, *(run.rows.stop for run in chunk.runs[:-1])]
-            assert chunk.runs[-1].rows.stop == chunk.size
-            steps += [run.alive for run in chunk.runs for _ in range(run.steps)]
-        assert steps == [alive for alive in part.alive if alive]
-        assert sum(steps) == rows - part.rows.start
-    assert (sequences, rows) == (len(lengths), len(every))
+CELLS = [RNNSpec, partial(RNNSpec, nonlinearity="relu"), GRUSpec, partial(GRUSpec, reset_after=False), LSTMSpec]
+KERNELS = [*(["compiled"] if kernels.is_compiled() else []), "fallback"]
+BUILDS = [(cell, kernel) for cell in CELLS for kernel in KERNELS]
 
 
 @pytest.mark.parametrize(("cell", "kernel"), BUILDS)
-@pytest.mark.parametrize("bias", [True, False])
-@given(lengths=st.lists(st.integers(0, 6), min_size=1, max_size=5), limit=st.integers(1, 12))
-def test_chunk_size_and_threads_do_not_change_results(
-    cell: Any, kernel: str, bias: bool, lengths: list[int], limit: int
-) -> None:
-    spec = cell(3, 4, 2, bias=bias, bidirectional=True)
-    module = spec.build("numpy", dtype="float64", seed=0, kernel=kernel)
-    x = np.random.default_rng(0).standard_normal((6, len(lengths), 3))
-    x[np.arange(6)[:, None] >= np.array(lengths)] = np.nan
-
-    def run() -> list[Any]:
-        output, h_n, pullback = module.vjp(x, None, lengths)
-        return [output, *(state_parts(spec, h_n) or ()), *pullback(output, h_n).values()]
-
-    whole = run()
-    with (
-        mock.patch("unirnn.kernels.packing._CHUNK", limit),
-        mock.patch.object(Packing, "of", Packing),  # no cached one
-        mock.patch("unirnn.kernels.products._SMALL", 8 * limit),
-        mock.patch("unirnn.kernels.products._NARROWEST", 1),
-        mock.patch("unirnn.kernels.threads._LEAST_SEQUENCES", 1),
-        mock.patch("unirnn.kernels.threads._LEAST_WORK", 1),
-        mock.patch("unirnn.kernels.layers._threads_of_numba", return_value=1 + limit % 4),
-        mock.patch("unirnn.kernels.threads.blas.most", return_value=4),
-    ):
-        cut = run()
-        called = module(x, None, lengths)[0]
-    assert all(np.isfinite(array).all() for array in cut)
-    for one, other in zip(whole, cut, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
-    np.testing.assert_array_equal(called, cut[0])
-
-
-@pytest.mark.parametrize("cell", [RNNSpec, GRUSpec, partial(GRUSpec, reset_after=False), LSTMSpec])
-@pytest.mark.parametrize("batch_first", [True, False])
-@given(lengths=st.lists(st.integers(0, SHORT), min_size=1, max_size=4), dropout=st.sampled_from([0.0, 0.5]))
-def test_short_calls_use_the_reference_with_the_same_numbers(
-    cell: Any, batch_first: bool, lengths: list[int], dropout: float
-) -> None:
-    spec = cell(3, 4, 2, bidirectional=True, batch_first=batch_first, dropout=dropout)
-    shape = (len(lengths), SHORT) if batch_first else (SHORT, len(lengths))
-    x = np.random.default_rng(0).standard_normal((*shape, 3))
-
-    def run(kernel: str) -> list[Any]:
-        module = spec.build("numpy", dtype="float64", seed=0, kernel=kernel).train()
-        output, h_n = module(x, None, lengths)
-        return [output, *(state_parts(spec, h_n) or ())]
-
-    by_reference, by_packed, by_auto = run("reference"), run("packed"), run("auto")
-    for one, other, chosen in zip(by_reference, by_packed, by_auto, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
-        np.testing.assert_array_equal(one, chosen)
-
-
-@pytest.mark.parametrize(("cell", "kernel"), BUILDS)
-def test_overflow_does_not_spread_between_runs(cell: Any, kernel: str) -> None:
-    # Warnings are errors: nothing is computed with the memory between the arrays of a block.
+def test_overflow_gives_no_warning(cell: Any, kernel: str) -> None:
     module = cell(1, 64).build("numpy", seed=0, kernel=kernel)
     for name, array in module.weights.items():
         array[...] = name == "weight_ih_l0"
@@ -135,7 +31,7 @@ def test_overflow_does_not_spread_between_runs(cell: Any, kernel: str) -> None:
     module.vjp(x, None, lengths)
 
 
-@pytest.mark.parametrize("kernel", ["reference", *dict.fromkeys(kernel for _, kernel in BUILDS)])
+@pytest.mark.parametrize("kernel", ["reference", *KERNELS])
 def test_nan_stays_nan(kernel: str) -> None:
     module = RNNSpec(2, 3, nonlinearity="relu").build("numpy", seed=0, kernel=kernel)
     for steps in (1, 5):
@@ -156,28 +52,24 @@ def test_errors_of_kernels_by_name() -> None:
         SPEC.build("numpy", dtype="float16", kernel="reference")
     with pytest.raises(errors.ArgumentError, match="kernel='reference', which has no gradients"):
         SPEC.build("numpy", kernel="reference").vjp(np.ones((2, 3), np.float32))
-    with pytest.raises(
-        errors.LimitError, match="'numba', but numba has no GRU with reset_after=False; build with 'auto'"
+
+
+def test_auto_takes_the_compiled_kernel_where_there_is_one() -> None:
+    (first, *_) = unirnn.explain(SPEC, "numpy").kernels
+    assert first == (KERNELS[0], "always")
+
+
+def test_without_the_library_numpy_computes_and_the_compiled_kernel_is_refused_with_the_reason() -> None:
+    x = np.ones((5, 2, 3), np.float32)
+    with (
+        mock.patch("unirnn.kernels.library.load", return_value=None),
+        mock.patch("unirnn.kernels.library.why_not", return_value="there was no compiler"),
     ):
-        GRUSpec(3, 4, reset_after=False).build("numpy", kernel="numba")
-
-
-@pytest.mark.parametrize("installed", [True, False])
-def test_numba_is_used_if_it_is_installed(installed: bool) -> None:
-    with mock.patch("unirnn.kernels.layers._is_installed", return_value=installed):
-        float32, float16 = (unirnn.explain(SPEC, "numpy", dtype=dtype).kernels for dtype in ("float32", "float16"))
-        if not installed:
-            with pytest.raises(
-                errors.LimitError, match=r"'numba', but numba, .* not installed; to install: python -m pip "
-            ):
-                SPEC.build("numpy", kernel="numba")
-    short = ("reference", f"inference (T <= {SHORT})")
-    if installed:
-        assert float32 == (short, ("numba", "else"), ("packed", "by name only"))
-        assert float16 == (("numba", "always"), ("packed", "by name only"))
-    else:
-        assert float32 == (short, ("packed", "else"))
-        assert float16 == (("packed", "always"),)
+        assert [kernel.name for kernel in unirnn.explain(SPEC, "numpy").kernels] == ["fallback", "reference"]
+        with pytest.raises(errors.LimitError, match="given 'compiled', but there was no compiler; build with 'auto'"):
+            SPEC.build("numpy", kernel="compiled")
+        output, _ = SPEC.build("numpy", seed=0)(x)
+    np.testing.assert_array_equal(output, SPEC.build("numpy", seed=0, kernel="fallback")(x)[0])
 
 
 @pytest.mark.parametrize(("cell", "kernel"), BUILDS)
@@ -261,7 +153,6 @@ def test_several_threads_can_call_one_pullback(cell: Any, kernel: str) -> None:
 @pytest.mark.parametrize(("cell", "kernel"), BUILDS)
 @pytest.mark.parametrize(("batch_size", "size"), [(1, 520), (70, 256), (17, 512)])
 def test_large_products_are_right(cell: Any, kernel: str, batch_size: int, size: int) -> None:
-    """Each case divides the products in another way."""
     spec = cell(3, size)
     module, reference = (spec.build("numpy", seed=0, dtype="float64", kernel=name) for name in (kernel, "reference"))
     x = np.random.default_rng(0).standard_normal((2, batch_size, 3))

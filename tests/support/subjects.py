@@ -99,19 +99,17 @@ def subjects(name: str) -> list[Subject]:
     if name == ASYNCHRONOUS:
         return [Subject(name, registry.load("mindspore"))]
     backend = registry.load(name)
-    if name == "numpy" and find_spec("numba"):  # `auto` already uses numba, so the packed kernel is tested as well
-        return [Subject(name, backend), Subject("numpy-packed", backend, kernel="packed")]
-    if name == "torch":  # the cases are so small that `auto` always takes the native layer
-        kernels = ("packed", "numba") if find_spec("numba") else ("packed",)
-        found = [Subject(name, backend), *(Subject(f"torch-{kernel}", backend, kernel=kernel) for kernel in kernels)]
-        return [*found, *_gpu_subjects(backend)]
+    if name == "numpy":
+        return [Subject(name, backend), Subject("numpy-fallback", backend, kernel="fallback")]
+    if name == "torch":
+        return [Subject(name, backend), Subject("torch-native", backend, kernel="native"), *_gpu_subjects(backend)]
     if name == "mindspore":  # in PyNative mode on a CPU, `auto` uses a function instead of the custom operators
         import mindspore
 
         mindspore.runtime.launch_blocking()  # during collection, since it has no effect after the first operator
         return [
             Subject(name, backend),
-            Subject("mindspore-custom", backend, kernel="packed", change=use_custom_operators),
+            Subject("mindspore-custom", backend, kernel="compiled", change=use_custom_operators),
             Subject("mindspore-native", backend, kernel="native"),
         ]
     if name != "array_api":

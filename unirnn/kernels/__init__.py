@@ -1,9 +1,10 @@
-"""The fast path on a CPU, over NumPy's arrays: forward and backward over packed valid steps.
+"""The fast path on a CPU: recurrent layers, forward and backward, over the valid steps only.
 
-`recurrent` runs a whole stack of layers, `direction` one layer in one direction. How they work is explained in
-`unirnn.kernels.layers`.
+`recurrent` runs a whole stack of layers over NumPy's arrays. It calls the compiled kernels, the library that is built
+from ``csrc``, or does the same by NumPy where that can't be had. `unirnn.kernels.compiled` calls them over the memory
+of any framework's arrays.
 """
 
-from .layers import SUPPORT, Pullback, Weights, check_numba, compiled_cell, direction, has_numba, recurrent
+from .layers import SUPPORT, KernelName, Pullback, check_compiled, is_compiled, recurrent
 
-__all__ = ["SUPPORT", "Pullback", "Weights", "check_numba", "compiled_cell", "direction", "has_numba", "recurrent"]
+__all__ = ["SUPPORT", "KernelName", "Pullback", "check_compiled", "is_compiled", "recurrent"]

@@ -14,7 +14,18 @@ from unirnn.specs import GRUSpec, RecurrentSpec, RNNSpec
 
 from . import library
 
-__all__ = ["KEPT", "Gradients", "Layer", "Memory", "backward", "cell_of", "forward", "gradients", "layer", "num_threads"]
+__all__ = [
+    "KEPT",
+    "Gradients",
+    "Layer",
+    "Memory",
+    "backward",
+    "cell_of",
+    "forward",
+    "gradients",
+    "layer",
+    "num_threads",
+]
 
 _CELLS = ("RNN_TANH", "RNN_RELU", "GRU", "GRU_RESET_BEFORE", "LSTM")
 _DTYPES = {"float32": 0, "float64": 1}
@@ -77,7 +88,7 @@ class Memory(NamedTuple):
         return _Steps() if array is None else _Steps(self.address(array), *self.strides(array))
 
     def _pair(self, state: Sequence[Any]) -> tuple[int | None, int | None]:
-        """h and c; an RNN or GRU has no c, and no state is zeros."""
+        """The addresses of h and c; an RNN or GRU has no c, and no state is zeros."""
         h, c = (*state, None, None)[:2]
         return self._address(h), self._address(c)
 

@@ -1,210 +1,129 @@
-"""The kernels: forward and backward over packed valid steps, on a CPU, over NumPy's arrays.
+"""A whole stack of layers on a CPU, over NumPy's arrays: forward and backward.
 
-One idea makes them fast, and keeps to the rule for ``seq_length`` without a mask:
-
-1. *Pack.* The sequences are sorted by length, longest first, and their valid steps are gathered into rows, step by
-   step. The padding is never read. The sequences that are active at step t are the first ones.
-2. *Project.* For each chunk of a few hundred rows, one product computes the input's part of all gates.
-3. *Step* over the active rows. The state of a sequence that has ended, or in the reverse direction has not begun, stays
-   as it is, so a sequence of length 0 ends in its initial state.
-4. *Step back.* The gradient of a step is linear in the gradient of the state, so what does not depend on that is
-   computed for a whole chunk at once, and the gradient of each weight is one product for each chunk.
-
-The module `directions` has what all cells share, `by_numpy` the cells as calls of NumPy, and `by_numba` the cells as
-compiled loops, where numba is installed. `threads` divides large layers. float16 is computed in float32.
+Each layer in each direction is one call of the compiled kernels (`unirnn.kernels.arrays`), or, where they can't be had,
+of the same by NumPy (`unirnn.kernels.fallback`). Both compute the valid steps only and never read the padding.
+float16 is computed in float32.
 """
 
-import functools
 import importlib
-import importlib.util
-import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unirnn.contract.limits import Support
 from unirnn.errors import LimitError
-from unirnn.kernels import by_numpy, threads
-from unirnn.kernels.directions import Direction, Weights
-from unirnn.kernels.packing import Packing
-from unirnn.kernels.threads import Threads
-from unirnn.registry import install_hint
+from unirnn.reference import Weights
 from unirnn.specs import RecurrentSpec
 
-__all__ = ["SUPPORT", "Pullback", "Weights", "check_numba", "compiled_cell", "direction", "has_numba", "recurrent"]
+from .direction import Array, Direction, State
 
-Array = NDArray[Any]
-State = tuple[Array, ...]
+__all__ = ["SUPPORT", "KernelName", "Pullback", "check_compiled", "is_compiled", "recurrent"]
+
 Gradients = dict[str, Array]
 Pullback = Callable[[Array, State], Gradients]
+KernelName = Literal["compiled", "fallback"]
 
 _DTYPES = ("float16", "float32", "float64")
 
-
 SUPPORT = {
-    "packed": Support("the packed kernel", lacks=("proj_size",), devices=("cpu",), dtypes=_DTYPES, derivatives=1),
-    "numba": Support("numba", lacks=("proj_size", "reset_after"), devices=("cpu",), dtypes=_DTYPES, derivatives=1),
+    "compiled": Support("the compiled kernel", lacks=("proj_size",), devices=("cpu",), dtypes=_DTYPES, derivatives=1),
+    "fallback": Support("the fallback kernel", lacks=("proj_size",), devices=("cpu",), dtypes=_DTYPES, derivatives=1),
 }
-"""What the kernels compute, by NumPy and compiled by numba."""
+"""What the kernels compute: compiled, and by NumPy."""
 
 
-def has_numba(spec: RecurrentSpec) -> bool:
-    """Whether a spec's layers can be compiled: numba has the cell, and what it needs is installed."""
-    supported = SUPPORT["numba"].unsupported_reason(spec) is None
-    return supported and not _broken and all(map(_is_installed, _NEEDED))
+def is_compiled() -> bool:
+    """Whether the compiled kernels can be used; the first answer of no logs the reason."""
+    from . import library  # ctypes, which takes longer to import than the rest, and is needed at the first call only
+
+    return library.load() is not None
 
 
-def check_numba() -> None:
-    """Refuse the kernel ``"numba"`` where it is not installed, or can't be imported.
+def check_compiled() -> None:
+    """Refuse the kernel ``"compiled"`` where there is none.
 
     Raises
     ------
     LimitError
-        With what to do about it.
+        With the reason.
     """
-    missing = [package for package in _NEEDED if not _is_installed(package)]
-    if missing:
-        lacking = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
-        raise LimitError(f"kernel: given 'numba', but {lacking}; to install: {install_hint('numba')}")
-    if _compiled_cells() is None:
-        raise LimitError(f"kernel: given 'numba', which is installed, but can't be imported ({_broken[0]})")
+    from . import library
+
+    reason = library.why_not()
+    if reason is not None:
+        raise LimitError(f"kernel: given 'compiled', but {reason}; build with 'auto'")
 
 
-@functools.cache
-def _is_installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+_NAMES = Weights._fields[:4]
+_MODULES = {"compiled": "unirnn.kernels.arrays", "fallback": "unirnn.kernels.fallback"}
+"""Imported when they are needed: ctypes takes longer to import than the rest."""
 
 
-_NEEDED = ("numba", "scipy", "threadpoolctl")
-"""What compiled steps need: for the steps themselves, their products, and their threads."""
+class _Stack:
+    """The layers of a call; see `recurrent` for the parameters."""
 
-_broken: list[str] = []
-"""Why numba can't be imported, once that has failed."""
+    def __init__(
+        self,
+        spec: RecurrentSpec,
+        weights: Mapping[str, Array],
+        lengths: NDArray[np.int64] | None,
+        noise: Array | None,
+        kernel: KernelName,
+    ) -> None:
+        self._spec, self._weights, self._lengths, self._noise = spec, weights, lengths, noise
+        self._kernel: Any = importlib.import_module(_MODULES[kernel])
+        self._computed: list[tuple[Direction, Any]] = []
 
-
-@functools.cache
-def _compiled_cells() -> dict[str, type[Direction]] | None:
-    """The cells of `by_numba`, whose import takes half a second; None, with a warning, if it fails."""
-    try:
-        importlib.import_module("scipy.linalg.cython_blas")  # numba looks for it when it compiles a product
-        from unirnn.kernels.by_numba import CELLS
-    except (ImportError, OSError, AttributeError) as error:  # such as a numba that is older than this NumPy
-        _broken.append(str(error))
-        message = f"numba can't be imported ({error}); unirnn computes without it, which is slower"
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
-        return None
-    return CELLS
-
-
-def compiled_cell(spec: RecurrentSpec) -> type[Direction] | None:
-    """The cell that numba compiles; None where `has_numba` says no, and where numba turns out not to be importable."""
-    cells = _compiled_cells() if has_numba(spec) else None
-    return None if cells is None else cells[spec.kind]
-
-
-def _packed(
-    spec: RecurrentSpec, lengths: NDArray[np.int64], steps: int, compiled: bool, most: int | None = None
-) -> tuple[type[Direction], Packing]:
-    """The cell that computes the steps, and the packing.
-
-    For numba the packing is divided into a part for each thread, at most ``most``, if the layer is large enough.
-    """
-    cell = compiled_cell(spec) if compiled else None
-    if cell is None:
-        cell = by_numpy.GRUResetBefore if "reset_after" in spec.uncommon() else by_numpy.CELLS[spec.kind]
-        return cell, Packing.of(lengths, steps)
-    count = _threads_of_numba() if most is None else min(most, _threads_of_numba())
-    num_parts = threads.num_parts(spec, np.count_nonzero(lengths), int(lengths.sum()), count)
-    return cell, Packing.of(lengths, steps, num_parts)
-
-
-def _threads_of_numba() -> int:
-    """How many threads numba has: NUMBA_NUM_THREADS, or else the number of cores."""
-    count: int = importlib.import_module("numba").config.NUMBA_NUM_THREADS
-    return count
-
-
-def _computed(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    return np.dtype(np.float32) if dtype == np.float16 else dtype
-
-
-def direction(
-    spec: RecurrentSpec,
-    weights: Weights,
-    x: Array,
-    state: State,
-    lengths: NDArray[np.int64],
-    *,
-    backward: bool,
-    keep: bool,
-    compiled: bool = False,
-    num_threads: int | None = None,
-) -> tuple[Array, State, Callable[[Array, State], tuple[Array, State, Weights]]]:
-    """Run one layer in one direction.
-
-    Parameters
-    ----------
-    spec
-        The layer; its sizes are taken from the arrays.
-    weights
-        Of this layer and direction.
-    x
-        `(T, B, I)`; float16, float32 or float64.
-    state
-        Initial state, `(B, H)` each.
-    lengths
-        `(B,)`, checked.
-    backward
-        Whether it runs from the last valid step to the first.
-    keep
-        Whether the pullback will be called; without it no more memory is taken than a few hundred rows need.
-    compiled
-        Whether numba computes the steps, rather than NumPy; see `has_numba`.
-    num_threads
-        The most threads that numba and BLAS may use; for BLAS this holds in the whole process during the call. None: no
-        limit.
-
-    Returns
-    -------
-    outputs
-        `(T, B, H)`, zero in the padding.
-    final_state
-        `(B, H)` each.
-    pullback
-        ``pullback(d_outputs, d_final_state)`` gives the gradients of x, the initial state and the weights.
-    """
-    compute = _computed(x.dtype)
-
-    def widen(array: Any) -> Any:
-        return None if array is None else array.astype(compute, copy=False)
-
-    def narrow(array: Any) -> Any:
-        return None if array is None else array.astype(x.dtype, copy=False)
-
-    cell, packing = _packed(spec, lengths, x.shape[0], compiled, num_threads)
-    run = Threads(cell, spec, Weights(*map(widen, weights)), packing, backward=backward)
-    rows = packing.pack(widen(x))
-    with threads.blas.of(num_threads):
-        outputs, final = run.forward(rows, tuple(packing.sort(widen(part)) for part in state), keep=keep)
-
-    def pullback(d_outputs: Array, d_final: State) -> tuple[Array, State, Weights]:
-        d_rows = np.empty_like(rows)
-        with threads.blas.of(num_threads):
-            d_state, d_weights = run.backward(
-                packing.pack(widen(d_outputs)), tuple(packing.sort(widen(part)) for part in d_final), d_x=d_rows
+    def forward(self, x: Array, initial: State, final: State, *, keep: bool) -> Array:
+        """Give the output, `(T, B, D*H)`, and write the final state; all in the dtype that is computed with."""
+        spec, width, size = self._spec, self._spec.num_directions, self._spec.hidden_size
+        for position, suffix in enumerate(spec.suffixes()):
+            at = position % width * size
+            if at == 0:
+                output = np.empty((*x.shape[:2], width * size), x.dtype)
+            weights = Weights(*(_get(self._weights, name + suffix, x.dtype) for name in _NAMES))
+            state = tuple(part[position] for part in initial)
+            one = Direction(spec, weights, suffix.endswith("_reverse"), x, state, self._lengths)
+            kept = self._kernel.forward(
+                one, output[:, :, at : at + size], tuple(part[position] for part in final), keep=keep
             )
-        return (
-            narrow(packing.unpack(d_rows)),
-            tuple(narrow(packing.unsort(part)) for part in d_state),
-            Weights(*map(narrow, d_weights)),
-        )
+            if keep:
+                self._computed.append((one, kept))
+            if at == (width - 1) * size:
+                x = self._drop(output, position // width)
+        return output
 
-    output = narrow(packing.unpack(outputs))
-    if keep and np.may_share_memory(output, outputs):
-        output = output.copy()  # the caller may write over it before the backward pass
-    return output, tuple(narrow(packing.unsort(part)) for part in final), pullback
+    def backward(self, d_output: Array, d_final: State, d_initial: State) -> Gradients:
+        """Give the gradients of the input and the weights, and write those of the initial state."""
+        spec, width, size = self._spec, self._spec.num_directions, self._spec.hidden_size
+        gradients: Gradients = {}
+        for position in reversed(range(len(self._computed))):
+            one, kept = self._computed[position]
+            at = position % width * size
+            if at == (width - 1) * size:
+                d_output, d_x = self._drop(d_output, position // width), None
+            d_part, d_weights = self._kernel.backward(
+                one,
+                kept,
+                d_output[:, :, at : at + size],
+                tuple(part[position] for part in d_final),
+                tuple(part[position] for part in d_initial),
+            )
+            d_x = d_part if d_x is None else d_x + d_part
+            suffix = spec.suffixes()[position]
+            gradients |= {name + suffix: d for name, d in zip(_NAMES, d_weights, strict=False) if d is not None}
+            if at == 0:
+                d_output = d_x
+        return {"input": d_output, **gradients}
+
+    def _drop(self, rows: Array, layer: int) -> Array:
+        """Apply dropout to the output of a layer, or to its gradient; that of the last layer has none."""
+        if self._noise is None or layer == self._spec.num_layers - 1:
+            return rows
+        dropped: Array = rows * self._noise[layer].astype(rows.dtype)
+        return dropped
 
 
 def recurrent(
@@ -216,7 +135,7 @@ def recurrent(
     *,
     noise: Array | None = None,
     keep: bool,
-    compiled: bool = False,
+    kernel: KernelName | None = None,
 ) -> tuple[Array, State, Pullback]:
     """Run a whole stack of layers.
 
@@ -235,9 +154,9 @@ def recurrent(
     noise
         `(L-1, T, B, D*H)`: what the output of every layer but the last is multiplied with (dropout).
     keep
-        Whether the pullback will be called; see `direction`.
-    compiled
-        Whether numba computes the steps, rather than NumPy; see `has_numba`.
+        Whether the pullback will be called.
+    kernel
+        ``"compiled"`` or ``"fallback"``; None: compiled, if that can be had.
 
     Returns
     -------
@@ -250,74 +169,46 @@ def recurrent(
         ``c_0``), and each weight.
     """
     dtype = x.dtype
-    compute = _computed(dtype)
-    steps, batch_size, _ = x.shape
-    cell, packing = _packed(spec, np.full(batch_size, steps) if lengths is None else lengths, steps, compiled)
-    shapes = spec.state_shapes(batch_size).values()
-
-    def widen(array: Array) -> Array:
-        return array.astype(compute, copy=False)
-
-    def read_state(state: State) -> State:
-        return tuple(packing.sort(widen(part)) for part in state)
-
-    def write_state(directions: list[State]) -> State:
-        parts = (part[0][None] if len(part) == 1 else np.stack(part) for part in zip(*directions, strict=True))
-        return tuple(packing.unsort(part).astype(dtype, copy=False) for part in parts)
-
-    def cast(name: str) -> Array | None:
-        return widen(weights[name]) if name in weights else None
-
-    initial = tuple(np.zeros(shape, compute) for shape in shapes) if hx is None else read_state(hx)
-    rows_noise = None if noise is None else [packing.pack(widen(layer)) for layer in noise]
-    width, suffixes = spec.num_directions, spec.suffixes()
-    runs: list[Threads] = []
-    inputs: list[Array] = []
-    finals: list[State] = []
-    rows = packing.pack(widen(x))
+    computed = np.dtype(np.float32) if dtype == np.float16 else dtype
+    rows = _steps(x, computed)
     if keep and np.may_share_memory(rows, x):
         rows = rows.copy()  # the caller may write over it before the backward pass
-    for layer in range(spec.num_layers):
-        outputs = []
-        for backward in range(width):
-            position = layer * width + backward
-            w = Weights(*(cast(name + suffixes[position]) for name in Weights._fields))
-            run = Threads(cell, spec, w, packing, backward=bool(backward))
-            out, final = run.forward(rows, tuple(part[position] for part in initial), keep=keep)
-            outputs.append(out)
-            finals.append(final)
-            runs.append(run)
-        inputs.append(rows)
-        rows = outputs[0] if width == 1 else np.concatenate(outputs, axis=1)
-        if rows_noise is not None and layer < spec.num_layers - 1:
-            rows = rows * rows_noise[layer]
+    shapes = spec.state_shapes(x.shape[1]).values()
+    if hx is None:
+        initial = tuple(np.zeros(shape, computed) for shape in shapes)
+    else:
+        initial = tuple(np.array(part, computed, order="C") if keep else _contiguous(part, computed) for part in hx)
+    final = tuple(np.empty(part.shape, computed) for part in initial)
+    stack = _Stack(spec, weights, lengths, noise, kernel or ("compiled" if is_compiled() else "fallback"))
+    output = stack.forward(rows, initial, final, keep=keep)
 
     def pullback(d_output: Array, d_final: State) -> Gradients:
-        d_rows = packing.pack(widen(d_output))
-        d_finals = read_state(d_final)
-        gradients: Gradients = {}
-        d_initials: list[State] = [()] * len(runs)
-        for layer in reversed(range(spec.num_layers)):
-            if rows_noise is not None and layer < spec.num_layers - 1:
-                d_rows = d_rows * rows_noise[layer]
-            d_x: Array | None = None
-            for backward in range(width):
-                position = layer * width + backward
-                d_out = d_rows[:, backward * spec.hidden_size : (backward + 1) * spec.hidden_size]
-                part = np.empty_like(inputs[layer])
-                d_initials[position], d_weights = runs[position].backward(
-                    d_out, tuple(d[position] for d in d_finals), d_x=part
-                )
-                d_x = part if d_x is None else d_x + part
-                for name, gradient in zip(Weights._fields, d_weights, strict=True):
-                    if gradient is not None:
-                        gradients[name + suffixes[position]] = gradient.astype(dtype, copy=False)
-            assert d_x is not None
-            d_rows = d_x
-        d_hx = {f"{name}_0": part for name, part in zip(spec.states, write_state(d_initials), strict=True)}
-        return {"input": packing.unpack(d_rows).astype(dtype, copy=False), **d_hx, **gradients}
+        d_initial = tuple(np.empty(part.shape, computed) for part in initial)
+        gradients = stack.backward(
+            _steps(d_output, computed), tuple(_contiguous(part, computed) for part in d_final), d_initial
+        )
+        gradients.update({f"{name}_0": part for name, part in zip(spec.states, d_initial, strict=True)})
+        return {name: gradient.astype(dtype, copy=False) for name, gradient in gradients.items()}
 
-    output = packing.unpack(rows).astype(dtype, copy=False)
-    if keep and np.may_share_memory(output, rows):
-        output = output.copy()
-    return output, write_state(finals), pullback
+    return output.astype(dtype, copy=False), tuple(part.astype(dtype, copy=False) for part in final), pullback
+
+
+def _get(weights: Mapping[str, Array], name: str, dtype: np.dtype[Any]) -> Array | None:
+    array = weights.get(name)
+    return None if array is None else _contiguous(array, dtype)
+
+
+def _contiguous(array: Array, dtype: np.dtype[Any]) -> Array:
+    """The array in C's order of memory; itself, if it is."""
+    flags = array.flags
+    if array.dtype == dtype and flags.c_contiguous and flags.aligned:
+        return array
+    return np.require(array, dtype, ["C", "A"])
+
+
+def _steps(array: Array, dtype: np.dtype[Any]) -> Array:
+    """`(T, B, F)` with a contiguous last axis; itself, if it is."""
+    strides = array.strides
+    if array.dtype == dtype and array.flags.aligned and strides[2] == dtype.itemsize:
+        return array
+    return _contiguous(array, dtype)

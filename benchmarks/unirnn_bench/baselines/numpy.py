@@ -3,8 +3,6 @@
 It computes what our modules compute, the gradients too, one step at a time for all sequences, with `where` for those
 that have ended. Nothing is packed, and no matrix product is shared between steps. A baseline must not run our own
 code, so the equations of the cells are repeated here.
-
-There are two modes: ``eager``, our kernels without numba, and ``numba`` if it is installed.
 """
 
 from collections.abc import Callable
@@ -13,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn import GRUSpec, kernels
 from unirnn.contract.call import join_state
 from unirnn_bench.baselines import Calls
 from unirnn_bench.baselines._floor import floor
@@ -26,17 +23,13 @@ State = tuple[Array, ...]
 Backward = Callable[[State], tuple[Array, Array, State]]
 """From the gradient of a step's new state to those of its two products and of its old state."""
 
-MODES = ("eager", "numba") if kernels.has_numba(GRUSpec(1, 1)) else ("eager",)
+MODES = ("eager",)
 
 
 def calls(work: Work) -> Calls:
     """Prepare the calls; see `unirnn_bench.baselines.Baselines`."""
     x, ns, d_output = work.input, work.seq_length, work.d_output
-    # Where numba is installed, "auto" takes it, except in a call of a few steps without gradients.
-    is_streaming = d_output is None and len(x) == 1
-    module: Any = work.spec.build(
-        "numpy", seed=0, kernel="packed" if work.mode == "eager" and not is_streaming else "auto"
-    )
+    module: Any = work.spec.build("numpy", seed=0)
     hx = None if work.hx is None else join_state(work.hx)
     found = {"floor": floor(work, np.asarray, lambda a, b, out: np.matmul(a, b, out=out))}
     if d_output is None:

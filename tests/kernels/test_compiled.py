@@ -1,0 +1,226 @@
+"""The compiled kernels: their numbers over all sizes, on whatever instruction set the process has chosen.
+
+Everything else, such as lengths, layouts and stacks, is checked by the conformance suite.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, kernels
+from unirnn.kernels import compiled, library
+from unirnn.testing import oracle
+
+Array = NDArray[Any]
+
+pytestmark = pytest.mark.skipif(not kernels.is_compiled(), reason=str(library.why_not()))
+
+CELLS: dict[str, tuple[type[RecurrentSpec], dict[str, Any]]] = {
+    "RNN_TANH": (RNNSpec, {}),
+    "RNN_RELU": (RNNSpec, {"nonlinearity": "relu"}),
+    "GRU": (GRUSpec, {}),
+    "GRU_RESET_BEFORE": (GRUSpec, {"reset_after": False}),
+    "LSTM": (LSTMSpec, {}),
+}
+TOLERANCE = {"float32": 3e-6, "float64": 1e-13}
+
+
+def make(cell: str, input_size: int, hidden_size: int, **arguments: Any) -> RecurrentSpec:
+    kind, own = CELLS[cell]
+    return kind(input_size, hidden_size, **own, **arguments)
+
+
+def draw(spec: RecurrentSpec, steps: int, lengths: Sequence[int], dtype: str, seed: int) -> dict[str, Array]:
+    """The arrays of a call and the cotangents of its results, with NaN in the padding."""
+    rng = np.random.default_rng(seed)
+    arrays = {"input": rng.standard_normal((steps, len(lengths), spec.input_size))}
+    arrays |= {f"{name}_0": rng.standard_normal(s) for name, s in spec.state_shapes(len(lengths)).items()}
+    bound = spec.hidden_size**-0.5
+    arrays |= {name: rng.uniform(-bound, bound, shape) for name, shape in spec.weight_shapes().items()}
+    arrays["d_output"] = rng.standard_normal((steps, len(lengths), spec.num_directions * spec.hidden_size))
+    arrays |= {f"d_{name}_n": rng.standard_normal(s) for name, s in spec.state_shapes(len(lengths)).items()}
+    for name in ("input", "d_output"):
+        arrays[name][np.arange(steps)[:, None] >= np.array(lengths, int)] = np.nan
+    return {name: array.astype(dtype) for name, array in arrays.items()}
+
+
+def run(spec: RecurrentSpec, arrays: dict[str, Array], lengths: Sequence[int] | None) -> dict[str, Array]:
+    """The results of the compiled kernel and its gradients, by name."""
+    hx = tuple(arrays[f"{name}_0"] for name in spec.states)
+    ns = None if lengths is None else np.array(lengths, np.int64)
+    output, final, pullback = kernels.recurrent(
+        spec, {n: arrays[n] for n in spec.weight_shapes()}, arrays["input"], hx, ns, keep=True, kernel="compiled"
+    )
+    gradients = pullback(arrays["d_output"], tuple(arrays[f"d_{name}_n"] for name in spec.states))
+    finals = {f"{name}_n": part for name, part in zip(spec.states, final, strict=True)}
+    return {"output": output, **finals, **{f"d_{name}": gradient for name, gradient in gradients.items()}}
+
+
+def expected(spec: RecurrentSpec, arrays: dict[str, Array], lengths: Sequence[int]) -> dict[str, Array]:
+    """The same by the oracle, in float64."""
+    wide = {name: np.nan_to_num(array.astype(np.float64)) for name, array in arrays.items()}
+    weights = {name: wide[name] for name in spec.weight_shapes()}
+    hx = tuple(wide[f"{name}_0"] for name in spec.states)
+    ns = np.array(lengths, int)
+    output, final = oracle.recurrent(spec, weights, wide["input"], hx, ns)
+    given = {"input": wide["input"], **{f"{n}_0": wide[f"{n}_0"] for n in spec.states}, **weights}
+    cotangents = (wide["d_output"], *(wide[f"d_{name}_n"] for name in spec.states))
+    gradients = oracle.gradients(spec, given, ns, cotangents)
+    finals = {f"{name}_n": part for name, part in zip(spec.states, final, strict=True)}
+    return {"output": output, **finals, **{f"d_{name}": gradient for name, gradient in gradients.items()}}
+
+
+@settings(max_examples=200)
+@given(
+    cell=st.sampled_from(list(CELLS)),
+    lengths=st.lists(st.integers(0, 6), min_size=1, max_size=9),
+    input_size=st.integers(1, 40),
+    hidden_size=st.integers(1, 70),
+    bidirectional=st.booleans(),
+    bias=st.booleans(),
+    dtype=st.sampled_from(["float32", "float64"]),
+    seed=st.integers(0, 99),
+)
+def test_results_and_gradients_are_those_of_the_oracle(
+    cell: str,
+    lengths: list[int],
+    input_size: int,
+    hidden_size: int,
+    bidirectional: bool,
+    bias: bool,
+    dtype: str,
+    seed: int,
+) -> None:
+    spec = make(cell, input_size, hidden_size, bidirectional=bidirectional, bias=bias)
+    arrays = draw(spec, 6, lengths, dtype, seed)
+    found, wanted = run(spec, arrays, lengths), expected(spec, arrays, lengths)
+    assert found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        scale = max(1.0, float(np.abs(array).max(initial=0)))
+        np.testing.assert_allclose(found[name], array, rtol=0, atol=TOLERANCE[dtype] * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("steps", "batch_size", "size"), [(3, 300, 5), (700, 1, 20), (2, 40, 300), (2, 1, 520)])
+def test_large_sizes_are_computed_in_several_pieces(cell: str, steps: int, batch_size: int, size: int) -> None:
+    spec, lengths = make(cell, size, size), [steps] * batch_size
+    arrays = draw(spec, steps, lengths, "float64", 0)
+    found, wanted = run(spec, arrays, None), expected(spec, arrays, lengths)
+    for name, array in wanted.items():
+        scale = max(1.0, float(np.abs(array).max()))
+        np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-12 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_results_do_not_depend_on_the_number_of_threads(
+    cell: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, lengths = make(cell, 60, 70, bidirectional=True), [40, 3, 0, 17, 17, 40, 1, 25, 8, 30, 12, 40, 5]
+    arrays = draw(spec, 40, lengths, dtype, 0)
+    results = []
+    for count in (1, 2, 3):
+        monkeypatch.setenv("OMP_NUM_THREADS", str(count))
+        results.append(run(spec, arrays, lengths))
+    for other in results[1:]:
+        for name, array in results[0].items():
+            np.testing.assert_array_equal(array, other[name], err_msg=name)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_sequence_has_the_same_bits_in_any_batch(cell: str) -> None:
+    spec, steps, count = make(cell, 9, 37), 7, 15
+    arrays = draw(spec, steps, [steps] * count, "float32", 0)
+    whole = run(spec, arrays, None)
+    for begin, end in ((0, 1), (1, 3), (3, 8), (8, 15)):
+        of_batch = {n: a[:, begin:end] if a.ndim == 3 else a for n, a in arrays.items()}
+        part = run(spec, of_batch, None)
+        for name in ("output", "h_n", "d_input", "d_h_0"):
+            np.testing.assert_array_equal(part[name], whole[name][:, begin:end], err_msg=name)
+
+
+def of_one_number(function: str, x: Array, factor: float = 1) -> Array:
+    """The kernels' own tanh or sigmoid of many numbers: a layer of one unit, and one sequence for each number."""
+    hx = np.ones((1, len(x), 1), x.dtype)
+    if function == "tanh":
+        spec: RecurrentSpec = RNNSpec(1, 1, bias=False)
+        weights = {"weight_ih_l0": np.ones((1, 1), x.dtype), "weight_hh_l0": np.zeros((1, 1), x.dtype)}
+    else:  # n is 0, so h' = z * h
+        spec = GRUSpec(1, 1, bias=False)
+        weights = {"weight_ih_l0": np.array([[0], [factor], [0]], x.dtype), "weight_hh_l0": np.zeros((3, 1), x.dtype)}
+    output, _, _ = kernels.recurrent(spec, weights, x[None, :, None], (hx,), None, keep=False, kernel="compiled")
+    return output[0, :, 0]
+
+
+@pytest.mark.parametrize("function", ["tanh", "sigmoid"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_tanh_and_sigmoid_are_accurate_over_the_whole_range(function: str, dtype: str) -> None:
+    """Within 3 units in the last place of NumPy's in a longer type."""
+    tiny = np.finfo(dtype).smallest_subnormal
+    magnitudes = np.concatenate((np.geomspace(float(tiny) * 2**60, 800, 20_000), np.arange(1, 60) * float(tiny)))
+    x = np.concatenate((-magnitudes, [0.0], magnitudes)).astype(dtype)
+    wide = x.astype(np.longdouble)
+    with np.errstate(over="ignore", under="ignore"):
+        exact = np.tanh(wide) if function == "tanh" else 1 / (1 + np.exp(-wide))
+        wanted = exact.astype(dtype)
+        unit = np.maximum(np.spacing(np.abs(wanted)), tiny)
+    error = np.abs(of_one_number(function, x).astype(np.longdouble) - exact) / unit
+    assert error.max() <= 3, (x[error.argmax()], error.max())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_infinities_and_nan_are_those_of_ieee(dtype: str) -> None:
+    x = np.array([np.inf, -np.inf, np.nan, -0.0], dtype)
+    np.testing.assert_array_equal(of_one_number("tanh", x), np.array([1, -1, np.nan, -0.0], dtype))
+    # The other gates multiply x with 0, so it is finite here, and the gate's own weight makes it infinite.
+    largest = np.finfo(dtype).max
+    x = np.array([largest, -largest, np.nan, -0.0], dtype)
+    np.testing.assert_array_equal(of_one_number("sigmoid", x, 4), np.array([1, 0, np.nan, 0.5], dtype))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_strides_of_the_caller(cell: str) -> None:
+    spec, lengths = make(cell, 5, 11), [4, 0, 2]
+    arrays = draw(spec, 4, lengths, "float32", 0)
+    plain = run(spec, arrays, lengths)
+    for change in (
+        lambda a: np.ascontiguousarray(a.swapaxes(0, 1)).swapaxes(0, 1),  # as batch_first gives it
+        lambda a: np.ascontiguousarray(a[::-1])[::-1],
+        lambda a: np.asfortranarray(a),
+        lambda a: np.repeat(a, 2, axis=2)[:, :, ::2],
+    ):
+        moved = arrays | {name: change(arrays[name]) for name in ("input", "d_output", "h_0", "d_h_n")}
+        for name, array in run(spec, moved, lengths).items():
+            np.testing.assert_array_equal(array, plain[name], err_msg=name)
+
+
+def test_the_struct_says_what_is_kept() -> None:
+    found = library.load()
+    assert found is not None
+    assert [found.unirnn_kept(k) for k in range(-1, 6)] == [0, *compiled.KEPT.values(), 0]
+
+
+@pytest.mark.parametrize(("lengths", "cell"), [([3, -1], 2), ([3, 5], 2), ([3, 1], 7)])
+def test_the_library_refuses_what_would_read_outside_of_the_arrays(lengths: list[int], cell: int) -> None:
+    """No caller of ours gives it such; it says so all the same, and computes nothing."""
+    found, ns = library.load(), np.array(lengths)
+    assert found is not None
+    layer = compiled.Layer(cell, 0, 0, 1, 4, 2, 1, 1, ns.ctypes.data)
+    with pytest.raises(RuntimeError, match="the compiled kernels: error"):
+        compiled.forward(layer)
+
+
+def test_pairs_of_sizes_around_the_registers() -> None:
+    """Every size up to two vectors of the widest registers and a bit, where the last vector is full or partly filled."""
+    for cell, (input_size, hidden_size) in itertools.product(CELLS, [(1, n) for n in range(1, 36)] + [(33, 3), (16, 32)]):
+        spec = make(cell, input_size, hidden_size)
+        arrays = draw(spec, 2, [2, 1], "float32", 0)
+        found, wanted = run(spec, arrays, [2, 1]), expected(spec, arrays, [2, 1])
+        for name, array in wanted.items():
+            np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-5, err_msg=f"{spec} {name}")

@@ -1,0 +1,45 @@
+"""What one layer in one direction is, for the kernels over NumPy's arrays."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirnn.reference import Weights
+from unirnn.specs import RecurrentSpec
+
+__all__ = ["Array", "Direction", "State"]
+
+Array = NDArray[Any]
+State = tuple[Array, ...]
+
+
+class Direction(NamedTuple):
+    """One layer in one direction, and what it is called with; all in float32, or all in float64.
+
+    Parameters
+    ----------
+    spec
+        The layer; its sizes are taken from the arrays.
+    weights
+        Of this layer and direction, contiguous.
+    reverse
+        Whether it runs from the last valid step to the first.
+    x
+        `(T, B, I)`, the last axis contiguous.
+    state
+        The initial state, `(B, H)` each, contiguous.
+    lengths
+        `(B,)`, checked; None if every step is valid.
+    """
+
+    spec: RecurrentSpec
+    weights: Weights
+    reverse: bool
+    x: Array
+    state: State
+    lengths: NDArray[np.int64] | None
+
+    def blank_gradients(self) -> Weights:
+        """Arrays for the gradients of the weights; None where there is no bias."""
+        return Weights(*(None if w is None else np.empty(w.shape, w.dtype) for w in self.weights))
