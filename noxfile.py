@@ -20,7 +20,6 @@ HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTHONS = {
     "numpy": ["3.10", "3.11", "3.12", "3.13"],
     "torch": ["3.10", "3.11", "3.12", "3.13"],
-    "numba": ["3.10", "3.11", "3.12", "3.13"],
     "mindspore": ["3.10", "3.11", "3.12"],
     "onnxruntime": ["3.10", "3.11", "3.12", "3.13"],
     "all": ["3.10", "3.11", "3.12"],
@@ -30,26 +29,23 @@ ROUNDTRIP_PYTHON = HERE if HERE in ("3.11", "3.12") else "3.12"
 NUMPY_2 = "2.4.6"  # for JAX; constraints.txt has the one for MindSpore
 EXTRAS = {
     "numpy": "cli",
-    "numba": "numba,cli",
-    "torch": "torch,numba,cli",
-    "mindspore": "mindspore,numba,cli",
+    "torch": "torch,cli",
+    "mindspore": "mindspore,cli",
     "onnxruntime": "onnxruntime,cli",
     "all": "all",
 }
 FRAMEWORKS = "--backend=numpy --backend=torch --backend=onnxruntime"
 # by what their files are called; MindSpore's own layers are slow, so it is measured at less
 BENCHMARKS = {
-    "": f"{FRAMEWORKS} --mode=eager --mode=numba --size=S --size=M --size=L --size=wide --size=long --size=step "
+    "": f"{FRAMEWORKS} --size=S --size=M --size=L --size=wide --size=long --size=step "
     "--lengths=dense --lengths=full --lengths=uniform --lengths=short --seconds=0.25",
-    "-stacks": f"{FRAMEWORKS} --mode=eager --mode=numba --size=S --size=M --layers=1 --layers=2 --bidirectional "
-    "--seconds=0.25",
+    "-stacks": f"{FRAMEWORKS} --size=S --size=M --layers=1 --layers=2 --bidirectional --seconds=0.25",
     "-mindspore": "--backend=mindspore --size=S --size=M --size=L --size=step "
     "--lengths=dense --lengths=full --lengths=uniform --lengths=short --seconds=0.25",
 }
 # What each environment runs. The core's own tests need no framework, and run in NumPy's.
 TESTS = {
-    "numpy": ["tests", "unirnn", "--ignore=unirnn/kernels/by_numba.py"],
-    "numba": ["tests/numba", "tests/numpy", "tests/conformance", "unirnn/kernels"],
+    "numpy": ["tests", "unirnn"],
     "torch": ["tests/torch", "tests/array_api", "tests/conformance"],
     "mindspore": ["tests/mindspore", "tests/conformance"],
     "onnxruntime": ["tests/onnxruntime", "tests/conformance"],
@@ -67,6 +63,12 @@ TOGETHER = [
     "test_registry.py",
     "test_onnx_exported_by_torch.py",
 ]
+# Other ways of building the library. Where zig is new, it is downloaded and builds its own libraries first.
+BUILDS = ["no_compiler", "clang", "sanitizers"]
+# without the checks for null, which AddressSanitizer makes too and which double the time to compile
+SANITIZERS = (
+    "-fsanitize=address,undefined -fno-sanitize=null -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1 -O1"
+)
 PARALLEL = ["--numprocesses=auto", "--dist=worksteal"]
 
 
@@ -76,7 +78,7 @@ def newest(backend: str) -> str:
 
 
 COLUMNS = [f"tests({backend}-{newest(backend)})" for backend in PYTHONS]
-nox.options.sessions = ["lint", "typing", *COLUMNS, "models", "roundtrip", "docs", "build"]
+nox.options.sessions = ["lint", "typing", *COLUMNS, "models", "roundtrip", "docs", "build", *BUILDS]
 
 
 def install(session: nox.Session, *groups: str, extras: str = "") -> None:
@@ -154,10 +156,17 @@ def thorough(session: nox.Session, backend: str) -> None:
 def run_backend(session: nox.Session, backend: str, files: list[str], *options: str) -> None:
     """Install a backend alone, and run tests and its doctests."""
     install(session, *(["test", "test-torch"] if backend == "torch" else ["test"]), extras=EXTRAS[backend])
-    names = {"numpy": ["numpy", "array_api"], "numba": ["numpy"]}.get(backend, [backend])
+    names = ["numpy", "array_api"] if backend == "numpy" else [backend]
     chosen = [f"--backend={name}" for name in names]
     doctests = [] if session.posargs else [f"backends/unirnn_{name}" for name in names]
     session.run("pytest", *files, *doctests, *chosen, *PARALLEL, *options)
+    if backend == "numpy" and not session.posargs:
+        # The library chose the best instruction set in the first run; now the others that this machine has.
+        code = "from unirnn.kernels import library; print(library.load().unirnn_isas().decode())"
+        _, *others = str(session.run("python", "-c", code, silent=True)).split()
+        for name in others:
+            files = ["tests/kernels", "tests/conformance"]
+            session.run("pytest", *files, "--backend=numpy", *PARALLEL, *options, env={"UNIRNN_ISA": name})
     if backend == "mindspore" and not session.posargs:
         # launch_blocking() can't be undone in a process, so MindSpore's default mode has a process of its own.
         session.run("pytest", "tests/conformance", "--backend=mindspore-asynchronous", *PARALLEL, *options)
@@ -233,10 +242,56 @@ def build(session: nox.Session) -> None:
     """The wheel, installed by itself and used from elsewhere."""
     session.install("-c", "constraints.txt", "build")
     out = session.create_tmp()
+    for old in Path(out).glob("*.whl"):
+        old.unlink()
     session.run("python", "-m", "build", "--outdir", out, ".", silent=True)
     (wheel,) = Path(out).resolve().glob("*.whl")
     session.install("-c", "constraints.txt", f"{wheel}[bench]")
+    check_library(session)
     session.chdir(out)
     session.run("unirnn", "backends")
     session.run("unirnn", "parity")
     session.run("unirnn", "bench", "--backend=numpy", "--size=step", "--seconds=0.01", silent=True)
+
+
+def install_built(session: nox.Session, **env: str) -> None:
+    """Install unirnn as a wheel, not editable: the library beside the sources belongs to the other environments."""
+    session.install("-c", "constraints.txt", ".[cli]", *nox.project.dependency_groups(PROJECT, "test"), env=env)
+
+
+def check_library(session: nox.Session, **env: str) -> None:
+    """Fail with the reason if the unirnn that is installed has no library."""
+    with session.chdir(session.create_tmp()):  # in the checkout, python would import the sources
+        code = "from unirnn.kernels import library; raise SystemExit(library.why_not())"
+        session.run("python", "-c", code, env=env)
+
+
+@nox.session
+def no_compiler(session: nox.Session) -> None:
+    """Without a C compiler: NumPy in the place of the library, and the library built by the package ziglang."""
+    install_built(session, UNIRNN_PURE="1")
+    session.run("pytest", "tests/kernels", "tests/numpy", *PARALLEL)
+    install_built(session, PATH=session.bin, CC="")
+    check_library(session)
+    session.run("pytest", "tests/kernels")
+
+
+@nox.session
+def clang(session: nox.Session) -> None:
+    """The library built by clang, from the package ziglang, so that none need be installed."""
+    install_built(session, CC="ziglang")
+    check_library(session)
+    session.run("pytest", "tests/kernels", *PARALLEL, *session.posargs)
+
+
+@nox.session
+def sanitizers(session: nox.Session) -> None:
+    """The library under AddressSanitizer and UndefinedBehaviorSanitizer, which stop the process at an error."""
+    runtime = str(session.run("gcc", "-print-file-name=libasan.so", silent=True, external=True)).strip()
+    if not Path(runtime).is_absolute():
+        session.error("gcc has no AddressSanitizer here: install its libasan")
+    install_built(session, CC="gcc", UNIRNN_CFLAGS=SANITIZERS)
+    # Python and NumPy leak by themselves; pytest would keep the report to itself if it captured what C prints
+    env = {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    check_library(session, **env)
+    session.run("pytest", "tests/kernels", "--capture=sys", "--hypothesis-profile=thorough", *session.posargs, env=env)

@@ -188,6 +188,7 @@ def test_backends(run: Run) -> None:
         assert backend.version() in line
         assert all(dtype in line for dtype in backend.support.dtypes)
         assert "cpu" in line
+    assert "compiled kernels: " in output.splitlines()[-1]
 
 
 def test_backends_as_json(run: Run) -> None:

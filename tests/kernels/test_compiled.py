@@ -4,6 +4,7 @@ Everything else, such as lengths, layouts and stacks, is checked by the conforma
 """
 
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -119,18 +120,24 @@ def test_large_sizes_are_computed_in_several_pieces(cell: str, steps: int, batch
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_results_do_not_depend_on_the_number_of_threads(
-    cell: str, dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(cell: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, lengths = make(cell, 60, 70, bidirectional=True), [40, 3, 0, 17, 17, 40, 1, 25, 8, 30, 12, 40, 5]
     arrays = draw(spec, 40, lengths, dtype, 0)
     results = []
     for count in (1, 2, 3):
-        monkeypatch.setenv("OMP_NUM_THREADS", str(count))
+        monkeypatch.setattr(compiled, "num_threads", lambda count=count: count)
         results.append(run(spec, arrays, lengths))
     for other in results[1:]:
         for name, array in results[0].items():
             np.testing.assert_array_equal(array, other[name], err_msg=name)
+
+
+@pytest.mark.parametrize(("wanted", "count"), [("3", 3), ("2,1", 2), ("", None), ("many", None), ("0", None)])
+def test_the_number_of_threads_is_that_of_openmp_or_of_the_cores(
+    wanted: str, count: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", wanted)
+    assert compiled.num_threads.__wrapped__() == (count or len(os.sched_getaffinity(0)))
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -217,8 +224,10 @@ def test_the_library_refuses_what_would_read_outside_of_the_arrays(lengths: list
 
 
 def test_pairs_of_sizes_around_the_registers() -> None:
-    """Every size up to two vectors of the widest registers and a bit, where the last vector is full or partly filled."""
-    for cell, (input_size, hidden_size) in itertools.product(CELLS, [(1, n) for n in range(1, 36)] + [(33, 3), (16, 32)]):
+    """Every size up to two vectors of the widest registers and a bit: the last vector is full or partly filled."""
+    for cell, (input_size, hidden_size) in itertools.product(
+        CELLS, [(1, n) for n in range(1, 36)] + [(33, 3), (16, 32)]
+    ):
         spec = make(cell, input_size, hidden_size)
         arrays = draw(spec, 2, [2, 1], "float32", 0)
         found, wanted = run(spec, arrays, [2, 1]), expected(spec, arrays, [2, 1])

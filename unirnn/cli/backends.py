@@ -6,6 +6,7 @@ from rich.text import Text
 
 from unirnn import registry
 from unirnn.errors import MissingBackendError
+from unirnn.kernels import library
 
 from .printing import AsJson, busy, new_table, print_json, print_parts, reason
 
@@ -30,7 +31,16 @@ def backends(as_json: AsJson = False) -> None:
             version = Text("broken", "red")
             notes.append((entry["backend"], entry["error"]))
         table.add_row(entry["backend"], version, ", ".join(entry["devices"]), ", ".join(entry["dtypes"]))
-    print_parts(table, *(f"{name}: {text}" for name, text in notes))
+    print_parts(table, *(f"{name}: {text}" for name, text in notes), _kernels())
+
+
+def _kernels() -> str:
+    """Which compiled kernels are used on a CPU, or why there are none."""
+    missing = library.why_not()
+    compiled = None if missing else library.load()  # which would log the reason as well
+    if compiled is None:
+        return f"no compiled kernels: {missing}; NumPy computes, which is slower"
+    return f"compiled kernels: {compiled.unirnn_isa().decode()}"
 
 
 def _describe(name: str) -> dict[str, Any]:

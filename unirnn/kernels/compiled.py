@@ -5,6 +5,7 @@ arrays lie; nothing is copied.
 """
 
 import ctypes
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -102,8 +103,12 @@ def cell_of(spec: RecurrentSpec) -> str:
     return spec.kind
 
 
+@functools.cache  # asking takes as long as a small step
 def num_threads() -> int:
-    """How many threads a call may use where no framework says: OMP_NUM_THREADS, or the cores of this process."""
+    """How many threads a call may use where no framework says: OMP_NUM_THREADS, or the cores of this process.
+
+    Like other libraries, it looks when it is first asked.
+    """
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     if wanted.isdecimal() and int(wanted):
         return int(wanted)

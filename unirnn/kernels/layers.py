@@ -5,6 +5,7 @@ of the same by NumPy (`unirnn.kernels.fallback`). Both compute the valid steps o
 float16 is computed in float32.
 """
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -58,7 +59,12 @@ def check_compiled() -> None:
 
 _NAMES = Weights._fields[:4]
 _MODULES = {"compiled": "unirnn.kernels.arrays", "fallback": "unirnn.kernels.fallback"}
-"""Imported when they are needed: ctypes takes longer to import than the rest."""
+
+
+@functools.cache
+def _module(kernel: KernelName) -> Any:
+    """What computes one direction; imported when it is needed, since ctypes takes longer to import than the rest."""
+    return importlib.import_module(_MODULES[kernel])
 
 
 class _Stack:
@@ -73,7 +79,7 @@ class _Stack:
         kernel: KernelName,
     ) -> None:
         self._spec, self._weights, self._lengths, self._noise = spec, weights, lengths, noise
-        self._kernel: Any = importlib.import_module(_MODULES[kernel])
+        self._kernel = _module(kernel)
         self._computed: list[tuple[Direction, Any]] = []
 
     def forward(self, x: Array, initial: State, final: State, *, keep: bool) -> Array:

@@ -1,5 +1,6 @@
 /* The library's functions: they refuse what is wrong, and choose the code for the type and the processor. */
 
+#include "cpu.h"
 #include "unirnn.h"
 
 #include <stdlib.h>
@@ -31,11 +32,8 @@ DECLARE(avx512)
 static const instruction_set SETS[] = {ENTRY(avx512), ENTRY(avx2), ENTRY(baseline)};
 
 static int is_supported(const char *name) {
-    __builtin_cpu_init();
-    if (!strcmp(name, "avx512"))
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
-    if (!strcmp(name, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (!strcmp(name, "avx512")) return cpu_has_avx512();
+    if (!strcmp(name, "avx2")) return cpu_has_avx2();
     return 1;
 }
 

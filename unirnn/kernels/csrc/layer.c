@@ -217,7 +217,7 @@ INLINE void forward_rows(int cell, int k, int rows, int panels, const rows_of_st
 #define FORWARD(CELL, K, WIDTH) \
     static __attribute__((noinline)) void forward_##CELL##_##K(const rows_of_step *s, int64_t count) { \
         const int64_t num_panels = divide_up(s->c->H, PLANS[CELL].blocks[K].units * LANES); \
-        FOR_BLOCKS(count, num_panels, WIDTH, FORWARD_CALL_##CELL##_##K); \
+        FOR_BLOCKS(count, num_panels, WIDTH, s->t % 2, FORWARD_CALL_##CELL##_##K); \
     }
 #define FORWARD_CALL_RNN_TANH_0(R, P) forward_rows(RNN_TANH, 0, R, P, s, first_row, first_panel)
 #define FORWARD_CALL_RNN_RELU_0(R, P) forward_rows(RNN_RELU, 0, R, P, s, first_row, first_panel)
@@ -469,10 +469,10 @@ static void step_back_share(const call *c, int64_t t, int64_t first, int64_t end
     int resets = resets_from(c);
     step_back_block(c, 0, t, first, n, chunk_row);
     if (c->cell == GRU_RESET_BEFORE) {
-        product(n, H, H, of_hidden + 2 * H, width, 1, c->w_hh_back[1], H, 0, c->d_reset_rows + first);
+        product(n, H, H, of_hidden + 2 * H, width, 1, c->w_hh_back[1], H, t % 2, 0, c->d_reset_rows + first);
         step_back_block(c, 1, t, first, n, chunk_row);
     }
-    product(n, H, resets * H, of_hidden, width, 1, c->w_hh_back[0], resets * H, 1, c->d_h_rows + first);
+    product(n, H, resets * H, of_hidden, width, 1, c->w_hh_back[0], resets * H, t % 2, 1, c->d_h_rows + first);
 }
 
 /* What a chunk adds to the gradients of the weights: the rows [first, end) of those of W and then of U. */
@@ -489,7 +489,7 @@ static void add_to_weights(const call *c, int64_t rows, int64_t first, int64_t e
         real *to_rows[GROUP];
         for (int64_t i = 0; i < count; i++) to_rows[i] = to + i * columns;
         const real *factor = !of_hidden ? c->inputs : gate >= resets_from(c) ? c->resets : c->before;
-        product(count, columns, rows, from, 1, width, factor, c->chunk_rows, add, to_rows);
+        product(count, columns, rows, from, 1, width, factor, c->chunk_rows, 0, add, to_rows);
         if (bias) {
             bias += gate * H + unit;
             for (int64_t i = 0; i < count; i += LANES) {
@@ -530,7 +530,7 @@ static void backward_share(void *argument, int number, team *t_) {
         if (c->d->d_weight_ih) add_to_weights(c, rows, from, to, begin > 0);
         if (c->d->d_input.data) {
             int64_t a = rows * number / t_->size, b = rows * (number + 1) / t_->size, width = c->plan->gradients * H;
-            product(b - a, c->I, gates * H, c->gradients + a * width, width, 1, c->w_back, gates * H, 0, c->d_input_rows + a);
+            product(b - a, c->I, gates * H, c->gradients + a * width, width, 1, c->w_back, gates * H, 0, 0, c->d_input_rows + a);
         }
         wait_for_all(t_);
     }

@@ -78,12 +78,15 @@ INLINE int64_t panels_of(int64_t rows, int width, int64_t left) {
     WITH_ONE(10, PANELS, WIDTH, CALL) WITH_ONE(11, PANELS, WIDTH, CALL) WITH_ONE(12, PANELS, WIDTH, CALL)
 
 /* CALL(rows, panels) for blocks of the rows [0, count) and groups of the panels [0, num_panels); it finds where it is in
-   `first_row` and `first_panel`. The blocks are about equal, since a block of one row would be slow. */
-#define FOR_BLOCKS(count, num_panels, WIDTH, CALL) \
+   `first_row` and `first_panel`. The blocks are about equal, since a block of one row would be slow. `turned` begins with
+   the last panels: whoever goes through the same panels again and again, there and back by turns, finds some of them still
+   in a cache that has no room for all. */
+#define FOR_BLOCKS(count, num_panels, WIDTH, turned, CALL) \
     do { \
         int64_t blocks_ = divide_up(count, block_of(WIDTH)), at_once_; \
-        for (int64_t first_panel = 0; first_panel < (num_panels); first_panel += at_once_) { \
-            at_once_ = panels_of(count, WIDTH, (num_panels) - first_panel); \
+        for (int64_t done_ = 0; done_ < (num_panels); done_ += at_once_) { \
+            at_once_ = panels_of(count, WIDTH, (num_panels) - done_); \
+            int64_t first_panel = (turned) ? (num_panels) - done_ - at_once_ : done_; \
             for (int64_t block_ = 0; block_ < blocks_; block_++) { \
                 int64_t first_row = block_ * (count) / blocks_; \
                 int64_t rows_ = (block_ + 1) * (count) / blocks_ - first_row; \
@@ -155,7 +158,7 @@ INLINE void project(int width, int64_t rows, const real *a, int64_t stride, cons
                   w + (first_panel * count + k) * width * LANES, count * width * LANES, depth, \
                   k ? NULL : bias + first_panel * width * LANES, \
                   out + first_row * out_stride + first_panel * width * LANES, out_stride)
-        FOR_BLOCKS(rows, num_panels, width, CALL);
+        FOR_BLOCKS(rows, num_panels, width, 0, CALL);
 #undef CALL
     }
 }
@@ -179,9 +182,9 @@ INLINE void product_block(int rows, int panels, const real *a, int64_t row_strid
 }
 
 /* c (rows, columns) = a w, or c += a w, for a (rows, count) at any strides and packed w (count, columns), whose panels
-   have room for `room` rows. */
+   have room for `room` rows; `turned` as in FOR_BLOCKS. */
 static void product(int64_t rows, int64_t columns, int64_t count, const real *a, int64_t row_stride, int64_t k_stride,
-                    const real *w, int64_t room, int add, real *const *c) {
+                    const real *w, int64_t room, int turned, int add, real *const *c) {
     const int64_t width = PANEL * LANES, num_panels = divide_up(columns, width);
     for (int64_t k = 0; k == 0 || k < count; k += DEPTH) /* once at least: a sum of nothing is 0 */
         for (int64_t group = 0; group < rows; group += GROUP) {
@@ -190,7 +193,7 @@ static void product(int64_t rows, int64_t columns, int64_t count, const real *a,
     product_block(ROWS, PANELS, a + (group + first_row) * row_stride + k * k_stride, row_stride, k_stride, \
                   w + first_panel * width * room + k * width, width * room, depth, add || k, c + group + first_row, \
                   first_panel * width, columns - first_panel * width)
-            FOR_BLOCKS(in_group, num_panels, PANEL, CALL);
+            FOR_BLOCKS(in_group, num_panels, PANEL, turned, CALL);
 #undef CALL
         }
 }
@@ -213,8 +216,12 @@ INLINE vec dot_products(const real *w, int64_t count, int64_t lanes, const real 
             for (int i = 0; i < 4; i++)
                 sums[i] += load_some(w + (lane + (i < rows ? i : 0)) * count + k, count - k) * factor;
         }
-        for (int i = 0; i < rows; i++)
-            for (int64_t j = 0; j < LANES; j++) found[lane + i] += sums[i][j];
+        real lanes_of[4][LANES];
+        for (int i = 0; i < 4; i++) store(lanes_of[i], sums[i]);
+        for (int64_t half = LANES / 2; half; half /= 2)
+            for (int i = 0; i < 4; i++)
+                for (int64_t j = 0; j < half; j++) lanes_of[i][j] += lanes_of[i][j + half];
+        for (int i = 0; i < rows; i++) found[lane + i] = lanes_of[i][0];
     }
     return load(found);
 }
