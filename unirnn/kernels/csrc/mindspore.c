@@ -21,14 +21,16 @@
 
 enum input { X, H_0, C_0, LENGTHS, WEIGHT_IH, WEIGHT_HH, BIAS_IH, BIAS_HH, INPUTS };
 
-/* OMP_NUM_THREADS, or all cores but one, which the thread that waits for a graph keeps busy. */
+/* OMP_NUM_THREADS, or all cores; but one less if the thread that waits for a graph keeps one busy, which it does unless
+   MindSpore is told to run a graph in the thread that calls it. */
 static int num_threads(void) {
     const char *wanted = getenv("OMP_NUM_THREADS");
     int number = wanted ? atoi(wanted) : 0;
     if (number > 0) return number;
     cpu_set_t cores;
     if (sched_getaffinity(0, sizeof(cores), &cores)) return 1;
-    number = CPU_COUNT(&cores) - 1;
+    const char *blocking = getenv("MS_DEV_HOST_BLOCKING_RUN");
+    number = CPU_COUNT(&cores) - !(blocking && !strcmp(blocking, "1"));
     return number > 0 ? number : 1;
 }
 
