@@ -115,13 +115,11 @@ class Stack(nn.Cell):
         elif self.checks_lengths():
             seq_length = self.checked(seq_length, steps)
         if self.runs_compiled(x.dtype):
-            kind = mstype.float64 if x.dtype == mstype.float64 else mstype.float32
-            results = self._run(self.kernels, x.astype(kind), h_0.astype(kind), c_0.astype(kind), seq_length, weights)
-            return results[0].astype(x.dtype), results[1].astype(x.dtype), results[2].astype(x.dtype)
+            return self._run(self.kernels, x, h_0, c_0, seq_length, weights)
         return self._run(self.operators, x, h_0, c_0, seq_length, weights)
 
     def _run(self, directions: Any, x: Any, h_0: Any, c_0: Any, seq_length: Any, weights: Any) -> Any:
-        """Run the layers by the directions given, in the dtype of x."""
+        """Run the layers by the directions given."""
         h_n: Any = ()
         c_n: Any = ()
         for layer in range(self.num_layers):
@@ -130,7 +128,7 @@ class Stack(nn.Cell):
                 position = layer * self.num_directions + reverse
                 h = h_0[position]
                 c = c_0[position] if self.is_lstm else h
-                out, h, c = directions[position](x, h, c, seq_length, self._weights(weights, position, x.dtype))
+                out, h, c = directions[position](x, h, c, seq_length, self._weights(weights, position))
                 outputs += (out,)
                 h_n += (h,)
                 c_n += (c,)
@@ -140,14 +138,13 @@ class Stack(nn.Cell):
         h_all = ops.stack(h_n)
         return x, h_all, ops.stack(c_n) if self.is_lstm else h_all
 
-    def _weights(self, weights: Any, position: int, kind: Any) -> Any:
+    def _weights(self, weights: Any, position: int) -> Any:
         """Give the weights of a direction, with biases of zero if it has none."""
         if self.bias:
-            w_ih, w_hh, b_ih, b_hh = weights[4 * position : 4 * position + 4]
-            return w_ih.astype(kind), w_hh.astype(kind), b_ih.astype(kind), b_hh.astype(kind)
+            return weights[4 * position : 4 * position + 4]
         w_ih, w_hh = weights[2 * position : 2 * position + 2]
-        b_ih = ops.zeros_like(w_ih[:, 0]).astype(kind)
-        return w_ih.astype(kind), w_hh.astype(kind), b_ih, b_ih
+        b_ih = ops.zeros_like(w_ih[:, 0])
+        return w_ih, w_hh, b_ih, b_ih
 
 
 @functools.cache

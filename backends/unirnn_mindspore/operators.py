@@ -48,17 +48,30 @@ class Kernel(nn.Cell):
 
     It is a cell since an operator's own ``bprop`` is not called in graph mode if it needs cells. `construct` and
     `bprop` have a parameter for each weight, since graph mode refuses a `bprop` whose parameters are a tuple or
-    ``*weights``.
+    ``*weights``. float16 is cast here, and no further out, since `to_float` casts the inputs of every cell.
     """
 
     def __init__(self, spec: RecurrentSpec, reverse: bool) -> None:
         super().__init__()
         self.run, self.run_back = operators(spec, reverse)
-        self.is_lstm = spec.kind == "LSTM"
 
     def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
         """Give the outputs, h_n, and c_n if it is an LSTM."""
-        return self.run(x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
+        wide = mstype.float64 if x.dtype == mstype.float64 else mstype.float32
+        results = self.run(
+            x.astype(wide),
+            h_0.astype(wide),
+            c_0.astype(wide),
+            seq_length,
+            w_ih.astype(wide),
+            w_hh.astype(wide),
+            b_ih.astype(wide),
+            b_hh.astype(wide),
+        )
+        narrow: Any = ()
+        for part in results:
+            narrow += (part.astype(x.dtype),)
+        return narrow
 
     def bprop(
         self,
@@ -74,11 +87,18 @@ class Kernel(nn.Cell):
         dout: Any,
     ) -> Any:
         """Give the gradients in the order of `construct`'s parameters."""
-        inputs = (x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
-        if self.is_lstm:
-            found = self.run_back(*inputs, dout[0], dout[1], dout[2])
-        else:
-            found = self.run_back(*inputs, dout[0], dout[1])
+        wide = mstype.float64 if x.dtype == mstype.float64 else mstype.float32
+        inputs: Any = ()
+        for part in (x, h_0, c_0):
+            inputs += (part.astype(wide),)
+        inputs += (seq_length,)
+        for part in (w_ih, w_hh, b_ih, b_hh):
+            inputs += (part.astype(wide),)
+        for part in dout:
+            inputs += (part.astype(wide),)
+        found: Any = ()
+        for gradient in self.run_back(*inputs):
+            found += (gradient.astype(x.dtype),)
         return found[0], found[1], found[2], ops.zeros_like(seq_length), found[3], found[4], found[5], found[6]
 
 

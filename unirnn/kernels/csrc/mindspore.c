@@ -38,10 +38,10 @@ static unirnn_steps steps_of(void *data, const unirnn_layer *layer, int64_t size
     return (unirnn_steps){data, layer->batch_size * size, size};
 }
 
-/* The layer, but for what it writes. */
+/* The layer, but for what it writes. A dtype that the kernels don't have makes it a cell that they refuse. */
 static unirnn_layer layer_of(int cell, int reverse, void **params, int64_t **shapes, const char **dtypes) {
     unirnn_layer layer = {
-        .cell = cell,
+        .cell = strcmp(dtypes[X], "float64") && strcmp(dtypes[X], "float32") ? UNIRNN_CELLS : cell,
         .dtype = strcmp(dtypes[X], "float64") ? UNIRNN_FLOAT32 : UNIRNN_FLOAT64,
         .reverse = reverse,
         .num_threads = num_threads(),
@@ -69,6 +69,7 @@ static int forward(unirnn_layer layer, void **results) {
 }
 
 static int backward(unirnn_layer layer, void **d_results, void **d_inputs) {
+    if (layer.cell == UNIRNN_CELLS) return UNIRNN_BAD_CELL;
     const int is_lstm = layer.cell == LSTM;
     const int64_t size = layer.dtype == UNIRNN_FLOAT64 ? 8 : 4, state = layer.batch_size * layer.hidden_size;
     int64_t valid = 0;
