@@ -415,7 +415,9 @@ def test_padding_in_a_graph_changes_nothing(spec: RecurrentSpec, dtype: str, tol
     close(output.asnumpy(), expected, tolerance)
     for a, b in zip(_leaves((h_n,)), state_parts(spec, final) or (), strict=True):
         close(a.asnumpy(), b, tolerance)
-    wanted = pullback(np.ones_like(expected), join_state([np.ones_like(part) for part in state_parts(spec, final)]))
+    wanted = pullback(
+        np.ones_like(expected), join_state([np.ones_like(part) for part in state_parts(spec, final) or ()])
+    )
     (dx, dh), d_weights = ms.jit(ms.grad(loss, (0, 1), module.trainable_params()))(
         Tensor(x), Tensor(state), Tensor(LENGTHS)
     )
