@@ -1,9 +1,9 @@
 """Which implementation runs a layer, on which device, and what each of them supports.
 
-On a CPU, inference and training run on the core's kernels: NumPy computes the steps ("packed"), or numba compiles them
-("numba"). These kernels are Python functions, which a file can't hold, so ``mindspore.export`` writes MindSpore's own
-operators. These also run on a GPU and on Ascend, and in modules built with ``kernel="native"``. If MindSpore has no
-fused operator for a layer (`FUSED`), small operators compute it step by step.
+On a CPU, inference and training run on the core's kernels: the compiled ones, or, in PyNative mode only, the fallback.
+A file can't hold them, so ``mindspore.export`` writes MindSpore's own operators. These also run on a GPU and on Ascend,
+in modules built with ``kernel="native"``, and in graphs where there are no compiled kernels. If MindSpore has no fused
+operator for a layer (`FUSED`), small operators compute it step by step.
 """
 
 import sys
@@ -24,17 +24,17 @@ __all__ = [
     "Route",
     "check_build",
     "describe",
-    "is_compiled",
+    "is_exporting",
     "is_fused",
     "limits",
     "route",
 ]
 
 DeviceKind = Literal["cpu", "gpu", "ascend"]
-Route = Literal["packed", "numba", "fused", "steps"]
+Route = Literal["compiled", "fallback", "fused", "steps"]
 
 _NATIVE = ("float16", "float32")
-_ALL = replace(kernels.SUPPORT["packed"], who="mindspore", devices=("cpu", "gpu", "ascend"))
+_ALL = replace(kernels.SUPPORT["compiled"], who="mindspore", devices=("cpu", "gpu", "ascend"))
 
 SUPPORT = {"auto": _ALL, "native": _ALL, **kernels.SUPPORT}
 """By the names that ``kernel`` may have."""
@@ -56,12 +56,15 @@ def is_fused(spec: RecurrentSpec, device: DeviceKind) -> bool:
     return row is not None and row.unsupported_reason(spec) is None
 
 
-def is_compiled(spec: RecurrentSpec, kernel: str) -> bool:
-    """Whether a layer on a CPU runs on numba's kernel, rather than on NumPy's."""
-    return kernel == "numba" or (kernel == "auto" and kernels.has_numba(spec))
+def is_exporting() -> bool:
+    """Whether MindSpore compiles for `mindspore.export`.
+
+    There is no way to ask but for the level of syntax, which only an export makes strict.
+    """
+    return bool(ms.get_context("jit_syntax_level") == ms.STRICT)
 
 
-def route(spec: RecurrentSpec, device: DeviceKind, kernel: str) -> Route:
+def route(spec: RecurrentSpec, device: DeviceKind, kernel: str, dtype: str, *, in_graph: bool) -> Route:
     """The implementation that runs a call, or that MindSpore compiles, at this moment.
 
     Parameters
@@ -72,23 +75,37 @@ def route(spec: RecurrentSpec, device: DeviceKind, kernel: str) -> Route:
         The device of the module.
     kernel
         As the module was built.
+    dtype
+        The dtype that the layer computes in.
+    in_graph
+        Whether MindSpore compiles the call.
 
     Raises
     ------
     LimitError
-        If a kernel of the CPU was asked for by name, and MindSpore is exporting a file.
+        If what the module was built for can't be part of a graph or of an exported file.
     """
+    native: Route = "fused" if is_fused(spec, device) else "steps"
     if device != "cpu" or kernel == "native":
-        return "fused" if is_fused(spec, device) else "steps"
-    if ms.get_context("jit_syntax_level") != ms.STRICT:
-        return "numba" if is_compiled(spec, kernel) else "packed"
-    # `mindspore.export` compiles at the strict level, and there is no other way to know.
-    if kernel != "auto":
+        return native
+    if in_graph and is_exporting():
+        if kernel != "auto":
+            raise LimitError(
+                f"kernel: built with {kernel!r}, which can't be part of an exported file; build with 'auto' or 'native'"
+            )
+        return native
+    if kernel == "compiled" or (kernel == "auto" and kernels.is_compiled()):
+        return "compiled"
+    if not in_graph:
+        return "fallback"
+    if kernel == "fallback":
+        raise LimitError("kernel: built with 'fallback', which can't be part of a graph; build with 'auto' or 'native'")
+    if native == "fused" and dtype == "float64":
         raise LimitError(
-            f"kernel: built with {kernel!r}, which runs Python, and can't be part of an exported file; build with "
-            "'auto' or 'native'"
+            "graph mode: without unirnn's compiled kernels, the LSTM is MindSpore's, which computes in float32, given "
+            "float64; build in float32, or call it in PyNative mode"
         )
-    return route(spec, device, "native")
+    return native
 
 
 def check_build(kernel: str, spec: RecurrentSpec, device: DeviceKind, dtype: str) -> None:
@@ -102,8 +119,8 @@ def check_build(kernel: str, spec: RecurrentSpec, device: DeviceKind, dtype: str
         If it can't run this spec, on this kind of device, in this dtype.
     """
     check_kernel(kernel, SUPPORT, spec, device, dtype)
-    if kernel == "numba":
-        kernels.check_numba()
+    if kernel == "compiled":
+        kernels.check_compiled()
     if kernel == "native" and is_fused(spec, device):
         reason = FUSED[spec.kind, device].unsupported_reason(spec, device, dtype)
         if reason is not None:
@@ -143,10 +160,13 @@ def describe(spec: RecurrentSpec, device: DeviceKind, dtype: str) -> Iterator[Ke
     if device != "cpu":
         yield Kernel("native", "always")
         return
-    when = "always, except in an exported file"
-    if kernels.has_numba(spec):
-        yield Kernel("numba", when)
-        when = "by name only"
-    yield Kernel("packed", when)
-    if not is_fused(spec, device) or FUSED[spec.kind, device].unsupported_reason(spec, device, dtype) is None:
-        yield Kernel("native", "in an exported file")
+    has_native = not is_fused(spec, device) or FUSED[spec.kind, device].unsupported_reason(spec, device, dtype) is None
+    if kernels.is_compiled():
+        yield Kernel("compiled", "always, except in an exported file")
+        yield Kernel("fallback", "by name only, and not in a graph")
+        native_when = "in an exported file"
+    else:
+        yield Kernel("fallback", "in PyNative mode")
+        native_when = "in a graph or an exported file"
+    if has_native:
+        yield Kernel("native", native_when)

@@ -9,8 +9,8 @@ with x of `(T, B, I)`, outputs of `(T, B, H)`, states of `(B, H)`, lengths of `(
 ``(w_ih, w_hh, b_ih, b_hh)``. An RNN or GRU has no c: it is given h in its place, and what it returns there is ignored.
 A layer without biases is given zeros.
 
-On a CPU every direction exists twice: as a kernel, and, for the file that ``mindspore.export`` writes, as one of
-MindSpore's own operators. `unirnn_mindspore.dispatch.route` says which one is used.
+On a CPU every direction exists twice: as a compiled kernel, and, for the file that ``mindspore.export`` writes, as one
+of MindSpore's own operators. `unirnn_mindspore.dispatch.route` says which one is used.
 
 This file is written in the part of Python that MindSpore's graph mode compiles.
 """
@@ -22,11 +22,12 @@ from typing import Any
 from mindspore import dtype as mstype
 from mindspore import nn, ops
 
-from unirnn import RecurrentSpec
+from unirnn import RecurrentSpec, kernels
+from unirnn.devices import short_name
 
 from . import dispatch, pynative
 from .native import NativeDirection
-from .operators import KernelDirection, shared
+from .operators import CheckedLengths, CompiledDirection, shared
 
 __all__ = ["Stack"]
 
@@ -54,8 +55,9 @@ class Stack(nn.Cell):
         self.dropout = spec.dropout
         self.bias = spec.bias
         self.is_lstm = spec.kind == "LSTM"
-        has_kernels = device == "cpu" and kernel != "native"
-        self.by_numba = dispatch.is_compiled(spec, kernel)
+        self.device = device
+        self.kernel = kernel
+        has_kernels = device == "cpu" and kernel in ("auto", "compiled") and kernels.is_compiled()
         self.operators = nn.CellList(
             [
                 NativeDirection(spec, device, spec.weight_shapes()["weight_ih" + suffix][1], "_reverse" in suffix)
@@ -63,12 +65,13 @@ class Stack(nn.Cell):
             ]
         )
         self.kernels = nn.CellList(
-            [KernelDirection(spec, "_reverse" in suffix, self.by_numba) for suffix in spec.suffixes() if has_kernels]
+            [CompiledDirection(spec, "_reverse" in suffix) for suffix in spec.suffixes() if has_kernels]
         )
-        self.layers = pynative.layers if has_kernels else None
-        # An attribute, since automatic mixed precision moves `construct` to another module, without the functions of
+        self.layers = pynative.layers
+        self.checked: Any = CheckedLengths() if device == "cpu" else None
+        # Attributes, since automatic mixed precision moves `construct` to another module, without the functions of
         # this one.
-        self.runs_kernels = _traced_choice(spec, device, kernel)
+        self.runs_compiled, self.checks_lengths = _traced_choices(spec, device, kernel)
 
     def __call__(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, weights: Any) -> Any:
         """Run the layers in PyNative mode; what MindSpore compiles is `construct`.
@@ -89,10 +92,15 @@ class Stack(nn.Cell):
         tuple
             The output `(T, B, D*H)` and the final states.
         """
-        if self.layers is None or (self.dropout and self.training and self.num_layers > 1):
+        chosen = dispatch.route(self.spec, self.device, self.kernel, short_name(x.dtype), in_graph=False)
+        if self.layers is None or chosen == "fused" or chosen == "steps":
             return super().__call__(x, h_0, c_0, seq_length, weights)
+        noise = None
+        if self.dropout and self.training and self.num_layers > 1:
+            shape = (self.num_layers - 1, *x.shape[:2], self.hidden_size * self.num_directions)
+            noise = ops.dropout(ops.ones(shape, x.dtype), self.dropout, True)
         state = () if h_0 is None else (h_0, c_0) if self.is_lstm else (h_0,)
-        output, *final = self.layers(self.spec, self.by_numba, x, state, seq_length, weights)
+        output, *final = self.layers(pynative.Call(self.spec, chosen, seq_length, noise), x, state, weights)
         return output, final[0], final[-1]
 
     def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, weights: Any) -> Any:
@@ -104,22 +112,23 @@ class Stack(nn.Cell):
             c_0 = h_0
         if seq_length is None:
             seq_length = ops.full((batch_size,), steps, dtype=mstype.int64)
+        elif self.checks_lengths():
+            seq_length = self.checked(seq_length, steps)
+        if self.runs_compiled(x.dtype):
+            return self._run(self.kernels, x, h_0, c_0, seq_length, weights)
+        return self._run(self.operators, x, h_0, c_0, seq_length, weights)
+
+    def _run(self, directions: Any, x: Any, h_0: Any, c_0: Any, seq_length: Any, weights: Any) -> Any:
+        """Run the layers by the directions given."""
         h_n: Any = ()
         c_n: Any = ()
         for layer in range(self.num_layers):
             outputs: Any = ()
-            for backward in range(self.num_directions):
-                position = layer * self.num_directions + backward
-                if self.bias:
-                    w_ih, w_hh, b_ih, b_hh = weights[4 * position : 4 * position + 4]
-                else:
-                    w_ih, w_hh = weights[2 * position : 2 * position + 2]
-                    b_ih = ops.zeros_like(w_ih[:, 0])
-                    b_hh = b_ih
-                direction = self.kernels[position] if self.runs_kernels() else self.operators[position]
+            for reverse in range(self.num_directions):
+                position = layer * self.num_directions + reverse
                 h = h_0[position]
                 c = c_0[position] if self.is_lstm else h
-                out, h, c = direction(x, h, c, seq_length, (w_ih, w_hh, b_ih, b_hh))
+                out, h, c = directions[position](x, h, c, seq_length, self._weights(weights, position))
                 outputs += (out,)
                 h_n += (h,)
                 c_n += (c,)
@@ -129,8 +138,28 @@ class Stack(nn.Cell):
         h_all = ops.stack(h_n)
         return x, h_all, ops.stack(c_n) if self.is_lstm else h_all
 
+    def _weights(self, weights: Any, position: int) -> Any:
+        """Give the weights of a direction, with biases of zero if it has none."""
+        if self.bias:
+            return weights[4 * position : 4 * position + 4]
+        w_ih, w_hh = weights[2 * position : 2 * position + 2]
+        b_ih = ops.zeros_like(w_ih[:, 0])
+        return w_ih, w_hh, b_ih, b_ih
+
 
 @functools.cache
-def _traced_choice(spec: RecurrentSpec, device: dispatch.DeviceKind, kernel: str) -> Any:
-    """Make a function that, while MindSpore compiles, says whether kernels run, rather than MindSpore's operators."""
-    return shared(ops.constexpr(check=False)(lambda: dispatch.route(spec, device, kernel) in ("packed", "numba")))
+def _traced_choices(spec: RecurrentSpec, device: dispatch.DeviceKind, kernel: str) -> tuple[Any, Any]:
+    """Make two functions that run while MindSpore compiles.
+
+    The first says whether compiled kernels run, rather than MindSpore's operators; the second whether the lengths are
+    checked when the graph runs, which an exported file and other devices can't do.
+    """
+
+    def runs_compiled(dtype: Any) -> bool:
+        return dispatch.route(spec, device, kernel, short_name(dtype), in_graph=True) == "compiled"
+
+    def checks_lengths() -> bool:
+        return device == "cpu" and not dispatch.is_exporting()
+
+    at_compile_time = ops.constexpr(check=False)
+    return shared(at_compile_time(runs_compiled)), shared(at_compile_time(checks_lengths))

@@ -200,7 +200,7 @@ def _traced_checks(spec: RecurrentSpec, device: dispatch.DeviceKind, kernel: str
         length_dtype: Any,
     ) -> bool:
         if any(None in shape for shape in (*shapes, length_shape or ())):
-            _check_unknown_sizes(spec, device, kernel, shapes[0])
+            _check_unknown_sizes(spec, device, kernel, shapes[0], short_name(dtypes[0]))
             return False
         arrays = tuple((tuple(shape), short_name(kind)) for shape, kind in zip(shapes, dtypes, strict=True))
         sizes = check_arrays(spec, None if dtype is None else short_name(dtype), arrays[0], arrays[1:] or None)
@@ -218,10 +218,12 @@ def _traced_checks(spec: RecurrentSpec, device: dispatch.DeviceKind, kernel: str
     )
 
 
-def _check_unknown_sizes(spec: RecurrentSpec, device: dispatch.DeviceKind, kernel: str, shape: tuple[Any, ...]) -> None:
+def _check_unknown_sizes(
+    spec: RecurrentSpec, device: dispatch.DeviceKind, kernel: str, shape: tuple[Any, ...], dtype: str
+) -> None:
     """Refuse unknown sizes (None) of an input where the implementation must know them."""
-    chosen = dispatch.route(spec, device, kernel)
-    if chosen in ("packed", "numba"):
+    chosen = dispatch.route(spec, device, kernel, dtype, in_graph=True)
+    if chosen == "compiled":
         raise ShapeError(
             f"input: given shape {tuple(shape)}, whose unknown sizes (None) the CPU's kernels must know when they are "
             "compiled; leave out set_inputs, and each new shape compiles anew"

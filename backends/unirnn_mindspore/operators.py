@@ -1,67 +1,77 @@
-"""One layer in one direction on a CPU: a differentiable operator that runs the core's kernels.
+"""One layer in one direction on a CPU: a differentiable operator that calls the compiled kernels, for graph mode.
 
 MindSpore on a CPU pays for every operator that it launches, and a layer made of small operators for each time step
 would cost far more than what it computes. So a layer is one ``ops.Custom`` over all steps, and its gradient another,
-which runs the layer again and then backward: nothing is stored between the two. Both serve PyNative and graph mode.
-MindSpore lends the memory of the inputs, so they are not copied.
+which runs the layer again and then backward: nothing is stored between the two. MindSpore calls both in the library of
+the compiled kernels (``unirnn/kernels/csrc/mindspore.c``), without Python.
 """
 
 import functools
 from typing import Any
 
-import numpy as np
-from mindspore import nn, ops
+from mindspore import Tensor, nn, ops
+from mindspore import dtype as mstype
 
-from unirnn import RecurrentSpec, kernels
+from unirnn import RecurrentSpec
 from unirnn.contract.call import Sizes, lengths
-from unirnn.kernels.threads import cores
+from unirnn.kernels import library
+from unirnn.kernels.compiled import cell_of
 
-__all__ = ["KernelDirection", "quiet", "shared"]
+__all__ = ["CheckedLengths", "CompiledDirection", "shared"]
 
 
-class KernelDirection(nn.Cell):
+class CompiledDirection(nn.Cell):
     """One layer in one direction; its signature is described in `unirnn_mindspore.layers`.
 
     Parameters
     ----------
     spec
         The layer.
-    backward
+    reverse
         Whether it runs from the last valid step to the first.
-    compiled
-        Whether numba compiles the steps; see `unirnn.kernels`.
     """
 
-    def __init__(self, spec: RecurrentSpec, backward: bool, compiled: bool) -> None:
+    def __init__(self, spec: RecurrentSpec, reverse: bool) -> None:
         super().__init__()
-        self.kernel = Kernel(spec, backward, compiled)
+        self.kernel = Kernel(spec, reverse)
         self.is_lstm = spec.kind == "LSTM"
 
     def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, weights: Any) -> Any:
         """Give the outputs `(T, B, H)` and the final state, `(B, H)` each."""
-        steps = x.shape[0]
-        rows = self.kernel(x, h_0, c_0, seq_length, *weights)
-        h_n = rows[steps]
-        return rows[:steps], h_n, rows[steps + 1] if self.is_lstm else h_n
+        w_ih, w_hh, b_ih, b_hh = weights
+        results = self.kernel(x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
+        return results[0], results[1], results[2] if self.is_lstm else results[1]
 
 
 class Kernel(nn.Cell):
-    """The operator and its gradient. The result is the outputs and then h_n, `(T+1, B, H)`; for an LSTM also c_n.
+    """The operator and its gradient. The results are the outputs and the final state, an array for each of its parts.
 
-    It is one array, since in PyNative mode MindSpore makes zeros as the gradient of each result that is not used, and
-    MindSpore 2.10 leaks 1.3 KB each time.
+    It is a cell since an operator's own ``bprop`` is not called in graph mode if it needs cells. `construct` and
+    `bprop` have a parameter for each weight, since graph mode refuses a `bprop` whose parameters are a tuple or
+    ``*weights``. float16 is cast here, and no further out, since `to_float` casts the inputs of every cell.
     """
 
-    # `construct` and `bprop` have a parameter for each weight, since graph mode refuses a `bprop` whose parameters are
-    # a tuple or ``*weights``.
-
-    def __init__(self, spec: RecurrentSpec, backward: bool, compiled: bool) -> None:
+    def __init__(self, spec: RecurrentSpec, reverse: bool) -> None:
         super().__init__()
-        self.run, self.run_back = operators(spec, backward, compiled)
+        self.run, self.run_back = operators(spec, reverse)
 
     def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
-        """Give the outputs, followed by the final state."""
-        return self.run(x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
+        """Give the outputs, h_n, and c_n if it is an LSTM."""
+        wide = mstype.float64 if x.dtype == mstype.float64 else mstype.float32
+        results = self.run(
+            x.astype(wide),
+            h_0.astype(wide),
+            c_0.astype(wide),
+            seq_length,
+            w_ih.astype(wide),
+            w_hh.astype(wide),
+            b_ih.astype(wide),
+            b_hh.astype(wide),
+        )
+        narrow: Any = ()
+        for part in results:
+            narrow += (part.astype(x.dtype),)
+        return narrow
 
     def bprop(
         self,
@@ -77,67 +87,70 @@ class Kernel(nn.Cell):
         dout: Any,
     ) -> Any:
         """Give the gradients in the order of `construct`'s parameters."""
-        dx, dh_0, dc_0, dw_ih, dw_hh, db_ih, db_hh = self.run_back(
-            x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh, dout
-        )
-        return dx, dh_0, dc_0, ops.zeros_like(seq_length), dw_ih, dw_hh, db_ih, db_hh
+        wide = mstype.float64 if x.dtype == mstype.float64 else mstype.float32
+        inputs: Any = ()
+        for part in (x, h_0, c_0):
+            inputs += (part.astype(wide),)
+        inputs += (seq_length,)
+        for part in (w_ih, w_hh, b_ih, b_hh):
+            inputs += (part.astype(wide),)
+        for part in dout:
+            inputs += (part.astype(wide),)
+        found: Any = ()
+        for gradient in self.run_back(*inputs):
+            found += (gradient.astype(x.dtype),)
+        return found[0], found[1], found[2], ops.zeros_like(seq_length), found[3], found[4], found[5], found[6]
 
 
-@functools.cache  # MindSpore never forgets an operator's function: there is one for each spec, not for each module
-def operators(spec: RecurrentSpec, backward: bool, compiled: bool) -> tuple[Any, Any]:
+@functools.cache
+def operators(spec: RecurrentSpec, reverse: bool) -> tuple[Any, Any]:
     """Make the operator of a direction, and that of its gradient."""
+    loaded = library.load()
+    assert loaded is not None  # the backend takes MindSpore's own operators where there is no library
+    prefix = f"{loaded._name}:unirnn_mindspore_{cell_of(spec)}{'_reverse' if reverse else ''}"
     parts = len(spec.states)
 
-    def apply(keep: bool, x: Any, h_0: Any, c_0: Any, seq_length: Any, *weights: Any) -> Any:
-        # In graph mode this is the first place where the values of the lengths are known.
-        ns = lengths(seq_length, Sizes(x.shape[0], x.shape[1]))
-        w, state = kernels.Weights(*weights), (h_0, c_0)[:parts]
-        return kernels.direction(
-            spec, w, x, state, ns, backward=backward, keep=keep, compiled=compiled, num_threads=_num_threads()
-        )
+    def output_shapes(x: Any, h_0: Any, *rest: Any) -> Any:
+        return [x[0], x[1], h_0[1]], *[h_0] * parts
 
-    # MindSpore counts the parameters of these two, so they can't be ``*inputs``.
-    def run(x: Any, h_0: Any, c_0: Any, seq_length: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
-        with quiet():
-            outputs, final, _ = apply(False, x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
-        return np.concatenate((outputs, final))
-
-    def run_back(
-        x: Any, h_0: Any, c_0: Any, seq_length: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, d_rows: Any
-    ) -> tuple[Any, ...]:
-        steps = x.shape[0]
-        with quiet():
-            _, _, pullback = apply(True, x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
-            dx, d_state, d_weights = pullback(d_rows[:steps], tuple(d_rows[steps:]))
-        return (dx, d_state[0], d_state[1] if parts == 2 else np.zeros_like(c_0), *d_weights)
-
-    def output_shape(x: Any, h_0: Any, *rest: Any) -> Any:
-        return [x[0] + parts, x[1], h_0[1]]
-
-    def output_dtype(x: Any, *rest: Any) -> Any:
-        return x
+    def output_dtypes(x: Any, *rest: Any) -> Any:
+        return (x,) * (1 + parts)
 
     def like_inputs(x: Any, h_0: Any, c_0: Any, seq_length: Any, *rest: Any) -> Any:
         """Give the shapes, or dtypes, of the gradients: those of x, the state and the weights."""
         return x, h_0, c_0, *rest[:4]
 
     return (
-        shared(ops.Custom(run, output_shape, output_dtype, "pyfunc")),
-        shared(ops.Custom(run_back, like_inputs, like_inputs, "pyfunc")),
+        shared(ops.Custom(f"{prefix}_forward", output_shapes, output_dtypes, "aot")),
+        shared(ops.Custom(f"{prefix}_backward", like_inputs, like_inputs, "aot")),
     )
 
 
-def _num_threads() -> int:
-    """Count all cores but one, since the thread that waits for a graph keeps one of them busy.
+class CheckedLengths(nn.Cell):
+    """The lengths as they are, if each is in range.
 
-    With more threads than cores, every product of BLAS would wait for the thread that has no core.
+    In graph mode their values are known only when the graph runs. The compiled kernels refuse what is out of range too,
+    but MindSpore gives no words to their refusal. So this is an operator that runs Python.
     """
-    return max(1, cores() - 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checked = _checked()
+
+    def construct(self, seq_length: Any, steps: int) -> Any:
+        """Give the lengths `(B,)` of an input of so many steps."""
+        return ops.stop_gradient(self.checked(seq_length, Tensor(steps, mstype.int64)))
 
 
-def quiet() -> Any:
-    """Make a context in which NumPy, like MindSpore, gives no warning of an infinity or a NaN."""
-    return np.errstate(all="ignore")
+@functools.cache  # MindSpore never forgets an operator's function
+def _checked() -> Any:
+    def check(seq_length: Any, steps: Any) -> Any:
+        return lengths(seq_length, Sizes(int(steps), seq_length.shape[0]))
+
+    def like_lengths(seq_length: Any, steps: Any) -> Any:
+        return seq_length
+
+    return shared(ops.Custom(check, like_lengths, like_lengths, "pyfunc"))
 
 
 def shared(operator: Any) -> Any:

@@ -7,6 +7,7 @@ only if a gradient is recorded: then it copies the weights, and stores what the 
 """
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,32 +16,59 @@ from mindspore import Tensor, common
 from unirnn import RecurrentSpec, kernels
 from unirnn.contract.call import Sizes, lengths
 from unirnn.errors import LimitError
+from unirnn.kernels import KernelName
 
-from .operators import quiet
-
-__all__ = ["layers"]
+__all__ = ["Call", "layers"]
 
 
-def _run(
-    spec: RecurrentSpec, compiled: bool, seq_length: Any, x: Any, rest: tuple[Any, ...], *, keep: bool
-) -> tuple[Any, Any, Any]:
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What a call of the layers has besides the arrays that have gradients.
+
+    Parameters
+    ----------
+    spec
+        The layers, with ``batch_first=False``.
+    kernel
+        The kernel that runs them.
+    seq_length
+        `(B,)`; None if every step is valid.
+    noise
+        `(L-1, T, B, D*H)`: what the output of every layer but the last is multiplied with; None without dropout.
+    """
+
+    spec: RecurrentSpec
+    kernel: KernelName
+    seq_length: Tensor | None
+    noise: Tensor | None
+
+
+def _run(call: Call, x: Any, rest: tuple[Any, ...], *, keep: bool) -> tuple[Any, Any, Any]:
     """Give the output with the final state, the pullback, and the names of x and the rest in its result."""
-    input = x.asnumpy()
+    spec, input = call.spec, x.asnumpy()
     given = len(rest) - len(spec.weight_shapes())
     hx = tuple(part.asnumpy() for part in rest[:given]) or None
     weights = {name: w.asnumpy() for name, w in zip(spec.weight_shapes(), rest[given:], strict=True)}
     if keep:  # an assignment to a parameter from here on must not change the gradient
         weights = {name: array.copy() for name, array in weights.items()}
-    ns = None if seq_length is None else lengths(seq_length.asnumpy(), Sizes(*input.shape[:2]))
-    with quiet():
-        output, final, pullback = kernels.recurrent(spec, weights, input, hx, ns, keep=keep, compiled=compiled)
+    ns = None if call.seq_length is None else lengths(call.seq_length.asnumpy(), Sizes(*input.shape[:2]))
+    noise = None if call.noise is None else call.noise.asnumpy()
+    with _quiet():
+        output, final, pullback = kernels.recurrent(
+            spec, weights, input, hx, ns, noise=noise, keep=keep, kernel=call.kernel
+        )
     return (output, *final), pullback, ("input", *(f"{name}_0" for name in spec.states[:given]), *weights)
 
 
-def _forward(ctx: Any, spec: RecurrentSpec, compiled: bool, seq_length: Any, x: Any, *rest: Any) -> Any:
+def _quiet() -> Any:
+    """Make a context in which NumPy, like MindSpore, gives no warning of an infinity or a NaN."""
+    return np.errstate(all="ignore")
+
+
+def _forward(ctx: Any, call: Call, x: Any, *rest: Any) -> Any:
     # MindSpore need not make zeros for results that are not used.
     ctx.set_materialize_grads(False)
-    results, ctx.pullback, ctx.names = _run(spec, compiled, seq_length, x, rest, keep=True)
+    results, ctx.pullback, ctx.names = _run(call, x, rest, keep=True)
     ctx.inputs = (x, *rest)
     ctx.results = tuple((part.shape, part.dtype) for part in results)
     return tuple(_tensor(part) for part in results)
@@ -50,13 +78,13 @@ def _backward(ctx: Any, *d_results: Any) -> Any:
     d_output, *d_final = (
         np.zeros(*result) if d is None else d.asnumpy() for d, result in zip(d_results, ctx.results, strict=True)
     )
-    with quiet():
+    with _quiet():
         gradients = ctx.pullback(d_output, tuple(d_final))
     found = [_tensor(gradients[name]) for name in ctx.names]
     if _is_recording():  # second derivatives, for which these gradients would silently be constants
         sources = (*ctx.inputs, *(d for d in d_results if d is not None))
         found = _Undifferentiable.apply(len(found), *found, *sources)
-    return None, None, None, *found
+    return None, *found
 
 
 def _undifferentiable_forward(ctx: Any, count: int, *tensors: Any) -> Any:
@@ -65,8 +93,8 @@ def _undifferentiable_forward(ctx: Any, count: int, *tensors: Any) -> Any:
 
 def _undifferentiable_backward(ctx: Any, *_: Any) -> Any:
     raise LimitError(
-        "second derivatives: the packed kernels, on which mindspore's layers run on the CPU, have none; build with the "
-        "torch backend, which has them"
+        "second derivatives: the kernels on which mindspore's layers run on the CPU have none; build with the torch "
+        "backend, which has them"
     )
 
 
@@ -74,23 +102,17 @@ def _tensor(array: Any) -> Tensor:
     return Tensor.from_numpy(np.ascontiguousarray(array))
 
 
-def _layers(
-    spec: RecurrentSpec, compiled: bool, x: Any, state: tuple[Any, ...], seq_length: Any, weights: tuple[Any, ...]
-) -> tuple[Any, ...]:
+def _layers(call: Call, x: Any, state: tuple[Any, ...], weights: tuple[Any, ...]) -> tuple[Any, ...]:
     """Run all layers.
 
     Parameters
     ----------
-    spec
-        The layers, with ``batch_first=False``.
-    compiled
-        Whether numba compiles the steps; see `unirnn.kernels`.
+    call
+        The layers, the kernel, and what has no gradient.
     x
         `(T, B, I)`.
     state
         Initial state, `(L*D, B, H)` each; empty for zeros.
-    seq_length
-        `(B,)`; None if every step is valid.
     weights
         In the order of `unirnn.Spec.weight_shapes`.
 
@@ -100,9 +122,9 @@ def _layers(
         The output `(T, B, D*H)`, and the final state, `(L*D, B, H)` each.
     """
     if not _is_recording():
-        parts, _, _ = _run(spec, compiled, seq_length, x, (*state, *weights), keep=False)
+        parts, _, _ = _run(call, x, (*state, *weights), keep=False)
         return tuple(_tensor(part) for part in parts)
-    results: tuple[Any, ...] = _Function.apply(spec, compiled, seq_length, x, *state, *weights)
+    results: tuple[Any, ...] = _Function.apply(call, x, *state, *weights)
     return results
 
 
@@ -122,8 +144,8 @@ try:
     from mindspore.common._grad_function import _Function as _Base
 except ImportError as error:
     warnings.warn(
-        "in PyNative mode unirnn runs its layers as custom operators, which is slower, since this MindSpore lacks a "
-        f"class that unirnn needs ({error}); please report it to unirnn",
+        "in PyNative mode unirnn runs its layers as in a graph, which is slower, since this MindSpore lacks a class "
+        f"that unirnn needs ({error}); please report it to unirnn",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -305,7 +304,7 @@ def test_the_kernels_need_linux(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @each
-@pytest.mark.parametrize("kernel", ["auto", "packed", "native", *(["numba"] if find_spec("numba") else [])])
+@pytest.mark.parametrize("kernel", ["auto", "compiled", "fallback", "native"])
 def test_the_kernels_agree(spec: RecurrentSpec, kernel: str) -> None:
     x, hx = batch(spec)
     reference = spec.build("numpy", seed=0)
@@ -328,8 +327,8 @@ def test_native_steps_are_accurate_although_mindspores_tanh_is_not(spec: Recurre
     close(output.asnumpy(), expected, 1e-5)
 
 
-def test_a_kernel_named_in_build_runs_or_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(errors.ArgumentError, match="kernel: given 'fast', expected one of 'auto', 'native', 'packed'"):
+def test_a_kernel_named_in_build_runs_or_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(errors.ArgumentError, match="'fast', expected one of 'auto', 'native', 'compiled', 'fallback'"):
         SPECS[0].build("mindspore", kernel="fast")
     with pytest.raises(
         errors.LimitError,
@@ -337,20 +336,124 @@ def test_a_kernel_named_in_build_runs_or_is_refused(tmp_path: Path, monkeypatch:
     ):
         SPECS[2].build("mindspore", dtype="float64", kernel="native")
     told = unirnn.explain(SPECS[2], "mindspore", dtype="float64")
-    assert "native" not in [kernel.name for kernel in told.kernels]
-    with monkeypatch.context() as patch:
-        patch.setattr("unirnn.kernels.layers._is_installed", lambda package: False)
-        assert unirnn.explain(SPECS[2], "mindspore").kernels[0] == ("packed", "always, except in an exported file")
-        with pytest.raises(errors.LimitError, match=r"'numba', but numba, .* not installed; to install: python -m pip"):
-            SPECS[2].build("mindspore", kernel="numba")
-        patch.setattr("unirnn.kernels.layers._is_installed", lambda package: True)
-        told = unirnn.explain(SPECS[2], "mindspore")
-        assert told.kernels[:2] == (("numba", "always, except in an exported file"), ("packed", "by name only"))
+    assert told.kernels == (
+        ("compiled", "always, except in an exported file"),
+        ("fallback", "by name only, and not in a graph"),
+    )
+    assert unirnn.explain(SPECS[2], "mindspore").kernels[2] == ("native", "in an exported file")
     assert unirnn.explain(SPECS[2], "mindspore", "ascend").kernels == (("native", "always"),)
-    module = SPECS[1].build("mindspore", seed=0, kernel="packed")
-    with pytest.raises(errors.LimitError, match="kernel: built with 'packed', which runs Python"):
-        ms.export(module, batch(SPECS[1])[0], file_name=str(tmp_path / "x"), file_format="MINDIR")
-    ms.set_context(jit_syntax_level=ms.LAX)  # a failed export leaves it strict
+    x, _ = batch(SPECS[1])
+    for kernel in ("compiled", "fallback"):
+        module = SPECS[1].build("mindspore", seed=0, kernel=kernel)
+        with pytest.raises(errors.LimitError, match=f"built with '{kernel}', which can't be part of an exported file"):
+            ms.export(module, x, file_name=str(tmp_path / "x"), file_format="MINDIR")
+        ms.set_context(jit_syntax_level=ms.LAX)  # a failed export leaves it strict
+    with pytest.raises(errors.LimitError, match="kernel: built with 'fallback', which can't be part of a graph"):
+        compiled(module)(x, None, None)
+
+
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are no compiled kernels."""
+    monkeypatch.setattr(kernels.library, "_open", lambda: (None, "there is no C compiler"))
+
+
+@pytest.mark.usefixtures("no_library")
+class TestWithoutCompiledKernels:
+    @each
+    def test_the_fallback_runs_and_in_a_graph_mindspores_operators(self, spec: RecurrentSpec) -> None:
+        told = unirnn.explain(spec, "mindspore")
+        assert told.kernels == (("fallback", "in PyNative mode"), ("native", "in a graph or an exported file"))
+        module, (x, hx) = spec.build("mindspore", seed=0), batch(spec)
+        expected, final = module(x, hx, LENGTHS)
+        output, h_n = compiled(module)(x, hx, Tensor(LENGTHS))
+        for a, b in zip(_leaves((output, h_n)), _leaves((expected, final)), strict=True):
+            close(a.asnumpy(), b.asnumpy(), 1e-5)
+        with pytest.raises(errors.LengthError, match="seq_length"):
+            compiled(module)(x, hx, Tensor([1, 2, 9]))[0].asnumpy()
+
+    def test_what_cannot_be_had_is_refused(self) -> None:
+        with pytest.raises(errors.LimitError, match="given 'compiled', but there is no C compiler; build with 'auto'"):
+            SPECS[1].build("mindspore", kernel="compiled")
+        module = SPECS[2].build("mindspore", dtype="float64")
+        with pytest.raises(errors.LimitError, match="computes in float32, given float64; build in float32"):
+            compiled(module)(Tensor(np.ones((5, 3, 3))), None, None)
+
+
+GRAPH_SPECS: list[RecurrentSpec] = [
+    RNNSpec(3, 4, nonlinearity="tanh", bidirectional=True),
+    RNNSpec(3, 4, nonlinearity="relu"),
+    GRUSpec(3, 4, 2, bidirectional=True),
+    GRUSpec(3, 4, reset_after=False, bidirectional=True, bias=False),
+    LSTMSpec(3, 4, bidirectional=True),
+]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12), ("float16", 5e-3)])
+@pytest.mark.parametrize("spec", GRAPH_SPECS, ids=repr)
+def test_padding_in_a_graph_changes_nothing(spec: RecurrentSpec, dtype: str, tolerance: float) -> None:
+    """NaN in the padding, and all results and gradients are those of the NumPy backend; lengths of zero too."""
+    module = spec.build("mindspore", seed=0, dtype=dtype)
+    x = np.random.default_rng(1).standard_normal((5, 3, 3)).astype(dtype)
+    for n, b in zip(LENGTHS, range(3), strict=True):
+        x[n:, b] = np.nan
+    state = np.random.default_rng(2).standard_normal((spec.num_layers * spec.num_directions, 3, 4)).astype(dtype)
+    wide = (state.astype("float64"),) * len(spec.states)
+
+    @ms.jit
+    def run(x: Any, hx: Any, seq_length: Any) -> Any:
+        return module(x, hx, seq_length)
+
+    def loss(x: Any, h: Any, seq_length: Any) -> Any:
+        output, final = module(x, (h, h) if len(wide) == 2 else h, seq_length)
+        return output.sum() + (final[0].sum() + final[1].sum() if len(wide) == 2 else final.sum())
+
+    reference = spec.build("numpy", seed=0, dtype="float64")
+    expected, final, pullback = reference.vjp(x.astype("float64"), join_state(wide), LENGTHS)
+    hx = join_state([Tensor(state)] * len(wide))
+    output, h_n = run(Tensor(x), hx, Tensor(LENGTHS))
+    close(output.asnumpy(), expected, tolerance)
+    for a, b in zip(_leaves((h_n,)), state_parts(spec, final) or (), strict=True):
+        close(a.asnumpy(), b, tolerance)
+    wanted = pullback(
+        np.ones_like(expected), join_state([np.ones_like(part) for part in state_parts(spec, final) or ()])
+    )
+    (dx, dh), d_weights = ms.jit(ms.grad(loss, (0, 1), module.trainable_params()))(
+        Tensor(x), Tensor(state), Tensor(LENGTHS)
+    )
+    close(dx.asnumpy(), wanted["input"], tolerance)
+    close(dh.asnumpy(), sum(wanted[f"{name}_0"] for name in spec.states), tolerance)
+    for parameter, d in zip(module.trainable_params(), d_weights, strict=True):
+        close(d.asnumpy(), wanted[parameter.name], tolerance)
+    for n, b in zip(LENGTHS, range(3), strict=True):
+        assert (dx.asnumpy()[n:, b] == 0).all()
+
+
+def test_an_assigned_parameter_is_used_by_the_next_call() -> None:
+    spec, other = GRUSpec(3, 4), GRUSpec(3, 4).build("mindspore", seed=1)
+    module, (x, _) = spec.build("mindspore", seed=0), batch(spec)
+    run = compiled(module)
+    before, after = module(x)[0].asnumpy(), other(x)[0].asnumpy()
+    np.testing.assert_array_equal(run(x, None, None)[0].asnumpy(), before)
+    for parameter, new in zip(module.trainable_params(), other.trainable_params(), strict=True):
+        ops.assign(parameter, new)
+    for call in (module, run):
+        np.testing.assert_array_equal(call(x, None, None)[0].asnumpy(), after)
+
+    bias = module.trainable_params()[3]
+
+    @ms.jit
+    def doubled(x: Any) -> Any:
+        first, _ = module(x)
+        ops.assign(bias, bias * 2)
+        second, _ = module(x)
+        return first, second
+
+    first, second = doubled(x)
+    np.testing.assert_array_equal(first.asnumpy(), after)
+    assert (second.asnumpy() != after).any()
+    np.testing.assert_array_equal(second.asnumpy(), module(x)[0].asnumpy())
+    np.testing.assert_array_equal(second.asnumpy(), run(x, None, None)[0].asnumpy())
 
 
 class Squared(nn.Cell):
@@ -466,8 +569,8 @@ print((ms.grad(loss)(x).asnumpy() == expected).all())
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-5:] == [
         "True True",
-        "LimitError second derivatives: the packed kernels, ",
-        "LimitError second derivatives: the packed kernels, ",
+        "LimitError second derivatives: the kernels on which",
+        "LimitError second derivatives: the kernels on which",
         "ShapeError input: given shape (5, 2, 2), expected 3",
         "True",
     ]
@@ -482,7 +585,7 @@ x = mindspore.Tensor(numpy.ones((5, 2, 3), "float32"))
 with warnings.catch_warnings(record=True) as found:
     warnings.simplefilter("always", RuntimeWarning)
     module = unirnn.GRUSpec(3, 4).build("mindspore", seed=0)
-print([str(w.message) for w in found if "unirnn runs its layers as custom operators" in str(w.message)])
+print([str(w.message) for w in found if "unirnn runs its layers as in a graph" in str(w.message)])
 ours = module(x, None, [5, 2])[0].asnumpy()
 print(abs(ours - unirnn.GRUSpec(3, 4).build("numpy", seed=0)(x.asnumpy(), None, [5, 2])[0]).max() < 1e-6)
 """

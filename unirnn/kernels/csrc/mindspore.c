@@ -1,0 +1,129 @@
+/* The kernels as operators of MindSpore (`ops.Custom`, func_type="aot"): for each cell and direction a forward and a
+   backward function, which MindSpore finds by name and calls without Python.
+
+   Both take x (T, B, I), h_0 and c_0 (B, H), the lengths (B,) int64 and the four weights; then
+
+       forward:                                     gives the output, h_n, c_n;
+       backward:  takes the gradients of these too, gives those of x, h_0, c_0 and of the four weights.
+
+   An RNN or GRU has neither c_n nor its gradient; what stands for c_0 is not read, and its gradient is zero. All arrays
+   are contiguous, and all but the lengths have one dtype. Nothing is stored between the two: backward runs the layer
+   again. A function returns a code of `enum unirnn_status`, which MindSpore raises as an error. */
+
+#if defined(__linux__)
+
+#define _GNU_SOURCE
+#include "unirnn.h"
+
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum input { X, H_0, C_0, LENGTHS, WEIGHT_IH, WEIGHT_HH, BIAS_IH, BIAS_HH, INPUTS };
+
+/* OMP_NUM_THREADS, or all cores; but one less if the thread that waits for a graph keeps one busy, which it does unless
+   MindSpore is told to run a graph in the thread that calls it. */
+static int num_threads(void) {
+    const char *wanted = getenv("OMP_NUM_THREADS");
+    int number = wanted ? atoi(wanted) : 0;
+    if (number > 0) return number;
+    cpu_set_t cores;
+    if (sched_getaffinity(0, sizeof(cores), &cores)) return 1;
+    const char *blocking = getenv("MS_DEV_HOST_BLOCKING_RUN");
+    number = CPU_COUNT(&cores) - !(blocking && !strcmp(blocking, "1"));
+    return number > 0 ? number : 1;
+}
+
+static unirnn_steps steps_of(void *data, const unirnn_layer *layer, int64_t size) {
+    return (unirnn_steps){data, layer->batch_size * size, size};
+}
+
+/* The layer, but for what it writes. A dtype that the kernels don't have makes it a cell that they refuse. */
+static unirnn_layer layer_of(int cell, int reverse, void **params, int64_t **shapes, const char **dtypes) {
+    unirnn_layer layer = {
+        .cell = strcmp(dtypes[X], "float64") && strcmp(dtypes[X], "float32") ? UNIRNN_CELLS : cell,
+        .dtype = strcmp(dtypes[X], "float64") ? UNIRNN_FLOAT32 : UNIRNN_FLOAT64,
+        .reverse = reverse,
+        .num_threads = num_threads(),
+        .steps = shapes[X][0],
+        .batch_size = shapes[X][1],
+        .input_size = shapes[X][2],
+        .hidden_size = shapes[H_0][1],
+        .lengths = params[LENGTHS],
+        .weight_ih = params[WEIGHT_IH],
+        .weight_hh = params[WEIGHT_HH],
+        .bias_ih = params[BIAS_IH],
+        .bias_hh = params[BIAS_HH],
+        .h_0 = params[H_0],
+        .c_0 = cell == LSTM ? params[C_0] : NULL,
+    };
+    layer.input = steps_of(params[X], &layer, layer.input_size);
+    return layer;
+}
+
+static int forward(unirnn_layer layer, void **results) {
+    layer.output = steps_of(results[0], &layer, layer.hidden_size);
+    layer.h_n = results[1];
+    layer.c_n = layer.cell == LSTM ? results[2] : NULL;
+    return unirnn_forward(&layer);
+}
+
+static int backward(unirnn_layer layer, void **d_results, void **d_inputs) {
+    if (layer.cell == UNIRNN_CELLS) return UNIRNN_BAD_CELL;
+    const int is_lstm = layer.cell == LSTM;
+    const int64_t size = layer.dtype == UNIRNN_FLOAT64 ? 8 : 4, state = layer.batch_size * layer.hidden_size;
+    int64_t valid = 0;
+    for (int64_t b = 0; b < layer.batch_size; b++) {
+        if (layer.lengths[b] < 0 || layer.lengths[b] > layer.steps) return UNIRNN_BAD_LENGTH;
+        valid += layer.lengths[b];
+    }
+    char *memory = malloc((3 * state + valid * unirnn_kept(layer.cell) * layer.hidden_size) * size);
+    if (!memory) return UNIRNN_NO_MEMORY;
+    /* The results are not wanted again: all steps of the output lie in the same place. */
+    layer.output = (unirnn_steps){memory, 0, layer.hidden_size};
+    layer.h_n = memory + state * size;
+    layer.c_n = memory + 2 * state * size;
+    layer.kept = memory + 3 * state * size;
+    unirnn_gradients d = {
+        .d_output = steps_of(d_results[0], &layer, layer.hidden_size),
+        .d_h_n = d_results[1],
+        .d_c_n = is_lstm ? d_results[2] : NULL,
+        .d_input = steps_of(d_inputs[0], &layer, layer.input_size),
+        .d_h_0 = d_inputs[1],
+        .d_c_0 = is_lstm ? d_inputs[2] : NULL,
+        .d_weight_ih = d_inputs[3],
+        .d_weight_hh = d_inputs[4],
+        .d_bias_ih = d_inputs[5],
+        .d_bias_hh = d_inputs[6],
+    };
+    int status = unirnn_forward(&layer);
+    if (!status) status = unirnn_backward(&layer, &d);
+    if (!status && !is_lstm) memset(d_inputs[2], 0, state * size);
+    free(memory);
+    return status;
+}
+
+#define ARGUMENTS \
+    int count, void **params, int *ndims, int64_t **shapes, const char **dtypes, void *stream, void *extra
+#define OPERATORS(name, cell, reverse) \
+    UNIRNN_EXPORT int unirnn_mindspore_##name##_forward(ARGUMENTS); \
+    UNIRNN_EXPORT int unirnn_mindspore_##name##_backward(ARGUMENTS); \
+    int unirnn_mindspore_##name##_forward(ARGUMENTS) { \
+        (void)count, (void)ndims, (void)stream, (void)extra; \
+        return forward(layer_of(cell, reverse, params, shapes, dtypes), params + INPUTS); \
+    } \
+    int unirnn_mindspore_##name##_backward(ARGUMENTS) { \
+        (void)count, (void)ndims, (void)stream, (void)extra; \
+        void **d_results = params + INPUTS; \
+        return backward( \
+            layer_of(cell, reverse, params, shapes, dtypes), d_results, d_results + (cell == LSTM ? 3 : 2)); \
+    }
+#define BOTH_WAYS(cell) OPERATORS(cell, cell, 0) OPERATORS(cell##_reverse, cell, 1)
+
+BOTH_WAYS(RNN_TANH)
+BOTH_WAYS(RNN_RELU)
+BOTH_WAYS(GRU)
+BOTH_WAYS(GRU_RESET_BEFORE)
+BOTH_WAYS(LSTM)
+
+#endif
