@@ -5,7 +5,7 @@ here, whoever calls.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -137,9 +137,9 @@ def backward(
     x, state = call.x, call.state
     d_output, *d_final = d_results
     shape = *x.shape[:2], call.hidden_size
-    d_output = None if d_output is None else _steps("d_output", d_output, shape, x)
-    d_final = [None if d is None else _whole("d_state", d, shape[1:], x) for d in d_final]
-    _whole("kept", kept, (x.shape[0] * x.shape[1], compiled.KEPT[call.cell] * call.hidden_size), x)
+    d_output = None if d_output is None else _steps("d_output", d_output, shape, x.dtype)
+    d_final = [None if d is None else _whole("d_state", d, shape[1:], x.dtype) for d in d_final]
+    _whole("kept", kept, (x.shape[0] * x.shape[1], compiled.KEPT[call.cell] * call.hidden_size), x.dtype)
     d_x = x.new_empty(x.shape) if of_x else None
     d_state = [part.new_empty(part.shape) for part in state]
     d_weights = reference.Weights(
@@ -178,50 +178,45 @@ def _readable(call: Call) -> Call:
     ShapeError, DTypeError
         If a tensor does not fit to the others.
     """
-    x, lengths, weights = call.x, call.lengths, call.weights
-    if x.dtype not in _DTYPES or not x.is_cpu:
-        raise DTypeError(f"x: given {short_name(x.dtype)} on {x.device}, expected float32 or float64 on the CPU")
+    cell, x, lengths, state, (weight_ih, weight_hh, bias_ih, bias_hh, _), reverse = call
     _, batch_size, input_size = x.shape
-    size = weights.weight_hh.shape[-1]
-    rows = _GATES[call.cell] * size
-    bias_ih, bias_hh = weights.bias_ih, weights.bias_hh
+    size = weight_hh.shape[-1]
+    rows = _GATES[cell] * size
+    if x.dtype not in _DTYPES:
+        raise DTypeError(f"x: given {short_name(x.dtype)}, expected float32 or float64")
     if (bias_ih is None) != (bias_hh is None):
         raise ShapeError("bias_ih, bias_hh: given one of them, expected both or none")
-    if lengths is not None and (lengths.dtype != torch.int64 or lengths.shape != (batch_size,)):
-        raise ShapeError(f"lengths: given {lengths.dtype} {tuple(lengths.shape)}, expected int64 ({batch_size},)")
-    return Call(
-        call.cell,
-        _steps("x", x, x.shape, x),
-        None if lengths is None else lengths.contiguous(),
-        tuple([_whole("state", part, (batch_size, size), x) for part in call.state]),
-        reference.Weights(
-            _whole("weight_ih", weights.weight_ih, (rows, input_size), x),
-            _whole("weight_hh", weights.weight_hh, (rows, size), x),
-            None if bias_ih is None else _whole("bias_ih", bias_ih, (rows,), x),
-            None if bias_hh is None else _whole("bias_hh", bias_hh, (rows,), x),
-        ),
-        call.reverse,
+    if lengths is not None:
+        lengths = _whole("lengths", lengths, (batch_size,), torch.int64)
+    dtype, of_state, of_bias = x.dtype, (batch_size, size), (rows,)
+    weights = reference.Weights(
+        _whole("weight_ih", weight_ih, (rows, input_size), dtype),
+        _whole("weight_hh", weight_hh, (rows, size), dtype),
+        None if bias_ih is None else _whole("bias_ih", bias_ih, of_bias, dtype),
+        None if bias_hh is None else _whole("bias_hh", bias_hh, of_bias, dtype),
     )
+    begin = tuple([_whole("state", part, of_state, dtype) for part in state])
+    return Call(cell, _steps("x", x, x.shape, dtype), lengths, begin, weights, reverse)
 
 
-def _whole(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """A tensor, contiguous, after a check of its shape and its dtype."""
-    _check(name, tensor, shape, like)
+def _whole(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor in contiguous memory of this machine, after a check of its shape and its dtype."""
+    if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
+        _refuse(name, tensor, shape, dtype)
     return tensor if tensor.is_contiguous() and not tensor.is_neg() else tensor.resolve_neg().contiguous()
 
 
-def _steps(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> Tensor:
+def _steps(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """The same for `(T, B, F)`, of which only the last axis need be contiguous."""
-    _check(name, tensor, shape, like)
+    if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
+        _refuse(name, tensor, shape, dtype)
     if tensor.is_neg():
         tensor = tensor.resolve_neg()
     return tensor if tensor.stride(2) == 1 or shape[2] == 1 else tensor.contiguous()
 
 
-def _check(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
+def _refuse(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> NoReturn:
     if tensor.shape != shape:
         raise ShapeError(f"{name}: given shape {tuple(tensor.shape)}, expected {tuple(shape)}")
-    if tensor.dtype != like.dtype or not tensor.is_cpu:
-        raise DTypeError(
-            f"{name}: given {short_name(tensor.dtype)} on {tensor.device}, expected {short_name(like.dtype)} on the CPU"
-        )
+    given, expected = short_name(tensor.dtype), short_name(dtype)
+    raise DTypeError(f"{name}: given {given} on {tensor.device}, expected {expected} on the CPU")

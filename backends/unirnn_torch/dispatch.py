@@ -255,7 +255,8 @@ def _automatic(x: Tensor) -> Route | None:
 
 
 def _reason_now(kernel: str, spec: RecurrentSpec, x: Tensor) -> str | None:
-    return unsupported_reason(kernel, spec, _KINDS.get(x.device.type, x.device.type), short_name(x.dtype), now=True)
+    device = "cpu" if x.is_cpu else _KINDS.get(x.device.type, x.device.type)
+    return unsupported_reason(kernel, spec, device, short_name(x.dtype), now=True)
 
 
 def valid_steps_are_faster(spec: RecurrentSpec, x: Tensor, lengths: NDArray[np.int64], *, needs_grad: bool) -> bool:

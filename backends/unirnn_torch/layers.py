@@ -52,11 +52,11 @@ class Stack(NamedTuple):
     training: bool
     needs_grad: bool
 
-    def directions(self, layer: int) -> list[reference.Weights]:
-        """The weights of each direction of a layer."""
-        width, names = self.spec.num_directions, reference.Weights._fields
-        suffixes = self.spec.suffixes()[layer * width : (layer + 1) * width]
-        return [reference.Weights(*[self.weights.get(name + suffix) for name in names]) for suffix in suffixes]
+    def directions(self) -> list[reference.Weights]:
+        """The weights of each layer and direction, in the order of the state; without a projection."""
+        flat, count = list(self.weights.values()), 4 if self.spec.bias else 2
+        biases = () if self.spec.bias else (None, None)
+        return [reference.Weights(*flat[k : k + count], *biases) for k in range(0, len(flat), count)]
 
     def native_arguments(self) -> tuple[list[Tensor], bool, int, float, bool, bool]:
         """What follows input and state in a native call of the whole stack."""
@@ -141,17 +141,20 @@ def _infer(stack: Stack, x: Tensor, state: State | None, lengths: Tensor | None)
     """The compiled kernels without gradients: each direction writes into its part of the results."""
     spec = stack.spec
     cell, width, size = cell_of(spec), spec.num_directions, spec.hidden_size
-    final = tuple([x.new_empty(shape) for shape in spec.state_shapes(x.shape[1]).values()])
-    ends = list(zip(*final, strict=True))
-    begins = [()] * len(ends) if state is None else list(zip(*state, strict=True))
-    for k in range(spec.num_layers):
-        output = x.new_empty((*x.shape[:2], width * size))
-        for d, weights in enumerate(stack.directions(k)):
-            n = k * width + d
-            own = output if width == 1 else output[:, :, d * size : (d + 1) * size]
-            compiled.forward(Call(cell, x, lengths, begins[n], weights, d == 1), own, ends[n], None)
-        x = _dropout(stack, output) if stack.dropout and k < spec.num_layers - 1 else output
-    return x, final
+    steps, batch_size, _ = x.shape
+    weights = stack.directions()
+    shape = len(weights), batch_size, size
+    final = (x.new_empty(shape), x.new_empty(shape)) if cell == "LSTM" else (x.new_empty(shape),)
+    begins = [()] * len(weights) if state is None else list(zip(*[part.unbind() for part in state], strict=True))
+    for k, end in enumerate(zip(*[part.unbind() for part in final], strict=True)):
+        layer, reverse = divmod(k, width)
+        if not reverse:
+            if layer:
+                x = _dropout(stack, output) if stack.dropout else output
+            output = x.new_empty((steps, batch_size, width * size))
+        own = output if width == 1 else output[:, :, reverse * size : (reverse + 1) * size]
+        compiled.forward(Call(cell, x, lengths, begins[k], weights[k], reverse == 1), own, end, None)
+    return output, final
 
 
 def _operators(stack: Stack, x: Tensor, state: State, lengths: Tensor | None, layer: Any) -> tuple[Tensor, State]:
@@ -164,10 +167,10 @@ def _operators(stack: Stack, x: Tensor, state: State, lengths: Tensor | None, la
         stack = stack._replace(weights={name: weight.to(dtype) for name, weight in stack.weights.items()})
     if torch.onnx.is_in_onnx_export():
         layer = exporting.layer
-    cell, width, finals = cell_of(spec), spec.num_directions, []
+    cell, width, weights, finals = cell_of(spec), spec.num_directions, stack.directions(), []
     for k in range(spec.num_layers):
-        parts = [part[k * width : (k + 1) * width] for part in state]
-        x, final = layer(cell, x, lengths, parts, stack.directions(k))
+        own = slice(k * width, (k + 1) * width)
+        x, final = layer(cell, x, lengths, [part[own] for part in state], weights[own])
         finals.append(final)
         if stack.dropout and k < spec.num_layers - 1:
             x = _dropout(stack, x)

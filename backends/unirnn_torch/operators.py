@@ -294,11 +294,14 @@ class _Direct(torch.autograd.Function):
 _num_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 
 
+_PLAIN = frozenset((Tensor, nn.Parameter))
+
+
 def needs_operator(x: Tensor, *others: Sequence[Tensor]) -> bool:
     """Whether a call on a CPU must go through torch's dispatcher: it is traced, or some tensor or mode watches it."""
     if torch.compiler.is_compiling() or _num_modes():
         return True
-    return type(x) is not Tensor or any(type(t) is not Tensor and type(t) is not nn.Parameter for t in chain(*others))
+    return type(x) is not Tensor or not _PLAIN.issuperset(map(type, chain(*others)))
 
 
 def layer(
