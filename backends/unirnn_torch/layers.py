@@ -146,11 +146,11 @@ def _infer(stack: Stack, x: Tensor, state: State | None, lengths: Tensor | None)
     shape = len(weights), batch_size, size
     final = (x.new_empty(shape), x.new_empty(shape)) if cell == "LSTM" else (x.new_empty(shape),)
     begins = [()] * len(weights) if state is None else list(zip(*[part.unbind() for part in state], strict=True))
+    output = x
     for k, end in enumerate(zip(*[part.unbind() for part in final], strict=True)):
         layer, reverse = divmod(k, width)
         if not reverse:
-            if layer:
-                x = _dropout(stack, output) if stack.dropout else output
+            x = _dropout(stack, output) if layer and stack.dropout else output
             output = x.new_empty((steps, batch_size, width * size))
         own = output if width == 1 else output[:, :, reverse * size : (reverse + 1) * size]
         compiled.forward(Call(cell, x, lengths, begins[k], weights[k], reverse == 1), own, end, None)

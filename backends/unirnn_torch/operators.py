@@ -297,7 +297,7 @@ _num_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", l
 _PLAIN = frozenset((Tensor, nn.Parameter))
 
 
-def needs_operator(x: Tensor, *others: Sequence[Tensor]) -> bool:
+def needs_operator(x: Tensor, *others: Iterable[Tensor]) -> bool:
     """Whether a call on a CPU must go through torch's dispatcher: it is traced, or some tensor or mode watches it."""
     if torch.compiler.is_compiling() or _num_modes():
         return True

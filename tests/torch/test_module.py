@@ -102,7 +102,9 @@ def test_a_packed_sequence_still_works(spec: RecurrentSpec, kernel: str, toleran
     actual, actual_final = ours(packed, hx)
     expected, expected_final = theirs(packed, hx)
     padded, _ = pad_packed_sequence(actual, spec.batch_first)
-    assert_equal((padded, actual_final), (pad_packed_sequence(expected, spec.batch_first)[0], expected_final), tolerance)
+    assert_equal(
+        (padded, actual_final), (pad_packed_sequence(expected, spec.batch_first)[0], expected_final), tolerance
+    )
     assert_equal(ours(x, hx, [2, 5, 1]), (padded, actual_final), 1e-6)
     sorted_ = pack_padded_sequence(x, torch.tensor([5, 2, 1]), spec.batch_first)
     actual, expected = ((m(sorted_)[0].data, m(sorted_)[1]) for m in (ours, theirs))
@@ -135,7 +137,9 @@ def test_a_packed_sequence_without_a_native_layer(enforce_sorted: bool) -> None:
 def test_explain_and_repr_tell_of_a_variant_that_torch_lacks() -> None:
     told = str(unirnn.explain(RESET_BEFORE, "torch"))
     assert "works, with differences" in told
-    assert "torch has no GRU with reset_after=False, so the reference computes it, step by step" in told
+    assert "torch has no GRU with reset_after=False, so the compiled kernel computes it" in told
+    on_a_gpu = str(unirnn.explain(RESET_BEFORE, "torch", "gpu"))
+    assert "torch has no GRU with reset_after=False, so the reference computes it, step by step" in on_a_gpu
     assert not list(unirnn.explain(GRUSpec(3, 4), "torch"))
     gru = RESET_BEFORE.build("torch", seed=0).eval()
     assert repr(gru).endswith("dropout=0.25, bidirectional=True, reset_after=False)")
