@@ -89,7 +89,8 @@ def run(route: Route, stack: Stack, x: Tensor, state: State | None, lengths: Len
     """
     direct = route is Route.COMPILED and not operators.needs_operator(x, state or (), stack.weights.values())
     if direct and not stack.needs_grad:
-        return _infer(stack, x, state, None if lengths is None else torch.as_tensor(lengths))
+        ns = torch.from_numpy(lengths) if isinstance(lengths, np.ndarray) else lengths
+        return _infer(stack, x, state, ns)
     if state is None:
         state = tuple([x.new_zeros(shape) for shape in stack.spec.state_shapes(x.shape[1]).values()])
     if route is Route.DENSE:
@@ -98,7 +99,7 @@ def run(route: Route, stack: Stack, x: Tensor, state: State | None, lengths: Len
     if route is Route.VALID_STEPS and isinstance(lengths, np.ndarray):
         return _valid_steps(stack, x, state, lengths)
     if isinstance(lengths, np.ndarray):
-        ns: Tensor | None = torch.from_numpy(lengths).to(x.device, non_blocking=True)
+        ns = torch.from_numpy(lengths).to(x.device, non_blocking=True)
     else:
         ns = None if lengths is None else lengths.to(x.device)
     if route.by_operators:
