@@ -59,9 +59,10 @@ class TorchBackend(Backend):
             yield Limit("the gradient of cuDNN's relu at exactly 0 is 1, elsewhere it is 0", refuses=False)
         reason = dispatch.unsupported_reason("native", spec)
         if reason is not None:
+            is_compiled = dispatch.unsupported_reason("compiled", spec, device.kind, dtype) is None
+            instead = "the compiled kernel computes it" if is_compiled else "the reference computes it, step by step"
             yield Limit(
-                f"{reason}, so the reference computes it, step by step; torch.nn.{spec.kind} loads its state_dict, but "
-                "computes the other variant",
+                f"{reason}, so {instead}; torch.nn.{spec.kind} loads its state_dict, but computes the other variant",
                 refuses=False,
             )
 

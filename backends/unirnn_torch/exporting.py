@@ -23,10 +23,10 @@ _GATES = {"RNN": (0,), "GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
 
 
 def layer(
-    mode: str, x: Tensor, lengths: Tensor | None, state: Sequence[Tensor], weights: Sequence[reference.Weights]
+    cell: str, x: Tensor, lengths: Tensor | None, state: Sequence[Tensor], weights: Sequence[reference.Weights]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run one layer; see `unirnn_torch.operators.layer`."""
-    cell = mode.partition("_")[0]
+    kind = cell.partition("_")[0]
     steps, batch_size, _ = x.shape
     directions, size = len(weights), weights[0].weight_hh.shape[1]
     ragged = None if lengths is None else reference.Lengths(xp, lengths, steps)
@@ -35,17 +35,17 @@ def layer(
 
     def arranged(weight: Tensor) -> Tensor:
         # Slices, since the exporter does not fold a split.
-        return torch.cat([weight[k * size : (k + 1) * size] for k in _GATES[cell]])
+        return torch.cat([weight[k * size : (k + 1) * size] for k in _GATES[kind]])
 
     biases = [(w.bias_ih, w.bias_hh) for w in weights]
     attributes: dict[str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]]
     attributes = {"hidden_size": size, "direction": "bidirectional" if directions == 2 else "forward"}
-    if cell == "RNN":
-        attributes["activations"] = ["Relu" if mode == "RNN_RELU" else "Tanh"] * directions
-    if cell == "GRU":
-        attributes["linear_before_reset"] = 1
+    if kind == "RNN":
+        attributes["activations"] = ["Relu" if cell == "RNN_RELU" else "Tanh"] * directions
+    if kind == "GRU":
+        attributes["linear_before_reset"] = int(cell == "GRU")
     output, *final = torch.onnx.ops.symbolic_multi_out(
-        cell,
+        kind,
         [
             x,
             torch.stack([arranged(w.weight_ih) for w in weights]),

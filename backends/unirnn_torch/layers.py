@@ -4,7 +4,7 @@ Which of them runs a call is decided by `unirnn_torch.dispatch.route`.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import array_api_compat.torch as xp
 import numpy as np
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from unirnn import RecurrentSpec, reference
 from unirnn.contract.call import join_state
+from unirnn.kernels.compiled import cell_of
 
-from . import exporting, native, operators
+from . import compiled, exporting, native, operators
+from .compiled import Call
 from .dispatch import Route
 
 __all__ = ["Stack", "run"]
@@ -39,6 +41,8 @@ class Stack(NamedTuple):
         The probability between layers; 0 unless the module is training.
     training
         Whether to run the native call in training mode.
+    needs_grad
+        Whether a backward pass may follow.
     """
 
     spec: RecurrentSpec
@@ -46,6 +50,13 @@ class Stack(NamedTuple):
     weights: dict[str, Tensor]
     dropout: float
     training: bool
+    needs_grad: bool
+
+    def directions(self) -> list[reference.Weights]:
+        """The weights of each layer and direction, in the order of the state; without a projection."""
+        flat, count = list(self.weights.values()), 4 if self.spec.bias else 2
+        biases = () if self.spec.bias else (None, None)
+        return [reference.Weights(*flat[k : k + count], *biases) for k in range(0, len(flat), count)]
 
     def native_arguments(self) -> tuple[list[Tensor], bool, int, float, bool, bool]:
         """What follows input and state in a native call of the whole stack."""
@@ -76,19 +87,23 @@ def run(route: Route, stack: Stack, x: Tensor, state: State | None, lengths: Len
     final_state
         `(L*D, B, H)` each.
     """
+    direct = route is Route.COMPILED and not operators.needs_operator(x, state or (), stack.weights.values())
+    if direct and not stack.needs_grad:
+        ns = torch.from_numpy(lengths) if isinstance(lengths, np.ndarray) else lengths
+        return _infer(stack, x, state, ns)
     if state is None:
         state = tuple([x.new_zeros(shape) for shape in stack.spec.state_shapes(x.shape[1]).values()])
     if route is Route.DENSE:
         output, *final = native.NATIVE[stack.mode](x, join_state(state), *stack.native_arguments(), False)
         return output, tuple(final)
-    if route is Route.ROWS and isinstance(lengths, np.ndarray):
-        return _rows(stack, x, state, lengths)
+    if route is Route.VALID_STEPS and isinstance(lengths, np.ndarray):
+        return _valid_steps(stack, x, state, lengths)
     if isinstance(lengths, np.ndarray):
-        ns: Tensor | None = torch.from_numpy(lengths).to(x.device, non_blocking=True)
+        ns = torch.from_numpy(lengths).to(x.device, non_blocking=True)
     else:
         ns = None if lengths is None else lengths.to(x.device)
     if route.by_operators:
-        return _operators(stack, x, state, ns, route.value)
+        return _operators(stack, x, state, ns, partial(operators.layer, kernel=route.value, direct=direct))
     return reference.recurrent(
         xp,
         stack.spec,
@@ -101,7 +116,7 @@ def run(route: Route, stack: Stack, x: Tensor, state: State | None, lengths: Len
     )
 
 
-def _rows(stack: Stack, x: Tensor, state: State, lengths: NDArray[np.int64]) -> tuple[Tensor, State]:
+def _valid_steps(stack: Stack, x: Tensor, state: State, lengths: NDArray[np.int64]) -> tuple[Tensor, State]:
     """One native call over the valid steps, in torch's packed form; sequences of length 0 are left out."""
     steps, batch_size, _ = x.shape
     longest_first = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
@@ -123,20 +138,40 @@ def _rows(stack: Stack, x: Tensor, state: State, lengths: NDArray[np.int64]) -> 
     return output.view(steps, batch_size, -1), tuple(whole)
 
 
-def _operators(stack: Stack, x: Tensor, state: State, lengths: Tensor | None, kernel: str) -> tuple[Tensor, State]:
+def _infer(stack: Stack, x: Tensor, state: State | None, lengths: Tensor | None) -> tuple[Tensor, State]:
+    """The compiled kernels without gradients: each direction writes into its part of the results."""
+    spec = stack.spec
+    cell, width, size = cell_of(spec), spec.num_directions, spec.hidden_size
+    steps, batch_size, _ = x.shape
+    weights = stack.directions()
+    shape = len(weights), batch_size, size
+    final = (x.new_empty(shape), x.new_empty(shape)) if cell == "LSTM" else (x.new_empty(shape),)
+    begins = [()] * len(weights) if state is None else list(zip(*[part.unbind() for part in state], strict=True))
+    output = x
+    for k, end in enumerate(zip(*[part.unbind() for part in final], strict=True)):
+        layer, reverse = divmod(k, width)
+        if not reverse:
+            x = _dropout(stack, output) if layer and stack.dropout else output
+            output = x.new_empty((steps, batch_size, width * size))
+        own = output if width == 1 else output[:, :, reverse * size : (reverse + 1) * size]
+        compiled.forward(Call(cell, x, lengths, begins[k], weights[k], reverse == 1), own, end, None)
+    return output, final
+
+
+def _operators(stack: Stack, x: Tensor, state: State, lengths: Tensor | None, layer: Any) -> tuple[Tensor, State]:
     """One operator for each layer and direction; in an export to ONNX, one node for each layer."""
-    spec, weights = stack.spec, stack.weights
+    spec = stack.spec
     device = x.device.type
     if native.autocast_is_on(device):
         dtype = torch.get_autocast_dtype(device)
         x, state = x.to(dtype), tuple(part.to(dtype) for part in state)
-        weights = {name: weight.to(dtype) for name, weight in weights.items()}
-    layer = exporting.layer if torch.onnx.is_in_onnx_export() else partial(operators.layer, kernel=kernel)
-    suffixes, width, finals = spec.suffixes(), spec.num_directions, []
+        stack = stack._replace(weights={name: weight.to(dtype) for name, weight in stack.weights.items()})
+    if torch.onnx.is_in_onnx_export():
+        layer = exporting.layer
+    cell, width, weights, finals = cell_of(spec), spec.num_directions, stack.directions(), []
     for k in range(spec.num_layers):
-        at = slice(k * width, (k + 1) * width)
-        own = [reference.Weights(*(weights.get(n + s) for n in reference.Weights._fields)) for s in suffixes[at]]
-        x, final = layer(stack.mode, x, lengths, [part[at] for part in state], own)
+        own = slice(k * width, (k + 1) * width)
+        x, final = layer(cell, x, lengths, [part[own] for part in state], weights[own])
         finals.append(final)
         if stack.dropout and k < spec.num_layers - 1:
             x = _dropout(stack, x)

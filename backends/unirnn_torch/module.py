@@ -129,8 +129,10 @@ class Recurrent(torch.nn.RNNBase):
         if isinstance(ns, np.ndarray):
             x, ns = _without_last_padding(x, ns)
         route, stack = self._decide(x, call.state, ns, weights)
+        if route.by_operators and x.shape[0] < call.sizes.steps:  # the operators write the whole output
+            x, ns = call.input, call.lengths
         output, final = layers.run(route, stack, x, call.state, ns)
-        if isinstance(call.lengths, np.ndarray) and x.shape[0] < call.sizes.steps:
+        if isinstance(call.lengths, np.ndarray) and output.shape[0] < call.sizes.steps:
             output = torch.nn.functional.pad(output, [0, 0, 0, 0, 0, call.sizes.steps - x.shape[0]])
         return call.restore(output, final)
 
@@ -152,7 +154,8 @@ class Recurrent(torch.nn.RNNBase):
         needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(state or ()), *weights.values()))
         route = dispatch.route(self.kernel, self.spec, x, lengths, native=self._has_native, needs_grad=needs_grad)
         training = self.training or (needs_grad and native.needs_training_flag(x))
-        return route, Stack(self.spec, self.mode, weights, self.dropout if self.training else 0.0, training)
+        dropout = self.dropout if self.training else 0.0
+        return route, Stack(self.spec, self.mode, weights, dropout, training, needs_grad)
 
     def _run_packed_sequence(self, sequence: PackedSequence, hx: Any, seq_length: Any) -> tuple[PackedSequence, Any]:
         spec, weights = self.spec, self._weights

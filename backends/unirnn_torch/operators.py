@@ -1,26 +1,30 @@
-"""One layer in one direction as the operators ``unirnn::rnn_tanh``, ``rnn_relu``, ``gru`` and ``lstm``.
+"""One layer in one direction as an operator of torch's, such as ``unirnn::gru``.
 
 For `torch.compile` and `torch.export`, with or without dynamic shapes, an operator is one node of the graph, which
-reads and checks the lengths when it runs. On a CPU the operators run the packed kernel (`packed`). On a GPU they run
-torch's own computation (`native`); their backward pass runs it again, since the size of what cuDNN keeps is unknown
-while tracing. Second derivatives are those of the reference.
+reads and checks the lengths when it runs. On a CPU the operators run the compiled kernels. On a GPU, and where there
+are no compiled kernels, they run torch's own computation (`native`). Their backward pass runs it again, since the size
+of what cuDNN keeps is unknown while tracing. Second derivatives are those of the reference.
+
+A call that nobody traces or watches does not go through torch's dispatcher, which would take longer than a small layer.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from itertools import chain
 from typing import Any
 
 import array_api_compat.torch as xp
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from unirnn import reference
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, reference
+from unirnn.kernels.compiled import KEPT
 
-from . import native, packed
-from .by_torch import CELLS, ByTorch
-from .packed import Call
+from . import compiled, dispatch, native
+from .compiled import Call
 
-__all__ = ["layer"]
+__all__ = ["layer", "needs_operator"]
 
 _TAGS = [torch.Tag.pt2_compliant_tag]
 if hasattr(torch.Tag, "cudagraph_unsafe"):  # not in older torch
@@ -28,18 +32,28 @@ if hasattr(torch.Tag, "cudagraph_unsafe"):  # not in older torch
     _TAGS.append(torch.Tag.cudagraph_unsafe)
 
 
+@cache
+def _spec(cell: str, input_size: int, hidden_size: int, bias: bool) -> RecurrentSpec:
+    if cell.startswith("RNN"):
+        return RNNSpec(input_size, hidden_size, bias=bias, nonlinearity="relu" if cell == "RNN_RELU" else "tanh")
+    if cell == "LSTM":
+        return LSTMSpec(input_size, hidden_size, bias=bias)
+    return GRUSpec(input_size, hidden_size, bias=bias, reset_after=cell == "GRU")
+
+
 def _over_dense_steps(call: Call, direction: reference.Direction) -> tuple[Tensor, ...]:
     """``(output, *final)`` of a function of one direction, as in `unirnn.reference.recurrent`."""
     x = call.x
+    spec = _spec(call.cell, x.shape[2], call.hidden_size, call.weights.bias_ih is not None)
     ragged = None if call.lengths is None else reference.Lengths(xp, call.lengths, x.shape[0])
     if ragged is not None:
         x = ragged.select(xp, x)
-    if call.backward:
+    if call.reverse:
         x = reference.turn(xp, x, ragged)
-    output, final = direction(xp, call.spec, x, call.state, call.weights, ragged)
+    output, final = direction(xp, spec, x, call.state, call.weights, ragged)
     if ragged is not None:
         output = ragged.select(xp, output)
-    return reference.turn(xp, output, ragged) if call.backward else output, *final
+    return reference.turn(xp, output, ragged) if call.reverse else output, *final
 
 
 def _gradients(
@@ -65,25 +79,57 @@ def _gradients(
     return [next(found) if need and t is not None else None for t, need in zip(call.tensors, needed, strict=True)]
 
 
-def _forward_natively(call: Call) -> tuple[Tensor, ...]:
-    """``(output, *final)``, then empty tensors, since nothing is kept for the backward pass."""
-    call.checked_lengths()
+def _is_compiled(kernel: str, x: Tensor) -> bool:
+    """Whether the compiled kernels run an operator; a graph may have been made on another machine."""
+    return kernel == "compiled" and x.is_cpu and dispatch.NO_LIBRARY is None
+
+
+def _uncompiled_direction(call: Call) -> reference.Direction:
+    """What computes the layer otherwise: torch's own layer, if it has such a one."""
+    return reference.direction if call.cell == "GRU_RESET_BEFORE" else native.direction
+
+
+def _forward(call: Call, kernel: str, keep: bool) -> tuple[Tensor, ...]:
+    """``(output, *final, kept)``; see `compiled.empty_kept`."""
+    lengths = call.checked_lengths()
+    kept = compiled.empty_kept(call, keep=keep and kernel == "compiled")
+    if _is_compiled(kernel, call.x):
+        output, final = compiled.empty_results(call)
+        call = call._replace(lengths=None if lengths is None else torch.from_numpy(lengths))
+        compiled.forward(call, output, final, kept if keep else None)
+        return output, *final, kept
     with torch.autocast(call.x.device.type, enabled=False):  # inputs were cast when the graph was captured
-        results = _over_dense_steps(call, native.direction)
-    return *_apart(results), *packed.blank(call, keep=False)
+        results = _over_dense_steps(call, _uncompiled_direction(call))
+    return *_apart(results), kept
 
 
-def _backward_natively(call: Call, d_results: Sequence[Tensor | None], needed: tuple[bool, bool]) -> tuple[Tensor, ...]:
-    """As `packed.backward`; it runs the forward pass again."""
+def _backward(
+    call: Call, kernel: str, kept: Tensor, d_results: Sequence[Tensor | None], needed: tuple[bool, bool]
+) -> tuple[Tensor, ...]:
+    """The gradients ``(x, *state, *weights)``; empty where they are not needed, or there is no bias."""
+    if _is_compiled(kernel, call.x):
+        if not len(kept):  # a graph that was traced without gradients
+            *_, kept = _forward(call, kernel, True)
+        lengths = call.checked_lengths()
+        call = call._replace(lengths=None if lengths is None else torch.from_numpy(lengths))
+        found: Sequence[Tensor | None] = compiled.backward(call, kept, d_results, needed)
+    else:
+        found = _backward_again(call, d_results, needed)
+    return tuple(_apart(call.x.new_empty((0,)) if d is None else d for d in found))
+
+
+def _backward_again(
+    call: Call, d_results: Sequence[Tensor | None], needed: tuple[bool, bool]
+) -> Sequence[Tensor | None]:
+    """As `compiled.backward`, by torch's autograd; it runs the forward pass again."""
     of_x, of_weights = needed
     wanted = [of_x, False, *[True] * len(call.state), *[of_weights] * 4]
     with _recording(), torch.autocast(call.x.device.type, enabled=False):
-        call = call.with_tensors(
-            [t if t is None else t.detach().requires_grad_(w) for t, w in zip(call.tensors, wanted, strict=True)]
-        )
-        found = _gradients(call, native.direction, wanted, d_results, create_graph=False)
+        leaves = [t if t is None else t.detach().requires_grad_(w) for t, w in zip(call.tensors, wanted, strict=True)]
+        call = _call(call.cell, [*leaves, call.reverse])
+        found = _gradients(call, _uncompiled_direction(call), wanted, d_results, create_graph=False)
     del found[1]
-    return tuple(_apart(call.x.new_empty((0,)) if d is None else d for d in found))
+    return found
 
 
 @contextmanager
@@ -115,48 +161,79 @@ def _apart(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
         yield tensor
 
 
-def _define(mode: str, cell: type[ByTorch]) -> Any:
-    """Register the operator of a cell, and the one that is its backward pass."""
-    name, parts = mode.lower(), cell.parts
-    states = ("h", "c")[:parts]
-    inputs = [
+# ---- the operators -------------------------------------------------------------------------------
+
+
+def _num_states(cell: str) -> int:
+    return 2 if cell == "LSTM" else 1
+
+
+def _call(cell: str, arguments: Sequence[Any]) -> Call:
+    """The call of an operator's first arguments: ``x, lengths, *state, *weights, reverse``."""
+    x, lengths, *others = arguments
+    states = _num_states(cell)
+    weights = reference.Weights(*others[states : states + 4])
+    return Call(cell, x, lengths, tuple(others[:states]), weights, others[states + 4])
+
+
+def _register(
+    name: str, arguments: Sequence[str], results: int, run: Callable[..., Any], fake: Callable[..., Any]
+) -> Any:
+    # Not torch.library.custom_op, whose first call imports the compiler, which takes seconds and 70 MiB.
+    schema = f"({', '.join(arguments)}) -> ({', '.join(['Tensor'] * results)})"
+    torch.library.define(f"unirnn::{name}", schema, tags=_TAGS)
+    torch.library.impl(f"unirnn::{name}", ("cpu", "cuda"), run)
+    torch.library.register_fake(f"unirnn::{name}", fake)
+    return getattr(torch.ops.unirnn, name).default
+
+
+def _inputs(cell: str) -> list[str]:
+    """The arguments that a cell's operator and its backward pass share, with their types."""
+    return [
         "Tensor x",
         "Tensor? lengths",
-        *(f"Tensor {part}_0" for part in states),
-        "Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, bool backward, str kernel",
+        *(f"Tensor {part}_0" for part in ("h", "c")[: _num_states(cell)]),
+        *("Tensor weight_ih", "Tensor weight_hh", "Tensor? bias_ih", "Tensor? bias_hh", "bool reverse", "str kernel"),
     ]
-    kept = ["Tensor outputs", "Tensor blocks", "Tensor num_parts"]
-    d_results = [f"Tensor? d_{part}" for part in ("output", *states)]
-    num_tensors = 6 + parts
 
-    def forward(*arguments: Any) -> tuple[Tensor, ...]:
-        call = Call(mode, arguments)
-        (keep,) = call.rest
-        return _forward_natively(call) if call.kernel == "native" else packed.forward(call, keep)
 
-    def forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
-        call = Call(mode, arguments)
-        (keep,) = call.rest
-        steps, batch_size, _ = call.x.shape
-        size = call.weights.weight_hh.shape[1]
-        keep = keep and call.kernel != "native"
-        return (
-            call.x.new_empty((steps, batch_size, size)),
-            *(part.new_empty((batch_size, size)) for part in call.state),
-            *packed.blank(call, keep=keep),
-        )
+def _define(cell: str) -> Any:
+    """Register the operator of a cell: ``(*inputs, keep)`` to ``(output, *final, kept)``."""
 
-    def backward(*arguments: Any) -> tuple[Tensor, ...]:
-        call = Call(mode, arguments)
-        *tensors, of_x, of_weights = call.rest
-        if call.kernel == "native":
-            return _backward_natively(call, tensors[3:], (of_x, of_weights))
+    def run(*arguments: Any) -> tuple[Tensor, ...]:
+        *given, kernel, keep = arguments
+        return _forward(_call(cell, given), kernel, keep)
+
+    def fake(*arguments: Any) -> tuple[Tensor, ...]:
+        *given, kernel, keep = arguments
+        call = _call(cell, given)
+        output, final = compiled.empty_results(call)
+        return output, *final, compiled.empty_kept(call, keep=keep and kernel == "compiled")
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, reverse, kernel, _ = inputs
+        ctx.mark_non_differentiable(output[-1])
+        _save(ctx, (cell, reverse, kernel), (*tensors, output[-1]))
+
+    operator = _register(cell.lower(), [*_inputs(cell), "bool keep"], 2 + _num_states(cell), run, fake)
+    torch.library.register_autograd(f"unirnn::{cell.lower()}", _differentiate, setup_context=setup)
+    return operator
+
+
+def _define_backward(cell: str) -> Any:
+    """Register the operator that is a cell's backward pass: ``(*inputs, kept, *d_results, of_x, of_weights)``."""
+    d_results = [f"Tensor? d_{part}" for part in ("output", "h", "c")[: 1 + _num_states(cell)]]
+    count = len(_inputs(cell))
+
+    def run(*arguments: Any) -> tuple[Tensor, ...]:
+        *given, kernel = arguments[:count]
+        kept, *d_results, of_x, of_weights = arguments[count:]
         with torch.no_grad():  # in the graph of a whole training step, gradients are recorded here too
-            return packed.backward(call, tensors[:3], tensors[3:], (of_x, of_weights))
+            return _backward(_call(cell, given), kernel, kept, d_results, (of_x, of_weights))
 
-    def backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
-        call = Call(mode, arguments)
-        *_, of_x, of_weights = call.rest
+    def fake(*arguments: Any) -> tuple[Tensor, ...]:
+        call = _call(cell, arguments[: count - 1])
+        of_x, of_weights = arguments[-2:]
         empty = (0,)
         return (
             call.x.new_empty(call.x.shape if of_x else empty),
@@ -164,72 +241,85 @@ def _define(mode: str, cell: type[ByTorch]) -> Any:
             *(call.x.new_empty(empty if w is None or not of_weights else w.shape) for w in call.weights[:4]),
         )
 
-    def register(
-        name: str, arguments: list[str], results: int, run: Callable[..., Any], fake: Callable[..., Any]
-    ) -> Any:
-        schema = f"({', '.join(arguments)}) -> ({', '.join(['Tensor'] * results)})"
-        torch.library.define(f"unirnn::{name}", schema, tags=_TAGS)
-        torch.library.impl(f"unirnn::{name}", ("cpu", "cuda"), run)
-        torch.library.register_fake(f"unirnn::{name}", fake)
-        return getattr(torch.ops.unirnn, name).default
-
-    # Not torch.library.custom_op, whose first call imports the compiler, which takes seconds and 70 MiB.
-    operator = register(name, [*inputs, "bool keep"], 4 + parts, forward, forward_fake)
-    gradient = register(
-        f"{name}_backward",
-        [*inputs, *kept, *d_results, "bool of_x", "bool of_weights"],
-        parts + 5,
-        backward,
-        backward_fake,
-    )
-
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[:num_tensors], *output[1 + parts :])
-        ctx.options = inputs[num_tensors : num_tensors + 2]
-        ctx.mark_non_differentiable(*output[1 + parts :])
-        ctx.set_materialize_grads(False)  # zeros for what is kept would cost as much as the backward pass
-
-    def differentiate(ctx: Any, *d: Tensor | None) -> tuple[Any, ...]:
-        tensors, d_results = ctx.saved_tensors, d[: 1 + parts]
-        needed = ctx.needs_input_grad[:num_tensors]
-        if torch.is_grad_enabled():  # which it is under create_graph only
-            # Views, since the same tensor may be given as two arguments.
-            call = Call(mode, [*(None if t is None else t.view_as(t) for t in tensors[:num_tensors]), *ctx.options])
-            found = _gradients(call, reference.direction, needed, d_results, create_graph=True)
-            return *found, None, None, None
-        d_x, *others = gradient(
-            *tensors[:num_tensors],
-            *ctx.options,
-            *tensors[num_tensors:],
-            *d_results,
-            needed[0],
-            any(needed[2 + parts :]),
-        )
-        by_input = (d_x, None, *others)
-        return *(g if need else None for g, need in zip(by_input, needed, strict=True)), None, None, None
-
-    torch.library.register_autograd(f"unirnn::{name}", differentiate, setup_context=setup)
-    return operator
+    arguments = [*_inputs(cell), "Tensor kept", *d_results, "bool of_x", "bool of_weights"]
+    return _register(f"{cell.lower()}_backward", arguments, 5 + _num_states(cell), run, fake)
 
 
-_OPERATORS = {mode: _define(mode, cell) for mode, cell in CELLS.items()}
+def _save(ctx: Any, options: tuple[str, bool, str], tensors: Sequence[Tensor | None]) -> None:
+    """Keep what `_differentiate` needs: ``(cell, reverse, kernel)``, and ``(x, lengths, *state, *weights, kept)``."""
+    ctx.save_for_backward(*tensors)
+    ctx.options = options
+    ctx.set_materialize_grads(False)  # zeros for what is kept would cost as much as the backward pass
+
+
+def _differentiate(ctx: Any, *d: Tensor | None) -> tuple[Any, ...]:
+    """The gradients of an operator's arguments."""
+    cell, reverse, kernel = ctx.options
+    *tensors, kept = ctx.saved_tensors
+    states = _num_states(cell)
+    d_results, needed = d[: 1 + states], ctx.needs_input_grad[: len(tensors)]
+    if torch.is_grad_enabled():  # which it is under create_graph only
+        # Views, since the same tensor may be given as two arguments.
+        call = _call(cell, [*(None if t is None else t.view_as(t) for t in tensors), reverse])
+        found = _gradients(call, reference.direction, needed, d_results, create_graph=True)
+    else:
+        of_weights = any(needed[2 + states :])
+        d_x, *others = _BACKWARD[cell](*tensors, reverse, kernel, kept, *d_results, needed[0], of_weights)
+        found = [d_x, None, *others]
+    return *(g if need else None for g, need in zip(found, needed, strict=True)), None, None, None
+
+
+_OPERATORS = {cell: _define(cell) for cell in KEPT}
+_BACKWARD = {cell: _define_backward(cell) for cell in KEPT}
+
+
+class _Direct(torch.autograd.Function):
+    """The compiled kernels without an operator: ``(*tensors, lengths, reverse, cell)`` to ``(output, *final)``."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        *given, kernel, cell = arguments
+        call = _call(cell, given)
+        output, final = compiled.empty_results(call)
+        kept = compiled.empty_kept(call, keep=True)
+        compiled.forward(call, output, final, kept)
+        _save(ctx, (cell, call.reverse, kernel), (*call.tensors, kept))
+        return output, *final
+
+    @staticmethod
+    def backward(ctx: Any, *d: Tensor | None) -> tuple[Any, ...]:
+        return _differentiate(ctx, *d)
+
+
+_num_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+
+
+_PLAIN = frozenset((Tensor, nn.Parameter))
+
+
+def needs_operator(x: Tensor, *others: Iterable[Tensor]) -> bool:
+    """Whether a call on a CPU must go through torch's dispatcher: it is traced, or some tensor or mode watches it."""
+    if torch.compiler.is_compiling() or _num_modes():
+        return True
+    return type(x) is not Tensor or not _PLAIN.issuperset(map(type, chain(*others)))
 
 
 def layer(
-    mode: str,
+    cell: str,
     x: Tensor,
     lengths: Tensor | None,
     state: Sequence[Tensor],
     weights: Sequence[reference.Weights],
     *,
     kernel: str,
+    direct: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run one layer.
 
     Parameters
     ----------
-    mode
-        As `torch.nn.RNNBase` calls the cell: ``RNN_TANH``, ``RNN_RELU``, ``GRU`` or ``LSTM``.
+    cell
+        As the compiled kernels call it; see `unirnn.kernels.compiled.cell_of`.
     x
         `(T, B, I)`; float32 or float64 on the CPU, except for ``"native"``.
     lengths
@@ -239,7 +329,9 @@ def layer(
     weights
         Those of each direction; without a projection.
     kernel
-        ``"packed"``, ``"numba"`` or ``"native"``; or ``"auto"``: packed or numba, by `dispatch.fastest`, when it runs.
+        ``"compiled"`` or ``"native"``.
+    direct
+        Whether to leave torch's dispatcher out, if `needs_operator` says no, and the lengths are checked.
 
     Returns
     -------
@@ -256,9 +348,13 @@ def layer(
     outputs, finals = [], []
     for k, of_direction in enumerate(weights):
         tensors = (x, lengths, *(part[k] for part in state), *of_direction[:4])
-        keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        output, *results = _OPERATORS[mode](*tensors, k == 1, kernel, keep)
+        if direct:
+            output, *results = _Direct.apply(*tensors, k == 1, kernel, cell)  # type: ignore[no-untyped-call]
+        else:
+            keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+            output, *results = _OPERATORS[cell](*tensors, k == 1, kernel, keep)
         outputs.append(output)
         finals.append(results[: len(state)])
-    final = tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2), final
+    if len(outputs) == 1:
+        return outputs[0], tuple([part.unsqueeze(0) for part in finals[0]])
+    return torch.cat(outputs, dim=2), tuple([torch.stack(parts) for parts in zip(*finals, strict=True)])

@@ -26,7 +26,7 @@ SPECS: list[RecurrentSpec] = [
     LSTMSpec(3, 4, 2, bidirectional=True, proj_size=2),
 ]
 RESET_BEFORE = GRUSpec(3, 4, 2, bidirectional=True, batch_first=True, dropout=0.25, reset_after=False)
-"""torch has no such layer, so the reference runs."""
+"""torch has no such layer."""
 each = pytest.mark.parametrize("spec", SPECS, ids=repr)
 LENGTHS = [5, 0, 2]
 
@@ -78,32 +78,37 @@ def test_a_module_has_the_attributes_and_parameters_of_the_native_layer(spec: Re
     assert next(ours.parameters()).requires_grad
 
 
+@pytest.mark.parametrize(("kernel", "tolerance"), [("native", 0), ("auto", 1e-6)])
 @each
-def test_a_dense_call_is_the_native_computation(spec: RecurrentSpec) -> None:
+def test_a_dense_call_is_the_native_computation(spec: RecurrentSpec, kernel: str, tolerance: float) -> None:
     x, hx = batch(spec)
-    theirs, ours = native(spec), spec.build("torch")
+    theirs, ours = native(spec), spec.build("torch", kernel=kernel)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     for arguments in ((x,), (x, hx)):
         torch.manual_seed(2)  # dropout is on
         expected = theirs(*arguments)
         torch.manual_seed(2)
-        assert_equal(ours(*arguments), expected)
+        assert_equal(ours(*arguments), expected, tolerance)
 
 
+@pytest.mark.parametrize(("kernel", "tolerance"), [("native", 0), ("auto", 1e-6)])
 @each
-def test_a_packed_sequence_still_works(spec: RecurrentSpec) -> None:
+def test_a_packed_sequence_still_works(spec: RecurrentSpec, kernel: str, tolerance: float) -> None:
     x, hx = batch(spec)
-    theirs, ours = native(spec).eval(), spec.build("torch").eval()
+    theirs, ours = native(spec).eval(), spec.build("torch", kernel=kernel).eval()
     ours.load_state_dict(theirs.state_dict())
     packed = pack_padded_sequence(x, torch.tensor([2, 5, 1]), spec.batch_first, enforce_sorted=False)
     actual, actual_final = ours(packed, hx)
     expected, expected_final = theirs(packed, hx)
     padded, _ = pad_packed_sequence(actual, spec.batch_first)
-    assert_equal((padded, actual_final), (pad_packed_sequence(expected, spec.batch_first)[0], expected_final))
+    assert_equal(
+        (padded, actual_final), (pad_packed_sequence(expected, spec.batch_first)[0], expected_final), tolerance
+    )
     assert_equal(ours(x, hx, [2, 5, 1]), (padded, actual_final), 1e-6)
     sorted_ = pack_padded_sequence(x, torch.tensor([5, 2, 1]), spec.batch_first)
-    assert_equal((ours(sorted_)[0].data, ours(sorted_)[1]), (theirs(sorted_)[0].data, theirs(sorted_)[1]))
+    actual, expected = ((m(sorted_)[0].data, m(sorted_)[1]) for m in (ours, theirs))
+    assert_equal(actual, expected, tolerance)
 
 
 def test_a_packed_sequence_has_its_own_lengths() -> None:
@@ -132,7 +137,9 @@ def test_a_packed_sequence_without_a_native_layer(enforce_sorted: bool) -> None:
 def test_explain_and_repr_tell_of_a_variant_that_torch_lacks() -> None:
     told = str(unirnn.explain(RESET_BEFORE, "torch"))
     assert "works, with differences" in told
-    assert "torch has no GRU with reset_after=False, so the reference computes it, step by step" in told
+    assert "torch has no GRU with reset_after=False, so the compiled kernel computes it" in told
+    on_a_gpu = str(unirnn.explain(RESET_BEFORE, "torch", "gpu"))
+    assert "torch has no GRU with reset_after=False, so the reference computes it, step by step" in on_a_gpu
     assert not list(unirnn.explain(GRUSpec(3, 4), "torch"))
     gru = RESET_BEFORE.build("torch", seed=0).eval()
     assert repr(gru).endswith("dropout=0.25, bidirectional=True, reset_after=False)")

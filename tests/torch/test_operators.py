@@ -4,7 +4,6 @@ import copy
 import pickle
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
-from unirnn_torch import Recurrent, dispatch, native, operators
+from unirnn_torch import dispatch, native, operators
 from unirnn_torch.dispatch import Route
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors, reference
 from unirnn.contract.call import join_state
-from unirnn.kernels import packing, threads
+from unirnn.kernels.compiled import cell_of
 
 KINDS: dict[str, tuple[type[RecurrentSpec], dict[str, Any]]] = {
     "RNN-tanh": (RNNSpec, {}),
@@ -37,12 +36,13 @@ KINDS: dict[str, tuple[type[RecurrentSpec], dict[str, Any]]] = {
     "GRU": (GRUSpec, {}),
     "LSTM": (LSTMSpec, {}),
 }
+EVERY_KIND = {**KINDS, "GRU-reset-before": (GRUSpec, {"reset_after": False})}
+"""With the one that torch does not have."""
 each_kind = pytest.mark.parametrize("kind", KINDS)
-OURS = ("packed", "numba") if find_spec("numba") else ("packed",)
-each_of_ours = pytest.mark.parametrize("kernel", OURS)
-each_operator = pytest.mark.parametrize("kernel", [*OURS, "native"])
+every_kind = pytest.mark.parametrize("kind", EVERY_KIND)
+each_operator = pytest.mark.parametrize("kernel", ["compiled", "native"])
 RESET_BEFORE = GRUSpec(3, 4, reset_after=False)
-"""torch has no such layer, so the reference runs."""
+"""torch has no such layer."""
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def spec_of(kind: str, *sizes: int, **options: Any) -> RecurrentSpec:
     cls: Any
-    cls, own = KINDS[kind]
+    cls, own = EVERY_KIND[kind]
     spec: RecurrentSpec = cls(*sizes, **own, **options)
     return spec
 
@@ -78,14 +78,6 @@ def batch(spec: RecurrentSpec, steps: int, lengths: list[int], **options: Any) -
     return (x.transpose(0, 1) if spec.batch_first else x), join_state(states), ns
 
 
-def several_threads(patch: pytest.MonkeyPatch, count: int) -> None:
-    """Give even the smallest layer this many threads in the numba kernel."""
-    patch.setattr(threads, "_LEAST_SEQUENCES", 1)
-    patch.setattr(threads, "_LEAST_WORK", 1)
-    patch.setattr(threads.blas, "most", lambda: count)
-    patch.setattr(torch, "get_num_threads", lambda: count)
-
-
 def gradients(result: Any, module: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
     total = torch.stack([part.square().sum() for part in flat(result)]).sum()
     return torch.autograd.grad(total, [*inputs, *module.parameters()])
@@ -94,12 +86,10 @@ def gradients(result: Any, module: nn.Module, *inputs: Tensor) -> tuple[Tensor, 
 # ---- numbers -------------------------------------------------------------------------------------
 
 
-@each_kind
-@each_of_ours
+@every_kind
 @settings(max_examples=25)
 @given(data=st.data())
-def test_random_layers_against_the_reference(kernel: str, kind: str, data: st.DataObject) -> None:
-    """The chunks are small, so that there are several, and a step may have more rows than one."""
+def test_random_layers_against_the_reference(kind: str, data: st.DataObject) -> None:
     steps, batch_size = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 5))
     lengths = data.draw(st.none() | st.lists(st.integers(0, steps), min_size=batch_size, max_size=batch_size))
     spec = spec_of(
@@ -111,7 +101,7 @@ def test_random_layers_against_the_reference(kernel: str, kind: str, data: st.Da
         batch_first=data.draw(st.booleans()),
         bidirectional=data.draw(st.booleans()),
     )
-    module = spec.build("torch", dtype="float64", seed=data.draw(st.integers(0, 99)), kernel=kernel)
+    module = spec.build("torch", dtype="float64", seed=data.draw(st.integers(0, 99)), kernel="compiled")
     x, hx, ns = batch(spec, steps, [steps] * batch_size if lengths is None else lengths, dtype=torch.float64)
     leaves = [part.requires_grad_() for part in (x, *(hx if isinstance(hx, tuple) else (hx,)))]
     weights = dict(module.named_parameters())
@@ -119,24 +109,116 @@ def test_random_layers_against_the_reference(kernel: str, kind: str, data: st.Da
     expected = reference.recurrent(xp, spec, weights, time_major, tuple(leaves[1:]), None if lengths is None else ns)
     if spec.batch_first:
         expected = expected[0].transpose(0, 1), expected[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "_CHUNK", data.draw(st.sampled_from([1, 3, 8, 384])))
-        several_threads(patch, data.draw(st.integers(1, 3)))
-        patch.setattr(packing.Packing, "of", packing.Packing)  # none that was made before
-        actual = module(x, hx, None if lengths is None else ns)
-        assert [part.shape for part in flat(actual)] == [part.shape for part in flat(expected)]
-        torch.testing.assert_close(flat(actual), flat(expected), rtol=1e-12, atol=1e-12)
-        found, wanted = (gradients(result, module, *leaves) for result in (actual, expected))
-        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    actual = module(x, hx, None if lengths is None else ns)
+    assert [part.shape for part in flat(actual)] == [part.shape for part in flat(expected)]
+    torch.testing.assert_close(flat(actual), flat(expected), rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        inferred = module(x, hx, None if lengths is None else ns)
+    torch.testing.assert_close(flat(inferred), flat(actual), rtol=0, atol=0)
+    found, wanted = (gradients(result, module, *leaves) for result in (actual, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+@every_kind
+def test_results_do_not_depend_on_the_number_of_threads(kind: str) -> None:
+    """Bit for bit; the layer is large enough for three."""
+    module = spec_of(kind, 24, 40, bidirectional=True).build("torch", seed=0, kernel="compiled")
+    x, hx, ns = batch(module.spec, 80, [80, 0, 77, 3, *range(40, 80)])
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            leaf = x.detach().requires_grad_()
+            result = module(leaf, hx, ns)
+            found.append([*flat(result), *gradients(result, module, leaf)])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
+
+
+@every_kind
+def test_changed_weights_are_used_at_once(kind: str) -> None:
+    spec = spec_of(kind, 3, 4, 2)
+    module = spec.build("torch", seed=0, kernel="compiled")
+    reference = spec.build("torch", seed=0, kernel="reference")
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (module, reference)]
+    x, hx, ns = batch(spec, 5, [5, 0, 2])
+
+    def step() -> None:
+        for m, optimizer in zip((module, reference), optimizers, strict=True):
+            optimizer.zero_grad()
+            m(x, hx, ns)[0].square().sum().backward()
+            optimizer.step()
+
+    def set_to_zero() -> None:
+        with torch.no_grad():
+            for m in (module, reference):
+                m.weight_hh_l1.zero_()
+                m.bias_ih_l0.data.add_(1)
+
+    def load() -> None:
+        other = spec.build("torch", seed=1).state_dict()
+        for m in (module, reference):
+            m.load_state_dict(other)
+
+    for change in (step, set_to_zero, load, step):
+        change()
+        torch.testing.assert_close(flat(module(x, hx, ns)), flat(reference(x, hx, ns)))
+        with torch.no_grad():
+            torch.testing.assert_close(flat(module(x, hx, ns)), flat(reference(x, hx, ns)))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@every_kind
+def test_inputs_in_any_memory(kind: str, grad: bool) -> None:
+    """Views with any strides, with repeated steps, and with lazily negated numbers."""
+    module = spec_of(kind, 3, 4, bidirectional=True).build("torch", dtype="float64", seed=0, kernel="compiled")
+    x, hx, _ = batch(module.spec, 5, [5, 5], dtype=torch.float64)
+    states = hx if isinstance(hx, tuple) else (hx,)
+    halves = torch.complex(torch.zeros_like(x), x)
+    views = [
+        x.permute(2, 1, 0).contiguous().permute(2, 1, 0),
+        torch.cat((x, x), dim=2)[:, :, 3:],
+        torch.stack((x, x), dim=3)[..., 1],
+        x.repeat_interleave(2, dim=0)[::2],
+        -halves.conj().imag,
+        halves.conj().imag.neg(),
+        x[:1].expand(5, 2, 3),
+    ]
+    strided = join_state([torch.stack((part, part), dim=3)[..., 0] for part in states])
+    with torch.set_grad_enabled(grad):
+        for view in views:
+            expected = module(view.resolve_neg().clone(memory_format=torch.contiguous_format), hx, [5, 2])
+            torch.testing.assert_close(flat(module(view, strided, [5, 2])), flat(expected), rtol=0, atol=0)
+    negated = halves.conj().imag
+    assert negated.is_neg()
+    torch.testing.assert_close(flat(module(negated)), flat(module(negated.resolve_neg())), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_weights_that_do_not_fit_are_refused(grad: bool) -> None:
+    """The kernels read memory, so a wrong size must never reach them."""
+    gru, x = GRUSpec(3, 4).build("torch", seed=0), torch.ones(5, 2, 3)
+    with torch.set_grad_enabled(grad):
+        for name, given, error in (
+            ("weight_hh_l0", torch.zeros(3, 4), errors.ShapeError),
+            ("bias_ih_l0", torch.zeros(4), errors.ShapeError),
+            ("weight_ih_l0", torch.zeros(12, 3, dtype=torch.float64), errors.DTypeError),
+            ("bias_hh_l0", torch.zeros(12, dtype=torch.float64), errors.DTypeError),
+        ):
+            with pytest.raises((error, errors.DTypeError)):
+                torch.func.functional_call(gru, {name: given}, (x,))
 
 
 @pytest.mark.parametrize("lengths", [[3, 6, 0, 1], [0, 0, 0, 0], [2, 2, 2, 2]], ids=str)
 @pytest.mark.parametrize("batch_first", [False, True])
 @each_kind
-def test_rows_of_valid_steps_equal_dense_steps(
+def test_valid_steps_equal_dense_steps(
     kind: str, batch_first: bool, lengths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A native call takes rows in inference, and on a GPU in training too."""
+    """A native call runs over the valid steps only in inference, and on a GPU in training too."""
     spec = spec_of(kind, 3, 4, 2, bidirectional=True, batch_first=batch_first)
     module = spec.build("torch", dtype="float64", seed=0, kernel="native")
     x, hx, ns = batch(spec, 6, lengths, dtype=torch.float64)
@@ -149,17 +231,17 @@ def test_rows_of_valid_steps_equal_dense_steps(
             unbatched = module(x.select(int(not batch_first), 0), None, lengths[0])
         torch.testing.assert_close(unbatched[0], module(x, None, ns)[0].select(int(not batch_first), 0))
         with monkeypatch.context() as as_on_a_gpu:
-            as_on_a_gpu.setattr(dispatch, "rows_are_faster", lambda *_, **__: True)
+            as_on_a_gpu.setattr(dispatch, "valid_steps_are_faster", lambda *_, **__: True)
             actual = module(x, state, ns)
         torch.testing.assert_close(flat(actual), flat(expected))
         torch.testing.assert_close(gradients(actual, module, x), wanted)
 
 
-@each_kind
-@pytest.mark.parametrize(("kernel", "lengths"), [("packed", None), *((kernel, [3, 0, 2]) for kernel in OURS)], ids=str)
-def test_second_derivatives(kind: str, kernel: str, lengths: list[int] | None) -> None:
+@every_kind
+@pytest.mark.parametrize("lengths", [None, [3, 0, 2]], ids=str)
+def test_second_derivatives(kind: str, lengths: list[int] | None) -> None:
     spec = spec_of(kind, 2, 2, bidirectional=True)
-    module = spec.build("torch", dtype="float64", seed=0, kernel=kernel)
+    module = spec.build("torch", dtype="float64", seed=0, kernel="compiled")
     x, hx, _ = batch(spec, 3, [3, 3, 3], dtype=torch.float64)
     states = hx if isinstance(hx, tuple) else (hx,)
     names = list(dict(module.named_parameters()))
@@ -173,7 +255,7 @@ def test_second_derivatives(kind: str, kernel: str, lengths: list[int] | None) -
     assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("kernel", ["auto", "native", *OURS])
+@pytest.mark.parametrize("kernel", ["auto", "native"])
 @each_kind
 def test_gradient_penalty(kind: str, kernel: str) -> None:
     """float32, in which a native LSTM is oneDNN's."""
@@ -188,9 +270,8 @@ def test_gradient_penalty(kind: str, kernel: str) -> None:
         torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-@each_of_ours
-def test_second_derivatives_of_shared_weights(kernel: str) -> None:
-    gru = GRUSpec(2, 2).build("torch", dtype="float64", seed=0, kernel=kernel)
+def test_second_derivatives_of_shared_weights() -> None:
+    gru = GRUSpec(2, 2).build("torch", dtype="float64", seed=0)
     bias = gru.bias_ih_l0.detach().clone().requires_grad_()
 
     def run(bias: Tensor) -> Tensor:
@@ -201,10 +282,9 @@ def test_second_derivatives_of_shared_weights(kernel: str) -> None:
     assert torch.autograd.gradgradcheck(run, bias)
 
 
-@each_of_ours
-def test_gradients_of_some_arguments_only(kernel: str) -> None:
+def test_gradients_of_some_arguments_only() -> None:
     spec = LSTMSpec(3, 4, 2)
-    module = spec.build("torch", seed=0, kernel=kernel).requires_grad_(False)
+    module = spec.build("torch", seed=0).requires_grad_(False)
     x, hx, ns = batch(spec, 5, [5, 0, 2])
     x.requires_grad_()
     (d_x,) = torch.autograd.grad(module(x, hx, ns)[1][1].sum(), x)  # of c_n alone
@@ -218,13 +298,12 @@ def test_gradients_of_some_arguments_only(kernel: str) -> None:
     torch.testing.assert_close(module.weight_hh_l0.grad, reference.weight_hh_l0.grad)
 
 
-@each_of_ours
-def test_an_output_changed_in_place(kernel: str) -> None:
+def test_an_output_changed_in_place() -> None:
     """The backward pass does not read the output that the caller has."""
     for lengths in (None, [5, 0, 2]):
         found: list[Tensor] = []
         for inplace in (True, False):
-            gru = GRUSpec(3, 4).build("torch", seed=0, kernel=kernel)
+            gru = GRUSpec(3, 4).build("torch", seed=0)
             x, hx, _ = batch(gru.spec, 5, [5, 5, 5])
             output = nn.functional.relu(gru(x, hx, lengths)[0], inplace=inplace)
             found += torch.autograd.grad(output.square().sum(), [gru.weight_hh_l0])
@@ -235,22 +314,23 @@ def test_an_output_changed_in_place(kernel: str) -> None:
 
 
 @each_operator
-@each_kind
+@every_kind
 def test_operators_pass_opcheck(kind: str, kernel: str) -> None:
     spec = spec_of(kind, 3, 4)
     module = spec.build("torch", seed=0)
     x, hx, ns = batch(spec, 5, [5, 0, 2])
-    operator: Any = operators._OPERATORS[module.mode]
+    operator: Any = operators._OPERATORS[cell_of(spec)]
     states = [part[0] for part in (hx if isinstance(hx, tuple) else (hx,))]
     weights = list(module.parameters())
-    # Of ragged calls that keep what a backward pass needs, the rest of the buffers is left as it was.
+    # Of ragged calls that keep what a backward pass needs, the rest of the buffer is left as it was.
     torch.library.opcheck(operator, (x.nan_to_num(), None, *states, *weights, True, kernel, True))
     torch.library.opcheck(operator, (x, ns, *states, *[w.detach() for w in weights], True, kernel, False))
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-@each_operator
-@each_kind
+@pytest.mark.parametrize(
+    ("kind", "kernel"), [*((kind, "compiled") for kind in EVERY_KIND), *((kind, "native") for kind in KINDS)]
+)
 def test_gradients_of_a_graph_traced_without_gradients(kind: str, kernel: str) -> None:
     spec = spec_of(kind, 3, 4)
     module = spec.build("torch", dtype="float64", seed=0, kernel=kernel)
@@ -269,7 +349,7 @@ def test_a_training_step_does_not_import_the_compiler() -> None:
     """It takes seconds; `torch.library.custom_op` would."""
     code = (
         "import sys, torch, unirnn\n"
-        "gru = unirnn.GRUSpec(3, 4).build('torch', seed=0, kernel='packed')\n"
+        "gru = unirnn.GRUSpec(3, 4).build('torch', seed=0, kernel='compiled')\n"
         "gru(torch.ones(5, 2, 3), None, [5, 2])[0].sum().backward()\n"
         "assert 'torch._dynamo' not in sys.modules"
     )
@@ -350,8 +430,9 @@ each_traced = pytest.mark.parametrize(
         (GRUSpec(3, 4, 2, bidirectional=True, batch_first=True), True),
         (LSTMSpec(3, 4, bidirectional=True), True),
         (LSTMSpec(3, 4), False),
+        (GRUSpec(3, 4, 2, bidirectional=True, reset_after=False), True),
     ],
-    ids=["RNN", "GRU", "LSTM", "LSTM-dense"],
+    ids=["RNN", "GRU", "LSTM", "LSTM-dense", "GRU-reset-before"],
 )
 
 
@@ -373,24 +454,27 @@ def arguments(spec: RecurrentSpec, ragged: bool, steps: int, lengths: list[int])
         (GRUSpec(3, 4, 2, bidirectional=True, batch_first=True), True, "auto"),
         (LSTMSpec(3, 4, bidirectional=True), True, "native"),
         (LSTMSpec(3, 4), False, "auto"),
+        (GRUSpec(3, 4, 2, bidirectional=True, reset_after=False), True, "auto"),
     ],
-    ids=["RNN-native", "GRU-auto", "LSTM-native", "LSTM-auto-dense"],
+    ids=["RNN-native", "GRU-auto", "LSTM-native", "LSTM-auto-dense", "GRU-reset-before"],
 )
 def test_one_graph_trains_with_other_sizes(spec: RecurrentSpec, ragged: bool, kernel: str) -> None:
     torch.compiler.reset()
-    module, native = spec.build("torch", seed=0, kernel=kernel), spec.build("torch", seed=0, kernel="native")
+    module, reference = spec.build("torch", seed=0, kernel=kernel), spec.build("torch", seed=0, kernel="reference")
     compiled: Any = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
     for steps, lengths in ((5, [5, 0, 2]), (7, [0, 3, 7, 1])):
         given = arguments(spec, ragged, steps, lengths)
-        actual, expected = compiled(*given), native(*given)
+        actual, expected = compiled(*given), reference(*given)
         torch.testing.assert_close(flat(actual), flat(expected))
-        torch.testing.assert_close(gradients(actual, module), gradients(expected, native), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(gradients(actual, module), gradients(expected, reference), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("kernel", ["auto", "native"])
 @each_traced
 def test_export_with_any_t_and_b(spec: RecurrentSpec, ragged: bool, kernel: str) -> None:
+    if kernel == "native" and "reset_after" in spec.uncommon():
+        pytest.skip("torch has no such layer")
     module = spec.build("torch", seed=0, kernel=kernel).eval()
     given = arguments(spec, ragged, 5, [5, 0, 2])
     exported = torch.export.export(module, given, dynamic_shapes=shapes(spec, ragged)).module()
@@ -441,25 +525,19 @@ REFUSED: dict[str, tuple[RecurrentSpec, dict[str, Any], type[Exception], str]] =
         GRUSpec(3, 4),
         {"kernel": "fast"},
         errors.ArgumentError,
-        "kernel: given 'fast', expected one of 'auto', 'native', 'packed'",
+        "kernel: given 'fast', expected one of 'auto', 'compiled', 'native', 'reference'",
     ),
     "half precision": (
         GRUSpec(3, 4),
-        {"kernel": "packed", "dtype": "bfloat16"},
+        {"kernel": "compiled", "dtype": "bfloat16"},
         errors.LimitError,
-        "given 'packed', but the packed kernel computes in float32, float64, not in bfloat16; build with 'auto'",
+        "given 'compiled', but the compiled kernel computes in float32, float64, not in bfloat16; build with 'auto'",
     ),
     "a projection": (
         LSTMSpec(3, 4, proj_size=2),
-        {"kernel": "packed"},
+        {"kernel": "compiled"},
         errors.LimitError,
-        "the packed kernel has no LSTM with proj_size=2",
-    ),
-    "packed, of a variant that it lacks": (
-        RESET_BEFORE,
-        {"kernel": "packed"},
-        errors.LimitError,
-        "the packed kernel has no GRU with reset_after=False",
+        "the compiled kernel has no LSTM with proj_size=2",
     ),
     "native, of a variant that torch lacks": (
         RESET_BEFORE,
@@ -478,9 +556,9 @@ def test_a_build_refuses(case: tuple[RecurrentSpec, dict[str, Any], type[Excepti
     assert words in str(caught.value)
 
 
-def test_a_gpu_has_no_packed_kernel() -> None:
-    with pytest.raises(errors.LimitError, match="the packed kernel runs on cpu only, not on gpu"):
-        dispatch.check_build("packed", GRUSpec(3, 4), "gpu", "float32")
+def test_a_gpu_has_no_compiled_kernel() -> None:
+    with pytest.raises(errors.LimitError, match="the compiled kernel runs on cpu only, not on gpu"):
+        dispatch.check_build("compiled", GRUSpec(3, 4), "gpu", "float32")
     assert [kernel.name for kernel in unirnn.explain(GRUSpec(3, 4), "torch", "gpu").kernels] == ["native", "reference"]
 
 
@@ -490,10 +568,10 @@ ignore_jit_script_warning = pytest.mark.filterwarnings("ignore:`torch.jit.script
 
 @ignore_jit_script_warning
 def test_a_call_that_the_named_kernel_does_not_support() -> None:
-    gru, x = GRUSpec(3, 4).build("torch", seed=0, kernel="packed"), torch.ones(5, 2, 3)
+    gru, x = GRUSpec(3, 4).build("torch", seed=0, kernel="compiled"), torch.ones(5, 2, 3)
     with (
         torch.autocast("cpu", torch.bfloat16),
-        pytest.raises(errors.LimitError, match="built with 'packed', but the packed kernel does not support autocast"),
+        pytest.raises(errors.LimitError, match="'compiled', but the compiled kernel does not support autocast"),
     ):
         gru(x)
     with pytest.raises(errors.LimitError, match=r"does not support transforms of torch\.func"):
@@ -542,42 +620,62 @@ def test_per_sample_gradients() -> None:
             torch.testing.assert_close(found[name][k], parameter.grad)
 
 
-@pytest.mark.parametrize("row", [row for row in dispatch.TABLE if row.kernel in OURS], ids=repr)
-def test_rows_of_the_table_at_their_bounds(row: dispatch.Row, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At its bounds a row's kernel is taken; with a step less, or a sequence more, it is not."""
-    monkeypatch.setattr("unirnn.kernels.layers._is_installed", lambda package: row.kernel == "numba")
-    batch_size = max(16, row.width // 8, (row.widest or 0) // 8)
-    spec: RecurrentSpec = {"RNN": RNNSpec, "GRU": GRUSpec, "LSTM": LSTMSpec}[row.cell](1, 8)
-    taken: list[str] = []
-
-    layer = operators.layer
-
-    def record(*given: Any, kernel: str) -> Any:
-        taken.append(kernel)
-        return layer(*given, kernel=kernel)
-
-    monkeypatch.setattr(operators, "layer", record)
-    module = spec.build("torch", dtype=row.dtypes[0], seed=0)
-    beyond = [(row.steps - 1, batch_size)]
-    if row.widest is not None:
-        beyond.append((row.steps, batch_size + 1))
-    for steps, rows in ((row.steps, batch_size), *beyond):
-        x = torch.zeros(steps, rows + row.lengths, 1, dtype=module.weight_ih_l0.dtype)
-        lengths = None
-        if row.lengths:  # what is empty does not count
-            lengths = torch.full((rows + 1,), int(row.fill * steps))
-            lengths[0], lengths[1], lengths[2] = steps, 0, 1
-        with torch.set_grad_enabled(row.gradients):
-            module(x, None, lengths)
-    assert taken[:1] == [row.kernel]
-    assert row.kernel not in taken[1:]
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "NO_LIBRARY", "no compiler was found")
 
 
-@each_of_ours
+@pytest.mark.usefixtures("no_library")
 @each_kind
-def test_saved_tensors_go_through_autograd(kind: str, kernel: str) -> None:
+def test_without_the_compiled_kernels(kind: str) -> None:
+    """Torch's own layer runs a call; in a graph it is one operator, as on a GPU."""
+    torch.compiler.reset()
+    spec = spec_of(kind, 3, 4, bidirectional=True)
+    auto, native = (spec.build("torch", dtype="float64", seed=0, kernel=k) for k in ("auto", "native"))
+    x, hx, ns = batch(spec, 5, [5, 0, 2], dtype=torch.float64)
+    torch.testing.assert_close(flat(auto(x, hx, ns)), flat(native(x, hx, ns)), rtol=0, atol=0)
+    exported = torch.export.export(auto, (x, hx, ns))
+    assert sum(node.target is operators._OPERATORS[cell_of(spec)] for node in exported.graph.nodes) == 2
+    torch.testing.assert_close(flat(exported.module()(x, hx, ns)), flat(native(x, hx, ns)))
+    compiled: Any = torch.compile(auto, fullgraph=True, backend="aot_eager")
+    found, expected = gradients(compiled(x, hx, ns), auto), gradients(native(x, hx, ns), native)
+    torch.testing.assert_close(found, expected)
+
+
+@every_kind
+def test_a_graph_that_was_made_with_the_compiled_kernels_runs_without_them(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.compiler.reset()
+    module = spec_of(kind, 3, 4).build("torch", dtype="float64", seed=0)
+    x, hx, ns = batch(module.spec, 5, [5, 0, 2], dtype=torch.float64)
+    expected, wanted = module(x, hx, ns), gradients(module(x, hx, ns), module)
+    with torch.no_grad():
+        exported: Any = torch.export.export(module, (x, hx, ns)).module()
+    compiled: Any = torch.compile(module, fullgraph=True, backend="aot_eager")
+    trained = compiled(x, hx, ns)
+    monkeypatch.setattr(dispatch, "NO_LIBRARY", "no compiler was found")
+    torch.testing.assert_close(flat(exported(x, hx, ns)), flat(expected))
+    torch.testing.assert_close(gradients(trained, module), wanted)
+    torch.testing.assert_close(sorted_by_shape(gradients(exported(x, hx, ns), exported)), sorted_by_shape(wanted))
+
+
+@pytest.mark.usefixtures("no_library")
+def test_the_compiled_kernel_by_name_where_it_is_missing() -> None:
+    with pytest.raises(
+        errors.LimitError,
+        match="'compiled', but the compiled kernels are missing: no compiler was found; build with 'auto'",
+    ):
+        GRUSpec(3, 4).build("torch", kernel="compiled")
+    told = unirnn.explain(GRUSpec(3, 4), "torch").kernels[0]
+    assert told == ("native", "always, since the compiled kernels are missing: no compiler was found")
+    assert RESET_BEFORE.build("torch", seed=0)(torch.ones(5, 2, 3))[0].shape == (5, 2, 4)
+
+
+@each_kind
+def test_saved_tensors_go_through_autograd(kind: str) -> None:
     """They can be packed and unpacked, recomputed, traced, and used for several gradients at once."""
-    module = spec_of(kind, 3, 4, 2, bidirectional=True).build("torch", dtype="float64", seed=0, kernel=kernel)
+    module = spec_of(kind, 3, 4, 2, bidirectional=True).build("torch", dtype="float64", seed=0)
     x, _, ns = batch(module.spec, 7, [7, 0, 4], dtype=torch.float64)
     x.requires_grad_()
     expected = gradients(module(x, None, ns), module, x)
@@ -591,7 +689,7 @@ def test_saved_tensors_go_through_autograd(kind: str, kernel: str) -> None:
     with torch.autograd.graph.saved_tensors_hooks(away, kept.__getitem__):
         result = module(x, None, ns)
     steps = sum(t.shape[0] == x.shape[0] * x.shape[1] for t in kept)
-    assert steps == 2 * 2 * 2  # layers, directions, and what is kept of each
+    assert steps == 2 * 2  # layers and directions
     torch.testing.assert_close(gradients(result, module, x), expected)
 
     again = checkpoint(module, x, None, ns, use_reentrant=False)
@@ -617,49 +715,20 @@ def test_saved_tensors_go_through_autograd(kind: str, kernel: str) -> None:
         assert leaf.grad.untyped_storage().resizable()
 
 
-@pytest.mark.parametrize("kernel", ["packed", "numba", "native"])
+@each_operator
 @pytest.mark.parametrize("ns", [None, torch.tensor([7, 0, 4])])
-@pytest.mark.parametrize("count", [1, 3])
-def test_results_of_operators_can_be_resized(
-    count: int, ns: Tensor | None, kernel: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    several_threads(monkeypatch, count)
+def test_results_of_operators_can_be_resized(ns: Tensor | None, kernel: str) -> None:
     gru = GRUSpec(3, 4).build("torch", seed=0)
     given = (torch.randn(7, 3, 3), ns, torch.zeros(3, 4), *(w.detach() for w in gru.parameters()), False, kernel)
     results = torch.ops.unirnn.gru(*given, True)
-    gradients = torch.ops.unirnn.gru_backward(*given, *results[2:], results[0], results[1], True, True)
+    gradients = torch.ops.unirnn.gru_backward(*given, results[2], results[0], results[1], True, True)
     for tensor in (*results[:2], *gradients):
         assert tensor.untyped_storage().resizable()
 
 
-@pytest.mark.parametrize("before", OURS)
-@pytest.mark.parametrize("after", OURS)
-@each_kind
-def test_the_backward_pass_uses_the_forward_passs_kernel(
-    kind: str, after: str, before: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Even if the number of threads, and so what the table says, has changed in between."""
-    module = spec_of(kind, 3, 4).build("torch", seed=0)
-    assert isinstance(module, Recurrent)
-    x, hx, ns = batch(module.spec, 7, [7, 0, 4, 1, 7])
-    x.requires_grad_()
-
-    def run(kernel: str) -> Any:
-        weights = reference.Weights(*module.parameters())
-        return operators.layer(module.mode, x, ns, hx if isinstance(hx, tuple) else (hx,), [weights], kernel=kernel)
-
-    expected = gradients(run("packed"), module, x)
-    several_threads(monkeypatch, 3)
-    monkeypatch.setattr(dispatch, "fastest", lambda *_, **__: before)
-    result = run("auto")
-    several_threads(monkeypatch, 2)
-    monkeypatch.setattr(dispatch, "fastest", lambda *_, **__: after)
-    torch.testing.assert_close(gradients(result, module, x), expected)
-
-
 @each_kind
 @pytest.mark.parametrize(
-    ("kernel", "ns"), [("packed", None), *((kernel, [7, 0, 4]) for kernel in (*OURS, "native"))], ids=str
+    ("kernel", "ns"), [("compiled", None), ("compiled", [7, 0, 4]), ("native", [7, 0, 4])], ids=str
 )
 def test_a_whole_training_step_can_be_traced(kind: str, kernel: str, ns: list[int] | None) -> None:
     module = spec_of(kind, 3, 4, bidirectional=True).build("torch", dtype="float64", seed=0, kernel=kernel)
@@ -672,18 +741,16 @@ def test_a_whole_training_step_can_be_traced(kind: str, kernel: str, ns: list[in
     torch.testing.assert_close(traced(inputs[0]), step(inputs[0]))
 
 
-@each_of_ours
 @each_kind
-def test_infinite_inputs_raise_no_warning(kind: str, kernel: str) -> None:
-    module = spec_of(kind, 3, 4).build("torch", seed=0, kernel=kernel)
+def test_infinite_inputs_raise_no_warning(kind: str) -> None:
+    module = spec_of(kind, 3, 4).build("torch", seed=0)
     output, _ = module(torch.full((5, 2, 3), torch.inf), None, [5, 2])
     output.sum().backward()
     assert module.weight_hh_l0.grad is not None
 
 
-@each_of_ours
-def test_an_input_changed_in_place_is_an_error_in_the_backward_pass(kernel: str) -> None:
-    gru = GRUSpec(3, 4).build("torch", seed=0, kernel=kernel)
+def test_an_input_changed_in_place_is_an_error_in_the_backward_pass() -> None:
+    gru = GRUSpec(3, 4).build("torch", seed=0)
     x = torch.ones(20, 2, 3)
     output, _ = gru(x)
     x += 1
@@ -691,9 +758,9 @@ def test_an_input_changed_in_place_is_an_error_in_the_backward_pass(kernel: str)
         output.sum().backward()
 
 
-def test_a_dense_call_without_gradients_gives_torchs_own_bits() -> None:
+def test_a_dense_call_of_the_native_kernel_gives_torchs_own_bits() -> None:
     native = nn.GRU(3, 4, 2, bidirectional=True)
-    gru = GRUSpec(3, 4, 2, bidirectional=True).build("torch")
+    gru = GRUSpec(3, 4, 2, bidirectional=True).build("torch", kernel="native")
     gru.load_state_dict(native.state_dict())
     x = torch.linspace(-1, 1, 360).reshape(40, 3, 3)
     with torch.no_grad():
@@ -705,9 +772,9 @@ def test_a_dense_call_without_gradients_gives_torchs_own_bits() -> None:
         assert (output[30:] == 0).all()
 
 
-def test_a_packed_sequence_goes_through_the_packed_kernel() -> None:
+def test_a_packed_sequence_goes_through_the_compiled_kernel() -> None:
     spec = GRUSpec(3, 4, 2, bidirectional=True, batch_first=True)
-    gru, native = (spec.build("torch", seed=0, kernel=kernel) for kernel in ("packed", "native"))
+    gru, native = (spec.build("torch", seed=0, kernel=kernel) for kernel in ("compiled", "native"))
     x, hx, _ = batch(spec, 5, [5, 5, 5])
     sequence = pack_padded_sequence(x, torch.tensor([2, 5, 1]), True, enforce_sorted=False)
     results = []
@@ -719,42 +786,24 @@ def test_a_packed_sequence_goes_through_the_packed_kernel() -> None:
 
 
 def test_copies_keep_the_kernel() -> None:
-    gru = GRUSpec(3, 4).build("torch", seed=0, kernel="packed")
+    gru = GRUSpec(3, 4).build("torch", seed=0, kernel="compiled")
     for copied in (copy.deepcopy(gru), pickle.loads(pickle.dumps(gru))):
-        assert copied.kernel == "packed"
+        assert copied.kernel == "compiled"
 
 
-@pytest.mark.parametrize("numba", [False, True])
-def test_explain_says_when_which_kernel_is_taken(numba: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unirnn.kernels.layers._is_installed", lambda package: numba)
-    compiled = [
-        "numba: training (T >= 16, B*H <= 8192 a thread); "
-        "training with lengths (T >= 12, B*H <= 8192 a thread); "
-        "training with lengths (T >= 12, B*H <= 16384 a thread, up to 70% valid); "
-        "inference (T >= 64, B*H <= 2048 a thread); inference with lengths (T >= 32, B*H <= 4096 a thread); "
-        "inference with lengths (T >= 32, B*H <= 16384 a thread, up to 70% valid)",
-    ]
+def test_explain_says_when_which_kernel_is_taken() -> None:
     told = [f"{kernel.name}: {kernel.when}" for kernel in unirnn.explain(GRUSpec(3, 4), "torch").kernels]
     assert told == [
-        *(compiled if numba else []),
-        "packed: compiled or exported graphs; training (T >= 16); training with lengths (T >= 12); "
-        "inference with lengths (T >= 16, B*H >= 8192)",
+        "compiled: always, except under autocast, torch.func, torch.jit.trace and in forward mode",
         "native: otherwise",
         "reference: by name only",
     ]
+    assert [kernel.name for kernel in unirnn.explain(RESET_BEFORE, "torch").kernels] == ["compiled", "reference"]
     assert unirnn.explain(LSTMSpec(3, 4, proj_size=2), "torch").kernels[0] == ("native", "always")
-    (kernel,) = unirnn.explain(RESET_BEFORE, "torch").kernels
+    assert unirnn.explain(GRUSpec(3, 4), "torch", dtype="bfloat16").kernels[0] == ("native", "always")
+    (kernel,) = unirnn.explain(RESET_BEFORE, "torch", "gpu").kernels
     assert kernel == ("reference", "always, step by step")
     assert not unirnn.explain(GRUSpec(3, 4), "array_api").kernels
-
-
-def test_blas_is_not_looked_for_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unirnn.kernels.layers._is_installed", lambda package: False)
-    monkeypatch.setattr(threads, "_blas", lambda: pytest.fail("looked for BLAS"))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 9)
-    for spec in (GRUSpec(1, 512), LSTMSpec(1, 512)):
-        output, _ = spec.build("torch", seed=0)(torch.zeros(40, 32, 1), None, [40] * 31 + [1])
-        output.sum().backward()
 
 
 @pytest.mark.parametrize("spec", [GRUSpec(3, 4, 2, bidirectional=True, batch_first=True), RNNSpec(3, 4)])

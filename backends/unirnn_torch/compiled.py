@@ -1,0 +1,222 @@
+"""The compiled kernels over the memory of tensors: one layer in one direction, on a CPU, in float32 and float64.
+
+Nothing is copied but what is not contiguous. The kernels read and write memory, so every shape and dtype is checked
+here, whoever calls.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unirnn import reference
+from unirnn.contract.call import Sizes
+from unirnn.contract.call import lengths as checked
+from unirnn.devices import short_name
+from unirnn.errors import DTypeError, ShapeError
+from unirnn.kernels import compiled
+
+__all__ = ["Call", "backward", "empty_kept", "empty_results", "forward"]
+
+_MEMORY = compiled.Memory(Tensor.data_ptr, lambda tensor: tensor.stride()[:2])
+_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+_GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 3, "GRU_RESET_BEFORE": 3, "LSTM": 4}
+
+
+class Call(NamedTuple):
+    """One layer in one direction: what its forward and its backward pass are given.
+
+    Parameters
+    ----------
+    cell
+        As the compiled kernels call it; see `unirnn.kernels.compiled.cell_of`.
+    x
+        `(T, B, I)`.
+    lengths
+        `(B,)` int64; None if every step is valid.
+    state
+        The initial state, `(B, H)` each; empty for zeros.
+    weights
+        Without a projection.
+    reverse
+        Whether it runs from the last valid step to the first.
+    """
+
+    cell: str
+    x: Tensor
+    lengths: Tensor | None
+    state: tuple[Tensor, ...]
+    weights: reference.Weights
+    reverse: bool
+
+    @property
+    def hidden_size(self) -> int:
+        size: int = self.weights.weight_hh.shape[1]
+        return size
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """``(x, lengths, *state, *weights)``."""
+        return self.x, self.lengths, *self.state, *self.weights[:4]
+
+    def checked_lengths(self) -> NDArray[np.int64] | None:
+        """The lengths, read from whatever device they are on.
+
+        Raises
+        ------
+        LengthError
+            If a length is below 0 or above T.
+        """
+        if self.lengths is None:
+            return None
+        steps, batch_size, _ = self.x.shape
+        return checked(self.lengths.cpu().numpy(), Sizes(steps, batch_size))
+
+
+def empty_kept(call: Call, *, keep: bool) -> Tensor:
+    """Memory for what the backward pass needs; empty unless ``keep``.
+
+    A trace can't know the sum N of the lengths, so there are `T*B` rows. Only the first N are written, or ever touched.
+    """
+    steps, batch_size, _ = call.x.shape
+    return call.x.new_empty((steps * batch_size if keep else 0, compiled.KEPT[call.cell] * call.hidden_size))
+
+
+def empty_results(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Memory for the output `(T, B, H)` and the final state, `(B, H)` each."""
+    x, size = call.x, call.hidden_size
+    steps, batch_size, _ = x.shape
+    final = tuple([x.new_empty((batch_size, size)) for _ in range(1 + (call.cell == "LSTM"))])
+    return x.new_empty((steps, batch_size, size)), final
+
+
+def forward(call: Call, output: Tensor, final: Sequence[Tensor], kept: Tensor | None) -> None:
+    """Run a layer.
+
+    Parameters
+    ----------
+    call
+        The layer; its lengths are checked.
+    output
+        `(T, B, H)`, to be written; a part of a larger tensor's last axis will do.
+    final
+        `(B, H)` each, contiguous, to be written.
+    kept
+        From `empty_kept`, to be written; None if no backward pass will follow.
+    """
+    call = _readable(call)  # held while its memory is read
+    compiled.forward(_described(call, output=output, final=final, kept=kept))
+
+
+def backward(
+    call: Call, kept: Tensor, d_results: Sequence[Tensor | None], needed: tuple[bool, bool]
+) -> tuple[Tensor | None, ...]:
+    """Compute the gradients of a layer.
+
+    Parameters
+    ----------
+    call
+        As it was in the forward pass.
+    kept
+        What the forward pass has left.
+    d_results
+        The gradients of the output and of each part of the final state; None is zeros.
+    needed
+        Whether the gradient of x is needed, and whether any of a weight is.
+
+    Returns
+    -------
+    tuple
+        The gradients ``(x, *state, *weights)``; None where they are not needed, or there is no bias.
+    """
+    of_x, of_weights = needed
+    call = _readable(call)
+    x, state = call.x, call.state
+    d_output, *d_final = d_results
+    shape = *x.shape[:2], call.hidden_size
+    d_output = None if d_output is None else _steps("d_output", d_output, shape, x.dtype)
+    d_final = [None if d is None else _whole("d_state", d, shape[1:], x.dtype) for d in d_final]
+    _whole("kept", kept, (x.shape[0] * x.shape[1], compiled.KEPT[call.cell] * call.hidden_size), x.dtype)
+    d_x = x.new_empty(x.shape) if of_x else None
+    d_state = [part.new_empty(part.shape) for part in state]
+    d_weights = reference.Weights(
+        *(None if w is None or not of_weights else w.new_empty(w.shape) for w in call.weights[:4])
+    )
+    compiled.backward(
+        _described(call, kept=kept), compiled.gradients(_MEMORY, d_output, d_final, d_x, d_state, d_weights)
+    )
+    return d_x, *d_state, *d_weights[:4]
+
+
+def _described(
+    call: Call, *, output: Tensor | None = None, final: Sequence[Tensor] = (), kept: Tensor | None
+) -> compiled.Layer:
+    return compiled.layer(
+        _MEMORY,
+        call.cell,
+        _DTYPES[call.x.dtype],
+        call.weights,
+        call.x,
+        call.state,
+        call.lengths,
+        reverse=call.reverse,
+        num_threads=torch.get_num_threads(),
+        output=output,
+        final=final,
+        kept=kept,
+    )
+
+
+def _readable(call: Call) -> Call:
+    """The same call over tensors that the kernels can read.
+
+    Raises
+    ------
+    ShapeError, DTypeError
+        If a tensor does not fit to the others.
+    """
+    cell, x, lengths, state, (weight_ih, weight_hh, bias_ih, bias_hh, _), reverse = call
+    _, batch_size, input_size = x.shape
+    size = weight_hh.shape[-1]
+    rows = _GATES[cell] * size
+    if x.dtype not in _DTYPES:
+        raise DTypeError(f"x: given {short_name(x.dtype)}, expected float32 or float64")
+    if (bias_ih is None) != (bias_hh is None):
+        raise ShapeError("bias_ih, bias_hh: given one of them, expected both or none")
+    if lengths is not None:
+        lengths = _whole("lengths", lengths, (batch_size,), torch.int64)
+    dtype, of_state, of_bias = x.dtype, (batch_size, size), (rows,)
+    weights = reference.Weights(
+        _whole("weight_ih", weight_ih, (rows, input_size), dtype),
+        _whole("weight_hh", weight_hh, (rows, size), dtype),
+        None if bias_ih is None else _whole("bias_ih", bias_ih, of_bias, dtype),
+        None if bias_hh is None else _whole("bias_hh", bias_hh, of_bias, dtype),
+    )
+    begin = tuple([_whole("state", part, of_state, dtype) for part in state])
+    return Call(cell, _steps("x", x, x.shape, dtype), lengths, begin, weights, reverse)
+
+
+def _whole(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor in contiguous memory of this machine, after a check of its shape and its dtype."""
+    if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
+        _refuse(name, tensor, shape, dtype)
+    return tensor if tensor.is_contiguous() and not tensor.is_neg() else tensor.resolve_neg().contiguous()
+
+
+def _steps(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """The same for `(T, B, F)`, of which only the last axis need be contiguous."""
+    if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
+        _refuse(name, tensor, shape, dtype)
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    return tensor if tensor.stride(2) == 1 or shape[2] == 1 else tensor.contiguous()
+
+
+def _refuse(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> NoReturn:
+    if tensor.shape != shape:
+        raise ShapeError(f"{name}: given shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+    given, expected = short_name(tensor.dtype), short_name(dtype)
+    raise DTypeError(f"{name}: given {given} on {tensor.device}, expected {expected} on the CPU")
