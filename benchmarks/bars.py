@@ -130,7 +130,7 @@ def _compiled() -> Iterator[Bar]:
     two = {**both, "threads": 2, "cell": ("GRU", "LSTM"), "size": ("M", "L")}
     yield Bar("two threads", 1.6, "speed-up", two)
     yield Bar("two threads", 1.6, "speed-up", {**two, "backend": "mindspore", "mode": BLOCKING})
-    ragged = {**both, "size": ("M", "L"), "lengths": ("uniform", "short")}
+    ragged = {**one, "size": ("M", "L"), "lengths": ("uniform", "short")}
     yield Bar("ragged: time follows the lengths", 1.3, "work", ragged)
     yield Bar("ragged: time follows the lengths", 1.3, "work", {**ragged, "backend": "mindspore", "mode": BLOCKING})
     for backend, limit in (("numpy", 20), ("torch", 40)):
