@@ -5,6 +5,7 @@
 The parts, each of which ``--only`` chooses:
 
 - ``import``: ``import unirnn`` and ``import numpy``, in fresh interpreters, by turns.
+- ``first call``: the first call and the second one of a layer, in fresh interpreters.
 - ``build``: ``build`` and the native constructors of PyTorch and MindSpore, in one process, by turns.
 - ``peak memory``: how much a process's memory grows, at its peak, during training steps of size L, compared with
   PyTorch's native layer. Each is measured in a process of its own, after a step of a tiny layer, so that what a
@@ -89,6 +90,37 @@ def imports() -> list[dict[str, Any]]:
             taken.append(1e3 * float(result.stdout))
     ours, other = (statistics.median(taken) for taken in times.values())
     return [{"what": "unirnn / numpy", "ours": ours, "other": other, "unit": "ms"}]
+
+
+# ---- first call ----------------------------------------------------------------------------------
+
+FIRST_CALL = """
+import sys, time
+from unirnn_bench import baselines
+from unirnn_bench.work import Layer, Work
+from unirnn import registry
+
+work = Work.draw(Layer("GRU", "S", 1, False, "dense", False), "eager", 1, False)
+ours = baselines.load(registry.load(sys.argv[1])).calls(work)["ours"]
+for _ in range(2):
+    start = time.perf_counter()
+    ours()
+    print(time.perf_counter() - start)
+"""
+
+
+def first_calls() -> list[dict[str, Any]]:
+    """Measure the first two calls of a GRU of size S in a process; MindSpore's own start takes longer than both."""
+    rows = []
+    for framework in [name for name in ("numpy", *FRAMEWORKS) if name != "mindspore"]:
+        taken = []
+        for _ in range(7):
+            command = [sys.executable, "-c", FIRST_CALL, framework]
+            result = subprocess.run(command, check=True, capture_output=True, text=True)
+            taken.append([1e3 * float(line) for line in result.stdout.split()])
+        first, second = (statistics.median(times) for times in zip(*taken, strict=True))
+        rows.append({"what": f"{framework}, first / second", "ours": first, "other": second, "unit": "ms"})
+    return rows
 
 
 # ---- build ---------------------------------------------------------------------------------------
@@ -230,6 +262,7 @@ def loading() -> list[dict[str, Any]]:
 
 PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "import": imports,
+    "first call": first_calls,
     "build": builds,
     "peak memory": peaks,
     "scaling": scaling,

@@ -2,7 +2,7 @@
 
 ``python docs/make_tables.py`` writes the pages ``docs/names/{rnn,gru,lstm}[.zh].md`` from
 `unirnn.specs.arguments.ARGUMENTS`, the list of backends in ``docs/backends.md`` from `unirnn.explain`, and the tables
-of figures from what ``unirnn bench`` has written to ``benchmarks/figures``. With ``--check`` it writes nothing, and the
+of figures from what ``nox -s bench`` has written to ``benchmarks/figures``. With ``--check`` it writes nothing, and the
 exit status is 1 if a page is out of date.
 
 The list of backends needs every backend installed; if one is not, the list is left as it is.
@@ -11,8 +11,9 @@ The list of backends needs every backend installed; if one is not, the list is l
 import argparse
 import importlib
 import json
+import runpy
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,9 @@ from unirnn.specs import arguments as names
 ROOT = Path(__file__).resolve().parent.parent
 BACKENDS = ROOT / "docs" / "backends.md"
 BENCHMARK = ROOT / "docs" / "contributing" / "benchmark.md"
+HOW_FAST = ROOT / "docs" / "how-fast.md"
 FIGURES = ROOT / "benchmarks" / "figures"
+BARS = ROOT / "benchmarks" / "bars.py"
 
 # ---- the pages of names ----------------------------------------------------------------------------
 
@@ -234,16 +237,34 @@ def figures_tables() -> str:
 
 
 def _times(report: dict[str, Any]) -> str:
-    """Ours beside PyTorch's dense native layer, forward and with backward, as Markdown."""
-    sizes = list(dict.fromkeys(row["size"] for row in report["rows"]))
+    """Ours beside PyTorch's dense layer, the share of the peak, and ours beside ONNX Runtime, as Markdown."""
+    rows = report["rows"]
+    dense = [row for row in rows if row["lengths"] == "dense"]
+    compared = [row for row in dense if not row["backward"] and row["backend"] != "onnxruntime"]
+    parts = [_measured(report, *_by_size(rows, lambda row: row["ratios"].get("torch"), ".2f"))]
+    for title, chosen, value, format_ in (
+        ("The share of the processor's peak", dense, lambda row: row.get("peak"), ".0%"),
+        ("Ours and ONNX Runtime's session", compared, lambda row: row["ratios"].get("onnxruntime"), ".2f"),
+    ):
+        if any(value(row) is not None for row in chosen):
+            parts.append("\n".join([f"{title}:", "", *_table(*_by_size(chosen, value, format_))]))
+    return "\n\n".join(parts)
+
+
+def _by_size(
+    rows: Iterable[dict[str, Any]], value: Callable[[dict[str, Any]], float | None], format_: str
+) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of a table with a column for each size: a value forward and with backward."""
     found: dict[tuple[str, ...], dict[str, list[str]]] = {}
-    for row in report["rows"]:
+    sizes: dict[str, None] = {}
+    for row in rows:
         stack = f", {row['num_layers']} layers" * (row["num_layers"] > 1) + ", bidirectional" * row["bidirectional"]
         key = (row["backend"], row["mode"], row["cell"] + stack, row["lengths"])
-        ratio = row["ratios"].get("torch")
-        found.setdefault(key, {}).setdefault(row["size"], []).append("-" if ratio is None else f"{ratio:.2f}")
-    rows = [[*key, *(" / ".join(of_size.get(size, ["-"])) for size in sizes)] for key, of_size in found.items()]
-    return _measured(report, ["backend", "mode", "cell", "lengths", *sizes], rows)
+        of_row = value(row)
+        sizes[row["size"]] = None
+        found.setdefault(key, {}).setdefault(row["size"], []).append("-" if of_row is None else f"{of_row:{format_}}")
+    cells = [[*key, *(" / ".join(of_size.get(size, ["-"])) for size in sizes)] for key, of_size in found.items()]
+    return ["backend", "mode", "cell", "lengths", *sizes], cells
 
 
 def _overheads(report: dict[str, Any]) -> str:
@@ -260,6 +281,30 @@ def _measured(report: dict[str, Any], columns: list[str], rows: list[list[str]])
     """A table, below what measured it."""
     where = (report["date"][:10], report["cpu"], f"{report['cores']} cores", *report["versions"].values())
     return "\n".join([f"`{report['command']}`, {', '.join(where)}:", "", *_table(columns, rows)])
+
+
+def bars_table() -> str:
+    """How many of the rows hold each group of bars, as Markdown."""
+    names = runpy.run_path(str(BARS))
+    rows: list[dict[str, Any]] = []
+    for file in sorted(FIGURES.glob("*.json")):
+        report = json.loads(file.read_text("utf-8"))
+        rows += [*report.get("rows", ()), *report.get("overheads", ())]
+    rows = names["with_speed_ups"](rows)
+    found: dict[str, list[bool]] = {}
+    for bar in names["bars"]():
+        found.setdefault(bar.title, []).extend(not bar.misses(value) for value, _ in bar.figures(rows))
+    cells = [[title, f"{sum(held)} of {len(held)}" if held else "not measured"] for title, held in found.items()]
+    return "\n".join(_table(["bars", "rows that hold them"], cells))
+
+
+def machine() -> str:
+    """What measured most pictures of the page for users, in a sentence."""
+    reports = [json.loads((FIGURES / f"{name}.json").read_text("utf-8")) for name in ("threads1", "threads1-mindspore")]
+    versions = [version.replace("+cpu", "") for report in reports for version in report["versions"].values()]
+    return (
+        f"They were measured in float32 on one thread of this processor: {reports[0]['cpu']}, with {_series(versions)}."
+    )
 
 
 # ---- all -----------------------------------------------------------------------------------------
@@ -285,6 +330,8 @@ def main() -> int:
 
     pages = names_pages()
     pages[BENCHMARK] = with_table(BENCHMARK.read_text("utf-8"), "figures", figures_tables())
+    pages[BENCHMARK] = with_table(pages[BENCHMARK], "bars", bars_table())
+    pages[HOW_FAST] = with_table(HOW_FAST.read_text("utf-8"), "machine", machine())
     try:
         pages[BACKENDS] = with_table(BACKENDS.read_text("utf-8"), "support", support_list())
     except MissingBackendError as error:

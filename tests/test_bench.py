@@ -24,6 +24,7 @@ from unirnn_numpy import NumpyBackend
 
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, registry
 from unirnn.errors import ArgumentError, BackendError, UnknownBackendError
+from unirnn.kernels import library
 
 if TYPE_CHECKING:
     from typer.testing import Result
@@ -207,7 +208,9 @@ def test_a_process_returns_every_row(name: str) -> None:
     for row in rows:
         assert row["errors"] == {}
         assert {"ours", "floor"} <= set(row["times"])
-        assert ("torch" in row["times"]) == ("torch" in INSTALLED)
+        for reference in ("torch", "onnxruntime"):
+            assert (reference in row["times"]) == (reference in INSTALLED)
+        assert row["peak"] is None if library.load() is None else 0 < row["peak"] < 1
         for other, ratio in row["ratios"].items():
             assert ratio == row["times"]["ours"]["median"] / row["times"][other]["median"]
         for figure in row["times"].values():
@@ -298,7 +301,9 @@ def test_failures_are_reported_and_the_other_rows_are_kept(
 ) -> None:
     figure = {"median": 0.002, "quartiles": [0.001, 0.003], "calls": 5}
     right = a_row(backend="numpy", times={"ours": figure, "floor": figure}, ratios={"floor": 1.0}, errors={})
-    wrong = a_row(backend="numpy", times={"floor": figure}, ratios={}, errors={"ours": "RuntimeError: out\nof memory"})
+    wrong = a_row(
+        backend="numpy", times={"floor": figure}, ratios={}, peak=None, errors={"ours": "RuntimeError: out\nof memory"}
+    )
 
     def run_and_end(job: Job, **_: Any) -> Iterator[dict[str, Any]]:
         yield right
@@ -317,8 +322,9 @@ def test_failures_are_reported_and_the_other_rows_are_kept(
     report = json.loads(out.read_text())
     assert report["rows"] == [right, wrong]
     assert report["failures"] == failures
-    # the time of ours, then the ratios to native, usual, torch, and the floor
-    assert [line.split()[-5:] for line in lines if layer in line][:2] == [["2", "-", "-", "-", "1.00"], ["-"] * 5]
+    # the time of ours and its share of the peak, then the ratios to native, usual, torch, ONNX Runtime and the floor
+    found = [line.split()[-7:] for line in lines if layer in line][:2]
+    assert found == [["2", "70%", "-", "-", "-", "-", "1.00"], ["-"] * 7]
 
 
 def test_nothing_is_measured_if_the_report_cannot_be_written(
@@ -401,7 +407,9 @@ def a_row(**changes: Any) -> dict[str, Any]:
         "lengths": "dense",
         "backward": True,
         "fill": 1.0,
-        "ratios": {"native": 0.5, "usual": 0.1, "dense": 0.1},
+        "times": {"ours": {"median": 35e-6}},
+        "ratios": {"native": 0.4, "usual": 0.1, "torch": 0.4, "onnxruntime": 0.7, "dense": 0.1},
+        "peak": 0.7,
         **changes,
     }
 
@@ -411,16 +419,33 @@ def a_row(**changes: Any) -> dict[str, Any]:
     [
         ({"rows": [a_row()]}, []),
         (
-            {"rows": [a_row(ratios={"native": 0.71})]},
-            ["bar 1: 0.71, at most 0.7: torch, eager, threads: 1, GRU, M, dense"],
+            {"rows": [a_row(ratios={"torch": 0.46})]},
+            ["PyTorch's GRU: 0.46, at most 0.45: torch, eager, threads: 1, GRU, M, dense"],
         ),
-        ({"rows": [a_row(ratios={})]}, ["bar 1: inf, at most 0.7"]),
-        ({"rows": [a_row(num_layers=2, ratios={"native": 9.0})]}, []),
+        ({"rows": [a_row(ratios={})]}, ["PyTorch's GRU: inf, at most 0.45"]),
+        ({"rows": [a_row(num_layers=2, ratios={"torch": 9.0})]}, []),
+        ({"rows": [a_row(peak=0.54)]}, ["share of the peak: 0.54, at least 0.55"]),
+        ({"rows": [a_row(peak=None)]}, []),
+        ({"rows": [a_row(peak=0.6), a_row(peak=0.48, threads=2)]}, []),
+        ({"rows": [a_row(peak=0.6), a_row(peak=0.45, threads=2)]}, ["two threads: 1.5, at least 1.6: torch"]),
+        (
+            {"rows": [a_row(backward=False, ratios={"torch": 0.1, "onnxruntime": 0.8})]},
+            ["ONNX Runtime's session: 0.8, at most 0.75: torch"],
+        ),
         (
             {"rows": [a_row(lengths="short", fill=0.1, ratios={"native": 0.1, "usual": 0.1, "dense": 0.14})]},
-            ["bar 5: 1.40"],
+            ["ragged: time follows the lengths: 1.4, at most 1.3"],
         ),
-        ({"overheads": [{"part": "build", "what": "torch, GRU", "ratio": 1.3}]}, ["bar 7: 1.30, at most 1.2: build"]),
+        ({"rows": [a_row(size="step", backward=False)]}, []),
+        ({"rows": [a_row(size="step", backward=False, backend="numpy")]}, ["streaming, one step: 35, at most 20"]),
+        (
+            {"overheads": [{"part": "first call", "what": "numpy, first / second", "ours": 6.5, "other": 1.0}]},
+            ["first call: 5.5, at most 5: first call"],
+        ),
+        (
+            {"overheads": [{"part": "build", "what": "torch, GRU", "ratio": 1.3}]},
+            ["import and build: 1.3, at most 1.2: build"],
+        ),
     ],
 )
 def test_bars_find_the_rows_that_miss(

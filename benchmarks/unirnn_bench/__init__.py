@@ -6,7 +6,10 @@ one backend. Several implementations compute a row. ``ours`` is the module of un
 - ``native``: the framework's own layer on the dense input,
 - ``usual``: what people write in that framework to get the same result,
 - ``torch``: PyTorch's own layer on the dense input, for every backend,
+- ``onnxruntime``: a bare session of ONNX Runtime on the dense input, for every backend, forward only,
 - ``floor``: the matrix products alone, without anything else.
+
+Besides these ratios, a row has the share of the processor's peak that ours reaches.
 
 They take turns in random order within one process, with garbage collection switched off. A figure is a median of many
 calls, and what is reported is a ratio within one row, because a shared machine changes its speed between rows.

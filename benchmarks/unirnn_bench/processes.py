@@ -25,7 +25,7 @@ from .work import Layer
 
 __all__ = ["describe_machine", "run"]
 
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def run(job: Job, *, seconds: float, slow: bool) -> Generator[dict[str, Any], None, None]:

@@ -9,6 +9,7 @@ import numpy as np
 from unirnn import registry
 from unirnn.contract.backend import Backend
 from unirnn.errors import BackendError
+from unirnn.kernels import library
 
 from . import baselines
 from .timing import REST, measure
@@ -16,8 +17,8 @@ from .work import Layer, Work
 
 __all__ = ["measure_row"]
 
-REFERENCE = "torch"
-"""The backend whose native layer, on dense input, every backend is compared with."""
+REFERENCES = ("torch", "onnxruntime")
+"""The backends whose native layers, on dense input, every backend is compared with."""
 
 
 def measure_row(
@@ -44,24 +45,29 @@ def measure_row(
     -------
     dict
         ``times`` has the median, the quartiles (in seconds) and the number of samples of each implementation;
-        ``ratios``, for each baseline, the time of ours divided by the baseline's; ``errors``, what failed and why;
-        ``fill``, the fraction of valid steps. The other keys say which row it is.
+        ``ratios``, for each baseline, the time of ours divided by the baseline's; ``peak``, the share of the
+        processor's peak that ours reaches, or None if it is not known; ``errors``, what failed and why; ``fill``, the
+        fraction of valid steps. The other keys say which row it is.
     """
     work = Work.draw(layer, mode, threads, slow)
     calls = dict(baselines.load(backend).calls(work))
-    if backend.name != REFERENCE and _has_reference():
-        reference = baselines.load(registry.load(REFERENCE))
-        calls[REFERENCE] = reference.calls(replace(work, seq_length=None, mode=reference.MODES[0]))["native"]
+    dense = replace(work, seq_length=None, mode="eager")
+    for name in REFERENCES:
+        if name != backend.name and _can_compare(name, layer, mode):
+            calls[name] = baselines.load(registry.load(name)).calls(dense)["native"]
+    peak = _peak(mode)
     times, errors = measure(calls, seconds, rest=REST if threads > 1 else 0)
-    if backend.name == REFERENCE and "native" in times:
-        times[REFERENCE] = times["native"]
+    peak = max(peak, _peak(mode))  # the clock of a processor changes
+    if backend.name in REFERENCES and "native" in times:
+        times[backend.name] = times["native"]
     figures = {}
     for name, samples in times.items():
         first, median, third = np.percentile(samples, (25, 50, 75)).tolist()
         figures[name] = {"median": median, "quartiles": [first, third], "calls": len(samples)}
-    ratios = {}
+    ratios, share = {}, None
     if "ours" in figures:
         ours = figures["ours"]["median"]
+        share = work.operations / (ours * threads * peak) if peak else None
         ratios = {name: ours / figure["median"] for name, figure in figures.items() if name != "ours"}
     return {
         "backend": backend.name,
@@ -71,14 +77,26 @@ def measure_row(
         "fill": work.fill,
         "times": figures,
         "ratios": ratios,
+        "peak": share,
         "errors": errors,
     }
 
 
+def _can_compare(reference: str, layer: Layer, mode: str) -> bool:
+    """Whether a backend that others are compared with is installed, and computes a row on the same device."""
+    return _is_installed(reference) and not (reference == "onnxruntime" and (layer.backward or mode == "cuda"))
+
+
 @functools.cache
-def _has_reference() -> bool:
+def _is_installed(backend: str) -> bool:
     try:
-        registry.load(REFERENCE)
+        registry.load(backend)
     except BackendError:
         return False
     return True
+
+
+def _peak(mode: str) -> float:
+    """How many operations in float32 a core can do in a second; 0 if that is not known."""
+    kernels = None if mode == "cuda" else library.load()
+    return 0.0 if kernels is None else float(kernels.unirnn_peak(0))

@@ -1,5 +1,6 @@
 """What a row of the benchmark computes: a layer of a given size, and the arrays that it is called with."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -142,6 +143,23 @@ class Work:
             return [batch_size] * steps
         counts = (np.arange(steps)[:, None] < self.seq_length).sum(axis=1)
         return [n for n in counts.tolist() if n]
+
+    @property
+    def operations(self) -> int:
+        """How many floating-point operations the matrix products of the valid steps are, with those of a backward pass.
+
+        Backward, there are two products for each one forward: for the gradients of either factor.
+
+        Examples
+        --------
+        >>> layer = Layer("GRU", "M", 1, False, "dense", backward=True)
+        >>> Work.draw(layer, "eager", 1, False).operations == 3 * (2 * 100 * 32 * 3 * 128 * (128 + 128))
+        True
+        """
+        shapes = self.spec.weight_shapes()
+        names = (name + suffix for suffix in self.spec.suffixes() for name in ("weight_ih", "weight_hh"))
+        forward = 2 * sum(self.active) * sum(math.prod(shapes[name]) for name in names)
+        return forward if self.d_output is None else 3 * forward
 
     @property
     def fill(self) -> float:

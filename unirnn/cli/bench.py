@@ -61,7 +61,8 @@ def bench(
     """Measure the time of layers, forward and with backward, and of what one would use without unirnn.
 
     A ratio is our time divided by another's, so below 1 ours is faster. The others are the framework's native dense
-    layer, what is usual in the framework, torch's native dense layer, and the floor: the bare matrix products.
+    layer, what is usual in the framework, torch's native dense layer, ONNX Runtime's bare session, and the floor: the
+    bare matrix products. The peak is what the processor could do at most.
 
     The exit status is 1 if something failed.
     """
@@ -125,7 +126,7 @@ def _describe(row: dict[str, Any]) -> str:
 
 def _print_bench(rows: list[dict[str, Any]]) -> None:
     for threads in dict.fromkeys(row["threads"] for row in rows):
-        table = new_table("backend", "mode", "layer", "ms", *(f"/ {name}" for name in DESCRIPTIONS))
+        table = new_table("backend", "mode", "layer", "ms", "peak", *(f"/ {name}" for name in DESCRIPTIONS))
         for before, row in zip((None, *rows), rows, strict=False):
             if row["threads"] != threads:
                 continue
@@ -139,8 +140,10 @@ def _print_bench(rows: list[dict[str, Any]]) -> None:
                 mode,
                 layer,
                 Text("-" if ours is None else f"{1e3 * ours['median']:.3g}"),
+                Text("-" if row["peak"] is None else f"{row['peak']:.0%}"),
                 *(Text("-") if r is None else Text(f"{r:.2f}", "green" if r <= 1 else "") for r in ratios),
             )
         print_parts(f"ours, and its ratio to the others; float32, threads: {threads}", table)
     if rows:
-        print_parts("", *(f"/ {name}: divided by the time of {text}" for name, text in DESCRIPTIONS.items()))
+        print_parts("", "peak: the share of the processor's peak of fused multiply-adds that ours reaches")
+        print_parts(*(f"/ {name}: divided by the time of {text}" for name, text in DESCRIPTIONS.items()))

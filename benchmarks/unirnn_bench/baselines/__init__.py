@@ -20,6 +20,7 @@ DESCRIPTIONS = {
     "native": "the framework's own layer on dense input",
     "usual": "what people write in this framework for the same result",
     "torch": "PyTorch's own layer on dense input",
+    "onnxruntime": "a bare session of ONNX Runtime on dense input, which has no backward pass",
     "floor": "the matrix products alone",
 }
 """What the time of ours is divided by."""
