@@ -162,7 +162,7 @@ def build(csrc: Path, library: Path) -> None:
         for name, options in sets.items()
         for double in (0, 1)
     }
-    objects = {**layers, "dispatch.o": ["dispatch.c"], "stamp.o": ["stamp.c"]}
+    objects = {**layers, "dispatch.o": ["dispatch.c"], "mindspore.o": ["mindspore.c"], "stamp.o": ["stamp.c"]}
 
     how = [[word.replace(sys.executable, "python") for word in compiler], flags, link, objects]
     digest = hashlib.sha256(repr(how).encode())

@@ -35,13 +35,19 @@ EXTRAS = {
     "all": "all",
 }
 FRAMEWORKS = "--backend=numpy --backend=torch --backend=onnxruntime"
-# by what their files are called; MindSpore's own layers are slow, so it is measured at less
+SIZES = "--size=S --size=M --size=L --size=wide --size=long --size=step"
+LENGTHS = "--lengths=dense --lengths=uniform --lengths=short"
+BLOCKING = "--backend=mindspore --mode=eager --mode=jit"
+# by what their files are called
 BENCHMARKS = {
-    "": f"{FRAMEWORKS} --size=S --size=M --size=L --size=wide --size=long --size=step "
-    "--lengths=dense --lengths=full --lengths=uniform --lengths=short --seconds=0.25",
-    "-stacks": f"{FRAMEWORKS} --size=S --size=M --layers=1 --layers=2 --bidirectional --seconds=0.25",
-    "-mindspore": "--backend=mindspore --size=S --size=M --size=L --size=step "
-    "--lengths=dense --lengths=full --lengths=uniform --lengths=short --seconds=0.25",
+    "threads1": f"--threads=1 {FRAMEWORKS} {SIZES} {LENGTHS} --seconds=0.5",
+    "threads1-stacks": f"--threads=1 {FRAMEWORKS} --size=S --size=M --layers=1 --layers=2 --bidirectional "
+    "--seconds=0.25",
+    "threads1-mindspore": f"--threads=1 {BLOCKING} {SIZES} {LENGTHS} --seconds=0.25",
+    "threads1-asynchronous": "--threads=1 --backend=mindspore --mode=asynchronous --size=S --size=M --size=L "
+    "--lengths=dense --seconds=0.25",
+    "threads2": f"--threads=2 {FRAMEWORKS} --size=M --size=L {LENGTHS} --seconds=0.5",
+    "threads2-mindspore": f"--threads=2 {BLOCKING} --size=M --size=L --lengths=dense --seconds=0.25",
 }
 # What each environment runs. The core's own tests need no framework, and run in NumPy's.
 TESTS = {
@@ -213,21 +219,28 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """What time and memory cost, in benchmarks/figures, and which bars hold: more than an hour."""
+    """What time costs, in benchmarks/figures, and which bars hold: about half an hour."""
     python = together(session, "benchmark")
     figures = Path("benchmarks/figures")
     figures.mkdir(exist_ok=True)
+    for old in figures.glob("threads*"):
+        old.unlink()
     reports = []
-    for threads in (1, 2):
-        for name, options in BENCHMARKS.items():
-            report = figures / f"threads{threads}{name}.json"
-            out = [f"--threads={threads}", f"--json={report}", f"--plot={report.with_suffix('.png')}"]
-            session.run(python, "-m", "unirnn", "bench", *options.split(), *out, external=True)
-            reports.append(report)
+    for name, options in BENCHMARKS.items():
+        report = figures / f"{name}.json"
+        out = [f"--json={report}", f"--plot={report.with_suffix('.png')}"]
+        session.run(python, "-m", "unirnn", "bench", *options.split(), *out, external=True)
+        reports.append(report)
     reports.append(figures / "overheads.json")
     session.run(python, "benchmarks/overheads.py", f"--json={reports[-1]}", external=True)
-    session.run(python, "benchmarks/memory.py", *session.posargs, external=True)
     session.run(python, "benchmarks/bars.py", *map(str, reports), external=True)
+
+
+@nox.session
+def memory(session: nox.Session) -> None:
+    """What memory costs, and whether it grows: a quarter of an hour."""
+    python = together(session, "benchmark")
+    session.run(python, "benchmarks/memory.py", *session.posargs, external=True)
 
 
 @nox.session
