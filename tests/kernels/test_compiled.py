@@ -5,7 +5,8 @@ Everything else, such as lengths, layouts and stacks, is checked by the conforma
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -125,7 +126,7 @@ def test_results_do_not_depend_on_the_number_of_threads(cell: str, dtype: str, m
     arrays = draw(spec, 40, lengths, dtype, 0)
     results = []
     for count in (1, 2, 3):
-        monkeypatch.setattr(compiled, "num_threads", lambda count=count: count)
+        monkeypatch.setattr(compiled, "num_threads", partial(int, count))
         results.append(run(spec, arrays, lengths))
     for other in results[1:]:
         for name, array in results[0].items():
@@ -196,12 +197,13 @@ def test_strides_of_the_caller(cell: str) -> None:
     spec, lengths = make(cell, 5, 11), [4, 0, 2]
     arrays = draw(spec, 4, lengths, "float32", 0)
     plain = run(spec, arrays, lengths)
-    for change in (
+    changes: list[Callable[[Array], Array]] = [
         lambda a: np.ascontiguousarray(a.swapaxes(0, 1)).swapaxes(0, 1),  # as batch_first gives it
         lambda a: np.ascontiguousarray(a[::-1])[::-1],
         lambda a: np.asfortranarray(a),
         lambda a: np.repeat(a, 2, axis=2)[:, :, ::2],
-    ):
+    ]
+    for change in changes:
         moved = arrays | {name: change(arrays[name]) for name in ("input", "d_output", "h_0", "d_h_n")}
         for name, array in run(spec, moved, lengths).items():
             np.testing.assert_array_equal(array, plain[name], err_msg=name)

@@ -169,7 +169,8 @@ def test_the_library_is_built_again_only_after_a_change(
         pytest.skip("needs a C compiler")
     source = tmp_path / "csrc" / "dispatch.c"
     source.parent.mkdir()
-    source.with_name("layer.c").write_text("typedef int nothing;\n")
+    for name in ("layer.c", "mindspore.c"):
+        source.with_name(name).write_text("typedef int nothing;\n")
     source.write_text("int answer;\n")
     built: Path = tmp_path / hook.LIBRARY
     built.touch()

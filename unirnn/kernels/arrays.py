@@ -1,6 +1,7 @@
 """The compiled kernels over NumPy's arrays; the same functions as those of `unirnn.kernels.fallback`."""
 
 import ctypes
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,8 @@ __all__ = ["backward", "forward"]
 
 def _address(array: Array) -> int:
     try:  # takes half the time of `__array_interface__`, and a third of that of `array.ctypes.data`
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+        memory: Any = array  # NumPy's stubs lack the buffer interface before Python 3.12
+        return ctypes.addressof(ctypes.c_char.from_buffer(memory))
     except (TypeError, ValueError, BufferError):  # it is read-only, in pieces, or empty
         address: int = array.__array_interface__["data"][0]
         return address
