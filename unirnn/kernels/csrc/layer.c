@@ -59,7 +59,7 @@ typedef struct {
     real *c; /* the cell states; backward, their gradients */
     thread_memory threads[MOST_THREADS];
     /* backward */
-    int64_t chunk_rows;
+    int64_t chunk_rows, gradient_stride;
     real *d_h, *d_reset, *gradients, *inputs, *before, *resets, *w_back, *w_hh_back[2];
     real **d_h_rows, **d_reset_rows, **d_input_rows;
 } call;
@@ -401,7 +401,9 @@ static void lay_out_backward(call *c, memory *m) {
     c->d_h = REALS(m, c->B * c->stride);
     c->c = REALS(m, c->cell == LSTM ? c->B * c->stride : 0);
     c->d_reset = REALS(m, c->cell == GRU_RESET_BEFORE ? c->B * c->stride : 0);
-    c->gradients = REALS(m, rows * c->plan->gradients * c->H);
+    /* Not at a distance of whole pages, at which a column would lie in a few sets of a cache, with no room for all of it. */
+    c->gradient_stride = divide_up(c->plan->gradients * c->H, LANES) * LANES + 64 / sizeof(real);
+    c->gradients = REALS(m, rows * c->gradient_stride);
     c->inputs = REALS(m, panels_size(rows, c->I));
     c->before = REALS(m, panels_size(rows, c->H));
     c->resets = REALS(m, c->cell == GRU_RESET_BEFORE ? panels_size(rows, c->H) : 0);
@@ -414,7 +416,7 @@ static void lay_out_backward(call *c, memory *m) {
 }
 
 INLINE void step_back_rows(int cell, int k, const call *c, int64_t t, int64_t first, int64_t n, int64_t chunk_row) {
-    const int64_t H = c->H, kept = PLANS[cell].kept * H, gradients = PLANS[cell].gradients * H;
+    const int64_t H = c->H, kept = PLANS[cell].kept * H, gradients = c->gradient_stride;
     const int64_t before = c->layer->reverse ? t + 1 : t - 1;
     const real *all_kept = c->layer->kept, *h_0 = c->layer->h_0, *c_0 = c->layer->c_0;
     for (int64_t s = first; s < first + n; s++) {
@@ -468,7 +470,7 @@ static void step_back_block(const call *c, int k, int64_t t, int64_t first, int6
 }
 
 static void step_back_share(const call *c, int64_t t, int64_t first, int64_t end, int64_t chunk_row) {
-    const int64_t n = active_in(c, first, end, t), H = c->H, width = c->plan->gradients * H;
+    const int64_t n = active_in(c, first, end, t), H = c->H, width = c->gradient_stride;
     if (!n) return;
     const real *of_hidden = c->gradients + (chunk_row + first) * width + c->plan->of_hidden_first * H;
     int resets = resets_from(c);
@@ -482,7 +484,7 @@ static void step_back_share(const call *c, int64_t t, int64_t first, int64_t end
 
 /* What a chunk adds to the gradients of the weights: the rows [first, end) of those of W and then of U. */
 static void add_to_weights(const call *c, int64_t rows, int64_t first, int64_t end, int add) {
-    const int64_t H = c->H, width = c->plan->gradients * H, gates = c->plan->num_gates;
+    const int64_t H = c->H, width = c->gradient_stride, gates = c->plan->num_gates;
     while (first < end) {
         int of_hidden = first >= gates * H;
         int64_t at = first - of_hidden * gates * H, place = at / H, unit = at % H;
@@ -532,7 +534,7 @@ static void backward_share(void *argument, int number, team *t_) {
         wait_for_all(t_);
         if (c->d->d_weight_ih) add_to_weights(c, rows, from, to, begin > 0);
         if (c->d->d_input.data) {
-            int64_t a = rows * number / t_->size, b = rows * (number + 1) / t_->size, width = c->plan->gradients * H;
+            int64_t a = rows * number / t_->size, b = rows * (number + 1) / t_->size, width = c->gradient_stride;
             product(b - a, c->I, gates * H, c->gradients + a * width, width, 1, c->w_back, gates * H, 0, 0, c->d_input_rows + a);
         }
         wait_for_all(t_);
