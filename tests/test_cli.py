@@ -382,7 +382,7 @@ def test_explain_describes_kernels_on_request(run: Run) -> None:
     lines = run("explain", "--backend", "numpy", "--kernels").stdout.splitlines()
     assert lines[0] == str(explain(spec, "numpy"))
     assert lines[1:] == [f"  {sentence}" for sentence in explain(spec, "numpy").kernel_sentences]
-    assert lines[1] == '  kernel="auto" takes reference in these cases: inference (T <= 4).'
+    assert lines[-1] == '  reference runs only if it is asked for by name: kernel="reference".'
 
 
 def test_explain_wraps_between_words(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,8 +56,8 @@ class Explanation:
         Examples
         --------
         >>> import unirnn
-        >>> print(*unirnn.explain(unirnn.GRUSpec(10, 16), "numpy").kernel_sentences[:1])
-        kernel="auto" takes reference in these cases: inference (T <= 4).
+        >>> print(unirnn.explain(unirnn.GRUSpec(10, 16), "numpy").kernel_sentences[-1])
+        reference runs only if it is asked for by name: kernel="reference".
         """
         return tuple(map(_sentence, self.kernels))
 

@@ -55,7 +55,7 @@ class Stack(nn.Cell):
         self.dropout = spec.dropout
         self.bias = spec.bias
         self.is_lstm = spec.kind == "LSTM"
-        self.device = device
+        self.device: dispatch.DeviceKind = device
         self.kernel = kernel
         has_kernels = device == "cpu" and kernel in ("auto", "compiled") and kernels.is_compiled()
         self.operators = nn.CellList(

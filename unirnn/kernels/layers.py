@@ -86,36 +86,37 @@ class _Stack:
     def forward(self, x: Array, initial: State, final: State, *, keep: bool) -> Array:
         """Give the output, `(T, B, D*H)`, and write the final state; all in the dtype that is computed with."""
         spec, width, size = self._spec, self._spec.num_directions, self._spec.hidden_size
-        for position, suffix in enumerate(spec.suffixes()):
-            at = position % width * size
-            if at == 0:
-                output = np.empty((*x.shape[:2], width * size), x.dtype)
-            weights = Weights(*[_get(self._weights, name + suffix, x.dtype) for name in _NAMES])
-            state, found = _at(position, initial), _at(position, final)
-            one = Direction(spec, weights, suffix.endswith("_reverse"), x, state, self._lengths)
-            kept = self._kernel.forward(one, output[:, :, at : at + size], found, keep=keep)
-            if keep:
-                self._computed.append((one, kept))
-            if at == (width - 1) * size:
-                x = self._drop(output, position // width)
-        return output
+        for layer in range(spec.num_layers):
+            output = np.empty((*x.shape[:2], width * size), x.dtype)
+            for k in range(width):
+                position = layer * width + k
+                suffix = spec.suffixes()[position]
+                weights = Weights(*[_get(self._weights, name + suffix, x.dtype) for name in _NAMES])
+                one = Direction(spec, weights, k == 1, x, _at(position, initial), self._lengths)
+                into = output[:, :, k * size : (k + 1) * size]
+                kept = self._kernel.forward(one, into, _at(position, final), keep=keep)
+                if keep:
+                    self._computed.append((one, kept))
+            x = self._drop(output, layer)
+        return x
 
     def backward(self, d_output: Array, d_final: State, d_initial: State) -> Gradients:
         """Give the gradients of the input and the weights, and write those of the initial state."""
         spec, width, size = self._spec, self._spec.num_directions, self._spec.hidden_size
         gradients: Gradients = {}
-        for position in reversed(range(len(self._computed))):
-            one, kept = self._computed[position]
-            at = position % width * size
-            if at == (width - 1) * size:
-                d_output, d_x = self._drop(d_output, position // width), None
-            d_found, d_state = _at(position, d_final), _at(position, d_initial)
-            d_part, d_weights = self._kernel.backward(one, kept, d_output[:, :, at : at + size], d_found, d_state)
-            d_x = d_part if d_x is None else d_x + d_part
-            suffix = spec.suffixes()[position]
-            gradients |= {name + suffix: d for name, d in zip(_NAMES, d_weights, strict=False) if d is not None}
-            if at == 0:
-                d_output = d_x
+        for layer in reversed(range(spec.num_layers)):
+            d_output = self._drop(d_output, layer)
+            d_inputs = []
+            for k in range(width):
+                position = layer * width + k
+                d_into = d_output[:, :, k * size : (k + 1) * size]
+                d_x, d_weights = self._kernel.backward(
+                    *self._computed[position], d_into, _at(position, d_final), _at(position, d_initial)
+                )
+                d_inputs.append(d_x)
+                suffix = spec.suffixes()[position]
+                gradients |= {name + suffix: d for name, d in zip(_NAMES, d_weights, strict=False) if d is not None}
+            d_output = d_inputs[0] if width == 1 else d_inputs[0] + d_inputs[1]
         return {"input": d_output, **gradients}
 
     def _drop(self, rows: Array, layer: int) -> Array:
