@@ -5,8 +5,6 @@ of the same by NumPy (`unirnn.kernels.fallback`). Both compute the valid steps o
 float16 is computed in float32.
 """
 
-import functools
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -18,6 +16,7 @@ from unirnn.errors import LimitError
 from unirnn.reference import Weights
 from unirnn.specs import RecurrentSpec
 
+from . import arrays, fallback, library
 from .direction import Array, Direction, State
 
 __all__ = ["SUPPORT", "KernelName", "Pullback", "check_compiled", "is_compiled", "recurrent"]
@@ -35,11 +34,8 @@ SUPPORT = {
 """What the kernels compute: compiled, and by NumPy."""
 
 
-@functools.cache
 def is_compiled() -> bool:
     """Whether the compiled kernels can be used; if not, the reason is logged."""
-    from . import library  # ctypes, which takes longer to import than the rest, and is needed at the first call only
-
     return library.load() is not None
 
 
@@ -51,21 +47,14 @@ def check_compiled() -> None:
     LimitError
         With the reason.
     """
-    from . import library
-
     reason = library.why_not()
     if reason is not None:
         raise LimitError(f"kernel: given 'compiled', but {reason}; build with 'auto'")
 
 
 _NAMES = Weights._fields[:4]
-_MODULES = {"compiled": "unirnn.kernels.arrays", "fallback": "unirnn.kernels.fallback"}
-
-
-@functools.cache
-def _module(kernel: KernelName) -> Any:
-    """What computes one direction; imported when it is needed, since ctypes takes longer to import than the rest."""
-    return importlib.import_module(_MODULES[kernel])
+_MODULES: dict[KernelName, Any] = {"compiled": arrays, "fallback": fallback}
+"""What computes one layer in one direction: two modules with the same functions."""
 
 
 class _Stack:
@@ -80,7 +69,7 @@ class _Stack:
         kernel: KernelName,
     ) -> None:
         self._spec, self._weights, self._lengths, self._noise = spec, weights, lengths, noise
-        self._kernel = _module(kernel)
+        self._kernel = _MODULES[kernel]
         self._computed: list[tuple[Direction, Any]] = []
 
     def forward(self, x: Array, initial: State, final: State, *, keep: bool) -> Array:
