@@ -95,7 +95,7 @@ typedef struct {
     real *d_h, *d_c;       /* the gradient of the state after it; then what of that before it comes by no product */
     const real *d_output;  /* or NULL */
     real *gradients;       /* (gradients, size): of W and U */
-    real *d_reset;         /* that of r * h, which the first block's product gives, of a GRU with the reset gate before */
+    real *d_reset;         /* that of r * h, by the first block's product, of a GRU with the reset gate before */
     int64_t size, first, left;
 } step_back;
 

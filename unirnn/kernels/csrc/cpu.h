@@ -9,7 +9,7 @@
 
 #include <cpuid.h>
 
-/* Whether it has all of these bits: of leaf 1, ecx, and of leaf 7, ebx; and whether the system saves these registers. */
+/* Whether it has all of these bits, of leaf 1, ecx, and of leaf 7, ebx, and the system saves these registers. */
 static int cpu_has(unsigned leaf_1, unsigned leaf_7, unsigned registers) {
     const unsigned osxsave = 1u << 27;
     unsigned eax, ebx, ecx, edx, saved, high;

@@ -21,7 +21,10 @@ typedef struct {
     double unirnn_##isa##_float_peak(void); \
     double unirnn_##isa##_double_peak(void);
 #define ENTRY(isa) \
-    {#isa, {unirnn_##isa##_float_run, unirnn_##isa##_double_run}, {unirnn_##isa##_float_peak, unirnn_##isa##_double_peak}}
+    { \
+        #isa, {unirnn_##isa##_float_run, unirnn_##isa##_double_run}, \
+            {unirnn_##isa##_float_peak, unirnn_##isa##_double_peak} \
+    }
 
 #if defined(__x86_64__) || defined(_M_X64)
 

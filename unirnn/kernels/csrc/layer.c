@@ -19,7 +19,7 @@
 #include "threads.h"
 
 #define CHUNK 256         /* how many rows a chunk has, at least, if there are so many */
-#define FEW 3             /* up to how many rows are multiplied with the weights as they are, since packing would cost more */
+#define FEW 3             /* up to how many rows the weights are used as they are: packing them would cost more */
 #define THREAD_WORK 4e6   /* how many multiplications are worth a thread of their own */
 #define THREAD_SEQUENCES 4
 
@@ -164,7 +164,8 @@ static void pack_forward(call *c) {
         pack_columns(c->layer->weight_hh, c->H, c->H, b->gates, b->num_gates, b->units, c->w_hh[k]);
     }
     const real *bias_hh = c->layer->bias_hh;
-    for (int64_t i = 0; i < c->stride; i++) c->bias_n[i] = c->cell == GRU && bias_hh && i < c->H ? bias_hh[2 * c->H + i] : 0;
+    int has_bias_n = c->cell == GRU && bias_hh;
+    for (int64_t i = 0; i < c->stride; i++) c->bias_n[i] = has_bias_n && i < c->H ? bias_hh[2 * c->H + i] : 0;
 }
 
 /* Rows of a step: those of the sequences from `first` on. */
@@ -190,8 +191,8 @@ INLINE void forward_rows(int cell, int k, int rows, int panels, const rows_of_st
                 begin_sums(cell, b->gates[v % gates], w + i * row_size + (p * width + v) * LANES,
                            c->bias_n + (first_panel + p) * units * LANES, &sums[(p * rows + i) * width + v]);
     const real *factor = (cell == GRU_RESET_BEFORE && k == 1 ? s->own->reset : s->own->h) + first_row * stride;
-    multiply_add(rows, width, panels, factor, stride, 1, c->w_hh[k] + first_panel * width * LANES * H, width * LANES * H, H,
-                 sums);
+    const int64_t panel_size = width * LANES * H;
+    multiply_add(rows, width, panels, factor, stride, 1, c->w_hh[k] + first_panel * panel_size, panel_size, H, sums);
     for (int i = 0; i < rows; i++) {
         const int64_t place = first_row + i, kept = PLANS[cell].kept * H;
         real *all_kept = c->layer->kept;
@@ -271,7 +272,8 @@ static void forward_few(const rows_of_step *s, int k, int64_t count) {
             int64_t lanes = least_of(LANES, at.left);
             for (int g = 0; g < b->num_gates; g++) {
                 int64_t row = b->gates[g] * H + at.first;
-                vec w = load(bias + (at.first * b->num_gates) + g * LANES) + dot_products(w_ih + row * c->I, c->I, lanes, x);
+                vec w = load(bias + at.first * b->num_gates + g * LANES);
+                w += dot_products(w_ih + row * c->I, c->I, lanes, x);
                 vec u = dot_products(w_hh + row * H, H, lanes, k ? reset : h);
                 if (c->cell == GRU && g == 2) w_n = w, w = load(c->bias_n + at.first);
                 sums[g] = w + u;
@@ -302,9 +304,10 @@ static void project_chunk(const call *c, thread_memory *own, int64_t first, int6
         const block *b = &c->plan->blocks[k];
         int64_t panels = panels_of_block(c, b), width = b->units * b->num_gates;
         int64_t row_size = panels * width * LANES;
-        if (width == 2) project(2, rows, own->input, c->I, c->w_ih[k], panels, c->I, c->bias[k], own->gates[k], row_size);
-        if (width == 3) project(3, rows, own->input, c->I, c->w_ih[k], panels, c->I, c->bias[k], own->gates[k], row_size);
-        if (width == 4) project(4, rows, own->input, c->I, c->w_ih[k], panels, c->I, c->bias[k], own->gates[k], row_size);
+        const real *x = own->input, *w = c->w_ih[k], *bias = c->bias[k];
+        if (width == 2) project(2, rows, x, c->I, w, panels, c->I, bias, own->gates[k], row_size);
+        if (width == 3) project(3, rows, x, c->I, w, panels, c->I, bias, own->gates[k], row_size);
+        if (width == 4) project(4, rows, x, c->I, w, panels, c->I, bias, own->gates[k], row_size);
     }
 }
 
