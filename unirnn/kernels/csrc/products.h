@@ -4,7 +4,8 @@
    (N / (width * LANES), K, width * LANES), the last panel filled up with zeros.
 
    Each element of a product is one sum over k = 0, 1, 2, ..., whatever else is computed beside it. So a row of a result
-   has the same bits in any batch, and with any number of threads. */
+   has the same bits in any batch, and with any number of threads. Only `dot_products`, for calls of very few rows, adds
+   in another order. */
 
 #define PANEL 2   /* the width of a panel, in vectors, where nothing else decides it */
 #define DEPTH 256 /* how many rows of a panel are multiplied at once: they stay in the nearest cache */
