@@ -196,7 +196,7 @@ def test_infinities_and_nan_are_those_of_ieee(dtype: str) -> None:
 def test_strides_of_the_caller(cell: str) -> None:
     spec, lengths = make(cell, 5, 11), [4, 0, 2]
     arrays = draw(spec, 4, lengths, "float32", 0)
-    plain = run(spec, arrays, lengths)
+    expected_results = run(spec, arrays, lengths)
     changes: list[Callable[[Array], Array]] = [
         lambda a: np.ascontiguousarray(a.swapaxes(0, 1)).swapaxes(0, 1),  # as batch_first gives it
         lambda a: np.ascontiguousarray(a[::-1])[::-1],
@@ -206,7 +206,7 @@ def test_strides_of_the_caller(cell: str) -> None:
     for change in changes:
         moved = arrays | {name: change(arrays[name]) for name in ("input", "d_output", "h_0", "d_h_n")}
         for name, array in run(spec, moved, lengths).items():
-            np.testing.assert_array_equal(array, plain[name], err_msg=name)
+            np.testing.assert_array_equal(array, expected_results[name], err_msg=name)
 
 
 def test_the_struct_says_what_is_kept() -> None:

@@ -184,16 +184,16 @@ INLINE void product_block(int rows, int panels, const real *a, int64_t row_strid
 }
 
 /* c (rows, columns) = a w, or c += a w, for a (rows, count) at any strides and packed w (count, columns), whose panels
-   have room for `room` rows; `turned` as in FOR_BLOCKS. */
+   are `height` rows high; `turned` as in FOR_BLOCKS. */
 static void product(int64_t rows, int64_t columns, int64_t count, const real *a, int64_t row_stride, int64_t k_stride,
-                    const real *w, int64_t room, int turned, int add, real *const *c) {
+                    const real *w, int64_t height, int turned, int add, real *const *c) {
     const int64_t width = PANEL * LANES, num_panels = divide_up(columns, width);
     for (int64_t k = 0; k == 0 || k < count; k += DEPTH) /* once at least: a sum of nothing is 0 */
         for (int64_t group = 0; group < rows; group += GROUP) {
             int64_t depth = least_of(DEPTH, count - k), in_group = least_of(GROUP, rows - group);
 #define CALL(ROWS, PANELS) \
     product_block(ROWS, PANELS, a + (group + first_row) * row_stride + k * k_stride, row_stride, k_stride, \
-                  w + first_panel * width * room + k * width, width * room, depth, add || k, c + group + first_row, \
+                  w + first_panel * width * height + k * width, width * height, depth, add || k, c + group + first_row, \
                   first_panel * width, columns - first_panel * width)
             FOR_BLOCKS(in_group, num_panels, PANEL, turned, CALL);
 #undef CALL
