@@ -31,16 +31,10 @@ _NAMES = {np.dtype(name): name for name in ("float32", "float64")}  # a dtype's 
 _MEMORY = compiled.Memory(_address, _strides)
 
 
-def forward(one: Direction, output: Array, final: State, *, keep: bool) -> Array | None:
-    """Write the output and the final state; see `unirnn.kernels.fallback.forward`."""
-    cell, kept = compiled.cell_of(one.spec), None
-    if keep:
-        steps, batch_size, _ = one.x.shape
-        rows = steps * batch_size if one.lengths is None else int(one.lengths.sum())
-        kept = np.empty((rows, compiled.KEPT[cell] * output.shape[2]), one.x.dtype)
-    layer = compiled.layer(
+def _layer(one: Direction, kept: Array | None, output: Array | None = None, final: State = ()) -> compiled.Layer:
+    return compiled.layer(
         _MEMORY,
-        cell,
+        compiled.cell_of(one.spec),
         _NAMES[one.x.dtype],
         one.weights,
         one.x,
@@ -52,24 +46,22 @@ def forward(one: Direction, output: Array, final: State, *, keep: bool) -> Array
         final=final,
         kept=kept,
     )
-    compiled.forward(layer)
+
+
+def forward(one: Direction, output: Array, final: State, *, keep: bool) -> Array | None:
+    """Write the output and the final state; see `unirnn.kernels.fallback.forward`."""
+    kept = None
+    if keep:
+        steps, batch_size, _ = one.x.shape
+        rows = steps * batch_size if one.lengths is None else int(one.lengths.sum())
+        kept = np.empty((rows, compiled.KEPT[compiled.cell_of(one.spec)] * output.shape[2]), one.x.dtype)
+    compiled.forward(_layer(one, kept, output, final))
     return kept
 
 
 def backward(one: Direction, kept: Array, d_output: Array, d_final: State, d_state: State) -> tuple[Array, Weights]:
     """Write the gradients of the initial state, and give the others; see `unirnn.kernels.fallback.backward`."""
-    layer = compiled.layer(
-        _MEMORY,
-        compiled.cell_of(one.spec),
-        _NAMES[one.x.dtype],
-        one.weights,
-        one.x,
-        one.state,
-        one.lengths,
-        reverse=one.reverse,
-        num_threads=compiled.num_threads(),
-        kept=kept,
-    )
     d_x, d_weights = np.empty(one.x.shape, one.x.dtype), one.blank_gradients()
-    compiled.backward(layer, compiled.gradients(_MEMORY, d_output, d_final, d_x, d_state, d_weights))
+    wanted = compiled.gradients(_MEMORY, d_output, d_final, d_x, d_state, d_weights)
+    compiled.backward(_layer(one, kept), wanted)
     return d_x, d_weights

@@ -40,22 +40,15 @@ static int is_supported(const char *name) {
     return 1;
 }
 
-#elif defined(__aarch64__)
-
-DECLARE(neon)
-
-static const instruction_set SETS[] = {ENTRY(neon)};
-
-static int is_supported(const char *name) {
-    (void)name;
-    return 1;
-}
-
 #else
 
+#if defined(__aarch64__)
+DECLARE(neon)
+static const instruction_set SETS[] = {ENTRY(neon)};
+#else
 DECLARE(baseline)
-
 static const instruction_set SETS[] = {ENTRY(baseline)};
+#endif
 
 static int is_supported(const char *name) {
     (void)name;
