@@ -7,6 +7,7 @@ import array_api_compat
 import numpy as np
 
 from unirnn import RecurrentSpec, reference
+from unirnn.contract import call as _call
 from unirnn.contract.call import Call, Sizes, lengths, prepare
 from unirnn.contract.module import Module
 
@@ -49,29 +50,37 @@ class ArrayModule(Module):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.spec!r}, {self._xp.__name__})"
 
-    def _prepare(self, input: Any, hx: Any, seq_length: Any, aliases: dict[str, Any]) -> Call:
-        xp, weight = self._xp, self.weights["weight_ih_l0"]
+    def _like(self) -> tuple[type[Any], Any]:
+        # Not the weight's own type, which may be a subclass, such as torch.nn.Parameter.
+        return type(self._xp.asarray(0.0)), self.weights["weight_ih_l0"].dtype
+
+    def _prepare(self, input: Any, hx: Any, seq_length: Any, resets: Any, aliases: dict[str, Any]) -> Call:
+        xp, device = self._xp, array_api_compat.device(self.weights["weight_ih_l0"])
 
         def read_lengths(seq_length: Any, sizes: Sizes) -> Any:
-            return xp.asarray(lengths(seq_length, sizes), device=array_api_compat.device(weight))
+            return xp.asarray(lengths(seq_length, sizes), device=device)
 
-        # Not the weight's own type, which may be a subclass, such as torch.nn.Parameter.
-        like = type(xp.asarray(0.0)), weight.dtype
+        def read_resets(resets: Any, sizes: Sizes, batch_first: bool) -> Any:
+            checked = _call.resets(resets, sizes, batch_first)
+            return None if checked is None else xp.asarray(np.ascontiguousarray(checked), device=device)
+
         return prepare(
             self.spec,
             input,
             hx,
             seq_length,
+            resets,
             aliases,
-            like=like,
+            like=self._like(),
             read_lengths=read_lengths,
+            read_resets=read_resets,
             swap=lambda array: xp.permute_dims(array, (1, 0, 2)),
         )
 
     def _run(self, call: Call) -> tuple[Any, tuple[Any, ...]]:
         dropout = self._dropout if self.training and self.spec.dropout else None
         return reference.recurrent(
-            self._xp, self.spec, self.weights, call.input, call.state, call.lengths, dropout=dropout
+            self._xp, self.spec, self.weights, call.input, call.state, call.lengths, call.resets, dropout=dropout
         )
 
     def _dropout(self, x: Any) -> Any:

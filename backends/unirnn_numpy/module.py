@@ -57,13 +57,13 @@ class NumpyModule(Module):
         self._kernel = kernel
 
     def vjp(
-        self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any
+        self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, **aliases: Any
     ) -> tuple[Array, Any, Callable[[Array, Any], dict[str, Array]]]:
         """Run the layers, and return what computes the gradients besides.
 
         Parameters
         ----------
-        input, hx, seq_length
+        input, hx, seq_length, resets
             As in a call.
 
         Returns
@@ -84,7 +84,7 @@ class NumpyModule(Module):
             raise ArgumentError(
                 "vjp: the module was built with kernel='reference', which has no gradients; the other kernels have"
             )
-        call = self._prepare(input, hx, seq_length, aliases)
+        call = self._prepare(input, hx, seq_length, resets, aliases)
         layout = call.layout
         output, final, pullback = self._by_kernels(call, self._noise(call), keep=True)
         results = call.restore(output, final)
@@ -108,9 +108,11 @@ class NumpyModule(Module):
 
         return *results, pull
 
-    def _prepare(self, input: Any, hx: Any, seq_length: Any, aliases: dict[str, Any]) -> Call:
-        like = np.ndarray, self.weights["weight_ih_l0"].dtype
-        return prepare(self.spec, input, hx, seq_length, aliases, like=like)
+    def _like(self) -> tuple[type[Any], Any]:
+        return np.ndarray, self.weights["weight_ih_l0"].dtype
+
+    def _prepare(self, input: Any, hx: Any, seq_length: Any, resets: Any, aliases: dict[str, Any]) -> Call:
+        return prepare(self.spec, input, hx, seq_length, resets, aliases, like=self._like())
 
     def _run(self, call: Call) -> tuple[Array, tuple[Array, ...]]:
         noise = self._noise(call)
@@ -123,7 +125,9 @@ class NumpyModule(Module):
         x = call.input
         layers: Iterator[Array] = iter(() if noise is None else noise.astype(x.dtype))
         dropout = None if noise is None else lambda x: x * next(layers)
-        return reference.recurrent(xp, self.spec, self.weights, x, call.state, call.lengths, dropout=dropout)
+        return reference.recurrent(
+            xp, self.spec, self.weights, x, call.state, call.lengths, call.resets, dropout=dropout
+        )
 
     def _by_kernels(
         self, call: Call, noise: Array | None, *, keep: bool
@@ -131,8 +135,9 @@ class NumpyModule(Module):
         named: Any = None if self._kernel == "auto" else self._kernel
         if named == "compiled":
             kernels.check_compiled()  # the module may have been built, and pickled, elsewhere
+        x, state, ns, begins = call.input, call.state, call.lengths, call.resets
         return kernels.recurrent(
-            self.spec, self.weights, call.input, call.state, call.lengths, noise=noise, keep=keep, kernel=named
+            self.spec, self.weights, x, state, ns, begins, noise=noise, keep=keep, kernel=named
         )
 
     def _noise(self, call: Call) -> Array | None:

@@ -1,8 +1,9 @@
 """The call: its arguments are understood, checked and laid out in one place, for every backend.
 
-Every module is called as ``module(input, hx=None, seq_length=None)``. `prepare` resolves the spellings of the
-arguments, refuses what is wrong before any work is done, and gives a `Call`: the arrays in one layout, `(T, B, I)`, and
-what restores the caller's. So the same mistake raises the same exception with the same words everywhere.
+Every module is called as ``module(input, hx=None, seq_length=None, resets=None)``, and makes one step as
+``module.step(x, state=None)``. `prepare` and `prepare_step` resolve the spellings of the arguments, refuse what is wrong
+before any work is done, and give a `Call`: the arrays in one layout, `(T, B, I)`, and what restores the caller's. So the
+same mistake raises the same exception with the same words everywhere.
 
 Nothing here looks at the values in an array except `lengths`, which holds the rule for ``seq_length``:
 
@@ -12,6 +13,15 @@ Nothing here looks at the values in an array except `lengths`, which holds the r
   the one after step 0; **for n = 0 both are the initial state**;
 - the output keeps its T steps, whatever the longest n is;
 - padding has no influence: what stands in steps t >= n changes no output, no state and no gradient.
+
+The rule for ``resets``, one bool for each step:
+
+- at a step where it is true, a new sequence begins, whose state before that step is zeros; no gradient passes;
+- so a column of the batch is several sequences, one after another: the first begins from the initial state (unless its
+  step 0 is a reset), the others from zeros, and the final state is that of the last one;
+- the reverse direction reads each of them from its own end to its own beginning. So it begins with the last one, from
+  the initial state, and the final state is the one after step 0;
+- what stands in the padding has no influence.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,9 +43,12 @@ __all__ = [
     "check_arrays",
     "check_call",
     "check_lengths",
+    "check_resets",
     "join_state",
     "lengths",
     "prepare",
+    "prepare_step",
+    "resets",
     "state_parts",
 ]
 
@@ -63,20 +76,27 @@ class Layout(NamedTuple):
         Whether the caller's steps are `(B, T, F)`.
     swap
         Swaps the first two axes of an array of three.
+    is_step
+        Whether the caller's arrays have no axis T, but one step.
     """
 
     batched: bool
     batch_first: bool
     swap: Callable[[Any], Any] = swap_axes
+    is_step: bool = False
 
     def canonical_steps(self, array: Any) -> Any:
         """`(T, B, F)` of the caller's `(T, B, F)`, `(B, T, F)` or `(T, F)`."""
+        if self.is_step:
+            array = array[None]
         if not self.batched:
             return array[:, None, :]
         return self.swap(array) if self.batch_first else array
 
     def restore_steps(self, array: Any) -> Any:
         """The inverse of `canonical_steps`."""
+        if self.is_step:
+            return array[0, ...] if self.batched else array[0, 0, :]
         if not self.batched:
             return array[:, 0, :]
         return self.swap(array) if self.batch_first else array
@@ -101,6 +121,8 @@ class Call(NamedTuple):
         The initial state, `(L*D, B, H)` each; None is zeros.
     lengths
         `(B,)`, as `read_lengths` returned them; None if every step is valid.
+    resets
+        `(T, B)`, as `read_resets` returned them; None if no sequence begins anew.
     sizes
         T and B, as the caller gave them.
     layout
@@ -110,6 +132,7 @@ class Call(NamedTuple):
     input: Any
     state: tuple[Any, ...] | None
     lengths: Any
+    resets: Any
     sizes: Sizes
     layout: Layout
 
@@ -123,10 +146,12 @@ def prepare(
     input: Any,
     hx: Any,
     seq_length: Any,
+    resets: Any,
     aliases: Mapping[str, Any],
     *,
     like: tuple[type[Any], Any],
     read_lengths: Callable[[Any, Sizes], Any] | None = None,
+    read_resets: Callable[[Any, Sizes, bool], Any] | None = None,
     swap: Callable[[Any], Any] = swap_axes,
 ) -> Call:
     """Understand, check and lay out the arguments of a call.
@@ -135,13 +160,15 @@ def prepare(
     ----------
     spec
         The module's spec.
-    input, hx, seq_length, aliases
+    input, hx, seq_length, resets, aliases
         As the module was called; see `bind`.
     like
         The framework's class of an array, and the module's dtype, as a name or as the framework's object. None for the
         dtype: any floating dtype.
     read_lengths
         Checks ``seq_length`` and makes an array `(B,)` of it; None is `lengths`.
+    read_resets
+        Checks ``resets`` and makes an array `(T, B)` of it; None is `resets`.
     swap
         Swaps the first two axes of an array, where the framework's arrays have no method ``swapaxes``.
 
@@ -156,16 +183,53 @@ def prepare(
         If an argument is missing, unknown, given twice, or no array of the framework, or the state has another number
         of parts.
     ShapeError, DTypeError
-        If an array or the lengths have the wrong shape or dtype.
+        If an array, the lengths or the resets have the wrong shape or dtype.
     LengthError
         If a length is below 0 or above T.
     """
-    input, hx, seq_length = bind(spec, input, hx, seq_length, aliases)
+    input, hx, seq_length, resets = bind(spec, input, hx, seq_length, resets, aliases)
     state, sizes, ns = check_call(spec, input, hx, seq_length, like=like, read_lengths=read_lengths)
-    layout = Layout(sizes.batch_size is not None, spec.batch_first, swap)
-    return Call(
-        layout.canonical_steps(input), None if state is None else layout.canonical_state(state), ns, sizes, layout
-    )
+    begins = None if resets is None else (read_resets or _resets)(resets, sizes, spec.batch_first)
+    return _lay_out(Layout(sizes.batch_size is not None, spec.batch_first, swap), input, state, ns, begins, sizes)
+
+
+def prepare_step(spec: RecurrentSpec, x: Any, state: Any, *, like: tuple[type[Any], Any]) -> Call:
+    """Check and lay out the arguments of one step, as a call over one step.
+
+    Parameters
+    ----------
+    spec
+        The module's spec.
+    x
+        `(B, I)` or `(I,)`.
+    state
+        `(L, B, H)` or `(L, H)`; a pair for LSTM; None is zeros.
+    like
+        See `prepare`.
+
+    Raises
+    ------
+    ArgumentError
+        If the layers have two directions, an argument is no array of the framework, or the state has another number of
+        parts.
+    ShapeError, DTypeError
+        If an array has the wrong shape or dtype.
+    """
+    if spec.bidirectional:
+        raise ArgumentError(
+            "step: given layers in two directions, expected one; the reverse direction begins at the end of a "
+            "sequence, so call the module on the whole sequence"
+        )
+    parts = state_parts(spec, state, "state")
+    sizes = _check(spec, *like, x, parts, is_step=True)
+    return _lay_out(Layout(sizes.batch_size is not None, False, is_step=True), x, parts, None, None, sizes)
+
+
+def _lay_out(
+    layout: Layout, input: Any, state: tuple[Any, ...] | None, lengths: Any, resets: Any, sizes: Sizes
+) -> Call:
+    canonical_state = None if state is None else layout.canonical_state(state)
+    return Call(layout.canonical_steps(input), canonical_state, lengths, resets, sizes, layout)
 
 
 def check_call(
@@ -179,18 +243,20 @@ def check_call(
 ) -> tuple[tuple[Any, ...] | None, Sizes, Any]:
     """Check the arguments of a call: the state's parts, T and B, and the lengths; see `prepare`."""
     state = state_parts(spec, hx)
-    sizes = _check(spec, *like, input, state)
+    sizes = _check(spec, *like, input, state, is_step=False)
     return state, sizes, None if seq_length is None else (read_lengths or lengths)(seq_length, sizes)
 
 
-def bind(spec: RecurrentSpec, input: Any, hx: Any, seq_length: Any, aliases: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+def bind(
+    spec: RecurrentSpec, input: Any, hx: Any, seq_length: Any, resets: Any, aliases: Mapping[str, Any]
+) -> tuple[Any, Any, Any, Any]:
     """Resolve the spellings of a call's arguments.
 
     Parameters
     ----------
     spec
         The module's spec.
-    input, hx, seq_length
+    input, hx, seq_length, resets
         As given under unirnn's names; None where not given.
     aliases
         The other keyword arguments: ``x``, ``h_0``, or a mistake.
@@ -198,7 +264,7 @@ def bind(spec: RecurrentSpec, input: Any, hx: Any, seq_length: Any, aliases: Map
     Returns
     -------
     tuple
-        ``(input, hx, seq_length)``.
+        ``(input, hx, seq_length, resets)``.
 
     Raises
     ------
@@ -206,16 +272,18 @@ def bind(spec: RecurrentSpec, input: Any, hx: Any, seq_length: Any, aliases: Map
         If a name is unknown, given twice, or ``input`` is missing.
     """
     if aliases:
-        named = {"input": input, "hx": hx, "seq_length": seq_length}
+        named = {"input": input, "hx": hx, "seq_length": seq_length, "resets": resets}
         given = tuple(name for name, value in named.items() if value is not None)
         named.update(names.canonical(spec.kind, "call", aliases, already=given))
-        input, hx, seq_length = named["input"], named["hx"], named["seq_length"]
+        input, hx, seq_length, resets = named["input"], named["hx"], named["seq_length"], named["resets"]
     if input is None:
-        raise ArgumentError(f"{spec.kind}: input is missing; call it as module(input, hx=None, seq_length=None)")
-    return input, hx, seq_length
+        raise ArgumentError(
+            f"{spec.kind}: input is missing; call it as module(input, hx=None, seq_length=None, resets=None)"
+        )
+    return input, hx, seq_length, resets
 
 
-def state_parts(spec: RecurrentSpec, hx: Any) -> tuple[Any, ...] | None:
+def state_parts(spec: RecurrentSpec, hx: Any, argument: str = "hx") -> tuple[Any, ...] | None:
     """The initial state as a tuple: ``(h_0,)``, or ``(h_0, c_0)`` for LSTM; None if not given.
 
     Raises
@@ -225,15 +293,15 @@ def state_parts(spec: RecurrentSpec, hx: Any) -> tuple[Any, ...] | None:
     """
     if hx is None:
         return None
-    if len(spec.states) == 1:
-        if isinstance(hx, (tuple, list)):
-            raise ArgumentError(f"hx: given a {type(hx).__name__} of {len(hx)}, expected one array h_0 for {spec.kind}")
+    in_pair = isinstance(hx, (tuple, list))
+    if len(spec.states) == 1 and not in_pair:
         return (hx,)
-    if not isinstance(hx, (tuple, list)):
-        raise ArgumentError(f"hx: given one {type(hx).__name__}, expected a pair (h_0, c_0) for {spec.kind}")
-    if len(hx) != 2:
-        raise ArgumentError(f"hx: given a {type(hx).__name__} of {len(hx)}, expected a pair (h_0, c_0) for {spec.kind}")
-    return tuple(hx)
+    if len(spec.states) == 2 and in_pair and len(hx) == 2:
+        return tuple(hx)
+    parts = ("h", "c") if argument == "state" else ("h_0", "c_0")
+    expected = f"one array {parts[0]}" if len(spec.states) == 1 else f"a pair ({', '.join(parts)})"
+    given = f"a {type(hx).__name__} of {len(hx)}" if in_pair else f"one {type(hx).__name__}"
+    raise ArgumentError(f"{argument}: given {given}, expected {expected} for {spec.kind}")
 
 
 def join_state(parts: Sequence[Any]) -> Any:
@@ -241,15 +309,24 @@ def join_state(parts: Sequence[Any]) -> Any:
     return parts[0] if len(parts) == 1 else tuple(parts)
 
 
-def _check(spec: RecurrentSpec, array_type: type[Any], dtype: Any, input: Any, state: tuple[Any, ...] | None) -> Sizes:
+def _check(
+    spec: RecurrentSpec, array_type: type[Any], dtype: Any, input: Any, state: tuple[Any, ...] | None, *, is_step: bool
+) -> Sizes:
     """Check that input and state are arrays of the framework, then their shapes and dtypes."""
     found: list[tuple[tuple[int, ...], Any]] = []
     for array in (input, *(state or ())):
         if not isinstance(array, array_type):
-            name = ("input", *(f"{part}_0" for part in spec.states))[len(found)]
+            name = _names(spec, is_step=is_step)[len(found)]
             raise ArgumentError(f"{name}: given {_type_name(type(array))}, expected a {_type_name(array_type)}")
         found.append((tuple(array.shape), array.dtype))
-    return check_arrays(spec, dtype, found[0], found[1:])
+    return check_arrays(spec, dtype, found[0], found[1:], is_step=is_step)
+
+
+def _names(spec: RecurrentSpec, *, is_step: bool) -> tuple[str, ...]:
+    """What the arrays of a call are called: the input, and each part of the state."""
+    if not is_step:
+        return "input", *(f"{part}_0" for part in spec.states)
+    return ("x", "state") if len(spec.states) == 1 else ("x", "state[0]", "state[1]")
 
 
 def _type_name(kind: type) -> str:
@@ -263,6 +340,8 @@ def check_arrays(
     dtype: Any,
     input: tuple[tuple[int, ...], Any],
     hx: Sequence[tuple[tuple[int, ...], Any]] | None,
+    *,
+    is_step: bool = False,
 ) -> Sizes:
     """Check shapes and dtypes of input and state.
 
@@ -274,6 +353,8 @@ def check_arrays(
         The dtype that the arrays must have, the module's own; None: any floating dtype, each its own.
     input, hx
         Shape and dtype of each array, dtypes as names or the framework's objects.
+    is_step
+        Whether they are those of one step, without an axis T.
 
     Returns
     -------
@@ -288,33 +369,35 @@ def check_arrays(
         If a dtype is not the module's.
     """
     shape, given = input
-    if len(shape) not in (2, 3):
-        layout = "(B, T, I)" if spec.batch_first else "(T, B, I)"
-        raise ShapeError(f"input: given shape {shape}, expected {layout}, or (T, I) when unbatched")
+    argument, rank = ("x", 2) if is_step else ("input", 3)
+    batched = len(shape) == rank
+    if len(shape) not in (rank - 1, rank):
+        layout = "(B, I)" if is_step else "(B, T, I)" if spec.batch_first else "(T, B, I)"
+        unbatched = "(I,)" if is_step else "(T, I)"
+        raise ShapeError(f"{argument}: given shape {shape}, expected {layout}, or {unbatched} when unbatched")
     if shape[-1] != spec.input_size:
-        raise ShapeError(f"input: given shape {shape}, expected {spec.input_size} (input_size) on the last axis")
-    batched = len(shape) == 3
-    steps = shape[1 if batched and spec.batch_first else 0]
-    batch_size = shape[0 if spec.batch_first else 1] if batched else None
+        raise ShapeError(f"{argument}: given shape {shape}, expected {spec.input_size} (input_size) on the last axis")
+    steps = 1 if is_step else shape[1 if batched and spec.batch_first else 0]
+    batch_size = shape[0 if is_step or spec.batch_first else 1] if batched else None
     if steps == 0:
         raise ShapeError(f"input: given shape {shape}, expected at least one time step")
     if not _fits(given, dtype):
         name = short_name(given)
         advice = f", or build with dtype={name!r}" if name in DTYPES else ""
         raise DTypeError(
-            f"input: given dtype {name}, expected {_wanted(dtype)}, the module's own; cast the input{advice}"
+            f"{argument}: given dtype {name}, expected {_wanted(dtype)}, the module's own; cast the input{advice}"
         )
     if hx:
-        shapes = spec.state_shapes(batch_size)
-        for (name, expected), (state_shape, state_dtype) in zip(shapes.items(), hx, strict=False):
+        names, shapes = _names(spec, is_step=is_step)[1:], spec.state_shapes(batch_size).values()
+        for name, expected, (state_shape, state_dtype) in zip(names, shapes, hx, strict=False):
             if state_shape != expected:
                 raise ShapeError(
-                    f"{name}_0: given shape {state_shape}, expected {expected}, "
+                    f"{name}: given shape {state_shape}, expected {expected}, "
                     + ("(L*D, B, H) whatever batch_first says" if batched else "(L*D, H) for an unbatched input")
                 )
             if not _fits(state_dtype, dtype):
                 raise DTypeError(
-                    f"{name}_0: given dtype {short_name(state_dtype)}, expected {_wanted(dtype)}, the input's"
+                    f"{name}: given dtype {short_name(state_dtype)}, expected {_wanted(dtype)}, the input's"
                 )
     return Sizes(steps, batch_size)
 
@@ -397,3 +480,73 @@ def lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64]:
             f"expected 0 <= n <= {sizes.steps}, the number of time steps"
         )
     return values.astype(np.int64)
+
+
+def check_resets(shape: tuple[int, ...], dtype: str, sizes: Sizes, batch_first: bool) -> None:
+    """Check what is known of ``resets`` without looking at its values.
+
+    Parameters
+    ----------
+    shape, dtype
+        Its shape, and its dtype's name.
+    sizes
+        T and B of the call.
+    batch_first
+        Whether its shape is `(B, T)`.
+
+    Raises
+    ------
+    ShapeError
+        If it is not one bool for each step.
+    DTypeError
+        If it does not hold bools.
+    """
+    if dtype != "bool":
+        raise DTypeError(f"resets: given dtype {dtype}, expected bool")
+    steps, batch_size = sizes
+    layout, expected = "(T, B)", (steps, batch_size)
+    if batch_size is None:
+        layout, expected = "(T,) for an unbatched input", (steps,)
+    elif batch_first:
+        layout, expected = "(B, T)", (batch_size, steps)
+    if shape != expected:
+        raise ShapeError(f"resets: given shape {shape}, expected {expected}, {layout}: one bool for each step")
+
+
+def resets(resets: Any, sizes: Sizes, batch_first: bool) -> NDArray[np.bool_] | None:
+    """Check ``resets`` and make it one array of bools.
+
+    Parameters
+    ----------
+    resets
+        Bools in lists or tuples, or anything that NumPy reads: `(T, B)`, `(B, T)` if ``batch_first``, or `(T,)`.
+    sizes
+        T and B of the call.
+    batch_first
+        Whether it is `(B, T)`.
+
+    Returns
+    -------
+    numpy.ndarray or None
+        `(T, B)`; `(T, 1)` for an unbatched input. None if no step is a reset.
+
+    Raises
+    ------
+    ShapeError
+        If it is not one bool for each step.
+    DTypeError
+        If it does not hold bools.
+    """
+    try:
+        values = np.asarray(resets)
+    except (ValueError, TypeError, RuntimeError) as error:  # whatever an array of some framework raises
+        raise DTypeError(f"resets: given {_type_name(type(resets))}, expected bools ({error})") from None
+    check_resets(values.shape, values.dtype.name, sizes, batch_first)
+    if not values.any():
+        return None
+    if sizes.batch_size is None:
+        return values[:, None]
+    return values.T if batch_first else values
+
+
+_resets = resets  # where an argument has its name

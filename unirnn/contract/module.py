@@ -5,13 +5,13 @@ from typing import Any
 
 from unirnn.specs import RecurrentSpec
 
-from .call import Call
+from .call import Call, prepare_step
 
 __all__ = ["Module"]
 
 
 class Module(ABC):
-    """A stack of recurrent layers: its spec, its mode, and its call. Subclasses implement `_prepare` and `_run`.
+    """A stack of recurrent layers: its spec, its mode, and its call. Subclasses implement `_like`, `_prepare` and `_run`.
 
     Parameters
     ----------
@@ -42,7 +42,9 @@ class Module(ABC):
         """Switch dropout off."""
         return self.train(False)
 
-    def __call__(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
+    def __call__(
+        self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, **aliases: Any
+    ) -> Any:
         """Run the layers.
 
         Parameters
@@ -53,6 +55,9 @@ class Module(ABC):
             Initial state, `(L*D, B, H)`, or `(L*D, H)`; for LSTM a pair ``(h_0, c_0)``. None is zeros. Also ``h_0``.
         seq_length
             `(B,)` integers, ``0 <= n <= T``, on any device; see `unirnn.contract.call`. None is T for every sequence.
+        resets
+            `(T, B)` bools, `(B, T)` if ``batch_first``, or `(T,)`: whether a new sequence begins at a step, whose state
+            before it is zeros. None is nowhere.
 
         Returns
         -------
@@ -66,11 +71,40 @@ class Module(ABC):
         ArgumentError, ShapeError, DTypeError, LengthError
             If an argument is wrong; see `unirnn.contract.call.prepare`.
         """
-        call = self._prepare(input, hx, seq_length, aliases)
+        call = self._prepare(input, hx, seq_length, resets, aliases)
+        return call.restore(*self._run(call))
+
+    def step(self, x: Any, state: Any = None) -> tuple[Any, Any]:
+        """Make one time step: as a call over one step, without its axis T.
+
+        Parameters
+        ----------
+        x
+            `(B, I)`, or `(I,)`; of the weights' dtype.
+        state
+            The state before it, `(L, B, H)`, or `(L, H)`; for LSTM a pair ``(h, c)``. None is zeros.
+
+        Returns
+        -------
+        y
+            The output of the last layer, `(B, H)`, or `(H,)`.
+        state
+            The state after it.
+
+        Raises
+        ------
+        ArgumentError, ShapeError, DTypeError
+            If an argument is wrong, or the layers have two directions; see `unirnn.contract.call.prepare_step`.
+        """
+        call = prepare_step(self.spec, x, state, like=self._like())
         return call.restore(*self._run(call))
 
     @abstractmethod
-    def _prepare(self, input: Any, hx: Any, seq_length: Any, aliases: dict[str, Any]) -> Call:
+    def _like(self) -> tuple[type[Any], Any]:
+        """The framework's class of an array, and the module's dtype; see `unirnn.contract.call.prepare`."""
+
+    @abstractmethod
+    def _prepare(self, input: Any, hx: Any, seq_length: Any, resets: Any, aliases: dict[str, Any]) -> Call:
         """Check the arguments; see `unirnn.contract.call.prepare`."""
 
     @abstractmethod

@@ -40,6 +40,7 @@ def _layer(one: Direction, kept: Array | None, output: Array | None = None, fina
         one.x,
         one.state,
         one.lengths,
+        one.resets,
         reverse=one.reverse,
         num_threads=compiled.num_threads(),
         output=output,

@@ -50,7 +50,7 @@ class Layer(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("cell", "dtype", "reverse", "num_threads")),
         *((name, ctypes.c_int64) for name in ("steps", "batch_size", "input_size", "hidden_size")),
-        ("lengths", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("lengths", "resets")),
         *((name, ctypes.c_void_p) for name in Weights._fields[:4]),
         ("input", _Steps),
         *((name, ctypes.c_void_p) for name in ("h_0", "c_0")),
@@ -126,6 +126,7 @@ def layer(
     x: Any,
     state: Sequence[Any],
     lengths: Any | None,
+    resets: Any | None,
     *,
     reverse: bool,
     num_threads: int,
@@ -151,6 +152,8 @@ def layer(
         Initial state, `(B, H)` each, contiguous; empty for zeros.
     lengths
         `(B,)` int64, contiguous; None if every step is valid.
+    resets
+        `(T, B)` bool, contiguous: whether a new sequence begins at a step; None if none does.
     reverse
         Whether it runs from the last valid step to the first.
     num_threads
@@ -171,7 +174,7 @@ def layer(
         batch_size,
         input_size,
         weights.weight_hh.shape[1],
-        *memory._addresses((lengths, *weights[:4])),
+        *memory._addresses((lengths, resets, *weights[:4])),
         memory._steps(x),
         *memory._pair(state),
         memory._steps(output),

@@ -31,6 +31,8 @@ class Direction(NamedTuple):
         The initial state, `(B, H)` each, contiguous.
     lengths
         `(B,)`, checked; None if every step is valid.
+    resets
+        `(T, B)` bool, contiguous: whether a new sequence begins at a step; None if none does.
     """
 
     spec: RecurrentSpec
@@ -39,6 +41,7 @@ class Direction(NamedTuple):
     x: Array
     state: State
     lengths: NDArray[np.int64] | None
+    resets: NDArray[np.bool_] | None = None
 
     def blank_gradients(self) -> Weights:
         """Arrays for the gradients of the weights; None where there is no bias."""

@@ -63,8 +63,10 @@ def forward(one: Direction, output: Array, final: State, *, keep: bool) -> list[
     output[...] = 0
     for part, initial in zip(final, one.state, strict=True):
         part[...] = initial
-    for t, active in _steps(one):
+    for t, active, begins in _steps(one):
         before = tuple(part[active] for part in final)
+        for part in before:
+            part[begins] = 0
         from_input = one.x[t, active] @ weights.weight_ih.T + bias_ih
         after, gates = cell.forward(from_input, before, weights.weight_hh, bias_hh)
         if keep:
@@ -105,11 +107,12 @@ def backward(
             gradient[...] = 0
     for part, given in zip(d_state, d_final, strict=True):
         part[...] = given
-    for (t, active), step in zip(reversed(list(_steps(one))), reversed(kept), strict=True):
+    for (t, active, begins), step in zip(reversed(list(_steps(one))), reversed(kept), strict=True):
         d_after = tuple(part[active] for part in d_state)
         d_after = (d_after[0] + d_output[t, active], *d_after[1:])
         d_input, d_hidden, d_before = cell.backward(step, d_after, w_hh)
         for part, new in zip(d_state, d_before, strict=True):
+            new[begins] = 0
             part[active] = new
         d_x[t, active] = d_input @ one.weights.weight_ih
         d_weights.weight_ih[...] += d_input.T @ one.x[t, active]
@@ -130,14 +133,21 @@ def _factors(cell: _Cell, step: _Step) -> Iterator[tuple[slice, Array]]:
         yield slice(split, None), step.gates[0] * h
 
 
-def _steps(one: Direction) -> Iterator[tuple[int, slice | Array]]:
-    """The steps in the order in which a direction takes them, each with the sequences that have it."""
-    steps = range(len(one.x))
-    for t in reversed(steps) if one.reverse else steps:
-        if one.lengths is None:
-            yield t, slice(None)
-        elif len(active := np.flatnonzero(one.lengths > t)):
-            yield t, active
+def _steps(one: Direction) -> Iterator[tuple[int, slice | Array, slice | Array]]:
+    """The steps in the order in which a direction takes them: each with the sequences that have it, and which of these
+    begin anew with it, from zeros."""
+    steps, lengths = len(one.x), one.lengths
+    for t in reversed(range(steps)) if one.reverse else range(steps):
+        active: slice | Array = slice(None) if lengths is None else np.flatnonzero(lengths > t)
+        if isinstance(active, np.ndarray) and not len(active):
+            continue
+        begins: slice | Array = slice(0)
+        if one.resets is not None and not one.reverse:
+            begins = np.flatnonzero(one.resets[t, active])
+        elif one.resets is not None and t + 1 < steps:  # what is read before step t is another sequence
+            has_next = True if lengths is None else lengths[active] > t + 1
+            begins = np.flatnonzero(one.resets[t + 1, active] & has_next)
+        yield t, active, begins
 
 
 def _sigmoid(a: Array) -> Array:

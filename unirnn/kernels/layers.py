@@ -65,10 +65,12 @@ class _Stack:
         spec: RecurrentSpec,
         weights: Mapping[str, Array],
         lengths: NDArray[np.int64] | None,
+        resets: NDArray[np.bool_] | None,
         noise: Array | None,
         kernel: KernelName,
     ) -> None:
-        self._spec, self._weights, self._lengths, self._noise = spec, weights, lengths, noise
+        self._spec, self._weights, self._noise = spec, weights, noise
+        self._lengths, self._resets = lengths, resets
         self._kernel = _MODULES[kernel]
         self._computed: list[tuple[Direction, Any]] = []
 
@@ -81,7 +83,7 @@ class _Stack:
                 position = layer * width + k
                 suffix = spec.suffixes()[position]
                 weights = Weights(*[_get(self._weights, name + suffix, x.dtype) for name in _NAMES])
-                one = Direction(spec, weights, k == 1, x, _at(position, initial), self._lengths)
+                one = Direction(spec, weights, k == 1, x, _at(position, initial), self._lengths, self._resets)
                 into = output[:, :, k * size : (k + 1) * size]
                 kept = self._kernel.forward(one, into, _at(position, final), keep=keep)
                 if keep:
@@ -122,6 +124,7 @@ def recurrent(
     x: Array,
     hx: State | None,
     lengths: NDArray[np.int64] | None,
+    resets: NDArray[np.bool_] | None = None,
     *,
     noise: Array | None = None,
     keep: bool,
@@ -141,6 +144,8 @@ def recurrent(
         Initial state, `(L*D, B, H)` each; None is zeros.
     lengths
         `(B,)`, checked; None if every step is valid.
+    resets
+        `(T, B)`, checked: whether a new sequence begins at a step; None if none does.
     noise
         `(L-1, T, B, D*H)`: what the output of every layer but the last is multiplied with (dropout).
     keep
@@ -168,7 +173,10 @@ def recurrent(
     else:
         initial = tuple([np.array(p, computed, order="C") if keep else _contiguous(p, computed) for p in hx])
     final = tuple([np.empty(part.shape, computed) for part in initial])
-    stack = _Stack(spec, weights, lengths, noise, kernel or ("compiled" if is_compiled() else "fallback"))
+    if resets is not None:
+        resets = np.array(resets, order="C") if keep else np.ascontiguousarray(resets)
+    kernel = kernel or ("compiled" if is_compiled() else "fallback")
+    stack = _Stack(spec, weights, lengths, resets, noise, kernel)
     output = stack.forward(rows, initial, final, keep=keep)
 
     def pullback(d_output: Array, d_final: State) -> Gradients:

@@ -17,12 +17,18 @@ __all__ = ["Direction", "direction", "recurrent"]
 
 Array = Any
 
-Direction = Callable[[Any, RecurrentSpec, Array, State, Weights, "Lengths | None"], tuple[Array, State]]
-"""``(xp, spec, x, state, weights, lengths) -> (outputs, final_state)``: see `direction`."""
+Direction = Callable[[Any, RecurrentSpec, Array, State, Weights, "Lengths | None", "Array | None"], tuple[Array, State]]
+"""``(xp, spec, x, state, weights, lengths, begins) -> (outputs, final_state)``: see `direction`."""
 
 
 def direction(
-    xp: Any, spec: RecurrentSpec, x: Array, state: State, weights: Weights, lengths: Lengths | None
+    xp: Any,
+    spec: RecurrentSpec,
+    x: Array,
+    state: State,
+    weights: Weights,
+    lengths: Lengths | None,
+    begins: Array | None = None,
 ) -> tuple[Array, State]:
     """Run one layer in one direction, step by step.
 
@@ -40,6 +46,9 @@ def direction(
         Of this layer and direction.
     lengths
         Of the batch; None if every step of every sequence is valid.
+    begins
+        `(T, B)` bool: whether a sequence begins at a step, from zeros, in the order in which x is read; None if none
+        does.
 
     Returns
     -------
@@ -52,6 +61,8 @@ def direction(
     step = cell(xp, spec, weights)
     outputs = []
     for t in range(x.shape[0]):
+        if begins is not None:
+            state = tuple(xp.where(begins[t, :][:, None], xp.zeros_like(part), part) for part in state)
         if lengths is None:
             state = step(projected[t, ...], state)
         else:
@@ -72,6 +83,7 @@ def recurrent(
     x: Array,
     hx: State | None,
     lengths: Array | None,
+    resets: Array | None = None,
     *,
     dropout: Callable[[Array], Array] | None = None,
     direction: Direction = direction,
@@ -92,6 +104,8 @@ def recurrent(
         Initial state, `(L*D, B, H)` each; None is zeros.
     lengths
         `(B,)` integers on the input's device, checked; None if every step is valid.
+    resets
+        `(T, B)` bool on the input's device: whether a new sequence begins at a step; None if none does.
     dropout
         What is applied between layers; None for nothing.
     direction
@@ -110,6 +124,7 @@ def recurrent(
     ragged = None if lengths is None else Lengths(xp, lengths, x.shape[0])
     if ragged is not None:
         x = ragged.select(xp, x)
+    begins = (None, None) if resets is None else _begins(xp, resets, ragged)
 
     finals: list[State] = []
     for layer in range(spec.num_layers):
@@ -119,7 +134,8 @@ def recurrent(
             suffix = spec.suffixes()[position]
             w = Weights(*(weights.get(name + suffix) for name in Weights._fields))
             state = tuple(part[position, ...] for part in hx)
-            out, final = direction(xp, spec, turn(xp, x, ragged) if backward else x, state, w, ragged)
+            read = turn(xp, x, ragged) if backward else x
+            out, final = direction(xp, spec, read, state, w, ragged, begins[backward])
             if ragged is not None:
                 out = ragged.select(xp, out)
             outputs.append(turn(xp, out, ragged) if backward else out)
@@ -129,3 +145,14 @@ def recurrent(
             x = dropout(x)
 
     return x, tuple(xp.stack(list(part)) for part in zip(*finals, strict=True))
+
+
+def _begins(xp: Any, resets: Array, lengths: Lengths | None) -> tuple[Array, Array]:
+    """`(T, B)` for each direction: at which steps a sequence begins, in the order in which the direction reads them.
+
+    The reverse direction begins a sequence at its last step, the one before a reset.
+    """
+    if lengths is not None:
+        resets = resets & lengths.valid
+    before_reset = xp.concat([resets[1:, :], xp.zeros_like(resets[:1, :])])
+    return resets, turn(xp, before_reset[..., None], lengths)[..., 0]

@@ -155,6 +155,14 @@ ARGUMENTS: tuple[Argument, ...] = (
         difference_zh="PyTorch 使用 pack_padded_sequence：长度须在 CPU 上，不能为 0，"
         "且须按降序排列，除非设置 enforce_sorted=False",
     ),
+    Argument(
+        "resets",
+        None,
+        None,
+        "call",
+        difference="neither framework has it: where a new sequence begins within a row, people loop over single steps",
+        difference_zh="两个框架都没有此参数：一行中间若开始新的序列，通常只能逐步循环计算",
+    ),
     Argument("output", "output", "output", "result"),
     Argument(
         "h_n",
@@ -184,7 +192,7 @@ def arguments(cell: str, place: Place) -> tuple[Argument, ...]:
     Examples
     --------
     >>> [a.mindspore for a in arguments("GRU", "call")]
-    ['x', 'hx', 'seq_length']
+    ['x', 'hx', 'seq_length', None]
     """
     return tuple(a for a in ARGUMENTS if cell in a.cells and a.place == place)
 

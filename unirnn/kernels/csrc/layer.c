@@ -1,8 +1,9 @@
 /* One layer in one direction, forward and backward, for one instruction set (ISA) and one type (DOUBLE).
 
-   The sequences are sorted by length, the longest first, so that those that have a step t are the first `active[t]`.
-   Only valid steps are computed; they are counted as *rows*, step by step: step t of the sequence at place s is row
-   first_row[t] + s.
+   A column of the batch is one sequence, or several one after another if it has resets; they are independent, and each
+   is computed like a column of its own. The sequences are sorted by length, the longest first, so that those that have a
+   step t are the first `active[t]`. Only valid steps are computed; they are counted as *rows*, step by step: step t of
+   the sequence at place s is row first_row[t] + s.
 
    Forward, each thread takes some of the sequences through all steps. It multiplies a chunk of their inputs with the
    weights at once, and then goes step by step. Backward, the threads go back over a chunk of steps, each with its
@@ -47,13 +48,19 @@ typedef struct {
 } thread_memory;
 
 typedef struct {
+    int64_t column, begin, length; /* its first step, and how many it has */
+    int has_initial, has_final;    /* whether it begins with the initial state of its column, and ends with the final one */
+} sequence;
+
+typedef struct {
     const unirnn_layer *layer;
     const unirnn_gradients *d; /* NULL in a forward pass */
     const cell_plan *plan;
     int cell, few, num_threads;
     int64_t T, B, I, H, stride; /* the stride of a state: H, filled up to whole panels */
-    int64_t num_rows, num_steps;
-    int64_t *order, *active, *first_row, *shares;
+    int64_t num_sequences, num_rows, num_steps;
+    sequence *sequences;
+    int64_t *active, *first_row, *shares;
     real *zeros;
     real *w_ih[2], *w_hh[2], *bias[2], *bias_n; /* packed, for each block */
     real *c; /* the cell states; backward, their gradients */
@@ -64,24 +71,45 @@ typedef struct {
     real **d_h_rows, **d_reset_rows, **d_input_rows;
 } call;
 
-static const real *row_of(const unirnn_steps *array, int64_t t, int64_t sequence) {
-    return (const real *)array->data + t * array->step + sequence * array->sequence;
+/* Step t of the sequence at a place. */
+static const real *row_of(const call *c, const unirnn_steps *array, int64_t t, int64_t place) {
+    const sequence *s = &c->sequences[place];
+    return (const real *)array->data + (s->begin + t) * array->step + s->column * array->sequence;
 }
 
-static int64_t length_of(const call *c, int64_t sequence) {
-    return c->layer->lengths ? c->layer->lengths[sequence] : c->T;
+static int64_t valid_steps(const call *c, int64_t column) {
+    return c->layer->lengths ? c->layer->lengths[column] : c->T;
 }
+
+/* Go on to the next sequence of the batch, column by column, from a column of -1; 0 if there is none. */
+static int next_sequence(const call *c, sequence *s) {
+    const uint8_t *resets = c->layer->resets;
+    int64_t begin = s->begin + s->length;
+    if (s->column < 0 || begin == valid_steps(c, s->column)) s->column++, begin = 0;
+    if (s->column == c->B) return 0;
+    int64_t steps = valid_steps(c, s->column), end = steps;
+    if (resets)
+        for (end = least_of(begin + 1, steps); end < steps && !resets[end * c->B + s->column];) end++;
+    int is_first = begin == 0, is_last = end == steps;
+    int reset_at_once = is_first && steps && resets && resets[s->column];
+    s->begin = begin, s->length = end - begin;
+    s->has_initial = c->layer->reverse ? is_last : is_first && !reset_at_once;
+    s->has_final = c->layer->reverse ? is_first : is_last;
+    return 1;
+}
+
+#define FOR_SEQUENCES(c, s) for (sequence s = {.column = -1}; next_sequence(c, &s);)
 
 /* Sort the sequences, count the rows, and deal the sequences: about as many rows to each thread. */
 static void arrange(call *c) {
     for (int64_t t = 0; t <= c->T; t++) c->active[t] = 0;
-    for (int64_t b = 0; b < c->B; b++) c->active[c->T - length_of(c, b)]++; /* of each length, the longest first */
+    FOR_SEQUENCES(c, s) c->active[c->T - s.length]++; /* of each length, the longest first */
     for (int64_t t = 0, place = 0; t <= c->T; t++) {
         int64_t count = c->active[t];
         c->active[t] = place;
         place += count;
     }
-    for (int64_t b = 0; b < c->B; b++) c->order[c->active[c->T - length_of(c, b)]++] = b;
+    FOR_SEQUENCES(c, s) c->sequences[c->active[c->T - s.length]++] = s;
     /* Now active[t] counts those of a length of at least T - t: turned round, those that have a step t. */
     for (int64_t t = 0; t < c->T; t++) c->first_row[t] = c->active[c->T - 1 - t];
     c->num_rows = c->num_steps = 0;
@@ -99,9 +127,10 @@ static void arrange(call *c) {
     int64_t place = 0, rows = 0;
     for (int k = 0; k < c->num_threads; k++) {
         c->shares[k] = place;
-        while (place < c->B && rows * c->num_threads < (k + 1) * c->num_rows) rows += length_of(c, c->order[place++]);
+        while (place < c->num_sequences && rows * c->num_threads < (k + 1) * c->num_rows)
+            rows += c->sequences[place++].length;
     }
-    c->shares[c->num_threads] = c->B;
+    c->shares[c->num_threads] = c->num_sequences;
 }
 
 /* The sequences [first, first + count) of a share that have a step t. */
@@ -121,7 +150,7 @@ static void lay_out_forward(call *c, memory *m) {
         c->w_hh[k] = REALS(m, columns * c->H);
     }
     c->bias_n = REALS(m, c->stride);
-    c->c = REALS(m, c->plan == &PLANS[LSTM] ? c->B * c->stride : 0);
+    c->c = REALS(m, c->plan == &PLANS[LSTM] ? c->num_sequences * c->stride : 0);
     for (int k = 0; k < c->num_threads; k++) {
         thread_memory *own = &c->threads[k];
         int64_t sequences = c->shares[k + 1] - c->shares[k], rows = most_of(CHUNK, sequences);
@@ -202,7 +231,7 @@ INLINE void forward_rows(int cell, int k, int rows, int panels, const rows_of_st
             .c = c->c + (s->share + place) * stride,
             .reset = s->own->reset + place * stride,
             .update = s->own->update + place * stride,
-            .output = (real *)row_of(&c->layer->output, s->t, c->order[s->share + place]),
+            .output = (real *)row_of(c, &c->layer->output, s->t, s->share + place),
             .kept = all_kept ? all_kept + (s->row + place) * kept : NULL,
             .size = H,
         };
@@ -252,8 +281,7 @@ static void forward_few(const rows_of_step *s, int k, int64_t count) {
     const int64_t H = c->H, kept = c->plan->kept * H;
     const real *w_ih = c->layer->weight_ih, *w_hh = c->layer->weight_hh, *bias = c->bias[k];
     for (int64_t place = 0; place < count; place++) {
-        int64_t sequence = c->order[s->share + place];
-        const real *x = row_of(&c->layer->input, s->t, sequence);
+        const real *x = row_of(c, &c->layer->input, s->t, s->share + place);
         real *h = s->own->h + place * c->stride, *reset = s->own->reset + place * c->stride;
         real *all_kept = c->layer->kept;
         step at = {
@@ -262,7 +290,7 @@ static void forward_few(const rows_of_step *s, int k, int64_t count) {
             .c = c->c + (s->share + place) * c->stride,
             .reset = reset,
             .update = s->own->update + place * c->stride,
-            .output = (real *)row_of(&c->layer->output, s->t, sequence),
+            .output = (real *)row_of(c, &c->layer->output, s->t, s->share + place),
             .kept = all_kept ? all_kept + (s->row + place) * kept : NULL,
             .size = H,
         };
@@ -298,7 +326,7 @@ static void project_chunk(const call *c, thread_memory *own, int64_t first, int6
     for (int64_t k = 0, t = from; k < chunk; k++, t += turn) {
         int64_t n = active_in(c, first, end, t);
         for (int64_t i = 0; i < n; i++, rows++)
-            memcpy(own->input + rows * c->I, row_of(&c->layer->input, t, c->order[first + i]), c->I * sizeof(real));
+            memcpy(own->input + rows * c->I, row_of(c, &c->layer->input, t, first + i), c->I * sizeof(real));
     }
     for (int k = 0; k < c->plan->num_blocks; k++) {
         const block *b = &c->plan->blocks[k];
@@ -311,35 +339,44 @@ static void project_chunk(const call *c, thread_memory *own, int64_t first, int6
     }
 }
 
-/* Row `sequence` of a state (B, H), or zeros if there is none. */
-static void read_state(const void *state, int64_t sequence, int64_t size, real *out) {
-    if (state) memcpy(out, (const real *)state + sequence * size, size * sizeof(real));
-    else memset(out, 0, size * sizeof(real));
+/* The row of a column of a state (B, H); zeros without one. */
+static const real *state_of(const call *c, const void *state, int64_t column, int there) {
+    return state && there ? (const real *)state + column * c->H : c->zeros;
 }
 
-static void write_state(const real *row, int64_t sequence, int64_t size, void *state) {
-    memcpy((real *)state + sequence * size, row, size * sizeof(real));
+static void copy_state(const call *c, const real *from, real *to) { memcpy(to, from, c->H * sizeof(real)); }
+
+static void write_state(const call *c, const real *row, int64_t column, void *state) {
+    copy_state(c, row, (real *)state + column * c->H);
 }
 
+/* The padding that follows the last sequences of columns. */
 static void zero_padding(const call *c, const unirnn_steps *array, int64_t size, int64_t first, int64_t end) {
-    for (int64_t s = first; s < end; s++)
-        for (int64_t t = length_of(c, c->order[s]); t < c->T; t++)
-            memset((real *)row_of(array, t, c->order[s]), 0, size * sizeof(real));
+    for (int64_t place = first; place < end; place++) {
+        const sequence *s = &c->sequences[place];
+        if (s->begin + s->length != valid_steps(c, s->column)) continue;
+        for (int64_t t = s->length; s->begin + t < c->T; t++)
+            memset((real *)row_of(c, array, t, place), 0, size * sizeof(real));
+    }
 }
 
 /* The states with which sequences of a share begin. Each lies in `h` before a step and in `next` after it, where those of
    sequences that have no such step are not; so a state is read when its sequence begins, and written when it ends. */
 static void begin_sequences(call *c, thread_memory *own, int64_t share, int64_t from, int64_t to) {
     for (int64_t i = from; i < to; i++) {
-        read_state(c->layer->h_0, c->order[share + i], c->H, own->h + i * c->stride);
-        if (c->cell == LSTM) read_state(c->layer->c_0, c->order[share + i], c->H, c->c + (share + i) * c->stride);
+        const sequence *s = &c->sequences[share + i];
+        copy_state(c, state_of(c, c->layer->h_0, s->column, s->has_initial), own->h + i * c->stride);
+        if (c->cell != LSTM) continue;
+        copy_state(c, state_of(c, c->layer->c_0, s->column, s->has_initial), c->c + (share + i) * c->stride);
     }
 }
 
 static void end_sequences(const call *c, const thread_memory *own, int64_t share, int64_t from, int64_t to) {
     for (int64_t i = from; i < to; i++) {
-        write_state(own->h + i * c->stride, c->order[share + i], c->H, c->layer->h_n);
-        if (c->cell == LSTM) write_state(c->c + (share + i) * c->stride, c->order[share + i], c->H, c->layer->c_n);
+        const sequence *s = &c->sequences[share + i];
+        if (!s->has_final) continue;
+        write_state(c, own->h + i * c->stride, s->column, c->layer->h_n);
+        if (c->cell == LSTM) write_state(c, c->c + (share + i) * c->stride, s->column, c->layer->c_n);
     }
 }
 
@@ -401,9 +438,9 @@ static int resets_from(const call *c) { return c->cell == GRU_RESET_BEFORE ? 2 :
 
 static void lay_out_backward(call *c, memory *m) {
     int64_t rows = c->chunk_rows = least_of(c->num_rows, CHUNK + c->active[0]), gates = c->plan->num_gates;
-    c->d_h = REALS(m, c->B * c->stride);
-    c->c = REALS(m, c->cell == LSTM ? c->B * c->stride : 0);
-    c->d_reset = REALS(m, c->cell == GRU_RESET_BEFORE ? c->B * c->stride : 0);
+    c->d_h = REALS(m, c->num_sequences * c->stride);
+    c->c = REALS(m, c->cell == LSTM ? c->num_sequences * c->stride : 0);
+    c->d_reset = REALS(m, c->cell == GRU_RESET_BEFORE ? c->num_sequences * c->stride : 0);
     /* Not at a distance of whole pages, at which a column would lie in a few sets of a cache, with no room for all of it. */
     c->gradient_stride = divide_up(c->plan->gradients * c->H, LANES) * LANES + 64 / sizeof(real);
     c->gradients = REALS(m, rows * c->gradient_stride);
@@ -413,17 +450,19 @@ static void lay_out_backward(call *c, memory *m) {
     c->w_back = REALS(m, c->d->d_input.data ? panels_size(gates * c->H, c->I) : 0);
     c->w_hh_back[0] = REALS(m, panels_size(resets_from(c) * c->H, c->H));
     c->w_hh_back[1] = REALS(m, panels_size((gates - resets_from(c)) * c->H, c->H));
-    c->d_h_rows = give_out(m, c->B, sizeof(real *));
-    c->d_reset_rows = give_out(m, c->B, sizeof(real *));
+    c->d_h_rows = give_out(m, c->num_sequences, sizeof(real *));
+    c->d_reset_rows = give_out(m, c->num_sequences, sizeof(real *));
     c->d_input_rows = give_out(m, rows, sizeof(real *));
 }
 
 INLINE void step_back_rows(int cell, int k, const call *c, int64_t t, int64_t first, int64_t n, int64_t chunk_row) {
     const int64_t H = c->H, kept = PLANS[cell].kept * H, gradients = c->gradient_stride;
     const int64_t before = c->layer->reverse ? t + 1 : t - 1;
-    const real *all_kept = c->layer->kept, *h_0 = c->layer->h_0, *c_0 = c->layer->c_0;
+    const real *all_kept = c->layer->kept;
     for (int64_t s = first; s < first + n; s++) {
-        const real *h = h_0 ? h_0 + c->order[s] * H : c->zeros, *cell_state = c_0 ? c_0 + c->order[s] * H : c->zeros;
+        const sequence *own = &c->sequences[s];
+        const real *h = state_of(c, c->layer->h_0, own->column, own->has_initial);
+        const real *cell_state = state_of(c, c->layer->c_0, own->column, own->has_initial);
         if (before >= 0 && s < c->active[before]) {
             h = all_kept + (c->first_row[before] + s) * kept;
             cell_state = h + 5 * H;
@@ -434,7 +473,7 @@ INLINE void step_back_rows(int cell, int k, const call *c, int64_t t, int64_t fi
             .c = cell_state,
             .d_h = c->d_h + s * c->stride,
             .d_c = c->c + s * c->stride,
-            .d_output = c->d->d_output.data ? row_of(&c->d->d_output, t, c->order[s]) : NULL,
+            .d_output = c->d->d_output.data ? row_of(c, &c->d->d_output, t, s) : NULL,
             .gradients = c->gradients + (chunk_row + s) * gradients,
             .d_reset = c->d_reset + s * c->stride,
             .size = H,
@@ -447,10 +486,10 @@ INLINE void step_back_rows(int cell, int k, const call *c, int64_t t, int64_t fi
         /* For the gradients of the weights: what they were multiplied with. */
         int64_t row = chunk_row + s;
         if (c->d->d_weight_ih) {
-            pack_row(row_of(&c->layer->input, t, c->order[s]), c->I, c->chunk_rows, row, c->inputs);
+            pack_row(row_of(c, &c->layer->input, t, s), c->I, c->chunk_rows, row, c->inputs);
             pack_row(h, H, c->chunk_rows, row, c->before);
         }
-        if (c->d->d_input.data) c->d_input_rows[row] = (real *)row_of(&c->d->d_input, t, c->order[s]);
+        if (c->d->d_input.data) c->d_input_rows[row] = (real *)row_of(c, &c->d->d_input, t, s);
         if (cell == GRU_RESET_BEFORE && c->d->d_weight_ih)
             for (int64_t i = 0; i < H; i += LANES) {
                 vec reset = load_some(h + i, H - i) * load_some(at.kept + H + i, H - i);
@@ -517,8 +556,9 @@ static void backward_share(void *argument, int number, team *t_) {
     const int64_t first = c->shares[number], end = c->shares[number + 1], H = c->H;
     const int64_t turn = c->layer->reverse ? 1 : -1, gates = c->plan->num_gates;
     for (int64_t s = first; s < end; s++) {
-        read_state(c->d->d_h_n, c->order[s], H, c->d_h + s * c->stride);
-        if (c->cell == LSTM) read_state(c->d->d_c_n, c->order[s], H, c->c + s * c->stride);
+        const sequence *own = &c->sequences[s];
+        copy_state(c, state_of(c, c->d->d_h_n, own->column, own->has_final), c->d_h + s * c->stride);
+        if (c->cell == LSTM) copy_state(c, state_of(c, c->d->d_c_n, own->column, own->has_final), c->c + s * c->stride);
         c->d_h_rows[s] = c->d_h + s * c->stride;
         c->d_reset_rows[s] = c->d_reset + s * c->stride;
     }
@@ -543,8 +583,11 @@ static void backward_share(void *argument, int number, team *t_) {
         wait_for_all(t_);
     }
     for (int64_t s = first; s < end; s++) {
-        write_state(c->d_h + s * c->stride, c->order[s], H, c->d->d_h_0);
-        if (c->cell == LSTM) write_state(c->c + s * c->stride, c->order[s], H, c->d->d_c_0);
+        const sequence *own = &c->sequences[s];
+        if (!own->has_initial && (own->begin || c->layer->reverse)) continue;
+        write_state(c, own->has_initial ? c->d_h + s * c->stride : c->zeros, own->column, c->d->d_h_0);
+        if (c->cell != LSTM) continue;
+        write_state(c, own->has_initial ? c->c + s * c->stride : c->zeros, own->column, c->d->d_c_0);
     }
 }
 
@@ -568,10 +611,14 @@ static int run(const unirnn_layer *layer, const unirnn_gradients *d) {
     c.T = layer->steps, c.B = layer->batch_size, c.I = layer->input_size, c.H = layer->hidden_size;
     c.stride = divide_up(c.H, PANEL * LANES) * PANEL * LANES;
     memory m = {NULL, 0};
-    char *plan = malloc((2 * c.T + 1 + c.B + MOST_THREADS + 1) * sizeof(int64_t) + c.stride * sizeof(real));
+    if (layer->resets) FOR_SEQUENCES(&c, s) c.num_sequences++;
+    else c.num_sequences = c.B;
+    char *plan = malloc(c.num_sequences * sizeof(sequence) + (2 * c.T + 1 + MOST_THREADS + 1) * sizeof(int64_t) +
+                        c.stride * sizeof(real));
     if (!plan) return UNIRNN_NO_MEMORY;
-    c.order = (int64_t *)plan;
-    c.active = c.order + c.B, c.first_row = c.active + c.T + 1, c.shares = c.first_row + c.T;
+    c.sequences = (sequence *)plan;
+    c.active = (int64_t *)(c.sequences + c.num_sequences);
+    c.first_row = c.active + c.T + 1, c.shares = c.first_row + c.T;
     c.zeros = (real *)(c.shares + MOST_THREADS + 1);
     memset(c.zeros, 0, c.stride * sizeof(real));
     arrange(&c);

@@ -1,13 +1,13 @@
 /* The kernels as operators of MindSpore (`ops.Custom`, func_type="aot"): for each cell and direction a forward and a
    backward function, which MindSpore finds by name and calls without Python.
 
-   Both take x (T, B, I), h_0 and c_0 (B, H), the lengths (B,) int64 and the four weights; then
+   Both take x (T, B, I), h_0 and c_0 (B, H), the lengths (B,) int64, the resets (T, B) bool and the four weights; then
 
        forward:                                     gives the output, h_n, c_n;
        backward:  takes the gradients of these too, gives those of x, h_0, c_0 and of the four weights.
 
-   An RNN or GRU has neither c_n nor its gradient; what stands for c_0 is not read, and its gradient is zero. All arrays
-   are contiguous, and all but the lengths have one dtype. Nothing is stored between the two: backward runs the layer
+   Resets of any other rank than 2 are none. An RNN or GRU has neither c_n nor its gradient; what stands for c_0 is not
+   read, and its gradient is zero. All arrays are contiguous, and all but lengths and resets have one dtype. Nothing is stored between the two: backward runs the layer
    again. A function returns a code of `enum unirnn_status`, which MindSpore raises as an error. */
 
 #if defined(__linux__)
@@ -19,7 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum input { X, H_0, C_0, LENGTHS, WEIGHT_IH, WEIGHT_HH, BIAS_IH, BIAS_HH, INPUTS };
+enum input { X, H_0, C_0, LENGTHS, RESETS, WEIGHT_IH, WEIGHT_HH, BIAS_IH, BIAS_HH, INPUTS };
 
 /* OMP_NUM_THREADS, or all cores; but one less if the thread that waits for a graph keeps one busy, which it does unless
    MindSpore is told to run a graph in the thread that calls it. */
@@ -39,7 +39,8 @@ static unirnn_steps steps_of(void *data, const unirnn_layer *layer, int64_t size
 }
 
 /* The layer, but for what it writes. A dtype that the kernels don't have makes it a cell that they refuse. */
-static unirnn_layer layer_of(int cell, int reverse, void **params, int64_t **shapes, const char **dtypes) {
+static unirnn_layer layer_of(int cell, int reverse, void **params, int *ndims, int64_t **shapes,
+                             const char **dtypes) {
     unirnn_layer layer = {
         .cell = strcmp(dtypes[X], "float64") && strcmp(dtypes[X], "float32") ? UNIRNN_CELLS : cell,
         .dtype = strcmp(dtypes[X], "float64") ? UNIRNN_FLOAT32 : UNIRNN_FLOAT64,
@@ -50,6 +51,7 @@ static unirnn_layer layer_of(int cell, int reverse, void **params, int64_t **sha
         .input_size = shapes[X][2],
         .hidden_size = shapes[H_0][1],
         .lengths = params[LENGTHS],
+        .resets = ndims[RESETS] == 2 ? params[RESETS] : NULL,
         .weight_ih = params[WEIGHT_IH],
         .weight_hh = params[WEIGHT_HH],
         .bias_ih = params[BIAS_IH],
@@ -109,14 +111,14 @@ static int backward(unirnn_layer layer, void **d_results, void **d_inputs) {
     UNIRNN_EXPORT int unirnn_mindspore_##name##_forward(ARGUMENTS); \
     UNIRNN_EXPORT int unirnn_mindspore_##name##_backward(ARGUMENTS); \
     int unirnn_mindspore_##name##_forward(ARGUMENTS) { \
-        (void)count, (void)ndims, (void)stream, (void)extra; \
-        return forward(layer_of(cell, reverse, params, shapes, dtypes), params + INPUTS); \
+        (void)count, (void)stream, (void)extra; \
+        return forward(layer_of(cell, reverse, params, ndims, shapes, dtypes), params + INPUTS); \
     } \
     int unirnn_mindspore_##name##_backward(ARGUMENTS) { \
-        (void)count, (void)ndims, (void)stream, (void)extra; \
+        (void)count, (void)stream, (void)extra; \
         void **d_results = params + INPUTS; \
         return backward( \
-            layer_of(cell, reverse, params, shapes, dtypes), d_results, d_results + (cell == LSTM ? 3 : 2)); \
+            layer_of(cell, reverse, params, ndims, shapes, dtypes), d_results, d_results + (cell == LSTM ? 3 : 2)); \
     }
 #define BOTH_WAYS(cell) OPERATORS(cell, cell, 0) OPERATORS(cell##_reverse, cell, 1)
 

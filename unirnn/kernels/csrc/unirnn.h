@@ -36,6 +36,7 @@ typedef struct {
     int32_t num_threads; /* how many threads may compute; the results do not depend on it */
     int64_t steps, batch_size, input_size, hidden_size;
     const int64_t *lengths; /* (B,): 0 <= n <= T; NULL if every step is valid */
+    const uint8_t *resets;  /* (T, B): whether a new sequence begins at a step; NULL if none does */
     const void *weight_ih, *weight_hh;  /* (G*H, I) and (G*H, H), gates as torch has them */
     const void *bias_ih, *bias_hh;      /* (G*H,), or both NULL */
     unirnn_steps input;                 /* (T, B, I); its padding is never read */
