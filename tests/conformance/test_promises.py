@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CASES, KINDS, RAGGED, Batch, Case, available, built, cases, in_its_dtype
+from cases import CASES, KINDS, RAGGED, TOLERANCES, Batch, Case, available, built, cases, in_its_dtype
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -21,9 +21,6 @@ from unirnn.contract.call import join_state, state_parts
 from unirnn.testing.oracle import derivative
 
 Results = tuple[NDArray[Any], tuple[NDArray[Any], ...]]
-
-# float16 may be rounded after each operation
-TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "float16": 5e-3}
 
 
 def assert_numbers(subject: Subject, case: Case, batch: Batch, spec: RecurrentSpec, results: Results) -> None:

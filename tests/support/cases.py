@@ -20,6 +20,10 @@ KINDS: dict[str, tuple[type[RecurrentSpec], dict[str, Any]]] = {
 }
 
 
+# relative to the largest value; float16 may be rounded after each operation
+TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "float16": 5e-3}
+
+
 @dataclass(frozen=True)
 class Case:
     """A layer, a batch, and which arguments the call gets."""
