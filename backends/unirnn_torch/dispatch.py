@@ -40,6 +40,7 @@ __all__ = [
     "describe",
     "has_native",
     "is_jit_tracing",
+    "is_plain",
     "is_traced",
     "route",
     "unsupported_reason",
@@ -80,6 +81,11 @@ def is_jit_tracing() -> bool:
 def is_traced() -> bool:
     """Whether a call's tensors have no values to look at, or none that may be looked at."""
     return torch.compiler.is_compiling() or is_jit_tracing() or _is_transformed()
+
+
+def is_plain() -> bool:
+    """Whether nothing is at work around a call that the compiled kernels can't take part in."""
+    return _unsupported_mode(is_compiled=True) is None
 
 
 def _is_transformed() -> bool:
@@ -276,9 +282,11 @@ def _route_with_resets(
     """How torch's own layer computes sequences that begin anew: in its packed form, or within the operator."""
     on_host = isinstance(resets, np.ndarray) and not isinstance(lengths, Tensor)
     if _reason_now("native operator", spec, x) is None:
-        # Without a valid step there is nothing to pack. For bfloat16, see `valid_steps_are_faster`.
+        # Without a valid step there is nothing to pack. For bfloat16, see `valid_steps_are_faster`; on a CPU, autocast
+        # does not reach the packed form.
         has_steps = lengths is None or (isinstance(lengths, np.ndarray) and lengths.any())
-        return Route.VALID_STEPS if on_host and has_steps and x.dtype != torch.bfloat16 else Route.NATIVE_OPERATORS
+        narrow = x.dtype == torch.bfloat16 or (x.is_cpu and torch.is_autocast_enabled("cpu"))
+        return Route.VALID_STEPS if on_host and has_steps and not narrow else Route.NATIVE_OPERATORS
     return Route.REFERENCE
 
 

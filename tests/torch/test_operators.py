@@ -321,10 +321,10 @@ def test_operators_pass_opcheck(kind: str, kernel: str) -> None:
     x, hx, ns = batch(spec, 5, [5, 0, 2])
     operator: Any = operators._OPERATORS[cell_of(spec)]
     states = [part[0] for part in (hx if isinstance(hx, tuple) else (hx,))]
-    weights = list(module.parameters())
+    weights, resets = list(module.parameters()), torch.arange(15).reshape(5, 3) % 4 == 2
     # Of ragged calls that keep what a backward pass needs, the rest of the buffer is left as it was.
-    torch.library.opcheck(operator, (x.nan_to_num(), None, *states, *weights, True, kernel, True))
-    torch.library.opcheck(operator, (x, ns, *states, *[w.detach() for w in weights], True, kernel, False))
+    torch.library.opcheck(operator, (x.nan_to_num(), None, None, *states, *weights, True, kernel, True))
+    torch.library.opcheck(operator, (x, ns, resets, *states, *[w.detach() for w in weights], True, kernel, False))
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
@@ -719,7 +719,7 @@ def test_saved_tensors_go_through_autograd(kind: str) -> None:
 @pytest.mark.parametrize("ns", [None, torch.tensor([7, 0, 4])])
 def test_results_of_operators_can_be_resized(ns: Tensor | None, kernel: str) -> None:
     gru = GRUSpec(3, 4).build("torch", seed=0)
-    given = (torch.randn(7, 3, 3), ns, torch.zeros(3, 4), *(w.detach() for w in gru.parameters()), False, kernel)
+    given = (torch.randn(7, 3, 3), ns, None, torch.zeros(3, 4), *(w.detach() for w in gru.parameters()), False, kernel)
     results = torch.ops.unirnn.gru(*given, True)
     gradients = torch.ops.unirnn.gru_backward(*given, results[2], results[0], results[1], True, True)
     for tensor in (*results[:2], *gradients):
