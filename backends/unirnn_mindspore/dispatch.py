@@ -158,12 +158,12 @@ def limits(spec: RecurrentSpec, device: DeviceKind, dtype: str) -> Iterator[Limi
 def describe(spec: RecurrentSpec, device: DeviceKind, dtype: str) -> Iterator[Kernel]:
     """The kernels that a spec has on a device, and when ``auto`` takes which."""
     if device != "cpu":
-        yield Kernel("native", "always")
+        yield Kernel("native", "in all cases")
         return
     has_native = not is_fused(spec, device) or FUSED[spec.kind, device].unsupported_reason(spec, device, dtype) is None
     if kernels.is_compiled():
-        yield Kernel("compiled", "always, except in an exported file")
-        yield Kernel("fallback", "by name only, and not in a graph")
+        yield Kernel("compiled", "in all cases, except in an exported file")
+        yield Kernel("fallback", None)
         native_when = "in an exported file"
     else:
         yield Kernel("fallback", "in PyNative mode")

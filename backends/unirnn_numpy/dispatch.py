@@ -34,9 +34,9 @@ def check_build(kernel: str, spec: RecurrentSpec, dtype: str) -> None:
 def describe(spec: RecurrentSpec, dtype: str) -> Iterator[Kernel]:
     """The kernels that a spec has, and when ``auto`` takes which."""
     if kernels.is_compiled():
-        yield Kernel("compiled", "always")
-        yield Kernel("fallback", "by name only")
+        yield Kernel("compiled", "in all cases")
+        yield Kernel("fallback", None)
     else:
-        yield Kernel("fallback", "always")
+        yield Kernel("fallback", "in all cases")
     if dtype in SUPPORT["reference"].dtypes:
-        yield Kernel("reference", "by name only")
+        yield Kernel("reference", None)

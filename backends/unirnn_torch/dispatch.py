@@ -151,14 +151,14 @@ def describe(spec: RecurrentSpec, device: str, dtype: str) -> Iterator[Kernel]:
     """The kernels that a spec has there, and when ``"auto"`` takes which."""
     otherwise = "native" if has_native(spec) else "reference"
     if unsupported_reason("compiled", spec, device, dtype) is None:
-        yield Kernel("compiled", "always, except under autocast, torch.func, torch.jit.trace and in forward mode")
-        yield Kernel(otherwise, "otherwise")
+        yield Kernel("compiled", "in all cases, except under autocast, torch.func, torch.jit.trace and in forward mode")
+        yield Kernel(otherwise, "in all other cases")
     elif device == "cpu" and NO_LIBRARY is not None:
-        yield Kernel(otherwise, f"always, since the compiled kernels are missing: {NO_LIBRARY}")
+        yield Kernel(otherwise, f"in all cases, since the compiled kernels are missing: {NO_LIBRARY}")
     else:
-        yield Kernel(otherwise, "always" if otherwise == "native" else "always, step by step")
+        yield Kernel(otherwise, "in all cases" if otherwise == "native" else "in all cases, step by step")
     if otherwise == "native":
-        yield Kernel("reference", "by name only")
+        yield Kernel("reference", None)
 
 
 # ---- the decision --------------------------------------------------------------------------------

@@ -98,11 +98,17 @@ class Kernel(NamedTuple):
     name
         As the argument ``kernel`` of `Spec.build` takes it.
     when
-        When ``kernel="auto"`` takes it.
+        When ``kernel="auto"`` takes it, as the end of a sentence: ``"in graph mode"``. None if it never does, so that
+        this kernel runs only if it is asked for by name.
     """
 
     name: str
-    when: str
+    when: str | None
+
+    def __str__(self) -> str:
+        if self.when is None:
+            return f'{self.name} runs only if it is asked for by name: kernel="{self.name}".'
+        return f'kernel="auto" takes {self.name} {self.when}.'
 
 
 def check_kernel(kernel: str, support: Mapping[str, Support], spec: Spec, device: str, dtype: str) -> None:
