@@ -17,15 +17,7 @@ SUPPORT = {
 
 
 def check_build(kernel: str, spec: RecurrentSpec, dtype: str) -> None:
-    """Refuse a kernel that can't run a spec.
-
-    Raises
-    ------
-    ArgumentError
-        If there is no such kernel.
-    LimitError
-        If it can't run this spec in this dtype, or can't be had.
-    """
+    """Refuse a kernel that can't run a spec, or is missing; raises what `unirnn.contract.limits.check_kernel` does."""
     check_kernel(kernel, SUPPORT, spec, "cpu", dtype)
     if kernel == "compiled":
         kernels.check_compiled()

@@ -52,7 +52,7 @@ DEVICE_TYPES: dict[Literal["cpu", "gpu", "ascend"], str] = {"cpu": "cpu", "gpu":
 _KINDS: dict[str, str] = {type_: kind for kind, type_ in DEVICE_TYPES.items()}
 
 KERNELS = {
-    "auto": Support("torch"),
+    "auto": Support("torch", exports=("torch.export", "ONNX")),
     "compiled": Support("the compiled kernel", lacks=("proj_size",), devices=("cpu",), dtypes=("float32", "float64")),
     "native": Support("torch", lacks=("reset_after",)),
     "reference": Support("the reference"),
@@ -132,15 +132,7 @@ def has_native(spec: RecurrentSpec) -> bool:
 
 
 def check_build(kernel: str, spec: RecurrentSpec, device: str, dtype: str) -> None:
-    """Refuse a kernel that can run no call of a module.
-
-    Raises
-    ------
-    ArgumentError
-        If there is no such kernel.
-    LimitError
-        If it can't run this spec, on this kind of device, in this dtype.
-    """
+    """Refuse a kernel that can run no call of a module; raises what `unirnn.contract.limits.check_kernel` does."""
     check_kernel(kernel, KERNELS, spec, device, dtype)
     reason = unsupported_reason(kernel, spec, device, dtype)
     if reason is not None:
