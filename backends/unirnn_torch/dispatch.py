@@ -13,6 +13,7 @@ each call. `route` decides, in this order:
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from enum import Enum
 from functools import cache
 from typing import Literal
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from unirnn import RecurrentSpec
+from unirnn import RecurrentSpec, kernels
 from unirnn.contract.limits import Kernel, Support, check_kernel
 from unirnn.devices import short_name
 from unirnn.errors import LimitError
@@ -53,7 +54,8 @@ _KINDS: dict[str, str] = {type_: kind for kind, type_ in DEVICE_TYPES.items()}
 
 KERNELS = {
     "auto": Support("torch", exports=("torch.export", "ONNX")),
-    "compiled": Support("the compiled kernel", lacks=("proj_size",), devices=("cpu",), dtypes=("float32", "float64")),
+    # Its second derivatives are those of the reference.
+    "compiled": replace(kernels.SUPPORT["compiled"], dtypes=("float32", "float64"), derivatives=2),
     "native": Support("torch", lacks=("reset_after",)),
     "reference": Support("the reference"),
 }
