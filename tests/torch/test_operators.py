@@ -668,7 +668,7 @@ def test_the_compiled_kernel_by_name_where_it_is_missing() -> None:
     ):
         GRUSpec(3, 4).build("torch", kernel="compiled")
     told = unirnn.explain(GRUSpec(3, 4), "torch").kernels[0]
-    assert told == ("native", "always, since the compiled kernels are missing: no compiler was found")
+    assert told == ("native", "in all cases, since the compiled kernels are missing: no compiler was found")
     assert RESET_BEFORE.build("torch", seed=0)(torch.ones(5, 2, 3))[0].shape == (5, 2, 4)
 
 
@@ -792,17 +792,16 @@ def test_copies_keep_the_kernel() -> None:
 
 
 def test_explain_says_when_which_kernel_is_taken() -> None:
-    told = [f"{kernel.name}: {kernel.when}" for kernel in unirnn.explain(GRUSpec(3, 4), "torch").kernels]
-    assert told == [
-        "compiled: always, except under autocast, torch.func, torch.jit.trace and in forward mode",
-        "native: otherwise",
-        "reference: by name only",
-    ]
+    assert unirnn.explain(GRUSpec(3, 4), "torch").kernels == (
+        ("compiled", "in all cases, except under autocast, torch.func, torch.jit.trace and in forward mode"),
+        ("native", "in all other cases"),
+        ("reference", None),
+    )
     assert [kernel.name for kernel in unirnn.explain(RESET_BEFORE, "torch").kernels] == ["compiled", "reference"]
-    assert unirnn.explain(LSTMSpec(3, 4, proj_size=2), "torch").kernels[0] == ("native", "always")
-    assert unirnn.explain(GRUSpec(3, 4), "torch", dtype="bfloat16").kernels[0] == ("native", "always")
+    assert unirnn.explain(LSTMSpec(3, 4, proj_size=2), "torch").kernels[0] == ("native", "in all cases")
+    assert unirnn.explain(GRUSpec(3, 4), "torch", dtype="bfloat16").kernels[0] == ("native", "in all cases")
     (kernel,) = unirnn.explain(RESET_BEFORE, "torch", "gpu").kernels
-    assert kernel == ("reference", "always, step by step")
+    assert kernel == ("reference", "in all cases, step by step")
     assert not unirnn.explain(GRUSpec(3, 4), "array_api").kernels
 
 
