@@ -5,10 +5,10 @@ from typing import Any
 
 import array_api_compat
 import numpy as np
+from numpy.typing import NDArray
 
 from unirnn import RecurrentSpec, reference
-from unirnn.contract import call as _call
-from unirnn.contract.call import Call, Sizes, lengths, prepare
+from unirnn.contract.call import Call
 from unirnn.contract.module import Module
 
 __all__ = ["ArrayModule"]
@@ -54,28 +54,12 @@ class ArrayModule(Module):
         # Not the weight's own type, which may be a subclass, such as torch.nn.Parameter.
         return type(self._xp.asarray(0.0)), self.weights["weight_ih_l0"].dtype
 
-    def _prepare(self, input: Any, hx: Any, seq_length: Any, resets: Any, aliases: dict[str, Any]) -> Call:
-        xp, device = self._xp, array_api_compat.device(self.weights["weight_ih_l0"])
+    def _native(self, array: NDArray[Any]) -> Any:
+        device = array_api_compat.device(self.weights["weight_ih_l0"])
+        return self._xp.asarray(np.ascontiguousarray(array), device=device)
 
-        def read_lengths(seq_length: Any, sizes: Sizes) -> Any:
-            return xp.asarray(lengths(seq_length, sizes), device=device)
-
-        def read_resets(resets: Any, sizes: Sizes, batch_first: bool) -> Any:
-            checked = _call.resets(resets, sizes, batch_first)
-            return None if checked is None else xp.asarray(np.ascontiguousarray(checked), device=device)
-
-        return prepare(
-            self.spec,
-            input,
-            hx,
-            seq_length,
-            resets,
-            aliases,
-            like=self._like(),
-            read_lengths=read_lengths,
-            read_resets=read_resets,
-            swap=lambda array: xp.permute_dims(array, (1, 0, 2)),
-        )
+    def _swap_axes(self, array: Any) -> Any:
+        return self._xp.permute_dims(array, (1, 0, 2))
 
     def _run(self, call: Call) -> tuple[Any, tuple[Any, ...]]:
         dropout = self._dropout if self.training and self.spec.dropout else None

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unirnn import RecurrentSpec, kernels, reference
-from unirnn.contract.call import Call, prepare, prepare_step, state_parts
+from unirnn.contract.call import Call, prepare_step, state_parts
 from unirnn.contract.module import Module
 from unirnn.errors import ArgumentError, ShapeError
 
@@ -130,9 +130,6 @@ class NumpyModule(Module):
 
     def _like(self) -> tuple[type[Any], Any]:
         return np.ndarray, self.weights["weight_ih_l0"].dtype
-
-    def _prepare(self, input: Any, hx: Any, seq_length: Any, resets: Any, aliases: dict[str, Any]) -> Call:
-        return prepare(self.spec, input, hx, seq_length, resets, aliases, like=self._like())
 
     def _run(self, call: Call) -> tuple[Array, tuple[Array, ...]]:
         noise = self._noise(call)

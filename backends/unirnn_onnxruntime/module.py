@@ -11,7 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from unirnn import Device, RecurrentSpec
-from unirnn.contract.call import Call, prepare
+from unirnn.contract.call import Call
 from unirnn.contract.module import Module
 from unirnn.contract.sequences import sequences
 from unirnn.errors import ArgumentError, DeviceError
@@ -117,7 +117,7 @@ class OnnxRuntimeModule(Module):
         return np.ndarray, self._dtype
 
     def _prepare(self, input: Any, hx: Any, seq_length: Any, resets: Any, aliases: dict[str, Any]) -> Call:
-        call = prepare(self.spec, input, hx, seq_length, resets, aliases, like=self._like())
+        call = super()._prepare(input, hx, seq_length, resets, aliases)
         if not aliases and call.sizes.batch_size:  # neither unbatched nor empty
             self._last_signature = _signature(input, hx)
         return call

@@ -241,10 +241,7 @@ def route(
         If the kernel was asked for by name, and does not support the call.
     """
     if resets is not None and torch.onnx.is_in_onnx_export():
-        raise LimitError(
-            "resets: given in an export to ONNX, whose layers know none; export the module without resets, and give it "
-            "each sequence as a column of its own"
-        )
+        return Route.REFERENCE  # ONNX's own layers take no resets
     wanted = _automatic(x) if kernel == "auto" else Route.COMPILED if kernel == "compiled" else None
     if wanted is not None:
         reason = _reason_now(_SUPPORT_OF[wanted], spec, x)

@@ -350,6 +350,6 @@ def test_a_call_with_the_shapes_of_the_last_one_is_not_checked_again(cls: Any, s
     hx = None if state == "none" else (h, h) if cls is LSTMSpec else h
     module = cls(3, 4).build("onnxruntime", seed=0)
     expected = module(x, hx)[0]
-    with mock.patch("unirnn_onnxruntime.module.prepare") as prepare:
+    with mock.patch("unirnn.contract.module.prepare") as prepare:
         np.testing.assert_array_equal(module(x.copy(), hx)[0], expected)
     prepare.assert_not_called()

@@ -3,15 +3,17 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
+from numpy.typing import NDArray
+
 from unirnn.specs import RecurrentSpec
 
-from .call import Call, prepare_step
+from .call import Call, prepare, prepare_step, swap_axes
 
 __all__ = ["Module"]
 
 
 class Module(ABC):
-    """A stack of recurrent layers: its spec, its mode, and its call. Subclasses implement `_like`, `_prepare` and `_run`.
+    """A stack of recurrent layers: its spec, its mode, and its call. Subclasses implement `_like` and `_run`.
 
     Parameters
     ----------
@@ -103,9 +105,21 @@ class Module(ABC):
     def _like(self) -> tuple[type[Any], Any]:
         """The framework's class of an array, and the module's dtype; see `unirnn.contract.call.prepare`."""
 
-    @abstractmethod
+    def _native(self, array: NDArray[Any]) -> Any:
+        """The lengths, or the resets, as an array of the framework, on the module's device; NumPy's own if that will do."""
+        return array
+
+    def _swap_axes(self, array: Any) -> Any:
+        """`(T, B, F)` to `(B, T, F)`, and back."""
+        return swap_axes(array)
+
     def _prepare(self, input: Any, hx: Any, seq_length: Any, resets: Any, aliases: dict[str, Any]) -> Call:
         """Check the arguments; see `unirnn.contract.call.prepare`."""
+        call = prepare(
+            self.spec, input, hx, seq_length, resets, aliases, like=self._like(), swap=self._swap_axes
+        )
+        ns, begins = (None if array is None else self._native(array) for array in (call.lengths, call.resets))
+        return call._replace(lengths=ns, resets=begins)
 
     @abstractmethod
     def _run(self, call: Call) -> tuple[Any, tuple[Any, ...]]:
