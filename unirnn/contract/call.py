@@ -91,7 +91,7 @@ class Layout(NamedTuple):
     def canonical_steps(self, array: Any) -> Any:
         """`(T, B, F)` of the caller's `(T, B, F)`, `(B, T, F)` or `(T, F)`."""
         if self.is_step:
-            array = array[None]
+            array = array[None, ...]
         if not self.batched:
             return array[:, None, :]
         return self.swap(array) if self.batch_first else array
