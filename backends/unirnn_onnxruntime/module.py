@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from unirnn import Device, RecurrentSpec
 from unirnn.contract.call import Call, prepare
 from unirnn.contract.module import Module
+from unirnn.contract.sequences import sequences
 from unirnn.errors import ArgumentError, DeviceError
 from unirnn.files.onnx_writer import emit
 
@@ -91,11 +92,14 @@ class OnnxRuntimeModule(Module):
         for made in ("_dense", "_ragged"):
             vars(self).pop(made, None)
 
-    def __call__(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
+    def __call__(
+        self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, **aliases: Any
+    ) -> Any:
         # Streaming calls a module with equal shapes and dtypes again and again, and the checks take a sixth of a call
         # of one step. Where all is as in the last call that passed them, they are left out.
-        if aliases or seq_length is not None or (seen := _signature(input, hx)) is None or seen != self._last_signature:
-            return super().__call__(input, hx, seq_length, **aliases)
+        others = aliases or seq_length is not None or resets is not None
+        if others or (seen := _signature(input, hx)) is None or seen != self._last_signature:
+            return super().__call__(input, hx, seq_length, resets, **aliases)
         if self.spec.batch_first:
             input = input.swapaxes(0, 1)
         if hx is None:
@@ -109,8 +113,11 @@ class OnnxRuntimeModule(Module):
             output = output.swapaxes(0, 1)
         return output, final[0] if len(final) == 1 else tuple(final)
 
-    def _prepare(self, input: Any, hx: Any, seq_length: Any, aliases: dict[str, Any]) -> Call:
-        call = prepare(self.spec, input, hx, seq_length, aliases, like=(np.ndarray, self._dtype))
+    def _like(self) -> tuple[type[Any], Any]:
+        return np.ndarray, self._dtype
+
+    def _prepare(self, input: Any, hx: Any, seq_length: Any, resets: Any, aliases: dict[str, Any]) -> Call:
+        call = prepare(self.spec, input, hx, seq_length, resets, aliases, like=self._like())
         if not aliases and call.sizes.batch_size:  # neither unbatched nor empty
             self._last_signature = _signature(input, hx)
         return call
@@ -119,6 +126,8 @@ class OnnxRuntimeModule(Module):
         x, ns = call.input, call.lengths
         steps, batch_size, _ = x.shape
         state = tuple(self._zeros(batch_size).values()) if call.state is None else call.state
+        if call.resets is not None:
+            return self._run_sequences(call._replace(state=state))
         feeds = dict(zip(self._inputs, (x, *state), strict=True))
         numbers = {steps} if ns is None else set(ns.tolist())
         if batch_size == 0:
@@ -127,6 +136,31 @@ class OnnxRuntimeModule(Module):
             return self._run_first(numbers.pop(), feeds)
         output, *final = self._ragged.run(self._outputs, {**feeds, "seq_length": ns})
         return output, tuple(final)
+
+    def _run_sequences(self, call: Call) -> tuple[Array, tuple[Array, ...]]:
+        """Run the sequences that resets make as columns of their own."""
+        spec, x, state = self.spec, call.input, call.state or ()
+        directions = np.arange(len(spec.suffixes())) % spec.num_directions
+        steps, batch_size, _ = x.shape
+        output = np.zeros((steps, batch_size, spec.num_directions * spec.hidden_size), self._dtype)
+        final = tuple(part.copy() for part in state)
+        found = sequences(steps, batch_size, call.lengths, call.resets)
+        # Those of similar lengths together, so that at least half of the steps that are computed are valid.
+        _, magnitude = np.frexp(found.lengths)
+        for size in np.unique(magnitude[found.lengths > 0]):
+            one = found.select(np.flatnonzero(magnitude == size))
+            step = np.arange(one.lengths.max())[:, None]
+            valid = step < one.lengths
+            step, column = np.broadcast_arrays(np.minimum(one.begins + step, steps - 1), one.columns)
+            rows, has_initial = one.initial(directions)
+            begin = tuple(np.where(has_initial[..., None], _rows(part)[rows], 0).astype(self._dtype) for part in state)
+            columns = call._replace(input=x[step, column], state=begin, lengths=one.lengths, resets=None)
+            results, ends = self._run(columns)
+            output[step[valid], column[valid]] = results[valid]
+            source, target = one.final(directions)
+            for part, end in zip(final, ends, strict=True):
+                _rows(part)[target] = _rows(end)[source]
+        return output, final
 
     def _run_first(self, n: int, feeds: dict[str, Array]) -> tuple[Array, tuple[Array, ...]]:
         """Run sequences that all have n steps by the graph without lengths."""
@@ -163,6 +197,11 @@ class OnnxRuntimeModule(Module):
         time_major = replace(self.spec, batch_first=False)
         model = emit(time_major, self._weights, lengths=lengths).SerializeToString()
         return _session(model, self._device, self._session_options)
+
+
+def _rows(array: Array) -> Array:
+    """`(L*D, B, H)` to `(L*D*B, H)`."""
+    return array.reshape(-1, array.shape[2])
 
 
 def _signature(input: Any, hx: Any) -> tuple[Any, ...] | None:

@@ -37,6 +37,8 @@ class Call(NamedTuple):
         `(T, B, I)`.
     lengths
         `(B,)` int64; None if every step is valid.
+    resets
+        `(T, B)` bool; None if no sequence begins anew.
     state
         The initial state, `(B, H)` each; empty for zeros.
     weights
@@ -48,6 +50,7 @@ class Call(NamedTuple):
     cell: str
     x: Tensor
     lengths: Tensor | None
+    resets: Tensor | None
     state: tuple[Tensor, ...]
     weights: reference.Weights
     reverse: bool
@@ -59,8 +62,8 @@ class Call(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """``(x, lengths, *state, *weights)``."""
-        return self.x, self.lengths, *self.state, *self.weights[:4]
+        """``(x, lengths, resets, *state, *weights)``."""
+        return self.x, self.lengths, self.resets, *self.state, *self.weights[:4]
 
     def checked_lengths(self) -> NDArray[np.int64] | None:
         """The lengths, read from whatever device they are on.
@@ -162,6 +165,7 @@ def _described(
         call.x,
         call.state,
         call.lengths,
+        call.resets,
         reverse=call.reverse,
         num_threads=torch.get_num_threads(),
         output=output,
@@ -178,8 +182,8 @@ def _readable(call: Call) -> Call:
     ShapeError, DTypeError
         If a tensor does not fit to the others.
     """
-    cell, x, lengths, state, (weight_ih, weight_hh, bias_ih, bias_hh, _), reverse = call
-    _, batch_size, input_size = x.shape
+    cell, x, lengths, resets, state, (weight_ih, weight_hh, bias_ih, bias_hh, _), reverse = call
+    steps, batch_size, input_size = x.shape
     size = weight_hh.shape[-1]
     rows = _GATES[cell] * size
     if x.dtype not in _DTYPES:
@@ -188,6 +192,8 @@ def _readable(call: Call) -> Call:
         raise ShapeError("bias_ih, bias_hh: given one of them, expected both or none")
     if lengths is not None:
         lengths = _whole("lengths", lengths, (batch_size,), torch.int64)
+    if resets is not None:
+        resets = _whole("resets", resets, (steps, batch_size), torch.bool)
     dtype, of_state, of_bias = x.dtype, (batch_size, size), (rows,)
     weights = reference.Weights(
         _whole("weight_ih", weight_ih, (rows, input_size), dtype),
@@ -196,7 +202,7 @@ def _readable(call: Call) -> Call:
         None if bias_hh is None else _whole("bias_hh", bias_hh, of_bias, dtype),
     )
     begin = tuple([_whole("state", part, of_state, dtype) for part in state])
-    return Call(cell, _steps("x", x, x.shape, dtype), lengths, begin, weights, reverse)
+    return Call(cell, _steps("x", x, x.shape, dtype), lengths, resets, begin, weights, reverse)
 
 
 def _whole(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

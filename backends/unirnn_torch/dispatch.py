@@ -8,7 +8,7 @@ each call. `route` decides, in this order:
    (`torch.compile`, `torch.export`) each layer is one operator, with any T and B, where torch's own layers would be
    unrolled. On a GPU, and on a CPU without the compiled kernels, the operator is torch's own computation.
 3. If that does not support the call, torch's own layer runs it. Without lengths this is one call; with lengths there
-   are two ways, and `valid_steps_are_faster` chooses.
+   are two ways, and `valid_steps_are_faster` chooses. With resets it runs over the valid steps only.
 4. If torch has no such layer, the reference computes it step by step.
 """
 
@@ -40,6 +40,7 @@ __all__ = [
     "describe",
     "has_native",
     "is_jit_tracing",
+    "is_traced",
     "route",
     "unsupported_reason",
     "valid_steps_are_faster",
@@ -74,6 +75,15 @@ _functorch_level = getattr(getattr(torch._C, "_functorch", None), "maybe_current
 def is_jit_tracing() -> bool:
     """Whether `torch.jit.trace` is at work."""
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
+def is_traced() -> bool:
+    """Whether a call's tensors have no values to look at, or none that may be looked at."""
+    return torch.compiler.is_compiling() or is_jit_tracing() or _is_transformed()
+
+
+def _is_transformed() -> bool:
+    return _functorch_level is not None and _functorch_level() is not None
 
 
 def unsupported_reason(
@@ -116,7 +126,7 @@ def _unsupported_mode(*, is_compiled: bool) -> str | None:
         return "autocast"
     if not hasattr(torch.onnx, "ops") and torch.onnx.is_in_onnx_export():
         return "torch.onnx.export before torch 2.8"
-    if _functorch_level is not None and _functorch_level() is not None:
+    if _is_transformed():
         return "transforms of torch.func"
     if getattr(forward_ad, "_current_level", -1) >= 0:
         return "forward-mode gradients"
@@ -201,6 +211,7 @@ def route(
     spec: RecurrentSpec,
     x: Tensor,
     lengths: NDArray[np.int64] | Tensor | None,
+    resets: NDArray[np.bool_] | Tensor | None,
     *,
     native: bool,
     needs_grad: bool,
@@ -217,6 +228,8 @@ def route(
         `(T, B, I)`, up to the longest sequence.
     lengths
         `(B,)`, on the host, or in a graph a tensor; None if every step is valid.
+    resets
+        `(T, B)`, likewise; None if no sequence begins anew.
     native
         Whether torch has such layers: `has_native`, which was asked when the module was built.
     needs_grad
@@ -227,6 +240,11 @@ def route(
     LimitError
         If the kernel was asked for by name, and does not support the call.
     """
+    if resets is not None and torch.onnx.is_in_onnx_export():
+        raise LimitError(
+            "resets: given in an export to ONNX, whose layers know none; export the module without resets, and give it "
+            "each sequence as a column of its own"
+        )
     wanted = _automatic(x) if kernel == "auto" else Route.COMPILED if kernel == "compiled" else None
     if wanted is not None:
         reason = _reason_now(_SUPPORT_OF[wanted], spec, x)
@@ -236,6 +254,8 @@ def route(
             raise LimitError(f"kernel: built with {kernel!r}, but {reason}; build with 'auto'")
     if kernel == "reference" or not native:
         return Route.REFERENCE
+    if resets is not None:
+        return _route_with_resets(spec, x, lengths, resets)
     if lengths is None:
         return Route.DENSE
     # The valid steps of a traced call can't be counted, or would become constants of its graph.
@@ -245,6 +265,21 @@ def route(
             Route.VALID_STEPS if valid_steps_are_faster(spec, x, lengths, needs_grad=needs_grad) else Route.DIRECTIONS
         )
     return Route.DIRECTIONS
+
+
+def _route_with_resets(
+    spec: RecurrentSpec,
+    x: Tensor,
+    lengths: NDArray[np.int64] | Tensor | None,
+    resets: NDArray[np.bool_] | Tensor,
+) -> Route:
+    """How torch's own layer computes sequences that begin anew: in its packed form, or within the operator."""
+    on_host = isinstance(resets, np.ndarray) and not isinstance(lengths, Tensor)
+    if _reason_now("native operator", spec, x) is None:
+        # Without a valid step there is nothing to pack. For bfloat16, see `valid_steps_are_faster`.
+        has_steps = lengths is None or (isinstance(lengths, np.ndarray) and lengths.any())
+        return Route.VALID_STEPS if on_host and has_steps and x.dtype != torch.bfloat16 else Route.NATIVE_OPERATORS
+    return Route.REFERENCE
 
 
 def _automatic(x: Tensor) -> Route | None:

@@ -23,9 +23,14 @@ _GATES = {"RNN": (0,), "GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
 
 
 def layer(
-    cell: str, x: Tensor, lengths: Tensor | None, state: Sequence[Tensor], weights: Sequence[reference.Weights]
+    cell: str,
+    x: Tensor,
+    lengths: Tensor | None,
+    resets: None,
+    state: Sequence[Tensor],
+    weights: Sequence[reference.Weights],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run one layer; see `unirnn_torch.operators.layer`."""
+    """Run one layer; see `unirnn_torch.operators.layer`. ONNX's nodes know no resets."""
     kind = cell.partition("_")[0]
     steps, batch_size, _ = x.shape
     directions, size = len(weights), weights[0].weight_hh.shape[1]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unirnn import RecurrentSpec, reference
 from unirnn.contract.call import join_state
+from unirnn.contract.sequences import sequences
 from unirnn.kernels.compiled import cell_of
 
 from . import compiled, exporting, native, operators
@@ -24,6 +25,7 @@ __all__ = ["Stack", "run"]
 
 State = tuple[Tensor, ...]
 Lengths = NDArray[np.int64] | Tensor | None
+Resets = NDArray[np.bool_] | Tensor | None
 
 
 class Stack(NamedTuple):
@@ -64,7 +66,9 @@ class Stack(NamedTuple):
         return list(self.weights.values()), spec.bias, spec.num_layers, self.dropout, self.training, spec.bidirectional
 
 
-def run(route: Route, stack: Stack, x: Tensor, state: State | None, lengths: Lengths) -> tuple[Tensor, State]:
+def run(
+    route: Route, stack: Stack, x: Tensor, state: State | None, lengths: Lengths, resets: Resets
+) -> tuple[Tensor, State]:
     """Compute a call.
 
     Parameters
@@ -79,6 +83,8 @@ def run(route: Route, stack: Stack, x: Tensor, state: State | None, lengths: Len
         The initial state, `(L*D, B, H)` each; None is zeros.
     lengths
         `(B,)`, checked, on the host, or in a graph a tensor; None if every step is valid.
+    resets
+        `(T, B)`, likewise; None if no sequence begins anew.
 
     Returns
     -------
@@ -89,21 +95,18 @@ def run(route: Route, stack: Stack, x: Tensor, state: State | None, lengths: Len
     """
     direct = route is Route.COMPILED and not operators.needs_operator(x, state or (), stack.weights.values())
     if direct and not stack.needs_grad:
-        ns = torch.from_numpy(lengths) if isinstance(lengths, np.ndarray) else lengths
-        return _infer(stack, x, state, ns)
+        return _infer(stack, x, state, _tensor(lengths), _tensor(resets))
     if state is None:
         state = tuple([x.new_zeros(shape) for shape in stack.spec.state_shapes(x.shape[1]).values()])
     if route is Route.DENSE:
         output, *final = native.NATIVE[stack.mode](x, join_state(state), *stack.native_arguments(), False)
         return output, tuple(final)
-    if route is Route.VALID_STEPS and isinstance(lengths, np.ndarray):
-        return _valid_steps(stack, x, state, lengths)
-    if isinstance(lengths, np.ndarray):
-        ns = torch.from_numpy(lengths).to(x.device, non_blocking=True)
-    else:
-        ns = None if lengths is None else lengths.to(x.device)
+    if route is Route.VALID_STEPS:
+        assert not isinstance(lengths, Tensor) and not isinstance(resets, Tensor)  # the route is taken on the host only
+        return _valid_steps(stack, x, state, lengths, resets)
+    ns, begins = (None if t is None else t.to(x.device, non_blocking=True) for t in (_tensor(lengths), _tensor(resets)))
     if route.by_operators:
-        return _operators(stack, x, state, ns, partial(operators.layer, kernel=route.value, direct=direct))
+        return _operators(stack, x, state, ns, begins, partial(operators.layer, kernel=route.value, direct=direct))
     return reference.recurrent(
         xp,
         stack.spec,
@@ -111,34 +114,35 @@ def run(route: Route, stack: Stack, x: Tensor, state: State | None, lengths: Len
         x,
         state,
         ns,
+        begins,
         dropout=partial(_dropout, stack) if stack.dropout else None,
         direction=reference.direction if route is Route.REFERENCE else native.direction,
     )
 
 
-def _valid_steps(stack: Stack, x: Tensor, state: State, lengths: NDArray[np.int64]) -> tuple[Tensor, State]:
-    """One native call over the valid steps, in torch's packed form; sequences of length 0 are left out."""
-    steps, batch_size, _ = x.shape
-    longest_first = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
-    batch_sizes = torch.from_numpy((np.arange(steps)[:, None] < lengths[longest_first]).sum(axis=1))
-    order, active = (part.to(x.device, non_blocking=True) for part in (torch.from_numpy(longest_first), batch_sizes))
-    count = int(lengths.sum())
-    step = torch.repeat_interleave(active, output_size=count)
-    position = torch.arange(count, device=x.device) - (active.cumsum(0) - active).index_select(0, step)
-    rows = step * batch_size + order.index_select(0, position)
-    results, *final = native.NATIVE[stack.mode](
-        x.reshape(-1, x.shape[2]).index_select(0, rows),
-        batch_sizes,
-        join_state([part.index_select(1, order) for part in state]),
-        *stack.native_arguments(),
-    )
-    # Under autocast the results may be narrower than the input.
-    output = results.new_zeros((steps * batch_size, results.shape[1])).index_copy(0, rows, results)
-    whole = (part.to(last.dtype).index_copy(1, order, last) for part, last in zip(state, final, strict=True))
-    return output.view(steps, batch_size, -1), tuple(whole)
+def _valid_steps(
+    stack: Stack, x: Tensor, state: State, lengths: NDArray[np.int64] | None, resets: NDArray[np.bool_] | None
+) -> tuple[Tensor, State]:
+    """One native call over the valid steps, in torch's packed form."""
+    spec = stack.spec
+
+    def run(data: Tensor, batch_sizes: Tensor, begin: State) -> tuple[Tensor, ...]:
+        results: tuple[Tensor, ...] = native.NATIVE[stack.mode](
+            data, batch_sizes, join_state(begin), *stack.native_arguments()
+        )
+        return results
+
+    found = sequences(x.shape[0], x.shape[1], lengths, resets)
+    return native.over_valid_steps(run, x, state, found, list(range(spec.num_directions)) * spec.num_layers)
 
 
-def _infer(stack: Stack, x: Tensor, state: State | None, lengths: Tensor | None) -> tuple[Tensor, State]:
+def _tensor(array: NDArray[Any] | Tensor | None) -> Tensor | None:
+    return torch.from_numpy(array) if isinstance(array, np.ndarray) else array
+
+
+def _infer(
+    stack: Stack, x: Tensor, state: State | None, lengths: Tensor | None, resets: Tensor | None
+) -> tuple[Tensor, State]:
     """The compiled kernels without gradients: each direction writes into its part of the results."""
     spec = stack.spec
     cell, width, size = cell_of(spec), spec.num_directions, spec.hidden_size
@@ -154,11 +158,13 @@ def _infer(stack: Stack, x: Tensor, state: State | None, lengths: Tensor | None)
             x = _dropout(stack, output) if layer and stack.dropout else output
             output = x.new_empty((steps, batch_size, width * size))
         own = output if width == 1 else output[:, :, reverse * size : (reverse + 1) * size]
-        compiled.forward(Call(cell, x, lengths, begins[k], weights[k], reverse == 1), own, end, None)
+        compiled.forward(Call(cell, x, lengths, resets, begins[k], weights[k], reverse == 1), own, end, None)
     return output, final
 
 
-def _operators(stack: Stack, x: Tensor, state: State, lengths: Tensor | None, layer: Any) -> tuple[Tensor, State]:
+def _operators(
+    stack: Stack, x: Tensor, state: State, lengths: Tensor | None, resets: Tensor | None, layer: Any
+) -> tuple[Tensor, State]:
     """One operator for each layer and direction; in an export to ONNX, one node for each layer."""
     spec = stack.spec
     device = x.device.type
@@ -171,7 +177,7 @@ def _operators(stack: Stack, x: Tensor, state: State, lengths: Tensor | None, la
     cell, width, weights, finals = cell_of(spec), spec.num_directions, stack.directions(), []
     for k in range(spec.num_layers):
         own = slice(k * width, (k + 1) * width)
-        x, final = layer(cell, x, lengths, [part[own] for part in state], weights[own])
+        x, final = layer(cell, x, lengths, resets, [part[own] for part in state], weights[own])
         finals.append(final)
         if stack.dropout and k < spec.num_layers - 1:
             x = _dropout(stack, x)

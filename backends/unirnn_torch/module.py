@@ -14,16 +14,27 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from unirnn import LSTMSpec, RecurrentSpec, RNNSpec
 from unirnn.contract.backend import Arrays
-from unirnn.contract.call import Sizes, bind, check_lengths, join_state, lengths, prepare
+from unirnn.contract import call as _call
+from unirnn.contract.call import (
+    Call,
+    Sizes,
+    bind,
+    check_lengths,
+    check_resets,
+    join_state,
+    lengths,
+    prepare,
+    prepare_step,
+)
 from unirnn.contract.module import Module
 from unirnn.devices import short_name
 from unirnn.errors import ArgumentError
 
 from . import dispatch, layers, native
 from .dispatch import SUPPORT, Route
-from .layers import Lengths, Stack, State
+from .layers import Lengths, Resets, Stack, State
 
-__all__ = ["Recurrent", "read_lengths"]
+__all__ = ["Recurrent", "read_lengths", "read_resets"]
 
 
 class Recurrent(torch.nn.RNNBase):
@@ -118,25 +129,50 @@ class Recurrent(torch.nn.RNNBase):
         lacking = [f", {name}={own[name]!r}" for name in SUPPORT["native"].lacks if name in own]
         return super().extra_repr() + "".join(lacking)
 
-    def forward(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
-        input, hx, seq_length = bind(self.spec, input, hx, seq_length, aliases)
+    def forward(
+        self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, **aliases: Any
+    ) -> Any:
+        input, hx, seq_length, resets = bind(self.spec, input, hx, seq_length, resets, aliases)
         if isinstance(input, PackedSequence):
-            return self._run_packed_sequence(input, hx, seq_length)
+            return self._run_packed_sequence(input, hx, seq_length, resets)
         weights = self._weights
-        like = Tensor, _dtype(weights, input, hx)
-        call = prepare(self.spec, input, hx, seq_length, {}, like=like, read_lengths=read_lengths)
-        x, ns = call.input, call.lengths
+        like = Tensor, _dtype(weights, input, *(hx if isinstance(hx, (tuple, list)) else (hx,)))
+        call = prepare(
+            self.spec,
+            input,
+            hx,
+            seq_length,
+            resets,
+            {},
+            like=like,
+            read_lengths=read_lengths,
+            read_resets=read_resets,
+        )
+        return self._run(call, weights)
+
+    forward.__doc__ = Module.__call__.__doc__
+
+    def step(self, x: Any, state: Any = None) -> tuple[Tensor, Any]:
+        weights = self._weights
+        parts = state if isinstance(state, (tuple, list)) else (state,)
+        return self._run(prepare_step(self.spec, x, state, like=(Tensor, _dtype(weights, x, *parts))), weights)
+
+    step.__doc__ = Module.step.__doc__
+
+    def _run(self, call: Call, weights: dict[str, Tensor]) -> tuple[Tensor, Any]:
+        x, ns, begins = call.input, call.lengths, call.resets
         if isinstance(ns, np.ndarray):
             x, ns = _without_last_padding(x, ns)
-        route, stack = self._decide(x, call.state, ns, weights)
-        if route.by_operators and x.shape[0] < call.sizes.steps:  # the operators write the whole output
-            x, ns = call.input, call.lengths
-        output, final = layers.run(route, stack, x, call.state, ns)
+        route, stack = self._decide(x, call.state, ns, begins, weights)
+        if x.shape[0] < call.sizes.steps:
+            if route.by_operators:  # they write the whole output
+                x, ns = call.input, call.lengths
+            elif isinstance(begins, np.ndarray):
+                begins = begins[: x.shape[0]]
+        output, final = layers.run(route, stack, x, call.state, ns, begins)
         if isinstance(call.lengths, np.ndarray) and output.shape[0] < call.sizes.steps:
             output = torch.nn.functional.pad(output, [0, 0, 0, 0, 0, call.sizes.steps - x.shape[0]])
         return call.restore(output, final)
-
-    forward.__doc__ = Module.__call__.__doc__
 
     @property
     def _weights(self) -> dict[str, Tensor]:
@@ -148,35 +184,41 @@ class Recurrent(torch.nn.RNNBase):
         return {name: held[name] if name in held else getattr(self, name) for name in self._names}
 
     def _decide(
-        self, x: Tensor, state: State | None, lengths: Lengths, weights: dict[str, Tensor]
+        self, x: Tensor, state: State | None, lengths: Lengths, resets: Resets, weights: dict[str, Tensor]
     ) -> tuple[Route, Stack]:
         """How a call over `(T, B, I)` is computed, and what layers it has."""
         needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(state or ()), *weights.values()))
-        route = dispatch.route(self.kernel, self.spec, x, lengths, native=self._has_native, needs_grad=needs_grad)
+        route = dispatch.route(
+            self.kernel, self.spec, x, lengths, resets, native=self._has_native, needs_grad=needs_grad
+        )
         training = self.training or (needs_grad and native.needs_training_flag(x))
         dropout = self.dropout if self.training else 0.0
         return route, Stack(self.spec, self.mode, weights, dropout, training, needs_grad)
 
-    def _run_packed_sequence(self, sequence: PackedSequence, hx: Any, seq_length: Any) -> tuple[PackedSequence, Any]:
+    def _run_packed_sequence(
+        self, sequence: PackedSequence, hx: Any, seq_length: Any, resets: Any
+    ) -> tuple[PackedSequence, Any]:
         spec, weights = self.spec, self._weights
+        if resets is not None:
+            raise ArgumentError("resets: given besides a PackedSequence; give the padded input and seq_length")
         if seq_length is not None:
             raise ArgumentError("seq_length: given besides a PackedSequence, which holds its own lengths; give one")
         data, batch_sizes, order, inverse = sequence
         steps, batch_size = len(batch_sizes), int(batch_sizes[0])
         # A view with the shape that the padded input would have, by which the arguments are checked.
         leading = (batch_size, steps) if spec.batch_first else (steps, batch_size)
-        like = Tensor, _dtype(weights, data, hx)
-        call = prepare(spec, data[:1].expand(*leading, -1), hx, None, {}, like=like)
+        like = Tensor, _dtype(weights, data, *(hx if isinstance(hx, (tuple, list)) else (hx,)))
+        call = prepare(spec, data[:1].expand(*leading, -1), hx, None, None, {}, like=like)
         state = call.state
         if state is None:
             state = tuple(data.new_zeros(shape) for shape in spec.state_shapes(batch_size).values())
         elif order is not None:
             state = tuple(part.index_select(1, order) for part in state)
         ns: NDArray[np.int64] = (np.arange(batch_size)[:, None] < batch_sizes.numpy()).sum(axis=1)
-        route, stack = self._decide(call.input, state, ns, weights)
+        route, stack = self._decide(call.input, state, ns, None, weights)
         if route is Route.REFERENCE or route.by_operators:
             padded, _ = pad_packed_sequence(PackedSequence(data, batch_sizes))
-            padded, final = layers.run(route, stack, padded, state, ns)
+            padded, final = layers.run(route, stack, padded, state, ns, None)
             output = pack_padded_sequence(padded, torch.from_numpy(ns)).data
         else:
             output, *parts = native.NATIVE[self.mode](data, batch_sizes, join_state(state), *stack.native_arguments())
@@ -186,10 +228,10 @@ class Recurrent(torch.nn.RNNBase):
         return PackedSequence(output, batch_sizes, order, inverse), join_state(final)
 
 
-def _dtype(weights: dict[str, Tensor], input: Any, hx: Any) -> torch.dtype | None:
+def _dtype(weights: dict[str, Tensor], *arrays: Any) -> torch.dtype | None:
     """The dtype that arrays must have; None for any floating one, under autocast, where the native call casts them."""
     own = weights["weight_ih_l0"].dtype
-    for t in (input, *hx) if isinstance(hx, (tuple, list)) else (input, hx):
+    for t in arrays:
         if isinstance(t, Tensor) and t.dtype != own and native.autocast_is_on(t.device.type):
             return None
     return own
@@ -217,3 +259,20 @@ def read_lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64] | Tensor:
         # Not by `numpy`, which does not work under the gradients of torch.func.
         seq_length = np.array(seq_length.tolist(), short_name(seq_length.dtype))
     return lengths(seq_length, sizes)
+
+
+def read_resets(resets: Any, sizes: Sizes, batch_first: bool) -> NDArray[np.bool_] | Tensor | None:
+    """Check the resets, whatever they come in: `(T, B)`.
+
+    They are read on the host, except where they can't be: in a graph, and under the transforms of torch.func.
+    """
+    if dispatch.is_traced():
+        values = torch.as_tensor(resets)
+        check_resets(tuple(values.shape), short_name(values.dtype), sizes, batch_first)
+        if sizes.batch_size is None:
+            return values.unsqueeze(1)
+        return values.t() if batch_first else values
+    if isinstance(resets, Tensor):
+        check_resets(tuple(resets.shape), short_name(resets.dtype), sizes, batch_first)
+        resets = resets.cpu().numpy()
+    return _call.resets(resets, sizes, batch_first)

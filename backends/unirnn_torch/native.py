@@ -1,18 +1,33 @@
-"""torch's own computation, by cuDNN and oneDNN: of a whole stack, or of one layer in one direction with lengths."""
+"""torch's own computation, by cuDNN and oneDNN: of one layer in one direction over dense steps, or over valid ones only.
+
+The packed form of torch takes the valid steps only, of sequences that are sorted by length. So it takes the sequences
+between resets as well, which are sequences of their own.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import array_api_compat.torch as xp
+import numpy as np
 import torch
 from torch import Tensor
 
 from unirnn import RecurrentSpec, RNNSpec, reference
 from unirnn.contract.call import join_state
+from unirnn.contract.sequences import Sequences, sequences
 
 from . import dispatch
+from .compiled import Call
 
-__all__ = ["NATIVE", "autocast_is_on", "direction", "mode", "needs_training_flag"]
+__all__ = [
+    "NATIVE",
+    "autocast_is_on",
+    "direction",
+    "direction_with_resets",
+    "mode",
+    "needs_training_flag",
+    "over_valid_steps",
+]
 
 NATIVE: dict[str, Callable[..., Any]] = {
     "RNN_TANH": torch.rnn_tanh,
@@ -35,8 +50,9 @@ def direction(
     state: tuple[Tensor, ...],
     weights: reference.Weights,
     ragged: reference.Lengths | None,
+    begins: None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run one layer in one direction by torch's own layer; see `unirnn.reference.direction`.
+    """Run one layer in one direction by torch's own layer; see `unirnn.reference.direction`. It knows no resets.
 
     The native call does not stop at step n, but goes on over zeros. The state h after step n-1 is among its outputs,
     but an LSTM's c is not, and a relu RNN may overflow in the padding and bring NaN into the gradient. So for these
@@ -63,6 +79,102 @@ def direction(
     h = reference.last_valid(xp, output, h_0, ragged)
     begun = ragged.has_begun.unsqueeze(-1)
     return output, (h, *(torch.where(begun, c, c0) for c, c0 in zip(final[1:], c_0, strict=True)))
+
+
+def over_valid_steps(
+    run: Callable[..., tuple[Tensor, ...]],
+    x: Tensor,
+    state: tuple[Tensor, ...],
+    found: Sequences,
+    directions: list[int],
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run layers over the valid steps only, in torch's packed form.
+
+    Parameters
+    ----------
+    run
+        ``run(data, batch_sizes, state)`` gives ``(output, *final_state)`` of layers in torch's packed form.
+    x
+        `(T, B, I)`.
+    state
+        The initial state, `(L*D, B, H)` each.
+    found
+        The sequences of the batch. There must be a valid step.
+    directions
+        For each layer and direction, 0 if it runs forward, 1 in the reverse direction. If it is ``[1]``, ``run`` is given
+        the steps in the opposite order, and runs forward.
+
+    Returns
+    -------
+    output
+        `(T, B, D*H)`, zero in the padding.
+    final_state
+        `(L*D, B, H)` each.
+    """
+    steps, batch_size, _ = x.shape
+
+    def there(array: Any) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(x.device, non_blocking=True)
+
+    # Sequences of length 0 are left out: torch refuses them.
+    longest_first = np.argsort(-found.lengths, kind="stable")[: np.count_nonzero(found.lengths)]
+    found = found.select(longest_first)
+    ended = np.searchsorted(found.lengths[::-1], np.arange(found.lengths[0]), side="right")
+    batch_sizes = torch.from_numpy(len(longest_first) - ended)
+    count = int(found.lengths.sum())
+    active = there(batch_sizes)
+    step = torch.repeat_interleave(active, output_size=count)
+    place = torch.arange(count, device=x.device) - (active.cumsum(0) - active).index_select(0, step)
+    if directions == [1]:
+        step = there(found.begins + found.lengths - 1).index_select(0, place) - step
+    else:
+        step = there(found.begins).index_select(0, place) + step
+    rows = step * batch_size + there(found.columns).index_select(0, place)
+
+    at, has_initial = found.initial(np.array(directions))
+    begin = [_rows(part).index_select(0, there(at.reshape(-1))).view(*at.shape, -1) for part in state]
+    if not has_initial.all():
+        begun = there(has_initial).unsqueeze(-1)
+        begin = [torch.where(begun, part, torch.zeros_like(part)) for part in begin]
+    results, *ends = run(_rows(x).index_select(0, rows), batch_sizes, tuple(begin))
+
+    # Under autocast the results may be narrower than the input.
+    output = results.new_zeros((steps * batch_size, results.shape[1])).index_copy(0, rows, results)
+    source, target = (there(rows) for rows in found.final(np.array(directions)))
+    final = tuple(
+        _rows(whole.to(part.dtype)).index_copy(0, target, _rows(part).index_select(0, source)).view(whole.shape)
+        for whole, part in zip(state, ends, strict=True)
+    )
+    return output.view(steps, batch_size, -1), final
+
+
+def _rows(array: Tensor) -> Tensor:
+    """`(T, B, F)` to `(T*B, F)`."""
+    return array.reshape(-1, array.shape[2])
+
+
+def direction_with_resets(spec: RecurrentSpec, call: Call) -> tuple[Tensor, ...]:
+    """Run one layer in one direction, some of whose sequences begin anew: ``(output, *final_state)``."""
+    x, resets = call.x, call.resets
+    found = sequences(
+        x.shape[0], x.shape[1], call.checked_lengths(), None if resets is None else resets.cpu().numpy()
+    )
+    if not found.lengths.any():
+        return x.new_zeros((*x.shape[:2], spec.hidden_size)), *call.state
+    flat = [w for w in call.weights if w is not None]
+    if x.is_cuda:
+        flat = _in_one_piece(flat)
+    training = needs_training_flag(x)
+
+    def run(data: Tensor, batch_sizes: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        results: tuple[Tensor, ...] = NATIVE[mode(spec)](
+            data, batch_sizes, join_state(state), flat, spec.bias, 1, 0.0, training, False
+        )
+        return results
+
+    state = tuple(part.unsqueeze(0) for part in call.state)
+    output, final = over_valid_steps(run, x, state, found, [int(call.reverse)])
+    return output, *(part.squeeze(0) for part in final)
 
 
 def needs_training_flag(x: Tensor) -> bool:

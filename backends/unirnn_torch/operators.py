@@ -41,19 +41,19 @@ def _spec(cell: str, input_size: int, hidden_size: int, bias: bool) -> Recurrent
     return GRUSpec(input_size, hidden_size, bias=bias, reset_after=cell == "GRU")
 
 
-def _over_dense_steps(call: Call, direction: reference.Direction) -> tuple[Tensor, ...]:
+def _uncompiled(call: Call, direction: reference.Direction) -> tuple[Tensor, ...]:
     """``(output, *final)`` of a function of one direction, as in `unirnn.reference.recurrent`."""
     x = call.x
     spec = _spec(call.cell, x.shape[2], call.hidden_size, call.weights.bias_ih is not None)
+    if call.resets is not None and direction is native.direction:
+        return native.direction_with_resets(spec, call)
     ragged = None if call.lengths is None else reference.Lengths(xp, call.lengths, x.shape[0])
     if ragged is not None:
         x = ragged.select(xp, x)
-    if call.reverse:
-        x = reference.turn(xp, x, ragged)
-    output, final = direction(xp, spec, x, call.state, call.weights, ragged)
-    if ragged is not None:
-        output = ragged.select(xp, output)
-    return reference.turn(xp, output, ragged) if call.reverse else output, *final
+    output, final = reference.in_direction(
+        xp, spec, x, call.state, call.weights, ragged, call.resets, reverse=call.reverse, direction=direction
+    )
+    return output, *final
 
 
 def _gradients(
@@ -64,8 +64,8 @@ def _gradients(
     *,
     create_graph: bool,
 ) -> list[Tensor | None]:
-    """The gradients of a call's tensors, by autograd through `_over_dense_steps`; None where they are not needed."""
-    results = zip(_over_dense_steps(call, direction), d_results, strict=True)
+    """The gradients of a call's tensors, by autograd through `_uncompiled`; None where they are not needed."""
+    results = zip(_uncompiled(call, direction), d_results, strict=True)
     given = [(result, d) for result, d in results if d is not None]
     found = iter(
         torch.autograd.grad(
@@ -99,7 +99,7 @@ def _forward(call: Call, kernel: str, keep: bool) -> tuple[Tensor, ...]:
         compiled.forward(call, output, final, kept if keep else None)
         return output, *final, kept
     with torch.autocast(call.x.device.type, enabled=False):  # inputs were cast when the graph was captured
-        results = _over_dense_steps(call, _uncompiled_direction(call))
+        results = _uncompiled(call, _uncompiled_direction(call))
     return *_apart(results), kept
 
 
@@ -123,12 +123,12 @@ def _backward_again(
 ) -> Sequence[Tensor | None]:
     """As `compiled.backward`, by torch's autograd; it runs the forward pass again."""
     of_x, of_weights = needed
-    wanted = [of_x, False, *[True] * len(call.state), *[of_weights] * 4]
+    wanted = [of_x, False, False, *[True] * len(call.state), *[of_weights] * 4]
     with _recording(), torch.autocast(call.x.device.type, enabled=False):
         leaves = [t if t is None else t.detach().requires_grad_(w) for t, w in zip(call.tensors, wanted, strict=True)]
         call = _call(call.cell, [*leaves, call.reverse])
         found = _gradients(call, _uncompiled_direction(call), wanted, d_results, create_graph=False)
-    del found[1]
+    del found[1:3]
     return found
 
 
@@ -169,11 +169,11 @@ def _num_states(cell: str) -> int:
 
 
 def _call(cell: str, arguments: Sequence[Any]) -> Call:
-    """The call of an operator's first arguments: ``x, lengths, *state, *weights, reverse``."""
-    x, lengths, *others = arguments
+    """The call of an operator's first arguments: ``x, lengths, resets, *state, *weights, reverse``."""
+    x, lengths, resets, *others = arguments
     states = _num_states(cell)
     weights = reference.Weights(*others[states : states + 4])
-    return Call(cell, x, lengths, tuple(others[:states]), weights, others[states + 4])
+    return Call(cell, x, lengths, resets, tuple(others[:states]), weights, others[states + 4])
 
 
 def _register(
@@ -192,6 +192,7 @@ def _inputs(cell: str) -> list[str]:
     return [
         "Tensor x",
         "Tensor? lengths",
+        "Tensor? resets",
         *(f"Tensor {part}_0" for part in ("h", "c")[: _num_states(cell)]),
         *("Tensor weight_ih", "Tensor weight_hh", "Tensor? bias_ih", "Tensor? bias_hh", "bool reverse", "str kernel"),
     ]
@@ -246,7 +247,7 @@ def _define_backward(cell: str) -> Any:
 
 
 def _save(ctx: Any, options: tuple[str, bool, str], tensors: Sequence[Tensor | None]) -> None:
-    """Keep what `_differentiate` needs: ``(cell, reverse, kernel)``, and ``(x, lengths, *state, *weights, kept)``."""
+    """Keep what `_differentiate` needs: ``(cell, reverse, kernel)``, and ``(x, lengths, resets, *state, *weights, kept)``."""
     ctx.save_for_backward(*tensors)
     ctx.options = options
     ctx.set_materialize_grads(False)  # zeros for what is kept would cost as much as the backward pass
@@ -263,9 +264,9 @@ def _differentiate(ctx: Any, *d: Tensor | None) -> tuple[Any, ...]:
         call = _call(cell, [*(None if t is None else t.view_as(t) for t in tensors), reverse])
         found = _gradients(call, reference.direction, needed, d_results, create_graph=True)
     else:
-        of_weights = any(needed[2 + states :])
+        of_weights = any(needed[3 + states :])
         d_x, *others = _BACKWARD[cell](*tensors, reverse, kernel, kept, *d_results, needed[0], of_weights)
-        found = [d_x, None, *others]
+        found = [d_x, None, None, *others]
     return *(g if need else None for g, need in zip(found, needed, strict=True)), None, None, None
 
 
@@ -274,7 +275,7 @@ _BACKWARD = {cell: _define_backward(cell) for cell in KEPT}
 
 
 class _Direct(torch.autograd.Function):
-    """The compiled kernels without an operator: ``(*tensors, lengths, reverse, cell)`` to ``(output, *final)``."""
+    """The compiled kernels without an operator: ``(*tensors, reverse, kernel, cell)`` to ``(output, *final)``."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
@@ -308,6 +309,7 @@ def layer(
     cell: str,
     x: Tensor,
     lengths: Tensor | None,
+    resets: Tensor | None,
     state: Sequence[Tensor],
     weights: Sequence[reference.Weights],
     *,
@@ -324,6 +326,8 @@ def layer(
         `(T, B, I)`; float32 or float64 on the CPU, except for ``"native"``.
     lengths
         `(B,)` int64, on the same device; None if every step is valid.
+    resets
+        `(T, B)` bool, on the same device; None if no sequence begins anew.
     state
         Initial state, `(D, B, H)` each.
     weights
@@ -347,7 +351,7 @@ def layer(
     """
     outputs, finals = [], []
     for k, of_direction in enumerate(weights):
-        tensors = (x, lengths, *(part[k] for part in state), *of_direction[:4])
+        tensors = (x, lengths, resets, *(part[k] for part in state), *of_direction[:4])
         if direct:
             output, *results = _Direct.apply(*tensors, k == 1, kernel, cell)  # type: ignore[no-untyped-call]
         else:

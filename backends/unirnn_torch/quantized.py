@@ -11,18 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.ao.nn.quantized import dynamic
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from unirnn import RecurrentSpec
-from unirnn.contract.call import join_state, prepare, state_parts
+from unirnn.contract.call import Call, join_state, prepare, prepare_step, state_parts
 from unirnn.contract.limits import Support
 from unirnn.contract.module import Module
+from unirnn.contract.sequences import sequences
 from unirnn.errors import LimitError
 
-from .module import Recurrent, read_lengths
+from .module import Recurrent
+from .native import over_valid_steps
 
 __all__ = ["DynamicQuantized"]
 
+_LIKE = (Tensor, torch.float32)
 _KINDS: dict[str, Any] = {"GRU": dynamic.GRU, "LSTM": dynamic.LSTM}
 _SUPPORT = Support("torch's quantisation", lacks=("proj_size", "reset_after"), devices=("cpu",), derivatives=0)
 
@@ -73,29 +76,31 @@ class DynamicQuantized(torch.nn.Module):
         native.qconfig = mod.qconfig
         return cls(spec, _KINDS[spec.kind].from_float(native)).train(mod.training)
 
-    def forward(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
-        spec, like = self.spec, (Tensor, torch.float32)
-        call = prepare(spec, input, hx, seq_length, aliases, like=like, read_lengths=read_lengths)
-        x = call.input
-        batch_size = x.shape[1]
-        state = call.state or tuple(x.new_zeros(shape) for shape in spec.state_shapes(batch_size).values())
-        if call.lengths is None and batch_size:
-            output, hx = self.layers(x, join_state(state))
-            return call.restore(output, state_parts(spec, hx) or ())
-        ns = torch.zeros(0, dtype=torch.int64) if call.lengths is None else torch.as_tensor(call.lengths)
-        return call.restore(*self._run_ragged(x, state, ns))
+    def forward(
+        self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, **aliases: Any
+    ) -> Any:
+        return self._run(prepare(self.spec, input, hx, seq_length, resets, aliases, like=_LIKE))
 
     forward.__doc__ = Module.__call__.__doc__
 
-    def _run_ragged(self, x: Tensor, state: tuple[Tensor, ...], ns: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run the sequences that have a step; the final state of the others is their initial one."""
-        spec = self.spec
-        rows = ns.nonzero().squeeze(1)
-        output = x.new_zeros((*x.shape[:2], spec.num_directions * spec.output_size))
-        if not len(rows):
-            return output, state
-        packed = pack_padded_sequence(x.index_select(1, rows), ns[rows], enforce_sorted=False)
-        results, hx = self.layers(packed, join_state([part.index_select(1, rows) for part in state]))
-        steps, _ = pad_packed_sequence(results, total_length=x.shape[0])
-        final = zip(state, state_parts(spec, hx) or (), strict=True)
-        return output.index_copy(1, rows, steps), tuple(whole.index_copy(1, rows, part) for whole, part in final)
+    def step(self, x: Any, state: Any = None) -> tuple[Tensor, Any]:
+        return self._run(prepare_step(self.spec, x, state, like=_LIKE))
+
+    step.__doc__ = Module.step.__doc__
+
+    def _run(self, call: Call) -> Any:
+        spec, x = self.spec, call.input
+        steps, batch_size, _ = x.shape
+        state = call.state or tuple(x.new_zeros(shape) for shape in spec.state_shapes(batch_size).values())
+        if call.lengths is None and call.resets is None and batch_size:
+            output, hx = self.layers(x, join_state(state))
+            return call.restore(output, state_parts(spec, hx) or ())
+        found = sequences(steps, batch_size, call.lengths, call.resets)
+        if not found.lengths.any():
+            return call.restore(x.new_zeros((steps, batch_size, spec.num_directions * spec.output_size)), state)
+
+        def run(data: Tensor, batch_sizes: Tensor, begin: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            output, hx = self.layers(PackedSequence(data, batch_sizes), join_state(begin))
+            return output.data, *(state_parts(spec, hx) or ())
+
+        return call.restore(*over_valid_steps(run, x, state, found, [*range(spec.num_directions)] * spec.num_layers))

@@ -26,7 +26,7 @@ CALLS: dict[str, Mistake] = {
     "no input": (
         lambda gru, to: gru(),
         errors.ArgumentError,
-        "GRU: input is missing; call it as module(input, hx=None, seq_length=None)",
+        "GRU: input is missing; call it as module(input, hx=None, seq_length=None, resets=None)",
     ),
     "input is a list": (
         lambda gru, to: gru([[1.0, 2.0]]),
@@ -76,7 +76,7 @@ CALLS: dict[str, Mistake] = {
     "an unknown argument": (
         lambda gru, to: gru(to(X), lengths=[1, 2, 3]),
         errors.ArgumentError,
-        "GRU: unknown argument 'lengths'; expected one of input, x, hx, h_0, seq_length",
+        "GRU: unknown argument 'lengths'; expected one of input, x, hx, h_0, seq_length, resets",
     ),
     "hx is a pair": (
         lambda gru, to: gru(to(X), (to(zeros(2, B, H)), to(zeros(2, B, H)))),
@@ -192,6 +192,31 @@ CALLS: dict[str, Mistake] = {
         lambda gru, to: gru(to(zeros(T, I)), None, 6),
         errors.LengthError,
         "seq_length[0]: given 6, expected 0 <= n <= 5, the number of time steps",
+    ),
+    "resets in the other layout": (
+        lambda gru, to: gru(to(X), resets=np.zeros((B, T), bool)),
+        errors.ShapeError,
+        "resets: given shape (3, 5), expected (5, 3), (T, B): one bool for each step",
+    ),
+    "native resets for each sequence": (
+        lambda gru, to: gru(to(X), resets=to(np.zeros(B, bool))),
+        errors.ShapeError,
+        "resets: given shape (3,), expected (5, 3), (T, B): one bool for each step",
+    ),
+    "resets of a batch, unbatched": (
+        lambda gru, to: gru(to(zeros(T, I)), resets=np.zeros((T, 1), bool)),
+        errors.ShapeError,
+        "resets: given shape (5, 1), expected (5,), (T,) for an unbatched input: one bool for each step",
+    ),
+    "resets of integers": (
+        lambda gru, to: gru(to(X), resets=np.zeros((T, B), np.int64)),
+        errors.DTypeError,
+        "resets: given dtype int64, expected bool",
+    ),
+    "native resets of floats": (
+        lambda gru, to: gru(to(X), resets=to(zeros(T, B))),
+        errors.DTypeError,
+        "resets: given dtype float32, expected bool",
     ),
 }
 

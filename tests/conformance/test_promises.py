@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CASES, KINDS, RAGGED, Batch, Case, available, built, cases, in_its_dtype
+from cases import CASES, KINDS, RAGGED, TOLERANCES, Batch, Case, available, built, cases, in_its_dtype
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -21,9 +21,6 @@ from unirnn.contract.call import join_state, state_parts
 from unirnn.testing.oracle import derivative
 
 Results = tuple[NDArray[Any], tuple[NDArray[Any], ...]]
-
-# float16 may be rounded after each operation
-TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "float16": 5e-3}
 
 
 def assert_numbers(subject: Subject, case: Case, batch: Batch, spec: RecurrentSpec, results: Results) -> None:
@@ -62,7 +59,7 @@ def assert_gradients(
     rng = np.random.default_rng(1)
     for name, array in arrays.items():
         direction = rng.choice([-1.0, 1.0], array.shape)
-        expected = derivative(spec, arrays, batch.lengths, cotangents, name, direction)
+        expected = derivative(spec, arrays, batch.lengths, cotangents, name, direction, batch.resets)
         actual = float((gradients[name].astype(np.float64) * direction).sum())
         scale = max(1.0, float(np.abs(gradients[name]).sum()))
         assert abs(actual - expected) <= TOLERANCES[case.dtype] * subject.tolerance_factor * scale, (
@@ -75,13 +72,13 @@ def assert_promises(subject: Subject, kind: str, case: Case, filler: float, *, g
     case = in_its_dtype(subject, case)
     module, batch = built(subject, kind, case)
     hx = batch.hx if case.state else None
-    results = subject.call(module, batch.input, hx, case.seq_length)
+    results = subject.call(module, batch.input, hx, case.seq_length, batch.resets)
     assert_numbers(subject, case, batch, module.spec, results)
 
     dirty = batch.input.copy()
     dirty[batch.padding] = filler
     if batch.padding.any():
-        output, final = subject.call(module, dirty, hx, case.seq_length)
+        output, final = subject.call(module, dirty, hx, case.seq_length, batch.resets)
         np.testing.assert_array_equal(output, results[0])
         for part, expected in zip(final, results[1], strict=True):
             np.testing.assert_array_equal(part, expected)
@@ -90,7 +87,8 @@ def assert_promises(subject: Subject, kind: str, case: Case, filler: float, *, g
 
     def gradients_of_input(input: NDArray[Any]) -> dict[str, NDArray[Any]]:
         lengths = batch.lengths if case.batch_size is not None else case.seq_length
-        return gradients(subject.backend, module, input, batch.hx, lengths, batch.d_output, batch.d_state)
+        cotangents = batch.d_output, batch.d_state
+        return gradients(subject.backend, module, input, batch.hx, lengths, *cotangents, batch.resets)
 
     clean_gradients = gradients_of_input(batch.input)
     # In float16, rounding may move a value to the other side of the kink of relu.
@@ -133,6 +131,19 @@ def test_lengths_of_any_type(subject: Subject, form: str) -> None:
         given = subject.array(given, module)
     output, _ = subject.call(module, batch.input, batch.hx, given)
     np.testing.assert_array_equal(output, expected)
+
+
+@pytest.mark.parametrize("form", ["list", "numpy", "native"])
+def test_resets_of_any_type(subject: Subject, form: str) -> None:
+    case = in_its_dtype(subject, CASES["resets, ragged, bidirectional"])
+    module, batch = built(subject, "GRU", case)
+    assert batch.resets is not None
+    expected, _ = batch.expected(module.spec)
+    given: Any = batch.resets.tolist() if form == "list" else batch.resets
+    if form == "native":
+        given = subject.array(batch.resets, module)
+    output, _ = subject.call(module, batch.input, batch.hx, case.seq_length, given)
+    close(output, expected, TOLERANCES[case.dtype])
 
 
 @pytest.mark.parametrize("kind", KINDS)

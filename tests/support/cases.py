@@ -20,6 +20,10 @@ KINDS: dict[str, tuple[type[RecurrentSpec], dict[str, Any]]] = {
 }
 
 
+# relative to the largest value; float16 may be rounded after each operation
+TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "float16": 5e-3}
+
+
 @dataclass(frozen=True)
 class Case:
     """A layer, a batch, and which arguments the call gets."""
@@ -32,6 +36,7 @@ class Case:
     steps: int = 6
     batch_size: int | None = 4
     lengths: tuple[int, ...] | None = None
+    resets: tuple[tuple[int, ...], ...] | None = None  # the steps at which a sequence begins anew, for each column
     state: bool = True
     input_size: int = 3
     hidden_size: int = 4
@@ -58,6 +63,7 @@ class Case:
 
 
 RAGGED = (3, 6, 0, 5)
+RESETS = ((1, 4), (0, 3, 5), (0, 2), (0, 1, 2, 3, 4, 5))  # those of the columns 0 and 2 are also in the padding
 CASES = {
     "dense": Case(),
     "dense, no state": Case(state=False),
@@ -75,6 +81,16 @@ CASES = {
     "float32 at T = 100": Case(steps=100, lengths=(100, 0, 1, 99), dtype="float32", hidden_size=16),
     "float16": Case(lengths=RAGGED, dtype="float16", bidirectional=True),
     "huge inputs": Case(lengths=RAGGED, dtype="float32", scale=1e4, bidirectional=True),
+    "resets": Case(resets=RESETS),
+    "resets, ragged, bidirectional": Case(lengths=RAGGED, resets=RESETS, bidirectional=True),
+    "resets, ragged, 2 layers, bidirectional, batch first, float32": Case(
+        lengths=RAGGED, resets=RESETS, num_layers=2, bidirectional=True, batch_first=True, dtype="float32"
+    ),
+    "resets, no state, no bias": Case(resets=RESETS, state=False, bias=False),
+    "resets at no step": Case(resets=((), (), (), ()), lengths=RAGGED),
+    "resets, unbatched, ragged, bidirectional": Case(
+        batch_size=None, lengths=(5,), resets=((0, 2, 5),), bidirectional=True
+    ),
     "T = 1": Case(steps=1, lengths=(1, 0, 1, 0), bidirectional=True),
     "B = 1": Case(batch_size=1, lengths=(4,), bidirectional=True),
     "all lengths zero": Case(lengths=(0, 0, 0, 0), num_layers=2, bidirectional=True),
@@ -107,6 +123,12 @@ class Batch:
         self.d_state = tuple(draw(part.shape) for part in self.hx)
         self.weights = {name: array.astype(np.float64) for name, array in weights.items()}
         self.lengths = None if case.lengths is None else np.array(case.lengths)
+        self.resets: NDArray[np.bool_] | None = None
+        if case.resets is not None:  # in the layout of the input
+            columns = [np.isin(np.arange(case.steps), steps) for steps in case.resets]
+            self.resets = np.stack(columns, axis=0 if case.batch_first else 1)
+            if case.batch_size is None:
+                self.resets = columns[0]
         # True in the padding, in the layout of the input: `(T, B)`, `(B, T)` or `(T,)`
         step = np.arange(case.steps)
         valid = np.ones((case.steps, case.batch_size or 1), bool)
@@ -117,7 +139,7 @@ class Batch:
 
     def expected(self, spec: RecurrentSpec) -> tuple[NDArray[Any], tuple[NDArray[Any], ...]]:
         hx = tuple(part.astype(np.float64) for part in self.hx)
-        return recurrent(spec, self.weights, self.input.astype(np.float64), hx, self.lengths)
+        return recurrent(spec, self.weights, self.input.astype(np.float64), hx, self.lengths, self.resets)
 
 
 def available(subject: Subject, dtype: str) -> str:
@@ -144,6 +166,8 @@ def cases(draw: st.DrawFn) -> Case:
     steps = draw(st.integers(1, 5))
     batch_size = draw(st.none() | st.integers(1, 4))
     lengths = draw(st.none() | st.tuples(*[st.integers(0, steps)] * (batch_size or 1)))
+    begins = st.sets(st.integers(0, steps - 1)).map(sorted).map(tuple)
+    resets = draw(st.none() | st.tuples(*[begins] * (batch_size or 1)))
     return Case(
         num_layers=draw(st.integers(1, 3)),
         bidirectional=draw(st.booleans()),
@@ -153,6 +177,7 @@ def cases(draw: st.DrawFn) -> Case:
         steps=steps,
         batch_size=batch_size,
         lengths=lengths,
+        resets=resets,
         state=draw(st.booleans()),
         input_size=draw(st.integers(1, 4)),
         hidden_size=draw(st.integers(1, 5)),

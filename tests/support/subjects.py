@@ -60,10 +60,15 @@ class Subject:
         return self.backend.from_numpy(array, module)
 
     def call(
-        self, module: Any, input: NDArray[Any], hx: tuple[NDArray[Any], ...] | None = None, seq_length: Any = None
+        self,
+        module: Any,
+        input: NDArray[Any],
+        hx: tuple[NDArray[Any], ...] | None = None,
+        seq_length: Any = None,
+        resets: Any = None,
     ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...]]:
         state = None if hx is None else join_state([self.array(part, module) for part in hx])
-        output, final = module(self.array(input, module), state, seq_length)
+        output, final = module(self.array(input, module), state, seq_length, resets)
         parts = state_parts(module.spec, final)
         assert parts is not None
         return self.backend.to_numpy(output), tuple(self.backend.to_numpy(part) for part in parts)
@@ -77,10 +82,11 @@ def gradients(
     seq_length: Any,
     d_output: NDArray[Any],
     d_state: tuple[NDArray[Any], ...],
+    resets: NDArray[np.bool_] | None = None,
 ) -> dict[str, NDArray[Any]]:
     """The gradients of a recurrent layer by name: ``input``, ``h_0`` (and ``c_0``), and each weight."""
     lengths = None if seq_length is None else np.asarray(seq_length)
-    arguments = {"input": input, "hx": join_state(hx), "seq_length": lengths}
+    arguments = {"input": input, "hx": join_state(hx), "seq_length": lengths, "resets": resets}
     found = backend.gradients(module, arguments, (d_output, *d_state))
     states = module.spec.states
     named = {"hx": "h_0"} if len(states) == 1 else {f"hx[{k}]": f"{name}_0" for k, name in enumerate(states)}

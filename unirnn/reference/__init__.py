@@ -1,7 +1,18 @@
 """The readable path in the array API standard, against which every kernel is checked."""
 
 from .cells import State, Weights, step
-from .layers import Direction, direction, recurrent
+from .layers import Direction, direction, in_direction, recurrent
 from .lengths import Lengths, last_valid, turn
 
-__all__ = ["Direction", "Lengths", "State", "Weights", "direction", "last_valid", "recurrent", "step", "turn"]
+__all__ = [
+    "Direction",
+    "Lengths",
+    "State",
+    "Weights",
+    "direction",
+    "in_direction",
+    "last_valid",
+    "recurrent",
+    "step",
+    "turn",
+]

@@ -13,7 +13,7 @@ from unirnn.specs import RecurrentSpec
 from .cells import State, Weights, cell, project
 from .lengths import Lengths, device_of, turn
 
-__all__ = ["Direction", "direction", "recurrent"]
+__all__ = ["Direction", "direction", "in_direction", "recurrent"]
 
 Array = Any
 
@@ -76,6 +76,54 @@ def direction(
     return xp.stack(outputs), state
 
 
+def in_direction(
+    xp: Any,
+    spec: RecurrentSpec,
+    x: Array,
+    state: State,
+    weights: Weights,
+    lengths: Lengths | None,
+    resets: Array | None,
+    *,
+    reverse: bool,
+    direction: Direction = direction,
+) -> tuple[Array, State]:
+    """Run one layer in one direction over an input in its own order.
+
+    Parameters
+    ----------
+    xp, spec, state, weights, lengths
+        See `direction`.
+    x
+        `(T, B, I)`, zero in the padding.
+    resets
+        `(T, B)` bool; None if no sequence begins anew.
+    reverse
+        Whether each sequence is read from its end to its beginning.
+    direction
+        What runs it; see `direction`.
+
+    Returns
+    -------
+    outputs
+        `(T, B, H)`, zero in the padding.
+    final_state
+        `(B, H)` each.
+    """
+    begins = resets
+    if resets is not None and lengths is not None:
+        begins = resets & lengths.valid
+    if reverse:
+        x = turn(xp, x, lengths)
+        if begins is not None:  # backward, a sequence begins with the step before a reset
+            begins = xp.concat([begins[1:, :], xp.zeros_like(begins[:1, :])])
+            begins = turn(xp, begins[..., None], lengths)[..., 0]
+    outputs, final = direction(xp, spec, x, state, weights, lengths, begins)
+    if lengths is not None:
+        outputs = lengths.select(xp, outputs)
+    return turn(xp, outputs, lengths) if reverse else outputs, final
+
+
 def recurrent(
     xp: Any,
     spec: RecurrentSpec,
@@ -124,35 +172,22 @@ def recurrent(
     ragged = None if lengths is None else Lengths(xp, lengths, x.shape[0])
     if ragged is not None:
         x = ragged.select(xp, x)
-    begins = (None, None) if resets is None else _begins(xp, resets, ragged)
 
     finals: list[State] = []
     for layer in range(spec.num_layers):
         outputs = []
-        for backward in range(spec.num_directions):
-            position = layer * spec.num_directions + backward
+        for reverse in range(spec.num_directions):
+            position = layer * spec.num_directions + reverse
             suffix = spec.suffixes()[position]
             w = Weights(*(weights.get(name + suffix) for name in Weights._fields))
             state = tuple(part[position, ...] for part in hx)
-            read = turn(xp, x, ragged) if backward else x
-            out, final = direction(xp, spec, read, state, w, ragged, begins[backward])
-            if ragged is not None:
-                out = ragged.select(xp, out)
-            outputs.append(turn(xp, out, ragged) if backward else out)
+            out, final = in_direction(
+                xp, spec, x, state, w, ragged, resets, reverse=reverse == 1, direction=direction
+            )
+            outputs.append(out)
             finals.append(final)
         x = outputs[0] if len(outputs) == 1 else xp.concat(outputs, axis=2)
         if dropout is not None and layer < spec.num_layers - 1:
             x = dropout(x)
 
     return x, tuple(xp.stack(list(part)) for part in zip(*finals, strict=True))
-
-
-def _begins(xp: Any, resets: Array, lengths: Lengths | None) -> tuple[Array, Array]:
-    """`(T, B)` for each direction: at which steps a sequence begins, in the order in which the direction reads them.
-
-    The reverse direction begins a sequence at its last step, the one before a reset.
-    """
-    if lengths is not None:
-        resets = resets & lengths.valid
-    before_reset = xp.concat([resets[1:, :], xp.zeros_like(resets[:1, :])])
-    return resets, turn(xp, before_reset[..., None], lengths)[..., 0]

@@ -29,7 +29,12 @@ IMAGINARY_STEP = 1e-30
 
 
 def recurrent(
-    spec: RecurrentSpec, weights: Mapping[str, Array], input: Array, hx: Parts, lengths: Array | None
+    spec: RecurrentSpec,
+    weights: Mapping[str, Array],
+    input: Array,
+    hx: Parts,
+    lengths: Array | None,
+    resets: Array | None = None,
 ) -> tuple[Array, Parts]:
     """Compute a whole stack of layers.
 
@@ -45,6 +50,8 @@ def recurrent(
         The initial state, ``(h_0,)`` or ``(h_0, c_0)``: `(L*D, B, H)` each, or `(L*D, H)` when unbatched.
     lengths
         `(B,)`, the number of valid steps of each sequence; None: all T.
+    resets
+        Bools, of the shape of ``input`` without its last axis: where a new sequence begins; None: nowhere.
 
     Returns
     -------
@@ -68,14 +75,20 @@ def recurrent(
     output = np.zeros((*input.shape[:-1], spec.num_directions * spec.output_size), dtype)
     final = tuple(part.astype(dtype) for part in hx)
     for at, state_at, n in _positions(spec, input, lengths):
-        output[at][:n], state, _ = _sequence(spec, weights, input[at][:n], tuple(part[state_at] for part in hx))
+        column = input[at][:n]
+        starts = None if resets is None else resets[at][:n]
+        output[at][:n], state, _ = _column(spec, weights, column, tuple(part[state_at] for part in hx), starts)
         for part, value in zip(final, state, strict=True):
             part[state_at] = value
     return output, final
 
 
 def gradients(
-    spec: RecurrentSpec, arrays: Mapping[str, Array], lengths: Array | None, cotangents: Parts
+    spec: RecurrentSpec,
+    arrays: Mapping[str, Array],
+    lengths: Array | None,
+    cotangents: Parts,
+    resets: Array | None = None,
 ) -> dict[str, Array]:
     """Differentiate ``sum(output * d_output) + sum(state * d_state)`` with respect to every array.
 
@@ -89,6 +102,8 @@ def gradients(
         See `recurrent`.
     cotangents
         ``(d_output, d_h_n)``, or ``(d_output, d_h_n, d_c_n)``, of the shapes that `recurrent` returns.
+    resets
+        See `recurrent`.
 
     Returns
     -------
@@ -110,7 +125,8 @@ def gradients(
     d_output, *d_final = cotangents
     found = {name: np.zeros(array.shape) for name, array in arrays.items()}
     for at, state_at, n in _positions(spec, input, lengths):
-        _, _, back = _sequence(spec, weights, input[at][:n], tuple(part[state_at] for part in hx))
+        starts = None if resets is None else resets[at][:n]
+        _, _, back = _column(spec, weights, input[at][:n], tuple(part[state_at] for part in hx), starts)
         found["input"][at][:n], d_state = back(d_output[at][:n], tuple(part[state_at] for part in d_final), found)
         for name, value in zip(spec.states, d_state, strict=True):
             found[f"{name}_0"][state_at] = value
@@ -124,6 +140,7 @@ def derivative(
     cotangents: Parts,
     name: str,
     direction: Array,
+    resets: Array | None = None,
 ) -> float:
     """Differentiate what `gradients` does along a direction of one array, by a complex step.
 
@@ -133,6 +150,8 @@ def derivative(
         See `gradients`.
     name, direction
         Which of the arrays is moved, and in which direction: an array of its shape.
+    resets
+        See `recurrent`.
 
     Examples
     --------
@@ -147,7 +166,7 @@ def derivative(
     """
     moved = {**arrays, name: arrays[name] + 1j * IMAGINARY_STEP * direction}
     hx = tuple(moved.pop(f"{state}_0") for state in spec.states)
-    output, final = recurrent(spec, moved, moved.pop("input"), hx, lengths)
+    output, final = recurrent(spec, moved, moved.pop("input"), hx, lengths, resets)
     total = sum((result * d).sum() for result, d in zip((output, *final), cotangents, strict=True))
     return float(np.imag(total) / IMAGINARY_STEP)
 
@@ -316,6 +335,46 @@ def _sequence(
 
     output = np.stack(rows) if rows else np.zeros((0, spec.num_directions * spec.output_size))
     return output, tuple(np.stack(part) for part in zip(*finals, strict=True)), back
+
+
+# ---- the sequences of a column, and back ---------------------------------------------------------
+
+
+def _column(
+    spec: RecurrentSpec, weights: Mapping[str, Array], x: Array, initial: Parts, resets: Array | None
+) -> tuple[Array, Parts, Callable[[Array, Parts, dict[str, Array]], tuple[Array, Parts]]]:
+    """The valid steps of a column `(n, I)`, cut into its sequences; otherwise as `_sequence`.
+
+    Forward, the first sequence begins with the initial state, if it has no reset at step 0, and the last one gives the
+    final state; in the reverse direction, the last one begins with it, and the first one gives it.
+    """
+    if resets is None or not resets.any():
+        return _sequence(spec, weights, x, initial)
+    cuts = [0, *(t for t in range(1, len(x)) if resets[t]), len(x)]
+    pieces = list(zip(cuts, cuts[1:], strict=False))
+    first, last = 0, len(pieces) - 1
+    reverse = np.arange(len(initial[0])) % spec.num_directions == 1
+    takes_initial = [np.where(reverse, k == last, k == first and not resets[0])[:, None] for k in range(len(pieces))]
+    gives_final = [np.where(reverse, k == first, k == last)[:, None] for k in range(len(pieces))]
+
+    outputs, backs, final = [], [], tuple(np.zeros_like(part) for part in initial)
+    for (begin, end), takes, gives in zip(pieces, takes_initial, gives_final, strict=True):
+        state = tuple(np.where(takes, part, 0) for part in initial)
+        output, state, back_of_piece = _sequence(spec, weights, x[begin:end], state)
+        outputs.append(output)
+        backs.append(back_of_piece)
+        final = tuple(np.where(gives, new, old) for new, old in zip(state, final, strict=True))
+
+    def back(d_output: Array, d_final: Parts, d_weights: dict[str, Array]) -> tuple[Array, Parts]:
+        d_rows, d_initial = [], tuple(np.zeros(part.shape) for part in d_final)
+        for (begin, end), takes, gives, back_of_piece in zip(pieces, takes_initial, gives_final, backs, strict=True):
+            d_state = tuple(np.where(gives, part, 0) for part in d_final)
+            d_x, d_state = back_of_piece(d_output[begin:end], d_state, d_weights)
+            d_rows.append(d_x)
+            d_initial = tuple(np.where(takes, new, old) for new, old in zip(d_state, d_initial, strict=True))
+        return np.concatenate(d_rows), d_initial
+
+    return np.concatenate(outputs), final, back
 
 
 def _positions(spec: RecurrentSpec, input: Array, lengths: Array | None) -> Iterator[tuple[Any, Any, int]]:

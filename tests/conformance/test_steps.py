@@ -1,0 +1,134 @@
+"""Steps are one call: T steps give what a call over T steps gives, and a reset is a state of zeros."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import KINDS, TOLERANCES, Case, available, built, cases
+from hypothesis import given, settings
+from subjects import Subject, close
+
+from unirnn import GRUSpec, LSTMSpec, errors
+from unirnn.contract.call import join_state, state_parts
+
+B, I, H = 3, 2, 4  # noqa: E741
+
+
+def call_in_steps(subject: Subject, module: Any, case: Case, batch: Any) -> Any:
+    """The outputs `(T, B, H)` or `(T, H)`, and the final state, step by step."""
+    steps, resets = batch.input, batch.resets
+    if case.batch_first and case.batch_size is not None:
+        steps, resets = steps.swapaxes(0, 1), None if resets is None else resets.T
+    state, outputs = batch.hx if case.state else None, []
+    for t, x in enumerate(steps):
+        if resets is not None and state is not None:
+            state = tuple(np.where(resets[t][..., None], 0, part).astype(part.dtype) for part in state)
+        given = None if state is None else join_state([subject.array(part, module) for part in state])
+        y, after = module.step(subject.array(x, module), given)
+        outputs.append(subject.backend.to_numpy(y))
+        state = tuple(subject.backend.to_numpy(part) for part in state_parts(module.spec, after) or ())
+    return np.stack(outputs), state
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=15)  # of each kind
+@given(case=cases())
+def test_steps_are_one_call(subject: Subject, kind: str, case: Case) -> None:
+    case = replace(case, bidirectional=False, lengths=None, dtype=available(subject, case.dtype))
+    module, batch = built(subject, kind, case)
+    outputs, final = call_in_steps(subject, module, case, batch)
+    whole, whole_final = subject.call(module, batch.input, batch.hx if case.state else None, None, batch.resets)
+    if case.batch_first and case.batch_size is not None:
+        outputs = outputs.swapaxes(0, 1)
+    close(outputs, whole, TOLERANCES[case.dtype], "output")
+    for part, expected in zip(final, whole_final, strict=True):
+        close(part, expected, TOLERANCES[case.dtype], "state")
+        assert part.dtype == case.dtype
+
+
+def test_dropout_of_a_step(subject: Subject) -> None:
+    module = subject.build(GRUSpec(I, 64, 2, dropout=0.5), seed=0)
+    x = subject.array(np.ones((B, I), np.float32), module)
+    switch = module.set_train if hasattr(module, "set_train") else module.train
+    switch(True)
+    first, second = (subject.backend.to_numpy(module.step(x)[0]) for _ in range(2))
+    assert (first != second).any() == subject.backend.support.dropout
+    switch(False)
+    first, second = (subject.backend.to_numpy(module.step(x)[0]) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def zeros(*shape: int, dtype: str = "float32") -> Any:
+    return np.zeros(shape, dtype)
+
+
+X = zeros(B, I)
+MISTAKES = {
+    "two directions": (
+        GRUSpec(I, H, bidirectional=True),
+        lambda module, to: module.step(to(X)),
+        errors.ArgumentError,
+        "step: given layers in two directions, expected one; the reverse direction begins at the end of a sequence, so "
+        "call the module on the whole sequence",
+    ),
+    "x with an axis T": (
+        GRUSpec(I, H),
+        lambda module, to: module.step(to(zeros(1, B, I))),
+        errors.ShapeError,
+        "x: given shape (1, 3, 2), expected (B, I), or (I,) when unbatched",
+    ),
+    "x with a wrong last axis": (
+        GRUSpec(I, H),
+        lambda module, to: module.step(to(zeros(B, 7))),
+        errors.ShapeError,
+        "x: given shape (3, 7), expected 2 (input_size) on the last axis",
+    ),
+    "x of another dtype": (
+        GRUSpec(I, H),
+        lambda module, to: module.step(to(zeros(B, I, dtype="float64"))),
+        errors.DTypeError,
+        "x: given dtype float64, expected float32, the module's own; cast the input, or build with dtype='float64'",
+    ),
+    "x is a list": (
+        GRUSpec(I, H),
+        lambda module, to: module.step([[1.0, 2.0]]),
+        errors.ArgumentError,
+        "x: given list, expected a {array}",
+    ),
+    "a state of the wrong batch": (
+        GRUSpec(I, H, 2),
+        lambda module, to: module.step(to(X), to(zeros(2, 7, H))),
+        errors.ShapeError,
+        "state: given shape (2, 7, 4), expected (2, 3, 4), (L*D, B, H) whatever batch_first says",
+    ),
+    "a pair for a GRU": (
+        GRUSpec(I, H),
+        lambda module, to: module.step(to(X), (to(zeros(1, B, H)), to(zeros(1, B, H)))),
+        errors.ArgumentError,
+        "state: given a tuple of 2, expected one array h for GRU",
+    ),
+    "a cell state of another dtype": (
+        LSTMSpec(I, H),
+        lambda module, to: module.step(to(X), (to(zeros(1, B, H)), to(zeros(1, B, H, dtype="float64")))),
+        errors.DTypeError,
+        "state[1]: given dtype float64, expected float32, the input's",
+    ),
+    "one array for an LSTM": (
+        LSTMSpec(I, H),
+        lambda module, to: module.step(to(X), to(zeros(1, B, H))),
+        errors.ArgumentError,
+        "state: given one {type}, expected a pair (h, c) for LSTM",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistakes(subject: Subject, mistake: Any) -> None:
+    spec, action, exception, words = mistake
+    module = subject.build(spec, seed=0)
+    kind = type(subject.array(X, module))
+    words = words.replace("{array}", f"{kind.__module__.partition('.')[0]}.{kind.__name__}")
+    with pytest.raises(exception, match=f"^{re.escape(words.replace('{type}', kind.__name__))}$"):
+        action(module, lambda array: subject.array(array, module))
