@@ -121,6 +121,10 @@ class Backend(ABC):
     def detach(self, array: Any) -> Any | None:
         """An array of its framework cut off from what computed it; None if it is of another framework."""
 
+    def like(self, array: Array, other: Any) -> Any | None:
+        """A NumPy array as an array of its framework, on the device of another one; None if that is of another framework."""
+        return None
+
     def gradients(self, module: Any, arguments: Mapping[str, Any], cotangents: Sequence[Array]) -> dict[str, Array]:
         """Gradients of ``sum((result * cotangent).sum() for ...)`` over the results of ``module(**arguments)``.
 
