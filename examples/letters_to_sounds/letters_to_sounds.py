@@ -65,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.epochs < 1 or options.seed < 0:
         parser.error("--epochs must be at least 1, and --seed at least 0")
 
+    # The layers are small: more threads would wait for each other longer than they work.
+    torch.set_num_threads(1)
     training, test = dictionary.load(16000, 1000, lengths=range(4, 9), seed=options.seed)
     console.print(f"{len(training)} words for training, {len(test)} for testing\n")
     weights = train(training, options.epochs, options.seed)

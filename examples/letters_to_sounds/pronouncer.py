@@ -114,7 +114,7 @@ class Pronouncer:
         output, _ = self.decoder(x, state, seq_length=words.phoneme_counts)
         return self._attend(output, memory)
 
-    def step(self, before: NDArray[np.int64], state: Any, memory: Memory) -> tuple[NDArray[Any], Any]:
+    def step(self, before: NDArray[np.int64], state: Any, memory: Memory) -> tuple[NDArray[np.floating[Any]], Any]:
         """Log-probabilities of the next phonemes, `(B, K, phonemes)` in NumPy, and the next state.
 
         This is for decoding, when each phoneme is known only after the step before. Each word has K hypotheses, whose

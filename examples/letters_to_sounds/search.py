@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from dictionary import END, Words
+from dictionary import END, PHONEMES, Words
 from numpy.typing import NDArray
 from pronouncer import Pronouncer
 
@@ -36,19 +36,20 @@ def beam_search(model: Pronouncer, words: Words, width: int) -> NDArray[np.int64
     first_rows = np.arange(len(words))[:, None] * width  # of the state, where the hypotheses of each word begin
     hypotheses = np.full((len(words), width, 1), END)  # (B, K, T)
     # All hypotheses of a word begin equal. Only the first may go on, or they would stay equal.
-    scores = np.full((len(words), width), -np.inf)
+    scores: NDArray[np.float64] = np.full((len(words), width), -np.inf)
     scores[:, 0] = 0
     ended = np.zeros((len(words), width), bool)
+    after_end = np.full(len(PHONEMES), -np.inf)  # the log-probabilities then: it can only end again, at no cost
+    after_end[END] = 0
 
     for _ in range(MOST_PHONEMES):
         log_p, state = model.step(hypotheses[:, :, -1], state, memory)
-        after_end = np.where(np.arange(log_p.shape[2]) == END, 0, -np.inf)
-        longer = scores[:, :, None] + np.where(ended[:, :, None], after_end, log_p)  # (B, K, phonemes)
-        longer = longer.reshape(len(words), -1)
-        best = np.argsort(-longer, axis=1, kind="stable")[:, :width]
-        scores = np.take_along_axis(longer, best, axis=1)
+        gains = np.where(ended[:, :, None], after_end, log_p)  # (B, K, phonemes)
+        totals = (scores[:, :, None] + gains).reshape(len(words), -1)
+        best = np.argsort(-totals, axis=1, kind="stable")[:, :width]
+        scores = np.take_along_axis(totals, best, axis=1)
         # Each of the best continues one of the hypotheses, whose phonemes and state it takes over.
-        parents, phonemes = np.divmod(best, log_p.shape[2])
+        parents, phonemes = np.divmod(best, len(PHONEMES))
         hypotheses = np.take_along_axis(hypotheses, parents[:, :, None], axis=1)
         hypotheses = np.concatenate([hypotheses, phonemes[:, :, None]], axis=2)
         state = unirnn.state.select(state, (first_rows + parents).ravel())
