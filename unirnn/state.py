@@ -306,9 +306,9 @@ def select(state: Any, index: Any) -> Any:
                 raise ArgumentError(f"index[{position}]: given {i}, {expected}")
     index = _native(index, like, "index")
     xp = _namespace(like)
-    if xp is not None:
-        return join_state([xp.take(part, index, axis=1) for part in _parts(state)])
     try:
+        if xp is not None:
+            return join_state([xp.take(part, index, axis=1) for part in _parts(state)])
         return _select(state, index if name == "int64" else index.long())
     except (IndexError, RuntimeError) as error:
         raise ArgumentError(f"index: {expected}, given others ({error})") from error

@@ -137,7 +137,11 @@ class TestMistakes:
 
     def test_a_mask(self, pair: Any) -> None:
         for mask, error, words in (
-            ([True, False], errors.ShapeError, r"mask: given shape \(2,\), expected \(3,\), one bool for each sequence"),
+            (
+                [True, False],
+                errors.ShapeError,
+                r"mask: given shape \(2,\), expected \(3,\), one bool for each sequence",
+            ),
             ([1, 0, 1], errors.DTypeError, "mask: given dtype int64, expected bool"),
         ):
             with pytest.raises(error, match=words):
@@ -154,7 +158,7 @@ class TestMistakes:
         with pytest.raises(errors.DTypeError, match="b: given dtype float64, expected float32, that of a"):
             state.where([True] * 3, pair, double)
         with pytest.raises(errors.ShapeError, match=r"state: given shape \(3, 4\), expected \(L\*D, B, H\)"):
-            state.repeat(h[0], 2)
+            state.repeat(h[0, ...], 2)
         with pytest.raises(errors.ShapeError, match="state: given a float, expected"):
             state.select(1.0, [0])
         with pytest.raises(errors.ArgumentError, match="state: given a tuple of 3, expected one array, or a pair"):
