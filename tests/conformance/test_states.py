@@ -132,7 +132,7 @@ class TestMistakes:
         index = held.subject.array(np.array([1, 3]), held.module)
         if "cuda" in str(getattr(index, "device", "")):
             pytest.skip("the device itself stops")
-        with pytest.raises(errors.ArgumentError, match="index.*: .*expected 0 <= i < 3, the number of sequences"):
+        with pytest.raises(errors.ArgumentError, match=r"index.*: .*expected 0 <= i < 3, the number of sequences"):
             state.select(pair, index)
 
     def test_a_mask(self, pair: Any) -> None:
