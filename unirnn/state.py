@@ -430,7 +430,7 @@ def _batch_size(state: Any, argument: str = "state") -> int:
     parts = _parts(state)
     if isinstance(state, (tuple, list)) and len(parts) != 2:
         raise ArgumentError(f"{argument}: given {_described(state)}, expected one array, or a pair (h, c) for LSTM")
-    sizes = []
+    sizes: list[int] = []
     for part in parts:
         shape = tuple(getattr(part, "shape", ()))
         if len(shape) != 3:

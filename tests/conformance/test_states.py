@@ -169,9 +169,9 @@ class TestMistakes:
     def test_a_number_of_times(self, pair: Any) -> None:
         for n in (0, 2.0):
             with pytest.raises(errors.ArgumentError, match=f"n: given {n}, expected an integer of 1 or more"):
-                state.repeat(pair, n)  # type: ignore[arg-type]
+                state.repeat(pair, n)
 
 
 def test_zeros_refuses_other_objects() -> None:
     with pytest.raises(errors.ArgumentError, match=r"module: given builtins\.int, expected a recurrent module"):
-        state.zeros(1)  # type: ignore[arg-type]
+        state.zeros(1)

@@ -94,7 +94,7 @@ def test_what_a_loop_over_steps_does_with_states(spec: RecurrentSpec) -> None:
         leaves = [torch.randn(s, generator=generator, requires_grad=True) for s in spec.state_shapes(3).values()]
         state = function(join_state(leaves), torch.tensor([2, 0, 0]), torch.tensor([True, False, True]))
         total = sum(part.square().sum() for part in state_parts(spec, state) or ())
-        return [*(state_parts(spec, state) or ()), *torch.autograd.grad(total, leaves)]  # type: ignore[arg-type]
+        return [*(state_parts(spec, state) or ()), *torch.autograd.grad(total, leaves)]
 
     torch.compiler.reset()
     compiled: Any = torch.compile(run, fullgraph=True, backend="aot_eager")
