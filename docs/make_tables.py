@@ -188,8 +188,9 @@ def _backend(name: str) -> list[str]:
             limits.setdefault(text, []).append(device)
     lines = [f"### {name}", "", f'`build("{name}")` makes a `{built}`.', ""]
     lines += [f"- Dtypes on {where}: {usable}" for usable, where in _grouped(dtypes).items()]
-    derivatives = registry.load(name).support.derivatives
-    lines += [f"- Gradients: {GRADIENTS[derivatives]}"] if derivatives else []
+    support = registry.load(name).support
+    lines += [f"- Gradients: {GRADIENTS[support.derivatives]}"] if support.derivatives else []
+    lines += [f"- Export: {_series(support.exports)}"] if support.exports else []
     for text, devices in limits.items():
         kind, _, rest = text.partition(": ")
         where = "" if devices == list(dtypes) else f" on {_series(devices)}"

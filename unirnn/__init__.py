@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from .contract.limits import Kernel, Limit
     from .devices import Device
     from .files import load
+    from .objects import load_weights, snapshot
     from .snapshots import Snapshot
-    from .snapshots.objects import load_weights, snapshot
 
 __all__ = [
     "Device",
@@ -53,8 +53,8 @@ _LAZY = {
     "Snapshot": "snapshots",
     "explain": "building",
     "load": "files",
-    "load_weights": "snapshots.objects",
-    "snapshot": "snapshots.objects",
+    "load_weights": "objects",
+    "snapshot": "objects",
 }
 """Attributes imported on first use: they take a quarter of the time of ``import numpy``."""
 _MODULES = ("devices", "files", "snapshots")

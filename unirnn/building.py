@@ -59,19 +59,7 @@ class Explanation:
         >>> print(unirnn.explain(unirnn.GRUSpec(10, 16), "numpy").kernel_sentences[-1])
         reference runs only if it is asked for by name: kernel="reference".
         """
-        return tuple(map(_sentence, self.kernels))
-
-
-def _sentence(kernel: Kernel) -> str:
-    if kernel.when.startswith("always"):
-        return f'kernel="auto" always takes {kernel.name}{kernel.when.removeprefix("always")}.'
-    if kernel.when.startswith("in "):
-        return f'kernel="auto" takes {kernel.name} {kernel.when}.'
-    if kernel.when in ("else", "otherwise"):
-        return f'In all other cases kernel="auto" takes {kernel.name}.'
-    if kernel.when == "by name only":
-        return f'{kernel.name} runs only if it is asked for by name: kernel="{kernel.name}".'
-    return f'kernel="auto" takes {kernel.name} in these cases: {kernel.when}.'
+        return tuple(map(str, self.kernels))
 
 
 def explain(spec: Spec, backend: str | None = None, device: Any = None, *, dtype: Any = "float32") -> Explanation:

@@ -306,9 +306,9 @@ def select(state: Any, index: Any) -> Any:
                 raise ArgumentError(f"index[{position}]: given {i}, {expected}")
     index = _native(index, like, "index")
     xp = _namespace(like)
-    if xp is not None:
-        return join_state([xp.take(part, index, axis=1) for part in _parts(state)])
     try:
+        if xp is not None:
+            return join_state([xp.take(part, index, axis=1) for part in _parts(state)])
         return _select(state, index if name == "int64" else index.long())
     except (IndexError, RuntimeError) as error:
         raise ArgumentError(f"index: {expected}, given others ({error})") from error
@@ -430,7 +430,7 @@ def _batch_size(state: Any, argument: str = "state") -> int:
     parts = _parts(state)
     if isinstance(state, (tuple, list)) and len(parts) != 2:
         raise ArgumentError(f"{argument}: given {_described(state)}, expected one array, or a pair (h, c) for LSTM")
-    sizes = []
+    sizes: list[int] = []
     for part in parts:
         shape = tuple(getattr(part, "shape", ()))
         if len(shape) != 3:

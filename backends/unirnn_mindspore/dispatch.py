@@ -14,7 +14,7 @@ from typing import Literal
 import mindspore as ms
 
 from unirnn import RecurrentSpec, kernels
-from unirnn.contract.limits import Kernel, Limit, Support, check_kernel
+from unirnn.contract.limits import ROUNDED_FLOAT16, Kernel, Limit, Support, check_kernel
 from unirnn.errors import LimitError
 
 __all__ = [
@@ -34,7 +34,7 @@ DeviceKind = Literal["cpu", "gpu", "ascend"]
 Route = Literal["compiled", "fallback", "fused", "steps"]
 
 _NATIVE = ("float16", "float32")
-_ALL = replace(kernels.SUPPORT["compiled"], who="mindspore", devices=("cpu", "gpu", "ascend"))
+_ALL = replace(kernels.SUPPORT["compiled"], who="mindspore", devices=("cpu", "gpu", "ascend"), exports=("MindIR",))
 
 SUPPORT = {"auto": _ALL, "native": _ALL, **kernels.SUPPORT}
 """By the names that ``kernel`` may have."""
@@ -89,7 +89,7 @@ def route(spec: RecurrentSpec, device: DeviceKind, kernel: str, dtype: str, *, i
     if device != "cpu" or kernel == "native":
         return native
     if in_graph and is_exporting():
-        if kernel != "auto":
+        if not SUPPORT[kernel].exports:
             raise LimitError(
                 f"kernel: built with {kernel!r}, which can't be part of an exported file; build with 'auto' or 'native'"
             )
@@ -109,15 +109,7 @@ def route(spec: RecurrentSpec, device: DeviceKind, kernel: str, dtype: str, *, i
 
 
 def check_build(kernel: str, spec: RecurrentSpec, device: DeviceKind, dtype: str) -> None:
-    """Refuse a kernel that can't run a spec.
-
-    Raises
-    ------
-    ArgumentError
-        If there is no such kernel.
-    LimitError
-        If it can't run this spec, on this kind of device, in this dtype.
-    """
+    """Refuse a kernel that can't run a spec; raises what `unirnn.contract.limits.check_kernel` does."""
     check_kernel(kernel, SUPPORT, spec, device, dtype)
     if kernel == "compiled":
         kernels.check_compiled()
@@ -131,7 +123,7 @@ def limits(spec: RecurrentSpec, device: DeviceKind, dtype: str) -> Iterator[Limi
     """What a layer can't do on a device, or does differently there; see `unirnn.contract.backend.Backend.limits`."""
     if device == "cpu":
         if dtype == "float16":
-            yield Limit("float16 is computed in float32, and rounded at the end", refuses=False)
+            yield ROUNDED_FLOAT16
         yield Limit(
             "on the CPU there are no second derivatives; a MindIR file has MindSpore's own operators: RNN and GRU "
             "step by step, for a fixed T, and LSTM in float32, with resets step by step too",
@@ -160,12 +152,12 @@ def limits(spec: RecurrentSpec, device: DeviceKind, dtype: str) -> Iterator[Limi
 def describe(spec: RecurrentSpec, device: DeviceKind, dtype: str) -> Iterator[Kernel]:
     """The kernels that a spec has on a device, and when ``auto`` takes which."""
     if device != "cpu":
-        yield Kernel("native", "always")
+        yield Kernel("native", "in all cases")
         return
     has_native = not is_fused(spec, device) or FUSED[spec.kind, device].unsupported_reason(spec, device, dtype) is None
     if kernels.is_compiled():
-        yield Kernel("compiled", "always, except in an exported file")
-        yield Kernel("fallback", "by name only, and not in a graph")
+        yield Kernel("compiled", "in all cases, except in an exported file")
+        yield Kernel("fallback", None)
         native_when = "in an exported file"
     else:
         yield Kernel("fallback", "in PyNative mode")

@@ -6,8 +6,8 @@ with the same signature, so that the stack need not know which one it calls::
     direction(x, h_0, c_0, seq_length, resets, weights) -> outputs, h_n, c_n
 
 with x of `(T, B, I)`, outputs of `(T, B, H)`, states of `(B, H)`, lengths of `(B,)`, resets of `(T, B)`, and the
-weights ``(w_ih, w_hh, b_ih, b_hh)``. Resets of any other rank than 2 mean none. An RNN or GRU has no c: it is given h in
-its place, and what it returns there is ignored. A layer without biases is given zeros.
+weights ``(w_ih, w_hh, b_ih, b_hh)``. Resets of any other rank than 2 mean none. An RNN or GRU has no c: it is given h
+in its place, and what it returns there is ignored. A layer without biases is given zeros.
 
 On a CPU every direction exists twice: as a compiled kernel, and, for the file that ``mindspore.export`` writes, as one
 of MindSpore's own operators. `unirnn_mindspore.dispatch.route` says which one is used.

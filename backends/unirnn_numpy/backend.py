@@ -10,7 +10,7 @@ from unirnn import Device, Limit, RecurrentSpec
 from unirnn.contract import weights as _weights
 from unirnn.contract.backend import Arrays, Backend, leaves
 from unirnn.contract.call import join_state
-from unirnn.contract.limits import Kernel
+from unirnn.contract.limits import ROUNDED_FLOAT16, Kernel
 
 from . import dispatch
 from .module import NumpyModule
@@ -38,7 +38,7 @@ class NumpyBackend(Backend):
 
     def limits(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Limit]:
         if dtype == "float16":
-            yield Limit("float16 is computed in float32, and rounded at the end", refuses=False)
+            yield ROUNDED_FLOAT16
 
     def kernels(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Kernel]:
         return dispatch.describe(spec, dtype)
@@ -67,15 +67,6 @@ class NumpyBackend(Backend):
     def write(self, module: Any, weights: Arrays) -> None:
         for name, array in module.weights.items():
             array[...] = weights[name]
-
-    def from_numpy(self, array: Array, module: Any) -> Array:
-        return array
-
-    def to_numpy(self, array: Any) -> Array:
-        return np.asarray(array)
-
-    def detach(self, array: Any) -> Any | None:
-        return array if isinstance(array, np.ndarray) else None
 
     def gradients(self, module: Any, arguments: Mapping[str, Any], cotangents: Sequence[Array]) -> dict[str, Array]:
         _, _, pullback = module.vjp(**arguments)

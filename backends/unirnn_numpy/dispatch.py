@@ -17,15 +17,7 @@ SUPPORT = {
 
 
 def check_build(kernel: str, spec: RecurrentSpec, dtype: str) -> None:
-    """Refuse a kernel that can't run a spec.
-
-    Raises
-    ------
-    ArgumentError
-        If there is no such kernel.
-    LimitError
-        If it can't run this spec in this dtype, or can't be had.
-    """
+    """Refuse a kernel that can't run a spec, or is missing; raises what `unirnn.contract.limits.check_kernel` does."""
     check_kernel(kernel, SUPPORT, spec, "cpu", dtype)
     if kernel == "compiled":
         kernels.check_compiled()
@@ -34,9 +26,9 @@ def check_build(kernel: str, spec: RecurrentSpec, dtype: str) -> None:
 def describe(spec: RecurrentSpec, dtype: str) -> Iterator[Kernel]:
     """The kernels that a spec has, and when ``auto`` takes which."""
     if kernels.is_compiled():
-        yield Kernel("compiled", "always")
-        yield Kernel("fallback", "by name only")
+        yield Kernel("compiled", "in all cases")
+        yield Kernel("fallback", None)
     else:
-        yield Kernel("fallback", "always")
+        yield Kernel("fallback", "in all cases")
     if dtype in SUPPORT["reference"].dtypes:
-        yield Kernel("reference", "by name only")
+        yield Kernel("reference", None)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unirnn import RecurrentSpec, kernels, reference
-from unirnn.contract.call import Call, prepare, state_parts
+from unirnn.contract.call import Call, prepare, prepare_step, state_parts
 from unirnn.contract.module import Module
 from unirnn.errors import ArgumentError, ShapeError
 
@@ -55,6 +55,26 @@ class NumpyModule(Module):
         self.weights = dict(weights)
         self._generator = generator
         self._kernel = kernel
+        self._last_step: kernels.Step | None = None
+
+    def step(self, x: Any, state: Any = None) -> tuple[Array, Any]:
+        # What prepares a step takes longer than the step, so it is kept for the next one.
+        parts = () if state is None else state if type(state) is tuple else (state,)
+        is_lstm = len(self.spec.states) == 2
+        has_dropout = self.training and self.spec.dropout
+        last = self._last_step
+        if last is None or has_dropout or len(parts) not in (0, 1 + is_lstm) or not last.fits(self.weights, x, parts):
+            call = prepare_step(self.spec, x, state, like=self._like())
+            self._last_step = self._prepared_step(x) if call.sizes.batch_size != 0 else None
+            return call.restore(*self._run(call))
+        y, final = last.run(x, parts)
+        return y, final if is_lstm else final[0]
+
+    step.__doc__ = Module.step.__doc__
+
+    def _prepared_step(self, x: Array) -> kernels.Step | None:
+        can_be_had = self._kernel in ("auto", "compiled") and kernels.Step.can_be_had(self.spec, self.weights, x)
+        return kernels.Step(self.spec, self.weights, x) if can_be_had else None
 
     def vjp(
         self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, **aliases: Any

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from unirnn import Device, Limit, RecurrentSpec
 from unirnn.contract import weights as _weights
 from unirnn.contract.backend import Arrays, Backend
-from unirnn.contract.limits import Support
+from unirnn.contract.limits import ROUNDED_FLOAT16, Support
 from unirnn.files.onnx_writer import oversize_reason
 from unirnn.snapshots import layouts
 from unirnn_onnxruntime.module import PROVIDERS, OnnxRuntimeModule
@@ -56,7 +56,7 @@ class OnnxRuntimeBackend(Backend):
             yield Limit(reason)
         yield Limit("onnxruntime is for inference: no gradients, and dropout is never applied", refuses=False)
         if device.kind == "cpu" and dtype == "float16":
-            yield Limit("float16 is computed in float32, and rounded", refuses=False)
+            yield ROUNDED_FLOAT16
         if device.kind != "cpu":
             yield Limit(f"through {PROVIDERS[device.kind]}, which no test here has run", refuses=False)
 
@@ -82,12 +82,3 @@ class OnnxRuntimeBackend(Backend):
     def write(self, module: Any, weights: Arrays) -> None:
         dtype = module.weights["weight_ih_l0"].dtype
         module.replace({name: array.astype(dtype) for name, array in weights.items()})
-
-    def from_numpy(self, array: Array, module: Any) -> Array:
-        return array
-
-    def to_numpy(self, array: Any) -> Array:
-        return np.asarray(array)
-
-    def detach(self, array: Any) -> Any | None:
-        return array if isinstance(array, np.ndarray) else None

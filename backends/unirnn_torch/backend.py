@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from unirnn import Device, GRUSpec, Limit, LSTMSpec, RecurrentSpec, RNNSpec
 from unirnn.contract.backend import Arrays, Backend, leaves, with_leaves
-from unirnn.contract.limits import Kernel, Support
+from unirnn.contract.limits import Kernel
 from unirnn.errors import ArgumentError, DeviceError, DTypeError
 from unirnn.specs import arguments as names
 
@@ -26,7 +26,7 @@ class TorchBackend(Backend):
     """Builds `Recurrent`."""
 
     name = "torch"
-    support = Support("torch")
+    support = dispatch.KERNELS["auto"]
     options = ("kernel",)
 
     def version(self) -> str:

@@ -4,22 +4,22 @@ Nothing is copied but what is not contiguous. The kernels read and write memory,
 here, whoever calls.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unirnn import reference
+from unirnn import RecurrentSpec, reference
 from unirnn.contract.call import Sizes
 from unirnn.contract.call import lengths as checked
 from unirnn.devices import short_name
 from unirnn.errors import DTypeError, ShapeError
 from unirnn.kernels import compiled
 
-__all__ = ["Call", "backward", "empty_kept", "empty_results", "forward"]
+__all__ = ["Call", "Step", "backward", "empty_kept", "empty_results", "forward"]
 
 _MEMORY = compiled.Memory(Tensor.data_ptr, lambda tensor: tensor.stride()[:2])
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
@@ -154,6 +154,68 @@ def backward(
     return d_x, *d_state, *d_weights[:4]
 
 
+class Step:
+    """One time step of a stack of layers in one direction, prepared for many steps of equal shapes; without gradients.
+
+    Parameters
+    ----------
+    spec
+        The layers, without a projection.
+    weights
+        Of each layer.
+    x
+        `(B, I)` or `(I,)`, an input with the shape and the dtype of all others.
+    """
+
+    def __init__(self, spec: RecurrentSpec, weights: Sequence[reference.Weights], x: Tensor) -> None:
+        self._shape, self._dtype = x.shape, x.dtype
+        self._y_shape = (*x.shape[:-1], spec.hidden_size)
+        self._state_shape = (spec.num_layers, *self._y_shape)
+        self._parts = len(spec.states)
+        self._weights = _places(w for of_layer in weights for w in of_layer[:4] if w is not None)
+        batch_size = x.shape[0] if x.dim() == 2 else 1
+        cell = compiled.cell_of(spec)
+        self._run = compiled.Step(_MEMORY, cell, _DTYPES[x.dtype], weights, batch_size).run
+
+    def __reduce__(self) -> Any:
+        return type(None), ()  # it holds addresses, so a copy of a module begins without one
+
+    @staticmethod
+    def can_be_had(spec: RecurrentSpec, weights: Iterable[Tensor], x: Tensor) -> bool:
+        """Whether the compiled kernels, which must be there, can make such steps."""
+        in_one_piece = all(_is_whole(w, w.shape, x.dtype) for w in weights)
+        return in_one_piece and x.dtype in _DTYPES and x.shape[0] > 0 and not spec.bidirectional
+
+    def fits(self, weights: Iterable[Tensor], x: Tensor, state: Sequence[Tensor]) -> bool:
+        """Whether it can make a step: the weights lie where they lay, and the arrays have the same shapes."""
+        if not _is_whole(x, self._shape, self._dtype):
+            return False
+        for part in state:
+            if not _is_whole(part, self._state_shape, self._dtype):
+                return False
+        return _places(weights) == self._weights
+
+    def run(self, x: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Make a step: the output, `(B, H)` or `(H,)`, and the state after it; no state is zeros."""
+        y = x.new_empty(self._y_shape)
+        final = tuple([x.new_empty(self._state_shape) for _ in range(self._parts)])
+        before, after = [part.data_ptr() for part in state], [part.data_ptr() for part in final]
+        self._run(x.data_ptr(), before, y.data_ptr(), after, torch.get_num_threads())
+        return y, final
+
+
+def _places(tensors: Iterable[Tensor]) -> list[Any]:
+    """Where tensors lie, and how: assigning to a parameter's ``data`` changes these, and not the parameter."""
+    return [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors]
+
+
+def _is_whole(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether it is a tensor of that shape and dtype, in one piece of this machine's memory."""
+    if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
+        return False
+    return tensor.is_contiguous() and not tensor.is_neg()
+
+
 def _described(
     call: Call, *, output: Tensor | None = None, final: Sequence[Tensor] = (), kept: Tensor | None
 ) -> compiled.Layer:
@@ -207,9 +269,11 @@ def _readable(call: Call) -> Call:
 
 def _whole(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A tensor in contiguous memory of this machine, after a check of its shape and its dtype."""
+    if _is_whole(tensor, shape, dtype):
+        return tensor
     if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
         _refuse(name, tensor, shape, dtype)
-    return tensor if tensor.is_contiguous() and not tensor.is_neg() else tensor.resolve_neg().contiguous()
+    return tensor.resolve_neg().contiguous()
 
 
 def _steps(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -13,6 +13,7 @@ each call. `route` decides, in this order:
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from enum import Enum
 from functools import cache
 from typing import Literal
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from unirnn import RecurrentSpec
+from unirnn import RecurrentSpec, kernels
 from unirnn.contract.limits import Kernel, Support, check_kernel
 from unirnn.devices import short_name
 from unirnn.errors import LimitError
@@ -40,6 +41,7 @@ __all__ = [
     "describe",
     "has_native",
     "is_jit_tracing",
+    "is_plain",
     "is_traced",
     "route",
     "unsupported_reason",
@@ -53,8 +55,9 @@ DEVICE_TYPES: dict[Literal["cpu", "gpu", "ascend"], str] = {"cpu": "cpu", "gpu":
 _KINDS: dict[str, str] = {type_: kind for kind, type_ in DEVICE_TYPES.items()}
 
 KERNELS = {
-    "auto": Support("torch"),
-    "compiled": Support("the compiled kernel", lacks=("proj_size",), devices=("cpu",), dtypes=("float32", "float64")),
+    "auto": Support("torch", exports=("torch.export", "ONNX")),
+    # Its second derivatives are those of the reference.
+    "compiled": replace(kernels.SUPPORT["compiled"], dtypes=("float32", "float64"), derivatives=2),
     "native": Support("torch", lacks=("reset_after",)),
     "reference": Support("the reference"),
 }
@@ -80,6 +83,11 @@ def is_jit_tracing() -> bool:
 def is_traced() -> bool:
     """Whether a call's tensors have no values to look at, or none that may be looked at."""
     return torch.compiler.is_compiling() or is_jit_tracing() or _is_transformed()
+
+
+def is_plain() -> bool:
+    """Whether nothing is at work around a call that the compiled kernels can't take part in."""
+    return _unsupported_mode(is_compiled=True) is None
 
 
 def _is_transformed() -> bool:
@@ -142,15 +150,7 @@ def has_native(spec: RecurrentSpec) -> bool:
 
 
 def check_build(kernel: str, spec: RecurrentSpec, device: str, dtype: str) -> None:
-    """Refuse a kernel that can run no call of a module.
-
-    Raises
-    ------
-    ArgumentError
-        If there is no such kernel.
-    LimitError
-        If it can't run this spec, on this kind of device, in this dtype.
-    """
+    """Refuse a kernel that can run no call of a module; raises what `unirnn.contract.limits.check_kernel` does."""
     check_kernel(kernel, KERNELS, spec, device, dtype)
     reason = unsupported_reason(kernel, spec, device, dtype)
     if reason is not None:
@@ -161,14 +161,14 @@ def describe(spec: RecurrentSpec, device: str, dtype: str) -> Iterator[Kernel]:
     """The kernels that a spec has there, and when ``"auto"`` takes which."""
     otherwise = "native" if has_native(spec) else "reference"
     if unsupported_reason("compiled", spec, device, dtype) is None:
-        yield Kernel("compiled", "always, except under autocast, torch.func, torch.jit.trace and in forward mode")
-        yield Kernel(otherwise, "otherwise")
+        yield Kernel("compiled", "in all cases, except under autocast, torch.func, torch.jit.trace and in forward mode")
+        yield Kernel(otherwise, "in all other cases")
     elif device == "cpu" and NO_LIBRARY is not None:
-        yield Kernel(otherwise, f"always, since the compiled kernels are missing: {NO_LIBRARY}")
+        yield Kernel(otherwise, f"in all cases, since the compiled kernels are missing: {NO_LIBRARY}")
     else:
-        yield Kernel(otherwise, "always" if otherwise == "native" else "always, step by step")
+        yield Kernel(otherwise, "in all cases" if otherwise == "native" else "in all cases, step by step")
     if otherwise == "native":
-        yield Kernel("reference", "by name only")
+        yield Kernel("reference", None)
 
 
 # ---- the decision --------------------------------------------------------------------------------
@@ -276,9 +276,11 @@ def _route_with_resets(
     """How torch's own layer computes sequences that begin anew: in its packed form, or within the operator."""
     on_host = isinstance(resets, np.ndarray) and not isinstance(lengths, Tensor)
     if _reason_now("native operator", spec, x) is None:
-        # Without a valid step there is nothing to pack. For bfloat16, see `valid_steps_are_faster`.
+        # Without a valid step there is nothing to pack. For bfloat16, see `valid_steps_are_faster`; on a CPU, autocast
+        # does not reach the packed form.
         has_steps = lengths is None or (isinstance(lengths, np.ndarray) and lengths.any())
-        return Route.VALID_STEPS if on_host and has_steps and x.dtype != torch.bfloat16 else Route.NATIVE_OPERATORS
+        narrow = x.dtype == torch.bfloat16 or (x.is_cpu and torch.is_autocast_enabled("cpu"))
+        return Route.VALID_STEPS if on_host and has_steps and not narrow else Route.NATIVE_OPERATORS
     return Route.REFERENCE
 
 

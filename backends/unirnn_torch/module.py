@@ -30,7 +30,8 @@ from unirnn.contract.module import Module
 from unirnn.devices import short_name
 from unirnn.errors import ArgumentError
 
-from . import dispatch, layers, native
+from . import dispatch, layers, native, operators
+from .compiled import Step
 from .dispatch import SUPPORT, Route
 from .layers import Lengths, Resets, Stack, State
 
@@ -73,6 +74,7 @@ class Recurrent(torch.nn.RNNBase):
 
     spec: RecurrentSpec
     _first_weights: Arrays | None = None
+    _last_step: Step | None = None
 
     def __init__(
         self,
@@ -136,7 +138,7 @@ class Recurrent(torch.nn.RNNBase):
         if isinstance(input, PackedSequence):
             return self._run_packed_sequence(input, hx, seq_length, resets)
         weights = self._weights
-        like = Tensor, _dtype(weights, input, *(hx if isinstance(hx, (tuple, list)) else (hx,)))
+        like = Tensor, _dtype(weights, input, *_parts(hx))
         call = prepare(
             self.spec,
             input,
@@ -154,10 +156,31 @@ class Recurrent(torch.nn.RNNBase):
 
     def step(self, x: Any, state: Any = None) -> tuple[Tensor, Any]:
         weights = self._weights
-        parts = state if isinstance(state, (tuple, list)) else (state,)
-        return self._run(prepare_step(self.spec, x, state, like=(Tensor, _dtype(weights, x, *parts))), weights)
+        parts = _parts(state)
+        last = None if torch.compiler.is_compiling() else self._last_step
+        # What prepares a step takes longer than the step, so it is kept for the next one.
+        if last is not None and self._is_simple(weights, x, parts) and last.fits(weights.values(), x, parts):
+            y, final = last.run(x, parts)
+            return y, join_state(final)
+        call = prepare_step(self.spec, x, state, like=(Tensor, _dtype(weights, x, *parts)))
+        if not torch.compiler.is_compiling() and self._is_simple(weights, x, parts):
+            self._last_step = self._prepared_step(weights, x)
+        return self._run(call, weights)
 
     step.__doc__ = Module.step.__doc__
+
+    def _is_simple(self, weights: dict[str, Tensor], x: Any, state: tuple[Any, ...]) -> bool:
+        """Whether a step needs no gradient, and nothing traces, watches or changes it."""
+        if torch.is_grad_enabled() or len(state) not in (0, len(self.spec.states)) or (self.training and self.dropout):
+            return False
+        tensors = isinstance(x, Tensor) and all(isinstance(part, Tensor) for part in state)
+        return tensors and not operators.needs_operator(x, state, weights.values()) and dispatch.is_plain()
+
+    def _prepared_step(self, weights: dict[str, Tensor], x: Tensor) -> Step | None:
+        if self.kernel not in ("auto", "compiled") or dispatch.unsupported_reason("compiled", self.spec) is not None:
+            return None
+        stack = Stack(self.spec, self.mode, weights, 0.0, False, False)
+        return Step(self.spec, stack.directions(), x) if Step.can_be_had(self.spec, weights.values(), x) else None
 
     def _run(self, call: Call, weights: dict[str, Tensor]) -> tuple[Tensor, Any]:
         x, ns, begins = call.input, call.lengths, call.resets
@@ -207,7 +230,7 @@ class Recurrent(torch.nn.RNNBase):
         steps, batch_size = len(batch_sizes), int(batch_sizes[0])
         # A view with the shape that the padded input would have, by which the arguments are checked.
         leading = (batch_size, steps) if spec.batch_first else (steps, batch_size)
-        like = Tensor, _dtype(weights, data, *(hx if isinstance(hx, (tuple, list)) else (hx,)))
+        like = Tensor, _dtype(weights, data, *_parts(hx))
         call = prepare(spec, data[:1].expand(*leading, -1), hx, None, None, {}, like=like)
         state = call.state
         if state is None:
@@ -226,6 +249,11 @@ class Recurrent(torch.nn.RNNBase):
         if inverse is not None:
             final = tuple(part.index_select(1, inverse) for part in final)
         return PackedSequence(output, batch_sizes, order, inverse), join_state(final)
+
+
+def _parts(state: Any) -> tuple[Any, ...]:
+    """Whatever was given as a state, before it is checked."""
+    return () if state is None else tuple(state) if isinstance(state, (tuple, list)) else (state,)
 
 
 def _dtype(weights: dict[str, Tensor], *arrays: Any) -> torch.dtype | None:

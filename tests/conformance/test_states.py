@@ -132,12 +132,16 @@ class TestMistakes:
         index = held.subject.array(np.array([1, 3]), held.module)
         if "cuda" in str(getattr(index, "device", "")):
             pytest.skip("the device itself stops")
-        with pytest.raises(errors.ArgumentError, match="index.*: .*expected 0 <= i < 3, the number of sequences"):
+        with pytest.raises(errors.ArgumentError, match=r"index.*: .*expected 0 <= i < 3, the number of sequences"):
             state.select(pair, index)
 
     def test_a_mask(self, pair: Any) -> None:
         for mask, error, words in (
-            ([True, False], errors.ShapeError, r"mask: given shape \(2,\), expected \(3,\), one bool for each sequence"),
+            (
+                [True, False],
+                errors.ShapeError,
+                r"mask: given shape \(2,\), expected \(3,\), one bool for each sequence",
+            ),
             ([1, 0, 1], errors.DTypeError, "mask: given dtype int64, expected bool"),
         ):
             with pytest.raises(error, match=words):
@@ -154,7 +158,7 @@ class TestMistakes:
         with pytest.raises(errors.DTypeError, match="b: given dtype float64, expected float32, that of a"):
             state.where([True] * 3, pair, double)
         with pytest.raises(errors.ShapeError, match=r"state: given shape \(3, 4\), expected \(L\*D, B, H\)"):
-            state.repeat(h[0], 2)
+            state.repeat(h[0, ...], 2)
         with pytest.raises(errors.ShapeError, match="state: given a float, expected"):
             state.select(1.0, [0])
         with pytest.raises(errors.ArgumentError, match="state: given a tuple of 3, expected one array, or a pair"):
@@ -165,9 +169,9 @@ class TestMistakes:
     def test_a_number_of_times(self, pair: Any) -> None:
         for n in (0, 2.0):
             with pytest.raises(errors.ArgumentError, match=f"n: given {n}, expected an integer of 1 or more"):
-                state.repeat(pair, n)  # type: ignore[arg-type]
+                state.repeat(pair, n)
 
 
 def test_zeros_refuses_other_objects() -> None:
     with pytest.raises(errors.ArgumentError, match=r"module: given builtins\.int, expected a recurrent module"):
-        state.zeros(1)  # type: ignore[arg-type]
+        state.zeros(1)

@@ -56,7 +56,7 @@ def test_errors_of_kernels_by_name() -> None:
 
 def test_auto_takes_the_compiled_kernel_where_there_is_one() -> None:
     (first, *_) = unirnn.explain(SPEC, "numpy").kernels
-    assert first == (KERNELS[0], "always")
+    assert first == (KERNELS[0], "in all cases")
 
 
 def test_without_the_library_numpy_computes_and_the_compiled_kernel_is_refused_with_the_reason() -> None:

@@ -160,7 +160,7 @@ def test_dropout_between_layers_without_a_native_layer() -> None:
     assert (gru.eval()(x, hx)[0] - results[0][0]).abs().max() > 0.01
 
 
-def test_a_projection_keeps_the_promises() -> None:
+def test_a_projection_has_the_guarantees() -> None:
     spec = LSTMSpec(3, 4, 2, bidirectional=True, proj_size=2)
     lstm = spec.build("torch", dtype="float64", seed=0)
     x, (h_0, c_0) = batch(spec)

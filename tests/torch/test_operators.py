@@ -321,10 +321,10 @@ def test_operators_pass_opcheck(kind: str, kernel: str) -> None:
     x, hx, ns = batch(spec, 5, [5, 0, 2])
     operator: Any = operators._OPERATORS[cell_of(spec)]
     states = [part[0] for part in (hx if isinstance(hx, tuple) else (hx,))]
-    weights = list(module.parameters())
+    weights, resets = list(module.parameters()), torch.arange(15).reshape(5, 3) % 4 == 2
     # Of ragged calls that keep what a backward pass needs, the rest of the buffer is left as it was.
-    torch.library.opcheck(operator, (x.nan_to_num(), None, *states, *weights, True, kernel, True))
-    torch.library.opcheck(operator, (x, ns, *states, *[w.detach() for w in weights], True, kernel, False))
+    torch.library.opcheck(operator, (x.nan_to_num(), None, None, *states, *weights, True, kernel, True))
+    torch.library.opcheck(operator, (x, ns, resets, *states, *[w.detach() for w in weights], True, kernel, False))
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
@@ -668,7 +668,7 @@ def test_the_compiled_kernel_by_name_where_it_is_missing() -> None:
     ):
         GRUSpec(3, 4).build("torch", kernel="compiled")
     told = unirnn.explain(GRUSpec(3, 4), "torch").kernels[0]
-    assert told == ("native", "always, since the compiled kernels are missing: no compiler was found")
+    assert told == ("native", "in all cases, since the compiled kernels are missing: no compiler was found")
     assert RESET_BEFORE.build("torch", seed=0)(torch.ones(5, 2, 3))[0].shape == (5, 2, 4)
 
 
@@ -719,7 +719,7 @@ def test_saved_tensors_go_through_autograd(kind: str) -> None:
 @pytest.mark.parametrize("ns", [None, torch.tensor([7, 0, 4])])
 def test_results_of_operators_can_be_resized(ns: Tensor | None, kernel: str) -> None:
     gru = GRUSpec(3, 4).build("torch", seed=0)
-    given = (torch.randn(7, 3, 3), ns, torch.zeros(3, 4), *(w.detach() for w in gru.parameters()), False, kernel)
+    given = (torch.randn(7, 3, 3), ns, None, torch.zeros(3, 4), *(w.detach() for w in gru.parameters()), False, kernel)
     results = torch.ops.unirnn.gru(*given, True)
     gradients = torch.ops.unirnn.gru_backward(*given, results[2], results[0], results[1], True, True)
     for tensor in (*results[:2], *gradients):
@@ -792,17 +792,16 @@ def test_copies_keep_the_kernel() -> None:
 
 
 def test_explain_says_when_which_kernel_is_taken() -> None:
-    told = [f"{kernel.name}: {kernel.when}" for kernel in unirnn.explain(GRUSpec(3, 4), "torch").kernels]
-    assert told == [
-        "compiled: always, except under autocast, torch.func, torch.jit.trace and in forward mode",
-        "native: otherwise",
-        "reference: by name only",
-    ]
+    assert unirnn.explain(GRUSpec(3, 4), "torch").kernels == (
+        ("compiled", "in all cases, except under autocast, torch.func, torch.jit.trace and in forward mode"),
+        ("native", "in all other cases"),
+        ("reference", None),
+    )
     assert [kernel.name for kernel in unirnn.explain(RESET_BEFORE, "torch").kernels] == ["compiled", "reference"]
-    assert unirnn.explain(LSTMSpec(3, 4, proj_size=2), "torch").kernels[0] == ("native", "always")
-    assert unirnn.explain(GRUSpec(3, 4), "torch", dtype="bfloat16").kernels[0] == ("native", "always")
+    assert unirnn.explain(LSTMSpec(3, 4, proj_size=2), "torch").kernels[0] == ("native", "in all cases")
+    assert unirnn.explain(GRUSpec(3, 4), "torch", dtype="bfloat16").kernels[0] == ("native", "in all cases")
     (kernel,) = unirnn.explain(RESET_BEFORE, "torch", "gpu").kernels
-    assert kernel == ("reference", "always, step by step")
+    assert kernel == ("reference", "in all cases, step by step")
     assert not unirnn.explain(GRUSpec(3, 4), "array_api").kernels
 
 

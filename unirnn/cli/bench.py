@@ -85,10 +85,8 @@ def bench(
             file.touch()  # a file that can't be written is an error before the measuring, not after it
     rows, failures = _measure(jobs, seconds, slow=whole)
     if json_file is not None:
-        command = shlex.join(["unirnn", *sys.argv[1:]])
-        head = {"command": command, **processes.describe_machine(), "versions": versions, "seconds": seconds}
-        report = {**head, "rows": rows, "left_out": left_out, "failures": failures}
-        json_file.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", "utf-8")
+        found = {"versions": versions, "seconds": seconds, "rows": rows, "left_out": left_out, "failures": failures}
+        _write_report(json_file, found)
     if plot_file is not None:
         plotting.plot(rows, plot_file)
     _print_bench(rows)
@@ -96,6 +94,12 @@ def bench(
         *(f"failed: {text}" for text in failures), *(f"{name}: left out: {text}" for name, text in left_out.items())
     )
     raise typer.Exit(1 if failures else 0)
+
+
+def _write_report(file: Path, found: dict[str, Any]) -> None:
+    """Write what was found, below the command and the machine that found it."""
+    report = {"command": shlex.join(["unirnn", *sys.argv[1:]]), **processes.describe_machine(), **found}
+    file.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
 def _measure(jobs: list[Job], seconds: float, *, slow: bool) -> tuple[list[dict[str, Any]], list[str]]:

@@ -34,10 +34,9 @@ def parity(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare backends with a reference in float64, on the same weights and the same ragged batch.
+    """Compare backends with an oracle in float64, on the same weights and the same ragged batch.
 
-    The reference is the step-by-step implementation of unirnn.testing.oracle in plain NumPy. It shares no code with
-    any backend.
+    The oracle, unirnn.testing.oracle, computes step by step in NumPy. It shares no code with any backend.
 
     The exit status is 1 if a backend is out of tolerance or fails.
     """
@@ -112,7 +111,7 @@ def _print(found: comparing.Parity, batch: str) -> None:
     notes += [f"{note.backend}: left out: {one_line(note.reason)}" for note in found.left_out]
     print_parts(
         f"{found.spec!r}, {batch}",
-        "Largest relative differences from the reference, unirnn.testing.oracle in float64:",
+        "Largest relative differences from the oracle, which computes in float64:",
         table,
         *notes,
     )

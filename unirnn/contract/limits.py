@@ -12,7 +12,7 @@ from unirnn.devices import DTYPES
 from unirnn.errors import ArgumentError, LimitError
 from unirnn.specs import Spec
 
-__all__ = ["Kernel", "Limit", "Support", "check_kernel"]
+__all__ = ["ROUNDED_FLOAT16", "Kernel", "Limit", "Support", "check_kernel"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Support:
         0 if it has no gradients, 1 if it has gradients, 2 if those can be differentiated again.
     dropout
         Whether it applies dropout while training.
+    exports
+        How its framework exports what runs on it: ``"torch.export"``, ``"ONNX"``, ``"MindIR"``.
 
     Examples
     --------
@@ -48,6 +50,7 @@ class Support:
     dtypes: tuple[str, ...] = DTYPES
     derivatives: int = 2
     dropout: bool = True
+    exports: tuple[str, ...] = ()
 
     def unsupported_reason(self, spec: Spec, device: str | None = None, dtype: str | None = None) -> str | None:
         """Why it can't serve a spec, or None if it can.
@@ -90,6 +93,9 @@ class Limit:
         return ("can't: " if self.refuses else "differs: ") + self.text
 
 
+ROUNDED_FLOAT16 = Limit("float16 is computed in float32, and rounded", refuses=False)
+
+
 class Kernel(NamedTuple):
     """One of the ways in which a backend computes a layer.
 
@@ -98,11 +104,17 @@ class Kernel(NamedTuple):
     name
         As the argument ``kernel`` of `Spec.build` takes it.
     when
-        When ``kernel="auto"`` takes it.
+        When ``kernel="auto"`` takes it, as the end of a sentence: ``"in graph mode"``. None if it never does, so that
+        this kernel runs only if it is asked for by name.
     """
 
     name: str
-    when: str
+    when: str | None
+
+    def __str__(self) -> str:
+        if self.when is None:
+            return f'{self.name} runs only if it is asked for by name: kernel="{self.name}".'
+        return f'kernel="auto" takes {self.name} {self.when}.'
 
 
 def check_kernel(kernel: str, support: Mapping[str, Support], spec: Spec, device: str, dtype: str) -> None:

@@ -1,10 +1,11 @@
 """The fast path on a CPU: recurrent layers, forward and backward, over the valid steps only.
 
-`recurrent` runs a whole stack of layers over NumPy's arrays. It calls the compiled kernels, the library that is built
+`recurrent` runs a whole stack of layers over NumPy's arrays, and `Step` makes one time step after the other. They call the compiled kernels, the library that is built
 from ``csrc``, or does the same by NumPy where that can't be had. `unirnn.kernels.compiled` calls them over the memory
 of any framework's arrays.
 """
 
+from .arrays import Step
 from .layers import SUPPORT, KernelName, Pullback, check_compiled, is_compiled, recurrent
 
-__all__ = ["SUPPORT", "KernelName", "Pullback", "check_compiled", "is_compiled", "recurrent"]
+__all__ = ["SUPPORT", "KernelName", "Pullback", "Step", "check_compiled", "is_compiled", "recurrent"]

@@ -1,16 +1,18 @@
 """The compiled kernels over NumPy's arrays; the same functions as those of `unirnn.kernels.fallback`."""
 
 import ctypes
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from unirnn.reference import Weights
+from unirnn.specs import RecurrentSpec
 
-from . import compiled
+from . import compiled, library
 from .direction import Array, Direction, State
 
-__all__ = ["backward", "forward"]
+__all__ = ["Step", "backward", "forward"]
 
 
 def _address(array: Array) -> int:
@@ -66,3 +68,67 @@ def backward(one: Direction, kept: Array, d_output: Array, d_final: State, d_sta
     wanted = compiled.gradients(_MEMORY, d_output, d_final, d_x, d_state, d_weights)
     compiled.backward(_layer(one, kept), wanted)
     return d_x, d_weights
+
+
+class Step:
+    """One time step of a stack of layers in one direction, prepared for many steps of equal shapes.
+
+    Parameters
+    ----------
+    spec
+        The layers.
+    weights
+        By the names of `Spec.weight_shapes`.
+    x
+        `(B, I)` or `(I,)`, an input with the shape and the dtype of all others.
+    """
+
+    def __init__(self, spec: RecurrentSpec, weights: Mapping[str, Array], x: Array) -> None:
+        self._weights, self._shape, self._dtype = dict(weights), x.shape, x.dtype
+        self._y_shape = (*x.shape[:-1], spec.hidden_size)
+        self._state_shape = (spec.num_layers, *self._y_shape)
+        self._parts = len(spec.states)
+        layers = [Weights(*(weights.get(name + suffix) for name in Weights._fields[:4])) for suffix in spec.suffixes()]
+        batch_size = x.shape[0] if x.ndim == 2 else 1
+        self._run = compiled.Step(_MEMORY, compiled.cell_of(spec), _NAMES[x.dtype], layers, batch_size).run
+
+    def __reduce__(self) -> Any:
+        return type(None), ()  # it holds addresses, so a copy of a module begins without one
+
+    @staticmethod
+    def can_be_had(spec: RecurrentSpec, weights: Mapping[str, Array], x: Array) -> bool:
+        """Whether the compiled kernels can make such steps; the layers must have no projection."""
+        return (
+            library.load() is not None
+            and not spec.bidirectional
+            and x.dtype in _NAMES
+            and all(_is_whole(array, array.shape, x.dtype) for array in weights.values())
+        )
+
+    def fits(self, weights: Mapping[str, Array], x: Any, state: State) -> bool:
+        """Whether it can make a step: with the same weights, and arrays of the same shapes."""
+        if not _is_whole(x, self._shape, self._dtype):
+            return False
+        for part in state:
+            if not _is_whole(part, self._state_shape, self._dtype):
+                return False
+        for name, array in self._weights.items():
+            if weights.get(name) is not array:
+                return False
+        return True
+
+    def run(self, x: Array, state: State) -> tuple[Array, State]:
+        """Make a step: the output, `(B, H)` or `(H,)`, and the state after it; no state is zeros."""
+        y = np.empty(self._y_shape, self._dtype)
+        final = tuple([np.empty(self._state_shape, self._dtype) for _ in range(self._parts)])
+        before, after = [_address(part) for part in state], [_address(part) for part in final]
+        self._run(_address(x), before, _address(y), after, compiled.num_threads())
+        return y, final
+
+
+def _is_whole(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    """Whether it is an array of that shape and dtype, in one piece of memory."""
+    if type(array) is not np.ndarray or array.shape != shape or array.dtype != dtype:
+        return False
+    flags = array.flags
+    return flags.c_contiguous and flags.aligned

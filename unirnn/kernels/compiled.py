@@ -20,6 +20,7 @@ __all__ = [
     "Gradients",
     "Layer",
     "Memory",
+    "Step",
     "backward",
     "cell_of",
     "forward",
@@ -209,6 +210,65 @@ def gradients(
         *memory._pair(d_state),
         *memory._addresses(d_weights[:4]),
     )
+
+
+class Step:
+    """One time step of a stack of layers, described once for many steps: only a step's own arrays are filled in.
+
+    Parameters
+    ----------
+    memory
+        Where the weights lie; they are read there, and must stay there.
+    cell, dtype
+        See `layer`.
+    weights
+        Of each layer, contiguous.
+    batch_size
+        B.
+    """
+
+    def __init__(self, memory: Memory, cell: str, dtype: str, weights: Sequence[Weights], batch_size: int) -> None:
+        self._stride = batch_size * weights[0].weight_hh.shape[1] * (4 if dtype == "float32" else 8)
+        self._run = _library().unirnn_forward
+        self._layers = []
+        for w in weights:
+            input_size, hidden_size = w.weight_ih.shape[1], w.weight_hh.shape[1]
+            one = Layer(_CELLS[cell], _DTYPES[dtype], 0, 1, 1, batch_size, input_size, hidden_size)
+            for name, address in zip(Weights._fields, memory._addresses(w[:4]), strict=False):
+                setattr(one, name, address)
+            one.input.sequence, one.output.sequence = input_size, hidden_size
+            # Looking up a struct within a struct, or its address, takes longer than setting a field.
+            self._layers.append((one, one.input, one.output, ctypes.addressof(one)))
+
+    def run(self, x: int, state: Sequence[int], y: int, final: Sequence[int], num_threads: int) -> None:
+        """Make a step.
+
+        Parameters
+        ----------
+        x, y
+            Addresses of the input `(B, I)` and of the output `(B, H)`, which is written.
+        state, final
+            Addresses of the state before it, `(L, B, H)` each, empty for zeros; and of the state after it, which is
+            written. All arrays are contiguous.
+        num_threads
+            How many threads may compute.
+
+        Raises
+        ------
+        MemoryError
+            If there is too little.
+        """
+        at, last = 0, self._layers[-1][0]
+        for one, source, target, address in self._layers:
+            one.num_threads, source.data = num_threads, x
+            x = final[0] + at  # the output of a layer is its state, and the next one's input
+            one.h_n, target.data = x, y if one is last else x
+            one.h_0 = state[0] + at if state else None
+            if len(final) == 2:
+                one.c_n = final[1] + at
+                one.c_0 = state[1] + at if state else None
+            _check(self._run(address))
+            at += self._stride
 
 
 def forward(described: Layer) -> None:

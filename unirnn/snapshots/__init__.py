@@ -1,6 +1,6 @@
-"""Snapshots: a spec and its weights, free of any framework; taken from objects, and written back into them.
+"""Snapshots: a spec and its weights, free of any framework.
 
-`unirnn.snapshot` and `unirnn.load_weights` are in `unirnn.snapshots.objects`.
+`unirnn.snapshot` and `unirnn.load_weights`, which take them from objects and write them back, are in `unirnn.objects`.
 """
 
 from .snapshot import Snapshot

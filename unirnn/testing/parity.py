@@ -37,7 +37,7 @@ TOLERANCES: Mapping[str, float] = MappingProxyType(
 )
 """The largest relative difference that is within tolerance, by dtype.
 
-Those of float64 and float32 are what unirnn promises. Those of float16 and bfloat16 are twenty times the dtype's
+Those of float64 and float32 are what unirnn guarantees. Those of float16 and bfloat16 are twenty times the dtype's
 epsilon, since a framework may round after each operation: torch does in its gradients on a CPU, which are up to six
 epsilons off at T = 100.
 """

@@ -97,6 +97,17 @@ INLINE int64_t panels_of(int64_t rows, int width, int64_t left) {
         } \
     } while (0)
 
+/* A block of W, `lanes` of its rows and `count` columns, at most LANES of each: its columns as rows of `out`. */
+INLINE void pack_block(const real *w, int64_t stride, int64_t lanes, int64_t count, real *out, int64_t out_stride) {
+    vec block[LANES];
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < LANES; i++) block[i] = i < lanes ? load_some(w + i * stride, count) : splat(0);
+    transpose(block);
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < LANES; i++)
+        if (i < count) store(out + i * out_stride, block[i]);
+}
+
 /* The panels of W (N, K), whose rows are to be the columns: out (panels, K, width * LANES). A panel has `units` vectors of
    each of `num_gates` gates; a gate has `size` rows of W. */
 static void pack_columns(const real *w, int64_t count, int64_t size, const int *gates, int num_gates, int units,
@@ -108,11 +119,11 @@ static void pack_columns(const real *w, int64_t count, int64_t size, const int *
                 int64_t first = (panel * units + u) * LANES, lanes = most_of(0, least_of(LANES, size - first));
                 const real *from = w + (gates[g] * size + first) * count;
                 real *to = out + (u * num_gates + g) * LANES;
-                for (int64_t k = 0; k < count; k++) {
-                    real *at = to + k * row;
-                    for (int64_t lane = 0; lane < lanes; lane++) at[lane] = from[lane * count + k];
-                    for (int64_t lane = lanes; lane < LANES; lane++) at[lane] = 0;
-                }
+                int64_t k = 0;
+                if (lanes == LANES) /* as a constant */
+                    for (; k + LANES <= count; k += LANES) pack_block(from + k, count, LANES, LANES, to + k * row, row);
+                for (; k < count; k += LANES)
+                    pack_block(from + k, count, lanes, least_of(LANES, count - k), to + k * row, row);
             }
 }
 
@@ -200,30 +211,24 @@ static void product(int64_t rows, int64_t columns, int64_t count, const real *a,
         }
 }
 
+/* sums[i] += w[i][k] * a[k] for `count` numbers k, lane by lane. A row that is not there: any other will do. */
+INLINE void multiply_rows(const real *w, int64_t stride, int64_t lanes, const real *a, int64_t count, vec *sums) {
+    vec factor = load_some(a, count);
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < LANES; i++) sums[i] += load_some(w + (i < lanes ? i : 0) * stride, count) * factor;
+}
+
 /* Where there are few rows, packing would cost more than the product: each sum over a row of W (N, K) as it is. */
 INLINE vec dot_products(const real *w, int64_t count, int64_t lanes, const real *a) {
-    real found[LANES];
-    for (int64_t lane = 0; lane < LANES; lane++) found[lane] = 0;
-    for (int64_t lane = 0; lane < lanes; lane += 4) {
-        int64_t rows = least_of(4, lanes - lane);
-        vec sums[4] = {splat(0), splat(0), splat(0), splat(0)};
-        int64_t k = 0;
-        for (; k + LANES <= count; k += LANES) {
-            vec factor = load(a + k);
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; i++) sums[i] += load(w + (lane + (i < rows ? i : 0)) * count + k) * factor;
-        }
-        if (k < count) {
-            vec factor = load_some(a + k, count - k);
-            for (int i = 0; i < 4; i++)
-                sums[i] += load_some(w + (lane + (i < rows ? i : 0)) * count + k, count - k) * factor;
-        }
-        real lanes_of[4][LANES];
-        for (int i = 0; i < 4; i++) store(lanes_of[i], sums[i]);
-        for (int64_t half = LANES / 2; half; half /= 2)
-            for (int i = 0; i < 4; i++)
-                for (int64_t j = 0; j < half; j++) lanes_of[i][j] += lanes_of[i][j + half];
-        for (int i = 0; i < rows; i++) found[lane + i] = lanes_of[i][0];
-    }
-    return load(found);
+    vec sums[LANES], total = splat(0);
+    int64_t k = 0;
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < LANES; i++) sums[i] = splat(0);
+    if (lanes == LANES) /* as a constant */
+        for (; k + LANES <= count; k += LANES) multiply_rows(w + k, count, LANES, a + k, LANES, sums);
+    for (; k < count; k += LANES) multiply_rows(w + k, count, lanes, a + k, least_of(LANES, count - k), sums);
+    transpose(sums);
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < LANES; i++) total += sums[i];
+    return total;
 }

@@ -87,6 +87,47 @@ INLINE vec with_sign(vec x, vec sign) {
     return (vec)(((ivec)x & ~bit) | ((ivec)sign & bit));
 }
 
+/* A vector of lanes of a and b: lane k of b is number LANES + k. */
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
+#endif
+
+/* F(j, size) for all lanes j. */
+#define LANES_2(F, size, j) F(j, size), F(j + 1, size)
+#define LANES_4(F, size, j) LANES_2(F, size, j), LANES_2(F, size, j + 2)
+#define LANES_8(F, size, j) LANES_4(F, size, j), LANES_4(F, size, j + 4)
+#define LANES_16(F, size, j) LANES_8(F, size, j), LANES_8(F, size, j + 8)
+#if VECTOR_BYTES / (DOUBLE ? 8 : 4) == 2
+#define ALL_LANES(F, size) LANES_2(F, size, 0)
+#elif VECTOR_BYTES / (DOUBLE ? 8 : 4) == 4
+#define ALL_LANES(F, size) LANES_4(F, size, 0)
+#elif VECTOR_BYTES / (DOUBLE ? 8 : 4) == 8
+#define ALL_LANES(F, size) LANES_8(F, size, 0)
+#else
+#define ALL_LANES(F, size) LANES_16(F, size, 0)
+#endif
+
+/* Where the blocks of `size` lanes on the diagonal stay, and the two beside it change places. */
+#define OF_UPPER(j, size) (((j) & (size)) ? (j) - (size) + LANES : (j))
+#define OF_LOWER(j, size) (((j) & (size)) ? (j) + LANES : ((j) + (size)) % LANES)
+#define SWAP_BLOCKS(size) \
+    for (int64_t i = 0; i < LANES; i++) { \
+        if (i & size) continue; \
+        vec a = rows[i], b = rows[i + size]; \
+        rows[i] = SHUFFLE(a, b, ALL_LANES(OF_UPPER, size)); \
+        rows[i + size] = SHUFFLE(a, b, ALL_LANES(OF_LOWER, size)); \
+    }
+
+/* LANES vectors: lane j of vector i becomes lane i of vector j. */
+INLINE void transpose(vec *rows) {
+    SWAP_BLOCKS(1)
+    if (LANES > 2) SWAP_BLOCKS(2)
+    if (LANES > 4) SWAP_BLOCKS(4)
+    if (LANES > 8) SWAP_BLOCKS(8)
+}
+
 /* 2**n, of a number that lies between the least and the largest normal one. */
 INLINE vec power_of_two(ivec n) { return (vec)((n + isplat(DOUBLE ? 1023 : 127)) << MANTISSA); }
 

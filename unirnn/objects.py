@@ -2,7 +2,7 @@
 
 An object is recognised by the packages that its classes come from, and no framework is imported that is not loaded
 already. Backends read and write the modules that they built and their framework's own layers. Keras and Flax have no
-backend, so this package has a module for each of them. ONNX models are read by `unirnn.files.onnx_reader`.
+backend, so `unirnn.snapshots` has a module for each of them. ONNX models are read by `unirnn.files.onnx_reader`.
 """
 
 import os

@@ -1,0 +1,303 @@
+"""Resets and steps in what torch makes of a call: graphs, traces, transforms, mixed precision; and prepared steps.
+
+The numbers themselves are checked in ``tests/conformance``.
+"""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn.utils.rnn import pack_padded_sequence
+from unirnn_torch import dispatch
+from unirnn_torch.dispatch import Route
+
+import unirnn
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors
+from unirnn.contract.call import join_state, state_parts
+
+SPECS: list[RecurrentSpec] = [
+    RNNSpec(3, 4, 2, nonlinearity="relu", bidirectional=True),
+    GRUSpec(3, 4, 2, bidirectional=True),
+    GRUSpec(3, 4, reset_after=False, bidirectional=True),
+    LSTMSpec(3, 4, 2, bidirectional=True),
+    LSTMSpec(3, 4, proj_size=2),
+]
+each_spec = pytest.mark.parametrize("spec", SPECS, ids=repr)
+
+
+def batch(spec: RecurrentSpec, steps: int, batch_size: int, seed: int = 0, **options: Any) -> tuple[Any, ...]:
+    """An input, a state, lengths with a 0, and resets, some of them at step 0 and in the padding."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(steps, batch_size, spec.input_size, generator=generator, **options)
+    shapes = spec.state_shapes(batch_size).values()
+    hx = join_state([torch.randn(shape, generator=generator, **options) for shape in shapes])
+    ns = torch.randint(1, steps + 1, (batch_size,), generator=generator)
+    ns[0], ns[-1] = 0, steps
+    return x, hx, ns, torch.rand(steps, batch_size, generator=generator) < 0.3
+
+
+def flat(result: Any) -> list[Tensor]:
+    output, final = result
+    return [output, *(final if isinstance(final, tuple) else (final,))]
+
+
+def expected(module: Any, arguments: tuple[Any, ...]) -> list[Tensor]:
+    """By the reference, step by step."""
+    other = unirnn.snapshot(module).build("torch", kernel="reference")
+    return flat(other(*arguments))
+
+
+def assert_same(actual: Any, wanted: list[Tensor], tolerance: float = 1e-12) -> None:
+    torch.testing.assert_close(flat(actual), wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture(params=["auto", "native", "operator"])
+def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[RecurrentSpec], Any]:
+    """Builds with a kernel; "operator" is the native layer as it is in a graph on a GPU."""
+    if request.param == "operator":
+        decide = dispatch.route
+
+        def route(kernel: str, spec: RecurrentSpec, *arguments: Any, **options: Any) -> Route:
+            native = dispatch.unsupported_reason("native operator", spec) is None
+            return Route.NATIVE_OPERATORS if native else decide(kernel, spec, *arguments, **options)
+
+        monkeypatch.setattr(dispatch, "route", route)
+
+    def build(spec: RecurrentSpec) -> Any:
+        lacking = dispatch.unsupported_reason("native", spec) is not None
+        kernel = "auto" if request.param == "auto" or lacking else "native"
+        return spec.build("torch", dtype="float64", seed=0, kernel=kernel)
+
+    return build
+
+
+@pytest.mark.parametrize("spec", SPECS[:4], ids=repr)  # a projection runs step by step, which takes half a minute
+def test_a_compiled_module_takes_other_resets_than_it_was_compiled_with(
+    spec: RecurrentSpec, build: Callable[[RecurrentSpec], Any]
+) -> None:
+    torch._dynamo.reset()
+    module = build(spec)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    for seed in (0, 1):
+        arguments = batch(spec, 5 + seed, 3 + seed, seed, dtype=torch.float64)
+        assert_same(compiled(*arguments), expected(module, arguments))
+
+
+@pytest.mark.parametrize("spec", SPECS[:4], ids=repr)
+def test_an_exported_module_takes_other_resets_and_sizes(spec: RecurrentSpec) -> None:
+    module = spec.build("torch", dtype="float64", seed=0, kernel="auto")
+    steps, size = Dim("steps", min=2), Dim("size", min=2)
+    state = {1: size}
+    shapes = {
+        "input": {0: steps, 1: size},
+        "hx": (state, state) if spec.kind == "LSTM" else state,
+        "seq_length": {0: size},
+        "resets": {0: steps, 1: size},
+    }
+    given = dict(zip(shapes, batch(spec, 5, 3, dtype=torch.float64), strict=True))
+    graph = torch.export.export(module, (), given, dynamic_shapes=shapes).module()
+    arguments = batch(spec, 8, 4, 1, dtype=torch.float64)
+    assert_same(graph(**dict(zip(shapes, arguments, strict=True))), expected(module, arguments))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@each_spec
+def test_a_traced_module_takes_other_resets(spec: RecurrentSpec, build: Callable[[RecurrentSpec], Any]) -> None:
+    module = build(spec)
+
+    class Flat(nn.Module):
+        """For a trace, which takes no nested results."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = module
+
+        def forward(self, x: Tensor, resets: Tensor) -> tuple[Tensor, ...]:
+            return tuple(flat(self.layers(x, resets=resets)))
+
+    x, _, _, resets = batch(spec, 5, 3, dtype=torch.float64)
+    traced = torch.jit.trace(Flat(), (x, resets), check_trace=False)  # type: ignore[no-untyped-call]
+    x, _, _, resets = batch(spec, 5, 3, 1, dtype=torch.float64)
+    torch.testing.assert_close(list(traced(x, resets)), expected(module, (x, None, None, resets)))
+
+
+@each_spec
+def test_under_torch_func(spec: RecurrentSpec) -> None:
+    module = spec.build("torch", dtype="float64", seed=0)
+    x, hx, ns, resets = batch(spec, 5, 3, dtype=torch.float64)
+
+    def loss(x: Tensor, resets: Tensor) -> Tensor:
+        result: Tensor = module(x, hx, ns, resets)[0].square().sum()
+        return result
+
+    leaf = x.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(loss(leaf, resets), leaf)
+    torch.testing.assert_close(torch.func.grad(loss)(x, resets), wanted)
+    rows = torch.func.vmap(loss)(x.expand(2, *x.shape), torch.stack([resets, ~resets]))
+    torch.testing.assert_close(rows, torch.stack([loss(x, resets), loss(x, ~resets)]))
+
+
+@pytest.mark.parametrize("spec", [GRUSpec(2, 2), LSTMSpec(2, 2, bidirectional=True)], ids=repr)
+def test_second_derivatives(spec: RecurrentSpec) -> None:
+    module = spec.build("torch", dtype="float64", seed=0)
+    x, hx, ns, resets = batch(spec, 3, 2, dtype=torch.float64)
+    leaves = [x.requires_grad_(), *(part.requires_grad_() for part in state_parts(spec, hx) or ())]
+
+    def call(x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        return tuple(flat(module(x, join_state(state), ns, resets)))
+
+    assert torch.autograd.gradgradcheck(call, leaves)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "native"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_dtypes(dtype: torch.dtype, kernel: str) -> None:
+    spec = GRUSpec(3, 4, 2, bidirectional=True)
+    module = spec.build("torch", dtype=dtype, seed=0, kernel=kernel)
+    arguments = batch(spec, 6, 4, dtype=dtype)
+    wide = [part.float() if part.is_floating_point() else part for part in arguments]
+    wanted = [part.to(dtype) for part in flat(copy.deepcopy(module).float()(*wide))]
+    assert_same(module(*arguments), wanted, 0.05)
+
+
+def test_under_autocast() -> None:
+    spec = LSTMSpec(3, 4, 2, bidirectional=True)
+    module = spec.build("torch", seed=0)
+    arguments = batch(spec, 6, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = module(*arguments)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), module(*arguments)[0], rtol=0.05, atol=0.05)
+
+
+def test_a_packed_sequence_has_no_resets() -> None:
+    gru = GRUSpec(3, 4).build("torch", seed=0)
+    packed = pack_padded_sequence(torch.zeros(5, 2, 3), torch.tensor([5, 2]))
+    with pytest.raises(errors.ArgumentError, match="resets: given besides a PackedSequence; give the padded input"):
+        gru(packed, resets=torch.zeros(5, 2, dtype=torch.bool))
+
+
+def test_an_export_to_onnx_refuses_resets() -> None:
+    gru = GRUSpec(3, 4).build("torch", seed=0)
+    x, hx, _, resets = batch(gru.spec, 5, 3)
+    with pytest.raises(Exception, match="resets: given in an export to ONNX, whose layers know none"):
+        torch.onnx.export(gru.eval(), (x, hx, None, resets), io.BytesIO(), dynamo=True)
+
+
+# ---- steps ---------------------------------------------------------------------------------------
+
+ONE_WAY: list[RecurrentSpec] = [RNNSpec(3, 4, 2), GRUSpec(3, 4, 2), LSTMSpec(3, 4, 2), LSTMSpec(3, 4, proj_size=2)]
+one_way = pytest.mark.parametrize("spec", ONE_WAY, ids=repr)
+
+
+def loop(module: Any, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    outputs = []
+    for t in range(len(x)):
+        y, state = module.step(x[t], state)
+        outputs.append(y)
+    return torch.stack(outputs), state
+
+
+@one_way
+def test_a_loop_of_steps_in_one_graph(spec: RecurrentSpec) -> None:
+    torch._dynamo.reset()
+    module = spec.build("torch", dtype="float64", seed=0)
+    x, hx, _, _ = batch(spec, 4, 3, dtype=torch.float64)
+    module.step(x[0], hx)  # a prepared step must not become part of the graph
+    compiled = torch.compile(loop, fullgraph=True, backend="aot_eager")
+    assert_same(compiled(module, x, hx), flat(module(x, hx)))
+
+
+@one_way
+def test_gradients_of_steps_are_those_of_a_call(spec: RecurrentSpec) -> None:
+    module = spec.build("torch", dtype="float64", seed=0)
+    x, hx, _, _ = batch(spec, 4, 3, dtype=torch.float64)
+    parameters = list(module.parameters())
+    found, wanted = (
+        torch.autograd.grad(sum(part.square().sum() for part in flat(result)), parameters)
+        for result in (loop(module, x, hx), module(x, hx))
+    )
+    torch.testing.assert_close(found, wanted)
+
+
+def _assign(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        parameter.data = parameter.data * 0.5
+
+
+def _write(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        parameter.mul_(0.5)
+
+
+def _replace(module: nn.Module) -> None:
+    for name, parameter in list(module.named_parameters()):
+        setattr(module, name, nn.Parameter(parameter * 0.5))
+
+
+def _load(module: nn.Module) -> None:
+    module.load_state_dict({name: value * 0.5 for name, value in module.state_dict().items()}, assign=True)
+
+
+@pytest.mark.parametrize("change", [_assign, _write, _replace, _load], ids=lambda change: change.__name__)
+@torch.no_grad()
+def test_a_step_uses_the_weights_of_its_moment(change: Callable[[nn.Module], None]) -> None:
+    gru = GRUSpec(3, 4, 2).build("torch", seed=0)
+    x = torch.ones(2, 3)
+    _, state = gru.step(x)
+    before, _ = gru.step(x, state)
+    change(gru)
+    after, _ = gru.step(x, state)
+    wanted, _ = gru(x.unsqueeze(0), state)
+    torch.testing.assert_close(after, wanted[0])
+    assert (after - before).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_a_prepared_step_takes_other_shapes_dtypes_and_layouts() -> None:
+    lstm = LSTMSpec(3, 4, 2).build("torch", seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.float64):
+        lstm.to(dtype)
+        for size in (2, 5, 2):
+            x = torch.randn(3, size, dtype=dtype, generator=generator).t()  # not contiguous
+            for given in (x, x.contiguous(), x[0]):
+                y, state = lstm.step(given)
+                y, (h, _) = lstm.step(given, state)
+                twice = given.expand(2, *given.shape) if given.dim() == 2 else given.expand(2, -1)
+                wanted, (h_n, _) = lstm(twice)
+                torch.testing.assert_close(y, wanted[1])
+                torch.testing.assert_close(h, h_n)
+    with pytest.raises(errors.DTypeError, match="x: given dtype float32, expected float64"):
+        lstm.step(torch.zeros(2, 3))
+
+
+@torch.no_grad()
+def test_what_a_step_returns_belongs_to_the_caller() -> None:
+    gru = GRUSpec(3, 4).build("torch", seed=0)
+    x = torch.ones(2, 3)
+    _, state = gru.step(x)
+    y, state = gru.step(x, state)
+    kept = y.clone(), state.clone()
+    y.zero_()
+    gru.step(x, state)
+    torch.testing.assert_close(state, kept[1])
+    assert not (kept[0] == 0).all()
+
+
+@torch.no_grad()
+def test_a_module_that_has_made_steps_can_be_copied() -> None:
+    gru = GRUSpec(3, 4).build("torch", seed=0)
+    x = torch.ones(2, 3)
+    gru.step(x)
+    wanted, _ = gru.step(x)
+    for other in (copy.deepcopy(gru), pickle.loads(pickle.dumps(gru))):
+        torch.testing.assert_close(other.step(x)[0], wanted)
+        other.weight_ih_l0.zero_()
+    torch.testing.assert_close(gru.step(x)[0], wanted)
