@@ -15,13 +15,7 @@ from numpy.typing import NDArray
 from unirnn import RecurrentSpec
 from unirnn.contract.sequences import sequences
 
-__all__ = ["groups", "run_as_rows"]
-
-
-def groups(lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Indices of the lengths that lie between the same two powers of two, the shortest first."""
-    powers = np.ceil(np.log2(np.maximum(lengths, 1)))
-    return [np.flatnonzero(powers == power) for power in np.unique(powers)]
+__all__ = ["run_as_rows"]
 
 
 def run_as_rows(
@@ -51,7 +45,7 @@ def run_as_rows(
     steps, batch_size, _ = x.shape
     lengths = None if seq_length is None else seq_length.asnumpy()
     found = sequences(steps, batch_size, lengths, resets.asnumpy())
-    indices = groups(found.lengths)
+    indices = found.groups()
     directions = np.tile(np.arange(spec.num_directions), spec.num_layers)
     row_of_step = np.full((steps, batch_size), -1)  # where a step is found in the outputs of all groups
     count = 0

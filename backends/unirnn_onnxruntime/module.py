@@ -145,11 +145,8 @@ class OnnxRuntimeModule(Module):
         output = np.zeros((steps, batch_size, spec.num_directions * spec.hidden_size), self._dtype)
         final = tuple(part.copy() for part in state)
         found = sequences(steps, batch_size, call.lengths, call.resets)
-        # Those of similar lengths together, so that at least half of the steps that are computed are valid.
-        _, magnitude = np.frexp(found.lengths)
-        for size in np.unique(magnitude[found.lengths > 0]):
-            one = found.select(np.flatnonzero(magnitude == size))
-            step = np.arange(one.lengths.max())[:, None]
+        for one in map(found.select, found.groups()):
+            step = np.arange(max(1, one.lengths.max()))[:, None]
             valid = step < one.lengths
             step, column = np.broadcast_arrays(np.minimum(one.begins + step, steps - 1), one.columns)
             rows, has_initial = one.initial(directions)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 from subjects import close
-from unirnn_mindspore import sequences
 
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors, explain
 from unirnn.contract.call import join_state, state_parts
@@ -125,15 +124,6 @@ def test_mistakes_in_resets(resets: Any, error: type[Exception], words: str) -> 
     for function in (run, ms.jit(run)):
         with pytest.raises(error, match=words):
             function(x, Tensor(resets))
-
-
-def test_groups_of_sequences_have_little_padding() -> None:
-    lengths = np.random.default_rng(0).integers(0, 101, 50)
-    groups = sequences.groups(lengths)
-    np.testing.assert_array_equal(np.sort(np.concatenate(groups)), np.arange(50))
-    for group in groups:
-        found = np.maximum(1, lengths[group])
-        assert found.max() < 2 * found.min()
 
 
 class Net(nn.Cell):

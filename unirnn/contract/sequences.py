@@ -47,6 +47,14 @@ class Sequences:
             self.has_final[:, index],
         )
 
+    def groups(self) -> list[Integers]:
+        """The indices of those whose lengths lie between the same two powers of two, the shortest first.
+
+        So at least half of the steps are valid where each group is padded to its longest sequence.
+        """
+        powers = np.ceil(np.log2(np.maximum(self.lengths, 1)))
+        return [np.flatnonzero(powers == power) for power in np.unique(powers)]
+
     def initial(self, directions: Integers) -> tuple[Integers, NDArray[np.bool_]]:
         """Where the sequences find their initial state.
 
