@@ -12,6 +12,7 @@ each call. `route` decides, in this order:
 4. If torch has no such layer, the reference computes it step by step.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from enum import Enum
@@ -40,6 +41,7 @@ __all__ = [
     "check_build",
     "describe",
     "has_native",
+    "is_exporting_to_onnx",
     "is_jit_tracing",
     "is_plain",
     "is_traced",
@@ -83,6 +85,13 @@ def is_jit_tracing() -> bool:
 def is_traced() -> bool:
     """Whether a call's tensors have no values to look at, or none that may be looked at."""
     return torch.compiler.is_compiling() or is_jit_tracing() or _is_transformed()
+
+
+def is_exporting_to_onnx() -> bool:
+    """Whether `torch.onnx.export` is at work."""
+    # What exports has imported torch.onnx, which takes longer than any other part of a first call.
+    is_imported = torch.compiler.is_compiling() or "torch.onnx" in sys.modules
+    return is_imported and torch.onnx.is_in_onnx_export()
 
 
 def is_plain() -> bool:
@@ -132,7 +141,7 @@ def _unsupported_mode(*, is_compiled: bool) -> str | None:
     """What is at work around a call that our operators can't take part in."""
     if is_compiled and torch.is_autocast_enabled("cpu"):
         return "autocast"
-    if not hasattr(torch.onnx, "ops") and torch.onnx.is_in_onnx_export():
+    if is_exporting_to_onnx() and not hasattr(torch.onnx, "ops"):
         return "torch.onnx.export before torch 2.8"
     if _is_transformed():
         return "transforms of torch.func"
@@ -240,7 +249,7 @@ def route(
     LimitError
         If the kernel was asked for by name, and does not support the call.
     """
-    if resets is not None and torch.onnx.is_in_onnx_export():
+    if resets is not None and is_exporting_to_onnx():
         return Route.REFERENCE  # ONNX's own layers take no resets
     wanted = _automatic(x) if kernel == "auto" else Route.COMPILED if kernel == "compiled" else None
     if wanted is not None:

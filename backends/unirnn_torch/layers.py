@@ -17,7 +17,7 @@ from unirnn.contract.call import join_state
 from unirnn.contract.sequences import sequences
 from unirnn.kernels.compiled import cell_of
 
-from . import compiled, exporting, native, operators
+from . import compiled, dispatch, exporting, native, operators
 from .compiled import Call
 from .dispatch import Route
 
@@ -173,7 +173,7 @@ def _operators(
         dtype = torch.get_autocast_dtype(device)
         x, state = x.to(dtype), tuple(part.to(dtype) for part in state)
         stack = stack._replace(weights={name: weight.to(dtype) for name, weight in stack.weights.items()})
-    if torch.onnx.is_in_onnx_export():
+    if dispatch.is_exporting_to_onnx():
         layer = exporting.layer
     cell, width, weights, finals = cell_of(spec), spec.num_directions, stack.directions(), []
     for k in range(spec.num_layers):

@@ -276,9 +276,10 @@ def _without_last_padding(x: Tensor, lengths: NDArray[np.int64]) -> tuple[Tensor
 def read_lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64] | Tensor:
     """Check the lengths, whatever they come in: `(B,)`.
 
-    They are read on the host. While compiling they stay a tensor, whose values our operators check when they run.
+    They are read on the host. In a graph and in a trace they stay a tensor: other lengths will follow. Our operators
+    check the values when they run.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or dispatch.is_jit_tracing():
         values = torch.as_tensor(seq_length)
         check_lengths(tuple(values.shape), short_name(values.dtype), sizes)
         return values.to(torch.int64).reshape(-1)

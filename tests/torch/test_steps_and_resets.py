@@ -109,7 +109,9 @@ def test_an_exported_module_takes_other_resets_and_sizes(spec: RecurrentSpec) ->
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 @each_spec
-def test_a_traced_module_takes_other_resets(spec: RecurrentSpec, build: Callable[[RecurrentSpec], Any]) -> None:
+def test_a_traced_module_takes_other_lengths_and_resets(
+    spec: RecurrentSpec, build: Callable[[RecurrentSpec], Any]
+) -> None:
     module = build(spec)
 
     class Flat(nn.Module):
@@ -119,13 +121,15 @@ def test_a_traced_module_takes_other_resets(spec: RecurrentSpec, build: Callable
             super().__init__()
             self.layers = module
 
-        def forward(self, x: Tensor, resets: Tensor) -> tuple[Tensor, ...]:
-            return tuple(flat(self.layers(x, resets=resets)))
+        def forward(self, x: Tensor, ns: Tensor, *resets: Tensor) -> tuple[Tensor, ...]:
+            return tuple(flat(self.layers(x, None, ns, *resets)))
 
-    x, _, _, resets = batch(spec, 5, 3, dtype=torch.float64)
-    traced = torch.jit.trace(Flat(), (x, resets), check_trace=False)  # type: ignore[no-untyped-call]
-    x, _, _, resets = batch(spec, 5, 3, 1, dtype=torch.float64)
-    torch.testing.assert_close(list(traced(x, resets)), expected(module, (x, None, None, resets)))
+    x, _, ns, resets = batch(spec, 5, 3, dtype=torch.float64)
+    other_x, _, _, other_resets = batch(spec, 5, 3, 1, dtype=torch.float64)
+    for given, other in (((), ()), ((resets,), (other_resets,))):
+        traced = torch.jit.trace(Flat(), (x, ns, *given), check_trace=False)  # type: ignore[no-untyped-call]
+        found = traced(other_x, ns.flip(0), *other)
+        torch.testing.assert_close(list(found), expected(module, (other_x, None, ns.flip(0), *other)))
 
 
 @each_spec
