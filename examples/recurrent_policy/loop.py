@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from statistics import median
 
 import torch
-from ppo import SPEC, Policy, Rollout, loss
-from states import State
+from ppo import SPEC, Policy, Rollout, State, loss
 from torch import Tensor, nn
 
 __all__ = ["LoopPolicy", "largest_difference", "medians"]

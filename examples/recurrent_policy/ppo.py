@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import torch
 from cartpole import ACTIONS, LONGEST, OBSERVED, CartPoles
-from states import State, select, where, zeros
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
 import unirnn
+from unirnn.state import select, where, zeros
 
 __all__ = ["Players", "Policy", "Rollout", "evaluate", "learn", "loss", "train"]
 
@@ -19,6 +19,8 @@ EPOCHS, PLAYERS_AT_ONCE = 4, 8  # of learning from one rollout
 LEARNING_RATE, LARGEST_GRADIENT = 2e-3, 0.5
 GAMMA, LAMBDA = 0.99, 0.95
 CLIP, ENTROPY = 0.2, 0.01
+
+State = tuple[Tensor, Tensor]  # of an LSTM
 
 
 class Policy(nn.Module):
@@ -50,7 +52,7 @@ class Policy(nn.Module):
         begins
             `(B,)`: where this step is the first of an episode.
         """
-        state = where(begins | self.forgets, zeros(SPEC, len(begins)), state)
+        state = where(begins | self.forgets, zeros(self.lstm, len(begins)), state)
         y, state = self.lstm.step(self.encoder(observed), state)
         return Categorical(logits=self.actor(y)), self.critic(y).squeeze(-1), state
 
@@ -111,30 +113,33 @@ class Players:
 
     Parameters
     ----------
+    policy
+        What they all play by.
     batch_size
         B.
     seed
         Of the games.
     """
 
-    def __init__(self, batch_size: int, seed: int) -> None:
+    def __init__(self, policy: Policy, batch_size: int, seed: int) -> None:
+        self.policy = policy
         self.games = CartPoles(batch_size, seed)
         self.observed = torch.from_numpy(self.games.observe())
         self.begins = torch.ones(batch_size, dtype=torch.bool)
-        self.state = zeros(SPEC, batch_size)
+        self.state = zeros(policy.lstm, batch_size)
 
     @torch.no_grad()
-    def play(self, policy: Policy, steps: int) -> Rollout:
+    def play(self, steps: int) -> Rollout:
         """Play on for some steps, and return them."""
         before, rows = self.state, []
         for _ in range(steps):
-            actions, value, self.state = policy.step(self.observed, self.state, self.begins)
+            actions, value, self.state = self.policy.step(self.observed, self.state, self.begins)
             action = actions.sample()
             observed, terminated, truncated = map(torch.from_numpy, self.games.step(action.numpy()))
             rows.append((self.observed, self.begins, action, actions.log_prob(action), value, terminated, truncated))
             # An episode that is done with this step begins anew with the next.
             self.observed, self.begins = observed, terminated | truncated
-        _, last, _ = policy.step(self.observed, self.state, self.begins)
+        _, last, _ = self.policy.step(self.observed, self.state, self.begins)
 
         observed, begins, action, log_prob, values, *ends = map(torch.stack, zip(*rows, strict=True))
         advantage = advantages(torch.cat([values, last[None]]), *ends)
@@ -179,11 +184,11 @@ def learn(policy: Policy, optimizer: torch.optim.Optimizer, rollout: Rollout) ->
 
 def train(policy: Policy, seed: int) -> Iterator[int]:
     """Train a policy, and yield the number of steps played after each rollout."""
-    players = Players(PLAYERS, seed)
+    players = Players(policy, PLAYERS, seed)
     optimizer = torch.optim.Adam(policy.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, ROLLOUTS)
     for number in range(ROLLOUTS):
-        learn(policy, optimizer, players.play(policy, STEPS))
+        learn(policy, optimizer, players.play(STEPS))
         schedule.step()
         yield (number + 1) * STEPS * PLAYERS
 
@@ -192,7 +197,7 @@ def train(policy: Policy, seed: int) -> Iterator[int]:
 def evaluate(policy: Policy, seed: int, episodes: int = 100) -> float:
     """The mean score: for how many steps the pole stands, if the policy does what it thinks best."""
     games = CartPoles(episodes, seed)
-    state = zeros(SPEC, episodes)
+    state = zeros(policy.lstm, episodes)
     score, stands = torch.zeros(episodes), torch.ones(episodes, dtype=torch.bool)
     begins = torch.ones_like(stands)
     for _ in range(LONGEST):

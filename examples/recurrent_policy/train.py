@@ -52,7 +52,7 @@ def compare_with_loop(seed: int) -> float:
     policy, loop = Policy(), LoopPolicy()
     loop.load_state_dict(policy.state_dict())
     # A policy that knows nothing yet has the shortest episodes.
-    rollout = Players(PLAYERS_AT_ONCE, seed).play(policy, STEPS)
+    rollout = Players(policy, PLAYERS_AT_ONCE, seed).play(STEPS)
     with_resets, in_loop = medians([policy, loop], rollout)
     difference = largest_difference(policy, loop, rollout)
     begun = int(rollout.begins.sum())
