@@ -1,20 +1,43 @@
-"""The layout of the hidden state: naming its axes, and converting it to other layouts.
+"""The hidden state: its axes and other layouts, and what a loop over steps does with the states of a batch.
 
 A state is `(L*D, B, H)`, or `(L*D, H)` when unbatched, whatever ``batch_first`` says. The first axis goes through the
-layers, and within each layer through the directions. An LSTM's state is a pair ``(h, c)``: apply these functions to
-each part (`detach` takes the pair). The functions only use ``shape``, ``reshape``, ``swapaxes`` and indexing, so they
-work on arrays of NumPy, torch and MindSpore, and gradients flow through them.
+layers, and within each layer through the directions. An LSTM's state is a pair ``(h, c)``.
+
+`zeros`, `select`, `repeat`, `where` and `detach` take and give whole states, the pair of an LSTM included, and know
+where the batch is. The other functions take one array; apply them to each part of a pair. Gradients flow through all of
+them but `detach`.
+
+All but `zeros` and `detach` work in compiled functions too (``torch.compile``, ``mindspore.jit``). What they do to an
+array is written with what arrays of NumPy, torch and MindSpore have in common: ``shape``, ``reshape``, ``swapaxes`` and
+indexing, and three methods that tensors of torch and MindSpore share, where other arrays have the functions of the
+array API standard.
 """
 
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from unirnn import registry
-from unirnn.errors import ArgumentError, ShapeError
+from unirnn.contract.call import join_state
+from unirnn.devices import short_name
+from unirnn.errors import ArgumentError, DTypeError, ShapeError
 from unirnn.specs import RecurrentSpec
 
-__all__ = ["axes", "detach", "from_batch_major", "from_layers", "last_layer", "to_batch_major", "to_layers"]
+__all__ = [
+    "axes",
+    "detach",
+    "from_batch_major",
+    "from_layers",
+    "last_layer",
+    "repeat",
+    "select",
+    "to_batch_major",
+    "to_layers",
+    "where",
+    "zeros",
+]
 
 
 def _checked(function: Callable[[RecurrentSpec, Any], Any]) -> Callable[[RecurrentSpec, Any], Any]:
@@ -173,3 +196,278 @@ def detach(state: Any) -> Any:
         f"state: given {type(state).__module__}.{type(state).__name__}, expected an array of a backend that was used "
         f"({', '.join(backend.name for backend in backends) or 'none yet'}), or a pair of them"
     )
+
+
+def zeros(module: Any, batch_size: int | None = None) -> Any:
+    """The state before the first step of a sequence, as an array or a pair for a module: on its device, of its dtype.
+
+    It is made before a loop. In a compiled function, pass None to the module instead.
+
+    Parameters
+    ----------
+    module
+        What `unirnn.Spec.build` returned, or a recurrent layer of torch or MindSpore.
+    batch_size
+        B; None for an unbatched input.
+
+    Returns
+    -------
+    array or tuple
+        `(L*D, B, H)` or `(L*D, H)`; for an LSTM a pair.
+
+    Raises
+    ------
+    ArgumentError
+        If it is no such module.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> lstm = unirnn.LSTMSpec(3, 4, 2).build("numpy", seed=0)
+    >>> [part.shape for part in zeros(lstm, 5)]
+    [(2, 5, 4), (2, 5, 4)]
+    """
+    for backend in registry.backends_for(module):
+        found = backend.read(module)
+        if found is not None:
+            spec, weights = found
+            dtype = next(iter(weights.values())).dtype
+            shapes = spec.state_shapes(batch_size).values()
+            return join_state([backend.from_numpy(np.zeros(shape, dtype), module) for shape in shapes])
+    raise ArgumentError(
+        f"module: given {type(module).__module__}.{type(module).__qualname__}, expected a recurrent module that unirnn "
+        "built, or a recurrent layer of torch or mindspore"
+    )
+
+
+def _in_graph_mode(function: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Decorate a function with the one that MindSpore's graph mode compiles in its place, where nothing can be checked.
+
+    MindSpore compiles what ``__wrapped__`` names.
+    """
+
+    def decorate(eager: Any) -> Any:
+        eager.__wrapped__ = function
+        return eager
+
+    return decorate
+
+
+def _select(state: Any, index: Any) -> Any:
+    if isinstance(state, (tuple, list)):
+        return state[0].index_select(1, index), state[1].index_select(1, index)
+    return state.index_select(1, index)
+
+
+@_in_graph_mode(_select)
+def select(state: Any, index: Any) -> Any:
+    """The states of some sequences of a batch, in any order: the survivors of a beam search, or a batch reordered.
+
+    Parameters
+    ----------
+    state
+        `(L*D, B, H)`, or the pair of an LSTM.
+    index
+        `(K,)` integers, ``0 <= i < B``, in any order and any number of times; of the state's framework or of NumPy, or
+        a list. In a compiled function, a tensor of 64-bit integers.
+
+    Returns
+    -------
+    array or tuple
+        `(L*D, K, H)`, or a pair.
+
+    Raises
+    ------
+    ShapeError, DTypeError
+        If the state has no axis B, or the index is not one row of integers.
+    ArgumentError
+        If an index is below 0, or not below B.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> h = numpy.array([[[1.0], [2.0], [3.0]]])
+    >>> select(h, [2, 0, 0]).tolist()
+    [[[3.0], [1.0], [1.0]]]
+    """
+    batch_size, like = _batch_size(state), _parts(state)[0]
+    index = _array(index, np.int64, "index")
+    if len(index.shape) != 1:
+        raise ShapeError(f"index: given shape {tuple(index.shape)}, expected (K,), the sequences to take")
+    name = short_name(index.dtype)
+    if not name.startswith(("int", "uint")):
+        raise DTypeError(f"index: given dtype {name}, expected integers")
+    expected = f"expected 0 <= i < {batch_size}, the number of sequences"
+    # MindSpore may read anything where an index is out of range. Other frameworks raise an error.
+    on_host = index.asnumpy() if hasattr(index, "asnumpy") else index
+    if isinstance(on_host, np.ndarray):
+        for position, i in enumerate(on_host.tolist()):
+            if not 0 <= i < batch_size:
+                raise ArgumentError(f"index[{position}]: given {i}, {expected}")
+    index = _native(index, like, "index")
+    xp = _namespace(like)
+    try:
+        if xp is not None:
+            return join_state([xp.take(part, index, axis=1) for part in _parts(state)])
+        return _select(state, index if name == "int64" else index.long())
+    except (IndexError, RuntimeError) as error:
+        raise ArgumentError(f"index: {expected}, given others ({error})") from error
+
+
+def _repeat(state: Any, n: int) -> Any:
+    if isinstance(state, (tuple, list)):
+        return state[0].repeat_interleave(n, 1), state[1].repeat_interleave(n, 1)
+    return state.repeat_interleave(n, 1)
+
+
+@_in_graph_mode(_repeat)
+def repeat(state: Any, n: int) -> Any:
+    """Each state of a batch n times, one after the other, as for the beams of a search.
+
+    Parameters
+    ----------
+    state
+        `(L*D, B, H)`, or the pair of an LSTM.
+    n
+        How many times; at least 1.
+
+    Returns
+    -------
+    array or tuple
+        `(L*D, B*n, H)`, or a pair.
+
+    Raises
+    ------
+    ShapeError
+        If the state has no axis B.
+    ArgumentError
+        If n is no integer, or below 1.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> repeat(numpy.array([[[1.0], [2.0]]]), 2).tolist()
+    [[[1.0], [1.0], [2.0], [2.0]]]
+    """
+    if not isinstance(n, int) or n < 1:
+        raise ArgumentError(f"n: given {n!r}, expected an integer of 1 or more")
+    batch_size = _batch_size(state)
+    if _namespace(_parts(state)[0]) is not None:
+        return select(state, np.repeat(np.arange(batch_size), n))
+    return _repeat(state, n)
+
+
+def _where(mask: Any, a: Any, b: Any) -> Any:
+    if isinstance(a, (tuple, list)):
+        return a[0].where(mask[:, None], b[0]), a[1].where(mask[:, None], b[1])
+    return a.where(mask[:, None], b)
+
+
+@_in_graph_mode(_where)
+def where(mask: Any, a: Any, b: Any) -> Any:
+    """For each sequence of a batch the state from a, or else from b: zeros where an episode is done, for example.
+
+    What is not chosen has no influence on the result, or on a gradient, even if it is NaN.
+
+    Parameters
+    ----------
+    mask
+        `(B,)` bool: whether to take a sequence's state from ``a``; of the state's framework or of NumPy, or a list. In
+        a compiled function, a tensor.
+    a, b
+        `(L*D, B, H)` each, or the pairs of an LSTM.
+
+    Returns
+    -------
+    array or tuple
+        `(L*D, B, H)`, or a pair.
+
+    Raises
+    ------
+    ShapeError, DTypeError
+        If the states have no axis B, or another shape or dtype than each other, or the mask is not one bool for each
+        sequence.
+    ArgumentError
+        If one of the states is a pair, and the other is not.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> h = numpy.array([[[1.0], [2.0], [3.0]]])
+    >>> where([False, True, False], numpy.zeros_like(h), h).tolist()
+    [[[1.0], [0.0], [3.0]]]
+    """
+    batch_size = _batch_size(a, "a")
+    parts, others = _parts(a), _parts(b)
+    if len(parts) != len(others):
+        raise ArgumentError(f"b: given {_described(b)}, expected {_described(a)}, as a")
+    for part, other in zip(parts, others, strict=True):
+        if tuple(part.shape) != tuple(other.shape):
+            raise ShapeError(f"b: given shape {tuple(other.shape)}, expected {tuple(part.shape)}, that of a")
+        if part.dtype != other.dtype:
+            raise DTypeError(f"b: given dtype {short_name(other.dtype)}, expected {short_name(part.dtype)}, that of a")
+    mask = _array(mask, np.bool_, "mask")
+    if tuple(mask.shape) != (batch_size,):
+        raise ShapeError(f"mask: given shape {tuple(mask.shape)}, expected ({batch_size},), one bool for each sequence")
+    if short_name(mask.dtype) != "bool":
+        raise DTypeError(f"mask: given dtype {short_name(mask.dtype)}, expected bool")
+    mask, xp = _native(mask, parts[0], "mask"), _namespace(parts[0])
+    if xp is None:
+        return _where(mask, a, b)
+    return join_state([xp.where(mask[:, None], part, other) for part, other in zip(parts, others, strict=True)])
+
+
+def _parts(state: Any) -> tuple[Any, ...]:
+    return tuple(state) if isinstance(state, (tuple, list)) else (state,)
+
+
+def _described(state: Any) -> str:
+    return f"a {type(state).__name__} of {len(state)}" if isinstance(state, (tuple, list)) else "one array"
+
+
+def _batch_size(state: Any, argument: str = "state") -> int:
+    """B, which each part of the state must have on its second axis of three."""
+    parts = _parts(state)
+    if isinstance(state, (tuple, list)) and len(parts) != 2:
+        raise ArgumentError(f"{argument}: given {_described(state)}, expected one array, or a pair (h, c) for LSTM")
+    sizes: list[int] = []
+    for part in parts:
+        shape = tuple(getattr(part, "shape", ()))
+        if len(shape) != 3:
+            given = f"shape {shape}" if hasattr(part, "shape") else f"a {type(part).__name__}"
+            raise ShapeError(f"{argument}: given {given}, expected (L*D, B, H), a state with an axis B")
+        sizes.append(shape[1])
+    if sizes[0] != sizes[-1]:
+        raise ShapeError(f"{argument}: given {sizes[0]} and {sizes[1]} sequences, expected one number B in a pair")
+    return sizes[0]
+
+
+def _namespace(array: Any) -> Any:
+    """The functions of the array API standard for an array; None for a tensor that has torch's methods."""
+    if isinstance(array, np.ndarray):
+        return np
+    get = getattr(array, "__array_namespace__", None)
+    return None if get is None else get()
+
+
+def _array(given: Any, kind: type, argument: str) -> Any:
+    """A list as a NumPy array, of a kind if it is empty; arrays as they are."""
+    if hasattr(given, "shape"):
+        return given
+    if not isinstance(given, (list, tuple)):
+        raise ArgumentError(f"{argument}: given {type(given).__name__}, expected an array or a list")
+    try:
+        return np.asarray(given, None if given else kind)
+    except ValueError as error:  # rows of several lengths
+        raise ArgumentError(f"{argument}: given a {type(given).__name__}, expected an array ({error})") from None
+
+
+def _native(array: Any, like: Any, argument: str) -> Any:
+    """A NumPy array as an array of the framework, and on the device, of another; others as they are."""
+    if not isinstance(array, np.ndarray) or isinstance(like, np.ndarray):
+        return array
+    for backend in registry.loaded():
+        found = backend.like(array, like)
+        if found is not None:
+            return found
+    raise ArgumentError(f"{argument}: given an array of NumPy, expected one of {type(like).__module__}, as the state")

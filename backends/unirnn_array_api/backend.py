@@ -81,3 +81,9 @@ class ArrayBackend(Backend):
     def detach(self, array: Any) -> Any | None:
         # The standard has no gradients, and no word for it.
         return array.detach() if hasattr(array, "detach") else None
+
+    def like(self, array: Array, other: Any) -> Any | None:
+        if not array_api_compat.is_array_api_obj(other):
+            return None
+        xp: Any = array_api_compat.array_namespace(other)
+        return xp.asarray(array, device=array_api_compat.device(other))

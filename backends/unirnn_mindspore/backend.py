@@ -117,6 +117,9 @@ class MindSporeBackend(Backend):
     def detach(self, array: Any) -> Any | None:
         return ms.ops.stop_gradient(array) if isinstance(array, ms.Tensor) else None
 
+    def like(self, array: Array, other: Any) -> Any | None:
+        return ms.Tensor(array) if isinstance(other, ms.Tensor) else None
+
     def gradients(self, module: Any, arguments: Mapping[str, Any], cotangents: Sequence[Array]) -> dict[str, Array]:
         given = leaves(arguments)
         floats = {name: array for name, array in given.items() if array.dtype.kind == "f"}

@@ -126,7 +126,7 @@ def limits(spec: RecurrentSpec, device: DeviceKind, dtype: str) -> Iterator[Limi
             yield ROUNDED_FLOAT16
         yield Limit(
             "on the CPU there are no second derivatives; a MindIR file has MindSpore's own operators: RNN and GRU "
-            "step by step, for a fixed T, and LSTM in float32",
+            "step by step, for a fixed T, and LSTM in float32, with resets step by step too",
             refuses=False,
         )
         if sys.platform != "linux":
@@ -145,6 +145,8 @@ def limits(spec: RecurrentSpec, device: DeviceKind, dtype: str) -> Iterator[Limi
         )
     if device == "ascend":
         yield Limit(f"Ascend's {spec.kind} is computed in float16", refuses=False)
+    fused = FUSED[spec.kind, device].who
+    yield Limit(f"in a graph, a call with resets runs {fused} once for each step", refuses=False)
 
 
 def describe(spec: RecurrentSpec, device: DeviceKind, dtype: str) -> Iterator[Kernel]:

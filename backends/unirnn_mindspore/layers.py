@@ -3,11 +3,11 @@
 A *direction* runs one layer in one direction, and honours the lengths by itself. Each implementation of it is a Cell
 with the same signature, so that the stack need not know which one it calls::
 
-    direction(x, h_0, c_0, seq_length, weights) -> outputs, h_n, c_n
+    direction(x, h_0, c_0, seq_length, resets, weights) -> outputs, h_n, c_n
 
-with x of `(T, B, I)`, outputs of `(T, B, H)`, states of `(B, H)`, lengths of `(B,)`, and the weights
-``(w_ih, w_hh, b_ih, b_hh)``. An RNN or GRU has no c: it is given h in its place, and what it returns there is ignored.
-A layer without biases is given zeros.
+with x of `(T, B, I)`, outputs of `(T, B, H)`, states of `(B, H)`, lengths of `(B,)`, resets of `(T, B)`, and the
+weights ``(w_ih, w_hh, b_ih, b_hh)``. Resets of any other rank than 2 mean none. An RNN or GRU has no c: it is given h
+in its place, and what it returns there is ignored. A layer without biases is given zeros.
 
 On a CPU every direction exists twice: as a compiled kernel, and, for the file that ``mindspore.export`` writes, as one
 of MindSpore's own operators. `unirnn_mindspore.dispatch.route` says which one is used.
@@ -19,8 +19,8 @@ import functools
 from dataclasses import replace
 from typing import Any
 
+from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
-from mindspore import nn, ops
 
 from unirnn import RecurrentSpec, kernels
 from unirnn.devices import short_name
@@ -28,6 +28,7 @@ from unirnn.devices import short_name
 from . import dispatch, pynative
 from .native import NativeDirection
 from .operators import CheckedLengths, CompiledDirection, shared
+from .sequences import run_as_rows
 
 __all__ = ["Stack"]
 
@@ -67,13 +68,14 @@ class Stack(nn.Cell):
         self.kernels = nn.CellList(
             [CompiledDirection(spec, "_reverse" in suffix) for suffix in spec.suffixes() if has_kernels]
         )
+        self.no_resets = Tensor([False])
         self.layers = pynative.layers
         self.checked: Any = CheckedLengths() if device == "cpu" else None
         # Attributes, since automatic mixed precision moves `construct` to another module, without the functions of
         # this one.
         self.runs_compiled, self.checks_lengths = _traced_choices(spec, device, kernel)
 
-    def __call__(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, weights: Any) -> Any:
+    def __call__(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, resets: Any, weights: Any) -> Any:
         """Run the layers in PyNative mode; what MindSpore compiles is `construct`.
 
         Parameters
@@ -84,6 +86,8 @@ class Stack(nn.Cell):
             `(L*D, B, H)`; None is zeros.
         seq_length
             `(B,)`; None is T for every sequence.
+        resets
+            `(T, B)` bool; None is nowhere.
         weights
             In the order of `unirnn.Spec.weight_shapes`.
 
@@ -94,16 +98,18 @@ class Stack(nn.Cell):
         """
         chosen = dispatch.route(self.spec, self.device, self.kernel, short_name(x.dtype), in_graph=False)
         if self.layers is None or chosen == "fused" or chosen == "steps":
-            return super().__call__(x, h_0, c_0, seq_length, weights)
+            if resets is not None and chosen != "compiled" and chosen != "fallback":
+                return run_as_rows(super().__call__, self.spec, x, h_0, c_0, seq_length, resets, weights)
+            return super().__call__(x, h_0, c_0, seq_length, resets, weights)
         noise = None
         if self.dropout and self.training and self.num_layers > 1:
             shape = (self.num_layers - 1, *x.shape[:2], self.hidden_size * self.num_directions)
             noise = ops.dropout(ops.ones(shape, x.dtype), self.dropout, True)
         state = () if h_0 is None else (h_0, c_0) if self.is_lstm else (h_0,)
-        output, *final = self.layers(pynative.Call(self.spec, chosen, seq_length, noise), x, state, weights)
+        output, *final = self.layers(pynative.Call(self.spec, chosen, seq_length, resets, noise), x, state, weights)
         return output, final[0], final[-1]
 
-    def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, weights: Any) -> Any:
+    def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, resets: Any, weights: Any) -> Any:
         """Run the layers; see `__call__`."""
         steps, batch_size = x.shape[0], x.shape[1]
         if h_0 is None:
@@ -114,11 +120,13 @@ class Stack(nn.Cell):
             seq_length = ops.full((batch_size,), steps, dtype=mstype.int64)
         elif self.checks_lengths():
             seq_length = self.checked(seq_length, steps)
+        if resets is None:
+            resets = self.no_resets
         if self.runs_compiled(x.dtype):
-            return self._run(self.kernels, x, h_0, c_0, seq_length, weights)
-        return self._run(self.operators, x, h_0, c_0, seq_length, weights)
+            return self._run(self.kernels, x, h_0, c_0, seq_length, resets, weights)
+        return self._run(self.operators, x, h_0, c_0, seq_length, resets, weights)
 
-    def _run(self, directions: Any, x: Any, h_0: Any, c_0: Any, seq_length: Any, weights: Any) -> Any:
+    def _run(self, directions: Any, x: Any, h_0: Any, c_0: Any, seq_length: Any, resets: Any, weights: Any) -> Any:
         """Run the layers by the directions given."""
         h_n: Any = ()
         c_n: Any = ()
@@ -128,7 +136,7 @@ class Stack(nn.Cell):
                 position = layer * self.num_directions + reverse
                 h = h_0[position]
                 c = c_0[position] if self.is_lstm else h
-                out, h, c = directions[position](x, h, c, seq_length, self._weights(weights, position))
+                out, h, c = directions[position](x, h, c, seq_length, resets, self._weights(weights, position))
                 outputs += (out,)
                 h_n += (h,)
                 c_n += (c,)

@@ -8,8 +8,20 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore import dtype as mstype
 
 from unirnn import RecurrentSpec
+from unirnn.contract import call as _call
 from unirnn.contract.backend import Arrays
-from unirnn.contract.call import bind, check_arrays, check_call, check_lengths, lengths, state_parts
+from unirnn.contract.call import (
+    Sizes,
+    array_names,
+    bind,
+    check_arrays,
+    check_call,
+    check_lengths,
+    check_one_direction,
+    check_resets,
+    check_step,
+    state_parts,
+)
 from unirnn.contract.module import Module
 from unirnn.devices import short_name
 from unirnn.errors import ArgumentError, LimitError, ShapeError
@@ -19,6 +31,24 @@ from .layers import Stack
 from .operators import shared
 
 __all__ = ["Recurrent"]
+
+
+def _on_host(given: Any) -> Any:
+    """Lengths or resets as the core's checks read them."""
+    return given.asnumpy() if isinstance(given, Tensor) else given
+
+
+def _checked(step: Any) -> Any:
+    """Check the arguments of a step in PyNative mode. MindSpore compiles the wrapped function, with its own checks."""
+
+    @functools.wraps(step)
+    def checked(self: "Recurrent", x: Any, state: Any = None) -> tuple[Tensor, Any]:
+        check_step(self.spec, x, state, like=(Tensor, self._dtype()))
+        result: tuple[Tensor, Any] = step(self, x, state)
+        return result
+
+    checked.__doc__ = Module.step.__doc__
+    return checked
 
 
 class Recurrent(nn.Cell):
@@ -79,17 +109,24 @@ class Recurrent(nn.Cell):
             [Parameter(np.asarray(weights[name], kind), name=name) for name in spec.weight_shapes()]
         )
         self.stack = Stack(spec, device, kernel)
-        self._check_names, self._check_types, self._check_arrays = _traced_checks(spec, device, kernel)
+        checks = _traced_checks(spec, device, kernel)
+        self._check_names, self._check_types, self._check_arrays, self._check_arrays_of_step = checks
 
-    def __call__(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
+    def __call__(
+        self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, **aliases: Any
+    ) -> Any:
         # Here the values are known; when MindSpore compiles `construct`, only shapes and dtypes are.
-        input, hx, seq_length = bind(self.spec, input, hx, seq_length, aliases)
-        dtype = None if self.fp16 or self.fp32 else self.weights[0].dtype
-        on_host = seq_length.asnumpy() if isinstance(seq_length, Tensor) else seq_length
-        _, sizes, ns = check_call(self.spec, input, hx, on_host, like=(Tensor, dtype))
+        input, hx, seq_length, resets = bind(self.spec, input, hx, seq_length, resets, aliases)
+        _, sizes, ns = check_call(self.spec, input, hx, _on_host(seq_length), like=(Tensor, self._dtype()))
         if ns is not None:
             seq_length = Tensor(ns if sizes.batch_size is not None else ns[0])
-        return super().__call__(input, tuple(hx) if isinstance(hx, list) else hx, seq_length)
+        if resets is not None:
+            on_host = _on_host(resets)
+            if _call.resets(on_host, sizes, self.batch_first) is None:
+                resets = None
+            elif not isinstance(resets, Tensor):
+                resets = Tensor(np.asarray(on_host))
+        return super().__call__(input, tuple(hx) if isinstance(hx, list) else hx, seq_length, resets)
 
     __call__.__doc__ = Module.__call__.__doc__
 
@@ -99,57 +136,18 @@ class Recurrent(nn.Cell):
             raise LimitError("to_float: given bfloat16, but mindspore has no bfloat16 layers; it has float16, float32")
         return super().add_flags(**flags)
 
-    def construct(self, input: Any = None, hx: Any = None, seq_length: Any = None, **aliases: Any) -> Any:
+    def construct(
+        self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, **aliases: Any
+    ) -> Any:
         """Run the layers, as MindSpore compiles them; see the call."""
         self._check_names(input is not None, hx is not None, tuple(aliases.keys()))
-        if "x" in aliases:
-            input = aliases["x"]
-        if "h_0" in aliases:
-            hx = aliases["h_0"]
-        state: Any = ()
-        if isinstance(hx, (tuple, list)):
-            state = tuple(hx)
-        elif hx is not None:
-            state = (hx,)
-        tensors: Any = (isinstance(input, Tensor),)
-        for part in state:
-            tensors += (isinstance(part, Tensor),)
-        self._check_types(tensors, isinstance(hx, (tuple, list)))
-        shapes: Any = (input.shape,)
-        dtypes: Any = (input.dtype,)
-        for part in state:
-            shapes += (part.shape,)
-            dtypes += (part.dtype,)
-        mixed = self.fp16 or self.fp32
-        dtype = None if mixed else self.weights[0].dtype
-        if isinstance(seq_length, Tensor):
-            empty = self._check_arrays(shapes, dtypes, dtype, None, seq_length.shape, seq_length.dtype)
-        else:
-            empty = self._check_arrays(shapes, dtypes, dtype, seq_length, None, None)
-
-        x = input
-        weights: Any = self.weights
-        if mixed:
-            kind = mstype.float16 if self.fp16 else mstype.float32
-            x = x.astype(kind)
-            cast: Any = ()
-            for part in state:
-                cast += (part.astype(kind),)
-            state = cast
-            weights = ()
-            for weight in self.weights:
-                weights += (weight.astype(kind),)
-        batched = x.ndim == 3
+        x = aliases.get("x", input)
+        state, shapes, dtypes = self._described(x, aliases.get("h_0", hx), False)
+        batched, empty = self._check_arrays(shapes, dtypes, self._dtype(), self._known(seq_length), self._known(resets))
         if not batched:
             x = x.expand_dims(1)
         elif self.batch_first:
             x = x.swapaxes(0, 1)
-        h_0: Any = None
-        c_0: Any = None
-        if hx is not None:
-            h_0, c_0 = state[0], state[-1]
-            if not batched:
-                h_0, c_0 = h_0.expand_dims(1), c_0.expand_dims(1)
         if isinstance(seq_length, Tensor):
             if seq_length.ndim == 0:
                 seq_length = seq_length.expand_dims(0)
@@ -159,67 +157,148 @@ class Recurrent(nn.Cell):
             seq_length = Tensor([seq_length], mstype.int64)
         elif seq_length is not None:
             seq_length = Tensor(seq_length, mstype.int64)
+        if resets is not None:
+            if not isinstance(resets, Tensor):
+                resets = Tensor(resets, mstype.bool_)
+            if not batched:
+                resets = resets.expand_dims(1)
+            elif self.batch_first:
+                resets = resets.swapaxes(0, 1)
 
+        output, h_n = self._run(x, state, seq_length, resets, batched, empty)
+        if not batched:
+            output = output.squeeze(1)
+        elif self.batch_first:
+            output = output.swapaxes(0, 1)
+        return output, h_n
+
+    @_checked
+    def step(self, x: Any, state: Any = None) -> Any:
+        parts, shapes, dtypes = self._described(x, state, True)
+        batched, empty = self._check_arrays_of_step(shapes, dtypes, self._dtype())
+        x = x.expand_dims(0) if batched else x.reshape((1, 1, -1))
+        y, state = self._run(x, parts, None, None, batched, empty)
+        return y.squeeze(0) if batched else y.reshape((-1,)), state
+
+    def _dtype(self) -> Any:
+        """Give the dtype that the input must have; None where `to_float` casts it."""
+        return None if self.fp16 or self.fp32 else self.weights[0].dtype
+
+    def _described(self, x: Any, hx: Any, is_step: bool) -> Any:
+        """Check that x and the state are tensors; give the state's parts, and the shapes and dtypes of all of them."""
+        state: Any = ()
+        in_pair = isinstance(hx, (tuple, list))
+        if in_pair:
+            state = tuple(hx)
+        elif hx is not None:
+            state = (hx,)
+        tensors: Any = ()
+        for array in (x, *state):
+            tensors += (isinstance(array, Tensor),)
+        self._check_types(tensors, in_pair, is_step)
+        shapes: Any = ()
+        dtypes: Any = ()
+        for array in (x, *state):
+            shapes += (array.shape,)
+            dtypes += (array.dtype,)
+        return state, shapes, dtypes
+
+    def _known(self, given: Any) -> Any:
+        """Give what a check can know of lengths or resets: a constant, or the shape and the dtype of a tensor."""
+        return (None, given.shape, given.dtype) if isinstance(given, Tensor) else (given, None, None)
+
+    def _cast(self, arrays: Any, kind: Any) -> Any:
+        cast: Any = ()
+        for array in arrays:
+            cast += (array.astype(kind),)
+        return cast
+
+    def _run(self, x: Any, state: Any, seq_length: Any, resets: Any, batched: bool, empty: bool) -> Any:
+        """Run the layers over `(T, B, I)`; the state is laid out as the caller's."""
+        weights: Any = self.weights
+        if self.fp16 or self.fp32:
+            kind = mstype.float16 if self.fp16 else mstype.float32
+            x = x.astype(kind)
+            state = self._cast(state, kind)
+            weights = self._cast(weights, kind)
+        h_0: Any = None
+        c_0: Any = None
+        if len(state) > 0:
+            h_0, c_0 = state[0], state[-1]
+            if not batched:
+                h_0, c_0 = h_0.expand_dims(1), c_0.expand_dims(1)
         if empty:  # MindSpore's operators fail for arrays without elements
             directions = 2 if self.bidirectional else 1
             output = ops.zeros((x.shape[0], 0, self.hidden_size * directions), x.dtype)
             h_n = ops.zeros((self.num_layers * directions, 0, self.hidden_size), x.dtype)
             c_n = h_n
         else:
-            output, h_n, c_n = self.stack(x, h_0, c_0, seq_length, weights)
+            output, h_n, c_n = self.stack(x, h_0, c_0, seq_length, resets, weights)
         if not batched:
-            output, h_n, c_n = output.squeeze(1), h_n.squeeze(1), c_n.squeeze(1)
-        elif self.batch_first:
-            output = output.swapaxes(0, 1)
-        if self.is_lstm:
-            return output, (h_n, c_n)
-        return output, h_n
+            h_n, c_n = h_n.squeeze(1), c_n.squeeze(1)
+        return output, (h_n, c_n) if self.is_lstm else h_n
 
 
 @functools.cache  # making these takes as long as making the parameters
-def _traced_checks(spec: RecurrentSpec, device: dispatch.DeviceKind, kernel: str) -> tuple[Any, Any, Any]:
-    """Make the core's checks functions that run while MindSpore compiles: of names, types, shapes and dtypes."""
+def _traced_checks(spec: RecurrentSpec, device: dispatch.DeviceKind, kernel: str) -> tuple[Any, ...]:
+    """Make the core's checks functions that run while MindSpore compiles: of names, types, shapes and dtypes.
+
+    The last two tell whether the arrays have an axis B, and whether B is 0.
+    """
 
     def check_names(has_input: bool, has_state: bool, aliases: tuple[str, ...]) -> None:
-        bind(spec, has_input or None, has_state or None, None, dict.fromkeys(aliases, True))
+        bind(spec, has_input or None, has_state or None, None, None, dict.fromkeys(aliases, True))
 
-    def check_tensors(tensors: tuple[bool, ...], in_pair: bool) -> None:
-        for name, is_tensor in zip(("input", *(f"{s}_0" for s in spec.states)), tensors, strict=False):
+    def check_types(tensors: tuple[bool, ...], in_pair: bool, is_step: bool) -> None:
+        if is_step:
+            check_one_direction(spec)
+        for name, is_tensor in zip(array_names(spec, is_step=is_step), tensors, strict=False):
             if not is_tensor:
                 raise ArgumentError(f"{name}: given something else, expected a mindspore.Tensor")
         if tensors[1:]:
             # The message only counts and names what was given, so anything may stand for the values.
-            state_parts(spec, tensors[1:] if in_pair else Tensor(0))
+            state_parts(spec, tensors[1:] if in_pair else Tensor(0), "state" if is_step else "hx")
 
-    def check_shapes(
-        shapes: tuple[tuple[Any, ...], ...],
-        dtypes: tuple[Any, ...],
-        dtype: Any,
-        constant: Any,
-        length_shape: tuple[Any, ...] | None,
-        length_dtype: Any,
-    ) -> bool:
-        if any(None in shape for shape in (*shapes, length_shape or ())):
-            _check_unknown_sizes(spec, device, kernel, shapes[0], short_name(dtypes[0]))
-            return False
-        arrays = tuple((tuple(shape), short_name(kind)) for shape, kind in zip(shapes, dtypes, strict=True))
-        sizes = check_arrays(spec, None if dtype is None else short_name(dtype), arrays[0], arrays[1:] or None)
+    def check_call_arrays(shapes: Any, dtypes: Any, dtype: Any, seq_length: Any, resets: Any) -> tuple[bool, bool]:
+        constant, shape, kind = seq_length
+        begins, resets_shape, resets_kind = resets
+        if any(None in each for each in (*shapes, shape or (), resets_shape or ())):
+            has_resets = begins is not None or resets_shape is not None
+            _check_unknown_sizes(spec, device, kernel, shapes[0], short_name(dtypes[0]), has_resets)
+            return len(shapes[0]) == 3, False
+        sizes = check_sizes(shapes, dtypes, dtype, is_step=False)
         if constant is not None:
-            lengths(constant, sizes)
-        elif length_shape is not None:
-            check_lengths(tuple(length_shape), short_name(length_dtype), sizes)
-        return sizes.batch_size == 0
+            _call.lengths(constant, sizes)
+        elif shape is not None:
+            check_lengths(tuple(shape), short_name(kind), sizes)
+        if begins is not None:
+            _call.resets(begins, sizes, spec.batch_first)
+        elif resets_shape is not None:
+            check_resets(tuple(resets_shape), short_name(resets_kind), sizes, spec.batch_first)
+        return sizes.batch_size is not None, sizes.batch_size == 0
+
+    def check_step_arrays(shapes: Any, dtypes: Any, dtype: Any) -> tuple[bool, bool]:
+        sizes = check_sizes(shapes, dtypes, dtype, is_step=True)
+        return sizes.batch_size is not None, sizes.batch_size == 0
+
+    def check_sizes(shapes: Any, dtypes: Any, dtype: Any, *, is_step: bool) -> Sizes:
+        arrays = tuple((tuple(shape), short_name(kind)) for shape, kind in zip(shapes, dtypes, strict=True))
+        name = None if dtype is None else short_name(dtype)
+        return check_arrays(spec, name, arrays[0], arrays[1:] or None, is_step=is_step)
 
     at_compile_time = ops.constexpr(check=False)
-    return (
-        shared(at_compile_time(check_names)),
-        shared(at_compile_time(check_tensors)),
-        shared(at_compile_time(check_shapes)),
+    return tuple(
+        shared(at_compile_time(check)) for check in (check_names, check_types, check_call_arrays, check_step_arrays)
     )
 
 
 def _check_unknown_sizes(
-    spec: RecurrentSpec, device: dispatch.DeviceKind, kernel: str, shape: tuple[Any, ...], dtype: str
+    spec: RecurrentSpec,
+    device: dispatch.DeviceKind,
+    kernel: str,
+    shape: tuple[Any, ...],
+    dtype: str,
+    has_resets: bool,
 ) -> None:
     """Refuse unknown sizes (None) of an input where the implementation must know them."""
     chosen = dispatch.route(spec, device, kernel, dtype, in_graph=True)
@@ -228,8 +307,8 @@ def _check_unknown_sizes(
             f"input: given shape {tuple(shape)}, whose unknown sizes (None) the CPU's kernels must know when they are "
             "compiled; leave out set_inputs, and each new shape compiles anew"
         )
-    if chosen == "steps" and shape[1 if spec.batch_first and len(shape) == 3 else 0] is None:
+    by_step = f"{spec.kind} is" if chosen == "steps" else "with resets a layer is" if has_resets else None
+    if by_step and shape[1 if spec.batch_first and len(shape) == 3 else 0] is None:
         raise ShapeError(
-            f"input: given shape {tuple(shape)}, expected a known number of time steps: {spec.kind} is exported step "
-            "by step"
+            f"input: given shape {tuple(shape)}, expected a known number of time steps: {by_step} exported step by step"
         )

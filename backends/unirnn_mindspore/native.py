@@ -14,6 +14,10 @@ An operator runs forward over all T steps. `NativeDirection` adds the lengths: i
 anything is computed from it (it may be NaN), reads each sequence from its last valid step for the reverse direction,
 and takes the final state at step n-1, or the initial state where n = 0.
 
+No operator knows of resets. In PyNative mode the sequences between them become more rows of the batch
+(`unirnn_mindspore.sequences`). The sizes in a graph can't depend on values, so there the operator runs once for each
+step, and the state becomes zeros where a sequence begins.
+
 This file is written in the part of Python that MindSpore's graph mode compiles.
 """
 
@@ -63,7 +67,7 @@ class NativeDirection(nn.Cell):
         self.operator = operator(spec, input_size)
         self.backward = backward
 
-    def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, weights: Any) -> Any:
+    def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, resets: Any, weights: Any) -> Any:
         """Give the outputs `(T, B, H)` and the final state, `(B, H)` each."""
         steps, batch_size = x.shape[0], x.shape[1]
         step = ops.arange(steps).reshape((steps, 1))
@@ -78,7 +82,13 @@ class NativeDirection(nn.Cell):
 
         nonempty = (seq_length > 0).reshape((batch_size, 1))
         h, c = ops.where(nonempty, h_0, ops.zeros_like(h_0)), ops.where(nonempty, c_0, ops.zeros_like(c_0))
-        h_steps, c_steps = self.operator(x, h, c, weights, valid)
+        if resets.ndim == 2:
+            begins = ops.where(valid, resets.reshape((steps, batch_size, 1)).astype(x.dtype), 0)
+            if self.backward:  # a sequence is read from its last step, the one before a reset
+                begins = _reorder(ops.concat((begins[1:], ops.zeros_like(begins[:1])), 0), reversal)
+            h_steps, c_steps = self._step_by_step(x, h, c, weights, valid, begins > 0)
+        else:
+            h_steps, c_steps = self.operator(x, h, c, weights, valid)
 
         last = ops.maximum(seq_length - 1, 0) * batch_size + row
         h_n = ops.where(nonempty, ops.gather(_rows(h_steps), last, 0), h_0)
@@ -87,6 +97,18 @@ class NativeDirection(nn.Cell):
         if self.backward:
             outputs = _reorder(outputs, reversal)
         return outputs, h_n, c_n
+
+    def _step_by_step(self, x: Any, h: Any, c: Any, weights: Any, valid: Any, begins: Any) -> Any:
+        """Give h and c after each step, `(T, B, H)` each, where the state is zeros before a step that ``begins``."""
+        h_steps: Any = ()
+        c_steps: Any = ()
+        for t in range(x.shape[0]):
+            h, c = ops.where(begins[t], ops.zeros_like(h), h), ops.where(begins[t], ops.zeros_like(c), c)
+            h_step, c_step = self.operator(x[t : t + 1], h, c, weights, valid[t : t + 1])
+            h, c = h_step[0], c_step[0]
+            h_steps += (h,)
+            c_steps += (c,)
+        return ops.stack(h_steps), ops.stack(c_steps)
 
 
 def _rows(x: Any) -> Any:

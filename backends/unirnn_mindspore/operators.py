@@ -36,10 +36,10 @@ class CompiledDirection(nn.Cell):
         self.kernel = Kernel(spec, reverse)
         self.is_lstm = spec.kind == "LSTM"
 
-    def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, weights: Any) -> Any:
+    def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, resets: Any, weights: Any) -> Any:
         """Give the outputs `(T, B, H)` and the final state, `(B, H)` each."""
         w_ih, w_hh, b_ih, b_hh = weights
-        results = self.kernel(x, h_0, c_0, seq_length, w_ih, w_hh, b_ih, b_hh)
+        results = self.kernel(x, h_0, c_0, seq_length, resets, w_ih, w_hh, b_ih, b_hh)
         return results[0], results[1], results[2] if self.is_lstm else results[1]
 
 
@@ -55,7 +55,18 @@ class Kernel(nn.Cell):
         super().__init__()
         self.run, self.run_back = operators(spec, reverse)
 
-    def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
+    def construct(
+        self,
+        x: Any,
+        h_0: Any,
+        c_0: Any,
+        seq_length: Any,
+        resets: Any,
+        w_ih: Any,
+        w_hh: Any,
+        b_ih: Any,
+        b_hh: Any,
+    ) -> Any:
         """Give the outputs, h_n, and c_n if it is an LSTM."""
         wide = mstype.float64 if x.dtype == mstype.float64 else mstype.float32
         results = self.run(
@@ -63,6 +74,7 @@ class Kernel(nn.Cell):
             h_0.astype(wide),
             c_0.astype(wide),
             seq_length,
+            resets,
             w_ih.astype(wide),
             w_hh.astype(wide),
             b_ih.astype(wide),
@@ -79,6 +91,7 @@ class Kernel(nn.Cell):
         h_0: Any,
         c_0: Any,
         seq_length: Any,
+        resets: Any,
         w_ih: Any,
         w_hh: Any,
         b_ih: Any,
@@ -91,7 +104,7 @@ class Kernel(nn.Cell):
         inputs: Any = ()
         for part in (x, h_0, c_0):
             inputs += (part.astype(wide),)
-        inputs += (seq_length,)
+        inputs += (seq_length, resets)
         for part in (w_ih, w_hh, b_ih, b_hh):
             inputs += (part.astype(wide),)
         for part in dout:
@@ -99,7 +112,8 @@ class Kernel(nn.Cell):
         found: Any = ()
         for gradient in self.run_back(*inputs):
             found += (gradient.astype(x.dtype),)
-        return found[0], found[1], found[2], ops.zeros_like(seq_length), found[3], found[4], found[5], found[6]
+        without = (ops.zeros_like(seq_length), ops.zeros_like(resets))  # what has no gradient
+        return (*found[:3], *without, *found[3:])
 
 
 @functools.cache
@@ -116,7 +130,7 @@ def operators(spec: RecurrentSpec, reverse: bool) -> tuple[Any, Any]:
     def output_dtypes(x: Any, *rest: Any) -> Any:
         return (x,) * (1 + parts)
 
-    def like_inputs(x: Any, h_0: Any, c_0: Any, seq_length: Any, *rest: Any) -> Any:
+    def like_inputs(x: Any, h_0: Any, c_0: Any, seq_length: Any, resets: Any, *rest: Any) -> Any:
         """Give the shapes, or dtypes, of the gradients: those of x, the state and the weights."""
         return x, h_0, c_0, *rest[:4]
 

@@ -33,6 +33,8 @@ class Call:
         The kernel that runs them.
     seq_length
         `(B,)`; None if every step is valid.
+    resets
+        `(T, B)` bool; None if no sequence begins anew.
     noise
         `(L-1, T, B, D*H)`: what the output of every layer but the last is multiplied with; None without dropout.
     """
@@ -40,6 +42,7 @@ class Call:
     spec: RecurrentSpec
     kernel: KernelName
     seq_length: Tensor | None
+    resets: Tensor | None
     noise: Tensor | None
 
 
@@ -52,10 +55,11 @@ def _run(call: Call, x: Any, rest: tuple[Any, ...], *, keep: bool) -> tuple[Any,
     if keep:  # an assignment to a parameter from here on must not change the gradient
         weights = {name: array.copy() for name, array in weights.items()}
     ns = None if call.seq_length is None else lengths(call.seq_length.asnumpy(), Sizes(*input.shape[:2]))
+    begins = None if call.resets is None else call.resets.asnumpy()
     noise = None if call.noise is None else call.noise.asnumpy()
     with _quiet():
         output, final, pullback = kernels.recurrent(
-            spec, weights, input, hx, ns, noise=noise, keep=keep, kernel=call.kernel
+            spec, weights, input, hx, ns, begins, noise=noise, keep=keep, kernel=call.kernel
         )
     return (output, *final), pullback, ("input", *(f"{name}_0" for name in spec.states[:given]), *weights)
 

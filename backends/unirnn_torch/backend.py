@@ -139,6 +139,9 @@ class TorchBackend(Backend):
     def detach(self, array: Any) -> Any | None:
         return array.detach() if isinstance(array, torch.Tensor) else None
 
+    def like(self, array: Array, other: Any) -> Any | None:
+        return torch.as_tensor(array, device=other.device) if isinstance(other, torch.Tensor) else None
+
     def gradients(self, module: Any, arguments: Mapping[str, Any], cotangents: Sequence[Array]) -> dict[str, Array]:
         tensors = {
             name: self.from_numpy(array, module).requires_grad_(array.dtype.kind == "f")

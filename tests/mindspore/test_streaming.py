@@ -94,3 +94,25 @@ def test_a_loop_over_chunks_fails_without_detaching(spec: RecurrentSpec) -> None
     (_, state), _ = step(chunk(0), state, LENGTHS[0])
     with pytest.raises(RuntimeError, match="Try to backward the graph twice"):
         step(chunk(1), state, LENGTHS[1])
+
+
+def test_what_a_loop_over_steps_does_with_states(spec: RecurrentSpec) -> None:
+    """In a graph as in PyNative mode, with gradients, and a NaN that is not chosen has no influence."""
+    rng = np.random.default_rng(0)
+    h, c = (Tensor(rng.standard_normal((spec.num_layers, 3, 4)).astype(np.float32)) for _ in range(2))
+    is_lstm = spec.kind == "LSTM"
+    index, mask = Tensor([2, 0, 0]), Tensor([True, False, True])
+    bad = Tensor(np.array([0, np.nan, 0], np.float32)[:, None])
+
+    def run(h: Tensor, c: Tensor, index: Tensor, mask: Tensor) -> Tensor:
+        state = (h, c) if is_lstm else h
+        beams = unirnn.state.select(unirnn.state.repeat(state, 2), index)
+        other = (h + bad, c + bad) if is_lstm else h + bad
+        chosen = unirnn.state.where(mask, other, beams)
+        return ops.square(chosen[0] + 2 * chosen[1] if is_lstm else chosen).sum()
+
+    for function in (run, ms.grad(run, (0, 1))):
+        actual, expected = (made(h, c, index, mask) for made in (ms.jit(function), function))
+        for a, b in zip(*(parts(result) for result in (actual, expected)), strict=True):
+            assert np.isfinite(b.asnumpy()).all()
+            np.testing.assert_allclose(a.asnumpy(), b.asnumpy(), rtol=1e-6)

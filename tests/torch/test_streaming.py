@@ -8,6 +8,7 @@ from torch import Tensor
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
+from unirnn.contract.call import join_state, state_parts
 
 SPECS: list[RecurrentSpec] = [
     RNNSpec(3, 4, 2, nonlinearity="relu"),
@@ -77,3 +78,26 @@ def test_a_compiled_function_uses_torchs_detach(spec: RecurrentSpec) -> None:
     assert first.grad is None
     assert second.grad is not None
     assert second.grad.abs().max() > 0
+
+
+def test_what_a_loop_over_steps_does_with_states(spec: RecurrentSpec) -> None:
+    """In a compiled function as in eager mode, with gradients, and a NaN that is not chosen has no influence."""
+
+    def run(state: Any, index: Tensor, mask: Tensor) -> Any:
+        beams = unirnn.state.select(unirnn.state.repeat(state, 2), index)
+        bad = torch.where(mask, 0.0, torch.nan)[:, None]
+        other = tuple(part + bad for part in state) if isinstance(state, tuple) else state + bad
+        return unirnn.state.where(mask, other, beams)
+
+    def results(function: Any) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        leaves = [torch.randn(s, generator=generator, requires_grad=True) for s in spec.state_shapes(3).values()]
+        state = function(join_state(leaves), torch.tensor([2, 0, 0]), torch.tensor([True, False, True]))
+        total = sum(part.square().sum() for part in state_parts(spec, state) or ())
+        return [*(state_parts(spec, state) or ()), *torch.autograd.grad(total, leaves)]
+
+    torch.compiler.reset()
+    compiled: Any = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for actual, expected in zip(results(compiled), results(run), strict=True):
+        assert expected.isfinite().all()
+        torch.testing.assert_close(actual, expected)

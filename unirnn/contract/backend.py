@@ -107,7 +107,7 @@ class Backend(ABC):
         """The floating arrays of a checkpoint of the framework, by name; nothing in the file is executed."""
         raise LimitError(f"{self.name} has no checkpoints that unirnn reads")
 
-    # A backend whose framework has arrays of its own overrides these three.
+    # A backend whose framework has arrays of its own overrides these four.
 
     def from_numpy(self, array: Array, module: Any) -> Any:
         """An array as the module takes it: of its framework, on its device, of the array's own dtype.
@@ -123,6 +123,12 @@ class Backend(ABC):
     def detach(self, array: Any) -> Any | None:
         """An array of its framework cut off from what computed it; None if it is of another framework."""
         return array if isinstance(array, np.ndarray) else None
+
+    def like(self, array: Array, other: Any) -> Any | None:
+        """A NumPy array as an array of its framework, on the device of another array; None if that is of another
+        framework.
+        """
+        return array if isinstance(other, np.ndarray) else None
 
     def gradients(self, module: Any, arguments: Mapping[str, Any], cotangents: Sequence[Array]) -> dict[str, Array]:
         """Gradients of ``sum((result * cotangent).sum() for ...)`` over the results of ``module(**arguments)``.

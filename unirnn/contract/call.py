@@ -39,11 +39,14 @@ __all__ = [
     "Call",
     "Layout",
     "Sizes",
+    "array_names",
     "bind",
     "check_arrays",
     "check_call",
     "check_lengths",
+    "check_one_direction",
     "check_resets",
+    "check_step",
     "join_state",
     "lengths",
     "prepare",
@@ -215,14 +218,32 @@ def prepare_step(spec: RecurrentSpec, x: Any, state: Any, *, like: tuple[type[An
     ShapeError, DTypeError
         If an array has the wrong shape or dtype.
     """
+    parts, sizes = check_step(spec, x, state, like=like)
+    return _lay_out(Layout(sizes.batch_size is not None, False, is_step=True), x, parts, None, None, sizes)
+
+
+def check_step(
+    spec: RecurrentSpec, x: Any, state: Any, *, like: tuple[type[Any], Any]
+) -> tuple[tuple[Any, ...] | None, Sizes]:
+    """Check the arguments of one step: the state's parts, and the sizes; see `prepare_step`."""
+    check_one_direction(spec)
+    parts = state_parts(spec, state, "state")
+    return parts, _check(spec, *like, x, parts, is_step=True)
+
+
+def check_one_direction(spec: RecurrentSpec) -> None:
+    """Refuse a step of layers in two directions.
+
+    Raises
+    ------
+    ArgumentError
+        If the layers have two directions.
+    """
     if spec.bidirectional:
         raise ArgumentError(
             "step: given layers in two directions, expected one; the reverse direction begins at the end of a "
             "sequence, so call the module on the whole sequence"
         )
-    parts = state_parts(spec, state, "state")
-    sizes = _check(spec, *like, x, parts, is_step=True)
-    return _lay_out(Layout(sizes.batch_size is not None, False, is_step=True), x, parts, None, None, sizes)
 
 
 def _lay_out(
@@ -316,13 +337,13 @@ def _check(
     found: list[tuple[tuple[int, ...], Any]] = []
     for array in (input, *(state or ())):
         if not isinstance(array, array_type):
-            name = _names(spec, is_step=is_step)[len(found)]
+            name = array_names(spec, is_step=is_step)[len(found)]
             raise ArgumentError(f"{name}: given {_type_name(type(array))}, expected a {_type_name(array_type)}")
         found.append((tuple(array.shape), array.dtype))
     return check_arrays(spec, dtype, found[0], found[1:], is_step=is_step)
 
 
-def _names(spec: RecurrentSpec, *, is_step: bool) -> tuple[str, ...]:
+def array_names(spec: RecurrentSpec, *, is_step: bool) -> tuple[str, ...]:
     """What the arrays of a call are called: the input, and each part of the state."""
     if not is_step:
         return "input", *(f"{part}_0" for part in spec.states)
@@ -388,7 +409,7 @@ def check_arrays(
             f"{argument}: given dtype {name}, expected {_wanted(dtype)}, the module's own; cast the input{advice}"
         )
     if hx:
-        names, shapes = _names(spec, is_step=is_step)[1:], spec.state_shapes(batch_size).values()
+        names, shapes = array_names(spec, is_step=is_step)[1:], spec.state_shapes(batch_size).values()
         for name, expected, (state_shape, state_dtype) in zip(names, shapes, hx, strict=False):
             if state_shape != expected:
                 raise ShapeError(
