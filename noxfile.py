@@ -69,6 +69,7 @@ TOGETHER = [
     "test_registry.py",
     "test_onnx_exported_by_torch.py",
 ]
+EXAMPLES = ["recurrent_policy/train.py", "streaming/characters.py", "letters_to_sounds/letters_to_sounds.py"]
 # Other ways of building the library. Where zig is new, it is downloaded and builds its own libraries first.
 BUILDS = ["no_compiler", "clang", "sanitizers"]
 # without the checks for null, which AddressSanitizer makes too and which double the time to compile
@@ -84,7 +85,7 @@ def newest(backend: str) -> str:
 
 
 COLUMNS = [f"tests({backend}-{newest(backend)})" for backend in PYTHONS]
-nox.options.sessions = ["lint", "typing", *COLUMNS, "models", "roundtrip", "docs", "build", *BUILDS]
+nox.options.sessions = ["lint", "typing", *COLUMNS, "models", "roundtrip", "examples", "docs", "build", *BUILDS]
 
 
 def install(session: nox.Session, *groups: str, extras: str = "") -> None:
@@ -215,6 +216,16 @@ def demo(session: nox.Session) -> None:
     python = together(session, "demo")
     session.run(python, "examples/japanese_vowels/demo.py", *session.posargs, external=True)
     session.run(python, "examples/japanese_vowels/same_run.py", external=True)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """The programs that use single steps and resets; each ends with an error if it does not do what it is to show."""
+    python = together(session, "demo")
+    data = ["--no-deps", *nox.project.dependency_groups(PROJECT, "data")]
+    session.run(python, "-m", "pip", "install", "--quiet", "-c", "constraints.txt", *data, external=True)
+    for name in EXAMPLES:
+        session.run(python, f"examples/{name}", external=True)
 
 
 @nox.session

@@ -136,6 +136,13 @@ def _compiled() -> Iterator[Bar]:
     for backend, limit in (("numpy", 20), ("torch", 40)):
         where = {**one, "backend": backend, "cell": "GRU", "size": "step"}
         yield Bar("streaming, one step", limit, "microseconds", where)
+    policy = {"threads": 1, "cell": ("GRU", "LSTM"), "size": "policy", "lengths": "resets", **BACKWARD}
+    yield Bar("resets, and a loop over single steps", 0.1, "usual", {**_rows(backend="torch"), **policy})
+    yield Bar("resets, and the same call without", 1.0, "dense", {**_rows(backend=("numpy", "torch")), **policy})
+    yield Bar("resets, and the same call without", 1.0, "dense", {**_rows(backend="mindspore"), **policy})
+    for backend, size, limit in (("torch", "step", 0.9), ("torch", "step64", 0.8), ("mindspore", "step", 0.5)):
+        where = _rows(backend=backend, threads=1, cell="LSTM", size=size)
+        yield Bar("a step, and the framework's own cell", limit, "usual", where)
     yield Bar("first call", 5, "difference", {"part": "first call"})
 
 

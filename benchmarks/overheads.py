@@ -236,7 +236,7 @@ def gru_step(framework: str, steps: int, seq_length: NDArray[np.int64]) -> Calla
     spec = GRUSpec(*SIZES["M"][2:])
     rng = np.random.default_rng(0)
     input, d_output = rng.standard_normal((2, steps, len(seq_length), spec.hidden_size), np.float32)
-    work = Work(spec, input, None, seq_length, d_output, "eager", 1, slow=False)
+    work = Work(spec, input, None, seq_length, None, d_output, "eager", 1, slow=False)
     return baselines.load(registry.load(framework)).calls(work)["ours"]
 
 

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from subjects import close
 from unirnn_bench import baselines, plotting, processes, timing
 from unirnn_bench.baselines._floor import floor
 from unirnn_bench.jobs import Grid, Job, plan
-from unirnn_bench.work import LENGTHS, SIZES, Layer, Work
+from unirnn_bench.work import LENGTHS, SIZES, STEPS, Layer, Work
 from unirnn_numpy import NumpyBackend
 
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, registry
@@ -40,6 +41,7 @@ CASES = [
 ROOT = Path(__file__).resolve().parent.parent
 BARS, DOCS = ROOT / "benchmarks" / "bars.py", ROOT / "docs"
 SEQ_LENGTHS = [None, [3, 1, 5]]
+RESETS = np.array([[0, 1, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]], bool)
 SPECS: list[RecurrentSpec] = [
     RNNSpec(3, 4),
     GRUSpec(3, 4),
@@ -51,7 +53,14 @@ SPECS: list[RecurrentSpec] = [
 Run = Callable[..., "Result"]
 
 
-def small_work(spec: RecurrentSpec, seq_length: list[int] | None, *, backward: bool, mode: str = "eager") -> Work:
+def small_work(
+    spec: RecurrentSpec,
+    seq_length: list[int] | None,
+    *,
+    backward: bool,
+    mode: str = "eager",
+    resets: NDArray[np.bool_] | None = None,
+) -> Work:
     rng = np.random.default_rng(0)
     d_output = rng.standard_normal((5, 3, spec.num_directions * 4)).astype(np.float32)
     return Work(
@@ -59,6 +68,7 @@ def small_work(spec: RecurrentSpec, seq_length: list[int] | None, *, backward: b
         rng.standard_normal((5, 3, 3)).astype(np.float32),
         None,
         None if seq_length is None else np.array(seq_length),
+        resets,
         d_output if backward else None,
         mode,
         1,
@@ -97,13 +107,24 @@ def test_baselines_compute_the_same_as_ours(
             close(array, expected, 1e-5, f"{one} and {other}")
 
 
+@pytest.mark.parametrize("spec", SPECS[:3], ids=repr)
+@pytest.mark.parametrize(("name", "backward"), [("numpy", False), ("numpy", True), ("torch", False), ("torch", True)])
+def test_baselines_of_resets_compute_the_same_as_ours(name: str, backward: bool, spec: RecurrentSpec) -> None:
+    calls = baselines.load(registry.load(name)).calls(small_work(spec, None, backward=backward, resets=RESETS))
+    for array, expected in zip(arrays(calls["ours"]()), arrays(calls["usual"]()), strict=True):
+        close(array, expected, 1e-5)
+
+
+@pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
 @pytest.mark.parametrize("name", INSTALLED)
-def test_streaming_begins_with_a_given_state(name: str) -> None:
-    work = Work.draw(Layer("LSTM", "step", 1, False, "dense", False), "eager", 1, False)
+def test_a_step_and_what_it_is_compared_with(name: str, cell: str) -> None:
+    work = Work.draw(Layer(cell, "step", 1, False, "dense", False), "eager", 1, False)
     assert work.hx is not None
     calls = baselines.load(registry.load(name)).calls(work)
-    ours, other = (arrays(calls[call]())[0] for call in ("ours", "native", "usual") if call in calls)
-    close(ours, other, 1e-5, name)
+    ours, *others = (arrays(calls[call]())[0] for call in ("ours", "native", "usual") if call in calls)
+    assert others
+    for other in others:
+        close(ours, other.reshape(ours.shape), 1e-5, name)
 
 
 class ThirdPartyBackend(NumpyBackend):
@@ -292,8 +313,8 @@ def test_the_whole_grid_has_every_size_and_kind_of_lengths(run: Run, monkeypatch
         (2, False),
         (2, True),
     }
-    sizes = len(SIZES) - 1
-    assert len(layers) == len(set(layers)) == 3 * (sizes * 2 * 2 * len(LENGTHS) * 2 + 1)
+    sizes = len(SIZES) - len(STEPS)
+    assert len(layers) == len(set(layers)) == 3 * (sizes * 2 * 2 * len(LENGTHS) * 2 + len(STEPS))
 
 
 def test_failures_are_reported_and_the_other_rows_are_kept(
@@ -364,8 +385,8 @@ def test_without_matplotlib_a_plot_is_refused_before_measuring(run: Run, monkeyp
     ("arguments", "message"),
     [
         (["--backend", "nope"], "backend: given 'nope', expected one of "),
-        (["--size", "XL"], "size: given 'XL', expected one of S, M, L, wide, long, step"),
-        (["--lengths", "long"], "lengths: given 'long', expected one of dense, full, uniform, short"),
+        (["--size", "XL"], "size: given 'XL', expected one of S, M, L, wide, long, policy, step, step64"),
+        (["--lengths", "long"], "lengths: given 'long', expected one of dense, full, uniform, short, resets"),
         (["--threads", "0"], "threads: given 0, expected at least 1"),
         (["--mode", "warp"], "mode: given 'warp', expected one of eager"),
         (["--layers", "0"], "num_layers: given 0, expected at least 1"),

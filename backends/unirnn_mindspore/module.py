@@ -33,24 +33,6 @@ from .operators import shared
 __all__ = ["Recurrent"]
 
 
-def _on_host(given: Any) -> Any:
-    """Lengths or resets as the core's checks read them."""
-    return given.asnumpy() if isinstance(given, Tensor) else given
-
-
-def _checked(step: Any) -> Any:
-    """Check the arguments of a step in PyNative mode. MindSpore compiles the wrapped function, with its own checks."""
-
-    @functools.wraps(step)
-    def checked(self: "Recurrent", x: Any, state: Any = None) -> tuple[Tensor, Any]:
-        check_step(self.spec, x, state, like=(Tensor, self._dtype()))
-        result: tuple[Tensor, Any] = step(self, x, state)
-        return result
-
-    checked.__doc__ = Module.step.__doc__
-    return checked
-
-
 class Recurrent(nn.Cell):
     """A stack of recurrent layers, whose parameters have the names of those of ``mindspore.nn.RNN``, ``GRU``, ``LSTM``.
 
@@ -117,11 +99,11 @@ class Recurrent(nn.Cell):
     ) -> Any:
         # Here the values are known; when MindSpore compiles `construct`, only shapes and dtypes are.
         input, hx, seq_length, resets = bind(self.spec, input, hx, seq_length, resets, aliases)
-        _, sizes, ns = check_call(self.spec, input, hx, _on_host(seq_length), like=(Tensor, self._dtype()))
+        _, sizes, ns = check_call(self.spec, input, hx, self._on_host(seq_length), like=(Tensor, self._dtype()))
         if ns is not None:
             seq_length = Tensor(ns if sizes.batch_size is not None else ns[0])
         if resets is not None:
-            on_host = _on_host(resets)
+            on_host = self._on_host(resets)
             if _call.resets(on_host, sizes, self.batch_first) is None:
                 resets = None
             elif not isinstance(resets, Tensor):
@@ -129,6 +111,11 @@ class Recurrent(nn.Cell):
         return super().__call__(input, tuple(hx) if isinstance(hx, list) else hx, seq_length, resets)
 
     __call__.__doc__ = Module.__call__.__doc__
+
+    @staticmethod
+    def _on_host(given: Any) -> Any:
+        """Give lengths or resets as the core's checks read them."""
+        return given.asnumpy() if isinstance(given, Tensor) else given
 
     def add_flags(self, **flags: Any) -> Any:
         """Set attributes, as MindSpore's `to_float` does for mixed precision."""
@@ -172,7 +159,6 @@ class Recurrent(nn.Cell):
             output = output.swapaxes(0, 1)
         return output, h_n
 
-    @_checked
     def step(self, x: Any, state: Any = None) -> Any:
         parts, shapes, dtypes = self._described(x, state, True)
         batched, empty = self._check_arrays_of_step(shapes, dtypes, self._dtype())
@@ -237,6 +223,23 @@ class Recurrent(nn.Cell):
         if not batched:
             h_n, c_n = h_n.squeeze(1), c_n.squeeze(1)
         return output, (h_n, c_n) if self.is_lstm else h_n
+
+
+def _checked(step: Any) -> Any:
+    """Check the arguments of a step in PyNative mode. MindSpore compiles the wrapped function, with its own checks."""
+
+    @functools.wraps(step)
+    def checked(self: "Recurrent", x: Any, state: Any = None) -> tuple[Tensor, Any]:
+        check_step(self.spec, x, state, like=(Tensor, self._dtype()))
+        result: tuple[Tensor, Any] = step(self, x, state)
+        return result
+
+    checked.__doc__ = Module.step.__doc__
+    return checked
+
+
+# Not as a decorator: automatic mixed precision copies the class to another module, without the functions of this one.
+Recurrent.step = _checked(Recurrent.step)  # type: ignore[method-assign]
 
 
 @functools.cache  # making these takes as long as making the parameters

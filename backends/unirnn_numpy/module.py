@@ -153,9 +153,7 @@ class NumpyModule(Module):
         if named == "compiled":
             kernels.check_compiled()  # the module may have been built, and pickled, elsewhere
         x, state, ns, begins = call.input, call.state, call.lengths, call.resets
-        return kernels.recurrent(
-            self.spec, self.weights, x, state, ns, begins, noise=noise, keep=keep, kernel=named
-        )
+        return kernels.recurrent(self.spec, self.weights, x, state, ns, begins, noise=noise, keep=keep, kernel=named)
 
     def _noise(self, call: Call) -> Array | None:
         """`(L-1, T, B, D*H)`: what dropout multiplies the outputs of all layers but the last with; None for nothing."""

@@ -102,7 +102,8 @@ def run(
         output, *final = native.NATIVE[stack.mode](x, join_state(state), *stack.native_arguments(), False)
         return output, tuple(final)
     if route is Route.VALID_STEPS:
-        assert not isinstance(lengths, Tensor) and not isinstance(resets, Tensor)  # the route is taken on the host only
+        assert not isinstance(lengths, Tensor)
+        assert not isinstance(resets, Tensor)
         return _valid_steps(stack, x, state, lengths, resets)
     ns, begins = (None if t is None else t.to(x.device, non_blocking=True) for t in (_tensor(lengths), _tensor(resets)))
     if route.by_operators:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from unirnn import LSTMSpec, RecurrentSpec, RNNSpec
-from unirnn.contract.backend import Arrays
 from unirnn.contract import call as _call
+from unirnn.contract.backend import Arrays
 from unirnn.contract.call import (
     Call,
     Sizes,

@@ -1,4 +1,4 @@
-"""torch's own computation, by cuDNN and oneDNN: of one layer in one direction over dense steps, or over valid ones only.
+"""torch's own computation, by cuDNN and oneDNN: over dense steps, or over the valid ones only.
 
 The packed form of torch takes the valid steps only, of sequences that are sorted by length. So it takes the sequences
 between resets as well, which are sequences of their own.
@@ -101,7 +101,7 @@ def over_valid_steps(
     found
         The sequences of the batch. There must be a valid step.
     directions
-        For each layer and direction, 0 if it runs forward, 1 in the reverse direction. If it is ``[1]``, ``run`` is given
+        For each layer and direction, 0 if it runs forward, 1 in the reverse direction. For ``[1]``, ``run`` is given
         the steps in the opposite order, and runs forward.
 
     Returns
@@ -156,9 +156,7 @@ def _rows(array: Tensor) -> Tensor:
 def direction_with_resets(spec: RecurrentSpec, call: Call) -> tuple[Tensor, ...]:
     """Run one layer in one direction, some of whose sequences begin anew: ``(output, *final_state)``."""
     x, resets = call.x, call.resets
-    found = sequences(
-        x.shape[0], x.shape[1], call.checked_lengths(), None if resets is None else resets.cpu().numpy()
-    )
+    found = sequences(x.shape[0], x.shape[1], call.checked_lengths(), None if resets is None else resets.cpu().numpy())
     if not found.lengths.any():
         return x.new_zeros((*x.shape[:2], spec.hidden_size)), *call.state
     flat = [w for w in call.weights if w is not None]

@@ -247,7 +247,7 @@ def _define_backward(cell: str) -> Any:
 
 
 def _save(ctx: Any, options: tuple[str, bool, str], tensors: Sequence[Tensor | None]) -> None:
-    """Keep what `_differentiate` needs: ``(cell, reverse, kernel)``, and ``(x, lengths, resets, *state, *weights, kept)``."""
+    """Keep what `_differentiate` needs: ``(cell, reverse, kernel)``, and the call's tensors followed by ``kept``."""
     ctx.save_for_backward(*tensors)
     ctx.options = options
     ctx.set_materialize_grads(False)  # zeros for what is kept would cost as much as the backward pass

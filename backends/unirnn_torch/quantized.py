@@ -88,7 +88,7 @@ class DynamicQuantized(torch.nn.Module):
 
     step.__doc__ = Module.step.__doc__
 
-    def _run(self, call: Call) -> Any:
+    def _run(self, call: Call) -> tuple[Tensor, Any]:
         spec, x = self.spec, call.input
         steps, batch_size, _ = x.shape
         state = call.state or tuple(x.new_zeros(shape) for shape in spec.state_shapes(batch_size).values())

@@ -11,7 +11,7 @@ from unirnn.errors import ArgumentError, UnirnnError
 from unirnn.specs import RecurrentSpec
 
 from . import baselines
-from .work import LENGTHS, SIZES, Layer
+from .work import LENGTHS, SIZES, STEPS, Layer
 
 __all__ = ["WHOLE", "Grid", "Job", "Plan", "plan"]
 
@@ -20,7 +20,7 @@ __all__ = ["WHOLE", "Grid", "Job", "Plan", "plan"]
 class Grid:
     """What is measured on each backend: every combination of these options, forward and with backward.
 
-    The size ``step`` is an exception: it is dense, has one layer in one direction, and is measured forward only.
+    The sizes of one step are an exception: dense, one layer in one direction, and measured forward only.
 
     Raises
     ------
@@ -66,7 +66,7 @@ class Grid:
             self.cells, self.sizes, self.num_layers, self.bidirectional, self.lengths, (False, True)
         ):
             layer = Layer(cell, size, number, both, lengths, backward)
-            if size == "step":
+            if size in STEPS:
                 layer = Layer(cell, size, 1, False, "dense", False)
             _ = layer.spec  # raises here what the layer's process would raise later
             layers[layer] = None

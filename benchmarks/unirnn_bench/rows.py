@@ -51,7 +51,7 @@ def measure_row(
     """
     work = Work.draw(layer, mode, threads, slow)
     calls = dict(baselines.load(backend).calls(work))
-    dense = replace(work, seq_length=None, mode="eager")
+    dense = replace(work, seq_length=None, resets=None, mode="eager")
     for name in REFERENCES:
         if name != backend.name and _can_compare(name, layer, mode):
             calls[name] = baselines.load(registry.load(name)).calls(dense)["native"]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from unirnn.specs import RecurrentSpec
 
-__all__ = ["LENGTHS", "SIZES", "Layer", "Size", "Work"]
+__all__ = ["LENGTHS", "SIZES", "STEPS", "Layer", "Size", "Work"]
 
 Array = NDArray[Any]
 
@@ -30,12 +30,18 @@ SIZES: Mapping[str, Size] = {
     "L": Size(200, 64, 256, 256),
     "wide": Size(50, 8, 512, 512),
     "long": Size(1000, 1, 32, 32),
+    "policy": Size(128, 16, 128, 256),
     "step": Size(1, 1, 128, 128),
+    "step64": Size(1, 64, 128, 128),
 }
-"""The sizes by name. ``step`` is streaming: one time step in each call, from a given state."""
+"""The sizes by name; ``policy`` is that of a recurrent policy in reinforcement learning."""
 
-LENGTHS = ("dense", "full", "uniform", "short")
-"""The kinds of lengths: none given; all T; uniform in 1..T; a tenth of them T and the others at most T/10."""
+STEPS = ("step", "step64")
+"""The sizes of one time step: a call of the method ``step``, from a given state."""
+
+LENGTHS = ("dense", "full", "uniform", "short", "resets")
+"""The kinds of lengths: none given; all T; uniform in 1..T; a tenth of them T and the others at most T/10; none given,
+but a new sequence begins at 2 % of the steps."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +95,11 @@ class Work:
     input
         `(T, B, I)`.
     hx
-        The parts of the initial state, `(L*D, B, H)` each, as streaming gives them; None means zeros.
+        The parts of the initial state, `(L*D, B, H)` each, with which a step is made; None means zeros, and a call.
     seq_length
         `(B,)`, or None for dense input.
+    resets
+        `(T, B)` bool, or None.
     d_output
         `(T, B, D*H)`, the gradient of the output, for rows with a backward pass. None means inference.
     mode
@@ -106,6 +114,7 @@ class Work:
     input: Array
     hx: tuple[Array, ...] | None
     seq_length: NDArray[np.int64] | None
+    resets: NDArray[np.bool_] | None
     d_output: Array | None
     mode: str
     threads: int
@@ -122,13 +131,14 @@ class Work:
             return rng.standard_normal(shape, np.float32)
 
         hx = None
-        if layer.size == "step":
+        if layer.size in STEPS:
             hx = tuple(normal(*shape) for shape in spec.state_shapes(batch_size).values())
         return cls(
             spec,
             normal(steps, batch_size, input_size),
             hx,
             _draw_lengths(layer.lengths, steps, batch_size, rng),
+            rng.random((steps, batch_size)) < 0.02 if layer.lengths == "resets" else None,
             normal(steps, batch_size, spec.num_directions * spec.hidden_size) if layer.backward else None,
             mode,
             threads,
@@ -169,7 +179,7 @@ class Work:
 
 
 def _draw_lengths(kind: str, steps: int, batch_size: int, rng: np.random.Generator) -> NDArray[np.int64] | None:
-    if kind == "dense":
+    if kind in ("dense", "resets"):
         return None
     if kind == "full":
         return np.full(batch_size, steps)

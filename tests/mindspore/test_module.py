@@ -533,8 +533,10 @@ def test_inference_takes_a_fraction_of_the_memory_of_training() -> None:
 
     def peak(run: Callable[[Tensor], Any]) -> int:
         run(x)
+        ms.runtime.synchronize()  # Python crashes if another thread allocates while tracemalloc starts or stops
         tracemalloc.start()
         run(x)
+        ms.runtime.synchronize()
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return most

@@ -84,7 +84,7 @@ def test_a_compiled_module_takes_other_resets_than_it_was_compiled_with(
 ) -> None:
     torch._dynamo.reset()
     module = build(spec)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    compiled: Any = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
     for seed in (0, 1):
         arguments = batch(spec, 5 + seed, 3 + seed, seed, dtype=torch.float64)
         assert_same(compiled(*arguments), expected(module, arguments))
@@ -229,7 +229,7 @@ def test_gradients_of_steps_are_those_of_a_call(spec: RecurrentSpec) -> None:
     x, hx, _, _ = batch(spec, 4, 3, dtype=torch.float64)
     parameters = list(module.parameters())
     found, wanted = (
-        torch.autograd.grad(sum(part.square().sum() for part in flat(result)), parameters)
+        torch.autograd.grad(torch.stack([part.square().sum() for part in flat(result)]).sum(), parameters)
         for result in (loop(module, x, hx), module(x, hx))
     )
     torch.testing.assert_close(found, wanted)

@@ -228,9 +228,7 @@ class TestDynamicQuantisation:
         torch.testing.assert_close(quantised(x.nan_to_num()), quantised(x.nan_to_num(), seq_length=[5, 5, 5]))
         resets = torch.tensor([[False, True, False, False, True]] * 3).t()
         given = resets.t() if spec.batch_first else resets
-        torch.testing.assert_close(
-            quantised(x, hx, LENGTHS, given), module(x, hx, LENGTHS, given), rtol=0, atol=0.05
-        )
+        torch.testing.assert_close(quantised(x, hx, LENGTHS, given), module(x, hx, LENGTHS, given), rtol=0, atol=0.05)
         again = copy.deepcopy(quantised)
         again.load_state_dict(quantised.state_dict())
         torch.testing.assert_close(again(x, hx, LENGTHS), actual, rtol=0, atol=0)

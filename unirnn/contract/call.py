@@ -1,11 +1,11 @@
 """The call: its arguments are understood, checked and laid out in one place, for every backend.
 
 Every module is called as ``module(input, hx=None, seq_length=None, resets=None)``, and makes one step as
-``module.step(x, state=None)``. `prepare` and `prepare_step` resolve the spellings of the arguments, refuse what is wrong
-before any work is done, and give a `Call`: the arrays in one layout, `(T, B, I)`, and what restores the caller's. So the
-same mistake raises the same exception with the same words everywhere.
+``module.step(x, state=None)``. `prepare` and `prepare_step` resolve the spellings of the arguments, refuse what is
+wrong before any work is done, and give a `Call`: the arrays in one layout, `(T, B, I)`, and what restores the caller's.
+So the same mistake raises the same exception with the same words everywhere.
 
-Nothing here looks at the values in an array except `lengths`, which holds the rule for ``seq_length``:
+Nothing here looks at the values in an array except `lengths` and `resets`. The rule for ``seq_length``:
 
 - one integer for each sequence, in any order: ``0 <= n <= T``; for an unbatched input, one integer;
 - from step n on the output is exactly 0, in both directions and every layer;
@@ -525,11 +525,13 @@ def check_resets(shape: tuple[int, ...], dtype: str, sizes: Sizes, batch_first: 
     if dtype != "bool":
         raise DTypeError(f"resets: given dtype {dtype}, expected bool")
     steps, batch_size = sizes
-    layout, expected = "(T, B)", (steps, batch_size)
+    expected: tuple[int | None, ...]
     if batch_size is None:
         layout, expected = "(T,) for an unbatched input", (steps,)
     elif batch_first:
         layout, expected = "(B, T)", (batch_size, steps)
+    else:
+        layout, expected = "(T, B)", (steps, batch_size)
     if shape != expected:
         raise ShapeError(f"resets: given shape {shape}, expected {expected}, {layout}: one bool for each step")
 

@@ -106,7 +106,7 @@ class Module(ABC):
         """The framework's class of an array, and the module's dtype; see `unirnn.contract.call.prepare`."""
 
     def _native(self, array: NDArray[Any]) -> Any:
-        """The lengths, or the resets, as an array of the framework, on the module's device; NumPy's own if that will do."""
+        """The lengths, or the resets, as an array of the framework on the module's device."""
         return array
 
     def _swap_axes(self, array: Any) -> Any:
@@ -115,9 +115,7 @@ class Module(ABC):
 
     def _prepare(self, input: Any, hx: Any, seq_length: Any, resets: Any, aliases: dict[str, Any]) -> Call:
         """Check the arguments; see `unirnn.contract.call.prepare`."""
-        call = prepare(
-            self.spec, input, hx, seq_length, resets, aliases, like=self._like(), swap=self._swap_axes
-        )
+        call = prepare(self.spec, input, hx, seq_length, resets, aliases, like=self._like(), swap=self._swap_axes)
         ns, begins = (None if array is None else self._native(array) for array in (call.lengths, call.resets))
         return call._replace(lengths=ns, resets=begins)
 

@@ -36,7 +36,7 @@ class Sequences:
     has_initial: NDArray[np.bool_]
     has_final: NDArray[np.bool_]
 
-    def select(self, index: NDArray[np.integer]) -> "Sequences":
+    def select(self, index: Integers) -> "Sequences":
         """Some of them, in another order."""
         return Sequences(
             self.batch_size,
@@ -47,7 +47,7 @@ class Sequences:
             self.has_final[:, index],
         )
 
-    def initial(self, directions: NDArray[np.integer]) -> tuple[Integers, NDArray[np.bool_]]:
+    def initial(self, directions: Integers) -> tuple[Integers, NDArray[np.bool_]]:
         """Where the sequences find their initial state.
 
         Parameters
@@ -65,7 +65,7 @@ class Sequences:
         layers = np.arange(len(directions))[:, None]
         return layers * self.batch_size + self.columns, self.has_initial[directions]
 
-    def final(self, directions: NDArray[np.integer]) -> tuple[Integers, Integers]:
+    def final(self, directions: Integers) -> tuple[Integers, Integers]:
         """Where the final states of the columns are found, and where they belong.
 
         Parameters

@@ -1,8 +1,8 @@
 """The fast path on a CPU: recurrent layers, forward and backward, over the valid steps only.
 
-`recurrent` runs a whole stack of layers over NumPy's arrays, and `Step` makes one time step after the other. They call the compiled kernels, the library that is built
-from ``csrc``, or does the same by NumPy where that can't be had. `unirnn.kernels.compiled` calls them over the memory
-of any framework's arrays.
+`recurrent` runs a whole stack of layers over NumPy's arrays, and `Step` makes one time step after the other. They call
+the compiled kernels, the library that is built from ``csrc``; where that can't be had, NumPy does the same.
+`unirnn.kernels.compiled` calls the library over the memory of any framework's arrays.
 """
 
 from .arrays import Step

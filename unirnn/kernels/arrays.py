@@ -112,10 +112,7 @@ class Step:
         for part in state:
             if not _is_whole(part, self._state_shape, self._dtype):
                 return False
-        for name, array in self._weights.items():
-            if weights.get(name) is not array:
-                return False
-        return True
+        return all(weights.get(name) is array for name, array in self._weights.items())
 
     def run(self, x: Array, state: State) -> tuple[Array, State]:
         """Make a step: the output, `(B, H)` or `(H,)`, and the state after it; no state is zeros."""

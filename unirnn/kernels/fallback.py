@@ -135,7 +135,8 @@ def _factors(cell: _Cell, step: _Step) -> Iterator[tuple[slice, Array]]:
 
 def _steps(one: Direction) -> Iterator[tuple[int, slice | Array, slice | Array]]:
     """The steps in the order in which a direction takes them: each with the sequences that have it, and which of these
-    begin anew with it, from zeros."""
+    begin anew with it, from zeros.
+    """
     steps, lengths = len(one.x), one.lengths
     for t in reversed(range(steps)) if one.reverse else range(steps):
         active: slice | Array = slice(None) if lengths is None else np.flatnonzero(lengths > t)

@@ -181,9 +181,7 @@ def recurrent(
             suffix = spec.suffixes()[position]
             w = Weights(*(weights.get(name + suffix) for name in Weights._fields))
             state = tuple(part[position, ...] for part in hx)
-            out, final = in_direction(
-                xp, spec, x, state, w, ragged, resets, reverse=reverse == 1, direction=direction
-            )
+            out, final = in_direction(xp, spec, x, state, w, ragged, resets, reverse=reverse == 1, direction=direction)
             outputs.append(out)
             finals.append(final)
         x = outputs[0] if len(outputs) == 1 else xp.concat(outputs, axis=2)

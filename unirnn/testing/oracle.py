@@ -9,6 +9,7 @@ numbers, whose imaginary part carries the derivative. For a direction v, ``f(x +
 derivative to machine precision, since nothing is subtracted and h may be 1e-30 (Squire and Trapp, 1998).
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -351,7 +352,7 @@ def _column(
     if resets is None or not resets.any():
         return _sequence(spec, weights, x, initial)
     cuts = [0, *(t for t in range(1, len(x)) if resets[t]), len(x)]
-    pieces = list(zip(cuts, cuts[1:], strict=False))
+    pieces = list(itertools.pairwise(cuts))
     first, last = 0, len(pieces) - 1
     reverse = np.arange(len(initial[0])) % spec.num_directions == 1
     takes_initial = [np.where(reverse, k == last, k == first and not resets[0])[:, None] for k in range(len(pieces))]

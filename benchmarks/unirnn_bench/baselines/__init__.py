@@ -45,7 +45,7 @@ class Baselines(Protocol):
         - ``native``: the framework's own layer on the dense input,
         - ``usual``: what people write in this framework to get the same result,
         - ``floor``: the matrix products alone,
-        - ``dense``: the module of unirnn without lengths, if the work has them.
+        - ``dense``: the module of unirnn without lengths and resets, if the work has them.
         """
         ...
 
@@ -64,11 +64,19 @@ class OursAlone:
         module = spec.build(backend.name, seed=0)
         if (d_output := work.d_output) is not None:
             zeros = tuple(np.zeros(shape, np.float32) for shape in spec.state_shapes(work.input.shape[1]).values())
-            arguments = {"input": work.input, "hx": join_state(zeros), "seq_length": work.seq_length}
+            arguments = {
+                "input": work.input,
+                "hx": join_state(zeros),
+                "seq_length": work.seq_length,
+                "resets": work.resets,
+            }
             return {"ours": lambda: backend.gradients(module, arguments, (d_output, *zeros))}
         input = backend.from_numpy(work.input, module)
         hx = None if work.hx is None else join_state([backend.from_numpy(part, module) for part in work.hx])
-        return {"ours": lambda: backend.to_numpy(module(input, hx, work.seq_length)[0])}
+        if hx is not None:
+            x = backend.from_numpy(work.input[0], module)
+            return {"ours": lambda: backend.to_numpy(module.step(x, hx)[0])}
+        return {"ours": lambda: backend.to_numpy(module(input, None, work.seq_length, work.resets)[0])}
 
 
 def load(backend: Backend) -> Baselines:

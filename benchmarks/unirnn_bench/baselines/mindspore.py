@@ -1,4 +1,4 @@
-"""MindSpore's baselines: its own layers on dense input, and with their ``seq_length``.
+"""MindSpore's baselines: its own layers on dense input, and with their ``seq_length``; for one step, its own cell.
 
 There are three modes: ``eager``, which is PyNative with ``launch_blocking``; ``jit``, the same, compiled; and
 ``asynchronous``, PyNative without ``launch_blocking``, which needs a process of its own because that call can't be
@@ -29,10 +29,23 @@ class _Output(ms.nn.Cell):
         super().__init__()
         self.layer = layer
 
-    def construct(self, x: Any, hx: Any, seq_length: Any) -> Any:
+    def construct(self, x: Any, hx: Any, seq_length: Any, resets: Any) -> Any:
+        if resets is not None:
+            return self.layer(x, hx, seq_length, resets)[0]
         if seq_length is None:
             return self.layer(x, hx)[0]
         return self.layer(x, hx, seq_length)[0]
+
+
+class _Step(ms.nn.Cell):
+    """One step of a layer of ours."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def construct(self, x: Any, state: Any) -> Any:
+        return self.layer.step(x, state)[0]
 
 
 class _Gradients(ms.nn.Cell):
@@ -44,8 +57,8 @@ class _Gradients(ms.nn.Cell):
         self.parameters = ms.ParameterTuple(output.trainable_params())
         self.gradients = ms.ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
 
-    def construct(self, x: Any, hx: Any, seq_length: Any, d_output: Any) -> Any:
-        return self.gradients(self.output, self.parameters)(x, hx, seq_length, d_output)
+    def construct(self, x: Any, hx: Any, seq_length: Any, resets: Any, d_output: Any) -> Any:
+        return self.gradients(self.output, self.parameters)(x, hx, seq_length, resets, d_output)
 
 
 def calls(work: Work) -> Calls:
@@ -58,6 +71,8 @@ def calls(work: Work) -> Calls:
     hx = None if work.hx is None else join_state([ms.Tensor(part) for part in work.hx])
     ns = None if work.seq_length is None else ms.Tensor(work.seq_length)
 
+    resets = None if work.resets is None else ms.Tensor(work.resets)
+
     def synchronized(function: Callable[..., Any], *arguments: Any) -> Call:
         def call() -> Any:
             result = function(*arguments)
@@ -66,16 +81,20 @@ def calls(work: Work) -> Calls:
 
         return call
 
-    def call(layer: Any, seq_length: Any = None) -> Call:
+    def call(layer: Any, seq_length: Any = None, resets: Any = None) -> Call:
         cell: Any = _Output(layer)
-        arguments = [x, hx, seq_length]
+        arguments = [x, hx, seq_length, resets]
         if work.d_output is not None:
             cell = _Gradients(cell)
             arguments.append(ms.Tensor(work.d_output))
         return synchronized(ms.jit(cell.construct) if work.mode == "jit" else cell, *arguments)
 
-    found = {"ours": call(ours, ns)}
-    if ns is not None:
+    found = {"ours": call(ours, ns, resets)}
+    if work.hx is not None:
+        steps = {"ours": (_Step(ours), hx), "usual": (_own_cell(ours), join_state([ms.Tensor(p[0]) for p in work.hx]))}
+        for name, (step, state) in steps.items():
+            found[name] = synchronized(ms.jit(step.construct) if work.mode == "jit" else step, x[0], state)
+    if ns is not None or resets is not None:
         found["dense"] = call(ours)
     if work.slow or (work.mode == "eager" and len(work.input) <= 100):
         native = getattr(ms.nn, spec.kind)(**spec.to_kwargs("mindspore"))
@@ -86,3 +105,26 @@ def calls(work: Work) -> Calls:
         multiply = ms.ops.matmul
         found["floor"] = synchronized(floor(work, ms.Tensor, lambda a, b, out: multiply(a, b)))
     return found
+
+
+class _OwnCell(ms.nn.Cell):
+    """The output of MindSpore's own cell, without the state."""
+
+    def __init__(self, cell: Any, is_lstm: bool) -> None:
+        super().__init__()
+        self.cell = cell
+        self.is_lstm = is_lstm
+
+    def construct(self, x: Any, state: Any) -> Any:
+        new = self.cell(x, state)
+        return new[0] if self.is_lstm else new
+
+
+def _own_cell(ours: Any) -> ms.nn.Cell:
+    """MindSpore's cell with the weights of a layer of ours."""
+    spec = ours.spec
+    cell = getattr(ms.nn, f"{spec.kind}Cell")(spec.input_size, spec.hidden_size)
+    own = {parameter.name: parameter for parameter in cell.get_parameters()}
+    for name, array in snapshot(ours).weights.items():
+        own[name.removesuffix("_l0")].set_data(ms.Tensor(array))
+    return _OwnCell(cell, spec.kind == "LSTM")

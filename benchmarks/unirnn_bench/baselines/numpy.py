@@ -28,20 +28,23 @@ MODES = ("eager",)
 
 def calls(work: Work) -> Calls:
     """Prepare the calls; see `unirnn_bench.baselines.Baselines`."""
-    x, ns, d_output = work.input, work.seq_length, work.d_output
+    x, ns, resets, d_output = work.input, work.seq_length, work.resets, work.d_output
     module: Any = work.spec.build("numpy", seed=0)
     hx = None if work.hx is None else join_state(work.hx)
     found = {"floor": floor(work, np.asarray, lambda a, b, out: np.matmul(a, b, out=out))}
     if d_output is None:
-        found["ours"] = lambda: module(x, hx, ns)[0]
+        found["ours"] = lambda: module(x, None, ns, resets)[0]
+        if hx is not None:
+            one = x[0]
+            found["ours"] = lambda: module.step(one, hx)[0]
         found["usual"] = lambda: loop(work, module.weights, None)["output"]
-        if ns is not None:
-            found["dense"] = lambda: module(x, hx)[0]
+        if ns is not None or resets is not None:
+            found["dense"] = lambda: module(x)[0]
     else:
-        found["ours"] = lambda: module.vjp(x, hx, ns)[2](d_output, None)
+        found["ours"] = lambda: module.vjp(x, None, ns, resets)[2](d_output, None)
         found["usual"] = lambda: loop(work, module.weights, d_output)
-        if ns is not None:
-            found["dense"] = lambda: module.vjp(x, hx)[2](d_output, None)
+        if ns is not None or resets is not None:
+            found["dense"] = lambda: module.vjp(x)[2](d_output, None)
     return found
 
 
@@ -59,12 +62,16 @@ def loop(work: Work, weights: dict[str, Array], d_output: Array | None) -> dict[
     valid = None
     if work.seq_length is not None:
         valid = (np.arange(steps)[:, None] < work.seq_length)[:, :, None]
+    begins: list[Array | None] = [None, None]
+    if work.resets is not None:
+        after = np.concatenate((work.resets[1:], np.zeros_like(work.resets[:1])))  # where the reverse direction begins
+        begins = [work.resets[:, :, None], after[:, :, None]]
     output, directions = work.input, []
     for layer in range(spec.num_layers):
         outputs = []
         for reverse in range(spec.num_directions):
             position = layer * spec.num_directions + reverse
-            direction = _Direction(spec.kind, spec.suffixes()[position], weights, valid, bool(reverse))
+            direction = _Direction(spec.kind, spec.suffixes()[position], weights, valid, begins[reverse], bool(reverse))
             state = tuple(part[position] for part in initial)
             outputs.append(direction.forward(output, state, with_backward=d_output is not None))
             directions.append(direction)
@@ -83,11 +90,20 @@ def loop(work: Work, weights: dict[str, Array], d_output: Array | None) -> dict[
 class _Direction:
     """One layer in one direction: a forward pass, and a backward pass over what it saved."""
 
-    def __init__(self, kind: str, suffix: str, weights: dict[str, Array], valid: Array | None, reverse: bool) -> None:
+    def __init__(
+        self,
+        kind: str,
+        suffix: str,
+        weights: dict[str, Array],
+        valid: Array | None,
+        begins: Array | None,
+        reverse: bool,
+    ) -> None:
         self.names = [name + suffix for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
         self.weights = [weights[name] for name in self.names]
         self.step = _STEPS[kind]
         self.valid = valid
+        self.begins = begins
         self.reverse = reverse
 
     def forward(self, x: Array, state: State, *, with_backward: bool) -> Array:
@@ -97,6 +113,8 @@ class _Direction:
         self.x = x
         self.saved: list[tuple[int, State, Backward]] = []
         for t in reversed(range(len(x))) if self.reverse else range(len(x)):
+            if self.begins is not None:
+                state = tuple(np.where(self.begins[t], 0, part) for part in state)
             new, backward = self.step(x[t] @ w_ih.T + b_ih, state[0] @ w_hh.T + b_hh, state)
             if with_backward:
                 self.saved.append((t, state, backward))
@@ -122,6 +140,8 @@ class _Direction:
             d_old = (d_old[0] + d_hidden @ w_hh, *d_old[1:])
             if self.valid is not None:
                 d_old = tuple(np.where(self.valid[t], a, b) for a, b in zip(d_old, d_state, strict=True))
+            if self.begins is not None:
+                d_old = tuple(np.where(self.begins[t], 0, part) for part in d_old)
             d_state = d_old
             dx[t] = d_input @ w_ih
             parts = (d_input.T @ self.x[t], d_hidden.T @ state[0], d_input.sum(0), d_hidden.sum(0))

@@ -22,7 +22,7 @@ def calls(work: Work) -> Calls:
 
     ``native`` is a session of the same graph. ``floor`` is a session of one recurrent node, for a single layer.
     """
-    spec, x, ns = work.spec, work.input, work.seq_length
+    spec, x, ns, resets = work.spec, work.input, work.seq_length, work.resets
     ours: Any = spec.build("onnxruntime", seed=0, session_options={"intra_op_num_threads": work.threads})
     hx = None if work.hx is None else join_state(work.hx)
     shapes = spec.state_shapes(x.shape[1])
@@ -31,9 +31,12 @@ def calls(work: Work) -> Calls:
     if ns is not None:
         feeds["seq_length"] = ns
     native = _session(emit(spec, ours.weights, lengths=ns is not None), work.threads)
-    found = {"ours": lambda: ours(x, hx, ns)[0], "native": lambda: native.run(None, feeds)[0]}
-    if ns is not None:
-        found["dense"] = lambda: ours(x, hx)[0]
+    found = {"ours": lambda: ours(x, None, ns, resets)[0], "native": lambda: native.run(None, feeds)[0]}
+    if hx is not None:
+        one = x[0]
+        found["ours"] = lambda: ours.step(one, hx)[0]
+    if ns is not None or resets is not None:
+        found["dense"] = lambda: ours(x)[0]
     if spec.num_layers == 1:
         node = _session(_node(work), work.threads)
         found["floor"] = lambda: node.run(None, {"input": x})

@@ -1,5 +1,7 @@
 """PyTorch's baselines: its own layers on dense input, and between packing and padding for ragged input.
 
+For resets it is a loop over single steps, as stable-baselines3-contrib runs it; for one step, its own cell.
+
 There are two modes: ``eager``, on the CPU, and ``cuda`` if there is a GPU. There, a call waits for its results.
 """
 
@@ -35,12 +37,26 @@ def calls(work: Work) -> Calls:
     x = tensor(work.input)
     hx = None if work.hx is None else join_state([tensor(part) for part in work.hx])
     ns = None if work.seq_length is None else torch.from_numpy(work.seq_length)  # packing takes lengths on the CPU only
+    resets = None if work.resets is None else tensor(work.resets)
     d_output = None if work.d_output is None else tensor(work.d_output)
 
     def packed(x: Tensor) -> Tensor:
         assert ns is not None
         output, _ = native(pack_padded_sequence(x, ns, enforce_sorted=False))
         return pad_packed_sequence(output, total_length=len(x))[0]
+
+    def one_by_one(x: Tensor) -> Tensor:
+        """The layer once for each step, and zeros in the place of the state where a sequence begins."""
+        assert resets is not None
+        shapes = spec.state_shapes(x.shape[1]).values()
+        state = join_state([x.new_zeros(shape) for shape in shapes])
+        goes_on = (~resets).to(x.dtype)[:, None, :, None]
+        outputs = []
+        for t in range(len(x)):
+            state = tuple(goes_on[t] * part for part in state) if isinstance(state, tuple) else goes_on[t] * state
+            output, state = native(x[t : t + 1], state)
+            outputs.append(output)
+        return torch.cat(outputs)
 
     def call(module: Any, function: Callable[[Tensor], Tensor]) -> Call:
         if d_output is None:
@@ -55,14 +71,40 @@ def calls(work: Work) -> Calls:
         return lambda: torch.autograd.grad(function(input), wanted, d_output)
 
     found = {
-        "ours": call(ours, lambda x: ours(x, hx, ns)[0]),
+        "ours": call(ours, lambda x: ours(x, hx, ns, resets)[0]),
         "native": call(native, lambda x: native(x, hx)[0]),
         "floor": floor(work, tensor, lambda a, b, out: torch.mm(a, b, out=out)),
     }
     if ns is not None:
         found["usual"] = call(native, packed)
-        found["dense"] = call(ours, lambda x: ours(x, hx)[0])
+    if resets is not None:
+        found["usual"] = call(native, one_by_one)
+    if ns is not None or resets is not None:
+        found["dense"] = call(ours, lambda x: ours(x)[0])
+    if hx is not None:
+        found |= _steps(ours, native, x[0], hx)
     return found if device == "cpu" else {name: _synchronized(one) for name, one in found.items()}
+
+
+def _steps(ours: Any, native: Any, x: Tensor, state: Any) -> dict[str, Call]:
+    """One step of ours, and of torch's cell with the same weights."""
+    spec = ours.spec
+    cell = getattr(torch.nn, f"{spec.kind}Cell")(spec.input_size, spec.hidden_size, device=x.device)
+    cell.load_state_dict({name.removesuffix("_l0"): weight for name, weight in native.state_dict().items()})
+    of_cell = tuple(part[0] for part in state) if isinstance(state, tuple) else state[0]
+
+    def ours_step() -> Tensor:
+        with torch.no_grad():
+            y: Tensor = ours.step(x, state)[0]
+            return y
+
+    def cell_step() -> Tensor:
+        with torch.no_grad():
+            new = cell(x, of_cell)
+            y: Tensor = new[0] if isinstance(new, tuple) else new
+            return y
+
+    return {"ours": ours_step, "usual": cell_step}
 
 
 def _synchronized(call: Call) -> Call:

@@ -67,7 +67,7 @@ def assert_gradients(
         )
 
 
-def assert_promises(subject: Subject, kind: str, case: Case, filler: float, *, gradients_known: bool = True) -> None:
+def assert_guarantees(subject: Subject, kind: str, case: Case, filler: float, *, gradients_known: bool = True) -> None:
     """Results and gradients are the oracle's, and stay the same bit for bit with the filler in the padding."""
     case = in_its_dtype(subject, case)
     module, batch = built(subject, kind, case)
@@ -103,15 +103,15 @@ def assert_promises(subject: Subject, kind: str, case: Case, filler: float, *, g
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("kind", KINDS)
-def test_promises(subject: Subject, kind: str, case: Case) -> None:
-    assert_promises(subject, kind, case, np.nan)
+def test_guarantees(subject: Subject, kind: str, case: Case) -> None:
+    assert_guarantees(subject, kind, case, np.nan)
 
 
 @given(kind=st.sampled_from(list(KINDS)), case=cases(), filler=st.sampled_from([np.nan, np.inf, -np.inf, 1e30]))
 def test_random_specs(subject: Subject, kind: str, case: Case, filler: float) -> None:
     # Without a bias, zero inputs give 0, where frameworks define the slope of relu differently.
     known = kind != "RNN-relu" or case.bias or not subject.relu_at_zero
-    assert_promises(subject, kind, case, filler, gradients_known=known)
+    assert_guarantees(subject, kind, case, filler, gradients_known=known)
 
 
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8")

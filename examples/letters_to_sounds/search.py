@@ -1,0 +1,69 @@
+"""Beam search, and how wrong its results are. Only the model's own arrays stay in its framework, the rest is NumPy."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from dictionary import END, PHONEMES, Words
+from numpy.typing import NDArray
+from pronouncer import Pronouncer
+
+import unirnn
+
+__all__ = ["beam_search", "edits"]
+
+MOST_PHONEMES = 16
+
+
+def beam_search(model: Pronouncer, words: Words, width: int) -> NDArray[np.int64]:
+    """Find a likely pronunciation of each word, all words at once. With width 1 this is greedy search.
+
+    Parameters
+    ----------
+    model
+        In any framework.
+    words
+        Of them, only the letters are used.
+    width
+        K: how many hypotheses there are of each word. The best comes first.
+
+    Returns
+    -------
+    phonemes
+        `(B, T)`: places in `dictionary.PHONEMES`, and `END` after the last.
+    """
+    memory, state = model.read(words)
+    state = unirnn.state.repeat(state, width)
+    first_rows = np.arange(len(words))[:, None] * width  # of the state, where the hypotheses of each word begin
+    hypotheses = np.full((len(words), width, 1), END)  # (B, K, T)
+    # All hypotheses of a word begin equal. Only the first may go on, or they would stay equal.
+    scores: NDArray[np.float64] = np.full((len(words), width), -np.inf)
+    scores[:, 0] = 0
+    ended = np.zeros((len(words), width), bool)
+    after_end = np.full(len(PHONEMES), -np.inf)  # the log-probabilities then: it can only end again, at no cost
+    after_end[END] = 0
+
+    for _ in range(MOST_PHONEMES):
+        log_p, state = model.step(hypotheses[:, :, -1], state, memory)
+        gains = np.where(ended[:, :, None], after_end, log_p)  # (B, K, phonemes)
+        totals = (scores[:, :, None] + gains).reshape(len(words), -1)
+        best = np.argsort(-totals, axis=1, kind="stable")[:, :width]
+        scores = np.take_along_axis(totals, best, axis=1)
+        # Each of the best continues one of the hypotheses, whose phonemes and state it takes over.
+        parents, phonemes = np.divmod(best, len(PHONEMES))
+        hypotheses = np.take_along_axis(hypotheses, parents[:, :, None], axis=1)
+        hypotheses = np.concatenate([hypotheses, phonemes[:, :, None]], axis=2)
+        state = unirnn.state.select(state, (first_rows + parents).ravel())
+        ended = phonemes == END
+        if ended.all():
+            break
+    return hypotheses[:, 0, 1:]
+
+
+def edits(given: Sequence[str], expected: Sequence[str]) -> int:
+    """How many phonemes must be inserted, deleted or replaced to make one word of another."""
+    row = list(range(len(expected) + 1))
+    for i, phoneme in enumerate(given, start=1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(expected, start=1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (phoneme != other))
+    return row[-1]
