@@ -110,7 +110,7 @@ def names_page(cell: str, language: Language) -> str:
     for place, title, note in (
         ("constructor", language.constructor, language.positional),
         ("build", language.build, '`spec.build(backend, device=None, dtype="float32", seed=None)`'),
-        ("call", language.call, "`module(input, hx=None, seq_length=None)`"),
+        ("call", language.call, "`module(input, hx=None, seq_length=None, resets=None)`"),
         ("result", language.result, ""),
     ):
         lines += ["", f"## {title}", *(["", note] if note else []), ""]

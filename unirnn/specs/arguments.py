@@ -160,8 +160,9 @@ ARGUMENTS: tuple[Argument, ...] = (
         None,
         None,
         "call",
-        difference="neither framework has it: where a new sequence begins within a row, people loop over single steps",
-        difference_zh="两个框架都没有此参数：一行中间若开始新的序列，通常只能逐步循环计算",
+        difference="neither framework has it: where a new sequence begins at some step within a batch, "
+        "people loop over single steps",
+        difference_zh="两个框架都没有此参数：若有新序列在批次的中间时间步开始，通常只能逐步循环计算",
     ),
     Argument("output", "output", "output", "result"),
     Argument(
