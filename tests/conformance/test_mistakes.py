@@ -211,12 +211,12 @@ CALLS: dict[str, Mistake] = {
     "resets of integers": (
         lambda gru, to: gru(to(X), resets=np.zeros((T, B), np.int64)),
         errors.DTypeError,
-        "resets: given dtype int64, expected bool",
+        "resets: given dtype int64, expected bool; cast it",
     ),
     "native resets of floats": (
         lambda gru, to: gru(to(X), resets=to(zeros(T, B))),
         errors.DTypeError,
-        "resets: given dtype float32, expected bool",
+        "resets: given dtype float32, expected bool; cast it",
     ),
 }
 

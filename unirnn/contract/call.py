@@ -523,7 +523,7 @@ def check_resets(shape: tuple[int, ...], dtype: str, sizes: Sizes, batch_first: 
         If it does not hold bools.
     """
     if dtype != "bool":
-        raise DTypeError(f"resets: given dtype {dtype}, expected bool")
+        raise DTypeError(f"resets: given dtype {dtype}, expected bool; cast it")
     steps, batch_size = sizes
     expected: tuple[int | None, ...]
     if batch_size is None:
