@@ -112,7 +112,7 @@ def test_resets_of_any_kind() -> None:
     ("resets", "error", "words"),
     [
         (np.zeros((2, 5), bool), errors.ShapeError, r"resets: given shape \(2, 5\), expected \(5, 2\), \(T, B\)"),
-        (np.zeros((5, 2), np.int32), errors.DTypeError, "resets: given dtype int32, expected bool"),
+        (np.zeros((5, 2), np.int32), errors.DTypeError, "resets: given dtype int32, expected bool; cast it"),
     ],
 )
 def test_mistakes_in_resets(resets: Any, error: type[Exception], words: str) -> None:
