@@ -65,6 +65,10 @@ class TorchBackend(Backend):
                 f"{reason}, so {instead}; torch.nn.{spec.kind} loads its state_dict, but computes the other variant",
                 refuses=False,
             )
+            return
+        faster = ("compiled", "native operator")
+        if all(dispatch.unsupported_reason(kernel, spec, device.kind, dtype) is not None for kernel in faster):
+            yield Limit("a call with resets is computed by the reference, step by step", refuses=False)
 
     def kernels(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Kernel]:
         return dispatch.describe(spec, device.kind, dtype)

@@ -183,15 +183,15 @@ class Step:
     @staticmethod
     def can_be_had(spec: RecurrentSpec, weights: Iterable[Tensor], x: Tensor) -> bool:
         """Whether the compiled kernels, which must be there, can make such steps."""
-        in_one_piece = all(_is_whole(w, w.shape, x.dtype) for w in weights)
-        return in_one_piece and x.dtype in _DTYPES and x.shape[0] > 0 and not spec.bidirectional
+        readable = all(w.dtype is x.dtype and w.is_cpu and _in_one_piece(w) is w for w in weights)
+        return readable and x.dtype in _DTYPES and x.is_cpu and x.shape[0] > 0 and not spec.bidirectional
 
     def fits(self, weights: Iterable[Tensor], x: Tensor, state: Sequence[Tensor]) -> bool:
-        """Whether it can make a step: the weights lie where they lay, and the arrays have the same shapes."""
-        if not _is_whole(x, self._shape, self._dtype):
+        """Whether it can make a step: the weights lie where they lay, and the tensors have those shapes and dtypes."""
+        if x.shape != self._shape or x.dtype is not self._dtype or not x.is_cpu:
             return False
         for part in state:
-            if not _is_whole(part, self._state_shape, self._dtype):
+            if part.shape != self._state_shape or part.dtype is not self._dtype or not part.is_cpu:
                 return False
         return _places(weights) == self._weights
 
@@ -199,8 +199,9 @@ class Step:
         """Make a step: the output, `(B, H)` or `(H,)`, and the state after it; no state is zeros."""
         y = x.new_empty(self._y_shape)
         final = tuple([x.new_empty(self._state_shape) for _ in range(self._parts)])
-        before, after = [part.data_ptr() for part in state], [part.data_ptr() for part in final]
-        self._run(x.data_ptr(), before, y.data_ptr(), after, torch.get_num_threads())
+        given = [_in_one_piece(part) for part in (x, *state)]  # held while its memory is read
+        at, *before = [part.data_ptr() for part in given]
+        self._run(at, before, y.data_ptr(), [part.data_ptr() for part in final], torch.get_num_threads())
         return y, final
 
 
@@ -209,11 +210,8 @@ def _places(tensors: Iterable[Tensor]) -> list[Any]:
     return [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors]
 
 
-def _is_whole(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    """Whether it is a tensor of that shape and dtype, in one piece of this machine's memory."""
-    if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
-        return False
-    return tensor.is_contiguous() and not tensor.is_neg()
+def _in_one_piece(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_contiguous() and not tensor.is_neg() else tensor.resolve_neg().contiguous()
 
 
 def _described(
@@ -269,11 +267,9 @@ def _readable(call: Call) -> Call:
 
 def _whole(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A tensor in contiguous memory of this machine, after a check of its shape and its dtype."""
-    if _is_whole(tensor, shape, dtype):
-        return tensor
     if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
         _refuse(name, tensor, shape, dtype)
-    return tensor.resolve_neg().contiguous()
+    return _in_one_piece(tensor)
 
 
 def _steps(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

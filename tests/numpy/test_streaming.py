@@ -1,5 +1,8 @@
-"""Pullbacks chunk by chunk: full or truncated gradients."""
+"""Pullbacks chunk by chunk: full or truncated gradients; and steps one after the other."""
 
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -8,7 +11,7 @@ from numpy.typing import NDArray
 from subjects import close
 
 import unirnn
-from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors
 from unirnn.contract.call import join_state
 
 Array = NDArray[Any]
@@ -94,3 +97,67 @@ def test_truncated_gradients_ignore_later_chunks(spec: RecurrentSpec) -> None:
     streamed.d_state = None
     first = chunks(spec, streamed.chunked(truncated=True)["input"])[0]
     np.testing.assert_array_equal(first, truncated[0])
+
+
+# ---- prepared steps ------------------------------------------------------------------------------
+
+
+def test_a_step_uses_the_weights_of_its_moment() -> None:
+    gru = GRUSpec(3, 4, 2).build("numpy", seed=0)
+    x = np.ones((2, 3), np.float32)
+    _, state = gru.step(x)
+    before, _ = gru.step(x, state)
+    gru.weights["weight_hh_l0"] *= 0.5
+    written, _ = gru.step(x, state)
+    gru.weights["weight_ih_l1"] = gru.weights["weight_ih_l1"] * 0.5
+    replaced, _ = gru.step(x, state)
+    assert len({float(y.sum()) for y in (before, written, replaced)}) == 3
+    close(replaced, gru(x[None], state)[0][0], 1e-6)
+
+
+def test_a_prepared_step_takes_other_shapes_and_layouts() -> None:
+    lstm = LSTMSpec(3, 4, 2).build("numpy", seed=0)
+    rng = np.random.default_rng(0)
+    for size in (2, 5, 2):
+        x = rng.standard_normal((3, size)).astype(np.float32).T  # not contiguous
+        read_only = x.copy()
+        read_only.flags.writeable = False
+        unaligned = np.frombuffer(b"x" + x.tobytes("C"), np.uint8)[1:].view(np.float32).reshape(size, 3)
+        for given in (x, x[::-1], read_only, unaligned, x[0]):
+            _, state = lstm.step(given)
+            for part in (state, tuple(np.asfortranarray(part) for part in state)):
+                y, (h, c) = lstm.step(given, part)
+                wanted, (h_n, c_n) = lstm(np.stack([given, given]))
+                close(y, wanted[1], 1e-6)
+                close(h, h_n, 1e-6)
+                close(c, c_n, 1e-6)
+    for wrong in (np.zeros((2, 4), np.float32), np.zeros((2, 3)), np.zeros((1, 2, 3), np.float32), [[0.0] * 3]):
+        with pytest.raises(errors.UnirnnError, match="x: given"):
+            lstm.step(wrong)
+
+
+def test_a_module_that_has_made_steps_can_be_copied() -> None:
+    gru = GRUSpec(3, 4).build("numpy", seed=0)
+    x = np.ones((2, 3), np.float32)
+    gru.step(x)
+    wanted, _ = gru.step(x)
+    for other in (copy.deepcopy(gru), pickle.loads(pickle.dumps(gru))):
+        np.testing.assert_array_equal(other.step(x)[0], wanted)
+        other.weights["weight_ih_l0"][...] = 0
+    np.testing.assert_array_equal(gru.step(x)[0], wanted)
+
+
+def test_threads_make_steps_at_the_same_time() -> None:
+    gru = GRUSpec(64, 64, 2).build("numpy", seed=0)
+    inputs = np.random.default_rng(0).standard_normal((8, 64, 64)).astype(np.float32)
+
+    def run(x: Array) -> Array:
+        state, outputs = None, []
+        for _ in range(20):
+            y, state = gru.step(x, state)
+            outputs.append(y)
+        return np.stack(outputs)
+
+    expected = [run(x) for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        np.testing.assert_array_equal(list(pool.map(run, inputs)), expected)

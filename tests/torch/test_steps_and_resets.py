@@ -6,6 +6,7 @@ The numbers themselves are checked in ``tests/conformance``.
 import copy
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,9 @@ def assert_same(actual: Any, wanted: list[Tensor], tolerance: float = 1e-12) -> 
     torch.testing.assert_close(flat(actual), wanted, rtol=tolerance, atol=tolerance)
 
 
-@pytest.fixture(params=["auto", "native", "operator"])
+@pytest.fixture(params=["auto", "operator"])
 def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[RecurrentSpec], Any]:
-    """Builds with a kernel; "operator" is the native layer as it is in a graph on a GPU."""
+    """Builds a layer as it is on a CPU, or, with "operator", torch's own as it is in a graph on a GPU."""
     if request.param == "operator":
         decide = dispatch.route
 
@@ -71,9 +72,7 @@ def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ca
         monkeypatch.setattr(dispatch, "route", route)
 
     def build(spec: RecurrentSpec) -> Any:
-        lacking = dispatch.unsupported_reason("native", spec) is not None
-        kernel = "auto" if request.param == "auto" or lacking else "native"
-        return spec.build("torch", dtype="float64", seed=0, kernel=kernel)
+        return spec.build("torch", dtype="float64", seed=0)
 
     return build
 
@@ -302,6 +301,23 @@ def test_what_a_step_returns_belongs_to_the_caller() -> None:
     gru.step(x, state)
     torch.testing.assert_close(state, kept[1])
     assert not (kept[0] == 0).all()
+
+
+def test_threads_make_steps_at_the_same_time() -> None:
+    gru = GRUSpec(64, 64, 2).build("torch", seed=0)
+    inputs = torch.randn(8, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def run(x: Tensor) -> list[Tensor]:
+        state, outputs = None, []
+        for _ in range(20):
+            y, state = gru.step(x, state)
+            outputs.append(y)
+        return outputs
+
+    expected = [run(x) for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        torch.testing.assert_close(list(pool.map(run, inputs)), expected, rtol=0, atol=0)
 
 
 @torch.no_grad()

@@ -102,15 +102,15 @@ class Step:
             library.load() is not None
             and not spec.bidirectional
             and x.dtype in _NAMES
-            and all(_is_whole(array, array.shape, x.dtype) for array in weights.values())
+            and all(array.dtype == x.dtype and _is_whole(array) for array in weights.values())
         )
 
     def fits(self, weights: Mapping[str, Array], x: Any, state: State) -> bool:
-        """Whether it can make a step: with the same weights, and arrays of the same shapes."""
-        if not _is_whole(x, self._shape, self._dtype):
+        """Whether it can make a step: with the same weights, and arrays of the same shapes and dtype."""
+        if type(x) is not np.ndarray or x.shape != self._shape or x.dtype != self._dtype:
             return False
         for part in state:
-            if not _is_whole(part, self._state_shape, self._dtype):
+            if type(part) is not np.ndarray or part.shape != self._state_shape or part.dtype != self._dtype:
                 return False
         return all(weights.get(name) is array for name, array in self._weights.items())
 
@@ -118,14 +118,13 @@ class Step:
         """Make a step: the output, `(B, H)` or `(H,)`, and the state after it; no state is zeros."""
         y = np.empty(self._y_shape, self._dtype)
         final = tuple([np.empty(self._state_shape, self._dtype) for _ in range(self._parts)])
-        before, after = [_address(part) for part in state], [_address(part) for part in final]
-        self._run(_address(x), before, _address(y), after, compiled.num_threads())
+        given = [part if _is_whole(part) else np.require(part, None, ["C", "A"]) for part in (x, *state)]
+        at, *before = [_address(part) for part in given]
+        self._run(at, before, _address(y), [_address(part) for part in final], compiled.num_threads())
         return y, final
 
 
-def _is_whole(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
-    """Whether it is an array of that shape and dtype, in one piece of memory."""
-    if type(array) is not np.ndarray or array.shape != shape or array.dtype != dtype:
-        return False
+def _is_whole(array: Array) -> bool:
+    """Whether it lies in one piece of memory, as the kernels read it."""
     flags = array.flags
     return flags.c_contiguous and flags.aligned

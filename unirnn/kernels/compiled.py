@@ -237,8 +237,7 @@ class Step:
             for name, address in zip(Weights._fields, memory._addresses(w[:4]), strict=False):
                 setattr(one, name, address)
             one.input.sequence, one.output.sequence = input_size, hidden_size
-            # Looking up a struct within a struct, or its address, takes longer than setting a field.
-            self._layers.append((one, one.input, one.output, ctypes.addressof(one)))
+            self._layers.append(bytes(one))
 
     def run(self, x: int, state: Sequence[int], y: int, final: Sequence[int], num_threads: int) -> None:
         """Make a step.
@@ -258,16 +257,20 @@ class Step:
         MemoryError
             If there is too little.
         """
-        at, last = 0, self._layers[-1][0]
-        for one, source, target, address in self._layers:
-            one.num_threads, source.data = num_threads, x
+        at, left = 0, len(self._layers)
+        for described in self._layers:
+            one = Layer.from_buffer_copy(described)  # another thread may be making a step at the same time
+            left -= 1
+            one.num_threads, one.input.data = num_threads, x
             x = final[0] + at  # the output of a layer is its state, and the next one's input
-            one.h_n, target.data = x, y if one is last else x
-            one.h_0 = state[0] + at if state else None
+            one.h_n, one.output.data = x, x if left else y
+            if state:
+                one.h_0 = state[0] + at
             if len(final) == 2:
                 one.c_n = final[1] + at
-                one.c_0 = state[1] + at if state else None
-            _check(self._run(address))
+                if state:
+                    one.c_0 = state[1] + at
+            _check(self._run(ctypes.byref(one)))
             at += self._stride
 
 
