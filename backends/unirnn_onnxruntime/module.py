@@ -100,8 +100,24 @@ class OnnxRuntimeModule(Module):
         others = aliases or seq_length is not None or resets is not None
         if others or (seen := _signature(input, hx)) is None or seen != self._last_signature:
             return super().__call__(input, hx, seq_length, resets, **aliases)
-        if self.spec.batch_first:
-            input = input.swapaxes(0, 1)
+        output, final = self._run_again(input.swapaxes(0, 1) if self.spec.batch_first else input, hx)
+        return output.swapaxes(0, 1) if self.spec.batch_first else output, final
+
+    def step(self, x: Any, state: Any = None) -> tuple[Any, Any]:
+        # As in a call. A step may have the shapes of a call that is unbatched.
+        seen = _signature(x, state)
+        if seen is None or self._last_signature != ("step", seen):
+            result = super().step(x, state)
+            if x.ndim == 2 and len(x):
+                self._last_signature = "step", seen
+            return result
+        y, final = self._run_again(x[None], state)
+        return y[0], final
+
+    step.__doc__ = Module.step.__doc__
+
+    def _run_again(self, input: Array, hx: Any) -> tuple[Array, Any]:
+        """Run a call whose arguments need no check, over `(T, B, I)`."""
         if hx is None:
             feeds = {"input": input, **self._zeros(input.shape[1])}
         elif type(hx) is tuple:
@@ -109,8 +125,6 @@ class OnnxRuntimeModule(Module):
         else:
             feeds = {"input": input, "h_0": hx}
         output, *final = self._dense.run(self._outputs, feeds)
-        if self.spec.batch_first:
-            output = output.swapaxes(0, 1)
         return output, final[0] if len(final) == 1 else tuple(final)
 
     def _like(self) -> tuple[type[Any], Any]:

@@ -353,3 +353,20 @@ def test_a_call_with_the_shapes_of_the_last_one_is_not_checked_again(cls: Any, s
     with mock.patch("unirnn.contract.module.prepare") as prepare:
         np.testing.assert_array_equal(module(x.copy(), hx)[0], expected)
     prepare.assert_not_called()
+
+
+@pytest.mark.parametrize("cls", [GRUSpec, LSTMSpec])
+def test_a_step_and_an_unbatched_call_of_the_same_shapes(cls: Any) -> None:
+    x = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+    module = cls(3, 4).build("onnxruntime", seed=0)
+    expected = module(x)[0]
+    for _ in range(2):
+        y, _ = module.step(x)
+        np.testing.assert_allclose(y[0], expected[0], rtol=1e-6)
+        output, _ = module(x)
+        np.testing.assert_array_equal(output, expected)
+    with mock.patch("unirnn.contract.module.prepare_step") as prepare:
+        module.step(x)
+        prepare.reset_mock()
+        module.step(x)
+    prepare.assert_not_called()
