@@ -35,12 +35,14 @@ EXTRAS = {
     "all": "all",
 }
 FRAMEWORKS = "--backend=numpy --backend=torch --backend=onnxruntime"
-SIZES = "--size=S --size=M --size=L --size=wide --size=long --size=step"
+SIZES = "--size=S --size=M --size=L --size=wide --size=long"
 LENGTHS = "--lengths=dense --lengths=uniform --lengths=short"
 BLOCKING = "--backend=mindspore --mode=eager --mode=jit"
 # by what their files are called
 BENCHMARKS = {
     "threads1": f"--threads=1 {FRAMEWORKS} {SIZES} {LENGTHS} --seconds=0.5",
+    "threads1-steps": f"--threads=1 {FRAMEWORKS} --backend=mindspore --mode=eager --cell=gru --cell=lstm --size=step "
+    "--size=step64 --size=policy --lengths=dense --lengths=resets --seconds=1",
     "threads1-stacks": f"--threads=1 {FRAMEWORKS} --size=S --size=M --layers=1 --layers=2 --bidirectional "
     "--seconds=0.25",
     "threads1-mindspore": f"--threads=1 {BLOCKING} {SIZES} {LENGTHS} --seconds=0.25",

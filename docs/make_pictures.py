@@ -129,22 +129,23 @@ def draw_gpu(axes: Axes) -> None:
 
 
 def draw_streaming(axes: Axes) -> None:
-    """Draw the time of a call of one time step."""
-    where = {"cell": "GRU", "size": "step"}
-    torch = find("threads1", backend="torch", mode="eager", **where)
+    """Draw the time of one step."""
+    where = {"cell": "GRU", "size": "step", "mode": "eager"}
+    torch = find("threads1-steps", backend="torch", **where)
     times = {
-        "PyTorch's own": seconds(torch, "native"),
+        "torch.nn.GRUCell": seconds(torch, "usual"),
+        "torch.nn.GRU": seconds(torch, "native"),
         "unirnn, PyTorch": seconds(torch),
-        "unirnn, NumPy": seconds(find("threads1", backend="numpy", mode="eager", **where)),
-        "unirnn, ONNX Runtime": seconds(find("threads1", backend="onnxruntime", mode="eager", **where)),
-        "unirnn, MindSpore": seconds(find("threads1-mindspore", backend="mindspore", mode="eager", **where)),
+        "unirnn, NumPy": seconds(find("threads1-steps", backend="numpy", **where)),
+        "unirnn, ONNX Runtime": seconds(find("threads1-steps", backend="onnxruntime", **where)),
     }
-    bars = axes.barh(list(times), [1e6 * time for time in times.values()], 0.6, color=[COLORS[name] for name in times])
+    colors = [COLORS.get(name, COLORS["PyTorch's own"]) for name in times]
+    bars = axes.barh(list(times), [1e6 * time for time in times.values()], 0.6, color=colors)
     axes.bar_label(bars, [f" {1e6 * time:.0f} µs" for time in times.values()])
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel("microseconds")
-    axes.set_title("Streaming: a call of one time step, GRU with H = 128")
+    axes.set_title("Streaming: one step of a GRU with H = 128")
 
 
 def draw_groups(axes: Axes, series: Mapping[str, list[float]], groups: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unirnn import RecurrentSpec, kernels, reference
-from unirnn.contract.call import Call, prepare_step, state_parts
+from unirnn.contract.call import Call, join_state, prepare_step, state_parts
 from unirnn.contract.module import Module
 from unirnn.errors import ArgumentError, ShapeError
 
@@ -59,16 +59,15 @@ class NumpyModule(Module):
 
     def step(self, x: Any, state: Any = None) -> tuple[Array, Any]:
         # What prepares a step takes longer than the step, so it is kept for the next one.
-        parts = () if state is None else state if type(state) is tuple else (state,)
-        is_lstm = len(self.spec.states) == 2
+        parts = state_parts(self.spec, state, "state") or ()
         has_dropout = self.training and self.spec.dropout
         last = self._last_step
-        if last is None or has_dropout or len(parts) not in (0, 1 + is_lstm) or not last.fits(self.weights, x, parts):
+        if last is None or has_dropout or not last.fits(self.weights, x, parts):
             call = prepare_step(self.spec, x, state, like=self._like())
             self._last_step = self._prepared_step(x) if call.sizes.batch_size != 0 else None
             return call.restore(*self._run(call))
         y, final = last.run(x, parts)
-        return y, final if is_lstm else final[0]
+        return y, join_state(final)
 
     step.__doc__ = Module.step.__doc__
 

@@ -25,6 +25,7 @@ from unirnn.contract.call import (
     lengths,
     prepare,
     prepare_step,
+    state_parts,
 )
 from unirnn.contract.module import Module
 from unirnn.devices import short_name
@@ -155,23 +156,23 @@ class Recurrent(torch.nn.RNNBase):
     forward.__doc__ = Module.__call__.__doc__
 
     def step(self, x: Any, state: Any = None) -> tuple[Tensor, Any]:
-        weights = self._weights
-        parts = _parts(state)
-        last = None if torch.compiler.is_compiling() else self._last_step
+        weights, parts = self._weights, state_parts(self.spec, state, "state") or ()
+        is_simple = self._is_simple(weights, x, parts)
         # What prepares a step takes longer than the step, so it is kept for the next one.
-        if last is not None and self._is_simple(weights, x, parts) and last.fits(weights.values(), x, parts):
+        last = self._last_step if is_simple else None
+        if last is not None and last.fits(weights.values(), x, parts):
             y, final = last.run(x, parts)
             return y, join_state(final)
         call = prepare_step(self.spec, x, state, like=(Tensor, _dtype(weights, x, *parts)))
-        if not torch.compiler.is_compiling() and self._is_simple(weights, x, parts):
+        if is_simple:
             self._last_step = self._prepared_step(weights, x)
         return self._run(call, weights)
 
     step.__doc__ = Module.step.__doc__
 
     def _is_simple(self, weights: dict[str, Tensor], x: Any, state: tuple[Any, ...]) -> bool:
-        """Whether a step needs no gradient, and nothing traces, watches or changes it."""
-        if torch.is_grad_enabled() or len(state) not in (0, len(self.spec.states)) or (self.training and self.dropout):
+        """Whether a step needs no gradient, and nothing traces, watches or changes it, as dropout would."""
+        if torch.is_grad_enabled() or (self.training and self.dropout):
             return False
         tensors = isinstance(x, Tensor) and all(isinstance(part, Tensor) for part in state)
         return tensors and not operators.needs_operator(x, state, weights.values()) and dispatch.is_plain()
@@ -296,7 +297,7 @@ def read_resets(resets: Any, sizes: Sizes, batch_first: bool) -> NDArray[np.bool
     They are read on the host, except where they can't be: in a graph, and under the transforms of torch.func.
     """
     if dispatch.is_traced():
-        values = torch.as_tensor(resets)
+        values = resets if isinstance(resets, Tensor) else torch.from_numpy(np.array(resets))
         check_resets(tuple(values.shape), short_name(values.dtype), sizes, batch_first)
         if sizes.batch_size is None:
             return values.unsqueeze(1)

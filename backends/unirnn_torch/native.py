@@ -10,6 +10,7 @@ from typing import Any
 import array_api_compat.torch as xp
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from unirnn import RecurrentSpec, RNNSpec, reference
@@ -153,12 +154,13 @@ def _rows(array: Tensor) -> Tensor:
     return array.reshape(-1, array.shape[2])
 
 
-def direction_with_resets(spec: RecurrentSpec, call: Call) -> tuple[Tensor, ...]:
-    """Run one layer in one direction, some of whose sequences begin anew: ``(output, *final_state)``."""
+def direction_with_resets(spec: RecurrentSpec, call: Call, lengths: NDArray[np.int64] | None) -> tuple[Tensor, ...]:
+    """Run one layer in one direction, some of whose sequences begin anew: ``(output, *final_state)``.
+
+    The lengths are those of the call; there must be a valid step.
+    """
     x, resets = call.x, call.resets
-    found = sequences(x.shape[0], x.shape[1], call.checked_lengths(), None if resets is None else resets.cpu().numpy())
-    if not found.lengths.any():
-        return x.new_zeros((*x.shape[:2], spec.hidden_size)), *call.state
+    found = sequences(x.shape[0], x.shape[1], lengths, None if resets is None else resets.cpu().numpy())
     flat = [w for w in call.weights if w is not None]
     if x.is_cuda:
         flat = _in_one_piece(flat)

@@ -46,7 +46,10 @@ def _uncompiled(call: Call, direction: reference.Direction) -> tuple[Tensor, ...
     x = call.x
     spec = _spec(call.cell, x.shape[2], call.hidden_size, call.weights.bias_ih is not None)
     if call.resets is not None and direction is native.direction:
-        return native.direction_with_resets(spec, call)
+        lengths = call.checked_lengths()
+        if lengths is None or lengths.any():
+            return native.direction_with_resets(spec, call, lengths)
+        call = call._replace(resets=None)  # without a valid step there is no reset
     ragged = None if call.lengths is None else reference.Lengths(xp, call.lengths, x.shape[0])
     if ragged is not None:
         x = ragged.select(xp, x)
@@ -355,7 +358,8 @@ def layer(
         if direct:
             output, *results = _Direct.apply(*tensors, k == 1, kernel, cell)  # type: ignore[no-untyped-call]
         else:
-            keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+            keeps = kernel == "compiled" and torch.is_grad_enabled()
+            keep = keeps and any(t is not None and t.requires_grad for t in tensors)
             output, *results = _OPERATORS[cell](*tensors, k == 1, kernel, keep)
         outputs.append(output)
         finals.append(results[: len(state)])

@@ -87,6 +87,7 @@ CASES = {
         lengths=RAGGED, resets=RESETS, num_layers=2, bidirectional=True, batch_first=True, dtype="float32"
     ),
     "resets, no state, no bias": Case(resets=RESETS, state=False, bias=False),
+    "resets, all lengths zero": Case(lengths=(0, 0, 0, 0), resets=RESETS, bidirectional=True),
     "resets at no step": Case(resets=((), (), (), ()), lengths=RAGGED),
     "resets, unbatched, ragged, bidirectional": Case(
         batch_size=None, lengths=(5,), resets=((0, 2, 5),), bidirectional=True

@@ -126,7 +126,7 @@ def test_a_traced_module_takes_other_lengths_and_resets(
     x, _, ns, resets = batch(spec, 5, 3, dtype=torch.float64)
     other_x, _, _, other_resets = batch(spec, 5, 3, 1, dtype=torch.float64)
     for given, other in (((), ()), ((resets,), (other_resets,))):
-        traced = torch.jit.trace(Flat(), (x, ns, *given), check_trace=False)  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(Flat(), (x, ns, *given))  # type: ignore[no-untyped-call]
         found = traced(other_x, ns.flip(0), *other)
         torch.testing.assert_close(list(found), expected(module, (other_x, None, ns.flip(0), *other)))
 

@@ -564,12 +564,15 @@ def resets(resets: Any, sizes: Sizes, batch_first: bool) -> NDArray[np.bool_] | 
         values = np.asarray(resets)
     except (ValueError, TypeError, RuntimeError) as error:  # whatever an array of some framework raises
         raise DTypeError(f"resets: given {_type_name(type(resets))}, expected bools ({error})") from None
-    check_resets(values.shape, values.dtype.name, sizes, batch_first)
+    # An empty list is an array of floats.
+    check_resets(values.shape, values.dtype.name if values.size else "bool", sizes, batch_first)
     if not values.any():
         return None
     if sizes.batch_size is None:
-        return values[:, None]
-    return values.T if batch_first else values
+        values = values[:, None]
+    elif batch_first:
+        values = values.T
+    return np.array(values, order="C")
 
 
 _resets = resets  # where an argument has its name

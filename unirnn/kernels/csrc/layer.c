@@ -67,7 +67,7 @@ typedef struct {
     thread_memory threads[MOST_THREADS];
     /* backward */
     int64_t chunk_rows, gradient_stride;
-    real *d_h, *d_reset, *gradients, *inputs, *before, *resets, *w_back, *w_hh_back[2];
+    real *d_h, *d_reset, *gradients, *inputs, *before, *reset_h, *w_back, *w_hh_back[2];
     real **d_h_rows, **d_reset_rows, **d_input_rows;
 } call;
 
@@ -91,9 +91,9 @@ static int next_sequence(const call *c, sequence *s) {
     if (resets)
         for (end = least_of(begin + 1, steps); end < steps && !resets[end * c->B + s->column];) end++;
     int is_first = begin == 0, is_last = end == steps;
-    int reset_at_once = is_first && steps && resets && resets[s->column];
+    int begins_with_reset = resets && end > begin && resets[begin * c->B + s->column];
     s->begin = begin, s->length = end - begin;
-    s->has_initial = c->layer->reverse ? is_last : is_first && !reset_at_once;
+    s->has_initial = c->layer->reverse ? is_last : is_first && !begins_with_reset;
     s->has_final = c->layer->reverse ? is_first : is_last;
     return 1;
 }
@@ -433,8 +433,8 @@ static void forward_share(void *argument, int number, team *t_) {
 
 /* ---- backward ------------------------------------------------------------------------------------------------- */
 
-/* What gates of U have their product with r * h, and not with h. */
-static int resets_from(const call *c) { return c->cell == GRU_RESET_BEFORE ? 2 : c->plan->num_gates; }
+/* The first gate of U whose product is with r * h, and not with h. */
+static int of_reset_h(const call *c) { return c->cell == GRU_RESET_BEFORE ? 2 : c->plan->num_gates; }
 
 static void lay_out_backward(call *c, memory *m) {
     int64_t rows = c->chunk_rows = least_of(c->num_rows, CHUNK + c->active[0]), gates = c->plan->num_gates;
@@ -446,10 +446,10 @@ static void lay_out_backward(call *c, memory *m) {
     c->gradients = REALS(m, rows * c->gradient_stride);
     c->inputs = REALS(m, panels_size(rows, c->I));
     c->before = REALS(m, panels_size(rows, c->H));
-    c->resets = REALS(m, c->cell == GRU_RESET_BEFORE ? panels_size(rows, c->H) : 0);
+    c->reset_h = REALS(m, c->cell == GRU_RESET_BEFORE ? panels_size(rows, c->H) : 0);
     c->w_back = REALS(m, c->d->d_input.data ? panels_size(gates * c->H, c->I) : 0);
-    c->w_hh_back[0] = REALS(m, panels_size(resets_from(c) * c->H, c->H));
-    c->w_hh_back[1] = REALS(m, panels_size((gates - resets_from(c)) * c->H, c->H));
+    c->w_hh_back[0] = REALS(m, panels_size(of_reset_h(c) * c->H, c->H));
+    c->w_hh_back[1] = REALS(m, panels_size((gates - of_reset_h(c)) * c->H, c->H));
     c->d_h_rows = give_out(m, c->num_sequences, sizeof(real *));
     c->d_reset_rows = give_out(m, c->num_sequences, sizeof(real *));
     c->d_input_rows = give_out(m, rows, sizeof(real *));
@@ -494,7 +494,7 @@ INLINE void step_back_rows(int cell, int k, const call *c, int64_t t, int64_t fi
             for (int64_t i = 0; i < H; i += LANES) {
                 vec reset = load_some(h + i, H - i) * load_some(at.kept + H + i, H - i);
                 int64_t panel = i / (PANEL * LANES), v = i / LANES % PANEL;
-                store(c->resets + (panel * c->chunk_rows + row) * PANEL * LANES + v * LANES, reset);
+                store(c->reset_h + (panel * c->chunk_rows + row) * PANEL * LANES + v * LANES, reset);
             }
     }
 }
@@ -515,13 +515,13 @@ static void step_back_share(const call *c, int64_t t, int64_t first, int64_t end
     const int64_t n = active_in(c, first, end, t), H = c->H, width = c->gradient_stride;
     if (!n) return;
     const real *of_hidden = c->gradients + (chunk_row + first) * width + c->plan->of_hidden_first * H;
-    int resets = resets_from(c);
+    int of_h = of_reset_h(c);
     step_back_block(c, 0, t, first, n, chunk_row);
     if (c->cell == GRU_RESET_BEFORE) {
         product(n, H, H, of_hidden + 2 * H, width, 1, c->w_hh_back[1], H, t % 2, 0, c->d_reset_rows + first);
         step_back_block(c, 1, t, first, n, chunk_row);
     }
-    product(n, H, resets * H, of_hidden, width, 1, c->w_hh_back[0], resets * H, t % 2, 1, c->d_h_rows + first);
+    product(n, H, of_h * H, of_hidden, width, 1, c->w_hh_back[0], of_h * H, t % 2, 1, c->d_h_rows + first);
 }
 
 /* What a chunk adds to the gradients of the weights: the rows [first, end) of those of W and then of U. */
@@ -537,7 +537,7 @@ static void add_to_weights(const call *c, int64_t rows, int64_t first, int64_t e
         real *bias = of_hidden ? c->d->d_bias_hh : c->d->d_bias_ih;
         real *to_rows[GROUP];
         for (int64_t i = 0; i < count; i++) to_rows[i] = to + i * columns;
-        const real *factor = !of_hidden ? c->inputs : gate >= resets_from(c) ? c->resets : c->before;
+        const real *factor = !of_hidden ? c->inputs : gate >= of_reset_h(c) ? c->reset_h : c->before;
         product(count, columns, rows, from, 1, width, factor, c->chunk_rows, 0, add, to_rows);
         if (bias) {
             bias += gate * H + unit;
@@ -584,19 +584,21 @@ static void backward_share(void *argument, int number, team *t_) {
     }
     for (int64_t s = first; s < end; s++) {
         const sequence *own = &c->sequences[s];
-        if (!own->has_initial && (own->begin || c->layer->reverse)) continue;
-        write_state(c, own->has_initial ? c->d_h + s * c->stride : c->zeros, own->column, c->d->d_h_0);
+        /* Forward, a column whose step 0 is a reset has no use for its initial state. */
+        int is_without = !c->layer->reverse && own->begin == 0 && !own->has_initial;
+        if (!own->has_initial && !is_without) continue;
+        write_state(c, is_without ? c->zeros : c->d_h + s * c->stride, own->column, c->d->d_h_0);
         if (c->cell != LSTM) continue;
-        write_state(c, own->has_initial ? c->c + s * c->stride : c->zeros, own->column, c->d->d_c_0);
+        write_state(c, is_without ? c->zeros : c->c + s * c->stride, own->column, c->d->d_c_0);
     }
 }
 
 static void pack_backward(call *c) {
     const int hidden[] = {0, 1, 2, 3};
-    int resets = resets_from(c), gates = c->plan->num_gates;
+    int first = of_reset_h(c), gates = c->plan->num_gates;
     if (c->d->d_input.data) pack_rows(c->layer->weight_ih, c->I, c->H, c->plan->of_input, gates, c->w_back);
-    pack_rows(c->layer->weight_hh, c->H, c->H, hidden, resets, c->w_hh_back[0]);
-    pack_rows(c->layer->weight_hh, c->H, c->H, hidden + resets, gates - resets, c->w_hh_back[1]);
+    pack_rows(c->layer->weight_hh, c->H, c->H, hidden, first, c->w_hh_back[0]);
+    pack_rows(c->layer->weight_hh, c->H, c->H, hidden + first, gates - first, c->w_hh_back[1]);
 }
 
 /* ---- the entrances -------------------------------------------------------------------------------------------- */
