@@ -14,6 +14,7 @@ array API standard.
 """
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -218,7 +219,7 @@ def zeros(module: Any, batch_size: int | None = None) -> Any:
     Raises
     ------
     ArgumentError
-        If it is no such module.
+        If it is no such module, or the batch size is no integer of 0 or more.
 
     Examples
     --------
@@ -227,12 +228,12 @@ def zeros(module: Any, batch_size: int | None = None) -> Any:
     >>> [part.shape for part in zeros(lstm, 5)]
     [(2, 5, 4), (2, 5, 4)]
     """
+    size = None if batch_size is None else _integer(batch_size, "batch_size", 0)
     for backend in registry.backends_for(module):
-        found = backend.read(module)
-        if found is not None:
-            spec, weights = found
-            dtype = next(iter(weights.values())).dtype
-            shapes = spec.state_shapes(batch_size).values()
+        described = backend.describe(module)
+        if described is not None:
+            spec, dtype = described
+            shapes = spec.state_shapes(size).values()
             return join_state([backend.from_numpy(np.zeros(shape, dtype), module) for shape in shapes])
     raise ArgumentError(
         f"module: given {type(module).__module__}.{type(module).__qualname__}, expected a recurrent module that unirnn "
@@ -298,8 +299,10 @@ def select(state: Any, index: Any) -> Any:
     if not name.startswith(("int", "uint")):
         raise DTypeError(f"index: given dtype {name}, expected integers")
     expected = f"expected 0 <= i < {batch_size}, the number of sequences"
-    # MindSpore may read anything where an index is out of range. Other frameworks raise an error.
+    # MindSpore may read anything where an index is out of range. torch raises an error, on a GPU when it gets there.
     on_host = index.asnumpy() if hasattr(index, "asnumpy") else index
+    if isinstance(like, np.ndarray) or hasattr(index, "__array_namespace__"):
+        on_host = np.asarray(index)
     if isinstance(on_host, np.ndarray):
         for position, i in enumerate(on_host.tolist()):
             if not 0 <= i < batch_size:
@@ -349,9 +352,7 @@ def repeat(state: Any, n: int) -> Any:
     >>> repeat(numpy.array([[[1.0], [2.0]]]), 2).tolist()
     [[[1.0], [1.0], [2.0], [2.0]]]
     """
-    if not isinstance(n, int) or n < 1:
-        raise ArgumentError(f"n: given {n!r}, expected an integer of 1 or more")
-    batch_size = _batch_size(state)
+    n, batch_size = _integer(n, "n", 1), _batch_size(state)
     if _namespace(_parts(state)[0]) is not None:
         return select(state, np.repeat(np.arange(batch_size), n))
     return _repeat(state, n)
@@ -402,6 +403,8 @@ def where(mask: Any, a: Any, b: Any) -> Any:
     if len(parts) != len(others):
         raise ArgumentError(f"b: given {_described(b)}, expected {_described(a)}, as a")
     for part, other in zip(parts, others, strict=True):
+        if not _are_alike(part, other):
+            raise ArgumentError(f"b: given {_type_name(other)}, expected {_type_name(part)}, as a")
         if tuple(part.shape) != tuple(other.shape):
             raise ShapeError(f"b: given shape {tuple(other.shape)}, expected {tuple(part.shape)}, that of a")
         if part.dtype != other.dtype:
@@ -425,11 +428,35 @@ def _described(state: Any) -> str:
     return f"a {type(state).__name__} of {len(state)}" if isinstance(state, (tuple, list)) else "one array"
 
 
+def _are_alike(one: Any, other: Any) -> bool:
+    """Whether two arrays are of one framework."""
+    return isinstance(one, type(other)) or isinstance(other, type(one)) or _package(one) == _package(other)
+
+
+def _package(array: Any) -> str:
+    return type(array).__module__.partition(".")[0]
+
+
+def _type_name(array: Any) -> str:
+    return f"{_package(array)}.{type(array).__name__}"
+
+
+def _integer(given: Any, argument: str, least: int) -> int:
+    """An integer of any kind as Python's own."""
+    number = None if isinstance(given, bool) or not hasattr(given, "__index__") else operator.index(given)
+    if number is None or number < least:
+        raise ArgumentError(f"{argument}: given {given!r}, expected an integer of {least} or more")
+    return number
+
+
 def _batch_size(state: Any, argument: str = "state") -> int:
     """B, which each part of the state must have on its second axis of three."""
     parts = _parts(state)
     if isinstance(state, (tuple, list)) and len(parts) != 2:
         raise ArgumentError(f"{argument}: given {_described(state)}, expected one array, or a pair (h, c) for LSTM")
+    if not _are_alike(parts[0], parts[-1]):
+        given = f"{_type_name(parts[0])} and {_type_name(parts[-1])}"
+        raise ArgumentError(f"{argument}: given {given}, expected a pair of one framework")
     sizes: list[int] = []
     for part in parts:
         shape = tuple(getattr(part, "shape", ()))

@@ -12,6 +12,7 @@ from unirnn import Device, Limit, RecurrentSpec
 from unirnn.contract import weights as _weights
 from unirnn.contract.backend import Arrays, Backend, leaves, with_leaves
 from unirnn.contract.limits import Kernel
+from unirnn.devices import short_name
 from unirnn.errors import DeviceError
 
 from . import dispatch
@@ -92,11 +93,15 @@ class MindSporeBackend(Backend):
         return Recurrent(spec, drawn, getattr(ms, dtype), device.kind, kernel)
 
     def read(self, module: Any) -> tuple[RecurrentSpec, dict[str, Array]] | None:
-        spec = module.spec if isinstance(module, Recurrent) else _native_spec(module)
+        spec = _spec(module)
         if spec is None:
             return None
         parameters = _parameters(module)
         return spec, {name: parameters[name].asnumpy() for name in spec.weight_shapes()}
+
+    def describe(self, module: Any) -> tuple[RecurrentSpec, str] | None:
+        spec = _spec(module)
+        return None if spec is None else (spec, short_name(next(iter(_parameters(module).values())).dtype))
 
     def write(self, module: Any, weights: Arrays) -> None:
         parameters = _parameters(module)
@@ -142,8 +147,10 @@ def _parameters(module: Any) -> dict[str, Any]:
     return {p.name.rpartition(".")[2]: p for p in module.get_parameters()}
 
 
-def _native_spec(module: Any) -> RecurrentSpec | None:
-    """The spec of one of MindSpore's own layers, which store most of their constructor's arguments; else None."""
+def _spec(module: Any) -> RecurrentSpec | None:
+    """The spec of a module of ours, or of a layer of MindSpore's, which has most of its constructor's arguments."""
+    if isinstance(module, Recurrent):
+        return module.spec
     kinds = {"RNN": ms.nn.RNN, "GRU": ms.nn.GRU, "LSTM": ms.nn.LSTM}
     cell = next((cell for cell, kind in kinds.items() if isinstance(module, kind)), None)
     if cell is None:

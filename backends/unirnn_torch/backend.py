@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from unirnn import Device, GRUSpec, Limit, LSTMSpec, RecurrentSpec, RNNSpec
 from unirnn.contract.backend import Arrays, Backend, leaves, with_leaves
 from unirnn.contract.limits import Kernel
+from unirnn.devices import short_name
 from unirnn.errors import ArgumentError, DeviceError, DTypeError
 from unirnn.specs import arguments as names
 
@@ -90,7 +91,7 @@ class TorchBackend(Backend):
         return Recurrent(spec, device=name, dtype=kind, weights=weights, kernel=kernel)
 
     def read(self, module: Any) -> tuple[RecurrentSpec, dict[str, Array]] | None:
-        spec = module.spec if isinstance(module, Recurrent) else _native_spec(module)
+        spec = _spec(module)
         if spec is None:
             return None
         # As attributes, since a parametrization renames what is in the state_dict.
@@ -112,6 +113,13 @@ class TorchBackend(Backend):
                     "remove_weight_norm, or use torch.nn.utils.parametrizations.weight_norm"
                 )
         return spec, {name: self.to_numpy(weight) for name, weight in weights.items()}
+
+    def describe(self, module: Any) -> tuple[RecurrentSpec, str] | None:
+        spec = _spec(module)
+        if spec is None:
+            return None
+        dtype = short_name(next(module.parameters()).dtype)
+        return spec, "float32" if dtype == "bfloat16" else dtype
 
     def write(self, module: Any, weights: Arrays) -> None:
         tensors = {name: torch.tensor(array, device="cpu") for name, array in weights.items()}
@@ -160,8 +168,10 @@ class TorchBackend(Backend):
         return {name: self.to_numpy(gradient) for name, gradient in zip(wanted, gradients, strict=True)}
 
 
-def _native_spec(module: Any) -> RecurrentSpec | None:
-    """The spec of one of torch's own layers, by the attributes that are its constructor's arguments."""
+def _spec(module: Any) -> RecurrentSpec | None:
+    """The spec of a module of ours, or of torch's own, by the attributes that are its constructor's arguments."""
+    if isinstance(module, Recurrent):
+        return module.spec
     for kind, native in ((RNNSpec, torch.nn.RNN), (GRUSpec, torch.nn.GRU), (LSTMSpec, torch.nn.LSTM)):
         if isinstance(module, native):
             rows = names.arguments(kind.kind, "constructor")

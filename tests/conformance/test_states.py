@@ -128,8 +128,9 @@ class TestMistakes:
             with pytest.raises(error, match=words):
                 state.select(pair, index)
 
-    def test_a_native_index_out_of_range(self, held: Held, pair: Any) -> None:
-        index = held.subject.array(np.array([1, 3]), held.module)
+    @pytest.mark.parametrize("outside", [3, -1])
+    def test_a_native_index_out_of_range(self, held: Held, pair: Any, outside: int) -> None:
+        index = held.subject.array(np.array([1, outside]), held.module)
         if "cuda" in str(getattr(index, "device", "")):
             pytest.skip("the device itself stops")
         with pytest.raises(errors.ArgumentError, match=r"index.*: .*expected 0 <= i < 3, the number of sequences"):
@@ -167,9 +168,27 @@ class TestMistakes:
             state.select((h, state.select(h, [0, 1, 2, 0])), [0])
 
     def test_a_number_of_times(self, pair: Any) -> None:
-        for n in (0, 2.0):
+        for n in (0, 2.0, True):
             with pytest.raises(errors.ArgumentError, match=f"n: given {n}, expected an integer of 1 or more"):
                 state.repeat(pair, n)
+
+    def test_arrays_of_two_frameworks(self, held: Held, pair: Any) -> None:
+        h, _ = pair
+        other = np.zeros((1, 3, 4), np.float32)
+        if isinstance(h, np.ndarray):
+            return
+        with pytest.raises(errors.ArgumentError, match=r"b: given numpy\.ndarray, expected .*, as a"):
+            state.where([True] * 3, h, other)
+        with pytest.raises(errors.ArgumentError, match=r"state: given .* and numpy\.ndarray, expected a pair of one"):
+            state.select((h, other), [0])
+
+    def test_a_batch_size(self, held: Held) -> None:
+        sizes: Any = (-1, 2.0)
+        for size in sizes:
+            with pytest.raises(
+                errors.ArgumentError, match=f"batch_size: given {size}, expected an integer of 0 or more"
+            ):
+                state.zeros(held.module, size)
 
 
 def test_zeros_refuses_other_objects() -> None:

@@ -96,6 +96,11 @@ class Backend(ABC):
         The arrays may share memory with the module; the caller copies them.
         """
 
+    def describe(self, module: Any) -> tuple[Any, str] | None:
+        """The spec of a module and the dtype of its weights, without reading them; None if it is not one of its own."""
+        found = self.read(module)
+        return None if found is None else (found[0], next(iter(found[1].values())).dtype.name)
+
     @abstractmethod
     def write(self, module: Any, weights: Arrays) -> None:
         """Replace the weights of a module that `read` reads, in place: all of them, or none and an error.
