@@ -51,8 +51,8 @@ def snapshot(obj: Any, *, spec: RecurrentSpec | None = None, prefix: str | None 
     ArgumentError
         If the object is not one of these, or there is no layer, or several and no prefix.
     SpecError
-        If no spec describes the layer: a Keras layer that runs backward, an activation that no other framework has,
-        the weights of an RNN without its nonlinearity.
+        If no spec describes the layer: a subclass with a ``forward`` of its own, a Keras layer that runs backward, an
+        activation that no other framework has, the weights of an RNN without its nonlinearity.
     ShapeError, DTypeError
         If the arrays do not fit the layer.
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from unirnn import Device, Limit, RecurrentSpec
 from unirnn.contract import weights as _weights
-from unirnn.contract.backend import Arrays, Backend, leaves, with_leaves
+from unirnn.contract.backend import Arrays, Backend, check_computes_as, leaves, with_leaves
 from unirnn.contract.limits import Kernel
 from unirnn.devices import short_name
 from unirnn.errors import DeviceError
@@ -23,6 +23,8 @@ __all__ = ["MindSporeBackend"]
 
 Array = NDArray[Any]
 
+_NATIVE: dict[str, Any] = {"RNN": ms.nn.RNN, "GRU": ms.nn.GRU, "LSTM": ms.nn.LSTM}
+"""MindSpore's own layers."""
 _TARGETS: dict[dispatch.DeviceKind, str] = {"cpu": "CPU", "gpu": "GPU", "ascend": "Ascend"}
 
 
@@ -96,6 +98,7 @@ class MindSporeBackend(Backend):
         spec = _spec(module)
         if spec is None:
             return None
+        check_computes_as(Recurrent if isinstance(module, Recurrent) else _NATIVE[spec.kind], module, "construct")
         parameters = _parameters(module)
         return spec, {name: parameters[name].asnumpy() for name in spec.weight_shapes()}
 
@@ -151,8 +154,7 @@ def _spec(module: Any) -> RecurrentSpec | None:
     """The spec of a module of ours, or of a layer of MindSpore's, which has most of its constructor's arguments."""
     if isinstance(module, Recurrent):
         return module.spec
-    kinds = {"RNN": ms.nn.RNN, "GRU": ms.nn.GRU, "LSTM": ms.nn.LSTM}
-    cell = next((cell for cell, kind in kinds.items() if isinstance(module, kind)), None)
+    cell = next((cell for cell, kind in _NATIVE.items() if isinstance(module, kind)), None)
     if cell is None:
         return None
     parameters = _parameters(module)

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from unirnn import Device, GRUSpec, Limit, LSTMSpec, RecurrentSpec, RNNSpec
-from unirnn.contract.backend import Arrays, Backend, leaves, with_leaves
+from unirnn.contract.backend import Arrays, Backend, check_computes_as, leaves, with_leaves
 from unirnn.contract.limits import Kernel
 from unirnn.devices import short_name
 from unirnn.errors import ArgumentError, DeviceError, DTypeError
@@ -19,6 +19,13 @@ from .dispatch import DEVICE_TYPES
 from .module import Recurrent
 
 __all__ = ["TorchBackend"]
+
+_NATIVE: dict[type[RecurrentSpec], type[torch.nn.RNNBase]] = {
+    RNNSpec: torch.nn.RNN,
+    GRUSpec: torch.nn.GRU,
+    LSTMSpec: torch.nn.LSTM,
+}
+"""torch's own layers."""
 
 Array = NDArray[Any]
 
@@ -94,6 +101,7 @@ class TorchBackend(Backend):
         spec = _spec(module)
         if spec is None:
             return None
+        check_computes_as(Recurrent if isinstance(module, Recurrent) else _NATIVE[type(spec)], module, "forward")
         # As attributes, since a parametrization renames what is in the state_dict.
         weights = {name: getattr(module, name) for name in spec.weight_shapes()}
         for name, weight in weights.items():
@@ -172,7 +180,7 @@ def _spec(module: Any) -> RecurrentSpec | None:
     """The spec of a module of ours, or of torch's own, by the attributes that are its constructor's arguments."""
     if isinstance(module, Recurrent):
         return module.spec
-    for kind, native in ((RNNSpec, torch.nn.RNN), (GRUSpec, torch.nn.GRU), (LSTMSpec, torch.nn.LSTM)):
+    for kind, native in _NATIVE.items():
         if isinstance(module, native):
             rows = names.arguments(kind.kind, "constructor")
             return kind.from_kwargs("torch", {row.torch: getattr(module, row.torch) for row in rows if row.torch})

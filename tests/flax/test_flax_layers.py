@@ -80,6 +80,12 @@ def test_weights_of_bfloat16() -> None:
     unirnn.load_weights(layer, taken)
 
 
+class OwnCell(nnx.OptimizedLSTMCell):  # type: ignore[misc]
+    def __call__(self, *given: Any) -> Any:
+        state, output = super().__call__(*given)
+        return state, 2 * output
+
+
 MISTAKES: dict[str, tuple[Callable[[], Any], type[errors.UnirnnError], str]] = {
     "runs backward": (
         lambda: rnn(nnx.GRUCell, reverse=True),
@@ -120,6 +126,11 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[errors.UnirnnError], str]] = {
         lambda: nnx.Bidirectional(rnn(nnx.GRUCell), rnn(nnx.SimpleCell)),
         errors.SpecError,
         "flax: given directions of GRUSpec(3, 4) and RNNSpec(3, 4), expected the same",
+    ),
+    "a cell that computes something else": (
+        lambda: rnn(OwnCell),
+        errors.SpecError,
+        f"module: given {__name__}.OwnCell, whose __call__ is its own, expected that of OptimizedLSTMCell",
     ),
     "not a recurrent layer": (
         lambda: nnx.Linear(3, 4, rngs=nnx.Rngs(0)),

@@ -75,6 +75,18 @@ def same_name(a: Any) -> Any:
 
 same_name.__name__ = "tanh"
 
+
+class OwnCell(layers.GRUCell):  # type: ignore[misc]
+    def call(self, *given: Any, **options: Any) -> Any:
+        output, states = super().call(*given, **options)
+        return 2 * output, states
+
+
+def with_own_cell(layer: Any) -> Any:
+    layer.cell.__class__ = OwnCell
+    return layer
+
+
 MISTAKES: dict[str, tuple[Callable[[], Any], type[errors.UnirnnError], str]] = {
     "no weights yet": (
         lambda: layers.GRU(4, name="gru"),
@@ -125,6 +137,16 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[errors.UnirnnError], str]] = {
         lambda: built(layers.Dense(4)),
         errors.ArgumentError,
         "obj: given keras.src.layers.core.dense.Dense, expected a module that unirnn built",
+    ),
+    "a subclass that computes something else": (
+        lambda: built(type("Own", (layers.GRU,), {"call": lambda self, *given, **options: 2 * given[0]})(4)),
+        errors.SpecError,
+        f"module: given {__name__}.Own, whose call is its own, expected that of GRU",
+    ),
+    "a cell that computes something else": (
+        lambda: with_own_cell(built(layers.GRU(4))),
+        errors.SpecError,
+        f"module: given {__name__}.OwnCell, whose call is its own, expected that of GRUCell",
     ),
     "directions that are not recurrent layers": (
         lambda: built(layers.Bidirectional(layers.RNN(layers.GRUCell(4)))),

@@ -77,3 +77,17 @@ def test_a_compiled_function_uses_loaded_weights(native: bool) -> None:
     unirnn.load_weights(module, unirnn.snapshot(second))
     close(run(ms.Tensor(x), ms.Tensor(h_0)).asnumpy(), second(x)[0], 1e-5)
     assert all(one is another for one, another in zip(parameters, module.trainable_params(), strict=True))
+
+
+class ComputesElse(nn.GRU):
+    def construct(self, x: Any, hx: Any = None, seq_length: Any = None) -> Any:
+        output, h_n = super().construct(x, hx, seq_length)
+        return 2 * output, h_n
+
+
+def test_a_subclass_that_computes_something_else_is_refused() -> None:
+    adds_a_method: Any = type("AddsAMethod", (nn.GRU,), {"last": lambda self, x: self(x)[0][-1]})
+    assert unirnn.snapshot(adds_a_method(3, 4)).spec == GRUSpec(3, 4)
+    words = r"module: given .*ComputesElse, whose construct is its own, expected that of GRU: no spec describes"
+    with pytest.raises(errors.SpecError, match=words):
+        unirnn.snapshot(ComputesElse(3, 4))

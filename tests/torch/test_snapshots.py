@@ -137,3 +137,27 @@ def test_an_optimizer_and_a_compiled_module_see_what_is_written() -> None:
     held = optimizer.param_groups[0]["params"]
     assert all(one is another for one, another in zip(held, native.parameters(), strict=True))
     torch.compiler.reset()
+
+
+class AddsAMethod(torch.nn.GRU):
+    def last(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self(x)[0]
+        return output[-1]
+
+
+class ComputesElse(torch.nn.GRU):
+    def forward(self, *arguments: Any) -> Any:
+        output, h_n = super().forward(*arguments)
+        return 2 * output, h_n
+
+
+def test_a_subclass_that_computes_something_else_is_refused() -> None:
+    assert unirnn.snapshot(AddsAMethod(3, 4)).spec == GRUSpec(3, 4)
+    words = r"module: given .*ComputesElse, whose forward is its own, expected that of GRU: no spec describes"
+    with pytest.raises(errors.SpecError, match=words):
+        unirnn.snapshot(ComputesElse(3, 4))
+    built = GRUSpec(3, 4).build("torch", seed=0)
+    own: Any = type("Own", (type(built),), {"forward": ComputesElse.forward})
+    built.__class__ = own
+    with pytest.raises(errors.SpecError, match=r"module: given .*Own, whose forward is its own"):
+        unirnn.snapshot(built)

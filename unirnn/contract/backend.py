@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unirnn.devices import Device
-from unirnn.errors import ArgumentError, LimitError
+from unirnn.errors import ArgumentError, LimitError, SpecError
 
 from .limits import Kernel, Limit, Support
 
-__all__ = ["Arrays", "Backend", "leaves", "with_leaves"]
+__all__ = ["Arrays", "Backend", "check_computes_as", "leaves", "with_leaves"]
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -156,6 +156,37 @@ class Backend(ABC):
             tuple are named ``hx[0]``, ``hx[1]``.
         """
         raise ArgumentError(f"{self.name} has no gradients; use another backend")
+
+
+def check_computes_as(kind: type, module: Any, *methods: str) -> None:
+    """Refuse a module of a subclass with its own way to compute; one that only adds methods passes.
+
+    Parameters
+    ----------
+    kind
+        The class, of which it is an instance.
+    module
+        The module.
+    methods
+        The names of the methods that compute.
+
+    Raises
+    ------
+    SpecError
+        If the module's class has another method of such a name.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> check_computes_as(unirnn.contract.module.Module, unirnn.GRUSpec(3, 4).build("numpy"), "__call__")
+    """
+    for method in methods:
+        if getattr(type(module), method) is not getattr(kind, method):
+            own = f"{type(module).__module__}.{type(module).__qualname__}"
+            raise SpecError(
+                f"module: given {own}, whose {method} is its own, expected that of {kind.__name__}: no spec describes "
+                "what it computes; copy its weights into the plain layer, if that computes the same"
+            )
 
 
 def leaves(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,21 +2,31 @@
 
 from typing import Any
 
+from unirnn.contract.backend import check_computes_as
 from unirnn.errors import SpecError
 
 __all__ = ["activation_name", "class_name"]
 
 
-def class_name(obj: Any, package: str, known: tuple[str, ...]) -> str | None:
+def class_name(obj: Any, package: str, known: tuple[str, ...], method: str) -> str | None:
     """The name of the first of an object's classes that is a known class of a package; None if there is none.
+
+    Raises
+    ------
+    SpecError
+        If the object is of a subclass with a method of its own that computes.
 
     Examples
     --------
-    >>> class_name(True, "builtins", ("int", "str")), class_name(None, "builtins", ("int", "str"))
-    ('int', None)
+    >>> [class_name(obj, "builtins", ("int", "str"), "__add__") for obj in (True, None)]
+    ['int', None]
     """
-    names = (kind.__name__ for kind in type(obj).__mro__ if f"{kind.__module__}.".startswith(f"{package}."))
-    return next((name for name in names if name in known), None)
+    kinds = (kind for kind in type(obj).__mro__ if f"{kind.__module__}.".startswith(f"{package}."))
+    found = next((kind for kind in kinds if kind.__name__ in known), None)
+    if found is None:
+        return None
+    check_computes_as(found, obj, method)
+    return found.__name__
 
 
 def activation_name(layer: Any, argument: str, package: str, known: tuple[str, ...], where: str) -> str:

@@ -52,7 +52,7 @@ def write(module: Any, weights: Weights) -> None:
 
 def _directions(module: Any) -> list[Any] | None:
     """The ``nnx.RNN`` of each direction of a layer; None if it is not a recurrent layer."""
-    kind = class_name(module, "flax.nnx", ("RNN", "Bidirectional"))
+    kind = class_name(module, "flax.nnx", ("RNN", "Bidirectional"), "__call__")
     if kind == "Bidirectional":
         return [module.forward_rnn, module.backward_rnn]
     return [module] if kind == "RNN" else None
@@ -73,7 +73,7 @@ def _spec(module: Any, directions: list[Any]) -> RecurrentSpec:
 
 def _cell_spec(cell: Any) -> RecurrentSpec:
     """The spec of a cell in one direction."""
-    kind = class_name(cell, "flax.nnx", tuple(_KINDS))
+    kind = class_name(cell, "flax.nnx", tuple(_KINDS), "__call__")
     if kind is None:
         raise SpecError(f"flax: given a cell {type(cell).__name__}, expected one of {', '.join(_KINDS)}")
     arguments = {"kind": _KINDS[kind], "input_size": cell.in_features, "hidden_size": cell.hidden_features}

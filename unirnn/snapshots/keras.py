@@ -51,7 +51,7 @@ def write(module: Any, weights: Weights) -> None:
 
 def _spec(module: Any) -> RecurrentSpec | None:
     """The spec of a layer; None if it is not recurrent."""
-    if class_name(module, "keras", (*_KINDS, "Bidirectional")) != "Bidirectional":
+    if class_name(module, "keras", (*_KINDS, "Bidirectional"), "call") != "Bidirectional":
         spec = _one_direction(module)
         if spec is not None and module.go_backwards:
             raise SpecError(f"keras: {module.name}: given go_backwards=True, expected a layer that runs forward")
@@ -69,12 +69,15 @@ def _spec(module: Any) -> RecurrentSpec | None:
 
 def _one_direction(module: Any) -> RecurrentSpec | None:
     """The spec of a layer in one direction, whichever that is; None if it is not recurrent."""
-    kind = _KINDS.get(class_name(module, "keras", tuple(_KINDS)) or "")
+    kind = _KINDS.get(class_name(module, "keras", tuple(_KINDS), "call") or "")
     if kind is None:
         return None
     where = f"keras: {module.name}"
     if not module.built:
         raise ArgumentError(f"{where}: given a layer without weights; call it, or its build, first")
+    class_name(
+        module.cell, "keras", tuple(f"{kind}Cell" for kind in _KINDS), "call"
+    )  # refuses one that is not Keras' own
     arguments = {
         "kind": kind,
         "input_size": module.cell.kernel.shape[0],
