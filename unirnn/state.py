@@ -7,7 +7,7 @@ layers, and within each layer through the directions. An LSTM's state is a pair 
 where the batch is. The other functions take one array; apply them to each part of a pair. Gradients flow through all of
 them but `detach`.
 
-All but `zeros` and `detach` work in compiled functions too (``torch.compile``, ``mindspore.jit``). What they do to an
+All but `detach` work in compiled functions too (``torch.compile``, ``mindspore.jit``). What they do to an
 array is written with what arrays of NumPy, torch and MindSpore have in common: ``shape``, ``reshape``, ``swapaxes`` and
 indexing, and three methods that tensors of torch and MindSpore share, where other arrays have the functions of the
 array API standard.
@@ -199,10 +199,26 @@ def detach(state: Any) -> Any:
     )
 
 
+def _in_graph_mode(function: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Decorate a function with the one that MindSpore's graph mode compiles in its place, where nothing can be checked.
+
+    MindSpore compiles what ``__wrapped__`` names.
+    """
+
+    def decorate(eager: Any) -> Any:
+        eager.__wrapped__ = function
+        return eager
+
+    return decorate
+
+
+def _zeros(module: Any, batch_size: Any = None) -> Any:
+    return module.zero_state(batch_size)
+
+
+@_in_graph_mode(_zeros)
 def zeros(module: Any, batch_size: int | None = None) -> Any:
     """The state before the first step of a sequence, as an array or a pair for a module: on its device, of its dtype.
-
-    It is made before a loop. In a compiled function, pass None to the module instead.
 
     Parameters
     ----------
@@ -229,6 +245,8 @@ def zeros(module: Any, batch_size: int | None = None) -> Any:
     [(2, 5, 4), (2, 5, 4)]
     """
     size = None if batch_size is None else _integer(batch_size, "batch_size", 0)
+    if hasattr(module, "zero_state"):
+        return module.zero_state(size)
     for backend in registry.backends_for(module):
         described = backend.describe(module)
         if described is not None:
@@ -239,19 +257,6 @@ def zeros(module: Any, batch_size: int | None = None) -> Any:
         f"module: given {type(module).__module__}.{type(module).__qualname__}, expected a recurrent module that unirnn "
         "built, or a recurrent layer of torch or mindspore"
     )
-
-
-def _in_graph_mode(function: Callable[..., Any]) -> Callable[[Any], Any]:
-    """Decorate a function with the one that MindSpore's graph mode compiles in its place, where nothing can be checked.
-
-    MindSpore compiles what ``__wrapped__`` names.
-    """
-
-    def decorate(eager: Any) -> Any:
-        eager.__wrapped__ = function
-        return eager
-
-    return decorate
 
 
 def _select(state: Any, index: Any) -> Any:

@@ -166,6 +166,15 @@ class Recurrent(nn.Cell):
         y, state = self._run(x, parts, None, None, batched, empty)
         return y.squeeze(0) if batched else y.reshape((-1,)), state
 
+    def zero_state(self, batch_size: Any = None) -> Any:
+        """Give the state before the first step of a sequence; see `unirnn.state.zeros`."""
+        directions = 2 if self.bidirectional else 1
+        shape: Any = (self.num_layers * directions, self.hidden_size)
+        if batch_size is not None:
+            shape = (self.num_layers * directions, batch_size, self.hidden_size)
+        h = ops.full(shape, 0, dtype=self.weights[0].dtype)
+        return (h, ops.full(shape, 0, dtype=self.weights[0].dtype)) if self.is_lstm else h
+
     def _dtype(self) -> Any:
         """Give the dtype that the input must have; None where `to_float` casts it."""
         return None if self.fp16 or self.fp32 else self.weights[0].dtype

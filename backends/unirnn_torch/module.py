@@ -170,6 +170,11 @@ class Recurrent(torch.nn.RNNBase):
 
     step.__doc__ = Module.step.__doc__
 
+    def zero_state(self, batch_size: int | None = None) -> Any:
+        """The state before the first step of a sequence; see `unirnn.state.zeros`."""
+        weight = self._weights["weight_hh_l0"]
+        return join_state([weight.new_zeros(shape) for shape in self.spec.state_shapes(batch_size).values()])
+
     def _is_simple(self, weights: dict[str, Tensor], x: Any, state: tuple[Any, ...]) -> bool:
         """Whether a step needs no gradient, and nothing traces, watches or changes it, as dropout would."""
         if torch.is_grad_enabled() or (self.training and self.dropout):

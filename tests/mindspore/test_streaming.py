@@ -116,3 +116,13 @@ def test_what_a_loop_over_steps_does_with_states(spec: RecurrentSpec) -> None:
         for a, b in zip(*(parts(result) for result in (actual, expected)), strict=True):
             assert np.isfinite(b.asnumpy()).all()
             np.testing.assert_allclose(a.asnumpy(), b.asnumpy(), rtol=1e-6)
+
+
+def test_a_state_of_zeros_in_a_compiled_function(spec: RecurrentSpec) -> None:
+    module = spec.build("mindspore", seed=0)
+
+    @ms.jit
+    def run(x: Tensor) -> Tensor:
+        return module(x, unirnn.state.zeros(module, 3))[0]
+
+    np.testing.assert_array_equal(run(chunk(0)).asnumpy(), module(chunk(0))[0].asnumpy())

@@ -101,3 +101,15 @@ def test_what_a_loop_over_steps_does_with_states(spec: RecurrentSpec) -> None:
     for actual, expected in zip(results(compiled), results(run), strict=True):
         assert expected.isfinite().all()
         torch.testing.assert_close(actual, expected)
+
+
+def test_a_state_of_zeros_in_a_compiled_function(spec: RecurrentSpec) -> None:
+    module = spec.build("torch", seed=0)
+
+    def run(x: Tensor) -> Tensor:
+        output: Tensor = module(x, unirnn.state.zeros(module, x.shape[1]))[0]
+        return output
+
+    torch.compiler.reset()
+    x = torch.ones(3, 3, 3)
+    torch.testing.assert_close(torch.compile(run, fullgraph=True, backend="aot_eager")(x), module(x)[0])
