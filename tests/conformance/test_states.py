@@ -94,8 +94,6 @@ def test_where(subject: Subject, spec: RecurrentSpec) -> None:
 def test_what_comes_out_goes_into_a_step(subject: Subject) -> None:
     """A beam of two, reordered, and a sequence that begins anew."""
     module = subject.build(LSTMSpec(3, 4), seed=0)
-    if not hasattr(module, "step"):
-        pytest.skip("no steps")
     x = subject.array(np.ones((2, 3), np.float32), module)
     _, before = module.step(x, state.zeros(module, 2))
     beams = state.select(state.repeat(before, 2), [3, 0])
