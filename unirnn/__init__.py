@@ -8,7 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 from . import errors, state
 from .registry import backends, default_backend, use_backend
-from .specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Spec
+from .specs import (
+    ActivationSpec,
+    BatchNormSpec,
+    Concat,
+    Conv1dSpec,
+    DropoutSpec,
+    EmbeddingSpec,
+    GRUSpec,
+    LayerNormSpec,
+    LinearSpec,
+    LSTMSpec,
+    NormalizeSpec,
+    PoolSpec,
+    RecurrentSpec,
+    Residual,
+    RNNSpec,
+    Sequential,
+    Spec,
+    SumDirectionsSpec,
+)
 from .state import detach
 
 if TYPE_CHECKING:
@@ -20,16 +39,29 @@ if TYPE_CHECKING:
     from .snapshots import Snapshot
 
 __all__ = [
+    "ActivationSpec",
+    "BatchNormSpec",
+    "Concat",
+    "Conv1dSpec",
     "Device",
+    "DropoutSpec",
+    "EmbeddingSpec",
     "Explanation",
     "GRUSpec",
     "Kernel",
     "LSTMSpec",
+    "LayerNormSpec",
     "Limit",
+    "LinearSpec",
+    "NormalizeSpec",
+    "PoolSpec",
     "RNNSpec",
     "RecurrentSpec",
+    "Residual",
+    "Sequential",
     "Snapshot",
     "Spec",
+    "SumDirectionsSpec",
     "__version__",
     "backends",
     "default_backend",

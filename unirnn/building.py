@@ -10,7 +10,7 @@ from unirnn.contract.backend import Backend
 from unirnn.contract.limits import Kernel, Limit
 from unirnn.devices import Device, dtype_name
 from unirnn.errors import ArgumentError, DeviceError, LimitError
-from unirnn.specs import Spec
+from unirnn.specs import RecurrentSpec, Spec
 
 __all__ = ["Explanation", "build", "explain"]
 
@@ -70,7 +70,7 @@ def explain(spec: Spec, backend: str | None = None, device: Any = None, *, dtype
     Parameters
     ----------
     spec
-        The layer.
+        The layer, or the model.
     backend, device, dtype
         As in `Spec.build`.
 
@@ -88,7 +88,8 @@ def explain(spec: Spec, backend: str | None = None, device: Any = None, *, dtype
     limits = tuple(_limits(chosen, spec, where, kind))
     kernels: tuple[Kernel, ...] = ()
     if not any(limit.refuses for limit in limits):
-        kernels = tuple(chosen.kernels(spec, where, kind))
+        layers = [leaf for leaf in spec.leaves().values() if isinstance(leaf, RecurrentSpec)]
+        kernels = tuple(dict.fromkeys(kernel for leaf in layers for kernel in chosen.kernels(leaf, where, kind)))
     return Explanation(spec, name, where, kind, limits, kernels)
 
 
@@ -96,7 +97,11 @@ def _limits(backend: Backend, spec: Spec, device: Device, dtype: str) -> Iterato
     reason = backend.support.unsupported_reason(spec, device.kind, dtype)
     if reason is not None:
         yield Limit(reason)
-    yield from backend.limits(spec, device, dtype)
+    found: dict[tuple[str, bool], None] = {}
+    for leaf in spec.leaves().values():  # two layers may have the same limit
+        own = backend.limits(leaf, device, dtype) if leaf.kind in backend.support.kinds else ()
+        found |= {(limit.text, limit.refuses): None for limit in own}
+    yield from (Limit(text, refuses) for text, refuses in found)
 
 
 def build(
@@ -110,6 +115,7 @@ def build(
     options: Mapping[str, Any],
 ) -> Any:
     """Build a module from a spec and given weights, or weights to draw; see `Spec.build`."""
+    spec.check_complete()
     name = registry.default_backend() if backend is None else backend
     chosen = registry.load(name)
     where = chosen.default_device() if device is None else Device.parse(device)

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from unirnn import Device, Limit, RecurrentSpec
 from unirnn.contract import weights as _weights
 from unirnn.contract.backend import Arrays, Backend
-from unirnn.contract.limits import Support
+from unirnn.contract.limits import ALL_KINDS, Support
 from unirnn.errors import ArgumentError
-from unirnn_array_api.module import ArrayModule
+from unirnn.specs import Spec
+from unirnn_array_api.module import ArrayModel, ArrayModule
 
 __all__ = ["ArrayBackend"]
 
@@ -20,10 +21,10 @@ Array = NDArray[Any]
 
 
 class ArrayBackend(Backend):
-    """Builds `ArrayModule` on the namespace of ``build(..., namespace=...)``."""
+    """Builds `ArrayModule` and `ArrayModel` on the namespace of ``build(..., namespace=...)``."""
 
     name = "array_api"
-    support = Support("array_api", devices=("cpu",), dtypes=("float32", "float64"), derivatives=0)
+    support = Support("array_api", devices=("cpu",), kinds=ALL_KINDS, dtypes=("float32", "float64"), derivatives=0)
     options = required_options = ("namespace",)
 
     def version(self) -> str:
@@ -35,19 +36,19 @@ class ArrayBackend(Backend):
     def default_device(self) -> Device:
         return Device("cpu")
 
-    def limits(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Limit]:
+    def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
         yield Limit("array_api runs the reference, step by step; its gradients are the namespace's own", refuses=False)
 
     def build(
         self,
-        spec: RecurrentSpec,
+        spec: Spec,
         *,
         device: Device,
         dtype: str,
         weights: Arrays | None,
         seed: int | None,
         options: Mapping[str, Any],
-    ) -> ArrayModule:
+    ) -> ArrayModel | ArrayModule:
         namespace: Any = options.get("namespace")
         if not hasattr(namespace, "asarray"):
             raise ArgumentError(
@@ -58,10 +59,12 @@ class ArrayBackend(Backend):
         drawn = _weights.draw_globally(spec) if weights is None else weights
         arrays = {name: xp.asarray(np.array(array, dtype)) for name, array in drawn.items()}
         generator = np.random.default_rng(None if seed is None else [seed, 1])
-        return ArrayModule(spec, arrays, generator)
+        if isinstance(spec, RecurrentSpec):
+            return ArrayModule(spec, arrays, generator)
+        return ArrayModel(spec, xp, dtype, arrays, generator)
 
-    def read(self, module: Any) -> tuple[RecurrentSpec, dict[str, Array]] | None:
-        if not isinstance(module, ArrayModule):
+    def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
+        if not isinstance(module, (ArrayModel, ArrayModule)):
             return None
         return module.spec, {name: self.to_numpy(array) for name, array in module.weights.items()}
 
@@ -71,6 +74,8 @@ class ArrayBackend(Backend):
             module.weights[name] = self.from_numpy(weights[name].astype(self.to_numpy(array).dtype), module)
 
     def from_numpy(self, array: Array, module: Any) -> Any:
+        if not module.weights:  # a model of activations alone
+            return module.namespace.asarray(array)
         weight = next(iter(module.weights.values()))
         xp: Any = array_api_compat.array_namespace(weight)
         return xp.asarray(array, device=array_api_compat.device(weight))

@@ -1,4 +1,4 @@
-"""The module that the ``array_api`` backend builds."""
+"""The modules that the ``array_api`` backend builds."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from unirnn import RecurrentSpec, reference
 from unirnn.contract.call import Call
+from unirnn.contract.models import Model, ModelCall, check_tokens, is_batch_first
 from unirnn.contract.module import Module
+from unirnn.specs import Spec
 
-__all__ = ["ArrayModule"]
+__all__ = ["ArrayModel", "ArrayModule"]
 
 
 class ArrayModule(Module):
@@ -68,6 +70,102 @@ class ArrayModule(Module):
         )
 
     def _dropout(self, x: Any) -> Any:
-        kept = self._generator.random(tuple(x.shape)) >= self.spec.dropout
-        scale = kept / (1 - self.spec.dropout)
-        return x * self._xp.asarray(scale, dtype=x.dtype, device=array_api_compat.device(x))
+        return x * _keep(self._generator, x, tuple(x.shape), self.spec.dropout)
+
+
+class ArrayModel(Model):
+    """A model over the arrays of one namespace.
+
+    Whatever autodiff the namespace has goes through it.
+
+    Parameters
+    ----------
+    spec
+        The spec of the model.
+    namespace
+        The namespace, as `array_api_compat` wraps it.
+    dtype
+        The dtype of the weights, by name.
+    weights
+        Arrays of the namespace, by the names of `unirnn.Spec.weight_shapes`.
+    generator
+        Draws dropout while training.
+
+    Attributes
+    ----------
+    spec
+        The spec of the model.
+    weights
+        Its weights by name.
+    namespace
+        As given.
+    training
+        See `unirnn.contract.models.Model`.
+    """
+
+    def __init__(
+        self, spec: Spec, namespace: Any, dtype: str, weights: Mapping[str, Any], generator: np.random.Generator
+    ) -> None:
+        super().__init__(spec)
+        self.weights = dict(weights)
+        self.namespace, self._dtype, self._generator = namespace, getattr(namespace, dtype), generator
+
+    def _like(self) -> tuple[type[Any], Any]:
+        return type(self.namespace.asarray(0.0)), self._dtype
+
+    def _run(self, call: ModelCall) -> tuple[Any, tuple[Any, ...]]:
+        xp, spec, x = self.namespace, self.spec, call.input
+        device = array_api_compat.device(x)
+        if spec.takes_tokens:
+            x = self._tokens(call)
+        if call.sizes is None:
+            shape = tuple(x.shape)
+            x = xp.reshape(x, (-1, 1) if spec.takes_tokens else (-1, 1, shape[-1]))
+            y, _ = self._reference(x, (), None, None)
+            return xp.reshape(y, (*(shape if spec.takes_tokens else shape[:-1]), y.shape[-1])), ()
+        is_swapped = is_batch_first(spec)
+        x = _swapped(xp, x) if is_swapped else x
+        ns, begins = (
+            None if array is None else xp.asarray(np.ascontiguousarray(array), device=device)
+            for array in (call.lengths, call.resets)
+        )
+        y, states = self._reference(x, call.states, ns, begins)
+        return _swapped(xp, y) if is_swapped and not spec.ends_steps else y, states
+
+    def _run_step(self, call: ModelCall) -> tuple[Any, tuple[Any, ...]]:
+        x = self._tokens(call) if self.spec.takes_tokens else call.input
+        y, states = self._reference(x[None, ...], call.states, None, None)
+        return y[0, ...], states
+
+    def _reference(self, x: Any, states: Any, lengths: Any, resets: Any) -> tuple[Any, tuple[Any, ...]]:
+        training = None
+        if self.training:
+            like = self.namespace.zeros((), dtype=self._dtype, device=array_api_compat.device(x))
+            training = reference.Training(lambda shape, p: _keep(self._generator, like, shape, p))
+        result = reference.model(self.namespace, self.spec, self.weights, x, states, lengths, resets, training)
+        if training is not None:
+            self.weights |= training.statistics
+        return result
+
+    def _tokens(self, call: ModelCall) -> Any:
+        """The tokens, checked, with 0 in the padding."""
+        tokens = np.asarray(call.input)
+        valid = None
+        if call.lengths is not None and call.sizes is not None:
+            valid = np.arange(call.sizes.steps) < call.lengths[:, None]
+            valid = valid if is_batch_first(self.spec) else valid.T
+        check_tokens(self.spec, tokens, valid)
+        kept = tokens if valid is None else np.where(valid, tokens, 0)
+        return self.namespace.asarray(kept.astype(np.int64), device=array_api_compat.device(call.input))
+
+
+def _swapped(xp: Any, array: Any) -> Any:
+    """`(T, B)` to `(B, T)` with whatever axes follow, and back."""
+    return xp.permute_dims(array, (1, 0, *range(2, len(array.shape))))
+
+
+def _keep(generator: np.random.Generator, like: Any, shape: tuple[int, ...], p: float) -> Any:
+    """0 with probability p, else ``1 / (1 - p)``, as an array of a dtype and on the device of another."""
+    xp: Any = array_api_compat.array_namespace(like)
+    kept = (generator.random(shape) >= p) / (1 - p)
+    return xp.asarray(kept, dtype=like.dtype, device=array_api_compat.device(like))

@@ -26,8 +26,9 @@ Arrays = Mapping[str, Array]
 class Backend(ABC):
     """The members of a backend; those that are not abstract may be left as they are.
 
-    What it builds is called as ``module(input, hx=None, seq_length=None, **aliases)``, has its ``spec``, and switches
-    dropout by ``train()`` or ``set_train()``, whichever is native.
+    What it builds of a recurrent layer is called as ``module(input, hx=None, seq_length=None, resets=None, **aliases)``,
+    and what it builds of anything else as `unirnn.contract.models` says. It has its ``spec``, and switches dropout by
+    ``train()`` or ``set_train()``, whichever is native.
     """
 
     name: ClassVar[str]
@@ -190,7 +191,7 @@ def check_computes_as(kind: type, module: Any, *methods: str) -> None:
 
 
 def leaves(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays among arguments or results, those of tuples by ``name[0]``, ``name[1]``; None is left out.
+    """The arrays among arguments or results, those of tuples by ``name[0]``, ``name[1]``; None and flags are left out.
 
     Examples
     --------
@@ -201,7 +202,7 @@ def leaves(arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in arguments.items():
         if isinstance(value, (tuple, list)):
             found |= leaves({f"{name}[{k}]": part for k, part in enumerate(value)})
-        elif value is not None:
+        elif value is not None and not isinstance(value, bool):
             found[name] = value
     return found
 
@@ -218,6 +219,6 @@ def with_leaves(arguments: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict
     def put(name: str, value: Any) -> Any:
         if isinstance(value, (tuple, list)):
             return tuple(put(f"{name}[{k}]", part) for k, part in enumerate(value))
-        return arrays.get(name)
+        return value if isinstance(value, bool) else arrays.get(name)
 
     return {name: put(name, value) for name, value in arguments.items()}

@@ -43,6 +43,7 @@ __all__ = [
     "bind",
     "check_arrays",
     "check_call",
+    "check_dtype",
     "check_lengths",
     "check_one_direction",
     "check_resets",
@@ -53,6 +54,7 @@ __all__ = [
     "prepare_step",
     "resets",
     "state_parts",
+    "type_name",
 ]
 
 
@@ -338,7 +340,7 @@ def _check(
     for array in (input, *(state or ())):
         if not isinstance(array, array_type):
             name = array_names(spec, is_step=is_step)[len(found)]
-            raise ArgumentError(f"{name}: given {_type_name(type(array))}, expected a {_type_name(array_type)}")
+            raise ArgumentError(f"{name}: given {type_name(type(array))}, expected a {type_name(array_type)}")
         found.append((tuple(array.shape), array.dtype))
     return check_arrays(spec, dtype, found[0], found[1:], is_step=is_step)
 
@@ -350,8 +352,8 @@ def array_names(spec: RecurrentSpec, *, is_step: bool) -> tuple[str, ...]:
     return ("x", "state") if len(spec.states) == 1 else ("x", "state[0]", "state[1]")
 
 
-def _type_name(kind: type) -> str:
-    """``list``, ``torch.Tensor``."""
+def type_name(kind: type) -> str:
+    """What a message calls a class: ``list``, ``torch.Tensor``."""
     package = kind.__module__.partition(".")[0]
     return kind.__name__ if package == "builtins" else f"{package}.{kind.__name__}"
 
@@ -402,12 +404,7 @@ def check_arrays(
     batch_size = shape[0 if is_step or spec.batch_first else 1] if batched else None
     if steps == 0:
         raise ShapeError(f"input: given shape {shape}, expected at least one time step")
-    if not _fits(given, dtype):
-        name = short_name(given)
-        advice = f", or build with dtype={name!r}" if name in DTYPES else ""
-        raise DTypeError(
-            f"{argument}: given dtype {name}, expected {_wanted(dtype)}, the module's own; cast the input{advice}"
-        )
+    check_dtype(argument, given, dtype)
     if hx:
         names, shapes = array_names(spec, is_step=is_step)[1:], spec.state_shapes(batch_size).values()
         for name, expected, (state_shape, state_dtype) in zip(names, shapes, hx, strict=False):
@@ -421,6 +418,16 @@ def check_arrays(
                     f"{name}: given dtype {short_name(state_dtype)}, expected {_wanted(dtype)}, the input's"
                 )
     return Sizes(steps, batch_size)
+
+
+def check_dtype(argument: str, given: Any, dtype: Any) -> None:
+    """Check that an input has the module's dtype; None: that it has a floating one. Raises DTypeError."""
+    if not _fits(given, dtype):
+        name = short_name(given)
+        advice = f", or build with dtype={name!r}" if name in DTYPES else ""
+        raise DTypeError(
+            f"{argument}: given dtype {name}, expected {_wanted(dtype)}, the module's own; cast the input{advice}"
+        )
 
 
 def _fits(given: Any, dtype: Any) -> bool:
@@ -488,7 +495,7 @@ def lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64]:
     try:
         values = np.asarray(seq_length)
     except (ValueError, TypeError, RuntimeError) as error:  # whatever an array of some framework raises
-        raise DTypeError(f"seq_length: given {_type_name(type(seq_length))}, expected integers ({error})") from None
+        raise DTypeError(f"seq_length: given {type_name(type(seq_length))}, expected integers ({error})") from None
     # An empty list is an array of floats. Getting a dtype's name, and NumPy's min and max, are slow for small batches.
     is_integer = values.dtype.kind in "iu" or not values.size
     check_lengths(values.shape, "int64" if is_integer else values.dtype.name, sizes)
@@ -563,7 +570,7 @@ def resets(resets: Any, sizes: Sizes, batch_first: bool) -> NDArray[np.bool_] | 
     try:
         values = np.asarray(resets)
     except (ValueError, TypeError, RuntimeError) as error:  # whatever an array of some framework raises
-        raise DTypeError(f"resets: given {_type_name(type(resets))}, expected bools ({error})") from None
+        raise DTypeError(f"resets: given {type_name(type(resets))}, expected bools ({error})") from None
     # An empty list is an array of floats.
     check_resets(values.shape, values.dtype.name if values.size else "bool", sizes, batch_first)
     if not values.any():

@@ -8,11 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from unirnn import specs
 from unirnn.devices import DTYPES
 from unirnn.errors import ArgumentError, LimitError
-from unirnn.specs import Spec
+from unirnn.specs import ModelSpec, Spec
 
-__all__ = ["ROUNDED_FLOAT16", "Kernel", "Limit", "Support", "check_kernel"]
+__all__ = ["ALL_KINDS", "ROUNDED_FLOAT16", "Kernel", "Limit", "Support", "check_kernel"]
+
+ALL_KINDS = tuple(vars(specs)[name].kind for name in specs.__all__ if hasattr(vars(specs)[name], "kind"))
+"""The kinds of all specs of unirnn."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Support:
         How messages name it: ``"numpy"``, ``"torch's own layer"``.
     lacks
         The arguments of specs that it does not have, such as ``"proj_size"``; see `Spec.uncommon`.
+    kinds
+        The kinds of specs that it has; `ALL_KINDS` for models and all of their layers.
     devices
         The kinds of device on which it runs.
     dtypes
@@ -46,6 +52,7 @@ class Support:
 
     who: str
     lacks: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ("RNN", "GRU", "LSTM")
     devices: tuple[str, ...] = ("cpu", "gpu", "ascend")
     dtypes: tuple[str, ...] = DTYPES
     derivatives: int = 2
@@ -64,9 +71,15 @@ class Support:
         dtype
             The name of a dtype; None if any will do.
         """
-        for argument, value in spec.uncommon().items():
-            if argument in self.lacks:
-                return f"{self.who} has no {spec.kind} with {argument}={value!r}"
+        if isinstance(spec, ModelSpec) and spec.kind not in self.kinds:
+            return f"{self.who} has no {spec.kind}"
+        for layer, leaf in spec.leaves().items():
+            where = f"{layer}: " if layer else ""
+            if leaf.kind not in self.kinds:
+                return f"{where}{self.who} has no {leaf.kind}"
+            for argument, value in leaf.uncommon().items():
+                if argument in self.lacks:
+                    return f"{where}{self.who} has no {leaf.kind} with {argument}={value!r}"
         if device is not None and device not in self.devices:
             return f"{self.who} runs on {' and '.join(self.devices)} only, not on {device}"
         if dtype is not None and dtype not in self.dtypes:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from unirnn.specs import GRUSpec, RecurrentSpec, RNNSpec
 
-__all__ = ["State", "Weights", "cell", "project", "step"]
+__all__ = ["State", "Weights", "cell", "project", "sigmoid", "step"]
 
 Array = Any
 State = tuple[Array, ...]
@@ -101,8 +101,8 @@ def _gru(xp: Any, spec: GRUSpec, weights: Weights) -> Step:
         (h,) = state
         x_r, x_z, x_n = _split(spec, x)
         h_r, h_z, h_n = _split(spec, hidden(h))
-        r = _sigmoid(xp, x_r + h_r)
-        z = _sigmoid(xp, x_z + h_z)
+        r = sigmoid(xp, x_r + h_r)
+        z = sigmoid(xp, x_z + h_z)
         n = xp.tanh(x_n + r * h_n)
         return ((1 - z) * n + z * h,)
 
@@ -119,7 +119,7 @@ def _gru_reset_before(xp: Any, spec: GRUSpec, weights: Weights) -> Step:
 
     def step(x: Array, state: State) -> State:
         (h,) = state
-        gates = _sigmoid(xp, x[:, : 2 * size] + hidden(h))
+        gates = sigmoid(xp, x[:, : 2 * size] + hidden(h))
         r, z = gates[:, :size], gates[:, size:]
         n = xp.tanh(x[:, 2 * size :] + hidden_n(r * h))
         return ((1 - z) * n + z * h,)
@@ -135,7 +135,7 @@ def _lstm(xp: Any, spec: RecurrentSpec, weights: Weights) -> Step:
     def step(x: Array, state: State) -> State:
         h, c = state
         a_i, a_f, a_g, a_o = _split(spec, x + hidden(h))
-        i, f, o = _sigmoid(xp, a_i), _sigmoid(xp, a_f), _sigmoid(xp, a_o)
+        i, f, o = sigmoid(xp, a_i), sigmoid(xp, a_f), sigmoid(xp, a_o)
         c = f * c + i * xp.tanh(a_g)
         h = o * xp.tanh(c)
         return (h if projection is None else projection(h), c)
@@ -155,6 +155,6 @@ def _split(spec: RecurrentSpec, array: Array) -> list[Array]:
     return [array[:, k * size : (k + 1) * size] for k in range(len(spec.gates))]
 
 
-def _sigmoid(xp: Any, a: Array) -> Array:
+def sigmoid(xp: Any, a: Array) -> Array:
     """``1 / (1 + exp(-a))``, without its overflow."""
     return 0.5 * xp.tanh(0.5 * a) + 0.5

@@ -12,9 +12,9 @@ from unirnn import registry
 from unirnn.building import build
 from unirnn.contract.weights import Array, Weights, check_dtype, check_weights
 from unirnn.devices import dtype_name
-from unirnn.errors import ArgumentError, DTypeError
+from unirnn.errors import ArgumentError, DTypeError, LimitError
 from unirnn.snapshots import layouts
-from unirnn.specs import RecurrentSpec
+from unirnn.specs import RecurrentSpec, Spec
 
 __all__ = ["Snapshot"]
 
@@ -47,13 +47,14 @@ class Snapshot:
     <snapshot of RNNSpec(1, 2, bias=False), 6 numbers, float64>
     """
 
-    spec: RecurrentSpec
+    spec: Spec
     weights: Mapping[str, Array]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.spec, RecurrentSpec) or not isinstance(self.weights, Mapping):
+        if not isinstance(self.spec, Spec) or not isinstance(self.weights, Mapping):
             given = f"{type(self.spec).__name__}, {type(self.weights).__name__}"
             raise ArgumentError(f"spec, weights: given {given}, expected a spec and a mapping of names to arrays")
+        self.spec.check_complete()
         check_weights(self.spec, {name: np.shape(array) for name, array in self.weights.items()})
         copies = {name: _copy(name, self.weights[name]) for name in self.spec.weight_shapes()}
         object.__setattr__(self, "weights", MappingProxyType(copies))
@@ -61,7 +62,7 @@ class Snapshot:
     @property
     def dtype(self) -> str:
         """The name of the dtype of the weights."""
-        return str(np.result_type(*self.weights.values()))
+        return str(np.result_type(*self.weights.values())) if self.weights else "float32"
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -135,6 +136,8 @@ class Snapshot:
         >>> {name: array.shape for name, array in taken.to("onnx").items()}
         {'W_l0': (1, 16, 3), 'R_l0': (1, 16, 4)}
         """
+        if not isinstance(self.spec, RecurrentSpec):
+            raise LimitError(f"{framework}: given {self.spec.kind}, expected a recurrent layer; see Snapshot.weights")
         return layouts.to_framework(framework, self.spec, self.weights)
 
     def cast(self, dtype: Any) -> "Snapshot":

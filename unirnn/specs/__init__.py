@@ -1,6 +1,39 @@
-"""What a layer is: frozen values, free of any framework."""
+"""What a layer or a model is: frozen values, free of any framework."""
 
 from .base import Spec
+from .layers import (
+    ActivationSpec,
+    BatchNormSpec,
+    Conv1dSpec,
+    DropoutSpec,
+    EmbeddingSpec,
+    LayerNormSpec,
+    LinearSpec,
+    NormalizeSpec,
+    PoolSpec,
+    SumDirectionsSpec,
+)
 from .recurrent import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
+from .sequential import Concat, ModelSpec, Residual, Sequential
 
-__all__ = ["GRUSpec", "LSTMSpec", "RNNSpec", "RecurrentSpec", "Spec"]
+__all__ = [
+    "ActivationSpec",
+    "BatchNormSpec",
+    "Concat",
+    "Conv1dSpec",
+    "DropoutSpec",
+    "EmbeddingSpec",
+    "GRUSpec",
+    "LSTMSpec",
+    "LayerNormSpec",
+    "LinearSpec",
+    "ModelSpec",
+    "NormalizeSpec",
+    "PoolSpec",
+    "RNNSpec",
+    "RecurrentSpec",
+    "Residual",
+    "Sequential",
+    "Spec",
+    "SumDirectionsSpec",
+]

@@ -1,26 +1,76 @@
-"""Specs: what a layer is, free of any framework.
+"""Specs: what a layer or a model is, free of any framework.
 
-A spec is a frozen, hashable value that can be compared, printed, pasted and stored. It knows the names and shapes of
-its weights and how they are first drawn, and it builds native modules (`Spec.build`).
+A spec is a frozen, hashable value that can be compared, printed, pasted and stored. It knows the sizes of what it takes
+and gives, the names and shapes of its weights and how they are first drawn, and it builds native modules
+(`Spec.build`).
 """
 
 import math
 import numbers
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unirnn.errors import ArgumentError, SpecError
 
-__all__ = ["Random", "Spec"]
+__all__ = ["LEFT_OUT", "LengthRule", "Random", "Spec", "Traits", "shown", "uniform"]
 
 SpecT = TypeVar("SpecT", bound="Spec")
 
 Random = Callable[[tuple[int, ...]], NDArray[np.float64]]
 """Draws an array of a shape, uniform in ``[0, 1)``: the ``random`` of a `numpy.random.Generator`."""
+
+
+class _LeftOut:
+    """The default of a size, which shows whether it was given."""
+
+    def __repr__(self) -> str:
+        return "<left out>"
+
+
+LEFT_OUT: Any = _LeftOut()
+"""The default of sizes. An input size that was left out is 0 until the layer before it tells it."""
+
+
+class Traits(NamedTuple):
+    """What a kind of layer does with steps; `Spec` has a property for each of them."""
+
+    takes_tokens: bool = False
+    needs_steps: bool = False
+    ends_steps: bool = False
+    is_pointwise: bool = True
+
+
+class LengthRule(NamedTuple):
+    """How a layer changes the number of steps of a sequence: ``(n + padding - span) // stride + 1`` for n > 0.
+
+    Parameters
+    ----------
+    padding
+        How many steps are added at both ends together.
+    span
+        How many steps one output step sees.
+    stride
+        How many steps lie between those at which two outputs begin.
+
+    Examples
+    --------
+    >>> rule = LengthRule(padding=0, span=3, stride=2)
+    >>> [rule(n) for n in (0, 1, 3, 4, 5)]
+    [0, 0, 1, 1, 2]
+    """
+
+    padding: int
+    span: int
+    stride: int
+
+    def __call__(self, lengths: Any) -> Any:
+        """The lengths after the layer: integers, or an array of them of any framework. A length of 0 stays 0."""
+        counted = (lengths + (self.padding - self.span)) // self.stride + 1
+        return counted * ((lengths > 0) & (counted > 0))
 
 
 @dataclass(frozen=True)
@@ -32,6 +82,9 @@ class Spec:
     _kinds: ClassVar[dict[str, type["Spec"]]] = {}
     _not_computed: ClassVar[tuple[str, ...]] = ()
     """The fields that do not change what a layer computes from given weights; see `fits`."""
+    _input_field: ClassVar[str | None] = None
+    """The field that holds the size of the input; None if the layer takes any size."""
+    _traits: ClassVar[Traits] = Traits()
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -41,7 +94,7 @@ class Spec:
     def __new__(cls, *_: Any, **__: Any) -> "Spec":
         """Refuse to make a spec of a class without a kind."""
         if not hasattr(cls, "kind"):
-            known = ", ".join(found.__name__ for found in Spec._kinds.values())
+            known = ", ".join(found.__name__ for found in Spec._kinds.values() if issubclass(found, cls))
             raise ArgumentError(f"{cls.__name__} is not a layer; expected one of {known}")
         return super().__new__(cls)
 
@@ -56,17 +109,179 @@ class Spec:
             raise SpecError(f"{name}: given {value!r}, expected at least {least}")
         return int(value)
 
+    def _set_sizes(self, *sizes: str) -> None:
+        """Check that sizes are positive integers. Only that of the input may be left out; it is 0 then."""
+        for name in sizes:
+            if getattr(self, name) is not LEFT_OUT:
+                self._set(name, self._integer(name, least=1))
+            elif name == self._input_field:
+                self._set(name, 0)
+            else:
+                raise ArgumentError(f"{self.kind}: {name} is missing, which nothing else tells")
+
     def _flag(self, name: str) -> bool:
         value = getattr(self, name)
         if not isinstance(value, (bool, np.bool_)):
             raise ArgumentError(f"{name}: given {value!r}, expected True or False")
         return bool(value)
 
+    # ---- what flows through ----------------------------------------------------------------------
+
+    @property
+    def takes_tokens(self) -> bool | None:
+        """Whether the input is integers `(B, T)`, rather than features `(B, T, F)`; None if it can be either."""
+        return self._traits.takes_tokens
+
+    @property
+    def needs_steps(self) -> bool:
+        """Whether the input must have an axis T."""
+        return self._traits.needs_steps
+
+    @property
+    def ends_steps(self) -> bool:
+        """Whether the output has no axis T any more."""
+        return self._traits.ends_steps
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether each step of each sequence is computed by itself, also while training."""
+        return self._traits.is_pointwise
+
+    @property
+    def input_features(self) -> int:
+        """The size of the input's last axis, or how many tokens there are; 0 if it is not known, or any will do.
+
+        Examples
+        --------
+        >>> import unirnn
+        >>> unirnn.GRUSpec(3, 4).input_features, unirnn.LinearSpec(out_features=4).input_features
+        (3, 0)
+        """
+        return 0 if self._input_field is None else getattr(self, self._input_field)
+
+    def output_features(self, features: int) -> int:
+        """The size of the output's last axis.
+
+        Parameters
+        ----------
+        features
+            That of the input's last axis; 0 if it is not known.
+
+        Returns
+        -------
+        int
+            0 if it is not known.
+
+        Raises
+        ------
+        SpecError
+            If the layer can't take so many features.
+
+        Examples
+        --------
+        >>> import unirnn
+        >>> unirnn.GRUSpec(3, 4, bidirectional=True).output_features(3)
+        8
+        """
+        return features
+
+    def with_input_features(self: SpecT, features: int) -> SpecT:
+        """The same spec with its input size, where that was left out.
+
+        Examples
+        --------
+        >>> import unirnn
+        >>> unirnn.LinearSpec(out_features=4).with_input_features(3)
+        LinearSpec(3, 4)
+        """
+        if self._input_field is None or self.input_features or not features:
+            return self
+        return replace(self, **{self._input_field: features})
+
+    def missing_size(self) -> str | None:
+        """The name of the input size that is not known yet, or None."""
+        return None if self._input_field is None or self.input_features else self._input_field
+
+    def check_complete(self) -> None:
+        """Refuse a spec from which nothing can be built yet.
+
+        Raises
+        ------
+        SpecError
+            If the input size was left out, and nothing tells it.
+        """
+        missing = self.missing_size()
+        if missing is not None:
+            raise SpecError(f"{self.kind}: {missing} was left out, expected a number: no layer before tells it")
+
+    @property
+    def length_rules(self) -> tuple[LengthRule, ...]:
+        """How the layer changes lengths, rule by rule; empty if it keeps them."""
+        return ()
+
+    def output_lengths(self, lengths: Any) -> Any:
+        """How many valid steps the output has.
+
+        Parameters
+        ----------
+        lengths
+            An integer, or integers `(B,)`, of NumPy or of a framework: those of the input.
+
+        Returns
+        -------
+        integer or array
+            As given; None if the output has no axis T.
+
+        Examples
+        --------
+        >>> import numpy, unirnn
+        >>> unirnn.Conv1dSpec(3, 4, 3, stride=2).output_lengths(numpy.array([9, 3, 1, 0]))
+        array([4, 1, 0, 0])
+        """
+        if self.ends_steps:
+            return None
+        for rule in self.length_rules:
+            lengths = rule(lengths)
+        return lengths
+
+    def leaves(self) -> "dict[str, Spec]":
+        """The layers of a model by their names, ``"block.0.linear"``; a layer by itself under ``""``.
+
+        Examples
+        --------
+        >>> import unirnn
+        >>> unirnn.Sequential(encoder=unirnn.GRUSpec(3, 4), head=unirnn.LinearSpec(4, 2)).leaves()
+        {'encoder': GRUSpec(3, 4), 'head': LinearSpec(4, 2)}
+        """
+        return {"": self}
+
+    # ---- the state -------------------------------------------------------------------------------
+
+    @property
+    def can_stream(self) -> bool:
+        """Whether the layer can be computed step by step: no step depends on a later one."""
+        return not self.needs_steps
+
+    def state_shapes(self, batch_size: int | None) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the parts of the state, with the batch as their second axis; empty if there is none.
+
+        Parameters
+        ----------
+        batch_size
+            B; None for an unbatched input, whose state has no such axis.
+        """
+        return {}
+
     # ---- weights ---------------------------------------------------------------------------------
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the weights, in torch's order; empty for a layer without weights."""
         return {}
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """The names of those weights that are not trained, such as the statistics of a batch normalisation."""
+        return ()
 
     def draw_weights(self, random: Random) -> dict[str, NDArray[np.float64]]:
         """Draw the first weights, one array after the other in the order of `weight_shapes`.
@@ -133,7 +348,8 @@ class Spec:
         >>> unirnn.Spec.from_dict(unirnn.GRUSpec(3, 4).to_dict())
         GRUSpec(3, 4)
         """
-        return {"kind": self.kind, **{f.name: getattr(self, f.name) for f in fields(self)}}
+        unknown = self.missing_size()
+        return {"kind": self.kind, **{f.name: getattr(self, f.name) for f in fields(self) if f.name != unknown}}
 
     @classmethod
     def from_dict(cls: type[SpecT], values: Mapping[str, Any]) -> SpecT:
@@ -162,6 +378,10 @@ class Spec:
 
     @classmethod
     def _from_arguments(cls: type[SpecT], arguments: Mapping[str, Any]) -> SpecT:
+        known = {f.name for f in fields(cls)}
+        unknown = [name for name in arguments if name not in known]
+        if unknown:
+            raise ArgumentError(f"{cls.kind}: unknown argument {unknown[0]!r}; expected one of {', '.join(known)}")
         return cls(**arguments)
 
     # ---- building --------------------------------------------------------------------------------
@@ -217,3 +437,42 @@ class Spec:
         from unirnn.building import build
 
         return build(self, backend, device=device, dtype=dtype, seed=seed, weights=None, options=options)
+
+
+def uniform(random: Random, shape: tuple[int, ...], bound: float) -> NDArray[np.float64]:
+    """Draw an array uniformly from ``(-bound, bound)``."""
+    array = random(shape)
+    array *= 2 * bound
+    array -= bound
+    return array
+
+
+def shown(spec: Spec, *positional: str, **defaults: Any) -> str:
+    """The ``repr`` of a layer: some fields by position, the others by name where they are not the default.
+
+    Parameters
+    ----------
+    spec
+        The layer.
+    positional
+        The fields that are shown by position, unless one of them is not known.
+    defaults
+        Defaults of fields that differ from those of the class.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> unirnn.Conv1dSpec(3, 4, 5, padding="causal", dilation=2)
+    Conv1dSpec(3, 4, 5, padding='causal', dilation=2)
+    """
+    unknown = spec.missing_size()
+    parts = []
+    for field in fields(spec):
+        value = getattr(spec, field.name)
+        if field.name == unknown:
+            continue
+        if field.name in positional:
+            parts.append(repr(value) if unknown is None else f"{field.name}={value!r}")
+        elif value != defaults.get(field.name, field.default):
+            parts.append(f"{field.name}={value!r}")
+    return f"{type(spec).__name__}({', '.join(parts)})"

@@ -5,7 +5,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, InitVar, dataclass, fields
+from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from unirnn.errors import ArgumentError, LimitError, SpecError
 from unirnn.specs import arguments as names
 
-from .base import Random, Spec
+from .base import LEFT_OUT, Random, Spec, Traits, shown, uniform
 
 __all__ = ["GRUSpec", "LSTMSpec", "RNNSpec", "RecurrentSpec"]
 
@@ -41,7 +41,8 @@ class RecurrentSpec(Spec):
     Parameters
     ----------
     input_size, hidden_size, num_layers
-        Positive integers, by position or by name.
+        Positive integers, by position or by name. In a `Sequential`, ``input_size`` may be left out, and is then the
+        size of what the layer before gives.
     bias
         Whether the layer has the biases ``bias_ih`` and ``bias_hh``; True by default. ``has_bias`` is accepted as well.
     batch_first
@@ -69,9 +70,11 @@ class RecurrentSpec(Spec):
     states: ClassVar[tuple[str, ...]]
     """The parts of the state: ``("h",)``, or ``("h", "c")`` for an LSTM."""
     _not_computed = ("batch_first", "dropout")
+    _input_field = "input_size"
+    _traits = Traits(needs_steps=True, is_pointwise=False)
 
-    input_size: int
-    hidden_size: int
+    input_size: int = LEFT_OUT
+    hidden_size: int = LEFT_OUT
     num_layers: int = 1
     _: KW_ONLY
     bias: bool = _DEFAULT
@@ -84,8 +87,7 @@ class RecurrentSpec(Spec):
         given = {"bias": self.bias, "has_bias": has_bias}
         spelled = {name: value for name, value in given.items() if value is not _DEFAULT}
         bias = names.canonical(self.kind, "constructor", spelled).get("bias", True)
-        for name in ("input_size", "hidden_size", "num_layers"):
-            self._set(name, self._integer(name, least=1))
+        self._set_sizes("input_size", "hidden_size", "num_layers")
         self._set("bias", bias)
         for name in ("bias", "batch_first", "bidirectional"):
             self._set(name, self._flag(name))
@@ -106,12 +108,7 @@ class RecurrentSpec(Spec):
         """Check the arguments that only this cell has."""
 
     def __repr__(self) -> str:
-        shown = [repr(self.input_size), repr(self.hidden_size)]
-        for field in fields(self)[2:]:
-            value = getattr(self, field.name)
-            if value != (True if field.name == "bias" else field.default):
-                shown.append(f"{field.name}={value!r}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+        return shown(self, "input_size", "hidden_size", bias=True)
 
     # ---- sizes, weights and states ---------------------------------------------------------------
 
@@ -124,6 +121,15 @@ class RecurrentSpec(Spec):
     def output_size(self) -> int:
         """The size of the hidden state ``h`` in one direction."""
         return self.hidden_size
+
+    def output_features(self, features: int) -> int:
+        """D*H; see `Spec.output_features`."""
+        return self.num_directions * self.output_size
+
+    @property
+    def can_stream(self) -> bool:
+        """Whether there is one direction only; see `Spec.can_stream`."""
+        return not self.bidirectional
 
     def suffixes(self) -> tuple[str, ...]:
         """The ends of the names of weights, one for each layer and direction, in the order of the state.
@@ -181,14 +187,7 @@ class RecurrentSpec(Spec):
     def draw_weights(self, random: Random) -> dict[str, NDArray[np.float64]]:
         """Draw every weight uniformly from ``(-1/sqrt(H), 1/sqrt(H))``, as PyTorch and MindSpore do; see `Spec`."""
         bound = 1 / math.sqrt(self.hidden_size)
-
-        def draw(shape: tuple[int, ...]) -> NDArray[np.float64]:
-            array = random(shape)
-            array *= 2 * bound
-            array -= bound
-            return array
-
-        return {name: draw(shape) for name, shape in self.weight_shapes().items()}
+        return {name: uniform(random, shape, bound) for name, shape in self.weight_shapes().items()}
 
     def state_shapes(self, batch_size: int | None) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the state's parts: `(L*D, B, H)`, or `(L*D, H)` when unbatched (None).
@@ -207,11 +206,7 @@ class RecurrentSpec(Spec):
 
     @classmethod
     def _from_arguments(cls: type[SpecT], arguments: Mapping[str, Any]) -> SpecT:
-        renamed = names.canonical(cls.kind, "constructor", arguments)
-        for name in ("input_size", "hidden_size"):
-            if name not in renamed:
-                raise ArgumentError(f"{cls.kind}: {name} is missing; given {', '.join(arguments) or 'nothing'}")
-        return cls(**renamed)
+        return cls(**names.canonical(cls.kind, "constructor", arguments))
 
     def to_kwargs(self, framework: str) -> dict[str, Any]:
         """The keyword arguments with which a framework's own constructor makes this layer.

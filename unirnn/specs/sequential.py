@@ -1,0 +1,456 @@
+"""Models as data: layers one after another, around, or beside each other."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirnn.errors import ArgumentError, SpecError
+
+from .base import LengthRule, Random, Spec
+from .layers import EmbeddingSpec, LinearSpec
+from .recurrent import RecurrentSpec
+
+__all__ = ["Concat", "ModelSpec", "Residual", "Sequential"]
+
+ModelT = TypeVar("ModelT", bound="ModelSpec")
+
+_NAME = re.compile(r"[^\W\d]\w*|\d+")
+
+
+@dataclass(frozen=True, repr=False, init=False)
+class ModelSpec(Spec):
+    """What is made of other specs: `Sequential`, `Residual` and `Concat`.
+
+    A model takes `(B, T, F)`, or `(T, B, F)` if its recurrent layers do, which must agree; or integers without the axis
+    F, if an embedding comes first. Its weights are those of its layers, each under the layer's name and a dot.
+
+    Attributes
+    ----------
+    children
+        The layers, as pairs of a name and a spec, in their order.
+    """
+
+    children: tuple[tuple[str, Spec], ...]
+
+    def __init__(self, *layers: Spec, **named: Spec) -> None:
+        if layers and named:
+            raise ArgumentError(f"{self.kind}: given layers with and without names, expected one or the other")
+        children = named or {str(number): layer for number, layer in enumerate(layers)}
+        for name, layer in children.items():
+            if not isinstance(layer, Spec):
+                raise ArgumentError(f"{self.kind}: {name}: given {type(layer).__name__}, expected a spec")
+            if not _NAME.fullmatch(name) or hasattr(ModelSpec, name):
+                raise ArgumentError(f"{self.kind}: given the name {name!r}, expected one that is not taken")
+        self._set("children", tuple(children.items()))
+        self._set("children", tuple(self._fitted()))
+        self._check_layouts()
+
+    def _fitted(self) -> Iterator[tuple[str, Spec]]:
+        """The children with the input sizes that were left out; a SpecError if they do not fit."""
+        raise NotImplementedError
+
+    def _check_layouts(self) -> None:
+        first: tuple[str, bool] | None = None
+        for name, leaf in self.leaves().items():
+            if isinstance(leaf, RecurrentSpec):
+                if first is not None and first[1] != leaf.batch_first:
+                    raise SpecError(
+                        f"{self.kind}: {first[0]} has batch_first={first[1]}, but {name} has "
+                        f"batch_first={leaf.batch_first}; expected one layout for the whole model"
+                    )
+                first = name, leaf.batch_first
+
+    def __getattr__(self, name: str) -> Spec:
+        children: dict[str, Spec] = dict(vars(self).get("children", ()))
+        if name not in children:
+            raise AttributeError(f"{type(self).__name__} has no layer and no attribute {name!r}")
+        return children[name]
+
+    def __getitem__(self, name: str | int) -> Spec:
+        return dict(self.children)[str(name)]
+
+    def __iter__(self) -> Iterator[Spec]:
+        return iter(layer for _, layer in self.children)
+
+    def __len__(self) -> int:
+        return len(self.children)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *dict(self.children)]
+
+    def __repr__(self) -> str:
+        parts = (repr(layer) if name.isdigit() else f"{name}={layer!r}" for name, layer in self.children)
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    # ---- what flows through ----------------------------------------------------------------------
+
+    @property
+    def batch_first(self) -> bool:
+        """The layout: that of the recurrent layers, and `(B, T, F)` without any."""
+        return all(leaf.batch_first for leaf in self.leaves().values() if isinstance(leaf, RecurrentSpec))
+
+    def leaves(self) -> dict[str, Spec]:
+        """See `Spec.leaves`."""
+        return {
+            f"{name}.{inner}" if inner else name: leaf
+            for name, layer in self.children
+            for inner, leaf in layer.leaves().items()
+        }
+
+    @property
+    def stateful(self) -> dict[str, Spec]:
+        """The layers that have a state, by their names; the state of a model has an item for each of them, in order.
+
+        Examples
+        --------
+        >>> import unirnn
+        >>> unirnn.Sequential(unirnn.GRUSpec(3, 4), unirnn.LinearSpec(4, 2)).stateful
+        {'0': GRUSpec(3, 4)}
+        """
+        return {name: leaf for name, leaf in self.leaves().items() if leaf.state_shapes(None)}
+
+    def missing_size(self) -> str | None:
+        """See `Spec.missing_size`."""
+        found = ((name, layer.missing_size()) for name, layer in self.children)
+        return next((f"{name}.{missing}" for name, missing in found if missing), None)
+
+    @property
+    def needs_steps(self) -> bool:
+        """Whether any of the layers needs an axis T."""
+        return any(layer.needs_steps for layer in self)
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether all layers are."""
+        return all(layer.is_pointwise for layer in self)
+
+    @property
+    def can_stream(self) -> bool:
+        """Whether all layers can."""
+        return all(layer.can_stream for layer in self)
+
+    # ---- weights ---------------------------------------------------------------------------------
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `Spec.weight_shapes`. A weight that is tied to another one is there once, under the other's name."""
+        return {
+            f"{name}.{weight}": shape
+            for name, layer in self.children
+            for weight, shape in layer.weight_shapes().items()
+        }
+
+    def tied(self) -> dict[str, str]:
+        """The weights that are tied, and to which: ``{"head.weight": "embedding.weight"}``."""
+        return {
+            f"{name}.{weight}": f"{name}.{other}"
+            for name, layer in self.children
+            if isinstance(layer, ModelSpec)
+            for weight, other in layer.tied().items()
+        }
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """See `Spec.buffers`."""
+        return tuple(f"{name}.{buffer}" for name, layer in self.children for buffer in layer.buffers)
+
+    def draw_weights(self, random: Random) -> dict[str, NDArray[np.float64]]:
+        """Draw the weights of one layer after the other; see `Spec.draw_weights`."""
+        return {
+            f"{name}.{weight}": array
+            for name, layer in self.children
+            for weight, array in layer.draw_weights(random).items()
+        }
+
+    def fits(self, other: Spec) -> bool:
+        """See `Spec.fits`."""
+        return (
+            isinstance(other, ModelSpec)
+            and self.kind == other.kind
+            and [name for name, _ in self.children] == [name for name, _ in other.children]
+            and all(one.fits(another) for one, another in zip(self, other, strict=True))
+        )
+
+    # ---- to plain values and back ----------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """See `Spec.to_dict`."""
+        return {"kind": self.kind, "layers": {name: layer.to_dict() for name, layer in self.children}}
+
+    @classmethod
+    def _from_arguments(cls: type[ModelT], arguments: Mapping[str, Any]) -> ModelT:
+        layers = arguments.get("layers")
+        if arguments.keys() != {"layers"} or not isinstance(layers, Mapping):
+            raise SpecError(f"{cls.kind}: given {', '.join(arguments) or 'nothing'}, expected layers by their names")
+        specs = {name: Spec.from_dict(values) for name, values in layers.items()}
+        if list(specs) == [str(number) for number in range(len(specs))]:
+            return cls(*specs.values())
+        return cls(**specs)
+
+
+class Sequential(ModelSpec):
+    """Layers one after another.
+
+    Where a layer's input size was left out, it is what the layer before gives.
+
+    Parameters
+    ----------
+    layers
+        Their names are then ``"0"``, ``"1"``, ...
+    named
+        Layers by their names.
+
+    Raises
+    ------
+    SpecError
+        If a layer does not take what the one before gives, or the recurrent layers have different layouts.
+    ArgumentError
+        If something is no spec, or a name can't be used.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> model = Sequential(
+    ...     embedding=unirnn.EmbeddingSpec(50, 8),
+    ...     encoder=unirnn.GRUSpec(hidden_size=16, bidirectional=True, batch_first=True),
+    ...     pool=unirnn.PoolSpec("mean"),
+    ...     head=unirnn.LinearSpec(out_features=9),
+    ... )
+    >>> model.head
+    LinearSpec(32, 9)
+    >>> Sequential(encoder=unirnn.GRUSpec(8, 16), head=unirnn.LinearSpec(8, 9))
+    Traceback (most recent call last):
+        ...
+    unirnn.errors.SpecError: Sequential: encoder, GRUSpec(8, 16), gives 16 features, but head, LinearSpec(8, 9), takes 8
+    """
+
+    kind = "Sequential"
+
+    def _fitted(self) -> Iterator[tuple[str, Spec]]:
+        features, before, has_steps, is_first = 0, "", True, True
+        for name, layer in self.children:
+            here = f"{name}, {layer!r},"
+            if not is_first and layer.takes_tokens:
+                raise SpecError(f"{self.kind}: {before} gives features, but {here} takes tokens")
+            if not has_steps and layer.needs_steps:
+                raise SpecError(f"{self.kind}: {before} gives no time steps, but {here} needs them")
+            fitted = layer.with_input_features(features)
+            if features and fitted.input_features not in (0, features):
+                raise SpecError(
+                    f"{self.kind}: {before} gives {features} features, but {here} takes {fitted.input_features}"
+                )
+            self._check_tie(name, fitted)
+            features = fitted.output_features(features)
+            has_steps = has_steps and not fitted.ends_steps
+            before = f"{name}, {fitted!r},"
+            is_first = is_first and layer.takes_tokens is None
+            yield name, fitted
+
+    def _check_tie(self, name: str, layer: Spec) -> None:
+        if not isinstance(layer, LinearSpec) or not layer.tied_to:
+            return
+        embedding = self.leaves().get(layer.tied_to)
+        if not isinstance(embedding, EmbeddingSpec):
+            known = ", ".join(name for name, leaf in self.leaves().items() if isinstance(leaf, EmbeddingSpec))
+            raise SpecError(f"{name}: tied_to: given {layer.tied_to!r}, expected an embedding: {known or 'none here'}")
+        wanted = (layer.out_features, layer.in_features)
+        if (embedding.num_embeddings, embedding.embedding_dim) != wanted:
+            raise SpecError(
+                f"{name}: tied_to: given {layer.tied_to!r}, {embedding!r}, expected an embedding of the sizes of "
+                f"{layer!r}: EmbeddingSpec({wanted[0]}, {wanted[1]})"
+            )
+
+    def tied(self) -> dict[str, str]:
+        """See `ModelSpec.tied`."""
+        own = {
+            f"{name}.weight": f"{layer.tied_to}.weight"
+            for name, layer in self.children
+            if isinstance(layer, LinearSpec) and layer.tied_to
+        }
+        return {**super().tied(), **own}
+
+    @property
+    def takes_tokens(self) -> bool | None:
+        """As the first layer that says so."""
+        return next((layer.takes_tokens for layer in self if layer.takes_tokens is not None), None)
+
+    @property
+    def ends_steps(self) -> bool:
+        """Whether one of the layers does."""
+        return any(layer.ends_steps for layer in self)
+
+    @property
+    def length_rules(self) -> tuple[LengthRule, ...]:
+        """Those of one layer after the other."""
+        return tuple(rule for layer in self for rule in layer.length_rules)
+
+    @property
+    def input_features(self) -> int:
+        """That of the first layer that says it, as long as those before keep the size."""
+        for layer in self:
+            if layer.input_features or layer.output_features(0) or isinstance(layer, ModelSpec):
+                return layer.input_features
+        return 0
+
+    def output_features(self, features: int) -> int:
+        """That of the last layer; see `Spec.output_features`."""
+        for layer in self:
+            features = layer.output_features(features or layer.input_features)
+        return features
+
+    def with_input_features(self, features: int) -> "Sequential":
+        """See `Spec.with_input_features`."""
+        layers = dict(self.children)
+        for name, layer in self.children:
+            layers[name] = layer.with_input_features(features)
+            features = layers[name].output_features(features)
+        return Sequential._from_specs(layers)
+
+    @classmethod
+    def _from_specs(cls, layers: Mapping[str, Spec]) -> "Sequential":
+        is_numbered = all(name.isdigit() for name in layers)
+        return cls(*layers.values()) if is_numbered else cls(**layers)
+
+
+class Residual(ModelSpec):
+    """What a layer gives, added to what it takes: ``y = x + layer(x)``.
+
+    Parameters
+    ----------
+    layer
+        It gives as many features and as many steps as it takes. Its name is ``layer``.
+
+    Raises
+    ------
+    SpecError
+        If the layer changes the number of features or of steps.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> Residual(unirnn.GRUSpec(8, 8)).weight_shapes()["layer.weight_ih_l0"]
+    (24, 8)
+    """
+
+    kind = "Residual"
+
+    def __init__(self, layer: Spec) -> None:
+        super().__init__(layer=layer)
+
+    def __repr__(self) -> str:
+        return f"Residual({self.children[0][1]!r})"
+
+    @property
+    def _layer(self) -> Spec:
+        return self.children[0][1]
+
+    def _fitted(self) -> Iterator[tuple[str, Spec]]:
+        layer = self._layer
+        if layer.takes_tokens or layer.ends_steps or layer.length_rules:
+            what = "takes tokens" if layer.takes_tokens else "changes the number of steps"
+            raise SpecError(f"Residual: {layer!r} {what}, so that its output can't be added to its input")
+        features = layer.input_features
+        if not features:  # a gated layer of the same size on both sides may leave its input size out
+            features = layer.output_features(0)
+            layer = layer.with_input_features(features)
+        if layer.output_features(features) != features:
+            raise SpecError(
+                f"Residual: {layer!r} takes {features} features and gives {layer.output_features(features)}, "
+                "expected as many"
+            )
+        yield "layer", layer
+
+    @property
+    def input_features(self) -> int:
+        """That of the layer."""
+        return self._layer.input_features
+
+    def with_input_features(self, features: int) -> "Residual":
+        """See `Spec.with_input_features`."""
+        return Residual(self._layer.with_input_features(features))
+
+    @classmethod
+    def _from_arguments(cls, arguments: Mapping[str, Any]) -> "Residual":
+        return cls(Sequential._from_arguments(arguments)["layer"])
+
+
+class Concat(ModelSpec):
+    """What several layers give for the same input, side by side on the last axis.
+
+    An empty `Sequential` gives what it takes.
+
+    Parameters
+    ----------
+    layers, named
+        As in `Sequential`. All give the same number of steps.
+
+    Raises
+    ------
+    SpecError
+        If the layers take different inputs, or give different steps.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> branches = [unirnn.Conv1dSpec(8, 16, size, padding="same") for size in (3, 5)]
+    >>> Concat(*branches, Sequential()).output_features(8)
+    40
+    """
+
+    kind = "Concat"
+
+    def _fitted(self) -> Iterator[tuple[str, Spec]]:
+        if not self.children:
+            raise SpecError("Concat: given no layers, expected at least one")
+        known = [(name, layer, layer.input_features) for name, layer in self.children if layer.input_features]
+        (first, one), *others = self.children
+        for name, layer, features in known[1:]:
+            if features != known[0][2]:
+                raise SpecError(
+                    f"Concat: {known[0][0]}, {known[0][1]!r}, takes {known[0][2]} features, but {name}, {layer!r}, "
+                    f"takes {features}"
+                )
+        tokens = {layer.takes_tokens for _, layer in self.children} - {None}
+        if len(tokens) == 2:
+            raise SpecError("Concat: given layers that take tokens, and others that take features; expected one kind")
+        for name, layer in others:
+            if (one.length_rules, one.ends_steps) != (layer.length_rules, layer.ends_steps):
+                raise SpecError(
+                    f"Concat: {first}, {one!r}, and {name}, {layer!r}, change the number of steps in different ways"
+                )
+        for name, layer in self.children:
+            yield name, layer.with_input_features(known[0][2] if known else 0)
+
+    @property
+    def takes_tokens(self) -> bool | None:
+        """As the first layer that says so."""
+        return next((layer.takes_tokens for layer in self if layer.takes_tokens is not None), None)
+
+    @property
+    def ends_steps(self) -> bool:
+        """Whether the layers do."""
+        return self.children[0][1].ends_steps
+
+    @property
+    def length_rules(self) -> tuple[LengthRule, ...]:
+        """Those of any of the layers."""
+        return self.children[0][1].length_rules
+
+    @property
+    def input_features(self) -> int:
+        """That of the first layer that says it."""
+        return next((layer.input_features for layer in self if layer.input_features), 0)
+
+    def output_features(self, features: int) -> int:
+        """The sum of those of the layers; see `Spec.output_features`."""
+        sizes = [layer.output_features(features or layer.input_features) for layer in self]
+        return sum(sizes) if all(sizes) else 0
+
+    def with_input_features(self, features: int) -> "Concat":
+        """See `Spec.with_input_features`."""
+        layers = {name: layer.with_input_features(features) for name, layer in self.children}
+        is_numbered = all(name.isdigit() for name in layers)
+        return Concat(*layers.values()) if is_numbered else Concat(**layers)
