@@ -137,7 +137,7 @@ def test_a_subclass_of_a_layer_has_its_kind() -> None:
 
 
 MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
-    "no size": (lambda: GRUSpec(), TypeError, "GRU: hidden_size is missing"),  # type: ignore[call-arg]
+    "no size": (lambda: GRUSpec(), TypeError, "GRU: hidden_size is missing"),
     "a fourth positional argument": (
         lambda: RNNSpec(*(3, 4, 1, "relu")),  # type: ignore[call-arg, arg-type]
         TypeError,

@@ -26,9 +26,9 @@ Arrays = Mapping[str, Array]
 class Backend(ABC):
     """The members of a backend; those that are not abstract may be left as they are.
 
-    What it builds of a recurrent layer is called as ``module(input, hx=None, seq_length=None, resets=None, **aliases)``,
-    and what it builds of anything else as `unirnn.contract.models` says. It has its ``spec``, and switches dropout by
-    ``train()`` or ``set_train()``, whichever is native.
+    What it builds has its ``spec``, and switches dropout by ``train()`` or ``set_train()``, whichever is native. A
+    recurrent layer is called as ``module(input, hx=None, seq_length=None, resets=None, **aliases)``, and anything else
+    as `unirnn.contract.models` says.
     """
 
     name: ClassVar[str]

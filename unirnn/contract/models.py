@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unirnn.devices import short_name
-from unirnn.errors import ArgumentError, DTypeError, LengthError, ShapeError
+from unirnn.errors import ArgumentError, DTypeError, ShapeError
 from unirnn.specs import Conv1dSpec, ModelSpec, PoolSpec, RecurrentSpec, Spec
 
 from . import call as _call

@@ -26,7 +26,7 @@ class Snapshot:
     Parameters
     ----------
     spec
-        The spec of the layer.
+        The spec of the layer, or of the model.
     weights
         One array or tensor for each name of `Spec.weight_shapes`, of that shape, and of float16, float32 or float64.
         They are copied, and the copies are read-only. NumPy has no bfloat16, so it becomes float32, which holds each of
@@ -47,7 +47,7 @@ class Snapshot:
     <snapshot of RNNSpec(1, 2, bias=False), 6 numbers, float64>
     """
 
-    spec: Spec
+    spec: Any  # a Spec; what the subclasses have would have to be asked for at each use
     weights: Mapping[str, Array]
 
     def __post_init__(self) -> None:
