@@ -110,10 +110,10 @@ class Flow(NamedTuple):
     Parameters
     ----------
     x
-        `(B, T, F)` or `(T, B, F)`, without F for tokens; `(B, F)` after a pooling and in a step. Of any shape, if all
+        `(B, T, F)` or `(T, B, F)`, without F for tokens; `(B, F)` after a pooling and in a step. `(..., T, F)`, if all
         layers compute each step by itself.
     axis
-        The axis T of ``x``: 1 or 0; None if it has none.
+        The axis T of ``x``; None if it has none.
     padding
         None if every step is valid, or there are none.
     is_clean
@@ -226,13 +226,20 @@ class SumDirections(nn.Module):
         return x[..., :half] + x[..., half:]
 
 
+class Hardsigmoid(nn.Hardsigmoid):
+    """`torch.nn.Hardsigmoid`, whose gradient in float64 torch multiplies by a sixth in float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return (input / 6 + 0.5).clamp(0, 1) if input.dtype == torch.float64 else super().forward(input)
+
+
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
-    "hard_sigmoid": nn.Hardsigmoid,
+    "hard_sigmoid": Hardsigmoid,
     "softmax": nn.Softmax,
     "log_softmax": nn.LogSoftmax,
 }
@@ -482,7 +489,8 @@ def _entry(spec: Spec, call: ModelCall) -> Flow:
     """What flows into the first layer."""
     x, lengths, sizes = call.input, call.lengths, call.sizes
     if sizes is None:
-        return Flow(x, None, None, False, call.states, (), None)
+        last = x.dim() - (1 if spec.takes_tokens else 2)
+        return Flow(x, last if last >= 0 else None, None, False, call.states, (), None)
     axis = 1 if is_batch_first(spec) else 0
     resets = call.resets
     if resets is not None and axis == 1:
