@@ -146,8 +146,7 @@ class Call:
         batch = replace(batch, dtype=available(subject, batch.dtype))
         self.subject, self.spec, self.batch = subject, spec, batch
         self.net = spec.build(subject.backend.name, **subject.options, dtype=batch.dtype, seed=batch.seed)
-        if batch.training:
-            (self.net.set_train if hasattr(self.net, "set_train") else self.net.train)(True)
+        (self.net.set_train if hasattr(self.net, "set_train") else self.net.train)(batch.training)
         found = subject.backend.read(self.net)
         assert found is not None
         assert found[0] == spec
