@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unirnn.specs import (
     ActivationSpec,
@@ -33,7 +32,7 @@ from .oracle import IMAGINARY_STEP, recurrent
 
 __all__ = ["derivative", "model"]
 
-Array = NDArray[Any]
+Array = Any
 Rows = list[Array]
 """For each sequence `(n, F)`, or `(F,)` after a pooling."""
 State = tuple[Array, ...]
@@ -143,7 +142,7 @@ def derivative(
         assert state is not None
         state[j] = state[j] + step
     input = moved.pop("input")
-    output, finals = model(spec, moved, input, [s and tuple(s) for s in given], **options)
+    output, finals = model(spec, moved, input, [None if state is None else tuple(state) for state in given], **options)
     results = [output, *(part for final in finals for part in final)]
     total = sum((result * d).sum() for result, d in zip(results, cotangents, strict=True))
     return float(np.imag(total) / IMAGINARY_STEP)
@@ -266,8 +265,7 @@ def _activation(function: str, x: Array) -> Array:
 
 
 def _sigmoid(x: Array) -> Array:
-    result: Array = 0.5 * np.tanh(0.5 * x) + 0.5  # 1 / (1 + exp(-x)), without the overflow
-    return result
+    return 0.5 * np.tanh(0.5 * x) + 0.5  # 1 / (1 + exp(-x)), without the overflow
 
 
 def _erf(x: Array) -> Array:
@@ -298,8 +296,7 @@ def _pool(how: str, x: Array) -> Array:
     if not len(x):
         return np.zeros(x.shape[-1], x.dtype)
     if how == "mean":
-        mean: Array = x.mean(axis=0)
-        return mean
+        return x.mean(axis=0)
     if how == "max":
         return x[x.real.argmax(axis=0), np.arange(x.shape[1])]
     if how == "last":
