@@ -1,13 +1,32 @@
 """Hypothesis strategies."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 from cases import KINDS
 from hypothesis import strategies as st
 
-from unirnn import LSTMSpec, RecurrentSpec
+from unirnn import (
+    ActivationSpec,
+    BatchNormSpec,
+    Concat,
+    Conv1dSpec,
+    DropoutSpec,
+    EmbeddingSpec,
+    LayerNormSpec,
+    LinearSpec,
+    LSTMSpec,
+    NormalizeSpec,
+    PoolSpec,
+    RecurrentSpec,
+    Residual,
+    Sequential,
+    Spec,
+    SumDirectionsSpec,
+)
+from unirnn.specs.layers import Activation
 
-__all__ = ["specs"]
+__all__ = ["models", "specs"]
 
 
 @st.composite
@@ -28,3 +47,92 @@ def specs(draw: st.DrawFn, *, max_layers: int = 3, projections: bool = False) ->
         bidirectional=draw(st.booleans()),
         **options,
     )
+
+
+@st.composite
+def models(draw: st.DrawFn, *, max_layers: int = 5) -> Sequential:
+    """Any model that takes a known size: tokens or features, layers with or without names, and both combinators.
+
+    A convolution sees at most 5 steps and at most halves their number. So 128 steps are enough for any 5 layers.
+    """
+    batch_first, is_named = draw(st.booleans()), draw(st.booleans())
+    features = draw(st.integers(1, 6))
+    if draw(st.booleans()):
+        layers: list[Spec] = [EmbeddingSpec(draw(st.integers(1, 9)), features, draw(st.sampled_from([None, 0])))]
+    else:
+        layers = [draw(_sized(features, batch_first))]
+        features = layers[0].output_features(features)
+    has_steps = True
+    for _ in range(draw(st.integers(0, max_layers - 1))):
+        layers.append(draw(_layers(features, batch_first, has_steps=has_steps)))
+        features = layers[-1].output_features(features)
+        has_steps = has_steps and not layers[-1].ends_steps
+    named = {f"layer_{number}" if is_named else str(number): layer for number, layer in enumerate(layers)}
+    if isinstance(layers[0], EmbeddingSpec) and features == layers[0].embedding_dim and draw(st.booleans()):
+        bias, first = draw(st.booleans()), next(iter(named))
+        named["head" if is_named else str(len(layers))] = LinearSpec(
+            features, layers[0].num_embeddings, bias, tied_to=first
+        )
+    return Sequential(**named) if is_named else Sequential(*named.values())
+
+
+def _sized(features: int, batch_first: bool) -> st.SearchStrategy[Spec]:
+    """A layer with weights, which knows the size of its input."""
+    return st.one_of(
+        st.builds(LinearSpec, st.just(features), st.integers(1, 6), st.booleans()),
+        _recurrent(features, batch_first),
+        _convolutions(features),
+        st.just(LayerNormSpec(features)),
+        st.just(BatchNormSpec(features)),
+    )
+
+
+@st.composite
+def _recurrent(draw: st.DrawFn, features: int, batch_first: bool) -> Spec:
+    return replace(draw(specs(max_layers=2)), input_size=features, batch_first=batch_first)
+
+
+@st.composite
+def _convolutions(draw: st.DrawFn, features: int) -> Spec:
+    groups = draw(st.sampled_from([size for size in (1, 2, 3) if features % size == 0]))
+    padding: Any = draw(st.sampled_from(["valid", "same", "causal", 0, 1]))
+    return Conv1dSpec(
+        features,
+        groups * draw(st.integers(1, 3)),
+        draw(st.integers(1, 3)),
+        stride=1 if padding == "same" else draw(st.integers(1, 2)),
+        padding=padding,
+        dilation=draw(st.integers(1, 2)),
+        groups=groups,
+        bias=draw(st.booleans()),
+    )
+
+
+@st.composite
+def _layers(draw: st.DrawFn, features: int, batch_first: bool, *, has_steps: bool) -> Spec:
+    """Anything that takes a number of features, and needs no steps where there are none."""
+    keeping: list[st.SearchStrategy[Spec]] = [
+        st.builds(ActivationSpec, st.sampled_from(get_args(Activation))),
+        st.builds(DropoutSpec, st.sampled_from([0.0, 0.25]), st.booleans()),
+        st.builds(NormalizeSpec),
+        st.builds(LayerNormSpec, st.just(features)),
+        st.builds(BatchNormSpec, st.just(features)),
+        st.builds(LinearSpec, st.just(features), st.just(features)),
+    ]
+    changing: list[st.SearchStrategy[Spec]] = [st.builds(LinearSpec, st.just(features), st.integers(1, 6))]
+    if features % 2 == 0:
+        changing.append(st.just(SumDirectionsSpec()))
+    if has_steps:
+        pools = [how for how in ("last", "mean", "max", "first_last") if how != "first_last" or features % 2 == 0]
+        pool = st.builds(PoolSpec, st.sampled_from(pools))
+        changing += [_convolutions(features), pool, st.builds(Concat, pool, pool)]
+        keeping.append(st.just(Conv1dSpec(features, features, 3, padding=draw(st.sampled_from(["same", "causal"])))))
+    same = st.one_of(keeping)
+    chain = st.builds(Sequential, same, same)
+    combined = st.one_of(
+        st.builds(Residual, st.one_of(same, chain)),
+        st.builds(Concat, st.one_of(same, chain), st.just(Sequential())),
+    )
+    kinds = [*([_recurrent(features, batch_first)] if has_steps else ()), same, st.one_of(changing), combined]
+    layer: Spec = draw(draw(st.sampled_from(kinds)))
+    return layer

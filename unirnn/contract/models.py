@@ -140,9 +140,7 @@ def prepare_model(
     array_type, dtype = like
     shape = _check_input("input", spec, input, array_type, dtype)
     if spec.is_pointwise and not spec.needs_steps and seq_length is None and resets is None:
-        if hx is not None:
-            raise ArgumentError("hx: given to a model without a state")
-        return ModelCall(input, (), None, None, None)
+        return ModelCall(input, _read_states(spec, hx, "hx", None, array_type, dtype), None, None, None)
     batch_first = is_batch_first(spec)
     rank = 2 if spec.takes_tokens else 3
     if len(shape) not in (rank - 1, rank):
