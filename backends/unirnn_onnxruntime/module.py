@@ -156,7 +156,8 @@ class OnnxRuntimeModule(WithSessions, Module):
         return zeros
 
     def _spec_of_graph(self) -> RecurrentSpec:
-        return replace(self.spec, batch_first=False)
+        spec: RecurrentSpec = replace(self.spec, batch_first=False)
+        return spec
 
 
 class OnnxRuntimeModel(WithSessions, Model):
@@ -205,18 +206,10 @@ class OnnxRuntimeModel(WithSessions, Model):
         x = self._tokens(call) if spec.takes_tokens else call.input
         if call.sizes is None:
             leading = x.shape if spec.takes_tokens else x.shape[:-1]
-            rows = x.reshape(1, math.prod(leading), *x.shape[len(leading) :])
-            y, _ = self._run_columns(rows, (), None)
+            y, _ = self._run_columns(x.reshape(1, math.prod(leading), *x.shape[len(leading) :]), (), None)
             return y.reshape(*leading, y.shape[-1]), ()
         axis = 0 if is_batch_first(spec) else 1
-        batch_size = x.shape[axis]
-        state = self._state(call.states, max(1, batch_size))
-        if batch_size == 0:  # ONNX Runtime's GRU and LSTM end the process
-            shape = list(x.shape)
-            shape[axis] = 1
-            y, final = self._run_columns(np.zeros(shape, x.dtype), state, None)
-            y = y[:0] if axis == 0 or spec.ends_steps else y[:, :0]
-            return y, self._states([part[:, :0] for part in final])
+        state = self._state(call.states, x.shape[axis])
         if call.resets is None:
             y, final = self._run_columns(x, state, call.lengths)
             return y, self._states(final)
@@ -236,12 +229,26 @@ class OnnxRuntimeModel(WithSessions, Model):
 
     def _run_columns(self, x: Array, state: Sequence[Array], lengths: Array | None) -> tuple[Array, Sequence[Array]]:
         """Run columns of one sequence each, in the layout of the model."""
+        if not x.size:
+            return self._run_nothing(x, state)
         feeds = dict(zip(self._inputs, (x, *state), strict=True))
         if lengths is None or (lengths == x.shape[is_batch_first(self.spec)]).all():
             y, *final = self._dense.run(self._outputs, feeds)
         else:
             y, *final = self._ragged.run(self._outputs, {**feeds, "seq_length": lengths})
         return y, final
+
+    def _run_nothing(self, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
+        """Run with two of whatever there is none of, and leave the results out.
+
+        Over empty arrays, some nodes of ONNX Runtime end the process.
+        """
+        some = [np.zeros([size or 2 for size in array.shape], array.dtype) for array in (x, *state)]
+        y, final = self._run_columns(some[0], some[1:], None)
+        for axis in range(x.ndim):
+            if x.shape[axis] == 0:
+                y = y.take(np.arange(0), 0 if self.spec.ends_steps and axis < 2 else axis)
+        return y, [part[:, : begin.shape[1]] for part, begin in zip(final, state, strict=True)]
 
     def _tokens(self, call: ModelCall) -> Array:
         """The tokens, checked, as int64."""
@@ -258,8 +265,7 @@ class OnnxRuntimeModel(WithSessions, Model):
         parts: list[Array] = []
         for leaf, given in zip(stateful(self.spec).values(), states, strict=True):
             shapes = leaf.state_shapes(batch_size).values()
-            is_given = given is not None and given[0].shape[1] == batch_size
-            parts += given if is_given and given else [np.zeros(shape, self._dtype) for shape in shapes]
+            parts += [np.zeros(shape, self._dtype) for shape in shapes] if given is None else given
         return parts
 
     def _states(self, parts: Sequence[Array]) -> list[tuple[Array, ...]]:

@@ -27,7 +27,9 @@ class GraphBuilder:
         self.nodes: list[Any] = []
         self.initializers: dict[str, Array] = {}
 
-    def add_node(self, op: str, inputs: list[str], outputs: str | list[str], *, name: str = "", **attributes: Any) -> str:
+    def add_node(
+        self, op: str, inputs: list[str], outputs: str | list[str], *, name: str = "", **attributes: Any
+    ) -> str:
         """Add a node, named after its first output unless it has a name, and return the name of that output."""
         outputs = [outputs] if isinstance(outputs, str) else outputs
         name = name or f"{op}_{outputs[0]}"

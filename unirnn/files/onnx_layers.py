@@ -111,6 +111,8 @@ class LayersBuilder(GraphBuilder):
                 return self._add_pool(prefix, spec, flow)
             case DropoutSpec():
                 return flow
+            case LinearSpec():
+                return replace(flow, x=self._add_linear(prefix, spec, flow), is_clean=False)
             case _:
                 y = self._add_same_lengths(prefix, spec, flow.x)
                 return replace(flow, x=y, is_tokens=False, is_clean=False)
@@ -130,7 +132,8 @@ class LayersBuilder(GraphBuilder):
         for layer in range(spec.num_layers):
             y = last if layer == spec.num_layers - 1 else f"{prefix}output_l{layer}"
             joined = f"{y}_padded" if masks else y
-            self._add_node_of_layer(prefix, spec, layer, [flow.x, ns, *(initial[n][layer] for n in spec.states)], joined)
+            inputs = [flow.x, ns, *(initial[name][layer] for name in spec.states)]
+            self._add_node_of_layer(prefix, spec, layer, inputs, joined)
             flow = self.select(replace(flow, x=joined, is_clean=False), y)
         return flow
 
@@ -198,8 +201,9 @@ class LayersBuilder(GraphBuilder):
         )
         y = self.add_node("Transpose", [y], f"{prefix}y", perm=[2, 0, 1])
         lengths = flow.lengths
-        for rule in spec.length_rules if lengths is not None else ():
-            lengths = Lengths(self, prefix, self._add_length(prefix, rule, lengths.name), y)
+        if lengths is not None and spec.length_rules:
+            (rule,) = spec.length_rules
+            lengths = Lengths(self, f"{prefix}output_", self._add_length(prefix, rule, lengths.name), y)
         return Flow(y, lengths)
 
     def _add_context(self, prefix: str, flow: Flow, count: int) -> str:
@@ -239,7 +243,7 @@ class LayersBuilder(GraphBuilder):
         return Flow(y, None, has_steps=False)
 
     def _add_mean(self, prefix: str, flow: Flow) -> str:
-        x = self._to_float32(prefix, self.select(flow, f"{prefix}input_valid").x)
+        x = self._to_float32(self.select(flow, f"{prefix}input_valid").x, f"{prefix}input_float32")
         if flow.lengths is None:
             return self._from_float32(self.add_node("ReduceMean", [x], f"{prefix}mean", axes=[0], keepdims=0))
         total = self.add_node("ReduceSum", [x, self.add_constant("axis_0", [0])], f"{prefix}total", keepdims=0)
@@ -265,6 +269,23 @@ class LayersBuilder(GraphBuilder):
 
     # ---- layers that compute each step by itself -------------------------------------------------
 
+    def _add_linear(self, prefix: str, spec: LinearSpec, flow: Flow) -> str:
+        """Add a Gemm, which takes the weight as it is, but no axis T. A MatMul would need a transposed copy of it.
+
+        ONNX Runtime 1.31 crashes over a Transpose before a MatMul in float16.
+        """
+        weight = self._tied.get(f"{prefix}weight", f"{prefix}weight")
+        others = [weight, *([f"{prefix}bias"] if spec.bias else [])]
+        if not flow.has_steps:
+            return self.add_node("Gemm", [flow.x, *others], f"{prefix}y", transB=1)
+        shape = self.add_constant(f"{prefix}shape_of_rows", [-1, spec.in_features])
+        rows = self.add_node("Reshape", [flow.x, shape], f"{prefix}rows")
+        rows = self.add_node("Gemm", [rows, *others], f"{prefix}rows_of_y", transB=1)
+        leading = self.add_node("Shape", [flow.x], f"{prefix}leading", start=0, end=2)
+        size = self.add_constant(f"{prefix}out_features", [spec.out_features])
+        shape = self.add_node("Concat", [leading, size], f"{prefix}shape_of_y", axis=0)
+        return self.add_node("Reshape", [rows, shape], f"{prefix}y")
+
     def _add_same_lengths(self, prefix: str, spec: Spec, x: str) -> str:
         def add(op: str, inputs: list[str], output: str = "y", **attributes: Any) -> str:
             return self.add_node(op, inputs, prefix + output, **attributes)
@@ -282,12 +303,6 @@ class LayersBuilder(GraphBuilder):
                 is_negative = add("Less", [x, self.add_constant("int_0", 0)], "is_negative")
                 tokens = add("Where", [is_negative, tokens, x], "tokens")
                 return add("Gather", [f"{prefix}weight", tokens], axis=0)
-            case LinearSpec():
-                weight = self._tied.get(f"{prefix}weight", f"{prefix}weight")
-                weight = add("Transpose", [weight], "weight_transposed", perm=[1, 0])
-                if not spec.bias:
-                    return add("MatMul", [x, weight])
-                return add("Add", [add("MatMul", [x, weight], "product"), f"{prefix}bias"])
             case ActivationSpec("gelu"):
                 erf = add("Erf", [add("Mul", [x, number("root_of_half", math.sqrt(0.5))], "scaled")], "erf")
                 phi = add("Add", [erf, number("one", 1)], "twice_phi")
@@ -296,18 +311,22 @@ class LayersBuilder(GraphBuilder):
                 return add("Mul", [x, add("Sigmoid", [x], "sigmoid")])
             case ActivationSpec():
                 op, attributes = _OPERATORS[spec.function]
-                return add(op, [x], **attributes)
+                return self.add_node(op, [x], f"{prefix}y", **attributes)
             case LayerNormSpec():
                 # A node may compute the variance as a difference of squares, which needs a mean of about 0.
                 centred = add("Sub", [x, add("ReduceMean", [x], "mean", axes=[-1])], "centred")
                 return add("LayerNormalization", [centred, *own("weight", "bias")], axis=-1, epsilon=spec.eps)
             case BatchNormSpec():
-                mean, variance, weight, bias = own("running_mean", "running_var", "weight", "bias")
-                deviation = add("Sqrt", [add("Add", [variance, number("eps", spec.eps)], "variance")], "deviation")
+                x, weight, bias, mean, variance = (
+                    self._to_float32(value, f"{prefix}{name}_float32")
+                    for name, value in {"input": x, **{name: prefix + name for name in spec.weight_shapes()}}.items()
+                )
+                eps = self.add_constant(f"{prefix}eps", spec.eps, self._wide)
+                deviation = add("Sqrt", [add("Add", [variance, eps], "variance")], "deviation")
                 y = add("Div", [add("Sub", [x, mean], "centred"), deviation], "normalized")
-                return add("Add", [add("Mul", [y, weight], "scaled"), bias])
+                return self._from_float32(add("Add", [add("Mul", [y, weight], "scaled"), bias]))
             case NormalizeSpec():
-                x = self._to_float32(prefix, x)  # in float16, eps would be 0
+                x = self._to_float32(x, f"{prefix}input_float32")  # in float16, eps would be 0
                 eps = self.add_constant(prefix + "eps", spec.eps, self._wide)
                 norm = add("Max", [add("ReduceL2", [x], "norm", axes=[-1]), eps], "norm_or_eps")
                 return self._from_float32(add("Div", [x, norm]))
@@ -326,11 +345,11 @@ class LayersBuilder(GraphBuilder):
     def _wide(self) -> Any:
         return np.float32 if self.dtype == np.float16 else self.dtype
 
-    def _to_float32(self, prefix: str, x: str) -> str:
+    def _to_float32(self, x: str, y: str) -> str:
         """An array of float16 as float32, for what would overflow or vanish; any other as it is."""
         if self.dtype != np.float16:
             return x
-        return self.add_node("Cast", [x], f"{prefix}input_float32", to=self.onnx.TensorProto.FLOAT)
+        return self.add_node("Cast", [x], y, to=self.onnx.TensorProto.FLOAT)
 
     def _from_float32(self, x: str) -> str:
         if self.dtype != np.float16:

@@ -1,10 +1,10 @@
 """Writing ``.onnx``: the graph of a layer or a model, made from a spec and its weights without tracing.
 
 The graph of a recurrent layer takes ``input``, ``seq_length`` `(B,)` and ``h_0`` (and ``c_0``), with any T and B, and
-gives ``output`` and ``h_n`` (and ``c_n``), by the rules of `unirnn.contract.call`. Each layer is one recurrent node, for
-both directions. ONNX leaves open what a node does with the padding and with sequences of length 0, so ``Where`` nodes
-decide it: they replace the padding by zeros before the first layer and after each, and they take the initial state as
-the final state of a sequence of length 0. A product with a mask would not do, since 0 * NaN is NaN.
+gives ``output`` and ``h_n`` (and ``c_n``), by the rules of `unirnn.contract.call`. Each layer is one recurrent node,
+for both directions. ONNX leaves open what a node does with the padding and with sequences of length 0, so ``Where``
+nodes decide it: they replace the padding by zeros before the first layer and after each, and they take the initial
+state as the final state of a sequence of length 0. A product with a mask would not do, since 0 * NaN is NaN.
 
 The graph of a model, or of another layer, keeps the rules of `unirnn.contract.models` in the same way. Its input is
 `(B, T, F)`, `(T, B, F)`, or tokens of int64 without F. It takes and gives the state of each layer under the layer's
