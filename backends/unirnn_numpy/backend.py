@@ -8,11 +8,13 @@ from numpy.typing import NDArray
 
 from unirnn import Device, Limit, RecurrentSpec
 from unirnn.contract import weights as _weights
-from unirnn.contract.backend import Arrays, Backend, leaves
+from unirnn.contract.backend import Arrays, Backend, leaves, with_leaves
 from unirnn.contract.call import join_state
 from unirnn.contract.limits import ROUNDED_FLOAT16, Kernel
+from unirnn.specs import Spec
 
 from . import dispatch
+from .models import NumpyModel
 from .module import NumpyModule
 
 __all__ = ["NumpyBackend"]
@@ -21,7 +23,7 @@ Array = NDArray[Any]
 
 
 class NumpyBackend(Backend):
-    """Builds `NumpyModule`; always there."""
+    """Builds `NumpyModule` and `NumpyModel`; always there."""
 
     name = "numpy"
     support = dispatch.SUPPORT["auto"]
@@ -36,7 +38,7 @@ class NumpyBackend(Backend):
     def default_device(self) -> Device:
         return Device("cpu")
 
-    def limits(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Limit]:
+    def limits(self, spec: Any, device: Device, dtype: str) -> Iterable[Limit]:
         if dtype == "float16":
             yield ROUNDED_FLOAT16
 
@@ -45,32 +47,49 @@ class NumpyBackend(Backend):
 
     def build(
         self,
-        spec: RecurrentSpec,
+        spec: Spec,
         *,
         device: Device,
         dtype: str,
         weights: Arrays | None,
         seed: int | None,
         options: Mapping[str, Any],
-    ) -> NumpyModule:
+    ) -> NumpyModel | NumpyModule:
         kernel = options.get("kernel", "auto")
         dispatch.check_build(kernel, spec, dtype)
         drawn = _weights.draw_globally(spec) if weights is None else weights
         # A stream of its own, so that dropout repeats none of the numbers that made the weights.
         generator = np.random.default_rng(None if seed is None else [seed, 1])
         arrays = {name: np.array(array, dtype) for name, array in drawn.items()}
-        return NumpyModule(spec, arrays, generator, kernel)
+        if isinstance(spec, RecurrentSpec):
+            return NumpyModule(spec, arrays, generator, kernel)
+        return NumpyModel(spec, dtype, arrays, generator, kernel)
 
-    def read(self, module: Any) -> tuple[RecurrentSpec, dict[str, Array]] | None:
-        return (module.spec, module.weights) if isinstance(module, NumpyModule) else None
+    def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
+        return (module.spec, module.weights) if isinstance(module, (NumpyModel, NumpyModule)) else None
+
+    def describe(self, module: Any) -> tuple[Spec, str] | None:
+        # A model of activations alone has no weights.
+        return (module.spec, module.dtype.name) if isinstance(module, NumpyModel) else super().describe(module)
 
     def write(self, module: Any, weights: Arrays) -> None:
         for name, array in module.weights.items():
             array[...] = weights[name]
 
     def gradients(self, module: Any, arguments: Mapping[str, Any], cotangents: Sequence[Array]) -> dict[str, Array]:
-        _, _, pullback = module.vjp(**arguments)
-        d_output, *d_state = cotangents
-        gradients: dict[str, Array] = pullback(d_output, join_state(d_state))
-        d_hx = join_state([gradients.pop(f"{name}_0") for name in module.spec.states])
-        return {**gradients, **(leaves({"hx": d_hx}) if arguments.get("hx") is not None else {})}
+        if isinstance(module, NumpyModule):
+            _, _, pullback = module.vjp(**arguments)
+            d_output, *d_state = cotangents
+            gradients: dict[str, Array] = pullback(d_output, join_state(d_state))
+            d_hx = join_state([gradients.pop(f"{name}_0") for name in module.spec.states])
+            return {**gradients, **(leaves({"hx": d_hx}) if arguments.get("hx") is not None else {})}
+
+        given = dict(arguments)
+        given.pop("return_state", None)
+        _, state, pullback = module.vjp(**given)
+        d_output, *d_parts = cotangents  # without return_state there are no others
+        names = leaves({"state": state}) if d_parts else {}
+        d_states = with_leaves({"state": state}, dict(zip(names, d_parts, strict=True)))
+        gradients = pullback(d_output, d_states["state"])
+        wanted = {*leaves(given), *module.weights}
+        return {name: gradient for name, gradient in gradients.items() if name in wanted}
