@@ -175,7 +175,9 @@ class Call:
 
     @property
     def options(self) -> dict[str, Any]:
-        batch_first, training = is_batch_first(self.spec), self.batch.training
+        batch_first = is_batch_first(self.spec)
+        # A backend for inference says that train() changes nothing.
+        training = self.batch.training and self.subject.backend.support.dropout
         return {"lengths": self.lengths, "resets": self.resets, "batch_first": batch_first, "training": training}
 
     def expected(self) -> tuple[Array, list[Array]]:
