@@ -449,6 +449,12 @@ MISTAKES: dict[str, tuple[Spec, dict[str, Any], type[Exception], str]] = {
         ArgumentError,
         "resets: given to a model with 0, Conv1dSpec.*would mix the sequences of a column",
     ),
+    "resets of a convolution that adds steps": (
+        Sequential(Conv1dSpec(3, 4, 1, padding=2), GRUSpec(4, 4, batch_first=True)),
+        {"input": (2, 5, 3), "resets": [[False] * 5] * 2},
+        ArgumentError,
+        "resets: given to a model with 0, Conv1dSpec.*would mix the sequences of a column",
+    ),
 }
 
 
