@@ -189,7 +189,8 @@ def test_graphs_run_in_the_reference_evaluator_of_onnx(spec: Any) -> None:
     given = feeds(spec, 7, np.array([7, 4, 0, 2]))
     model = written(spec)
     found = dict(zip(shapes(model.graph.output), ReferenceEvaluator(model).run(None, given), strict=True))
-    hx, left = [], iter([value for name, value in given.items() if name.endswith("_0")])
+    hx: list[Any] = []
+    left = iter([value for name, value in given.items() if name.endswith("_0")])
     for leaf in spec.leaves().values() if isinstance(spec, Sequential) else ():
         parts = tuple(next(left) for _ in leaf.state_shapes(4))
         hx += [parts if len(parts) > 1 else parts[0]] if parts else []
@@ -334,6 +335,23 @@ def test_what_differs_while_training() -> None:
         "differs: onnxruntime is for inference: no gradients, and dropout is never applied",
         "differs: onnxruntime normalises batches by the running statistics, also after train()",
     ]
+
+
+class Code(unirnn.Model):
+    def __init__(self) -> None:
+        self.head = LinearSpec(3, 2)
+
+    def forward(self, xp: Any, x: Any) -> Any:
+        return self.head(x)
+
+
+@pytest.mark.parametrize("spec", [Code(), Sequential(LinearSpec(4, 3), Sequential(Code()))])
+def test_a_model_that_is_code_is_refused(spec: Spec) -> None:
+    words = "has no Model, which is code; build it with torch, and export that$"
+    with pytest.raises(errors.LimitError, match=f"can't: onnxruntime {words}"):
+        spec.build("onnxruntime")
+    with pytest.raises(errors.LimitError, match=f"^onnx {words}"):
+        written(spec)
 
 
 def test_a_model_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:

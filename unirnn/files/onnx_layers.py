@@ -41,7 +41,7 @@ from .onnx_graph import Flow, GraphBuilder, Lengths
 
 __all__ = ["LayersBuilder"]
 
-_OPERATORS: dict[str, tuple[str, dict[str, float]]] = {
+_OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "relu": ("Relu", {}),
     "tanh": ("Tanh", {}),
     "sigmoid": ("Sigmoid", {}),
