@@ -329,6 +329,15 @@ def test_a_layer_norm_of_large_numbers() -> None:
     close(LayerNormSpec(64).build("onnxruntime")(x), reference(x.astype(np.float64)), 1e-5)
 
 
+@pytest.mark.parametrize("how", ["last", "mean", "max"])
+@pytest.mark.parametrize("seq_length", [None, [3, 3, 3], [3, 2, 3]])
+def test_nan_in_a_valid_step_is_not_lost(how: Any, seq_length: Any) -> None:
+    x = np.zeros((3, 3, 9), np.float32)
+    x[:2, 1:] = np.nan
+    output = PoolSpec(how).build("onnxruntime")(x, seq_length=seq_length)
+    np.testing.assert_array_equal(np.isnan(output).all(axis=1), [True, True, False])
+
+
 def test_what_differs_while_training() -> None:
     texts = [str(limit) for limit in unirnn.explain(CLASSIFIER, "onnxruntime")]
     assert texts == [
