@@ -22,7 +22,7 @@ from unirnn.snapshots import layouts
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.snapshots.stacking import stack
 from unirnn.snapshots.state_dicts import choose_name
-from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
+from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Spec
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -53,7 +53,7 @@ def read(path: str) -> Contents:
         else:
             layers[name] = Layer(layer, {})
     version = FORMAT if "" in found else None
-    return Contents("onnx", version, layers, lambda prefix, spec: choose_layer(found, prefix, spec))
+    return Contents("onnx", version, layers, lambda prefix, spec, rename: choose_layer(found, prefix, spec))
 
 
 def parse(data: bytes) -> "ModelProto":
@@ -79,7 +79,7 @@ def parse(data: bytes) -> "ModelProto":
     return model
 
 
-def read_model(model: "ModelProto", prefix: str | None = None, spec: RecurrentSpec | None = None) -> Snapshot:
+def read_model(model: "ModelProto", prefix: str | None = None, spec: Spec | None = None) -> Snapshot:
     """Read a recurrent layer of a model. If `emit` made the model, this is the snapshot that it was made from.
 
     Parameters
@@ -111,7 +111,7 @@ def read_model(model: "ModelProto", prefix: str | None = None, spec: RecurrentSp
     return choose_layer(find_layers(model), prefix, spec)
 
 
-def choose_layer(found: Mapping[str, Snapshot | SpecError], prefix: str | None, spec: RecurrentSpec | None) -> Snapshot:
+def choose_layer(found: Mapping[str, Snapshot | SpecError], prefix: str | None, spec: Spec | None) -> Snapshot:
     """Choose one of the layers that `find_layers` found; see `read_model`, which raises the same errors."""
     if not found:
         raise ArgumentError(
