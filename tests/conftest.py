@@ -42,14 +42,22 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "subject" in metafunc.fixturenames:
-        names = metafunc.config.getoption("--backend") or installed()
+    names = metafunc.config.getoption("--backend") or installed()
+    for fixture in {"subject", "model_subject"} & set(metafunc.fixturenames):
         found = [subject for name in names for subject in subjects(name)]
-        metafunc.parametrize("subject", found, indirect=True, ids=lambda subject: subject.label)
+        if fixture == "model_subject":  # kernels are for recurrent layers; models are the same with each of them
+            found = [s for s in found if s.kernel is None and "Sequential" in s.backend.support.kinds]
+        metafunc.parametrize(fixture, found, indirect=True, ids=lambda subject: subject.label)
 
 
 @pytest.fixture(scope="session")
 def subject(request: pytest.FixtureRequest) -> Subject:
+    found: Subject = request.param
+    return found
+
+
+@pytest.fixture(scope="session")
+def model_subject(request: pytest.FixtureRequest) -> Subject:
     found: Subject = request.param
     return found
 

@@ -3,9 +3,9 @@
 A state is `(L*D, B, H)`, or `(L*D, H)` when unbatched, whatever ``batch_first`` says. The first axis goes through the
 layers, and within each layer through the directions. An LSTM's state is a pair ``(h, c)``.
 
-`zeros`, `select`, `repeat`, `where` and `detach` take and give whole states, the pair of an LSTM included, and know
-where the batch is. The other functions take one array; apply them to each part of a pair. Gradients flow through all of
-them but `detach`.
+`zeros`, `select`, `repeat`, `where` and `detach` take and give whole states, the pair of an LSTM and the tuple of a
+model included, and know where the batch is. The other functions take one array; apply them to each part of a pair.
+Gradients flow through all of them but `detach`.
 
 All but `detach` work in compiled functions too (``torch.compile``, ``mindspore.jit``). What they do to an
 array is written with what arrays of NumPy, torch and MindSpore have in common: ``shape``, ``reshape``, ``swapaxes`` and
@@ -230,7 +230,7 @@ def zeros(module: Any, batch_size: int | None = None) -> Any:
     Returns
     -------
     array or tuple
-        `(L*D, B, H)` or `(L*D, H)`; for an LSTM a pair.
+        `(L*D, B, H)` or `(L*D, H)`; for an LSTM a pair; for a model a tuple with the state of each layer that has one.
 
     Raises
     ------
@@ -251,17 +251,21 @@ def zeros(module: Any, batch_size: int | None = None) -> Any:
         described = backend.describe(module)
         if described is not None:
             spec, dtype = described
-            shapes = spec.state_shapes(size).values()
-            return join_state([backend.from_numpy(np.zeros(shape, dtype), module) for shape in shapes])
+            states = [
+                join_state([backend.from_numpy(np.zeros(shape, dtype), module) for shape in shapes.values()])
+                for leaf in spec.leaves().values()
+                if (shapes := leaf.state_shapes(size))
+            ]
+            return states[0] if isinstance(spec, RecurrentSpec) else tuple(states)
     raise ArgumentError(
-        f"module: given {type(module).__module__}.{type(module).__qualname__}, expected a recurrent module that unirnn "
+        f"module: given {type(module).__module__}.{type(module).__qualname__}, expected a module that unirnn "
         "built, or a recurrent layer of torch or mindspore"
     )
 
 
 def _select(state: Any, index: Any) -> Any:
     if isinstance(state, (tuple, list)):
-        return state[0].index_select(1, index), state[1].index_select(1, index)
+        return tuple([_select(part, index) for part in state])
     return state.index_select(1, index)
 
 
@@ -272,7 +276,7 @@ def select(state: Any, index: Any) -> Any:
     Parameters
     ----------
     state
-        `(L*D, B, H)`, or the pair of an LSTM.
+        `(L*D, B, H)`, or the pair of an LSTM, or the tuple of a model.
     index
         `(K,)` integers, ``0 <= i < B``, in any order and any number of times; of the state's framework or of NumPy, or
         a list. In a compiled function, a tensor of 64-bit integers.
@@ -280,7 +284,7 @@ def select(state: Any, index: Any) -> Any:
     Returns
     -------
     array or tuple
-        `(L*D, K, H)`, or a pair.
+        `(L*D, K, H)`, in the form of ``state``.
 
     Raises
     ------
@@ -316,7 +320,7 @@ def select(state: Any, index: Any) -> Any:
     xp = _namespace(like)
     try:
         if xp is not None:
-            return join_state([xp.take(part, index, axis=1) for part in _parts(state)])
+            return _mapped(lambda part: xp.take(part, index, axis=1), state)
         return _select(state, index if name == "int64" else index.long())
     except (IndexError, RuntimeError) as error:
         raise ArgumentError(f"index: {expected}, given others ({error})") from error
@@ -324,7 +328,7 @@ def select(state: Any, index: Any) -> Any:
 
 def _repeat(state: Any, n: int) -> Any:
     if isinstance(state, (tuple, list)):
-        return state[0].repeat_interleave(n, 1), state[1].repeat_interleave(n, 1)
+        return tuple([_repeat(part, n) for part in state])
     return state.repeat_interleave(n, 1)
 
 
@@ -335,14 +339,14 @@ def repeat(state: Any, n: int) -> Any:
     Parameters
     ----------
     state
-        `(L*D, B, H)`, or the pair of an LSTM.
+        `(L*D, B, H)`, or the pair of an LSTM, or the tuple of a model.
     n
         How many times; at least 1.
 
     Returns
     -------
     array or tuple
-        `(L*D, B*n, H)`, or a pair.
+        `(L*D, B*n, H)`, in the form of ``state``.
 
     Raises
     ------
@@ -365,7 +369,7 @@ def repeat(state: Any, n: int) -> Any:
 
 def _where(mask: Any, a: Any, b: Any) -> Any:
     if isinstance(a, (tuple, list)):
-        return a[0].where(mask[:, None], b[0]), a[1].where(mask[:, None], b[1])
+        return tuple([_where(mask, a[k], b[k]) for k in range(len(a))])
     return a.where(mask[:, None], b)
 
 
@@ -381,12 +385,12 @@ def where(mask: Any, a: Any, b: Any) -> Any:
         `(B,)` bool: whether to take a sequence's state from ``a``; of the state's framework or of NumPy, or a list. In
         a compiled function, a tensor.
     a, b
-        `(L*D, B, H)` each, or the pairs of an LSTM.
+        `(L*D, B, H)` each, or the pairs of an LSTM, or the tuples of a model.
 
     Returns
     -------
     array or tuple
-        `(L*D, B, H)`, or a pair.
+        `(L*D, B, H)`, in the form of ``a``.
 
     Raises
     ------
@@ -405,7 +409,7 @@ def where(mask: Any, a: Any, b: Any) -> Any:
     """
     batch_size = _batch_size(a, "a")
     parts, others = _parts(a), _parts(b)
-    if len(parts) != len(others):
+    if _form(a) != _form(b):
         raise ArgumentError(f"b: given {_described(b)}, expected {_described(a)}, as a")
     for part, other in zip(parts, others, strict=True):
         if not _are_alike(part, other):
@@ -422,15 +426,31 @@ def where(mask: Any, a: Any, b: Any) -> Any:
     mask, xp = _native(mask, parts[0], "mask"), _namespace(parts[0])
     if xp is None:
         return _where(mask, a, b)
-    return join_state([xp.where(mask[:, None], part, other) for part, other in zip(parts, others, strict=True)])
+    return _mapped(lambda part, other: xp.where(mask[:, None], part, other), a, b)
 
 
 def _parts(state: Any) -> tuple[Any, ...]:
-    return tuple(state) if isinstance(state, (tuple, list)) else (state,)
+    """The arrays of a state in one row."""
+    if isinstance(state, (tuple, list)):
+        return tuple(array for part in state for array in _parts(part))
+    return (state,)
+
+
+def _form(state: Any) -> Any:
+    """How a state is made up of tuples."""
+    return tuple(_form(part) for part in state) if isinstance(state, (tuple, list)) else None
+
+
+def _mapped(function: Callable[..., Any], *states: Any) -> Any:
+    """What a function gives for each array, in the form of the state."""
+    if isinstance(states[0], (tuple, list)):
+        return tuple(_mapped(function, *parts) for parts in zip(*states, strict=True))
+    return function(*states)
 
 
 def _described(state: Any) -> str:
-    return f"a {type(state).__name__} of {len(state)}" if isinstance(state, (tuple, list)) else "one array"
+    """``array``, ``(array, array)``."""
+    return f"({', '.join(map(_described, state))})" if isinstance(state, (tuple, list)) else "array"
 
 
 def _are_alike(one: Any, other: Any) -> bool:
@@ -457,20 +477,20 @@ def _integer(given: Any, argument: str, least: int) -> int:
 def _batch_size(state: Any, argument: str = "state") -> int:
     """B, which each part of the state must have on its second axis of three."""
     parts = _parts(state)
-    if isinstance(state, (tuple, list)) and len(parts) != 2:
-        raise ArgumentError(f"{argument}: given {_described(state)}, expected one array, or a pair (h, c) for LSTM")
-    if not _are_alike(parts[0], parts[-1]):
-        given = f"{_type_name(parts[0])} and {_type_name(parts[-1])}"
-        raise ArgumentError(f"{argument}: given {given}, expected a pair of one framework")
+    if not parts:
+        raise ArgumentError(f"{argument}: given {_described(state)}, expected a state with at least one array")
     sizes: list[int] = []
     for part in parts:
+        if not _are_alike(parts[0], part):
+            given = f"{_type_name(parts[0])} and {_type_name(part)}"
+            raise ArgumentError(f"{argument}: given {given}, expected arrays of one framework")
         shape = tuple(getattr(part, "shape", ()))
         if len(shape) != 3:
             given = f"shape {shape}" if hasattr(part, "shape") else f"a {type(part).__name__}"
             raise ShapeError(f"{argument}: given {given}, expected (L*D, B, H), a state with an axis B")
         sizes.append(shape[1])
-    if sizes[0] != sizes[-1]:
-        raise ShapeError(f"{argument}: given {sizes[0]} and {sizes[1]} sequences, expected one number B in a pair")
+        if shape[1] != sizes[0]:
+            raise ShapeError(f"{argument}: given {sizes[0]} and {shape[1]} sequences, expected one number B")
     return sizes[0]
 
 

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from unirnn import Device, Limit, RecurrentSpec
 from unirnn.contract import weights as _weights
 from unirnn.contract.backend import Arrays, Backend
+from unirnn.contract.definitions import BuiltDefinition, build_definition, own_weights
 from unirnn.contract.limits import ALL_KINDS, Support
 from unirnn.errors import ArgumentError
-from unirnn.specs import Spec
+from unirnn.specs import Model, Spec
 from unirnn_array_api.module import ArrayModel, ArrayModule
 
 __all__ = ["ArrayBackend"]
@@ -48,7 +49,7 @@ class ArrayBackend(Backend):
         weights: Arrays | None,
         seed: int | None,
         options: Mapping[str, Any],
-    ) -> ArrayModel | ArrayModule:
+    ) -> ArrayModel | ArrayModule | BuiltDefinition:
         namespace: Any = options.get("namespace")
         if not hasattr(namespace, "asarray"):
             raise ArgumentError(
@@ -58,25 +59,27 @@ class ArrayBackend(Backend):
         xp: Any = array_api_compat.array_namespace(namespace.asarray(0.0))
         drawn = _weights.draw_globally(spec) if weights is None else weights
         arrays = {name: xp.asarray(np.array(array, dtype)) for name, array in drawn.items()}
-        generator = np.random.default_rng(None if seed is None else [seed, 1])
-        if isinstance(spec, RecurrentSpec):
-            return ArrayModule(spec, arrays, generator)
-        return ArrayModel(spec, xp, dtype, arrays, generator)
+        return _build(spec, arrays, np.random.default_rng(None if seed is None else [seed, 1]), xp, dtype)
 
     def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
-        if not isinstance(module, (ArrayModel, ArrayModule)):
+        is_definition = isinstance(module, BuiltDefinition) and module.is_built_by(self.name)
+        if not is_definition and not isinstance(module, (ArrayModel, ArrayModule)):
             return None
         return module.spec, {name: self.to_numpy(array) for name, array in module.weights.items()}
 
     def write(self, module: Any, weights: Arrays) -> None:
+        if isinstance(module, BuiltDefinition):
+            for name, _, own in own_weights(module.spec, weights):
+                self.write(module.layers[name], own)
+            return
         # Arrays of the standard may be immutable.
         for name, array in module.weights.items():
             module.weights[name] = self.from_numpy(weights[name].astype(self.to_numpy(array).dtype), module)
 
     def from_numpy(self, array: Array, module: Any) -> Any:
-        if not module.weights:  # a model of activations alone
+        weight = next(iter(module.weights.values()), None)
+        if weight is None:  # a model of activations alone
             return module.namespace.asarray(array)
-        weight = next(iter(module.weights.values()))
         xp: Any = array_api_compat.array_namespace(weight)
         return xp.asarray(array, device=array_api_compat.device(weight))
 
@@ -92,3 +95,16 @@ class ArrayBackend(Backend):
             return None
         xp: Any = array_api_compat.array_namespace(other)
         return xp.asarray(array, device=array_api_compat.device(other))
+
+
+def _build(
+    spec: Spec, weights: Mapping[str, Any], generator: np.random.Generator, xp: Any, dtype: str
+) -> ArrayModel | ArrayModule | BuiltDefinition:
+    """A module from arrays of the namespace."""
+    if isinstance(spec, RecurrentSpec):
+        return ArrayModule(spec, weights, generator)
+    if not isinstance(spec, Model):
+        return ArrayModel(spec, xp, dtype, weights, generator)
+    return build_definition(
+        spec, weights, xp, ArrayBackend.name, lambda layer, own: _build(layer, own, generator, xp, dtype)
+    )

@@ -1,5 +1,6 @@
 """The modules that the ``array_api`` backend builds."""
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -97,8 +98,6 @@ class ArrayModel(Model):
         The spec of the model.
     weights
         Its weights by name.
-    namespace
-        As given.
     training
         See `unirnn.contract.models.Model`.
     """
@@ -108,10 +107,15 @@ class ArrayModel(Model):
     ) -> None:
         super().__init__(spec)
         self.weights = dict(weights)
-        self.namespace, self._dtype, self._generator = namespace, getattr(namespace, dtype), generator
+        self._namespace, self._dtype, self._generator = namespace.__name__, dtype, generator
+
+    @property
+    def namespace(self) -> Any:
+        """The namespace, as `array_api_compat` wraps it."""
+        return importlib.import_module(self._namespace)  # a module can't be pickled
 
     def _like(self) -> tuple[type[Any], Any]:
-        return type(self.namespace.asarray(0.0)), self._dtype
+        return type(self.namespace.asarray(0.0)), getattr(self.namespace, self._dtype)
 
     def _run(self, call: ModelCall) -> tuple[Any, tuple[Any, ...]]:
         xp, spec, x = self.namespace, self.spec, call.input
@@ -140,7 +144,9 @@ class ArrayModel(Model):
     def _reference(self, x: Any, states: Any, lengths: Any, resets: Any) -> tuple[Any, tuple[Any, ...]]:
         training = None
         if self.training:
-            like = self.namespace.zeros((), dtype=self._dtype, device=array_api_compat.device(x))
+            like = self.namespace.zeros(
+                (), dtype=getattr(self.namespace, self._dtype), device=array_api_compat.device(x)
+            )
             training = reference.Training(lambda shape, p: _keep(self._generator, like, shape, p))
         result = reference.model(self.namespace, self.spec, self.weights, x, states, lengths, resets, training)
         if training is not None:

@@ -1,6 +1,7 @@
 """The ``torch`` backend's own answers to `unirnn.contract.backend.Backend`."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ from unirnn.contract.backend import Arrays, Backend, check_computes_as, leaves, 
 from unirnn.contract.limits import Kernel
 from unirnn.devices import short_name
 from unirnn.errors import ArgumentError, DeviceError, DTypeError
+from unirnn.specs import Conv1dSpec, Spec
 from unirnn.specs import arguments as names
 
-from . import dispatch
+from . import dispatch, models
 from .checkpoints import read_checkpoint
 from .dispatch import DEVICE_TYPES
+from .models import ModelModule
 from .module import Recurrent
 
 __all__ = ["TorchBackend"]
@@ -31,7 +34,7 @@ Array = NDArray[Any]
 
 
 class TorchBackend(Backend):
-    """Builds `Recurrent`."""
+    """Builds `Recurrent`, and `unirnn_torch.models.ModelModule` of anything else."""
 
     name = "torch"
     support = dispatch.KERNELS["auto"]
@@ -54,15 +57,17 @@ class TorchBackend(Backend):
                 return Device(kind, default.index)
         raise DeviceError(f"device: torch's default is {default.type!r}, which unirnn does not know; give device=")
 
-    def limits(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Limit]:
+    def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
         if device.kind == "ascend":
             yield Limit("it runs through torch_npu, on which unirnn has not been tested", refuses=False)
-        if device.kind == "gpu" and dtype == "float32":
+        if device.kind == "gpu" and dtype == "float32" and isinstance(spec, (RecurrentSpec, Conv1dSpec)):
             yield Limit(
                 "by default cuDNN uses TensorFloat-32 where the GPU has it, so float32 results agree with a CPU's to "
                 "1e-3 only; torch.backends.cudnn.allow_tf32 = False gives 1e-5",
                 refuses=False,
             )
+        if not isinstance(spec, RecurrentSpec):
+            return
         if device.kind == "gpu" and isinstance(spec, RNNSpec) and spec.nonlinearity == "relu":
             yield Limit("the gradient of cuDNN's relu at exactly 0 is 1, elsewhere it is 0", refuses=False)
         reason = dispatch.unsupported_reason("native", spec)
@@ -83,27 +88,30 @@ class TorchBackend(Backend):
 
     def build(
         self,
-        spec: RecurrentSpec,
+        spec: Spec,
         *,
         device: Device,
         dtype: str,
         weights: Arrays | None,
         seed: int | None,
         options: Mapping[str, Any],
-    ) -> Recurrent:
+    ) -> Recurrent | ModelModule:
         kernel = options.get("kernel", "auto")
         dispatch.check_build(kernel, spec, device.kind, dtype)
         kind: torch.dtype = getattr(torch, dtype)
         name = DEVICE_TYPES[device.kind] + ("" if device.index is None else f":{device.index}")
-        return Recurrent(spec, device=name, dtype=kind, weights=weights, kernel=kernel)
+        return models.build(spec, device=name, dtype=kind, weights=weights, kernel=kernel)
 
-    def read(self, module: Any) -> tuple[RecurrentSpec, dict[str, Array]] | None:
+    def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
         spec = _spec(module)
         if spec is None:
             return None
-        check_computes_as(Recurrent if isinstance(module, Recurrent) else _NATIVE[type(spec)], module, "forward")
+        if isinstance(module, ModelModule):
+            models.check_layers(module)
+        else:
+            check_computes_as(Recurrent if isinstance(module, Recurrent) else _NATIVE[type(spec)], module, "forward")
         # As attributes, since a parametrization renames what is in the state_dict.
-        weights = {name: getattr(module, name) for name in spec.weight_shapes()}
+        weights = {name: attrgetter(name)(module) for name in spec.weight_shapes()}
         for name, weight in weights.items():
             if hasattr(weight, "full_tensor"):  # a DTensor: importing it takes a second
                 raise ArgumentError(
@@ -115,37 +123,39 @@ class TorchBackend(Backend):
                 raise ArgumentError(
                     f"module: its {name} is on the device 'meta' and has no values; load or draw it first"
                 )
-            if f"{name}_g" in module._parameters:
+            layer, _, own = name.rpartition(".")
+            if f"{own}_g" in module.get_submodule(layer)._parameters:
                 raise ArgumentError(
                     f"module: its {name} is what torch.nn.utils.weight_norm last computed, maybe out of date; call "
                     "remove_weight_norm, or use torch.nn.utils.parametrizations.weight_norm"
                 )
         return spec, {name: self.to_numpy(weight) for name, weight in weights.items()}
 
-    def describe(self, module: Any) -> tuple[RecurrentSpec, str] | None:
+    def describe(self, module: Any) -> tuple[Spec, str] | None:
         spec = _spec(module)
         if spec is None:
             return None
-        dtype = short_name(next(module.parameters()).dtype)
+        dtype = short_name(models.first_tensor(module).dtype)
         return spec, "float32" if dtype == "bfloat16" else dtype
 
     def write(self, module: Any, weights: Arrays) -> None:
         tensors = {name: torch.tensor(array, device="cpu") for name, array in weights.items()}
+        owned = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         for name, tensor in tensors.items():
-            weight = getattr(module, name)
-            if not isinstance(weight, torch.nn.Parameter):
+            weight = owned.get(name)
+            if weight is None:
                 raise ArgumentError(f"module: its {name} is computed by a parametrization; remove that first")
             if weight.dtype == torch.bfloat16 and not torch.equal(tensor.to(torch.bfloat16).to(tensor.dtype), tensor):
                 raise DTypeError(f"module: it is of bfloat16, which can't hold {name} without rounding")
         with torch.no_grad():
             for name, tensor in tensors.items():
-                getattr(module, name).copy_(tensor)
+                owned[name].copy_(tensor)
 
     def read_file(self, path: str) -> dict[str, Array]:
         return read_checkpoint(path)
 
     def from_numpy(self, array: Array, module: Any) -> torch.Tensor:
-        weight = next(module.parameters())
+        weight = models.first_tensor(module)
         # NumPy has no bfloat16, so for such a module every float is meant to be one.
         dtype = weight.dtype if weight.dtype == torch.bfloat16 and array.dtype.kind == "f" else None
         return torch.tensor(array, device=weight.device, dtype=dtype)
@@ -171,15 +181,19 @@ class TorchBackend(Backend):
         parameters = dict(module.named_parameters())
         wanted = {name: t for name, t in {**tensors, **parameters}.items() if t.requires_grad}
         gradients = torch.autograd.grad(
-            list(results.values()), list(wanted.values()), [self.from_numpy(d, module) for d in cotangents]
+            list(results.values()),
+            list(wanted.values()),
+            [self.from_numpy(d, module) for d in cotangents],
+            materialize_grads=True,
         )
         return {name: self.to_numpy(gradient) for name, gradient in zip(wanted, gradients, strict=True)}
 
 
-def _spec(module: Any) -> RecurrentSpec | None:
+def _spec(module: Any) -> Spec | None:
     """The spec of a module of ours, or of torch's own, by the attributes that are its constructor's arguments."""
-    if isinstance(module, Recurrent):
-        return module.spec
+    if isinstance(module, (ModelModule, Recurrent)):
+        spec: Spec = module.spec
+        return spec
     for kind, native in _NATIVE.items():
         if isinstance(module, native):
             rows = names.arguments(kind.kind, "constructor")

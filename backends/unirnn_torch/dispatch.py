@@ -26,10 +26,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from unirnn import RecurrentSpec, kernels
-from unirnn.contract.limits import Kernel, Support, check_kernel
+from unirnn.contract.limits import ALL_KINDS, Kernel, Support, check_kernel
 from unirnn.devices import short_name
 from unirnn.errors import LimitError
 from unirnn.kernels import library
+from unirnn.specs import Spec
 
 __all__ = [
     "DEVICE_TYPES",
@@ -57,7 +58,7 @@ DEVICE_TYPES: dict[Literal["cpu", "gpu", "ascend"], str] = {"cpu": "cpu", "gpu":
 _KINDS: dict[str, str] = {type_: kind for kind, type_ in DEVICE_TYPES.items()}
 
 KERNELS = {
-    "auto": Support("torch", exports=("torch.export", "ONNX")),
+    "auto": Support("torch", kinds=ALL_KINDS, exports=("torch.export", "ONNX")),
     # Its second derivatives are those of the reference.
     "compiled": replace(kernels.SUPPORT["compiled"], dtypes=("float32", "float64"), derivatives=2),
     "native": Support("torch", lacks=("reset_after",)),
@@ -104,7 +105,7 @@ def _is_transformed() -> bool:
 
 
 def unsupported_reason(
-    kernel: str, spec: RecurrentSpec, device: str | None = None, dtype: str | None = None, *, now: bool = False
+    kernel: str, spec: Spec, device: str | None = None, dtype: str | None = None, *, now: bool = False
 ) -> str | None:
     """Why a kernel can't compute a layer, or None if it can.
 
@@ -133,7 +134,7 @@ def unsupported_reason(
 
 
 @cache
-def _unsupported_spec(kernel: str, spec: RecurrentSpec, device: str | None, dtype: str | None) -> str | None:
+def _unsupported_spec(kernel: str, spec: Spec, device: str | None, dtype: str | None) -> str | None:
     return SUPPORT[kernel].unsupported_reason(spec, device, dtype)
 
 
@@ -158,12 +159,17 @@ def has_native(spec: RecurrentSpec) -> bool:
     return unsupported_reason("native", spec) is None
 
 
-def check_build(kernel: str, spec: RecurrentSpec, device: str, dtype: str) -> None:
-    """Refuse a kernel that can run no call of a module; raises what `unirnn.contract.limits.check_kernel` does."""
-    check_kernel(kernel, KERNELS, spec, device, dtype)
-    reason = unsupported_reason(kernel, spec, device, dtype)
-    if reason is not None:
-        raise LimitError(f"kernel: given {kernel!r}, but {reason}; build with 'auto'")
+def check_build(kernel: str, spec: Spec, device: str, dtype: str) -> None:
+    """Refuse a kernel that can run no call of a module; raises what `unirnn.contract.limits.check_kernel` does.
+
+    Of a model its recurrent layers count, which the kernel is for; if it has none, only ``"auto"`` will do.
+    """
+    layers = [leaf for leaf in spec.leaves().values() if isinstance(leaf, RecurrentSpec)]
+    for layer in layers or [spec]:
+        check_kernel(kernel, KERNELS, layer, device, dtype)
+        reason = unsupported_reason(kernel, layer, device, dtype)
+        if reason is not None:
+            raise LimitError(f"kernel: given {kernel!r}, but {reason}; build with 'auto'")
 
 
 def describe(spec: RecurrentSpec, device: str, dtype: str) -> Iterator[Kernel]:

@@ -19,12 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, reference
+from unirnn.contract.call import Sizes
+from unirnn.contract.call import lengths as checked
 from unirnn.kernels.compiled import KEPT
 
 from . import compiled, dispatch, native
 from .compiled import Call
 
-__all__ = ["layer", "needs_operator"]
+__all__ = ["checked_lengths", "layer", "needs_operator"]
 
 _TAGS = [torch.Tag.pt2_compliant_tag]
 if hasattr(torch.Tag, "cudagraph_unsafe"):  # not in older torch
@@ -275,6 +277,32 @@ def _differentiate(ctx: Any, *d: Tensor | None) -> tuple[Any, ...]:
 
 _OPERATORS = {cell: _define(cell) for cell in KEPT}
 _BACKWARD = {cell: _define_backward(cell) for cell in KEPT}
+
+
+def _check_lengths(lengths: Tensor, steps: int) -> Tensor:
+    checked(lengths.cpu().numpy(), Sizes(steps, len(lengths)))
+    return lengths.clone()
+
+
+_CHECKED_LENGTHS = _register(
+    "checked_lengths",
+    ["Tensor lengths", "SymInt steps"],
+    1,
+    _check_lengths,
+    lambda lengths, _: torch.empty_like(lengths),
+)
+
+
+def checked_lengths(lengths: Tensor, steps: int) -> Tensor:
+    """The lengths `(B,)`, which are checked when a graph runs.
+
+    Raises
+    ------
+    LengthError
+        When it runs, if a length is below 0 or above T.
+    """
+    result: Tensor = _CHECKED_LENGTHS(lengths, steps)
+    return result
 
 
 class _Direct(torch.autograd.Function):

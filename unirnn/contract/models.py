@@ -140,9 +140,7 @@ def prepare_model(
     array_type, dtype = like
     shape = _check_input("input", spec, input, array_type, dtype)
     if spec.is_pointwise and not spec.needs_steps and seq_length is None and resets is None:
-        if hx is not None:
-            raise ArgumentError("hx: given to a model without a state")
-        return ModelCall(input, (), None, None, None)
+        return ModelCall(input, _read_states(spec, hx, "hx", None, array_type, dtype), None, None, None)
     batch_first = is_batch_first(spec)
     rank = 2 if spec.takes_tokens else 3
     if len(shape) not in (rank - 1, rank):
@@ -208,7 +206,7 @@ def check_can_stream(spec: Spec) -> None:
 def check_takes_resets(spec: Spec) -> None:
     """Refuse resets for a model with a layer that would mix the sequences of a column; raises ArgumentError."""
     for name, leaf in spec.leaves().items():
-        if isinstance(leaf, PoolSpec) or (isinstance(leaf, Conv1dSpec) and (leaf.span, leaf.stride) != (1, 1)):
+        if isinstance(leaf, PoolSpec) or (isinstance(leaf, Conv1dSpec) and (leaf.span > 1 or leaf.length_rules)):
             raise ArgumentError(
                 f"resets: given to a model with {name or 'a layer'}, {leaf!r}, which would mix the sequences of a "
                 "column; give each sequence a column of its own, and seq_length"

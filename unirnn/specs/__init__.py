@@ -13,6 +13,7 @@ from .layers import (
     PoolSpec,
     SumDirectionsSpec,
 )
+from .model import Model
 from .recurrent import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
 from .sequential import Concat, ModelSpec, Residual, Sequential
 
@@ -27,6 +28,7 @@ __all__ = [
     "LSTMSpec",
     "LayerNormSpec",
     "LinearSpec",
+    "Model",
     "ModelSpec",
     "NormalizeSpec",
     "PoolSpec",

@@ -435,6 +435,16 @@ class Spec:
             raise ArgumentError(f"{cls.kind}: unknown argument {unknown[0]!r}; expected one of {', '.join(known)}")
         return cls(**arguments)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse to compute: a spec stands for a module in the code of a `unirnn.Model`, and is none itself.
+
+        Raises
+        ------
+        ArgumentError
+            Always.
+        """
+        raise ArgumentError(f"{self!r} is no module; build one, as in spec.build('torch'), and call that")
+
     # ---- building --------------------------------------------------------------------------------
 
     def build(

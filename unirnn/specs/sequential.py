@@ -25,28 +25,29 @@ class ModelSpec(Spec):
 
     A model takes `(B, T, F)`, or `(T, B, F)` if its recurrent layers do, which must agree; or integers without the axis
     F, if an embedding comes first. Its weights are those of its layers, each under the layer's name and a dot.
-
-    Attributes
-    ----------
-    children
-        The layers, as pairs of a name and a spec, in their order.
     """
 
-    children: tuple[tuple[str, Spec], ...]
+    _children: tuple[tuple[str, Spec], ...]
 
     def __init__(self, /, *layers: Spec, **named: Spec) -> None:
         if layers and named:
             raise ArgumentError(f"{self.kind}: given layers with and without names, expected one or the other")
         for name in named:
-            if not name.isidentifier() or iskeyword(name) or name == "children" or hasattr(ModelSpec, name):
+            if not name.isidentifier() or iskeyword(name) or hasattr(ModelSpec, name):
                 raise ArgumentError(f"{self.kind}: given the name {name!r}, expected an identifier that is not taken")
         children = named or {str(number): layer for number, layer in enumerate(layers)}
         for name, layer in children.items():
             if not isinstance(layer, Spec):
                 raise ArgumentError(f"{self.kind}: {name}: given {type(layer).__name__}, expected a spec")
-        self._set("children", tuple(children.items()))
-        self._set("children", tuple(self._fitted()))
+        self._set("_children", tuple(children.items()))
+        self._set("_children", tuple(self._fitted()))
         self._check_layouts()
+        self._check_ties()
+
+    @property
+    def children(self) -> tuple[tuple[str, Spec], ...]:
+        """The layers, as pairs of a name and a spec, in their order."""
+        return self._children
 
     def _fitted(self) -> Iterator[tuple[str, Spec]]:
         """The children with the input sizes that were left out; a SpecError if they do not fit."""
@@ -63,8 +64,26 @@ class ModelSpec(Spec):
                     )
                 first = name, leaf.batch_first
 
+    def _check_ties(self) -> None:
+        leaves = self.leaves()
+        for name, layer in self.children:
+            if not isinstance(layer, LinearSpec) or not layer.tied_to:
+                continue
+            embedding = leaves.get(layer.tied_to)
+            if not isinstance(embedding, EmbeddingSpec):
+                known = ", ".join(name for name, leaf in leaves.items() if isinstance(leaf, EmbeddingSpec))
+                raise SpecError(
+                    f"{name}: tied_to: given {layer.tied_to!r}, expected an embedding: {known or 'none here'}"
+                )
+            if (embedding.num_embeddings, embedding.embedding_dim) != (layer.out_features, layer.in_features):
+                raise SpecError(
+                    f"{name}: tied_to: given {layer.tied_to!r}, {embedding!r}, expected an embedding of the sizes of "
+                    f"{layer!r}: EmbeddingSpec({layer.out_features}, {layer.in_features})"
+                )
+
     def __getattr__(self, name: str) -> Spec:
-        children: dict[str, Spec] = dict(vars(self).get("children", ()))
+        # Neither is there yet while a model is unpickled.
+        children = {} if name in ("_children", "children") else dict(self.children)
         if name not in children:
             raise AttributeError(f"{type(self).__name__} has no layer and no attribute {name!r}")
         return children[name]
@@ -148,12 +167,13 @@ class ModelSpec(Spec):
 
     def tied(self) -> dict[str, str]:
         """The weights that are tied, and to which: ``{"head.weight": "embedding.weight"}``."""
-        return {
-            f"{name}.{weight}": f"{name}.{other}"
-            for name, layer in self.children
-            if isinstance(layer, ModelSpec)
-            for weight, other in layer.tied().items()
-        }
+        found: dict[str, str] = {}
+        for name, layer in self.children:
+            if isinstance(layer, ModelSpec):
+                found |= {f"{name}.{weight}": f"{name}.{other}" for weight, other in layer.tied().items()}
+            elif isinstance(layer, LinearSpec) and layer.tied_to:
+                found[f"{name}.weight"] = f"{layer.tied_to}.weight"
+        return found
 
     @property
     def buffers(self) -> tuple[str, ...]:
@@ -199,6 +219,7 @@ class ModelSpec(Spec):
         return {name: Spec.from_dict(values) for name, values in layers.items()}
 
 
+@dataclass(frozen=True, repr=False, init=False)
 class Sequential(ModelSpec):
     """Layers one after another.
 
@@ -250,35 +271,11 @@ class Sequential(ModelSpec):
                 raise SpecError(
                     f"{self.kind}: {before} gives {features} features, but {here} takes {fitted.input_features}"
                 )
-            self._check_tie(name, fitted)
             features = fitted.output_features(features)
             has_steps = has_steps and not fitted.ends_steps
             before = f"{name}, {fitted!r},"
             is_first = is_first and layer.takes_tokens is None
             yield name, fitted
-
-    def _check_tie(self, name: str, layer: Spec) -> None:
-        if not isinstance(layer, LinearSpec) or not layer.tied_to:
-            return
-        embedding = self.leaves().get(layer.tied_to)
-        if not isinstance(embedding, EmbeddingSpec):
-            known = ", ".join(name for name, leaf in self.leaves().items() if isinstance(leaf, EmbeddingSpec))
-            raise SpecError(f"{name}: tied_to: given {layer.tied_to!r}, expected an embedding: {known or 'none here'}")
-        wanted = (layer.out_features, layer.in_features)
-        if (embedding.num_embeddings, embedding.embedding_dim) != wanted:
-            raise SpecError(
-                f"{name}: tied_to: given {layer.tied_to!r}, {embedding!r}, expected an embedding of the sizes of "
-                f"{layer!r}: EmbeddingSpec({wanted[0]}, {wanted[1]})"
-            )
-
-    def tied(self) -> dict[str, str]:
-        """See `ModelSpec.tied`."""
-        own = {
-            f"{name}.weight": f"{layer.tied_to}.weight"
-            for name, layer in self.children
-            if isinstance(layer, LinearSpec) and layer.tied_to
-        }
-        return {**super().tied(), **own}
 
     @property
     def takes_tokens(self) -> bool | None:
@@ -325,6 +322,7 @@ class Sequential(ModelSpec):
         return cls(*layers.values()) if is_numbered else cls(**layers)
 
 
+@dataclass(frozen=True, repr=False, init=False)
 class Residual(ModelSpec):
     """What a layer gives, added to what it takes: ``y = x + layer(x)``.
 
@@ -391,6 +389,7 @@ class Residual(ModelSpec):
         return cls(**layers)
 
 
+@dataclass(frozen=True, repr=False, init=False)
 class Concat(ModelSpec):
     """What several layers give for the same input, side by side on the last axis.
 

@@ -1,0 +1,500 @@
+"""What every backend guarantees for models and for the layers around recurrent ones, checked against the oracle.
+
+First comes a table with a row for each layer, each in several batches; then random models. A backend that builds no
+models has nothing to show here.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import TOLERANCES, available
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from strategies import models
+from subjects import Subject, close
+
+import unirnn
+from unirnn import (
+    ActivationSpec,
+    BatchNormSpec,
+    Concat,
+    Conv1dSpec,
+    DropoutSpec,
+    EmbeddingSpec,
+    GRUSpec,
+    LayerNormSpec,
+    LinearSpec,
+    LSTMSpec,
+    NormalizeSpec,
+    PoolSpec,
+    Residual,
+    RNNSpec,
+    Sequential,
+    Spec,
+    SumDirectionsSpec,
+)
+from unirnn.contract.models import is_batch_first, stateful
+from unirnn.contract.weights import draw
+from unirnn.errors import ArgumentError, DTypeError, LengthError, ShapeError
+from unirnn.testing import model_oracle as oracle
+
+Array = NDArray[Any]
+
+ACTIVATIONS = ("relu", "tanh", "sigmoid", "gelu", "silu", "hard_sigmoid", "softmax", "log_softmax")
+SPECS: dict[str, Spec] = {
+    "Embedding": EmbeddingSpec(7, 3),
+    "Embedding, padding_idx": EmbeddingSpec(7, 3, padding_idx=2),
+    "Linear": LinearSpec(3, 5),
+    "Linear, no bias": LinearSpec(3, 5, bias=False),
+    **{f"Activation, {function}": ActivationSpec(function) for function in ACTIVATIONS},  # type: ignore[arg-type]
+    "Dropout": DropoutSpec(0.5),
+    "LayerNorm": LayerNormSpec(3),
+    "BatchNorm": BatchNormSpec(3),
+    "Normalize": NormalizeSpec(),
+    "Conv1d, valid": Conv1dSpec(3, 4, 2),
+    "Conv1d, valid, stride": Conv1dSpec(3, 4, 3, stride=2),
+    "Conv1d, padding, stride, no bias": Conv1dSpec(3, 4, 3, stride=2, padding=1, bias=False),
+    "Conv1d, same": Conv1dSpec(3, 4, 4, padding="same"),
+    "Conv1d, same, dilation, groups": Conv1dSpec(4, 6, 3, padding="same", dilation=2, groups=2),
+    "Conv1d, causal": Conv1dSpec(3, 4, 3, padding="causal", dilation=2),
+    "Conv1d, causal, stride": Conv1dSpec(3, 4, 3, padding="causal", stride=3),
+    "Conv1d, depthwise": Conv1dSpec(3, 3, 3, padding=1, groups=3),
+    "Conv1d, one step": Conv1dSpec(3, 4, 1),
+    **{f"Pool, {how}": PoolSpec(how) for how in ("last", "first_last", "mean", "max")},
+    "SumDirections": SumDirectionsSpec(),
+    "Sequential, empty": Sequential(),
+    "Residual": Residual(Sequential(LinearSpec(3, 3), ActivationSpec("tanh"))),
+    "Concat": Concat(Conv1dSpec(3, 2, 3, padding="same"), GRUSpec(3, 4, batch_first=True), Sequential()),
+    "Concat of poolings": Concat(PoolSpec("max"), Sequential(LinearSpec(3, 2), PoolSpec("mean"))),
+    "classifier": Sequential(
+        embedding=EmbeddingSpec(7, 3, padding_idx=0),
+        encoder=GRUSpec(3, 4, 2, bidirectional=True, batch_first=True),
+        pool=PoolSpec("mean"),
+        norm=BatchNormSpec(8),
+        head=LinearSpec(8, 2),
+    ),
+    "language model": Sequential(
+        embedding=EmbeddingSpec(7, 4),
+        encoder=LSTMSpec(4, 4, 2),
+        norm=LayerNormSpec(4),
+        head=LinearSpec(4, 7, tied_to="embedding"),
+        scores=ActivationSpec("log_softmax"),
+    ),
+    "convolutions, time first": Sequential(
+        Conv1dSpec(3, 4, 3, padding="causal"),
+        BatchNormSpec(4),
+        ActivationSpec("relu"),
+        Residual(Sequential(Conv1dSpec(4, 4, 2, padding="causal", dilation=2), ActivationSpec("silu"))),
+        RNNSpec(4, 5),
+        LinearSpec(5, 2),
+    ),
+    "strided, bidirectional": Sequential(
+        conv=Conv1dSpec(3, 4, 3, stride=2, padding=1),
+        encoder=LSTMSpec(4, 3, bidirectional=True, batch_first=True),
+        sum=SumDirectionsSpec(),
+        head=LinearSpec(3, 2),
+    ),
+}
+
+STEPS = 6
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How a model is called: lengths, the steps at which a sequence begins anew, whether there is a state."""
+
+    lengths: tuple[int, ...] | None = None
+    resets: bool = False
+    state: bool = True
+    batch_size: int | None = 4
+    dtype: str = "float64"
+    training: bool = False
+    seed: int = 0
+
+
+RAGGED = (3, 6, 0, 5)
+BATCHES = {
+    "dense": Batch(state=False),
+    "ragged": Batch(RAGGED),
+    "ragged, float32": Batch(RAGGED, dtype="float32"),
+    "unbatched": Batch((4,), batch_size=None),
+    "all lengths zero": Batch((0, 0, 0, 0)),
+    "training, ragged": Batch(RAGGED, state=False, training=True),
+    "training, dense": Batch(training=True),
+    "resets, ragged": Batch(RAGGED, resets=True),
+}
+
+
+def is_random(spec: Spec) -> bool:
+    return any(isinstance(leaf, DropoutSpec) for leaf in spec.leaves().values())
+
+
+def takes_resets(spec: Spec) -> bool:
+    leaves = spec.leaves().values()
+    return any(isinstance(leaf, unirnn.RecurrentSpec) for leaf in leaves) and not any(
+        isinstance(leaf, PoolSpec) or (isinstance(leaf, Conv1dSpec) and leaf.kernel_size > 1) for leaf in leaves
+    )
+
+
+class Call:
+    """A model of a backend, the arguments of a call as NumPy arrays, and what the oracle gives for them."""
+
+    def __init__(self, subject: Subject, spec: Spec, batch: Batch) -> None:
+        batch = replace(batch, dtype=available(subject, batch.dtype))
+        self.subject, self.spec, self.batch = subject, spec, batch
+        self.net = spec.build(subject.backend.name, **subject.options, dtype=batch.dtype, seed=batch.seed)
+        (self.net.set_train if hasattr(self.net, "set_train") else self.net.train)(batch.training)
+        found = subject.backend.read(self.net)
+        assert found is not None
+        assert found[0] == spec
+        self.weights = {name: np.array(array, np.float64) for name, array in found[1].items()}
+        rng = np.random.default_rng(batch.seed)
+        columns = batch.batch_size or 1
+        self.leading = (columns, STEPS) if is_batch_first(spec) else (STEPS, columns)
+        if spec.takes_tokens:
+            self.input: Array = rng.integers(0, spec.input_features, self.leading)
+        else:
+            features = spec.input_features or 4
+            self.input = rng.standard_normal((*self.leading, features)).astype(batch.dtype)
+        self.states: list[tuple[Array, ...] | None] = [
+            tuple(rng.standard_normal(shape).astype(batch.dtype) for shape in leaf.state_shapes(columns).values())
+            if batch.state
+            else None
+            for leaf in stateful(spec).values()
+        ]
+        self.lengths = None if batch.lengths is None else np.array(batch.lengths)
+        begins = rng.random((columns, STEPS)) < 0.3
+        self.resets = None
+        if batch.resets:
+            self.resets = begins if is_batch_first(spec) else begins.T
+        valid = np.arange(STEPS) < (np.full(columns, STEPS) if self.lengths is None else self.lengths)[:, None]
+        self.padding = ~(valid if is_batch_first(spec) else valid.T)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        batch_first = is_batch_first(self.spec)
+        # A backend for inference says that train() changes nothing.
+        training = self.batch.training and self.subject.backend.support.dropout
+        return {"lengths": self.lengths, "resets": self.resets, "batch_first": batch_first, "training": training}
+
+    def expected(self) -> tuple[Array, list[Array]]:
+        input = self.input if self.spec.takes_tokens else self.input.astype(np.float64)
+        states = [None if state is None else tuple(part.astype(np.float64) for part in state) for state in self.states]
+        output, finals = oracle.model(self.spec, self.weights, input, states, **self.options)
+        return self._as_called(output), [self._state(part) for final in finals for part in final]
+
+    def arguments(self, input: Array) -> dict[str, Any]:
+        """The arguments of the call, as NumPy arrays, as the caller gives them."""
+        hx = None
+        if any(state is not None for state in self.states):
+            parts = [[self._state(part) for part in state or ()] for state in self.states]
+            hx = tuple(tuple(state) if len(state) > 1 else state[0] for state in parts)
+        lengths, axis = self.lengths, 0 if is_batch_first(self.spec) else 1
+        if self.batch.batch_size is None:
+            input = input.squeeze(axis)
+            lengths = None if lengths is None else lengths[0]
+        resets = None if self.resets is None else self.resets
+        return {"input": input, "hx": hx, "seq_length": lengths, "resets": resets, "return_state": True}
+
+    def run(self, input: Array) -> tuple[Array, list[Array]]:
+        def native(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(native(part) for part in value)
+            return self.subject.array(value, self.net) if isinstance(value, np.ndarray) else value
+
+        output, states = self.net(**{name: native(value) for name, value in self.arguments(input).items()})
+        return self.subject.backend.to_numpy(output), [self.subject.backend.to_numpy(part) for part in flat(states)]
+
+    def gradients(self, input: Array, cotangents: list[Array]) -> dict[str, Array]:
+        return self.subject.backend.gradients(self.net, self.arguments(input), cotangents)
+
+    def filled(self) -> Array:
+        """The input with NaN, or with no token, in the padding."""
+        filled = self.input.copy()
+        filled[self.padding] = -1 if self.spec.takes_tokens else np.nan
+        return filled
+
+    def _as_called(self, output: Array) -> Array:
+        if self.batch.batch_size is not None:
+            return output
+        return output[0] if self.spec.ends_steps or is_batch_first(self.spec) else output[:, 0]
+
+    def _state(self, part: Array) -> Array:
+        return part if self.batch.batch_size is not None else part[:, 0]
+
+
+def flat(states: Any) -> list[Any]:
+    return [part for state in states for part in (state if isinstance(state, (tuple, list)) else (state,))]
+
+
+def assert_equal(actual: list[Array], expected: list[Array], what: str) -> None:
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(one, other, what)
+
+
+def assert_guarantees(subject: Subject, spec: Spec, batch: Batch) -> None:
+    """Results and gradients are the oracle's, and stay the same bit for bit with NaN in the padding."""
+    call = Call(subject, spec, batch)
+    tolerance = TOLERANCES[call.batch.dtype] * subject.tolerance_factor
+    output, states = call.run(call.input)
+    expected, expected_states = call.expected()
+    close(output, expected, tolerance, "output", scale=max(1, np.abs(expected).max(initial=0)))
+    for actual, state in zip(states, expected_states, strict=True):
+        close(actual, state, tolerance, "state", scale=max(1, np.abs(state).max(initial=0)))
+        assert actual.dtype == call.batch.dtype
+    assert output.dtype == call.batch.dtype
+    if call.padding.any() and not batch.training:
+        again, again_states = call.run(call.filled())
+        assert_equal([again, *again_states], [output, *states], "with NaN in the padding")
+    if subject.backend.support.derivatives:
+        assert_gradients(call, expected, expected_states, tolerance)
+
+
+def assert_gradients(call: Call, expected: Array, expected_states: list[Array], tolerance: float) -> None:
+    spec, rng = call.spec, np.random.default_rng(1)
+    d_output = rng.standard_normal(expected.shape).astype(call.batch.dtype)
+    d_states = [rng.standard_normal(state.shape).astype(call.batch.dtype) for state in expected_states]
+    found = call.gradients(call.input, [d_output, *d_states])
+    if call.padding.any():
+        with_nan = call.gradients(call.filled(), [d_output, *d_states])
+        assert_equal(list(with_nan.values()), list(found.values()), "gradient with NaN in the padding")
+    if call.batch.batch_size is None:
+        return  # checked with an axis B, and the results without it
+    assert found.keys() - {"input"} >= spec.weight_shapes().keys() - set(spec.buffers)
+    arrays = {"input": call.input, **call.weights}
+    states = [None if state is None else tuple(part.astype(np.float64) for part in state) for state in call.states]
+    names = {f"state[{k}][{j}]": (k, j) for k, state in enumerate(states) for j in range(len(state or ()))}
+    cotangents = [d.astype(np.float64) for d in (d_output, *d_states)]
+    for name, gradient in found.items():
+        oracle_name = name
+        if name.startswith("hx"):
+            oracle_name = "state" + name[2:] + ("[0]" if name.count("[") == 1 else "")
+            k, j = names[oracle_name]
+            shape = states[k][j].shape  # type: ignore[index]
+        else:
+            shape = arrays[name].shape
+        direction = rng.choice([-1.0, 1.0], shape)
+        slope = oracle.derivative(spec, arrays, states, cotangents, oracle_name, direction, **call.options)
+        actual = float((gradient.astype(np.float64) * direction).sum())
+        scale = max(1.0, float(np.abs(gradient).sum()))
+        assert abs(actual - slope) <= 4 * tolerance * scale, f"gradient of {name}: {actual}, expected {slope}"
+    if "input" in found:
+        assert (found["input"][call.padding] == 0).all(), "gradient of the padding is not exactly 0"
+
+
+def cases() -> list[Any]:
+    """Each spec in each batch that says something about it."""
+    return [
+        pytest.param(spec, batch, id=f"{name}, {how}")
+        for name, spec in SPECS.items()
+        for how, batch in BATCHES.items()
+        if not (batch.resets and not takes_resets(spec)) and not (batch.training and is_random(spec))
+    ]
+
+
+@pytest.mark.parametrize(("spec", "batch"), cases())
+def test_guarantees(model_subject: Subject, spec: Spec, batch: Batch) -> None:
+    assert_guarantees(model_subject, spec, batch)
+
+
+@settings(max_examples=30)
+@given(data=st.data())
+def test_random_models(model_subject: Subject, data: st.DataObject) -> None:
+    spec = data.draw(models())
+    lengths = data.draw(st.none() | st.tuples(*[st.integers(0, STEPS)] * 3))
+    assume(not spec.length_rules or spec.ends_steps or spec.output_lengths(STEPS))
+    batch = Batch(
+        lengths,
+        resets=takes_resets(spec) and data.draw(st.booleans()),
+        state=data.draw(st.booleans()),
+        batch_size=3,
+        dtype=data.draw(st.sampled_from(["float32", "float64"])),
+        seed=data.draw(st.integers(0, 2**16)),
+    )
+    assert_guarantees(model_subject, spec, batch)
+
+
+STREAMS = {name: spec for name, spec in SPECS.items() if spec.can_stream and not is_random(spec)}
+
+
+@pytest.mark.parametrize("spec", STREAMS.values(), ids=STREAMS.keys())
+def test_steps_and_chunks_are_one_call(model_subject: Subject, spec: Spec) -> None:
+    call = Call(model_subject, spec, Batch())
+    whole, final = call.run(call.input)
+    axis = 1 if is_batch_first(spec) else 0
+    hx = call.arguments(call.input)["hx"]
+
+    def native(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(native(part) for part in value)
+        return value if value is None else model_subject.array(np.ascontiguousarray(value), call.net)
+
+    to_numpy = model_subject.backend.to_numpy
+    state, outputs = native(hx), []
+    for t in range(STEPS):
+        y, state = call.net.step(native(call.input.take(t, axis)), state)
+        outputs.append(to_numpy(y))
+    tolerance = TOLERANCES[call.batch.dtype] * model_subject.tolerance_factor
+    close(np.stack(outputs, axis), whole, tolerance, "steps")
+    for part, expected in zip(flat(state), final, strict=True):
+        close(to_numpy(part), expected, tolerance, "state after the steps")
+
+    state, outputs = native(hx), []
+    for begin, end in ((0, 1), (1, STEPS)):
+        chunk = native(call.input.take(range(begin, end), axis))
+        y, state = call.net(chunk, hx=state, return_state=True)
+        outputs.append(to_numpy(y))
+    close(np.concatenate(outputs, axis), whole, tolerance, "chunks")
+    for part, expected in zip(flat(state), final, strict=True):
+        close(to_numpy(part), expected, tolerance, "state after the chunks")
+
+
+def test_running_statistics_see_valid_steps_only(model_subject: Subject) -> None:
+    call = Call(model_subject, BatchNormSpec(3, momentum=0.25), Batch(RAGGED, training=True))
+    call.run(call.filled())
+    found = model_subject.backend.read(call.net)
+    assert found is not None
+    rows = call.input[~call.padding].astype(np.float64)
+    tolerance = TOLERANCES[call.batch.dtype]
+    if model_subject.backend.support.derivatives or model_subject.backend.support.dropout:
+        close(found[1]["running_mean"], 0.25 * rows.mean(axis=0), tolerance)
+        close(found[1]["running_var"], 0.75 + 0.25 * rows.var(axis=0, ddof=1), tolerance)
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_dropout(model_subject: Subject, locked: bool) -> None:
+    call = Call(model_subject, DropoutSpec(0.25, locked), Batch(batch_size=2, training=True))
+    ones = np.ones((2, 50, 40), call.batch.dtype)
+    output = model_subject.backend.to_numpy(call.net(model_subject.array(ones, call.net)))
+    if not model_subject.backend.support.dropout:
+        np.testing.assert_array_equal(output, ones)
+        return
+    values = np.unique(output)
+    np.testing.assert_allclose(values, [0, 1 / 0.75], rtol=1e-6)
+    assert 0.55 < (output > 0).mean() < 0.9
+    assert (output == output[:, :1]).all() == locked
+
+
+def test_lengths_of_the_output(model_subject: Subject) -> None:
+    net = Call(model_subject, SPECS["strided, bidirectional"], Batch()).net
+    assert np.asarray(net.output_lengths(np.array([6, 5, 1, 0]))).tolist() == [3, 3, 1, 0]
+
+
+def test_states_of_a_batch(model_subject: Subject) -> None:
+    spec = Sequential(conv=Conv1dSpec(3, 4, 3, padding="causal"), encoder=LSTMSpec(4, 5, batch_first=True))
+    net = spec.build(model_subject.backend.name, **model_subject.options, seed=0)
+    zeros = unirnn.state.zeros(net, 3)
+    shapes = [(2, 3, 3), (1, 3, 5), (1, 3, 5)]
+    assert [tuple(part.shape) for part in flat(zeros)] == shapes
+    x = model_subject.array(np.ones((3, 4, 3), np.float32), net)
+    _, state = net(x, hx=zeros, seq_length=[4, 0, 2], return_state=True)
+    found = {
+        "select": (unirnn.state.select(state, [2, 1]), [2, 1]),
+        "repeat": (unirnn.state.repeat(state, 2), [0, 0, 1, 1, 2, 2]),
+        "where": (unirnn.state.where([True, True, False], state, zeros), [0, 1, 1]),  # the length of 1 is 0
+    }
+    if model_subject.backend.support.derivatives:
+        found["detach"] = unirnn.detach(state), [0, 1, 2]
+    for name, (result, rows) in found.items():
+        for part, whole in zip(flat(result), flat(state), strict=True):
+            actual, expected = map(model_subject.backend.to_numpy, (part, whole))
+            np.testing.assert_array_equal(actual, expected[:, rows], name)
+
+
+LAYER = Sequential(embedding=EmbeddingSpec(7, 3), encoder=GRUSpec(3, 4, batch_first=True))
+STREAM = Sequential(encoder=LSTMSpec(3, 4, batch_first=True), head=LinearSpec(4, 2))
+MISTAKES: dict[str, tuple[Spec, dict[str, Any], type[Exception], str]] = {
+    "no input": (STREAM, {}, ArgumentError, "input is missing"),
+    "a list": (STREAM, {"input": [[1.0]]}, ArgumentError, "input: given list, expected a"),
+    "too few axes": (STREAM, {"input": (3,)}, ShapeError, r"input: given shape \(3,\), expected \(B, T, F\), or"),
+    "the last axis": (STREAM, {"input": (2, 5, 4)}, ShapeError, r"input: given shape \(2, 5, 4\), expected 3 on"),
+    "no steps": (STREAM, {"input": (2, 0, 3)}, ShapeError, "expected at least one time step"),
+    "floats for tokens": (LAYER, {"input": (2, 5)}, DTypeError, "expected integers, which are tokens"),
+    "too few steps": (
+        Sequential(Conv1dSpec(3, 4, 5), GRUSpec(4, 4, batch_first=True)),
+        {"input": (2, 4, 3)},
+        ShapeError,
+        "too few time steps: a convolution sees 5 steps, and is left with 4",
+    ),
+    "a state of another length": (
+        STREAM,
+        {"input": (2, 5, 3), "hx": ()},
+        ArgumentError,
+        "hx: given a tuple of 0, expected a tuple with an item for each layer that has a state: encoder",
+    ),
+    "a state of another shape": (
+        STREAM,
+        {"input": (2, 5, 3), "hx": (((1, 2, 4), (1, 2, 3)),)},
+        ShapeError,
+        r"hx\[0\] \(encoder\): given shape \(1, 2, 3\), expected \(1, 2, 4\)",
+    ),
+    "a state of one array": (
+        STREAM,
+        {"input": (2, 5, 3), "hx": ((1, 2, 4),)},
+        ArgumentError,
+        r"hx\[0\] \(encoder\): given one .*, expected a pair",
+    ),
+    "a length beyond T": (
+        STREAM,
+        {"input": (2, 5, 3), "seq_length": [5, 6]},
+        LengthError,
+        r"seq_length\[1\]: given 6, expected 0 <= n <= 5",
+    ),
+    "resets of a convolution": (
+        Sequential(Conv1dSpec(3, 3, 3, padding="causal"), GRUSpec(3, 4, batch_first=True)),
+        {"input": (2, 5, 3), "resets": [[False] * 5] * 2},
+        ArgumentError,
+        "resets: given to a model with 0, Conv1dSpec.*would mix the sequences of a column",
+    ),
+    "resets of a convolution that adds steps": (
+        Sequential(Conv1dSpec(3, 4, 1, padding=2), GRUSpec(4, 4, batch_first=True)),
+        {"input": (2, 5, 3), "resets": [[False] * 5] * 2},
+        ArgumentError,
+        "resets: given to a model with 0, Conv1dSpec.*would mix the sequences of a column",
+    ),
+}
+
+
+def arrays(subject: Subject, net: Any, value: Any) -> Any:
+    """Shapes as arrays of zeros of a framework; lists as they are."""
+    if isinstance(value, tuple) and all(isinstance(size, int) for size in value) and value:
+        return subject.array(np.zeros(value, np.float32), net)
+    return tuple(arrays(subject, net, part) for part in value) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistakes(model_subject: Subject, mistake: tuple[Spec, dict[str, Any], type[Exception], str]) -> None:
+    spec, arguments, exception, words = mistake
+    net = spec.build(model_subject.backend.name, **model_subject.options, seed=0)
+    with pytest.raises(exception, match=words):
+        net(**{name: arrays(model_subject, net, value) for name, value in arguments.items()})
+
+
+@pytest.mark.parametrize("token", [-1, 7])
+def test_a_token_out_of_range(model_subject: Subject, token: int) -> None:
+    net = LAYER.build(model_subject.backend.name, **model_subject.options, seed=0)
+    tokens = np.array([[1, 2, 6], [0, 3, token]])
+    with pytest.raises(ArgumentError, match=f"input: given token {token}, expected 0 <= token < 7"):
+        net(model_subject.array(tokens, net), seq_length=[3, 3])
+    net(model_subject.array(tokens, net), seq_length=[3, 2])
+
+
+def test_steps_of_a_model_that_needs_whole_sequences(model_subject: Subject) -> None:
+    spec = SPECS["classifier"]
+    net = spec.build(model_subject.backend.name, **model_subject.options, seed=0)
+    with pytest.raises(ArgumentError, match=r"step: given a model with encoder, .*, which needs whole sequences"):
+        net.step(model_subject.array(np.zeros(2, np.int64), net))
+
+
+def test_one_seed_draws_the_same_model(model_subject: Subject) -> None:
+    spec = SPECS["language model"]
+    net = spec.build(model_subject.backend.name, **model_subject.options, seed=5)
+    found = model_subject.backend.read(net)
+    assert found is not None
+    drawn = {name: array.astype("float32") for name, array in draw(spec, 5).items()}
+    assert found[1].keys() == drawn.keys() == spec.weight_shapes().keys()
+    for name, array in drawn.items():
+        np.testing.assert_array_equal(found[1][name], array, name)
