@@ -12,7 +12,6 @@ says whether they are there already, as they are behind a recurrent layer.
 
 from collections.abc import Callable, Iterator
 from functools import cache, partial
-from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -134,11 +133,15 @@ class Flow(NamedTuple):
     finals: tuple[State, ...]
     resets: Any
 
+    def to(self, x: Tensor, *, is_clean: bool) -> "Flow":
+        """What flows on behind a layer that changes neither steps nor states."""
+        return Flow(x, self.axis, self.padding, is_clean, self.states, self.finals, self.resets)
+
     def cleaned(self) -> "Flow":
         """The same with zeros in the padding."""
         if self.padding is None or self.is_clean:
             return self
-        return self._replace(x=self.padding.fill(self.x, 0), is_clean=True)
+        return self.to(self.padding.fill(self.x, 0), is_clean=True)
 
 
 # ---- layers that torch does not have -------------------------------------------------------------
@@ -287,15 +290,15 @@ def _recurrent(layer: Any, spec: Spec, flow: Flow) -> Flow:
     else:
         x, final = layer(flow.x, state, None if flow.padding is None else flow.padding.lengths, flow.resets)
     finals = (*flow.finals, state_parts(spec, final) or ())
-    return flow._replace(x=x, is_clean=True, states=flow.states[1:], finals=finals)
+    return Flow(x, flow.axis, flow.padding, True, flow.states[1:], finals, flow.resets)
 
 
 def _embedding(layer: Layer, spec: Spec, flow: Flow) -> Flow:
     tokens = flow.x if flow.x.dtype in (torch.int32, torch.int64) else flow.x.long()
     if dispatch.is_traced():
-        return flow._replace(x=layer(tokens), is_clean=False)
+        return flow.to(layer(tokens), is_clean=False)
     try:
-        return flow._replace(x=layer(tokens), is_clean=False)
+        return flow.to(layer(tokens), is_clean=False)
     except IndexError:
         if tokens.is_cpu:
             check_tokens(spec, tokens.numpy())
@@ -335,16 +338,16 @@ def _batch_norm(layer: Any, spec: Spec, flow: Flow) -> Flow:
     x, padding = flow.x, flow.padding
     module = getattr(layer, "__self__", layer)  # of a method, what it is bound to
     if padding is None or not module.training:
-        return flow._replace(x=layer(x.reshape(-1, x.shape[-1])).view(x.shape), is_clean=False)
+        return flow.to(layer(x.reshape(-1, x.shape[-1])).view(x.shape), is_clean=False)
     if isinstance(padding.lengths, Tensor):
-        return flow._replace(x=_masked_batch_norm(module, flow.cleaned().x, padding), is_clean=False)
+        return flow.to(_masked_batch_norm(module, flow.cleaned().x, padding), is_clean=False)
     # The layer sees the valid steps only, so its statistics are right, and those over processes, too.
     step = np.arange(padding.steps)
     is_valid = step < padding.lengths[:, None] if flow.axis == 1 else step[:, None] < padding.lengths
     rows = torch.from_numpy(np.flatnonzero(is_valid)).to(x.device, non_blocking=True)
     y = layer(x.reshape(-1, x.shape[-1]).index_select(0, rows))
     y = y.new_zeros((x.shape[0] * x.shape[1], x.shape[2])).index_copy(0, rows, y)
-    return flow._replace(x=y.view(x.shape), is_clean=True)
+    return flow.to(y.view(x.shape), is_clean=True)
 
 
 def _masked_batch_norm(layer: nn.Module, x: Tensor, padding: Padding) -> Tensor:
@@ -370,26 +373,26 @@ def _masked_batch_norm(layer: nn.Module, x: Tensor, padding: Padding) -> Tensor:
 
 def _pool(layer: Layer, spec: Spec, flow: Flow) -> Flow:
     flow = flow.cleaned()
-    return flow._replace(x=layer(flow.x, flow.axis, flow.padding), axis=None, padding=None)
+    return Flow(layer(flow.x, flow.axis, flow.padding), None, None, False, flow.states, flow.finals, flow.resets)
 
 
 def _dropout(layer: Layer, spec: Spec, flow: Flow) -> Flow:
     assert isinstance(spec, DropoutSpec)
-    return flow._replace(x=layer(flow.x, flow.axis) if spec.locked else layer(flow.x))
+    return flow.to(layer(flow.x, flow.axis) if spec.locked else layer(flow.x), is_clean=flow.is_clean)
 
 
 def _activation(layer: Layer, spec: Spec, flow: Flow) -> Flow:
     assert isinstance(spec, ActivationSpec)
     is_clean = flow.is_clean and spec.function in ("relu", "tanh", "gelu", "silu")
-    return flow._replace(x=layer(flow.x), is_clean=is_clean)
+    return flow.to(layer(flow.x), is_clean=is_clean)
 
 
 def _keeping_zeros(layer: Layer, spec: Spec, flow: Flow) -> Flow:
-    return flow._replace(x=layer(flow.x))
+    return flow.to(layer(flow.x), is_clean=flow.is_clean)
 
 
 def _other(layer: Layer, spec: Spec, flow: Flow) -> Flow:
-    return flow._replace(x=layer(flow.x), is_clean=False)
+    return flow.to(layer(flow.x), is_clean=False)
 
 
 def _model(layer: Layer, spec: Spec, flow: Flow) -> Flow:
@@ -483,8 +486,23 @@ class ModelModule(nn.Module):
 
 
 def first_tensor(module: nn.Module) -> Tensor:
-    """A tensor of the dtype and on the device of a module."""
-    return next(chain(module.parameters(), module.buffers()))
+    """A tensor of the dtype and on the device of a module: its first parameter, or a buffer."""
+    found = _find_tensor(module)
+    assert found is not None
+    return found
+
+
+def _find_tensor(module: nn.Module) -> Tensor | None:
+    # Each call of a model asks for it, and `parameters` takes longer than a small layer.
+    for held in (module._parameters, module._buffers):
+        for tensor in held.values():
+            if tensor is not None and tensor.is_floating_point():
+                return tensor
+    for child in module._modules.values():
+        found = None if child is None else _find_tensor(child)
+        if found is not None:
+            return found
+    return None
 
 
 def _entry(spec: Spec, call: ModelCall) -> Flow:
@@ -578,13 +596,13 @@ class Model(ModelModule):
         if self.spec.kind == "Residual":
             ((layer, spec),) = children
             after = _RUN[spec.kind](layer, spec, flow)
-            return after._replace(x=flow.x + after.x, is_clean=flow.is_clean and after.is_clean)
+            return after.to(flow.x + after.x, is_clean=flow.is_clean and after.is_clean)
         outputs, is_clean, after = [], True, flow
         for layer, spec in children:
             after = _RUN[spec.kind](layer, spec, flow._replace(states=after.states, finals=after.finals))
             outputs.append(after.x)
             is_clean = is_clean and after.is_clean
-        return after._replace(x=torch.cat(outputs, dim=-1), is_clean=is_clean)
+        return after.to(torch.cat(outputs, dim=-1), is_clean=is_clean)
 
     def _children(self) -> Iterator[tuple[Any, Spec]]:
         for name, spec in self.spec.children:
@@ -642,7 +660,7 @@ def build(spec: Spec, *, device: Any, dtype: torch.dtype, weights: Arrays | None
 
 def with_tensor(module: nn.Module, device: Any, dtype: torch.dtype) -> nn.Module:
     """The same module; one without weights gets a buffer, by which it knows its dtype and its device."""
-    if next(chain(module.parameters(), module.buffers()), None) is None:
+    if _find_tensor(module) is None:
         module.register_buffer("_like", torch.empty(0, device=device, dtype=dtype), persistent=False)
     return module
 
