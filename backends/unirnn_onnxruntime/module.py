@@ -210,7 +210,7 @@ class OnnxRuntimeModel(WithSessions, Model):
             return y.reshape(*leading, y.shape[-1]), ()
         axis = 0 if is_batch_first(spec) else 1
         state = self._state(call.states, x.shape[axis])
-        if call.resets is None:
+        if call.resets is None or not x.size:
             y, final = self._run_columns(x, state, call.lengths)
             return y, self._states(final)
 

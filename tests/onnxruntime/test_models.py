@@ -320,6 +320,8 @@ def test_empty_arrays() -> None:
     output, states = model(np.ones((5, 0, 3), np.float32), seq_length=[], return_state=True)
     assert output.shape == (3, 0, 5)
     assert [state.shape for state in states] == [(1, 0, 4), (1, 0, 5)]
+    output = LANGUAGE_MODEL.build("onnxruntime")(np.zeros((0, 5), int), resets=np.zeros((0, 5), bool))
+    assert output.shape == (0, 5, 7)
 
 
 def test_a_layer_norm_of_large_numbers() -> None:
