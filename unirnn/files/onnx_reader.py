@@ -53,7 +53,7 @@ def read(path: str) -> Contents:
         else:
             layers[name] = Layer(layer, {})
     version = FORMAT if "" in found else None
-    return Contents("onnx", version, layers, lambda prefix, spec: choose_layer(found, prefix, spec))
+    return Contents("onnx", version, layers, lambda prefix, spec, rename: choose_layer(found, prefix, spec))
 
 
 def parse(data: bytes) -> "ModelProto":
