@@ -41,9 +41,15 @@ DECODER = unirnn.Sequential(
     gru=unirnn.GRUSpec(256, 256, batch_first=True),
     head=unirnn.LinearSpec(256, 74),
 )
-NAMES = {"emb": "embedding.weight"} | {
-    f"{kind[0]}_{side}": f"gru.{kind}_{side}_l0" for kind in ("weight", "bias") for side in ("ih", "hh")
+NAMES = {
+    "emb": "embedding.weight",
+    "w_ih": "gru.weight_ih_l0",
+    "w_hh": "gru.weight_hh_l0",
+    "b_ih": "gru.bias_ih_l0",
+    "b_hh": "gru.bias_hh_l0",
 }
+OF_ENCODER = {f"enc_{name}": new for name, new in NAMES.items()}
+OF_DECODER = {f"dec_{name}": new for name, new in NAMES.items()} | {"fc_w": "head.weight", "fc_b": "head.bias"}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +93,7 @@ def test_words_are_encoded_and_spoken_as_theirs_on_every_backend(
     tokens = np.full((len(words), lengths.max()), -1)
     for row, letters in zip(tokens, spelled, strict=True):
         row[: len(letters)] = letters
-    rename = {f"enc_{old}": new for old, new in NAMES.items()} | {"dec_": None, "fc_": None}
+    rename = {**OF_ENCODER, "dec_": None, "fc_": None}
     encoder = unirnn.load(PRETRAINED, spec=ENCODER, rename=rename).build(backend.name)
     output, state = encoder(backend.from_numpy(tokens, encoder), seq_length=lengths, return_state=True)
     valid = np.arange(tokens.shape[1]) < lengths[:, None]
@@ -96,8 +102,7 @@ def test_words_are_encoded_and_spoken_as_theirs_on_every_backend(
     close(backend.to_numpy(state[0])[0], expected[np.arange(len(words)), lengths - 1], TOLERANCE, "state")
 
     # Their greedy decoding, step by step; the state of our encoder is that of our decoder.
-    rename = {f"dec_{old}": new for old, new in NAMES.items()} | {"enc_": None, "fc_w": "head.weight"}
-    decoder = unirnn.load(PRETRAINED, spec=DECODER, rename={**rename, "fc_b": "head.bias"}).build(backend.name)
+    decoder = unirnn.load(PRETRAINED, spec=DECODER, rename={**OF_DECODER, "enc_": None}).build(backend.name)
     token, decoded = np.full(len(words), theirs.p2idx["<s>"]), []
     for _ in range(20):
         scores, state = decoder.step(backend.from_numpy(token, decoder), state)
