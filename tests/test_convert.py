@@ -225,7 +225,7 @@ def test_show_a_model(run: Run, tmp_path: Path) -> None:
     lines = [line.rstrip() for line in run("show", str(path)).stdout.splitlines()]
     assert lines[0] == f"{path}: unirnn snapshot, npz, format 2"
     assert [line.split("  ")[0] for line in lines[2:9]] == ["name", "─" * len(lines[3]), *dict(MODEL.children), "total"]
-    assert lines[4].split() == [*"encoder GRUSpec(2, 3, batch_first=True) (B, T, 3) 63 45".split()]
+    assert " ".join(lines[4].split()) == "encoder GRUSpec(2, 3, batch_first=True) (B, T, 3) 63 45"
     assert lines[10] == "85 parameters, 364 bytes"
     assert "encoder.weight_ih_l0   (9, 2)   float32" in lines
     found = json.loads(run("show", str(path), "--json").stdout)["layers"][0]
