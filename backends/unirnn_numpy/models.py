@@ -6,9 +6,9 @@ can't reach a number; and a batch without lengths costs nothing for it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -204,8 +204,7 @@ class _Ragged:
         return np.nonzero(self.valid)
 
 
-@dataclass(frozen=True)
-class _Flow:
+class _Flow(NamedTuple):
     """What flows from layer to layer.
 
     Parameters
@@ -265,7 +264,7 @@ def _packed(flow: _Flow) -> _Result:
         d_x[ragged.index] = d
         return d_x
 
-    return replace(flow, x=flow.x[ragged.index], padding="none"), pull
+    return flow._replace(x=flow.x[ragged.index], padding="none"), pull
 
 
 def _padded(flow: _Flow) -> _Result:
@@ -276,9 +275,9 @@ def _padded(flow: _Flow) -> _Result:
     if flow.padding == "none":
         x = np.zeros((*ragged.valid.shape, *flow.x.shape[1:]), flow.x.dtype)
         x[ragged.index] = flow.x
-        return replace(flow, x=x, padding="zeros"), lambda d, _: d[ragged.index]
+        return flow._replace(x=x, padding="zeros"), lambda d, _: d[ragged.index]
     valid = ragged.valid[..., None]
-    return replace(flow, x=np.where(valid, flow.x, 0), padding="zeros"), lambda d, _: np.where(valid, d, 0)
+    return flow._replace(x=np.where(valid, flow.x, 0), padding="zeros"), lambda d, _: np.where(valid, d, 0)
 
 
 class _Run:
@@ -322,7 +321,7 @@ class _Run:
             ragged = None if ns is None or (ns == steps).all() else _Ragged(ns, steps)
             flow = _Flow(x.swapaxes(0, 1) if swaps else x, 0, ragged)
         is_kept = self._keep and flow.ragged is None  # the caller may write over it before the backward pass
-        flow = replace(flow, x=self._entered(flow.x, copy=is_kept))
+        flow = flow._replace(x=self._entered(flow.x, copy=is_kept))
         pulls: list[_Pull] = []
         if spec.takes_tokens:
             flow, pull = _packed(flow)
@@ -405,12 +404,12 @@ class _Run:
             return self._pool(spec, flow)
         flow, pack = _packed(flow)
         x, pull = self._pointwise(name, spec, flow)
-        return replace(flow, x=x), _in_turn(pack, pull)
+        return flow._replace(x=x), _in_turn(pack, pull)
 
     def _residual(self, name: str, layer: Spec, flow: _Flow) -> _Result:
         after, pull = self._layer(name, layer, flow)
         before, pull_before = _packed(flow) if after.padding == "none" else _padded(flow)
-        return replace(after, x=before.x + after.x), lambda d, back: pull_before(d, back) + pull(d, back)
+        return after._replace(x=before.x + after.x), lambda d, back: pull_before(d, back) + pull(d, back)
 
     def _concat(self, results: list[_Result]) -> _Result:
         are_padded = all(flow.padding == "zeros" for flow, _ in results)
@@ -423,7 +422,7 @@ class _Run:
             first, *others = [pull(align(part, back), back) for part, (_, align), (_, pull) in parts]
             return sum(others, start=first)
 
-        return replace(aligned[0][0], x=np.concatenate(xs, axis=-1)), pull
+        return aligned[0][0]._replace(x=np.concatenate(xs, axis=-1)), pull
 
     def _pointwise(self, name: str, spec: Spec, flow: _Flow) -> tuple[Array, _Pull]:
         """A layer that gets the valid steps only."""
@@ -465,7 +464,7 @@ class _Run:
         if self._is_step:
             y, final = self._recurrent_step(name, spec, flow.x, state, noise)
             self.finals.append(tuple(map(self._rounded, final)))
-            return replace(flow, x=y), _same
+            return flow._replace(x=y), _same
         if state is not None:
             state = tuple(part.astype(self.dtype, copy=False) for part in state)
         y, final, pullback = _layers.recurrent(
@@ -482,7 +481,7 @@ class _Run:
             self._collect(name, gradients, back)
             return d_x
 
-        return replace(flow, x=y, padding="zeros"), _in_turn(unpack, pull)
+        return flow._replace(x=y, padding="zeros"), _in_turn(unpack, pull)
 
     def _recurrent_step(
         self, name: str, spec: RecurrentSpec, x: Array, state: State | None, noise: Array | None
@@ -522,7 +521,7 @@ class _Run:
             return d_x
 
         if self._is_step:
-            return replace(flow, x=found.y[0]), _same
+            return flow._replace(x=found.y[0]), _same
         ragged = None if flow.ragged is None else _Ragged(spec.output_lengths(flow.ragged.lengths), len(found.y))
         return _Flow(found.y, 0, ragged), _in_turn(pad, pull)
 
