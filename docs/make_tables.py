@@ -1,15 +1,18 @@
 """Make the parts of the documentation that come from the code.
 
 ``python docs/make_tables.py`` writes the pages ``docs/names/{rnn,gru,lstm}[.zh].md`` from
-`unirnn.specs.arguments.ARGUMENTS`, the list of backends in ``docs/backends.md`` from `unirnn.explain`, and the tables
-of figures from what ``nox -s bench`` has written to ``benchmarks/figures``. With ``--check`` it writes nothing, and the
-exit status is 1 if a page is out of date.
+`unirnn.specs.arguments.ARGUMENTS`, the list of backends in ``docs/backends.md`` from `unirnn.explain`, the tables of
+layers in ``docs/models.md`` from their specs and what is built from them, and the tables of figures from what
+``nox -s bench`` has written to ``benchmarks/figures``. With ``--check`` it writes nothing, and the exit status is 1 if a
+page is out of date.
 
-The list of backends needs every backend installed; if one is not, the list is left as it is.
+The list of backends needs every backend installed, and the tables of layers need PyTorch and MindSpore; without them
+they are left as they are.
 """
 
 import argparse
 import importlib
+import inspect
 import json
 import runpy
 import sys
@@ -20,13 +23,32 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, explain, registry
+from unirnn import (
+    ActivationSpec,
+    BatchNormSpec,
+    Conv1dSpec,
+    DropoutSpec,
+    EmbeddingSpec,
+    GRUSpec,
+    LayerNormSpec,
+    LinearSpec,
+    LSTMSpec,
+    NormalizeSpec,
+    PoolSpec,
+    RNNSpec,
+    Sequential,
+    Spec,
+    SumDirectionsSpec,
+    explain,
+    registry,
+)
 from unirnn.devices import DTYPES
 from unirnn.errors import MissingBackendError
 from unirnn.specs import arguments as names
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKENDS = ROOT / "docs" / "backends.md"
+MODELS = ROOT / "docs" / "models.md"
 BENCHMARK = ROOT / "docs" / "contributing" / "benchmark.md"
 HOW_FAST = ROOT / "docs" / "how-fast.md"
 FIGURES = ROOT / "benchmarks" / "figures"
@@ -228,6 +250,72 @@ def _package(kind: type) -> str:
     return kind.__module__.partition(".")[0]
 
 
+# ---- the tables of layers ------------------------------------------------------------------------
+
+LAYERS: tuple[Spec, ...] = (
+    EmbeddingSpec(5000, 64),
+    RNNSpec(3, 4),
+    GRUSpec(3, 4),
+    LSTMSpec(3, 4),
+    LSTMSpec(3, 4, bidirectional=True),
+    SumDirectionsSpec(),
+    LinearSpec(3, 4),
+    ActivationSpec("relu"),
+    DropoutSpec(0.2),
+    LayerNormSpec(4),
+    BatchNormSpec(4),
+    NormalizeSpec(),
+    Conv1dSpec(3, 4, 5),
+    Conv1dSpec(3, 4, 5, padding="same"),
+    Conv1dSpec(3, 4, 5, padding="causal"),
+    PoolSpec("mean"),
+)
+"""The layers that the tables show: one of each kind, and those variants that treat steps in another way."""
+
+
+def layers_tables() -> str:
+    """What each layer computes, and how it is built, as Markdown.
+
+    Raises
+    ------
+    MissingBackendError
+        If PyTorch or MindSpore is not installed.
+    """
+    kinds = {type(spec): spec for spec in reversed(LAYERS)}
+    computed = [[f"`{kind.__name__}`", _sentence(kind), _weights(spec)] for kind, spec in reversed(kinds.items())]
+    built = [
+        [
+            f"`{spec}`",
+            "ends the steps" if spec.ends_steps else "changes them" if spec.length_rules else "keeps them",
+            "yes" if spec.can_stream else "no",
+            *(_child_name(backend, spec) for backend in ("torch", "mindspore")),
+        ]
+        for spec in LAYERS
+    ]
+    tables = (
+        _table(["spec", "what it computes", "weights"], computed),
+        _table(["for example", "lengths", "can stream", "in PyTorch", "in MindSpore"], built),
+    )
+    return "\n\n".join("\n".join(table) for table in tables)
+
+
+def _sentence(kind: type[Spec]) -> str:
+    """The first paragraph of a docstring, as Markdown."""
+    first, _, _ = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")
+    return first.replace("\n", " ").replace("``", "`")
+
+
+def _weights(spec: Spec) -> str:
+    """The names of the weights of a layer."""
+    return ", ".join(f"`{name}`" for name in spec.weight_shapes())
+
+
+def _child_name(backend: str, spec: Spec) -> str:
+    """The framework's class that a layer of a model is, if it has one."""
+    name = _native_name(Sequential(layer=spec).build(backend).layer)
+    return "one of ours" if name in ("torch.nn.Module", "mindspore.nn.Cell") else f"`{name}`"
+
+
 # ---- the figures of the benchmark ----------------------------------------------------------------
 
 
@@ -338,10 +426,11 @@ def main() -> int:
     pages[BENCHMARK] = with_table(BENCHMARK.read_text("utf-8"), "figures", figures_tables())
     pages[BENCHMARK] = with_table(pages[BENCHMARK], "bars", bars_table())
     pages[HOW_FAST] = with_table(HOW_FAST.read_text("utf-8"), "machine", machine())
-    try:
-        pages[BACKENDS] = with_table(BACKENDS.read_text("utf-8"), "support", support_list())
-    except MissingBackendError as error:
-        print(f"docs/backends.md is left as it is: {error}", file=sys.stderr)
+    for page, name, make in ((BACKENDS, "support", support_list), (MODELS, "layers", layers_tables)):
+        try:
+            pages[page] = with_table(page.read_text("utf-8"), name, make())
+        except MissingBackendError as error:
+            print(f"{page.relative_to(ROOT)} is left as it is: {error}", file=sys.stderr)
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text("utf-8") != text]
     for path in stale:
         print(f"{path.relative_to(ROOT)} {'is out of date' if check else 'written'}")
