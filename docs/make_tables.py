@@ -33,6 +33,7 @@ from unirnn import (
     LayerNormSpec,
     LinearSpec,
     LSTMSpec,
+    Model,
     NormalizeSpec,
     PoolSpec,
     RNNSpec,
@@ -166,6 +167,26 @@ def names_pages() -> dict[Path, str]:
 
 # ---- the list of backends --------------------------------------------------------------------------
 
+LAYERS: tuple[Spec, ...] = (
+    EmbeddingSpec(5000, 64),
+    RNNSpec(3, 4),
+    GRUSpec(3, 4),
+    LSTMSpec(3, 4),
+    LSTMSpec(3, 4, bidirectional=True),
+    SumDirectionsSpec(),
+    LinearSpec(3, 4),
+    ActivationSpec("relu"),
+    DropoutSpec(0.2),
+    LayerNormSpec(4),
+    BatchNormSpec(4),
+    NormalizeSpec(),
+    Conv1dSpec(3, 4, 5),
+    Conv1dSpec(3, 4, 5, padding="same"),
+    Conv1dSpec(3, 4, 5, padding="causal"),
+    PoolSpec("mean"),
+)
+"""The layers that the tables show: one of each kind, and those variants that treat steps in another way."""
+
 PROBES: tuple[Spec, ...] = (
     RNNSpec(8, 24),
     GRUSpec(8, 24),
@@ -173,8 +194,23 @@ PROBES: tuple[Spec, ...] = (
     LSTMSpec(8, 24),
     LSTMSpec(8, 24, proj_size=8),
 )
-"""The specs whose limits the list shows: one of each cell and variant, with a hidden size that is not a multiple of 16,
-and a projection."""
+"""The recurrent layers whose limits the list shows: one of each cell and variant, with a hidden size that is not a
+multiple of 16, and a projection."""
+
+
+class Definition(Model):
+    """The model from code whose limits the list shows."""
+
+    def __init__(self) -> None:
+        self.head = LinearSpec(3, 4)
+
+    def forward(self, xp: Any, x: Any, /) -> Any:
+        """A linear map of x."""
+        return self.head(x)
+
+
+MODEL = Sequential(LinearSpec(3, 4))
+"""A model, whose class the list shows."""
 
 OPTIONS: dict[str, dict[str, Any]] = {"array_api": {"namespace": numpy}}
 """Further arguments that a backend's build needs."""
@@ -193,22 +229,29 @@ def support_list() -> str:
     entries = metadata.distribution("unirnn").entry_points.select(group=registry.GROUP)
     parts = ["\n".join(_backend(entry.name)) for entry in sorted(entries)]
     probes = ", ".join(f"`{spec}`" for spec in PROBES)
-    return "\n\n".join([*parts, f"The limits are those that `unirnn.explain` reports for {probes}."])
+    return "\n\n".join(
+        [
+            *parts,
+            f"The limits are those that `unirnn.explain` reports for {probes}, for "
+            "[each layer of models](models.md#the-layers), and for a model from code.",
+        ]
+    )
 
 
 def _backend(name: str) -> list[str]:
     """The lines about one backend."""
-    built = _native_name(PROBES[0].build(name, **OPTIONS.get(name, {})))
+    built, model = (_native_name(spec.build(name, **OPTIONS.get(name, {}))) for spec in (PROBES[0], MODEL))
+    shown = (*PROBES, *LAYERS, MODEL, Definition())
     dtypes: dict[str, list[str]] = {}  # by device
     limits: dict[str, list[str]] = {}  # the devices, by the limit's text
     for device in ("cpu", "gpu", "ascend"):
         usable = [d for d in DTYPES if any(explain(spec, name, device, dtype=d).builds for spec in PROBES)]
         if usable:
             dtypes[device] = usable
-        found = (limit for dtype in usable for spec in PROBES for limit in explain(spec, name, device, dtype=dtype))
+        found = (limit for dtype in usable for spec in shown for limit in explain(spec, name, device, dtype=dtype))
         for text in dict.fromkeys(map(str, found)):
             limits.setdefault(text, []).append(device)
-    lines = [f"### {name}", "", f'`build("{name}")` makes a `{built}`.', ""]
+    lines = [f"### {name}", "", f'`build("{name}")` makes a `{built}`, and of a model a `{model}`.', ""]
     lines += [f"- Dtypes on {where}: {usable}" for usable, where in _grouped(dtypes).items()]
     support = registry.load(name).support
     lines += [f"- Gradients: {GRADIENTS[support.derivatives]}"] if support.derivatives else []
@@ -251,27 +294,6 @@ def _package(kind: type) -> str:
 
 
 # ---- the tables of layers ------------------------------------------------------------------------
-
-LAYERS: tuple[Spec, ...] = (
-    EmbeddingSpec(5000, 64),
-    RNNSpec(3, 4),
-    GRUSpec(3, 4),
-    LSTMSpec(3, 4),
-    LSTMSpec(3, 4, bidirectional=True),
-    SumDirectionsSpec(),
-    LinearSpec(3, 4),
-    ActivationSpec("relu"),
-    DropoutSpec(0.2),
-    LayerNormSpec(4),
-    BatchNormSpec(4),
-    NormalizeSpec(),
-    Conv1dSpec(3, 4, 5),
-    Conv1dSpec(3, 4, 5, padding="same"),
-    Conv1dSpec(3, 4, 5, padding="causal"),
-    PoolSpec("mean"),
-)
-"""The layers that the tables show: one of each kind, and those variants that treat steps in another way."""
-
 
 def layers_tables() -> str:
     """What each layer computes, and how it is built, as Markdown.
