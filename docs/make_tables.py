@@ -3,8 +3,8 @@
 ``python docs/make_tables.py`` writes the pages ``docs/names/{rnn,gru,lstm}[.zh].md`` from
 `unirnn.specs.arguments.ARGUMENTS`, the list of backends in ``docs/backends.md`` from `unirnn.explain`, the tables of
 layers in ``docs/models.md`` from their specs and what is built from them, and the tables of figures from what
-``nox -s bench`` has written to ``benchmarks/figures``. With ``--check`` it writes nothing, and the exit status is 1 if a
-page is out of date.
+``nox -s bench`` has written to ``benchmarks/figures``. With ``--check`` it writes nothing, and the exit status is 1 if
+a page is out of date.
 
 The list of backends needs every backend installed, and the tables of layers need PyTorch and MindSpore; without them
 they are left as they are.
@@ -294,6 +294,7 @@ def _package(kind: type) -> str:
 
 
 # ---- the tables of layers ------------------------------------------------------------------------
+
 
 def layers_tables() -> str:
     """What each layer computes, and how it is built, as Markdown.
