@@ -169,10 +169,10 @@ def names_pages() -> dict[Path, str]:
 
 LAYERS: tuple[Spec, ...] = (
     EmbeddingSpec(5000, 64),
-    RNNSpec(3, 4),
-    GRUSpec(3, 4),
-    LSTMSpec(3, 4),
-    LSTMSpec(3, 4, bidirectional=True),
+    RNNSpec(8, 16),
+    GRUSpec(8, 16),
+    LSTMSpec(8, 16),
+    LSTMSpec(8, 16, bidirectional=True),
     SumDirectionsSpec(),
     LinearSpec(3, 4),
     ActivationSpec("relu"),
@@ -251,7 +251,8 @@ def _backend(name: str) -> list[str]:
         found = (limit for dtype in usable for spec in shown for limit in explain(spec, name, device, dtype=dtype))
         for text in dict.fromkeys(map(str, found)):
             limits.setdefault(text, []).append(device)
-    lines = [f"### {name}", "", f'`build("{name}")` makes a `{built}`, and of a model a `{model}`.', ""]
+    of_models = "" if model == built else f", and of a model a `{model}`"
+    lines = [f"### {name}", "", f'`build("{name}")` makes a `{built}`{of_models}.', ""]
     lines += [f"- Dtypes on {where}: {usable}" for usable, where in _grouped(dtypes).items()]
     support = registry.load(name).support
     lines += [f"- Gradients: {GRADIENTS[support.derivatives]}"] if support.derivatives else []
@@ -280,7 +281,8 @@ def _native_name(module: Any) -> str:
     """The framework's class that a module is, or else the module's own, by the shortest name that imports it."""
     kinds = type(module).__mro__[:-1]
     own = _package(kinds[0])
-    kind = next((kind for kind in kinds if _package(kind) not in (own, "unirnn", "abc")), kinds[0])
+    others = (own, "unirnn", "abc", "pybind11_builtins")
+    kind = next((kind for kind in kinds if _package(kind) not in others), kinds[0])
     parts = kind.__module__.split(".")
     for length in range(1, len(parts)):
         path = ".".join(parts[:length])
@@ -336,7 +338,7 @@ def _weights(spec: Spec) -> str:
 def _child_name(backend: str, spec: Spec) -> str:
     """The framework's class that a layer of a model is, if it has one."""
     name = _native_name(Sequential(layer=spec).build(backend).layer)
-    return "one of ours" if name in ("torch.nn.Module", "mindspore.nn.Cell") else f"`{name}`"
+    return {"torch.nn.Module": "a module of ours", "mindspore.nn.Cell": "a cell of ours"}.get(name, f"`{name}`")
 
 
 # ---- the figures of the benchmark ----------------------------------------------------------------
