@@ -280,7 +280,7 @@ class Sequential(ModelSpec):
     @property
     def takes_tokens(self) -> bool | None:
         """As the first layer that says so."""
-        return next((layer.takes_tokens for layer in self if layer.takes_tokens is not None), None)
+        return next((takes for layer in self if (takes := layer.takes_tokens) is not None), None)
 
     @property
     def ends_steps(self) -> bool:
@@ -442,7 +442,7 @@ class Concat(ModelSpec):
     @property
     def takes_tokens(self) -> bool | None:
         """As the first layer that says so."""
-        return next((layer.takes_tokens for layer in self if layer.takes_tokens is not None), None)
+        return next((takes for layer in self if (takes := layer.takes_tokens) is not None), None)
 
     @property
     def ends_steps(self) -> bool:
