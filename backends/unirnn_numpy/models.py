@@ -546,9 +546,9 @@ class _Run:
             return y
         can_be_had = kernel in ("auto", "compiled") and len(x) and kernels.Step.can_be_had(spec, weights, x)
         steps[name] = kernels.Step(spec, weights, x) if can_be_had else None
-        (y,), final, _ = _layers.recurrent(spec, weights, kernel, x[None], state, None, None, noise, False)
+        ys, final, _ = _layers.recurrent(spec, weights, kernel, x[None], state, None, None, noise, False)
         self.finals.append(tuple(map(self._rounded, final)))
-        return y
+        return ys.reshape(ys.shape[1:])
 
     # ---- weights and their gradients ---------------------------------------------------------
 
