@@ -578,8 +578,6 @@ class Model(ModelModule):
         for name, child in spec.children:
             if hasattr(self, name):
                 raise LimitError(f"torch: given a layer named {name!r}, which torch.nn.Module has itself; rename it")
-            if child.kind == "Model":
-                raise LimitError(f"torch: given {child!r} in a {spec.kind}, which is code; put it in a unirnn.Model")
             own = None if weights is None else under(weights, name)
             self.add_module(name, _made(child, device=device, dtype=dtype, weights=own, kernel=kernel))
         tie(self, spec)
