@@ -677,7 +677,7 @@ def _made(
         arguments |= {"device": device, "dtype": dtype}
     # With weights nothing is drawn, and the global generator does not move.
     make: Callable[..., Any] = partial(skip_init, cls) if draws and weights is not None else cls
-    made = make(**arguments)
+    made: Any = make(**arguments)
     if alone:
         made.spec = spec
     with torch.no_grad():
