@@ -115,49 +115,69 @@ def _linear(spec: LinearSpec, weights: Mapping[str, Array], x: Array, keep: bool
 
 def _activation(spec: ActivationSpec, _: Mapping[str, Array], x: Array, keep: bool) -> tuple[Array, Pullback | None]:
     function = spec.function
-    y: Array = ACTIVATIONS[function](np, x)
-    if not keep:
-        return y, None
     if function in ("softmax", "log_softmax"):
-        share = np.exp(y) if function == "log_softmax" else y.copy()
-
-        def of_all(d_y: Array) -> tuple[Array, Gradients]:
-            if function == "log_softmax":
-                return d_y - share * d_y.sum(axis=-1, keepdims=True), {}
-            return share * (d_y - (share * d_y).sum(axis=-1, keepdims=True)), {}
-
-        return y, of_all
-    slope = _slope(function, x, y)
+        return _softmax(function, x, keep)
+    y, slope = _elementwise(function, x, keep)
+    if slope is None:
+        return y, None
     return y, lambda d_y: (np.where(slope, d_y, 0) if slope.dtype == bool else d_y * slope, {})
 
 
-def _slope(function: str, x: Array, y: Array) -> Array:
-    """The derivative of a function of each element; of bools, if it is 0 or 1."""
-    slope: Array
+def _softmax(function: str, x: Array, keep: bool) -> tuple[Array, Pullback | None]:
+    is_log = function == "log_softmax"
+    y: Array = ACTIVATIONS[function](np, x)
+    if not keep:
+        return y, None
+    share = np.exp(y) if is_log else y.copy()
+
+    def pullback(d_y: Array) -> tuple[Array, Gradients]:
+        if is_log:
+            return d_y - share * d_y.sum(axis=-1, keepdims=True), {}
+        return share * (d_y - (share * d_y).sum(axis=-1, keepdims=True)), {}
+
+    return y, pullback
+
+
+def _elementwise(function: str, x: Array, keep: bool) -> tuple[Array, Array | None]:
+    """A function of each element, and if asked for its derivative, which is of bools if it is 0 or 1."""
+    if function == "gelu":
+        below = _normal_distribution(x)
+        y = x * below
+        return y, below + x * np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi)) if keep else None
+    y = ACTIVATIONS[function](np, x)
+    if not keep:
+        return y, None
     match function:
         case "relu":
-            slope = x > 0
+            return y, x > 0
         case "tanh":
-            slope = 1 - y * y
+            return y, 1 - y * y
         case "sigmoid":
-            slope = y * (1 - y)
+            return y, y * (1 - y)
         case "silu":
             s = sigmoid(np, x)
-            slope = s + y * (1 - s)
-        case "gelu":
-            density = np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
-            slope = 0.5 * (1 + erf(np, x * math.sqrt(0.5))) + x * density
+            return y, s + y * (1 - s)
         case "hard_sigmoid":
-            slope = ((x > -3) & (x < 3)) * x.dtype.type(1 / 6)
+            return y, ((x > -3) & (x < 3)) * x.dtype.type(1 / 6)
         case _:
             raise NotImplementedError(function)
-    return slope
+
+
+def _normal_distribution(x: Array) -> Array:
+    """The probability of values below x, some elements at a time: the terms of its series then stay in the cache."""
+    elements = x.reshape(-1)
+    below = np.empty_like(elements)
+    for begin in range(0, elements.size, 8192):
+        part = slice(begin, begin + 8192)
+        below[part] = 0.5 * (1 + erf(np, elements[part] * math.sqrt(0.5)))
+    return below.reshape(x.shape)
 
 
 def _layer_norm(
     spec: LayerNormSpec, weights: Mapping[str, Array], x: Array, keep: bool
 ) -> tuple[Array, Pullback | None]:
     normal = x - x.mean(axis=-1, keepdims=True)
+    normal -= normal.mean(axis=-1, keepdims=True)  # a large mean was rounded
     deviation = np.sqrt((normal * normal).mean(axis=-1, keepdims=True) + spec.eps)
     normal /= deviation
     y = normal * weights["weight"]
@@ -247,7 +267,8 @@ def batch_norm(
         mean = _rows(x).mean(axis=0, dtype=np.float64)
         variance = np.square(_rows(x) - mean.astype(x.dtype)).mean(axis=0, dtype=np.float64)
         m, unbiased = spec.momentum, variance * (count / (count - 1))
-        running = ((1 - m) * running[0] + m * mean, (1 - m) * running[1] + m * unbiased)
+        before = [array.astype(np.float64) for array in running]
+        running = (1 - m) * before[0] + m * mean, (1 - m) * before[1] + m * unbiased
     scale = (1 / np.sqrt(variance.astype(np.float64) + spec.eps)).astype(x.dtype)
     normal = x - mean.astype(x.dtype)
     normal *= scale
@@ -386,7 +407,7 @@ def conv1d(
         return Convolved(y, after, None)
 
     def pullback(d_y: Array, d_context: Array | None) -> tuple[Array, Gradients, Array]:
-        d_rows = d_y.reshape(outputs * batch_size, groups, -1).transpose(1, 0, 2)
+        d_rows = d_y.reshape(outputs * batch_size, groups, spec.out_channels // groups).transpose(1, 0, 2)
         d_matrix = np.matmul(rows.transpose(0, 2, 1), d_rows)
         d_weight = d_matrix.reshape(groups, k, size, -1).transpose(0, 3, 2, 1).reshape(weights["weight"].shape)
         d_windows = np.matmul(d_rows, matrix.transpose(0, 2, 1))
