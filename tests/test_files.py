@@ -793,7 +793,7 @@ def test_a_part_of_a_saved_model(tmp_path: Path, suffix: str) -> None:
     encoder = Sequential(rnn=GRUSpec(4, 4, batch_first=True))
     without: dict[str, str | None] = dict.fromkeys(("embedding.", "block.", "norm.", "head."))
     assert files.load(path, spec=encoder, rename={"encoder.": "rnn.", **without}).spec == encoder
-    with pytest.raises(ArgumentError, match="weights: left over .*embedding"):
+    with pytest.raises(ArgumentError, match=r"weights: left over .*embedding"):
         files.load(path, spec=encoder, rename={"encoder.": "rnn."})
 
 

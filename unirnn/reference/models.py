@@ -211,6 +211,7 @@ class _Run:
                 return x * training.keep(shape, spec.p)
             case LayerNormSpec():
                 centred = x - xp.mean(x, axis=-1, keepdims=True)
+                centred = centred - xp.mean(centred, axis=-1, keepdims=True)  # a large mean was rounded
                 variance = xp.mean(centred * centred, axis=-1, keepdims=True)
                 return centred / xp.sqrt(variance + spec.eps) * weights["weight"] + weights["bias"]
             case BatchNormSpec():
