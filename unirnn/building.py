@@ -98,8 +98,8 @@ def _limits(backend: Backend, spec: Spec, device: Device, dtype: str) -> Iterato
     if reason is not None:
         yield Limit(reason)
     found: dict[tuple[str, bool], None] = {}
-    for leaf in spec.leaves().values():  # two layers may have the same limit
-        own = backend.limits(leaf, device, dtype) if leaf.kind in backend.support.kinds else ()
+    for part in {**spec.leaves(), "": spec}.values():  # two layers may have the same limit
+        own = backend.limits(part, device, dtype) if part.kind in backend.support.kinds else ()
         found |= {(limit.text, limit.refuses): None for limit in own}
     yield from (Limit(text, refuses) for text, refuses in found)
 

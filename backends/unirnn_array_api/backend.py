@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from unirnn import Device, Limit, RecurrentSpec
 from unirnn.contract import weights as _weights
 from unirnn.contract.backend import Arrays, Backend
-from unirnn.contract.definitions import BuiltDefinition, build_definition, untied
+from unirnn.contract.definitions import BuiltDefinition, build_definition, own_weights
 from unirnn.contract.limits import ALL_KINDS, Support
 from unirnn.errors import ArgumentError
 from unirnn.specs import Model, Spec
@@ -62,15 +62,15 @@ class ArrayBackend(Backend):
         return _build(spec, arrays, np.random.default_rng(None if seed is None else [seed, 1]), xp, dtype)
 
     def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
-        if not isinstance(module, (ArrayModel, ArrayModule, BuiltDefinition)):
+        is_definition = isinstance(module, BuiltDefinition) and module.is_built_by(self.name)
+        if not is_definition and not isinstance(module, (ArrayModel, ArrayModule)):
             return None
         return module.spec, {name: self.to_numpy(array) for name, array in module.weights.items()}
 
     def write(self, module: Any, weights: Arrays) -> None:
         if isinstance(module, BuiltDefinition):
-            for name, layer in module.layers.items():
-                own = {weight: weights[_name(module.spec, f"{name}.{weight}")] for weight in layer.spec.weight_shapes()}
-                self.write(layer, own)
+            for name, _, own in own_weights(module.spec, weights):
+                self.write(module.layers[name], own)
             return
         # Arrays of the standard may be immutable.
         for name, array in module.weights.items():
@@ -105,13 +105,6 @@ def _build(
         return ArrayModule(spec, weights, generator)
     if not isinstance(spec, Model):
         return ArrayModel(spec, xp, dtype, weights, generator)
-    layers = {}
-    for name, layer in untied(spec).items():
-        own = {weight: weights[_name(spec, f"{name}.{weight}")] for weight in layer.weight_shapes()}
-        layers[name] = _build(layer, own, generator, xp, dtype)
-    return build_definition(spec, layers, xp)
-
-
-def _name(spec: Model, weight: str) -> str:
-    """The name under which a weight is held: that of another one if it is tied."""
-    return spec.tied().get(weight, weight)
+    return build_definition(
+        spec, weights, xp, ArrayBackend.name, lambda layer, own: _build(layer, own, generator, xp, dtype)
+    )

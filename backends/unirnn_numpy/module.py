@@ -1,15 +1,17 @@
 """The module that the ``numpy`` backend builds."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn import RecurrentSpec, kernels, reference
+from unirnn import RecurrentSpec, kernels
 from unirnn.contract.call import Call, join_state, prepare_step, state_parts
 from unirnn.contract.module import Module
 from unirnn.errors import ArgumentError, ShapeError
+
+from . import layers
 
 __all__ = ["NumpyModule"]
 
@@ -105,7 +107,8 @@ class NumpyModule(Module):
             )
         call = self._prepare(input, hx, seq_length, resets, aliases)
         layout = call.layout
-        output, final, pullback = self._by_kernels(call, self._noise(call), keep=True)
+        output, final, pullback = self._recurrent(call, keep=True)
+        assert pullback is not None
         results = call.restore(output, final)
 
         def pull(d_output: Array, d_h_n: Any) -> dict[str, Array]:
@@ -131,37 +134,15 @@ class NumpyModule(Module):
         return np.ndarray, self.weights["weight_ih_l0"].dtype
 
     def _run(self, call: Call) -> tuple[Array, tuple[Array, ...]]:
-        noise = self._noise(call)
-        if self._kernel != "reference":
-            output, final, _ = self._by_kernels(call, noise, keep=False)
-            return output, final
+        output, final, _ = self._recurrent(call, keep=False)
+        return output, final
 
-        import array_api_compat.numpy as xp  # a third of the time that NumPy itself takes, and only needed here
-
-        x = call.input
-        layers: Iterator[Array] = iter(() if noise is None else noise.astype(x.dtype))
-        dropout = None if noise is None else lambda x: x * next(layers)
-        return reference.recurrent(
-            xp, self.spec, self.weights, x, call.state, call.lengths, call.resets, dropout=dropout
-        )
-
-    def _by_kernels(
-        self, call: Call, noise: Array | None, *, keep: bool
-    ) -> tuple[Array, tuple[Array, ...], kernels.Pullback]:
-        named: Any = None if self._kernel == "auto" else self._kernel
-        if named == "compiled":
-            kernels.check_compiled()  # the module may have been built, and pickled, elsewhere
-        x, state, ns, begins = call.input, call.state, call.lengths, call.resets
-        return kernels.recurrent(self.spec, self.weights, x, state, ns, begins, noise=noise, keep=keep, kernel=named)
-
-    def _noise(self, call: Call) -> Array | None:
-        """`(L-1, T, B, D*H)`: what dropout multiplies the outputs of all layers but the last with; None for nothing."""
-        spec = self.spec
-        if not (self.training and spec.dropout and spec.num_layers > 1):
-            return None
-        steps, batch_size, _ = call.input.shape
-        shape = (spec.num_layers - 1, steps, batch_size, spec.num_directions * spec.hidden_size)
-        return (self._generator.random(shape) >= spec.dropout) / (1 - spec.dropout)
+    def _recurrent(self, call: Call, *, keep: bool) -> tuple[Array, tuple[Array, ...], kernels.Pullback | None]:
+        x, noise = call.input, None
+        if self.training:
+            noise = layers.recurrent_noise(self._generator, self.spec, x.shape[:2], layers.computed(x.dtype))
+        state, ns, begins = call.state, call.lengths, call.resets
+        return layers.recurrent(self.spec, self.weights, self._kernel, x, state, ns, begins, noise, keep)
 
 
 def _check_shape(name: str, given: Any, result: Array) -> None:

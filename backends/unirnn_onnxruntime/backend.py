@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from unirnn import Device, Limit, RecurrentSpec
 from unirnn.contract import weights as _weights
 from unirnn.contract.backend import Arrays, Backend
-from unirnn.contract.limits import ROUNDED_FLOAT16, Support
+from unirnn.contract.limits import ALL_KINDS, ROUNDED_FLOAT16, Support
+from unirnn.errors import LimitError
 from unirnn.files.onnx_writer import oversize_reason
 from unirnn.snapshots import layouts
-from unirnn_onnxruntime.module import PROVIDERS, OnnxRuntimeModule
+from unirnn.specs import BatchNormSpec, Spec
+from unirnn_onnxruntime.module import OnnxRuntimeModel, OnnxRuntimeModule
+from unirnn_onnxruntime.sessions import PROVIDERS
 
 __all__ = ["OnnxRuntimeBackend"]
 
@@ -22,12 +25,13 @@ Array = NDArray[Any]
 
 
 class OnnxRuntimeBackend(Backend):
-    """Builds `OnnxRuntimeModule`; devices are execution providers."""
+    """Builds `OnnxRuntimeModule` and `OnnxRuntimeModel`; devices are execution providers."""
 
     name = "onnxruntime"
     support = Support(
         "onnxruntime",
         lacks=layouts.SUPPORT["onnx"].lacks,
+        kinds=ALL_KINDS,
         dtypes=("float16", "float32"),
         derivatives=0,
         dropout=False,
@@ -50,11 +54,13 @@ class OnnxRuntimeBackend(Backend):
     def default_device(self) -> Device:
         return Device("cpu")
 
-    def limits(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Limit]:
+    def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
         reason = oversize_reason(spec.num_weights * (2 if dtype == "float16" else 4))
         if reason is not None:
             yield Limit(reason)
         yield Limit("onnxruntime is for inference: no gradients, and dropout is never applied", refuses=False)
+        if isinstance(spec, BatchNormSpec):
+            yield Limit("onnxruntime normalises batches by the running statistics, also after train()", refuses=False)
         if device.kind == "cpu" and dtype == "float16":
             yield ROUNDED_FLOAT16
         if device.kind != "cpu":
@@ -62,23 +68,32 @@ class OnnxRuntimeBackend(Backend):
 
     def build(
         self,
-        spec: RecurrentSpec,
+        spec: Spec,
         *,
         device: Device,
         dtype: str,
         weights: Arrays | None,
         seed: int | None,
         options: Mapping[str, Any],
-    ) -> OnnxRuntimeModule:
+    ) -> OnnxRuntimeModel | OnnxRuntimeModule:
+        reason = oversize_reason(spec.num_weights * np.dtype(dtype).itemsize)
+        if reason is not None:  # of a model, whose layers are small enough
+            raise LimitError(reason)
         drawn = _weights.draw_globally(spec) if weights is None else weights
-        arrays = {name: np.asarray(array, dtype) for name, array in drawn.items()}
-        return OnnxRuntimeModule(spec, arrays, device, options.get("session_options") or {})
+        session_options = options.get("session_options") or {}
+        if isinstance(spec, RecurrentSpec):
+            return OnnxRuntimeModule(spec, dtype, drawn, device, session_options)
+        return OnnxRuntimeModel(spec, dtype, drawn, device, session_options)
 
-    def read(self, module: Any) -> tuple[RecurrentSpec, dict[str, Array]] | None:
-        if not isinstance(module, OnnxRuntimeModule):
+    def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
+        if not isinstance(module, (OnnxRuntimeModel, OnnxRuntimeModule)):
             return None
         return module.spec, dict(module.weights)
 
+    def describe(self, module: Any) -> tuple[Spec, str] | None:
+        if not isinstance(module, (OnnxRuntimeModel, OnnxRuntimeModule)):
+            return None
+        return module.spec, module.dtype
+
     def write(self, module: Any, weights: Arrays) -> None:
-        dtype = module.weights["weight_ih_l0"].dtype
-        module.replace({name: array.astype(dtype) for name, array in weights.items()})
+        module.replace(weights)

@@ -1,41 +1,37 @@
-"""The module that the ``onnxruntime`` backend builds."""
+"""The modules that the ``onnxruntime`` backend builds."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from unirnn import Device, RecurrentSpec
 from unirnn.contract.call import Call
+from unirnn.contract.models import Model, ModelCall, check_tokens, is_batch_first, stateful
 from unirnn.contract.module import Module
-from unirnn.contract.sequences import sequences
-from unirnn.errors import ArgumentError, DeviceError
-from unirnn.files.onnx_writer import emit
+from unirnn.specs import Spec
+from unirnn_onnxruntime.sessions import WithSessions, run_sequences
 
-__all__ = ["PROVIDERS", "OnnxRuntimeModule"]
+__all__ = ["OnnxRuntimeModel", "OnnxRuntimeModule"]
 
 Array = NDArray[Any]
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "gpu": "CUDAExecutionProvider", "ascend": "CANNExecutionProvider"}
-"""The execution provider of each kind of device."""
 
-
-class OnnxRuntimeModule(Module):
+class OnnxRuntimeModule(WithSessions, Module):
     """A stack of recurrent layers in sessions of ONNX Runtime.
 
     There are two graphs, with ``seq_length`` and without. The one without is up to a quarter faster, and runs whatever
-    it can: also sequences that are all of one length, such as a single one. A session is made at the first call that
-    needs it, and so after unpickling, copying and a change of the weights.
+    it can: also sequences that are all of one length, such as a single one.
 
     Parameters
     ----------
     spec
         The spec of the layers.
+    dtype
+        The name of the dtype of the weights.
     weights
         By the names of `unirnn.Spec.weight_shapes`; copied.
     device
@@ -60,37 +56,19 @@ class OnnxRuntimeModule(Module):
     """
 
     def __init__(
-        self, spec: RecurrentSpec, weights: Mapping[str, Array], device: Device, session_options: Mapping[str, Any]
+        self,
+        spec: RecurrentSpec,
+        dtype: str,
+        weights: Mapping[str, Array],
+        device: Device,
+        session_options: Mapping[str, Any],
     ) -> None:
         super().__init__(spec)
-        self._device = device
-        _options(session_options)
-        self._session_options = dict(session_options)
         self._inputs = ("input", *(f"{name}_0" for name in spec.states))
         self._outputs = ("output", *(f"{name}_n" for name in spec.states))
-        self._dtype = weights["weight_ih_l0"].dtype
         self._last_signature: tuple[Any, ...] | None = None
         self._last_zeros: tuple[int | None, dict[str, Array]] = None, {}
-        self.replace(weights)
-        if device.kind != "cpu":
-            self._dense = self._session(lengths=False)  # now, since only this tells whether the device is there
-
-    def __reduce__(self) -> Any:  # a session can't be pickled or copied
-        arguments = (self.spec, self._weights, self._device, self._session_options)
-        return type(self), arguments, {"training": self.training}
-
-    @property
-    def weights(self) -> Mapping[str, Array]:
-        """The weights by name, read-only: a session has its own. `unirnn.load_weights` replaces them."""
-        return MappingProxyType(self._weights)
-
-    def replace(self, weights: Mapping[str, Array]) -> None:
-        """Take a copy of other weights, of the same names, shapes and dtype."""
-        self._weights: dict[str, Array] = {name: array.copy() for name, array in weights.items()}
-        for array in self._weights.values():
-            array.flags.writeable = False
-        for made in ("_dense", "_ragged"):
-            vars(self).pop(made, None)
+        self._start(dtype, weights, device, session_options)
 
     def __call__(
         self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, **aliases: Any
@@ -138,40 +116,23 @@ class OnnxRuntimeModule(Module):
 
     def _run(self, call: Call) -> tuple[Any, tuple[Any, ...]]:
         x, ns = call.input, call.lengths
-        steps, batch_size, _ = x.shape
+        batch_size = x.shape[1]
         state = tuple(self._zeros(batch_size).values()) if call.state is None else call.state
-        if call.resets is not None:
-            return self._run_sequences(call._replace(state=state))
+        if call.resets is not None and batch_size:
+            directions = np.arange(len(self.spec.suffixes())) % self.spec.num_directions
+            return run_sequences(x, state, ns, call.resets, [directions] * len(state), self._run_columns)
+        return self._run_columns(x, state, ns)
+
+    def _run_columns(self, x: Array, state: Sequence[Array], ns: Array | None) -> tuple[Array, tuple[Array, ...]]:
+        """Run columns of one sequence each."""
         feeds = dict(zip(self._inputs, (x, *state), strict=True))
-        numbers = {steps} if ns is None else set(ns.tolist())
-        if batch_size == 0:
+        numbers = {len(x)} if ns is None else set(ns.tolist())
+        if x.shape[1] == 0:
             numbers = {0}  # ONNX Runtime's GRU and LSTM end the process
         if len(numbers) == 1:
             return self._run_first(numbers.pop(), feeds)
         output, *final = self._ragged.run(self._outputs, {**feeds, "seq_length": ns})
         return output, tuple(final)
-
-    def _run_sequences(self, call: Call) -> tuple[Array, tuple[Array, ...]]:
-        """Run the sequences that resets make as columns of their own."""
-        spec, x, state = self.spec, call.input, call.state or ()
-        directions = np.arange(len(spec.suffixes())) % spec.num_directions
-        steps, batch_size, _ = x.shape
-        output = np.zeros((steps, batch_size, spec.num_directions * spec.hidden_size), self._dtype)
-        final = tuple(part.copy() for part in state)
-        found = sequences(steps, batch_size, call.lengths, call.resets)
-        for one in map(found.select, found.groups()):
-            step = np.arange(max(1, one.lengths.max()))[:, None]
-            valid = step < one.lengths
-            step, column = np.broadcast_arrays(np.minimum(one.begins + step, steps - 1), one.columns)
-            rows, has_initial = one.initial(directions)
-            begin = tuple(np.where(has_initial[..., None], _rows(part)[rows], 0).astype(self._dtype) for part in state)
-            columns = call._replace(input=x[step, column], state=begin, lengths=one.lengths, resets=None)
-            results, ends = self._run(columns)
-            output[step[valid], column[valid]] = results[valid]
-            source, target = one.final(directions)
-            for part, end in zip(final, ends, strict=True):
-                _rows(part)[target] = _rows(end)[source]
-        return output, final
 
     def _run_first(self, n: int, feeds: dict[str, Array]) -> tuple[Array, tuple[Array, ...]]:
         """Run sequences that all have n steps by the graph without lengths."""
@@ -194,25 +155,128 @@ class OnnxRuntimeModule(Module):
             self._last_zeros = batch_size, zeros
         return zeros
 
-    @cached_property
-    def _dense(self) -> Any:
-        """The session of the graph without lengths."""
-        return self._session(lengths=False)
-
-    @cached_property
-    def _ragged(self) -> Any:
-        """The session of the graph with lengths."""
-        return self._session(lengths=True)
-
-    def _session(self, *, lengths: bool) -> Any:
-        time_major = replace(self.spec, batch_first=False)
-        model = emit(time_major, self._weights, lengths=lengths).SerializeToString()
-        return _session(model, self._device, self._session_options)
+    def _spec_of_graph(self) -> RecurrentSpec:
+        spec: RecurrentSpec = replace(self.spec, batch_first=False)
+        return spec
 
 
-def _rows(array: Array) -> Array:
-    """`(L*D, B, H)` to `(L*D*B, H)`."""
-    return array.reshape(-1, array.shape[2])
+class OnnxRuntimeModel(WithSessions, Model):
+    """A model, or a layer that is not recurrent, in sessions of ONNX Runtime.
+
+    As in `OnnxRuntimeModule`, the graph without ``seq_length`` runs whatever has no padding.
+
+    Parameters
+    ----------
+    spec
+        The spec of the model.
+    dtype, weights, device, session_options
+        See `OnnxRuntimeModule`.
+
+    Attributes
+    ----------
+    spec
+        The spec of the model.
+    training
+        As `train` said; it changes nothing.
+
+    Examples
+    --------
+    >>> import numpy, unirnn
+    >>> spec = unirnn.Sequential(unirnn.GRUSpec(3, 4, batch_first=True), unirnn.PoolSpec("mean"))
+    >>> model = spec.build("onnxruntime", seed=0)
+    >>> model(numpy.ones((2, 5, 3), "float32"), seq_length=[5, 0]).shape
+    (2, 4)
+    """
+
+    def __init__(
+        self, spec: Spec, dtype: str, weights: Mapping[str, Array], device: Device, session_options: Mapping[str, Any]
+    ) -> None:
+        super().__init__(spec)
+        layers = stateful(spec)
+        names = [f"{layer}.{part}" if layer else part for layer in layers for part in layers[layer].state_shapes(None)]
+        self._inputs = ("input", *(f"{name}_0" for name in names))
+        self._outputs = ("output", *(f"{name}_n" for name in names))
+        self._start(dtype, weights, device, session_options)
+
+    def _like(self) -> tuple[type[Any], Any]:
+        return np.ndarray, self._dtype
+
+    def _run(self, call: ModelCall) -> tuple[Array, Sequence[tuple[Array, ...]]]:
+        spec = self.spec
+        x = self._tokens(call) if spec.takes_tokens else call.input
+        if call.sizes is None:
+            leading = x.shape if spec.takes_tokens else x.shape[:-1]
+            y, _ = self._run_columns(x.reshape(1, math.prod(leading), *x.shape[len(leading) :]), (), None)
+            return y.reshape(*leading, y.shape[-1]), ()
+        axis = 0 if is_batch_first(spec) else 1
+        state = self._state(call.states, x.shape[axis])
+        if call.resets is None:
+            y, final = self._run_columns(x, state, call.lengths)
+            return y, self._states(final)
+
+        def run(x: Array, state: Sequence[Array], lengths: Array) -> tuple[Array, Sequence[Array]]:
+            y, final = self._run_columns(x if axis else x.swapaxes(0, 1), state, lengths)
+            return y if axis else y.swapaxes(0, 1), final
+
+        x = x if axis else x.swapaxes(0, 1)
+        y, final = run_sequences(x, state, call.lengths, call.resets, self._directions(), run)
+        return y if axis else y.swapaxes(0, 1), self._states(final)
+
+    def _run_step(self, call: ModelCall) -> tuple[Array, Sequence[tuple[Array, ...]]]:
+        axis = 1 if is_batch_first(self.spec) else 0
+        y, states = self._run(call._replace(input=np.expand_dims(call.input, axis)))
+        return y.take(0, axis), states
+
+    def _run_columns(self, x: Array, state: Sequence[Array], lengths: Array | None) -> tuple[Array, Sequence[Array]]:
+        """Run columns of one sequence each, in the layout of the model."""
+        if not x.size:
+            return self._run_nothing(x, state)
+        feeds = dict(zip(self._inputs, (x, *state), strict=True))
+        if lengths is None or (lengths == x.shape[is_batch_first(self.spec)]).all():
+            y, *final = self._dense.run(self._outputs, feeds)
+        else:
+            y, *final = self._ragged.run(self._outputs, {**feeds, "seq_length": lengths})
+        return y, final
+
+    def _run_nothing(self, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
+        """Run with two of whatever there is none of, and leave the results out.
+
+        Over empty arrays, some nodes of ONNX Runtime end the process.
+        """
+        some = [np.zeros([size or 2 for size in array.shape], array.dtype) for array in (x, *state)]
+        y, final = self._run_columns(some[0], some[1:], None)
+        for axis in range(x.ndim):
+            if x.shape[axis] == 0:
+                y = y.take(np.arange(0), 0 if self.spec.ends_steps and axis < 2 else axis)
+        return y, [part[:, : begin.shape[1]] for part, begin in zip(final, state, strict=True)]
+
+    def _tokens(self, call: ModelCall) -> Array:
+        """The tokens, checked, as int64."""
+        tokens, valid = call.input, None
+        if call.lengths is not None and call.sizes is not None:
+            valid = np.arange(call.sizes.steps) < call.lengths[:, None]
+            valid = valid if is_batch_first(self.spec) else valid.T
+        check_tokens(self.spec, tokens, valid)
+        found: Array = tokens.astype(np.int64)
+        return found
+
+    def _state(self, states: Sequence[tuple[Array, ...] | None], batch_size: int) -> list[Array]:
+        """The parts of the state of all layers, one after the other."""
+        parts: list[Array] = []
+        for leaf, given in zip(stateful(self.spec).values(), states, strict=True):
+            shapes = leaf.state_shapes(batch_size).values()
+            parts += [np.zeros(shape, self._dtype) for shape in shapes] if given is None else given
+        return parts
+
+    def _states(self, parts: Sequence[Array]) -> list[tuple[Array, ...]]:
+        """The opposite of `_state`."""
+        left = iter(parts)
+        return [tuple(next(left) for _ in leaf.state_shapes(None)) for leaf in stateful(self.spec).values()]
+
+    def _directions(self) -> list[Array]:
+        """For each part of the state the direction of its rows. A model that takes resets has no other states."""
+        layers = [leaf for leaf in stateful(self.spec).values() if isinstance(leaf, RecurrentSpec)]
+        return [np.arange(len(leaf.suffixes())) % leaf.num_directions for leaf in layers for _ in leaf.states]
 
 
 def _signature(input: Any, hx: Any) -> tuple[Any, ...] | None:
@@ -226,28 +290,3 @@ def _signature(input: Any, hx: Any) -> tuple[Any, ...] | None:
         return type(input), input.shape, input.dtype, type(hx), hx.shape, hx.dtype
     except (AttributeError, ValueError):
         return None
-
-
-def _options(given: Mapping[str, Any]) -> Any:
-    if not isinstance(given, Mapping):
-        raise ArgumentError(
-            f"session_options: given {given!r}, expected a mapping such as {{'intra_op_num_threads': 1}}"
-        )
-    options = onnxruntime.SessionOptions()
-    for name, value in given.items():
-        try:
-            setattr(options, name, value)
-        except (AttributeError, TypeError) as error:
-            raise ArgumentError(
-                f"session_options: given {name}={value!r}, expected what onnxruntime.SessionOptions takes: {error}"
-            ) from None
-    return options
-
-
-def _session(model: bytes, device: Device, session_options: Mapping[str, Any]) -> Any:
-    provider = PROVIDERS[device.kind]
-    settings = {} if device.kind == "cpu" else {"device_id": str(device.index or 0)}
-    session = onnxruntime.InferenceSession(model, _options(session_options), providers=[(provider, settings)])
-    if provider not in session.get_providers():  # ONNX Runtime warns, and goes on without it
-        raise DeviceError(f"device: given {str(device)!r}, but onnxruntime could not use its {provider}")
-    return session

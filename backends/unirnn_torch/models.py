@@ -689,7 +689,9 @@ def check_layers(module: ModelModule) -> None:
             if kind is nn.BatchNorm1d and isinstance(layer, nn.SyncBatchNorm):
                 kind = nn.SyncBatchNorm
             same = isinstance(layer, kind) and all(
-                _has(layer, argument, value) for argument, value in arguments.items() if argument not in spec._not_computed
+                _has(layer, argument, value)
+                for argument, value in arguments.items()
+                if argument not in spec._not_computed
             )
         if not same:
             raise SpecError(f"module: its layer {name} is {layer!r}, expected that of {spec!r}")

@@ -285,7 +285,11 @@ def _check_lengths(lengths: Tensor, steps: int) -> Tensor:
 
 
 _CHECKED_LENGTHS = _register(
-    "checked_lengths", ["Tensor lengths", "SymInt steps"], 1, _check_lengths, lambda lengths, _: torch.empty_like(lengths)
+    "checked_lengths",
+    ["Tensor lengths", "SymInt steps"],
+    1,
+    _check_lengths,
+    lambda lengths, _: torch.empty_like(lengths),
 )
 
 

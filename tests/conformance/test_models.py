@@ -175,7 +175,9 @@ class Call:
 
     @property
     def options(self) -> dict[str, Any]:
-        batch_first, training = is_batch_first(self.spec), self.batch.training
+        batch_first = is_batch_first(self.spec)
+        # A backend for inference says that train() changes nothing.
+        training = self.batch.training and self.subject.backend.support.dropout
         return {"lengths": self.lengths, "resets": self.resets, "batch_first": batch_first, "training": training}
 
     def expected(self) -> tuple[Array, list[Array]]:
@@ -443,6 +445,12 @@ MISTAKES: dict[str, tuple[Spec, dict[str, Any], type[Exception], str]] = {
     ),
     "resets of a convolution": (
         Sequential(Conv1dSpec(3, 3, 3, padding="causal"), GRUSpec(3, 4, batch_first=True)),
+        {"input": (2, 5, 3), "resets": [[False] * 5] * 2},
+        ArgumentError,
+        "resets: given to a model with 0, Conv1dSpec.*would mix the sequences of a column",
+    ),
+    "resets of a convolution that adds steps": (
+        Sequential(Conv1dSpec(3, 4, 1, padding=2), GRUSpec(4, 4, batch_first=True)),
         {"input": (2, 5, 3), "resets": [[False] * 5] * 2},
         ArgumentError,
         "resets: given to a model with 0, Conv1dSpec.*would mix the sequences of a column",

@@ -206,7 +206,7 @@ def check_can_stream(spec: Spec) -> None:
 def check_takes_resets(spec: Spec) -> None:
     """Refuse resets for a model with a layer that would mix the sequences of a column; raises ArgumentError."""
     for name, leaf in spec.leaves().items():
-        if isinstance(leaf, PoolSpec) or (isinstance(leaf, Conv1dSpec) and (leaf.span, leaf.stride) != (1, 1)):
+        if isinstance(leaf, PoolSpec) or (isinstance(leaf, Conv1dSpec) and (leaf.span > 1 or leaf.length_rules)):
             raise ArgumentError(
                 f"resets: given to a model with {name or 'a layer'}, {leaf!r}, which would mix the sequences of a "
                 "column; give each sequence a column of its own, and seq_length"

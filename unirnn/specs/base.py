@@ -365,6 +365,8 @@ class Spec:
         SpecError
             If ``kind`` is missing, unknown, or not this spec's.
         """
+        if not isinstance(values, Mapping):
+            raise SpecError(f"{cls.__name__}: given {values!r}, expected a mapping, as to_dict gives it")
         arguments = dict(values)
         kind = arguments.pop("kind", None)
         known = {name: found for name, found in Spec._kinds.items() if issubclass(found, cls) or issubclass(cls, found)}

@@ -1,8 +1,8 @@
 """Models as data: layers one after another, around, or beside each other."""
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from keyword import iskeyword
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,8 +18,6 @@ __all__ = ["Concat", "ModelSpec", "Residual", "Sequential"]
 
 ModelT = TypeVar("ModelT", bound="ModelSpec")
 
-_NAME = re.compile(r"[^\W\d]\w*|\d+")
-
 
 @dataclass(frozen=True, repr=False, init=False)
 class ModelSpec(Spec):
@@ -31,15 +29,16 @@ class ModelSpec(Spec):
 
     _children: tuple[tuple[str, Spec], ...]
 
-    def __init__(self, *layers: Spec, **named: Spec) -> None:
+    def __init__(self, /, *layers: Spec, **named: Spec) -> None:
         if layers and named:
             raise ArgumentError(f"{self.kind}: given layers with and without names, expected one or the other")
+        for name in named:
+            if not name.isidentifier() or iskeyword(name) or hasattr(ModelSpec, name):
+                raise ArgumentError(f"{self.kind}: given the name {name!r}, expected an identifier that is not taken")
         children = named or {str(number): layer for number, layer in enumerate(layers)}
         for name, layer in children.items():
             if not isinstance(layer, Spec):
                 raise ArgumentError(f"{self.kind}: {name}: given {type(layer).__name__}, expected a spec")
-            if not _NAME.fullmatch(name) or hasattr(ModelSpec, name):
-                raise ArgumentError(f"{self.kind}: given the name {name!r}, expected one that is not taken")
         self._set("_children", tuple(children.items()))
         self._set("_children", tuple(self._fitted()))
         self._check_layouts()
@@ -202,13 +201,18 @@ class ModelSpec(Spec):
 
     @classmethod
     def _from_arguments(cls: type[ModelT], arguments: Mapping[str, Any]) -> ModelT:
-        layers = arguments.get("layers")
-        if arguments.keys() != {"layers"} or not isinstance(layers, Mapping):
-            raise SpecError(f"{cls.kind}: given {', '.join(arguments) or 'nothing'}, expected layers by their names")
-        specs = {name: Spec.from_dict(values) for name, values in layers.items()}
+        specs = cls._layers(arguments)
         if list(specs) == [str(number) for number in range(len(specs))]:
             return cls(*specs.values())
         return cls(**specs)
+
+    @classmethod
+    def _layers(cls, arguments: Mapping[str, Any]) -> dict[str, Spec]:
+        """The layers that `to_dict` wrote."""
+        layers = arguments.get("layers")
+        if arguments.keys() != {"layers"} or not isinstance(layers, Mapping):
+            raise SpecError(f"{cls.kind}: given {', '.join(arguments) or 'nothing'}, expected layers by their names")
+        return {name: Spec.from_dict(values) for name, values in layers.items()}
 
 
 @dataclass(frozen=True, repr=False, init=False)
@@ -288,7 +292,7 @@ class Sequential(ModelSpec):
     def input_features(self) -> int:
         """That of the first layer that says it, as long as those before keep the size."""
         for layer in self:
-            if layer.input_features or layer.output_features(0) or isinstance(layer, ModelSpec):
+            if layer.input_features or layer.missing_size() or layer.output_features(2) != 2:
                 return layer.input_features
         return 0
 
@@ -300,6 +304,8 @@ class Sequential(ModelSpec):
 
     def with_input_features(self, features: int) -> "Sequential":
         """See `Spec.with_input_features`."""
+        if not features or self.missing_size() is None:  # so that nested models are not made anew at each level
+            return self
         layers = dict(self.children)
         for name, layer in self.children:
             layers[name] = layer.with_input_features(features)
@@ -368,11 +374,15 @@ class Residual(ModelSpec):
 
     def with_input_features(self, features: int) -> "Residual":
         """See `Spec.with_input_features`."""
-        return Residual(self._layer.with_input_features(features))
+        is_known = not features or self.missing_size() is None
+        return self if is_known else Residual(self._layer.with_input_features(features))
 
     @classmethod
     def _from_arguments(cls, arguments: Mapping[str, Any]) -> "Residual":
-        return cls(Sequential._from_arguments(arguments)["layer"])
+        layers = cls._layers(arguments)
+        if layers.keys() != {"layer"}:
+            raise SpecError(f"Residual: given layers {', '.join(layers) or 'without names'}, expected one, layer")
+        return cls(**layers)
 
 
 @dataclass(frozen=True, repr=False, init=False)
@@ -450,6 +460,8 @@ class Concat(ModelSpec):
 
     def with_input_features(self, features: int) -> "Concat":
         """See `Spec.with_input_features`."""
+        if not features or self.missing_size() is None:
+            return self
         layers = {name: layer.with_input_features(features) for name, layer in self.children}
         is_numbered = all(name.isdigit() for name in layers)
         return Concat(*layers.values()) if is_numbered else Concat(**layers)
