@@ -185,7 +185,7 @@ def test_convert_with_a_spec_for_what_the_file_does_not_say(run: Run, tmp_path: 
     [
         (["out.safetensors", "--spec", "GRU"], "SPEC: given 'GRU', expected what Python prints"),
         (["out.safetensors", "--spec", "LSTMSpec(2, 3)"], "spec: given LSTMSpec(2, 3), but the file says GRUSpec(2, 3"),
-        (["out.npz"], "path: given 'out.npz', expected one of the suffixes that are written"),
+        (["out.pt"], "path: given 'out.pt', expected one of the suffixes that are written"),
         (["out.safetensors", "--dtype", "int8"], "dtype: given 'int8'"),
         (["out.safetensors", "--dtype", "bfloat16"], "dtype: given bfloat16"),
         (["out.safetensors", "--prefix", "encoder."], "prefix: given 'encoder.', but the file is a snapshot"),

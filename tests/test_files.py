@@ -84,7 +84,7 @@ def test_a_saved_snapshot_is_loaded(tmp_path: Path, suffix: str, spec: Recurrent
     assert found.layers[""].num_bytes == sum(array.nbytes for array in snapshot.weights.values())
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if suffix != ".npz"])
 def test_files_of_format_1_are_read(suffix: str) -> None:
     path = DATA / f"format_1{suffix}"
     spec = GRUSpec(2, 3, 2, bidirectional=True, batch_first=True, dropout=0.25, reset_after=False)
@@ -208,7 +208,7 @@ def test_a_symbolic_link_is_followed(tmp_path: Path, there: bool) -> None:
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("a.npz", ArgumentError, "expected one of the suffixes that are written: .safetensors, .onnx"),
+        ("a.pt", ArgumentError, "expected one of the suffixes that are written: .safetensors, .npz, .onnx"),
         ("a", ArgumentError, "suffixes that are written"),
         ("absent/a.safetensors", FileNotFoundError, "absent/a.safetensors"),
         ("folder.safetensors", IsADirectoryError, "folder.safetensors"),
@@ -309,7 +309,7 @@ FINE = json.dumps({"format": 2, "spec": GRU.to_dict()})
         ("", "unirnn: given ''"),
         ("[1, 2]", "format: given None"),
         ("[" * 9_000, "unirnn: given '[[["),
-        (FINE + " " * 10_000, "expected at most 10000 characters"),
+        (FINE + " " * 200_000, "expected at most 200000 characters"),
         ('{"format": 2, "spec": {}}', "kind: given None"),
         (FINE.replace('"GRU"', '["GRU"]'), "kind: given ['GRU']"),
         (FINE.replace('"GRU"', '"QRNN"'), "kind: given 'QRNN'"),

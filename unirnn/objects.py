@@ -15,17 +15,22 @@ import numpy as np
 
 from unirnn import registry
 from unirnn.contract.weights import cast_exact, check_weights
+from unirnn.devices import short_name
 from unirnn.errors import ArgumentError, SpecError
 from unirnn.files import onnx_reader
+from unirnn.files._contents import StoredArray, read_state_dict
 from unirnn.snapshots import flax, keras, layouts, state_dicts
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.snapshots.stacking import stack, unstack
-from unirnn.specs import RecurrentSpec
+from unirnn.snapshots.state_dicts import Rename
+from unirnn.specs import RecurrentSpec, Spec
 
 __all__ = ["load_weights", "snapshot"]
 
 
-def snapshot(obj: Any, *, spec: RecurrentSpec | None = None, prefix: str | None = None) -> Snapshot:
+def snapshot(
+    obj: Any, *, spec: Spec | None = None, prefix: str | None = None, rename: Rename | None = None
+) -> Snapshot:
     """Take the spec of an object and a copy of its weights.
 
     Parameters
@@ -33,23 +38,29 @@ def snapshot(obj: Any, *, spec: RecurrentSpec | None = None, prefix: str | None 
     obj
         One of
 
-        - a module that unirnn built, on any backend;
+        - a module that unirnn built, a layer or a model, on any backend;
         - a layer of ``torch.nn`` or ``mindspore.nn``: ``RNN``, ``GRU``, ``LSTM``;
         - a layer of Keras 3: ``SimpleRNN``, ``GRU``, ``LSTM``, or ``Bidirectional`` of one;
         - ``flax.nnx.RNN``, or ``Bidirectional`` of two, over ``SimpleCell``, ``GRUCell`` or ``OptimizedLSTMCell``;
         - an ``onnx.ModelProto`` with RNN, GRU or LSTM nodes;
         - a mapping of names to arrays or tensors, such as a ``state_dict``; see `unirnn.snapshots.state_dicts`;
-        - a list of such objects, the lowest layer first.
+        - a list of recurrent layers, the lowest first.
     spec
-        For a mapping or an ONNX model: the spec of the layer. None if names and shapes determine it.
+        For a mapping or an ONNX model: the spec of the recurrent layer, None if names and shapes determine it; or the
+        spec of a model whose weights the mapping has.
     prefix
-        For a mapping: the beginning of the layer's names, such as ``"encoder.lstm."``. For an ONNX model: the name of
-        its first node. None if there is only one layer.
+        For a mapping: the beginning of the names of the layer or the model, such as ``"encoder.lstm."``. For an ONNX
+        model: the name of its first node. None if there is only one layer.
+    rename
+        For a mapping with the weights of a model: new beginnings of names by the old ones, of which the longest counts;
+        None leaves those arrays out. All other arrays of floats have to be weights of the model, which may have
+        MindSpore's names.
 
     Raises
     ------
     ArgumentError
-        If the object is not one of these, or there is no layer, or several and no prefix.
+        If the object is not one of these, or there is no layer, or several and no prefix; or if weights of the model
+        are missing, or arrays are left over; or if two arrays differ that the model ties.
     SpecError
         If no spec describes the layer: a subclass with a ``forward`` of its own, a Keras layer that runs backward, an
         activation that no other framework has, the weights of an RNN without its nonlinearity.
@@ -63,14 +74,18 @@ def snapshot(obj: Any, *, spec: RecurrentSpec | None = None, prefix: str | None 
     <snapshot of GRUSpec(3, 4), 108 numbers, float32>
     >>> unirnn.snapshot({"lstm.weight_ih_l0": numpy.ones((8, 3)), "lstm.weight_hh_l0": numpy.ones((8, 2))})
     <snapshot of LSTMSpec(3, 2, bias=False), 40 numbers, float64>
+    >>> model = unirnn.Sequential(head=unirnn.LinearSpec(3, 2, bias=False))
+    >>> unirnn.snapshot({"fc.weight": numpy.ones((2, 3))}, spec=model, rename={"fc.": "head."})
+    <snapshot of Sequential(head=LinearSpec(3, 2, bias=False)), 6 numbers, float64>
     """
-    state_dicts.check_types(prefix, spec)
+    state_dicts.check_types(prefix, spec, rename)
     if isinstance(obj, Mapping):
-        return _from_mapping(obj, spec, prefix)
-    if "onnx" in registry.packages(obj):
+        arrays = {name: _stored(array) for name, array in obj.items() if isinstance(name, str)}
+        return read_state_dict(arrays, prefix, spec, rename)
+    if rename is None and "onnx" in registry.packages(obj):
         return onnx_reader.read_model(obj, prefix, spec)
     if spec is not None or prefix is not None:
-        given = "spec" if spec is not None else "prefix"
+        given = "rename" if rename is not None else "spec" if spec is not None else "prefix"
         raise ArgumentError(f"{given}: given with a module, whose spec and names are known; leave it out")
     if _is_list(obj):
         return stack([snapshot(layer) for layer in obj])
@@ -85,8 +100,8 @@ def load_weights(module: Any, snapshot: Snapshot) -> None:
     module
         An object that `snapshot` accepts, except a mapping or an ONNX model.
     snapshot
-        A snapshot with the same names and shapes. ``batch_first`` and ``dropout`` may differ. Biases that are all zero
-        count as no biases.
+        A snapshot with the same names and shapes. ``batch_first`` and ``dropout`` may differ. For a recurrent layer,
+        biases that are all zero count as no biases.
 
     Raises
     ------
@@ -112,8 +127,7 @@ def load_weights(module: Any, snapshot: Snapshot) -> None:
         raise ArgumentError(f"snapshot: given {type(snapshot).__name__}, expected one that unirnn.snapshot took")
     parts = list(module) if _is_list(module) else [module]
     found = [_read(part) for part in parts]
-    layers = iter(unstack(_fitted(stack([old for _, old in found]), snapshot)))
-    news = [Snapshot(old.spec, stack(list(islice(layers, old.spec.num_layers))).weights) for _, old in found]
+    news = _fitted([old for _, old in found], snapshot)
     written = []
     try:
         for part, (reader, old), new in zip(parts, found, news, strict=True):
@@ -128,8 +142,26 @@ def load_weights(module: Any, snapshot: Snapshot) -> None:
         raise
 
 
-def _fitted(old: Snapshot, new: Snapshot) -> Snapshot:
-    """The new snapshot with the spec of the old one: with biases if that has them, and in its dtypes."""
+def _fitted(olds: list[Snapshot], new: Snapshot) -> list[Snapshot]:
+    """The new snapshot, split as the old ones are, with their specs and in their dtypes."""
+    if len(olds) == 1 and not isinstance(olds[0].spec, RecurrentSpec):
+        return [_fitted_model(olds[0], new)]
+    layers = iter(unstack(_fitted_stack(stack(olds), new)))
+    return [Snapshot(old.spec, stack(list(islice(layers, old.spec.num_layers))).weights) for old in olds]
+
+
+def _fitted_model(old: Snapshot, new: Snapshot) -> Snapshot:
+    """The new snapshot of a model, or of a layer that is not recurrent, with the spec of the old one."""
+    check_weights(old.spec, {name: array.shape for name, array in new.weights.items()})
+    if not new.spec.fits(old.spec):
+        raise SpecError(f"snapshot: given {new.spec!r}, expected the module's {old.spec!r}")
+    return Snapshot(old.spec, cast_exact(new.weights, [old.weights[name].dtype for name in new.weights]))
+
+
+def _fitted_stack(old: Snapshot, new: Snapshot) -> Snapshot:
+    """The new snapshot of recurrent layers with the old one's spec: with biases if that has them, in its dtypes."""
+    if not isinstance(new.spec, RecurrentSpec):
+        raise SpecError(f"snapshot: given {new.spec!r}, expected the module's {old.spec!r}")
     given = dict(new.weights)
     biases = [name for name in old.spec.weight_shapes() if name.startswith("bias")]
     if new.spec.bias and not old.spec.bias:
@@ -177,14 +209,11 @@ def _read(obj: Any) -> tuple[Any, Snapshot]:
     )
 
 
-def _from_mapping(obj: Mapping[Any, Any], spec: RecurrentSpec | None, prefix: str | None) -> Snapshot:
-    shapes = {name: _shape(array) for name, array in obj.items() if isinstance(name, str)}
-    prefix, spec = state_dicts.choose_layer(shapes, prefix=prefix, spec=spec)
-    return Snapshot(spec, {name: obj[prefix + name] for name in spec.weight_shapes()})
-
-
-def _shape(array: Any) -> tuple[int, ...]:
+def _stored(array: Any) -> StoredArray:
+    """A value of a mapping as an array that is read when it is needed."""
     try:
-        return tuple(array.shape if hasattr(array, "shape") else np.shape(array))
+        held = array if hasattr(array, "shape") else np.asarray(array)
     except ValueError:  # a ragged list
-        return ()
+        return StoredArray("object", (), lambda: np.empty(0))
+    dtype = short_name(held.dtype)
+    return StoredArray("float32" if dtype == "bfloat16" else dtype, tuple(held.shape), lambda: registry.to_numpy(held))

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from unirnn import Device, Limit, RecurrentSpec
 from unirnn.contract import weights as _weights
 from unirnn.contract.backend import Arrays, Backend
-from unirnn.contract.limits import ALL_KINDS, ROUNDED_FLOAT16, Support
+from unirnn.contract.limits import ROUNDED_FLOAT16, Support
 from unirnn.errors import LimitError
+from unirnn.files import onnx_writer
 from unirnn.files.onnx_writer import oversize_reason
-from unirnn.snapshots import layouts
 from unirnn.specs import BatchNormSpec, Spec
 from unirnn_onnxruntime.module import OnnxRuntimeModel, OnnxRuntimeModule
 from unirnn_onnxruntime.sessions import PROVIDERS
@@ -30,8 +30,8 @@ class OnnxRuntimeBackend(Backend):
     name = "onnxruntime"
     support = Support(
         "onnxruntime",
-        lacks=layouts.SUPPORT["onnx"].lacks,
-        kinds=ALL_KINDS,
+        lacks=onnx_writer.SUPPORT.lacks,
+        kinds=onnx_writer.SUPPORT.kinds,
         dtypes=("float16", "float32"),
         derivatives=0,
         dropout=False,

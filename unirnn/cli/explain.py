@@ -6,7 +6,7 @@ import typer
 from rich.console import RenderableType
 from rich.padding import Padding
 
-from unirnn import RecurrentSpec, registry
+from unirnn import Spec, registry
 from unirnn import explain as explain_limits
 from unirnn.devices import Device, dtype_name
 
@@ -18,7 +18,7 @@ __all__ = ["explain"]
 
 @takes_spec
 def explain(
-    spec: RecurrentSpec,
+    spec: Spec,
     backend: Annotated[
         list[str] | None,
         typer.Option("--backend", "-b", help="May be repeated. Default: every backend that is installed."),
@@ -29,7 +29,7 @@ def explain(
     dtype: Annotated[str, typer.Option("--dtype", "-d", help="float16, bfloat16, float32 or float64.")] = "float32",
     kernels: Annotated[bool, typer.Option("--kernels", "-k", help="Say also when which kernel runs.")] = False,
 ) -> None:
-    """Show what backends can't do, or do differently, for a layer.
+    """Show what backends can't do, or do differently, for a layer or a model.
 
     The exit status is 1 if one of the backends can't build it.
     """

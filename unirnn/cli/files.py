@@ -4,9 +4,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import RenderableType
 from rich.text import Text
 
 from unirnn import Spec, files
+from unirnn.errors import ArgumentError
+from unirnn.specs import ModelSpec
+from unirnn.specs.summary import COLUMNS
 
 from .printing import AsJson, busy, new_table, one_line, print_json, print_parts
 from .specs import parse_spec
@@ -18,6 +22,8 @@ _File = Annotated[Path, typer.Argument(metavar="FILE", help=f"Ends in {', '.join
 
 def show(file: _File, as_json: AsJson = False) -> None:
     """Show what a file holds: a snapshot, or the recurrent layers in any other checkpoint, with their prefixes.
+
+    Of a model, the layers are shown. Their multiply-adds are for one sequence and one time step of the input.
 
     Bytes and dtypes are those of the weights after reading: bfloat16 becomes float32.
     """
@@ -47,10 +53,20 @@ def show(file: _File, as_json: AsJson = False) -> None:
             table.add_row(weight["name"], str(tuple(weight["shape"])), weight["dtype"])
         print_parts(
             f"{file}: unirnn snapshot, {found.format}, format {found.version}",
-            *(repr(layer.spec) for layer in found.layers.values()),
+            *(_described(layer.spec) for layer in found.layers.values()),
             f"{entry['parameters']} parameters, {entry['bytes']} bytes",
             table,
         )
+
+
+def _described(spec: object) -> RenderableType:
+    """A table of the layers of a model, or the spec of a layer."""
+    if not isinstance(spec, ModelSpec):
+        return repr(spec)
+    table = new_table(*COLUMNS)
+    for line in spec.summary().lines:
+        table.add_row(*map(Text, line))
+    return table
 
 
 def _layer(prefix: str, layer: files.Layer) -> dict[str, Any]:
@@ -59,7 +75,7 @@ def _layer(prefix: str, layer: files.Layer) -> dict[str, Any]:
         "prefix": prefix,
         "spec": layer.spec.to_dict() if isinstance(layer.spec, Spec) else None,
         "error": None if known else one_line(layer.spec),
-        "parameters": layer.num_weights if known else None,
+        "parameters": layer.spec.summary().parameters if isinstance(layer.spec, Spec) else None,
         "bytes": layer.num_bytes if known else None,
         "weights": [
             {"name": name, "shape": list(shape), "dtype": dtype} for name, (shape, dtype) in layer.weights.items()
@@ -82,7 +98,16 @@ def convert(
         str | None,
         typer.Option(
             help="The layer, if the file does not say all of it (tanh or relu, batch_first): "
-            "'RNNSpec(2, 3, nonlinearity=\"relu\")'."
+            "'RNNSpec(2, 3, nonlinearity=\"relu\")'; or the model whose weights it has, also as JSON."
+        ),
+    ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rename",
+            "-r",
+            metavar="OLD=NEW",
+            help="With a model as --spec: a new beginning for the names that begin so. May be repeated.",
         ),
     ] = None,
     dtype: Annotated[
@@ -90,14 +115,19 @@ def convert(
         typer.Option("--dtype", "-d", help="Round to float16, float32 or float64. Default: keep the dtype."),
     ] = None,
 ) -> None:
-    """Read a recurrent layer from a file and write it to a file of another format.
+    """Read a layer or a model from a file and write it to a file of another format.
 
     The output is written as a whole or, after an error, not at all.
     """
     parsed = None if spec is None else parse_spec(spec)
+    pairs = [pair.partition("=") for pair in rename or ()]
+    for old, separator, _ in pairs:
+        if not separator:
+            raise ArgumentError(f"--rename: given {old!r}, expected OLD=NEW")
+    renamed = {old: new for old, _, new in pairs} if pairs else None
     with busy(f"converting {source}"):
-        snapshot = files.load(source, prefix=prefix, spec=parsed)
+        snapshot = files.load(source, prefix=prefix, spec=parsed, rename=renamed)
         if dtype is not None:
             snapshot = snapshot.cast(dtype)
         files.save(snapshot, target)
-    print_parts(f"{target}: {snapshot.spec!r}, {snapshot.spec.num_weights} parameters, {snapshot.dtype}")
+    print_parts(f"{target}: {snapshot.spec!r}, {snapshot.spec.summary().parameters} parameters, {snapshot.dtype}")

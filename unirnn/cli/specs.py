@@ -1,17 +1,19 @@
-"""How a layer is named on the command line: by a spec, or by its cell and options."""
+"""How a layer or a model is named on the command line: by a spec, or a recurrent layer by its cell and options."""
 
 import ast
 import functools
 import inspect
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from enum import Enum
 from typing import Annotated, Any
 
 import typer
 
-from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
-from unirnn.errors import SpecError
+from unirnn import RecurrentSpec, Spec, specs
+from unirnn.errors import SpecError, UnirnnError
+from unirnn.specs import ModelSpec
 
 __all__ = ["Cell", "parse_spec", "takes_spec"]
 
@@ -24,7 +26,9 @@ class Cell(str, Enum):
     LSTM = "LSTM"
 
 
-_SPECS = {cls.__name__: cls for cls in (RNNSpec, GRUSpec, LSTMSpec)}
+_SPECS: dict[str, type[Spec]] = {
+    name: vars(specs)[name] for name in specs.__all__ if hasattr(vars(specs)[name], "kind")
+}
 _DEFAULTS = {"input_size": 10, "hidden_size": 16}
 """Of a layer that is given by its cell alone."""
 
@@ -63,20 +67,28 @@ _OPTIONS: dict[str, Any] = {
 def takes_spec(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the argument SPEC and the options that describe a layer, in the place of its parameter ``spec``.
 
-    Where both a whole spec and options are given, an option replaces the argument of the spec.
+    Where both a whole spec and options are given, an option replaces the argument of the spec. The command's annotation
+    says whether it takes any spec, or recurrent layers only.
     """
+    wanted = command.__annotations__["spec"]
 
     @functools.wraps(command)
     def with_spec(spec: str, **arguments: Any) -> None:
         options = {name: arguments.pop(name) for name in _OPTIONS}
         given = {name: value for name, value in options.items() if value is not None}
+        parsed: Spec
         if spec.upper() in Cell.__members__:
-            values = {"kind": spec.upper(), **_DEFAULTS, **given}
+            parsed = RecurrentSpec.from_dict({"kind": spec.upper(), **_DEFAULTS, **given})
         elif spec.isidentifier():
             raise SpecError(f"SPEC: given {spec!r}, expected RNN, GRU or LSTM, or a spec such as 'GRUSpec(10, 16)'")
         else:
-            values = {**parse_spec(spec).to_dict(), **given}
-        command(RecurrentSpec.from_dict(values), **arguments)
+            parsed = parse_spec(spec)
+            if isinstance(parsed, RecurrentSpec):
+                parsed = RecurrentSpec.from_dict({**parsed.to_dict(), **given})
+            elif given or not isinstance(parsed, wanted):
+                what = f" with the option {next(iter(given))}" if given else ""
+                raise SpecError(f"SPEC: given {parsed!r}{what}, expected a recurrent layer")
+        command(parsed, **arguments)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     own = list(inspect.signature(command).parameters.values())[1:]
@@ -91,14 +103,14 @@ def takes_spec(command: Callable[..., None]) -> Callable[..., None]:
     return with_spec
 
 
-def parse_spec(text: str) -> RecurrentSpec:
-    """Read a spec; only literals are evaluated.
+def parse_spec(text: str) -> Spec:
+    """Read a spec; only literals and specs are evaluated.
 
     Parameters
     ----------
     text
-        What Python prints, ``GRUSpec(10, 16, num_layers=2)``, also with ``unirnn.`` before it, or the JSON of
-        `Spec.to_dict`.
+        What Python prints, ``GRUSpec(10, 16, num_layers=2)`` or ``Sequential(...)``, also with ``unirnn.`` before each
+        name, or the JSON of `Spec.to_dict`.
 
     Raises
     ------
@@ -115,25 +127,30 @@ def parse_spec(text: str) -> RecurrentSpec:
     GRUSpec(10, 16)
     """
     try:
-        values = json.loads(text) if text.lstrip().startswith("{") else _read_call(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        if text.lstrip().startswith("{"):
+            return Spec.from_dict(json.loads(text))
+        return _read_call(ast.parse(text.strip(), mode="eval").body)
+    except UnirnnError:
+        raise
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         raise SpecError(
             f"SPEC: given {text!r}, expected what Python prints, such as 'GRUSpec(10, 16, num_layers=2)', "
             "or the JSON of its to_dict()"
         ) from None
-    spec: RecurrentSpec = RecurrentSpec.from_dict(values)
-    return spec
 
 
-def _read_call(text: str) -> dict[str, Any]:
-    """Read the call of a spec's class into the form of `Spec.to_dict`; a ValueError if it is anything else."""
-    call = ast.parse(text.strip(), mode="eval").body
-    if not isinstance(call, ast.Call):
+def _read_call(node: ast.AST) -> Spec:
+    """Read the call of a spec's class; a ValueError if it is anything else."""
+    if not isinstance(node, ast.Call):
         raise ValueError
-    name = ast.unparse(call.func).removeprefix("unirnn.")
-    nodes = dict(zip(("input_size", "hidden_size", "num_layers"), call.args, strict=False))
-    nodes |= {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg is not None}
-    # There are fewer nodes than arguments if more than three are given by position, one is given twice, or by ``**``.
-    if name not in _SPECS or len(nodes) < len(call.args) + len(call.keywords):
+    cls = _SPECS.get(ast.unparse(node.func).removeprefix("unirnn."))
+    named = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg is not None}
+    if cls is None or len(named) < len(node.keywords):  # fewer if one is given twice, or by ``**``
         raise ValueError
-    return {"kind": _SPECS[name].kind, **{name: ast.literal_eval(node) for name, node in nodes.items()}}
+    if issubclass(cls, ModelSpec):
+        return cls(*map(_read_call, node.args), **{name: _read_call(value) for name, value in named.items()})
+    positional = [field.name for field in fields(cls) if not field.kw_only][: len(node.args)]
+    if len(positional) < len(node.args) or named.keys() & {*positional}:
+        raise ValueError
+    values = {**dict(zip(positional, node.args, strict=True)), **named}
+    return Spec.from_dict({"kind": cls.kind, **{name: ast.literal_eval(value) for name, value in values.items()}})

@@ -4,7 +4,7 @@ Each of them is described by one `Support`, a row of a table. `Spec.build`, `uni
 and the tests all read these rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -71,8 +71,10 @@ class Support:
         dtype
             The name of a dtype; None if any will do.
         """
-        if isinstance(spec, ModelSpec) and spec.kind not in self.kinds:
-            return f"{self.who} has no {spec.kind}"
+        kind = next((kind for kind in _kinds_of_models(spec) if kind not in self.kinds), None)
+        if kind is not None:
+            advice = ", which is code; build it with torch, and export that" if kind == "Model" else ""
+            return f"{self.who} has no {kind}{advice}"
         for layer, leaf in spec.leaves().items():
             where = f"{layer}: " if layer else ""
             if leaf.kind not in self.kinds:
@@ -85,6 +87,14 @@ class Support:
         if dtype is not None and dtype not in self.dtypes:
             return f"{self.who} computes in {', '.join(self.dtypes)}, not in {dtype}"
         return None
+
+
+def _kinds_of_models(spec: Spec) -> Iterator[str]:
+    """The kind of a model, and those of the models in it."""
+    if isinstance(spec, ModelSpec):
+        yield spec.kind
+        for _, layer in spec.children:
+            yield from _kinds_of_models(layer)
 
 
 @dataclass(frozen=True)

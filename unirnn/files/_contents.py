@@ -1,4 +1,4 @@
-"""What a file holds, described without its data: arrays by name, and the recurrent layers that they make up."""
+"""What a file holds, described without its data: arrays by name, and the layers that they make up."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -6,36 +6,45 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unirnn.contract.weights import Array, check_dtype, check_weights
-from unirnn.devices import short_name
+from unirnn.contract.weights import Array, check_dtype, check_weights, format_names
+from unirnn.devices import DTYPES, short_name
 from unirnn.errors import ArgumentError, DTypeError, FileError, SpecError, UnirnnError
 from unirnn.files._header import FORMAT
 from unirnn.snapshots import state_dicts
 from unirnn.snapshots.snapshot import Snapshot
-from unirnn.specs import RecurrentSpec
+from unirnn.snapshots.state_dicts import Rename
+from unirnn.specs import ModelSpec, RecurrentSpec, Spec
 
-__all__ = ["Contents", "Layer", "StoredArray", "contents_of_snapshot", "contents_of_state_dict", "floats"]
+__all__ = [
+    "Contents",
+    "Layer",
+    "StoredArray",
+    "contents_of_snapshot",
+    "contents_of_state_dict",
+    "floats",
+    "read_state_dict",
+]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A recurrent layer in a file.
+    """A recurrent layer in a file, or the whole of a snapshot.
 
     Parameters
     ----------
     spec
-        The layer's spec, or the error that says why it is not known.
+        Its spec, or the error that says why it is not known.
     weights
         The shape and dtype of each weight, by the names of `Spec.weight_shapes`; empty if there is no spec. The dtype
         is the one after reading: float32 for bfloat16.
     """
 
-    spec: RecurrentSpec | UnirnnError
+    spec: Spec | UnirnnError
     weights: Mapping[str, tuple[tuple[int, ...], str]]
 
     @property
     def num_weights(self) -> int:
-        """How many numbers the weights hold."""
+        """How many numbers the weights hold, buffers included."""
         return sum(math.prod(shape) for shape, _ in self.weights.values())
 
     @property
@@ -55,15 +64,15 @@ class Contents:
     version
         The version of unirnn's format; None if another program wrote the file.
     layers
-        The recurrent layers by their prefixes. A snapshot has one layer, whose prefix is empty.
+        The recurrent layers by their prefixes. A snapshot is one layer, or one model, whose prefix is empty.
     read
-        Reads a layer, given a prefix and a spec as in `load`.
+        Reads a layer or a model, given a prefix, a spec, and new names as in `load`.
     """
 
     format: str
     version: int | None
     layers: Mapping[str, Layer]
-    read: Callable[[str | None, RecurrentSpec | None], Snapshot]
+    read: Callable[[str | None, Spec | None, Rename | None], Snapshot]
 
 
 @dataclass(frozen=True)
@@ -107,8 +116,8 @@ def contents_of_state_dict(format: str, arrays: Mapping[str, StoredArray]) -> Co
     """Describe a file of arrays by name that another program wrote."""
     shapes = {name: array.shape for name, array in arrays.items()}
 
-    def read(prefix: str | None, spec: RecurrentSpec | None) -> Snapshot:
-        return _read_layer(arrays, *state_dicts.choose_layer(shapes, prefix=prefix, spec=spec))
+    def read(prefix: str | None, spec: Spec | None, rename: Rename | None) -> Snapshot:
+        return read_state_dict(arrays, prefix, spec, rename)
 
     layers: dict[str, Layer] = {}
     for prefix, spec in state_dicts.find_layers(shapes).items():
@@ -119,28 +128,71 @@ def contents_of_state_dict(format: str, arrays: Mapping[str, StoredArray]) -> Co
     return Contents(format, None, layers, read)
 
 
-def contents_of_snapshot(format: str, spec: RecurrentSpec, arrays: Mapping[str, StoredArray]) -> Contents:
+def read_state_dict(
+    arrays: Mapping[str, StoredArray], prefix: str | None, spec: Spec | None, rename: Rename | None
+) -> Snapshot:
+    """Read a recurrent layer, or the model of the given spec, from arrays by name; see `unirnn.snapshot`."""
+    shapes = {name: array.shape for name, array in arrays.items()}
+    if spec is None or isinstance(spec, RecurrentSpec):
+        prefix, spec = state_dicts.choose_layer(shapes, prefix=prefix, spec=spec)
+        return _read_layer(arrays, prefix, spec)
+    floating = [name for name, array in arrays.items() if array.dtype in DTYPES]
+    sources = state_dicts.choose_weights(spec, shapes, floating, prefix=prefix, rename=rename)
+    for source in sources.values():
+        check_dtype(source, arrays[source].dtype)
+    for name, other in (spec.tied() if isinstance(spec, ModelSpec) else {}).items():
+        own = sources.pop(name, sources[other])
+        if own != sources[other]:
+            one, another = (arrays[source].read() for source in (own, sources[other]))
+            if not np.array_equal(one, another, equal_nan=True):
+                raise ArgumentError(f"weights: {own!r} and {sources[other]!r} differ, but the spec ties them")
+    expected = spec.weight_shapes()
+    return Snapshot(spec, {name: arrays[sources[name]].read().reshape(expected[name]) for name in expected})
+
+
+def contents_of_snapshot(format: str, spec: Spec, arrays: Mapping[str, StoredArray]) -> Contents:
     """Describe a file whose metadata says that its arrays are the weights of a spec."""
     # A spec may claim any number of layers. Compare it with the number of arrays before listing the names of weights.
-    if spec.num_layers * spec.num_directions > len(arrays):
-        raise FileError(f"unirnn: given {spec!r}, but the file has {len(arrays)} arrays")
+    recurrent = [leaf for leaf in spec.leaves().values() if isinstance(leaf, RecurrentSpec)]
+    if sum(leaf.num_layers * leaf.num_directions for leaf in recurrent) > len(arrays):
+        raise FileError(f"unirnn: given {_short(spec)}, but the file has {len(arrays)} arrays")
     try:
         check_weights(spec, {name: array.shape for name, array in arrays.items()})
         layer = _describe(arrays, "", spec)
     except UnirnnError as error:
-        raise FileError(f"unirnn: given {spec!r}, which doesn't fit the arrays: {error}") from error
+        raise FileError(f"unirnn: given {_short(spec)}, which doesn't fit the arrays: {error}") from error
 
-    def read(prefix: str | None, given: RecurrentSpec | None) -> Snapshot:
-        if prefix:
-            raise ArgumentError(f"prefix: given {prefix!r}, but the file is a snapshot, of one layer without a prefix")
-        if given is not None and not given.fits(spec):
-            raise SpecError(f"spec: given {given!r}, but the file says {spec!r}")
-        return _read_layer(arrays, "", given or spec)
+    def read(prefix: str | None, given: Spec | None, rename: Rename | None) -> Snapshot:
+        if rename is not None:  # the file of one model, opened as another
+            return read_state_dict(arrays, prefix, given, rename)
+        inner = _inner(spec, prefix or "")
+        if given is not None and not given.fits(inner):
+            raise SpecError(f"spec: given {given!r}, but the file says {inner!r}")
+        return _read_layer(arrays, f"{prefix.removesuffix('.')}." if prefix else "", given or inner)
 
     return Contents(format, FORMAT, {"": layer}, read)
 
 
-def _describe(arrays: Mapping[str, StoredArray], prefix: str, spec: RecurrentSpec) -> Layer:
+def _inner(spec: Spec, prefix: str) -> Spec:
+    """The layer of a model whose weights' names begin so; an ArgumentError if there is none."""
+    found = spec
+    for name in filter(None, prefix.removesuffix(".").split(".")):
+        inner = dict(found.children).get(name) if isinstance(found, ModelSpec) else None
+        if inner is None:
+            known = [f"{name}." for name in spec.leaves() if name]
+            layers = f"of the layers {format_names(map(repr, known))}" if known else "of one layer without a prefix"
+            raise ArgumentError(f"prefix: given {prefix!r}, but the file is a snapshot, {layers}")
+        found = inner
+    return found
+
+
+def _short(spec: Spec) -> str:
+    """A spec for a message; a hostile one may be long."""
+    text = repr(spec)
+    return text if len(text) <= 1_000 else text[:1_000] + "..."
+
+
+def _describe(arrays: Mapping[str, StoredArray], prefix: str, spec: Spec) -> Layer:
     """Describe the layer whose arrays have a prefix; a DTypeError if one of them is not of floats."""
     weights = {name: arrays[prefix + name] for name in spec.weight_shapes()}
     for name, array in weights.items():
@@ -148,6 +200,6 @@ def _describe(arrays: Mapping[str, StoredArray], prefix: str, spec: RecurrentSpe
     return Layer(spec, {name: (array.shape, array.dtype) for name, array in weights.items()})
 
 
-def _read_layer(arrays: Mapping[str, StoredArray], prefix: str, spec: RecurrentSpec) -> Snapshot:
+def _read_layer(arrays: Mapping[str, StoredArray], prefix: str, spec: Spec) -> Snapshot:
     layer = _describe(arrays, prefix, spec)
     return Snapshot(spec, {name: arrays[prefix + name].read() for name in layer.weights})

@@ -1,5 +1,9 @@
-"""Reading ``.npz`` without NumPy's own reader, which trusts the headers in it; see `unirnn.files`."""
+"""Writing ``.npz``, and reading it without NumPy's own reader, which trusts the headers in it; see `unirnn.files`.
 
+A snapshot's file has one member more than weights, ``unirnn``, with the metadata as ASCII bytes.
+"""
+
+import io
 import math
 import os
 import re
@@ -11,9 +15,11 @@ import numpy as np
 from unirnn.contract.weights import Array
 from unirnn.devices import DTYPES
 from unirnn.errors import FileError
-from unirnn.files._contents import Contents, StoredArray, contents_of_state_dict
+from unirnn.files._contents import Contents, StoredArray, contents_of_snapshot, contents_of_state_dict
+from unirnn.files._header import spec_from_metadata, spec_to_metadata
+from unirnn.snapshots.snapshot import Snapshot
 
-__all__ = ["read"]
+__all__ = ["encode", "read"]
 
 # A header as NumPy writes it. NumPy's own reader evaluates it as Python literals, and allocates what it claims.
 _NPY = re.compile(
@@ -22,6 +28,7 @@ _NPY = re.compile(
     re.DOTALL,
 )
 _LONGEST_NPY_HEADER = 1 << 16
+_METADATA = "unirnn"
 
 _MAX_RATIO = 100  # trained weights hardly compress at all; zeros compress a thousandfold
 _HARMLESS = 1 << 26  # bytes; arrays that are smaller in all may compress as well as they like
@@ -49,7 +56,20 @@ def read(path: str) -> Contents:
     claimed = sum(np.dtype(a.dtype).itemsize * math.prod(a.shape) for a in arrays.values() if a.dtype in DTYPES)
     if claimed > max(_HARMLESS, _MAX_RATIO * size):
         raise FileError(f"its arrays claim {claimed} bytes, more than {_MAX_RATIO} times the file's {size}")
-    return contents_of_state_dict("npz", arrays)
+    metadata = arrays.get(_METADATA)
+    if metadata is None or not metadata.dtype.startswith("bytes"):  # or another program has an array of that name
+        return contents_of_state_dict("npz", arrays)
+    spec = spec_from_metadata({_METADATA: metadata.read().tobytes().decode("ascii", "replace")})
+    assert spec is not None
+    return contents_of_snapshot("npz", spec, {name: array for name, array in arrays.items() if name != _METADATA})
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """The bytes of a snapshot's file."""
+    arrays = {name: np.asarray(array, array.dtype.newbyteorder("<")) for name, array in snapshot.weights.items()}
+    file = io.BytesIO()
+    np.savez(file, **arrays, **{name: np.bytes_(text) for name, text in spec_to_metadata(snapshot.spec).items()})
+    return file.getvalue()
 
 
 def _npy(path: str, name: str, info: zipfile.ZipInfo, member: IO[bytes]) -> StoredArray:
@@ -64,6 +84,9 @@ def _npy(path: str, name: str, info: zipfile.ZipInfo, member: IO[bytes]) -> Stor
     simple = re.fullmatch(rb"'([<>=|]?[a-z]\d{0,4})'", match["descr"])
     descr = simple[1].decode() if simple else ""
     dtype = np.dtype(descr) if re.fullmatch(r"[<>=]?f[248]", descr) else None
+    text = re.fullmatch(rb"'\|(S\d{1,6})'", match["descr"])
+    if name == _METADATA and not shape and text is not None:
+        dtype = np.dtype(text[1].decode())
     if dtype is None:  # not of floats, perhaps of pickled objects: it is never read
         return StoredArray(match["descr"].decode("latin-1")[:40], shape, lambda: np.empty(0))
     start = 8 + width + length

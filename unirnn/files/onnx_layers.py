@@ -41,7 +41,7 @@ from .onnx_graph import Flow, GraphBuilder, Lengths
 
 __all__ = ["LayersBuilder"]
 
-_OPERATORS: dict[str, tuple[str, dict[str, float]]] = {
+_OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "relu": ("Relu", {}),
     "tanh": ("Tanh", {}),
     "sigmoid": ("Sigmoid", {}),
@@ -253,11 +253,17 @@ class LayersBuilder(GraphBuilder):
         return self._from_float32(self.add_node("Div", [total, count], f"{prefix}mean"))
 
     def _add_max(self, prefix: str, flow: Flow) -> str:
-        x = flow.x
+        x, float32 = flow.x, self.onnx.TensorProto.FLOAT
         if flow.lengths is not None:
             least = self.add_constant("minus_infinity", -np.inf, self.dtype)
             x = self.add_node("Where", [flow.lengths.is_valid, x, least], f"{prefix}input_valid")
-        return self.add_node("ReduceMax", [x], f"{prefix}max", axes=[0], keepdims=0)
+        largest = self.add_node("ReduceMax", [x], f"{prefix}max", axes=[0], keepdims=0)
+        # ONNX does not say what the maximum of NaN is. ONNX Runtime may leave it out.
+        is_nan = self.add_node("Cast", [self.add_node("IsNaN", [x], f"{prefix}is_nan")], f"{prefix}nan", to=float32)
+        has_nan = self.add_node("ReduceMax", [is_nan], f"{prefix}max_nan", axes=[0], keepdims=0)
+        has_nan = self.add_node("Cast", [has_nan], f"{prefix}has_nan", to=self.onnx.TensorProto.BOOL)
+        nan = self.add_constant("not_a_number", np.nan, self.dtype)
+        return self.add_node("Where", [has_nan, nan, largest], f"{prefix}max_or_nan")
 
     def _add_last(self, prefix: str, flow: Flow) -> str:
         y = f"{prefix}last"

@@ -1,4 +1,4 @@
-"""Reading ``.onnx``: the recurrent layers that a model holds, whoever wrote it.
+"""Reading ``.onnx``: the recurrent layers that a model holds, whoever wrote it, and whole models that unirnn wrote.
 
 Nothing is executed: nodes and constants are only inspected. Whatever is not understood is an error that names the
 node. The size that a tensor claims is checked against its bytes before an array is made.
@@ -14,7 +14,7 @@ import numpy as np
 
 from unirnn.contract.weights import Array
 from unirnn.devices import DTYPES
-from unirnn.errors import ArgumentError, FileError, SpecError
+from unirnn.errors import ArgumentError, FileError, SpecError, UnirnnError
 from unirnn.files._contents import Contents, Layer
 from unirnn.files._header import FORMAT, reject_duplicates, spec_from_metadata
 from unirnn.files.onnx_writer import import_onnx
@@ -22,7 +22,7 @@ from unirnn.snapshots import layouts
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.snapshots.stacking import stack
 from unirnn.snapshots.state_dicts import choose_name
-from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
+from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Spec
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -53,7 +53,7 @@ def read(path: str) -> Contents:
         else:
             layers[name] = Layer(layer, {})
     version = FORMAT if "" in found else None
-    return Contents("onnx", version, layers, lambda prefix, spec: choose_layer(found, prefix, spec))
+    return Contents("onnx", version, layers, lambda prefix, spec, rename: choose_layer(found, prefix, spec))
 
 
 def parse(data: bytes) -> "ModelProto":
@@ -79,7 +79,7 @@ def parse(data: bytes) -> "ModelProto":
     return model
 
 
-def read_model(model: "ModelProto", prefix: str | None = None, spec: RecurrentSpec | None = None) -> Snapshot:
+def read_model(model: "ModelProto", prefix: str | None = None, spec: Spec | None = None) -> Snapshot:
     """Read a recurrent layer of a model. If `emit` made the model, this is the snapshot that it was made from.
 
     Parameters
@@ -111,7 +111,7 @@ def read_model(model: "ModelProto", prefix: str | None = None, spec: RecurrentSp
     return choose_layer(find_layers(model), prefix, spec)
 
 
-def choose_layer(found: Mapping[str, Snapshot | SpecError], prefix: str | None, spec: RecurrentSpec | None) -> Snapshot:
+def choose_layer(found: Mapping[str, Snapshot | SpecError], prefix: str | None, spec: Spec | None) -> Snapshot:
     """Choose one of the layers that `find_layers` found; see `read_model`, which raises the same errors."""
     if not found:
         raise ArgumentError(
@@ -133,7 +133,7 @@ def find_layers(model: "ModelProto") -> dict[str, Snapshot | SpecError]:
 
     Nodes that feed each other, and nothing else, are one snapshot of several layers if one spec describes them. A node
     without a name, or with a name that another node has, goes by the name of its first output, or by its number. If
-    `emit` made the model, its one layer has an empty name.
+    `emit` made the model, there is one snapshot, of all of it, and its name is empty.
 
     Raises
     ------
@@ -144,8 +144,16 @@ def find_layers(model: "ModelProto") -> dict[str, Snapshot | SpecError]:
     """
     if not isinstance(model, import_onnx().ModelProto):
         raise ArgumentError(f"onnx: given {type(model).__name__}, expected an onnx.ModelProto, the whole model")
-    found = _Graph(model.graph).stacks()
+    graph = _Graph(model.graph)
     spec = spec_from_metadata(reject_duplicates([(entry.key, entry.value) for entry in model.metadata_props]))
+    if spec is not None and not isinstance(spec, RecurrentSpec):
+        try:
+            return {"": graph.model(spec)}
+        except FileError:
+            raise
+        except UnirnnError as error:
+            raise FileError(f"onnx: an altered file: {error}") from error
+    found = graph.stacks()
     if spec is None or len(found) > 1:  # several: ours was merged into another model, and only the nodes are right
         return found
     for layer in found.values():
@@ -202,6 +210,47 @@ class _Graph:
             parts = [part.found for part in chain if isinstance(part.found, Snapshot)]
             found[node.name] = stack(parts) if len(parts) > 1 else node.found
         return found
+
+    def model(self, spec: Spec) -> Snapshot:
+        """Read a model that unirnn wrote: its recurrent layers from their nodes, all other weights by their names."""
+        nodes = {node.name: node.found for node in self.recurrent()}
+        weights: dict[str, Array] = {}
+        for layer, leaf in spec.leaves().items():
+            prefix = f"{layer}." if layer else ""
+            if isinstance(leaf, RecurrentSpec):
+                own = self.recurrent_layer(prefix, leaf, nodes)
+            else:
+                own = {name: self.weight(prefix + name, shape) for name, shape in leaf.weight_shapes().items()}
+            weights |= {prefix + name: array for name, array in own.items()}
+        return Snapshot(spec, weights)
+
+    def recurrent_layer(
+        self, prefix: str, spec: RecurrentSpec, nodes: Mapping[str, Snapshot | SpecError]
+    ) -> Mapping[str, Array]:
+        """The weights of a recurrent layer of a model that unirnn wrote."""
+        parts = []
+        for number in range(spec.num_layers):  # a hostile spec may claim any number of them
+            name = f"{prefix}{spec.kind}_l{number}"
+            found = nodes.get(name)
+            if not isinstance(found, Snapshot):
+                reason = found or f"it has no node {name!r}"
+                raise FileError(f"onnx: an altered file: its metadata says {spec!r}, but {reason}")
+            parts.append(found)
+        taken = stack(parts)
+        if not spec.fits(taken.spec):
+            raise FileError(f"onnx: an altered file: its metadata says {spec!r}, its nodes are {taken.spec!r}")
+        return taken.weights
+
+    def weight(self, name: str, shape: tuple[int, ...]) -> Array:
+        """A weight of a model that unirnn wrote."""
+        if name not in self.initializers:
+            raise FileError(f"onnx: an altered file: it has no initializer {name!r}")
+        array = _array(self.initializers[name], self.onnx)
+        if array.shape != shape or array.dtype.name not in DTYPES:
+            raise FileError(
+                f"onnx: an altered file: {name}: given {array.dtype} of shape {array.shape}, expected floats of {shape}"
+            )
+        return array
 
     def recurrent(self) -> Iterator[_Node]:
         """The recurrent nodes in order, each under a name of its own."""

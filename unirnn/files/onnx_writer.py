@@ -37,7 +37,10 @@ from unirnn.specs import RecurrentSpec, Spec
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["emit", "encode", "import_onnx", "oversize_reason"]
+__all__ = ["SUPPORT", "emit", "encode", "import_onnx", "oversize_reason"]
+
+SUPPORT = replace(layouts.SUPPORT["onnx"], kinds=tuple(kind for kind in ALL_KINDS if kind != "Model"))
+"""What a graph can be made of: layers and models, but not a model that is code, which would have to be traced."""
 
 _OPSET = 17  # of 2022: ONNX Runtime 1.12 and later read it
 _IR_VERSION = 8
@@ -113,8 +116,7 @@ def emit(spec: Spec, weights: Mapping[str, Array], *, lengths: bool = True, dtyp
     """
     onnx = import_onnx()
     spec.check_complete()
-    support = replace(layouts.SUPPORT["onnx"], kinds=ALL_KINDS)
-    reason = support.unsupported_reason(spec) or oversize_reason(sum(array.nbytes for array in weights.values()))
+    reason = SUPPORT.unsupported_reason(spec) or oversize_reason(sum(array.nbytes for array in weights.values()))
     if reason is not None:
         raise LimitError(reason)
     graph = LayersBuilder(onnx, np.result_type(*weights.values()) if weights else np.dtype(dtype))

@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from importlib import import_module
 
 from unirnn import registry
-from unirnn.errors import FileError, UnirnnError
+from unirnn.errors import ArgumentError, FileError, UnirnnError
 from unirnn.files._contents import Contents, StoredArray, contents_of_state_dict
 from unirnn.files._paths import Path, known_suffix, path_string
 from unirnn.snapshots import state_dicts
 from unirnn.snapshots.snapshot import Snapshot
-from unirnn.specs import RecurrentSpec
+from unirnn.snapshots.state_dicts import Rename
+from unirnn.specs import Spec
 
 __all__ = ["READ", "contents", "load"]
 
@@ -21,8 +22,8 @@ _READERS = {".safetensors": "safetensors", ".onnx": "onnx_reader", ".npz": "npz"
 """The module with the function ``read``, by suffix; imported when it is needed."""
 
 
-def load(path: Path, *, prefix: str | None = None, spec: RecurrentSpec | None = None) -> Snapshot:
-    """Read a snapshot, or a recurrent layer in a file of another program; nothing in the file is executed.
+def load(path: Path, *, prefix: str | None = None, spec: Spec | None = None, rename: Rename | None = None) -> Snapshot:
+    """Read a snapshot, or a layer or a model in a file of another program; nothing in the file is executed.
 
     Parameters
     ----------
@@ -32,9 +33,12 @@ def load(path: Path, *, prefix: str | None = None, spec: RecurrentSpec | None = 
         bfloat16 becomes float32.
     prefix
         If the file has several layers, the beginning of the layer's names; in ``.onnx``, the name of its first node.
+        With a model as ``spec``, the beginning of all of its names. Of a snapshot of a model, the layer to read.
     spec
-        What the layer is, if the file does not say it all: a state dict has neither ``batch_first`` nor a
-        ``nonlinearity``.
+        What the layer or the model is, if the file does not say it all: a state dict has neither ``batch_first`` nor a
+        ``nonlinearity``, and nothing about a model but the names and shapes of its weights.
+    rename
+        With a model as ``spec``: new beginnings of names by the old ones; see `unirnn.snapshot`.
 
     Raises
     ------
@@ -43,7 +47,8 @@ def load(path: Path, *, prefix: str | None = None, spec: RecurrentSpec | None = 
     ArgumentError, ShapeError, DTypeError, SpecError
         As `unirnn.snapshot` raises them over a state dict or an ONNX model. There may be no recurrent layer, or several
         and no prefix, or none under the prefix. No spec may describe the layer, or it is not the given spec's. Or names
-        and shapes do not tell whether an RNN is tanh or relu: then give ``spec``.
+        and shapes do not tell whether an RNN is tanh or relu: then give ``spec``. Weights of a model may be missing, or
+        arrays be left over; the message lists both.
     MissingBackendError
         If the package that reads such a file is not installed.
     OSError
@@ -58,10 +63,12 @@ def load(path: Path, *, prefix: str | None = None, spec: RecurrentSpec | None = 
     <snapshot of GRUSpec(1, 1, bias=False), 6 numbers, float64>
     """
     path = path_string(path)
-    state_dicts.check_types(prefix, spec)
+    state_dicts.check_types(prefix, spec, rename)
     found = contents(path)
+    if rename is not None and found.format == "onnx":
+        raise ArgumentError("rename: given with an ONNX model, which has no names of weights; leave it out")
     with _errors_name(path):
-        return found.read(prefix, spec)
+        return found.read(prefix, spec, rename)
 
 
 def contents(path: Path) -> Contents:

@@ -9,10 +9,10 @@ from unirnn.snapshots.snapshot import Snapshot
 
 __all__ = ["WRITTEN", "save"]
 
-WRITTEN = (".safetensors", ".onnx")
+WRITTEN = (".safetensors", ".npz", ".onnx")
 """The suffixes that `save` knows."""
 
-_ENCODERS = {".safetensors": "safetensors", ".onnx": "onnx_writer"}
+_ENCODERS = {".safetensors": "safetensors", ".npz": "npz", ".onnx": "onnx_writer"}
 """The module with the function ``encode``, by suffix; imported when it is needed."""
 
 
@@ -36,7 +36,7 @@ def save(snapshot: Snapshot, path: Path) -> None:
     ArgumentError
         If the suffix is another.
     LimitError
-        If the format can't hold the layer.
+        If the format can't hold the layer or the model.
     MissingBackendError
         If the package that writes such a file is not installed.
     OSError

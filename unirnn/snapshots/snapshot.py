@@ -176,8 +176,8 @@ class Snapshot:
     def save(self, path: "str | os.PathLike[str]") -> None:
         """Save the snapshot; see `unirnn.files.save`, which raises the errors.
 
-        A ``.safetensors`` file holds the weights by name, with the spec in its metadata. An ``.onnx`` file holds a
-        graph that computes the layers. `unirnn.load` reads both back as the same snapshot.
+        A ``.safetensors`` or ``.npz`` file holds the weights by name, and the spec. An ``.onnx`` file holds a graph
+        that computes the layer or the model. `unirnn.load` reads all of them back as the same snapshot.
 
         Parameters
         ----------

@@ -10,6 +10,7 @@ from dataclasses import replace
 from unirnn.contract.weights import Weights
 from unirnn.errors import SpecError
 from unirnn.snapshots.snapshot import Snapshot
+from unirnn.specs import RecurrentSpec
 
 __all__ = ["stack", "unstack"]
 
@@ -37,6 +38,9 @@ def stack(layers: Sequence[Snapshot]) -> Snapshot:
     """
     if not layers:
         raise SpecError("layers: given none, expected at least one")
+    for position, layer in enumerate(layers):
+        if not isinstance(layer.spec, RecurrentSpec):
+            raise SpecError(f"layers[{position}]: given {layer.spec!r}, expected a recurrent layer")
     first = layers[0].spec
     width = first.num_directions * first.output_size
     weights: Weights = {}

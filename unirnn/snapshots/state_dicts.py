@@ -1,27 +1,38 @@
-"""State dicts: finding recurrent layers among the names and shapes of arrays, and their specs.
+"""State dicts: finding recurrent layers, or the weights of a given model, among the names and shapes of arrays.
 
-A layer is a set of names that share a prefix and end as torch's and MindSpore's do: ``encoder.lstm.weight_ih_l0``. The
-names and shapes determine the sizes, the layers, the directions and the biases, and the number of gates determines the
-cell. They do not determine whether an RNN is tanh or relu. Nor do they determine ``batch_first`` and ``dropout``, which
-are taken to be False and 0. A GRU under these names is the one of torch and MindSpore, with ``reset_after=True``.
+A recurrent layer is a set of names that share a prefix and end as torch's and MindSpore's do:
+``encoder.lstm.weight_ih_l0``. The names and shapes determine the sizes, the layers, the directions and the biases, and
+the number of gates determines the cell. They do not determine whether an RNN is tanh or relu. Nor do they determine
+``batch_first`` and ``dropout``, which are taken to be False and 0. A GRU under these names is the one of torch and
+MindSpore, with ``reset_after=True``.
+
+Of a model, names and shapes determine too little, so its spec is given. Its weights are looked up by their names, and
+by those that MindSpore gives them.
 """
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from unirnn.contract.weights import check_weights, format_names
-from unirnn.errors import ArgumentError, SpecError, UnirnnError
-from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
+from unirnn.errors import ArgumentError, ShapeError, SpecError, UnirnnError
+from unirnn.specs import GRUSpec, LSTMSpec, ModelSpec, RecurrentSpec, RNNSpec, Spec
 
-__all__ = ["check_types", "choose_layer", "choose_name", "find_layers"]
+__all__ = ["Rename", "check_types", "choose_layer", "choose_name", "choose_weights", "find_layers"]
 
 Shapes = Mapping[str, tuple[int, ...]]
+Rename = Mapping[str, str | None]
+"""New beginnings of names by the old ones; None leaves the arrays out."""
 
 # A weight; or a parameter from which torch computes a weight at each call (weight_norm, spectral_norm, pruning).
 _NAME = re.compile(
     r"(?P<prefix>.*?)(?P<nested>parametrizations\.)?(?P<name>(?:weight_(?:ih|hh|hr)|bias_(?:ih|hh))_l\d+(?:_reverse)?)"
     r"(?P<part>(?(nested)\.original\d*|(?:_g|_v|_orig)?))",
+    re.DOTALL,
+)
+_PARAMETRIZATION = re.compile(
+    r"(?P<layer>(?:.*\.)?)(?:parametrizations\.(?P<nested>)|)(?P<weight>[^.]+?)(?(nested)\.original\d*|(?:_g|_v|_orig))",
     re.DOTALL,
 )
 _PARAMETRIZED = (-1,)  # stands for the shape of such a weight
@@ -55,12 +66,21 @@ def find_layers(shapes: Shapes) -> dict[str, RecurrentSpec | UnirnnError]:
     return found
 
 
-def check_types(prefix: str | None, spec: RecurrentSpec | None) -> None:
-    """Check the types of the arguments that choose a layer; an ArgumentError if they are wrong."""
-    if not isinstance(spec, RecurrentSpec | None) or not isinstance(prefix, str | None):
+def check_types(prefix: str | None, spec: Spec | None, rename: Rename | None = None) -> None:
+    """Check the types of the arguments that choose a layer or a model; an ArgumentError if they are wrong."""
+    if not isinstance(spec, Spec | None) or not isinstance(prefix, str | None):
         raise ArgumentError(
             f"spec, prefix: given {spec!r}, {prefix!r}, expected a spec such as GRUSpec(3, 4), and a str"
         )
+    if rename is None:
+        return
+    if not isinstance(rename, Mapping) or not all(
+        isinstance(old, str) and isinstance(new, str | None) for old, new in rename.items()
+    ):
+        raise ArgumentError(f"rename: given {rename!r}, expected new beginnings of names by the old ones")
+    if spec is None or isinstance(spec, RecurrentSpec):
+        given = "without a spec" if spec is None else f"with {spec!r}"
+        raise ArgumentError(f"rename: given {given}, expected a model as spec; a recurrent layer is chosen by prefix")
 
 
 def choose_layer(
@@ -114,6 +134,172 @@ def choose_layer(
     return prefix, _layer_spec(found[prefix], spec)
 
 
+def choose_weights(
+    spec: Spec, shapes: Shapes, floating: Iterable[str], *, prefix: str | None = None, rename: Rename | None = None
+) -> dict[str, str]:
+    """Find the weights of a model, or of one layer, among the names of arrays.
+
+    Parameters
+    ----------
+    spec
+        The spec of the model.
+    shapes
+        The shape of every array by its name.
+    floating
+        The names of the arrays of floats. Others, such as torch's ``num_batches_tracked``, may be left over.
+    prefix
+        The beginning of the names of the model's arrays, with or without the dot at its end. Other arrays do not count.
+    rename
+        New beginnings of names by the old ones, of which the longest counts; None leaves the arrays out.
+
+    Returns
+    -------
+    dict
+        For each name of `Spec.weight_shapes`, the name of the array that holds it. If the weight of a tied layer is
+        there too, also that by its name.
+
+    Raises
+    ------
+    ArgumentError
+        If weights are missing or arrays are left over, or two arrays get the same name.
+    ShapeError
+        If an array has another shape than the weight.
+    SpecError
+        If a weight is there only by its parametrization.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> shapes = {"fc.weight": (2, 3), "fc.bias": (2,)}
+    >>> model = unirnn.Sequential(head=unirnn.LinearSpec(3, 2))
+    >>> choose_weights(model, shapes, shapes, rename={"fc.": "head."})
+    {'head.weight': 'fc.weight', 'head.bias': 'fc.bias'}
+    """
+    spec.check_complete()
+    sources = _renamed(shapes, prefix, rename)
+    expected = spec.weight_shapes()
+    tied = spec.tied() if isinstance(spec, ModelSpec) else {}
+    names = _spellings(spec)
+    found = {}
+    for name in (*expected, *tied):
+        known = next((spelling for spelling in (name, names.get(name)) if spelling in sources), None)
+        if known is not None:
+            found[name] = sources.pop(known)
+    for name, other in tied.items():  # a file that stores shared arrays once may have either of the names
+        if name in found:
+            found.setdefault(other, found[name])
+    missing = [name for name in expected if name not in found]
+    floats = {*floating}
+    left_over = {
+        name: tuple(shapes[source])
+        for name, source in sources.items()
+        if source in floats and not name.endswith("num_batches_tracked")
+    }
+    if missing or left_over:
+        _check_parametrized(missing, left_over)
+        raise ArgumentError(_mismatch(spec, missing, left_over))
+    for name, source in found.items():
+        given, shape = tuple(shapes[source]), expected[tied.get(name, name)]
+        # MindSpore's convolutions over time have an axis of size 1 before the last.
+        if given != shape and (len(shape) != 3 or given != (*shape[:2], 1, shape[2])):
+            raise ShapeError(f"weights[{source!r}]: given shape {given}, expected {shape}")
+    return found
+
+
+_MINDSPORE = {
+    "BatchNorm": {
+        "weight": "gamma",
+        "bias": "beta",
+        "running_mean": "moving_mean",
+        "running_var": "moving_variance",
+    },
+    "Embedding": {"weight": "embedding_table"},
+    "LayerNorm": {"weight": "gamma", "bias": "beta"},
+}
+"""What MindSpore calls the weights of layers, where it does not call them as torch does."""
+
+
+def _spellings(spec: Spec) -> dict[str, str]:
+    """MindSpore's names of a model's weights, where they differ."""
+    return {
+        f"{layer}.{weight}" if layer else weight: f"{layer}.{spelling}" if layer else spelling
+        for layer, leaf in spec.leaves().items()
+        for weight, spelling in _MINDSPORE.get(leaf.kind, {}).items()
+    }
+
+
+def _renamed(names: Iterable[str], prefix: str | None, rename: Rename | None) -> dict[str, str]:
+    """The names of arrays by their new names."""
+    begin = prefix or ""
+    if begin and not any(name.startswith(begin) and name != begin for name in names):
+        raise ArgumentError(
+            f"prefix: given {prefix!r}, expected the beginning of a name; given {format_names(map(repr, names))}"
+        )
+    if begin and not begin.endswith(".") and any(name.startswith(f"{begin}.") for name in names):
+        begin += "."
+    longest = sorted(rename or (), key=len, reverse=True)
+    found: dict[str, str] = {}
+    for source in names:
+        if not source.startswith(begin):
+            continue
+        name: str | None = source[len(begin) :]
+        old = next((old for old in longest if name is not None and name.startswith(old)), None)
+        if rename is not None and old is not None and name is not None:
+            new = rename[old]
+            name = None if new is None else new + name[len(old) :]
+        if name is None:
+            continue
+        if name in found:
+            raise ArgumentError(f"rename: {found[name]!r} and {source!r} are both {name!r} then, expected one of them")
+        found[name] = source
+    return found
+
+
+def _check_parametrized(missing: list[str], left_over: Iterable[str]) -> None:
+    """Refuse arrays from which torch computes the weights that are missing."""
+    parts = {}
+    for name in left_over:
+        match = _PARAMETRIZATION.fullmatch(name)
+        if match is not None and match["layer"] + match["weight"] in missing:
+            parts[match["layer"] + match["weight"]] = name
+    if parts:
+        raise SpecError(_parametrization(parts))
+
+
+def _mismatch(spec: Spec, missing: list[str], left_over: Shapes) -> str:
+    """What is missing and what is left over, and how it might be renamed."""
+    wrong = [
+        f"{what} {format_names(names)}" for what, names in (("missing", missing), ("left over", left_over)) if names
+    ]
+    hints: dict[str, str | None] = {}
+    expected, free = spec.weight_shapes(), dict(left_over)
+    for name in missing:
+        layer, end = _split(name)
+        fitting = [found for found in free if free[found] == expected[name]]
+        # In the layer that is taken for this one already; else in a layer with such a weight; else the closest name.
+        alike = [found for found in fitting if _split(found)[1] == end and bool(_split(found)[0]) == bool(layer)]
+        close = [found for found in alike if hints.get(_split(found)[0]) == layer]
+        close = (
+            close or difflib.get_close_matches(name, alike, 1, cutoff=0) or difflib.get_close_matches(name, fitting, 1)
+        )
+        if close:
+            del free[close[0]]
+            hints |= {_split(close[0])[0]: layer} if close[0] in alike and layer else {close[0]: name}
+    if not missing:
+        hints = dict.fromkeys(left_over)
+    shown = ", ".join(f"{old!r}: {new!r}" for old, new in list(hints.items())[:8])
+    advice = ""
+    if hints:
+        advice = f"; perhaps rename={{{shown}}}" if missing else f"; rename={{{shown}}} leaves them out"
+    return f"weights: {'; '.join(wrong)}{advice}; the spec has {format_names(expected) or 'no weights'}"
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The layer of a weight, with its dot, and the rest of the name."""
+    layer, dot, end = name.rpartition(".")
+    return layer + dot, end
+
+
 def choose_name(names: Iterable[str], prefix: str | None) -> str:
     """The requested name, or the only one if none is requested; an ArgumentError that lists the names otherwise."""
     known = list(names)
@@ -143,10 +329,7 @@ def _layer_spec(shapes: Shapes, spec: RecurrentSpec | None = None) -> RecurrentS
     """The spec of one layer, inferred from its names and shapes if it is not given."""
     parametrized = [name for name, shape in shapes.items() if shape == _PARAMETRIZED]
     if parametrized:
-        raise SpecError(
-            f"weights: given a parametrization of {format_names(parametrized)}, expected the weight itself; remove it "
-            "first by torch.nn.utils.parametrize.remove_parametrizations, or by torch.nn.utils.remove_weight_norm"
-        )
+        raise SpecError(_parametrization(parametrized))
     found = spec or _infer(shapes)
     check_weights(found, shapes)
     if spec is None and isinstance(found, RNNSpec):
@@ -155,6 +338,13 @@ def _layer_spec(shapes: Shapes, spec: RecurrentSpec | None = None) -> RecurrentS
             f"shapes; give as spec {found!r} or {replace(found, nonlinearity='relu')!r}"
         )
     return found
+
+
+def _parametrization(names: Iterable[str]) -> str:
+    return (
+        f"weights: given a parametrization of {format_names(names)}, expected the weight itself; remove it first by "
+        "torch.nn.utils.parametrize.remove_parametrizations, or by torch.nn.utils.remove_weight_norm"
+    )
 
 
 def _infer(shapes: Shapes) -> RecurrentSpec:

@@ -9,12 +9,15 @@ import math
 import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unirnn.errors import ArgumentError, SpecError
+
+if TYPE_CHECKING:
+    from .summary import Summary
 
 __all__ = ["LEFT_OUT", "LengthRule", "Random", "Spec", "Traits", "shown", "uniform"]
 
@@ -334,6 +337,52 @@ class Spec:
         ({}, {'reset_after': False})
         """
         return {}
+
+    def summary(self, batch_size: int | None = None, steps: int | None = None) -> "Summary":
+        """A table of the layers: their outputs, their parameters, and what they cost.
+
+        Counted are the multiply-adds of matrix products, for one sequence and one time step of the input: each number
+        of a matrix once. A layer after a convolution with a stride of 2 is computed for every other step, and costs
+        half. A layer after a pooling is computed once for each sequence; the table says so, and the total has these
+        apart. Not counted are embeddings, biases, activations, normalisations and poolings, which cost little.
+
+        Parameters
+        ----------
+        batch_size, steps
+            B and T of the input, for shapes of numbers; None leaves the symbols.
+
+        Returns
+        -------
+        Summary
+            `str` makes a text of it, and a notebook shows a table; ``rows`` has the layers.
+
+        Raises
+        ------
+        SpecError
+            If an input size is not known.
+        ArgumentError, ShapeError
+            If B or T is no positive integer, or there are too few steps.
+
+        Examples
+        --------
+        >>> import unirnn
+        >>> model = unirnn.Sequential(
+        ...     encoder=unirnn.GRUSpec(3, 4, batch_first=True),
+        ...     pool=unirnn.PoolSpec("mean"),
+        ...     head=unirnn.LinearSpec(4, 2),
+        ... )
+        >>> print(model.summary())
+        name     layer                            output     parameters      multiply-adds
+        ----------------------------------------------------------------------------------
+        encoder  GRUSpec(3, 4, batch_first=True)  (B, T, 4)         108                 84
+        pool     PoolSpec('mean')                 (B, 4)              0                  0
+        head     LinearSpec(4, 2)                 (B, 2)             10             8 once
+        ----------------------------------------------------------------------------------
+        total                                                       118  84 a step, 8 once
+        """
+        from .summary import summarize
+
+        return summarize(self, batch_size, steps)
 
     # ---- to plain values and back ----------------------------------------------------------------
 

@@ -104,6 +104,10 @@ class ModelSpec(Spec):
         parts = (repr(layer) if name.isdigit() else f"{name}={layer!r}" for name, layer in self.children)
         return f"{type(self).__name__}({', '.join(parts)})"
 
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows: the summary, or the `repr` as long as a size is not known."""
+        return None if self.missing_size() else self.summary()._repr_html_()
+
     # ---- what flows through ----------------------------------------------------------------------
 
     @property
