@@ -43,6 +43,8 @@ BENCHMARKS = {
     "threads1": f"--threads=1 {FRAMEWORKS} {SIZES} {LENGTHS} --seconds=0.5",
     "threads1-steps": f"--threads=1 {FRAMEWORKS} --backend=mindspore --mode=eager --cell=gru --cell=lstm --size=step "
     "--size=step64 --size=policy --lengths=dense --lengths=resets --seconds=1",
+    "threads1-models": f"--threads=1 {FRAMEWORKS} --backend=mindspore --mode=eager --cell=gru --cell=lstm --size=model "
+    "--lengths=dense --lengths=uniform --seconds=1",
     "threads1-stacks": f"--threads=1 {FRAMEWORKS} --size=S --size=M --layers=1 --layers=2 --bidirectional "
     "--seconds=0.25",
     "threads1-mindspore": f"--threads=1 {BLOCKING} {SIZES} {LENGTHS} --seconds=0.25",

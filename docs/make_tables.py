@@ -241,6 +241,7 @@ def _times(report: dict[str, Any]) -> str:
     """Ours beside PyTorch's dense layer, the share of the peak, and ours beside ONNX Runtime, as Markdown."""
     rows = report["rows"]
     dense = [row for row in rows if row["lengths"] == "dense"]
+    models = [row for row in rows if row["size"] == "model" and row["lengths"] != "dense"]
     steps = [row for row in dense if row["size"].startswith("step")]
     resets = [row for row in rows if row["lengths"] == "resets"]
     compared = [row for row in dense if not row["backward"] and row["backend"] != "onnxruntime"]
@@ -249,6 +250,7 @@ def _times(report: dict[str, Any]) -> str:
         ("The share of the processor's peak", dense, lambda row: row.get("peak"), ".0%"),
         ("Ours and ONNX Runtime's session", compared, lambda row: row["ratios"].get("onnxruntime"), ".2f"),
         ("Ours and the framework's own cell", steps, lambda row: row["ratios"].get("usual"), ".2f"),
+        ("Ours and a model written with the framework's layers", models, lambda row: row["ratios"].get("usual"), ".2f"),
         ("Ours and a loop over single steps", resets, lambda row: row["ratios"].get("usual"), ".2f"),
         ("Ours with resets and without", resets, lambda row: row["ratios"].get("dense"), ".2f"),
     ):

@@ -15,7 +15,7 @@ hypothesis.settings.load_profile("unirnn")
 
 NEEDED = {
     **{name: name for name in ("torch", "mindspore", "onnxruntime", "keras", "flax")},
-    "models": "g2p_en",
+    "models": "silero_vad",
     "roundtrip": "keras",
 }
 """What the tests in each folder import."""

@@ -9,6 +9,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,20 @@ from subjects import close
 from unirnn_bench import baselines, plotting, processes, timing
 from unirnn_bench.baselines._floor import floor
 from unirnn_bench.jobs import Grid, Job, plan
-from unirnn_bench.work import LENGTHS, SIZES, STEPS, Layer, Work
+from unirnn_bench.work import LENGTHS, MODELS, SIZES, STEPS, Layer, Work
 from unirnn_numpy import NumpyBackend
 
-from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, registry
+from unirnn import (
+    EmbeddingSpec,
+    GRUSpec,
+    LinearSpec,
+    LSTMSpec,
+    PoolSpec,
+    RecurrentSpec,
+    RNNSpec,
+    Sequential,
+    registry,
+)
 from unirnn.errors import ArgumentError, BackendError, UnknownBackendError
 from unirnn.kernels import library
 
@@ -76,6 +87,24 @@ def small_work(
     )
 
 
+def small_model_work(cell: type[RecurrentSpec], seq_length: list[int] | None, *, backward: bool) -> Work:
+    spec = cell(3, 4, bidirectional=True)
+    model = Sequential(embedding=EmbeddingSpec(7, 3), encoder=spec, pool=PoolSpec("mean"), head=LinearSpec(8, 2))
+    rng = np.random.default_rng(0)
+    return replace(
+        small_work(spec, seq_length, backward=False),
+        model=model,
+        input=rng.integers(0, 7, (5, 3)),
+        d_output=rng.standard_normal((3, 2)).astype(np.float32) if backward else None,
+    )
+
+
+def builds_models(name: str) -> bool:
+    work = small_model_work(GRUSpec, None, backward=False)
+    assert work.model is not None
+    return registry.load(name).support.unsupported_reason(work.model) is None
+
+
 def arrays(result: Any) -> list[Any]:
     """The arrays in a result of any framework, in an order that does not depend on the framework."""
     if isinstance(result, Mapping):
@@ -116,6 +145,26 @@ def test_baselines_of_resets_compute_the_same_as_ours(name: str, backward: bool,
         close(array, expected, 1e-5)
 
 
+@pytest.mark.parametrize("seq_length", SEQ_LENGTHS, ids=["dense", "ragged"])
+@pytest.mark.parametrize("cell", [RNNSpec, GRUSpec, LSTMSpec])
+@pytest.mark.parametrize(("name", "mode", "backward"), [case for case in CASES if builds_models(str(case.values[0]))])
+def test_models_as_people_write_them_compute_the_same_as_ours(
+    name: str, mode: str, backward: bool, cell: type[RecurrentSpec], seq_length: list[int] | None
+) -> None:
+    assert mode in baselines.load(registry.load(name)).MODES
+    calls = baselines.load(registry.load(name)).calls(small_model_work(cell, seq_length, backward=backward))
+    numpy_calls = baselines.load(registry.load("numpy")).calls(small_model_work(cell, seq_length, backward=backward))
+    pairs = [(calls["ours"], numpy_calls["ours"])]
+    if seq_length is not None:
+        pairs.append((calls["dense"], numpy_calls["dense"]))
+    if name in ("torch", "mindspore"):
+        pairs.append((calls["dense" if seq_length else "ours"], calls["native"]))
+        pairs += [(calls["ours"], calls["usual"])] if seq_length else []
+    for one, other in pairs:
+        for array, expected in zip(arrays(one()), arrays(other()), strict=True):
+            close(array, expected, 1e-5)
+
+
 @pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
 @pytest.mark.parametrize("name", INSTALLED)
 def test_a_step_and_what_it_is_compared_with(name: str, cell: str) -> None:
@@ -139,11 +188,14 @@ def test_a_backend_without_baselines_is_measured_alone(
 ) -> None:
     backend = ThirdPartyBackend()
     monkeypatch.setitem(registry._loaded, backend.name, backend)
-    work = small_work(GRUSpec(3, 4), seq_length, backward=backward)
-    (ours,) = baselines.load(backend).calls(work).values()
-    numpy_ours = baselines.load(registry.load("numpy")).calls(work)["ours"]
-    for array, expected in zip(arrays(ours()), arrays(numpy_ours()), strict=True):
-        close(array, expected, 1e-6)
+    for work in (
+        small_work(GRUSpec(3, 4), seq_length, backward=backward),
+        small_model_work(GRUSpec, seq_length, backward=backward),
+    ):
+        (ours,) = baselines.load(backend).calls(work).values()
+        numpy_ours = baselines.load(registry.load("numpy")).calls(work)["ours"]
+        for array, expected in zip(arrays(ours()), arrays(numpy_ours()), strict=True):
+            close(array, expected, 1e-6)
 
 
 def test_importing_the_benchmark_imports_no_framework() -> None:
@@ -159,7 +211,7 @@ def test_importing_the_benchmark_imports_no_framework() -> None:
 
 
 @pytest.mark.parametrize(("lengths", "fill"), [("full", 1.0), ("uniform", 0.5), ("short", 0.15)])
-@pytest.mark.parametrize("size", ["S", "M", "L", "wide", "long"])
+@pytest.mark.parametrize("size", ["S", "M", "L", "wide", "long", "model"])
 def test_lengths_follow_their_kind(size: str, lengths: str, fill: float) -> None:
     work = Work.draw(Layer("GRU", size, 1, False, lengths, False), "eager", 1, False)
     steps, batch_size = work.input.shape[:2]
@@ -220,6 +272,24 @@ def test_with_several_threads_turns_are_longer_and_come_after_a_rest(monkeypatch
 
 
 # ---- processes -----------------------------------------------------------------------------------
+
+
+def test_the_model_of_a_row() -> None:
+    (layer,) = Grid(cells=("GRU",), sizes=("model",), num_layers=(2,), lengths=("resets",)).layers()[:1]
+    assert str(layer) == "GRU model, 1 layer, bidirectional, dense, forward"
+    work = Work.draw(replace(layer, backward=True), "eager", 1, False)
+    assert work.model is not None
+    assert work.d_output is not None
+    assert work.model.encoder == work.spec
+    assert work.model.build("numpy")(work.input[:3]).shape == work.d_output.shape
+
+
+def test_a_backend_without_models_is_measured_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = ThirdPartyBackend()
+    monkeypatch.setattr(backend, "support", replace(backend.support, kinds=("RNN", "GRU", "LSTM")), raising=False)
+    monkeypatch.setitem(registry._loaded, backend.name, backend)
+    jobs, _, _ = plan(Grid(cells=("GRU",), sizes=("S", "model")), [backend.name, "numpy"])
+    assert [{layer.size for layer in job.layers} for job in jobs] == [{"S"}, {"S", "model"}]
 
 
 @pytest.mark.parametrize("name", [name for name in ("numpy", "mindspore") if name in INSTALLED])
@@ -314,8 +384,9 @@ def test_the_whole_grid_has_every_size_and_kind_of_lengths(run: Run, monkeypatch
         (2, False),
         (2, True),
     }
-    sizes = len(SIZES) - len(STEPS)
-    assert len(layers) == len(set(layers)) == 3 * (sizes * 2 * 2 * len(LENGTHS) * 2 + len(STEPS))
+    sizes = len(SIZES) - len(STEPS) - len(MODELS)
+    of_models = len(MODELS) * (len(LENGTHS) - 1) * 2  # without resets
+    assert len(layers) == len(set(layers)) == 3 * (sizes * 2 * 2 * len(LENGTHS) * 2 + len(STEPS) + of_models)
 
 
 def test_failures_are_reported_and_the_other_rows_are_kept(
@@ -386,7 +457,7 @@ def test_without_matplotlib_a_plot_is_refused_before_measuring(run: Run, monkeyp
     ("arguments", "message"),
     [
         (["--backend", "nope"], "backend: given 'nope', expected one of "),
-        (["--size", "XL"], "size: given 'XL', expected one of S, M, L, wide, long, policy, step, step64"),
+        (["--size", "XL"], "size: given 'XL', expected one of S, M, L, wide, long, policy, step, step64, model"),
         (["--lengths", "long"], "lengths: given 'long', expected one of dense, full, uniform, short, resets"),
         (["--threads", "0"], "threads: given 0, expected at least 1"),
         (["--mode", "warp"], "mode: given 'warp', expected one of eager"),

@@ -23,10 +23,38 @@ import safetensors.numpy
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from strategies import models
 
 import unirnn
-from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, files, registry
-from unirnn.errors import ArgumentError, DTypeError, FileError, MissingBackendError, ShapeError, SpecError, UnirnnError
+from unirnn import (
+    ActivationSpec,
+    BatchNormSpec,
+    DropoutSpec,
+    EmbeddingSpec,
+    GRUSpec,
+    LinearSpec,
+    LSTMSpec,
+    Model,
+    RecurrentSpec,
+    Residual,
+    RNNSpec,
+    Sequential,
+    Snapshot,
+    Spec,
+    files,
+    registry,
+)
+from unirnn.contract import weights
+from unirnn.errors import (
+    ArgumentError,
+    DTypeError,
+    FileError,
+    LimitError,
+    MissingBackendError,
+    ShapeError,
+    SpecError,
+    UnirnnError,
+)
 from unirnn.files import writing
 from unirnn.files._header import spec_to_metadata
 
@@ -721,3 +749,169 @@ def test_a_replaced_part_is_refused_or_is_another_snapshot(tmp_path: Path, name:
     altered = before[:at] + data.draw(st.binary(max_size=16)) + before[at + length :]
     assume(altered != before)
     load_or_refuse(tmp_path, name, altered)
+
+
+# ---- models --------------------------------------------------------------------------------------
+
+MODEL = Sequential(
+    embedding=EmbeddingSpec(9, 4),
+    block=Residual(Sequential(LinearSpec(4, 4), ActivationSpec("relu"))),
+    encoder=GRUSpec(4, 4, batch_first=True),
+    norm=BatchNormSpec(4),
+    head=LinearSpec(4, 9, tied_to="embedding"),
+)
+
+
+@each_suffix
+@often
+@given(model=models())
+def test_a_saved_model_is_loaded(tmp_path: Path, suffix: str, model: Sequential) -> None:
+    snapshot, path = unirnn.snapshot(model.build("numpy", seed=0)), tmp_path / f"a{suffix}"
+    snapshot.save(path)
+    assert files.load(path) == files.load(path, spec=model) == snapshot
+    found = files.contents(path)
+    assert (found.version, list(found.layers), found.layers[""].spec) == (files.FORMAT, [""], model)
+
+
+@each_suffix
+def test_a_part_of_a_saved_model(tmp_path: Path, suffix: str) -> None:
+    snapshot, path = unirnn.snapshot(MODEL.build("numpy", seed=0)), tmp_path / f"a{suffix}"
+    snapshot.save(path)
+    for prefix in ("encoder", "encoder."):
+        assert files.load(path, prefix=prefix).weights["weight_hh_l0"].tobytes() == (
+            snapshot.weights["encoder.weight_hh_l0"].tobytes()
+        )
+    assert files.load(path, prefix="block.layer.0").spec == LinearSpec(4, 4)
+    assert files.load(path, prefix="encoder", spec=GRUSpec(4, 4)).spec == GRUSpec(4, 4)
+    with pytest.raises(
+        ArgumentError, match=r"prefix: given 'decoder', but the file is a snapshot, of the layers 'embed"
+    ):
+        files.load(path, prefix="decoder")
+    with pytest.raises(SpecError, match=r"spec: given GRUSpec\(2, 3\), but the file says Sequential\("):
+        files.load(path, spec=GRU)
+    # Opened as another model, it is like any state dict.
+    encoder = Sequential(rnn=GRUSpec(4, 4, batch_first=True))
+    without: dict[str, str | None] = dict.fromkeys(("embedding.", "block.", "norm."))
+    assert files.load(path, spec=encoder, rename={"encoder.": "rnn.", **without}).spec == encoder
+    with pytest.raises(ArgumentError, match="weights: left over embedding"):
+        files.load(path, spec=encoder, rename={"encoder.": "rnn."})
+
+
+@each_suffix
+def test_the_model_of_a_state_dict(tmp_path: Path, suffix: str) -> None:
+    snapshot, path = unirnn.snapshot(MODEL.build("numpy", seed=0)), tmp_path / f"a{suffix}"
+    arrays = {f"net.{name}".replace("encoder", "gru"): array.copy() for name, array in snapshot.weights.items()}
+    more = {"net.norm.num_batches_tracked": np.array(3), "net.head.weight": arrays["net.embedding.weight"].copy()}
+    write(path, {**arrays, **more})
+    assert files.load(path, spec=MODEL, prefix="net", rename={"gru.": "encoder."}) == snapshot
+    with pytest.raises(ArgumentError, match=r"perhaps rename=\{'gru\.': 'encoder\.'\}") as caught:
+        files.load(path, spec=MODEL, prefix="net")
+    assert str(caught.value).startswith(f"{path}: weights: missing encoder.weight_ih_l0, ")
+    # What is left out is not read.
+    write(path, {**arrays, **more, "other": np.ones((2_000, 1_000), "f4")})
+    with limited_memory():
+        files.load(path, spec=MODEL, rename={"net.gru.": "encoder.", "net.": "", "other": None})
+
+
+class Tagger(Model):
+    def __init__(self) -> None:
+        self.encoder = GRUSpec(3, 4)
+
+    def forward(self, xp: Any, x: Any) -> Any:
+        return self.encoder(x)[0]
+
+
+@each_suffix
+def test_no_file_holds_the_code_of_a_model(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    for model in (Tagger(), Sequential(inner=Tagger())):
+        snapshot = Snapshot(model, weights.draw(model, 0))
+        snapshot.save(path)
+        assert files.load(path, spec=model) == snapshot
+        assert files.contents(path).version is None
+
+
+def test_numpy_itself_reads_an_npz(tmp_path: Path) -> None:
+    snapshot, path = unirnn.snapshot(MODEL.build("numpy", seed=0)), tmp_path / "a.npz"
+    snapshot.save(path)
+    with np.load(path, allow_pickle=False) as file:
+        assert list(file) == [*snapshot.weights, "unirnn"]
+        assert file["unirnn"].item().decode() == spec_to_metadata(MODEL)["unirnn"]
+        for name, array in snapshot.weights.items():
+            np.testing.assert_array_equal(file[name], array)
+
+
+def test_an_array_of_another_program_may_be_called_unirnn(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    for value in (np.ones(3), np.array("text"), np.array([b"{}"])):
+        np.savez(path, unirnn=value, **prefixed("rnn.", snapshot_of(GRU)))
+        assert files.load(path) == snapshot_of(GRU)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ("", "truncated, altered"),
+        ("{", "expected the JSON of a format and a spec"),
+        (FINE.replace("2", "3", 1), "given format 3, newer than 2"),
+        (" " * 300_000 + FINE, "expected at most 200000 characters"),
+        (spec_to_metadata(LSTMSpec(2, 3))["unirnn"], "doesn't fit the arrays"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_altered_metadata_of_an_npz(tmp_path: Path, metadata: str, message: str) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, unirnn=np.bytes_(metadata), **dict(snapshot_of(GRU).weights))
+    assert_refused(path, message)
+
+
+def nested(depth: int) -> dict[str, Any]:
+    spec = LinearSpec(3, 4).to_dict()
+    for _ in range(depth):
+        spec = {"kind": "Sequential", "layers": {"0": spec}}
+    return spec
+
+
+DROPOUT = {"kind": "Dropout", "p": 0.5, "locked": False}
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (nested(40), "expected at most 64 brackets within each other"),
+        (nested(1_000), "expected at most 64 brackets within each other"),
+        (nested(31), "doesn't fit the arrays"),
+        ({"kind": "Sequential", "layers": {f"a{n}": DROPOUT for n in range(5_000)}}, "expected at most 200000"),
+        ({"kind": "Sequential", "layers": {f"a{n}": DROPOUT for n in range(2_000)}}, "doesn't fit the arrays"),
+        ({"kind": "Sequential", "layers": {"a": {**GRU.to_dict(), "num_layers": 10**12}}}, "but the file has 4 arrays"),
+        ({"kind": "Sequential", "layers": {"a": {**GRU.to_dict(), "has_bias": True}}}, "unknown has_bias"),
+        ({"kind": "Sequential", "layers": {"build": GRU.to_dict()}}, "given the name 'build'"),
+        ({"kind": "Sequential", "layers": {"a": 3}}, "given 3, expected a mapping"),
+        ({"kind": "Sequential", "layers": [1]}, "expected layers by their names"),
+        ({"kind": "Residual", "layers": {}}, "Residual: given layers without names"),
+        ({"kind": "Sequential", "layers": {"a": {"kind": "Linear", "out_features": 3}}}, "in_features was left out"),
+        ({"kind": "Model", "name": "Tagger", "layers": {}}, "is code, which no dict holds"),
+        ({"kind": "Embedding", "num_embeddings": 10**15, "embedding_dim": 10**15}, "doesn't fit the arrays"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_hostile_definitions(tmp_path: Path, spec: dict[str, Any], message: str) -> None:
+    header, data = header_of(snapshot_of(GRU))
+    header["__metadata__"] = {"unirnn": json.dumps({"format": 2, "spec": spec})}
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, header, data)
+    with pytest.raises(UnirnnError) as caught, limited_memory(16 << 20):
+        files.load(path)
+    assert type(caught.value) is FileError
+    assert message in str(caught.value)
+
+
+def test_what_would_not_be_read_is_not_written(tmp_path: Path) -> None:
+    long = Sequential(*[DropoutSpec()] * 5_000)
+    deep: Spec = DropoutSpec()
+    for _ in range(40):
+        deep = Residual(deep)
+    for model in (long, deep):
+        with pytest.raises(LimitError, match="spec: its JSON is too large for a file: expected at most"):
+            Snapshot(model, {}).save(tmp_path / "a.npz")
+    assert os.listdir(tmp_path) == []

@@ -13,9 +13,25 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import models
 
 import unirnn
-from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, errors
+from unirnn import (
+    BatchNormSpec,
+    Conv1dSpec,
+    EmbeddingSpec,
+    GRUSpec,
+    LayerNormSpec,
+    LinearSpec,
+    LSTMSpec,
+    PoolSpec,
+    RecurrentSpec,
+    RNNSpec,
+    Sequential,
+    Snapshot,
+    Spec,
+    errors,
+)
 from unirnn.contract import weights as _weights
 from unirnn.snapshots import state_dicts
 from unirnn.snapshots.stacking import stack, unstack
@@ -468,3 +484,228 @@ def test_mistakes_in_loading_weights_change_nothing(
         unirnn.load_weights(module, taken)
     assert str(caught.value).startswith(words)
     assert unirnn.snapshot(module) == before
+
+
+# ---- models --------------------------------------------------------------------------------------
+
+MODEL = Sequential(
+    embedding=EmbeddingSpec(9, 4),
+    encoder=LSTMSpec(4, 4, batch_first=True),
+    norm=BatchNormSpec(4),
+    conv=Conv1dSpec(4, 4, 3, padding="causal"),
+    head=LinearSpec(4, 9, tied_to="embedding"),
+)
+TRAINED = Snapshot(MODEL, _weights.draw(MODEL, 0)).cast("float32")
+
+
+def model_dict(**changed: Any) -> dict[str, Any]:
+    """The state dict that torch has of the model, under other names, and with a layer that the model does not have."""
+    names = {"embedding.": "emb.", "encoder.": "lstm.", "norm.": "bn."}
+    arrays = {}
+    for name, array in TRAINED.weights.items():
+        layer = name[: name.index(".") + 1]
+        arrays[names.get(layer, layer) + name.removeprefix(layer)] = array
+    arrays |= {"bn.num_batches_tracked": np.array(3), "head.weight": TRAINED.weights["embedding.weight"]}
+    return {name: array for name, array in {**arrays, **changed}.items() if array is not None}
+
+
+RENAME: dict[str, str | None] = {"emb.": "embedding.", "lstm.": "encoder.", "bn.": "norm."}
+
+
+@given(models())
+def test_a_snapshot_of_a_model(model: Sequential) -> None:
+    net = model.build("numpy", seed=0)
+    taken = unirnn.snapshot(net)
+    assert taken.spec == model
+    assert taken == Snapshot(model, _weights.draw(model, 0)).cast("float32")
+    assert unirnn.snapshot(dict(taken.weights), spec=model) == taken
+    other = model.build("numpy", seed=1)
+    unirnn.load_weights(other, taken)
+    assert unirnn.snapshot(other) == unirnn.snapshot(taken.build("numpy")) == taken
+
+
+@pytest.mark.parametrize("spec", [LinearSpec(3, 4), Conv1dSpec(3, 4, 3), BatchNormSpec(3), PoolSpec("mean")], ids=repr)
+def test_a_snapshot_of_a_single_layer(spec: Spec) -> None:
+    taken = unirnn.snapshot(spec.build("numpy", seed=0))
+    assert taken.spec == spec
+    other = spec.build("numpy", seed=1)
+    unirnn.load_weights(other, taken)
+    assert unirnn.snapshot(other) == unirnn.snapshot(dict(taken.weights), spec=spec) == taken
+
+
+def test_the_model_of_a_state_dict() -> None:
+    assert unirnn.snapshot(model_dict(), spec=MODEL, rename=RENAME) == TRAINED
+    # Arrays that are shared may be there once, under either name.
+    assert unirnn.snapshot(model_dict(**{"head.weight": None}), spec=MODEL, rename=RENAME) == TRAINED
+    assert unirnn.snapshot(model_dict(**{"emb.weight": None}), spec=MODEL, rename=RENAME) == TRAINED
+    # The longest beginning counts, and None leaves arrays out.
+    more = {**RENAME, "": "no.", "bn.num": "bn.num", "conv.": "conv.", "head.": "head.", "head.aux.": None}
+    assert unirnn.snapshot(model_dict(**{"head.aux.weight": np.ones(3)}), spec=MODEL, rename=more) == TRAINED
+    # Under a prefix, what is elsewhere does not count.
+    for prefix in ("net.model.", "net.model"):
+        arrays = {f"net.model.{name}": array for name, array in model_dict().items()} | {"optimizer": np.ones(3)}
+        assert unirnn.snapshot(arrays, spec=MODEL, prefix=prefix, rename=RENAME) == TRAINED
+
+
+def test_the_names_of_mindspore() -> None:
+    arrays = {
+        name.replace("norm.weight", "norm.gamma")
+        .replace("norm.bias", "norm.beta")
+        .replace("running_mean", "moving_mean")
+        .replace("running_var", "moving_variance")
+        .replace("embedding.weight", "embedding.embedding_table"): array
+        for name, array in TRAINED.weights.items()
+    }
+    arrays["conv.weight"] = arrays["conv.weight"][:, :, None]
+    assert unirnn.snapshot(arrays, spec=MODEL) == TRAINED
+    gamma = {"gamma": np.ones(3), "beta": np.zeros(3)}
+    assert unirnn.snapshot(gamma, spec=LayerNormSpec(3)) == Snapshot(
+        LayerNormSpec(3), {"weight": gamma["gamma"], "bias": gamma["beta"]}
+    )
+
+
+MODELS: dict[str, Mistake] = {
+    "other names": (
+        lambda: unirnn.snapshot(model_dict(**{"aux.weight": np.ones(3)}), spec=MODEL),
+        errors.ArgumentError,
+        "weights: missing encoder.weight_ih_l0, encoder.weight_hh_l0, encoder.bias_ih_l0, encoder.bias_hh_l0, "
+        "norm.weight, norm.bias, norm.running_mean, norm.running_var; left over emb.weight, lstm.weight_ih_l0, "
+        "lstm.weight_hh_l0, lstm.bias_ih_l0, lstm.bias_hh_l0, bn.weight, bn.bias, bn.running_mean and 2 more; perhaps "
+        "rename={'lstm.': 'encoder.', 'bn.': 'norm.'}; the spec has embedding.weight, encoder.weight_ih_l0, ",
+    ),
+    "arrays left over": (
+        lambda: unirnn.snapshot(model_dict(**{"aux.weight": np.ones(3)}), spec=MODEL, rename=RENAME),
+        errors.ArgumentError,
+        "weights: left over aux.weight; rename={'aux.weight': None} leaves them out; the spec has embedding.weight, ",
+    ),
+    "a typing error": (
+        lambda: unirnn.snapshot({"weigth": np.ones((4, 3)), "bias": np.ones(4)}, spec=LinearSpec(3, 4)),
+        errors.ArgumentError,
+        "weights: missing weight; left over weigth; perhaps rename={'weigth': 'weight'}; the spec has weight, bias",
+    ),
+    "nothing": (
+        lambda: unirnn.snapshot({}, spec=LinearSpec(3, 4)),
+        errors.ArgumentError,
+        "weights: missing weight, bias; the spec has weight, bias",
+    ),
+    "arrays of a layer without weights": (
+        lambda: unirnn.snapshot({"weight": np.ones(3)}, spec=PoolSpec("mean")),
+        errors.ArgumentError,
+        "weights: left over weight; rename={'weight': None} leaves them out; the spec has no weights",
+    ),
+    "tied weights that differ": (
+        lambda: unirnn.snapshot(model_dict(**{"head.weight": np.ones((9, 4))}), spec=MODEL, rename=RENAME),
+        errors.ArgumentError,
+        "weights: 'head.weight' and 'emb.weight' differ, but the spec ties them",
+    ),
+    "another shape": (
+        lambda: unirnn.snapshot({"w.weight": np.ones((4, 5)), "w.bias": np.ones(4)}, spec=LinearSpec(3, 4), prefix="w"),
+        errors.ShapeError,
+        "weights['w.weight']: given shape (4, 5), expected (4, 3)",
+    ),
+    "integers": (
+        lambda: unirnn.snapshot({"weight": np.ones((4, 3), int), "bias": np.ones(4)}, spec=LinearSpec(3, 4)),
+        errors.DTypeError,
+        "weights['weight']: given dtype int64, expected float16, float32 or float64",
+    ),
+    "a parametrization": (
+        lambda: unirnn.snapshot(
+            {"a.weight_g": np.ones((4, 1)), "a.weight_v": np.ones((4, 3)), "a.bias": np.ones(4)},
+            spec=Sequential(a=LinearSpec(3, 4)),
+        ),
+        errors.SpecError,
+        "weights: given a parametrization of a.weight, expected the weight itself; remove it first by ",
+    ),
+    "a parametrization of another kind": (
+        lambda: unirnn.snapshot(
+            {"parametrizations.weight.original0": np.ones((4, 1)), "bias": np.ones(4)}, spec=LinearSpec(3, 4)
+        ),
+        errors.SpecError,
+        "weights: given a parametrization of weight, expected the weight itself; remove it first by ",
+    ),
+    "two arrays under one name": (
+        lambda: unirnn.snapshot(model_dict(), spec=MODEL, rename={**RENAME, "conv.": "norm."}),
+        errors.ArgumentError,
+        "rename: 'bn.weight' and 'conv.weight' are both 'norm.weight' then, expected one of them",
+    ),
+    "a prefix that is not there": (
+        lambda: unirnn.snapshot(model_dict(), spec=MODEL, prefix="net."),
+        errors.ArgumentError,
+        "prefix: given 'net.', expected the beginning of a name; given 'emb.weight', 'lstm.weight_ih_l0', ",
+    ),
+    "names without a spec": (
+        lambda: unirnn.snapshot(model_dict(), rename=RENAME),
+        errors.ArgumentError,
+        "rename: given without a spec, expected a model as spec; a recurrent layer is chosen by prefix",
+    ),
+    "names for a recurrent layer": (
+        lambda: unirnn.snapshot(model_dict(), spec=LSTM, rename=RENAME),
+        errors.ArgumentError,
+        "rename: given with LSTMSpec(3, 4), expected a model as spec",
+    ),
+    "names that are none": (
+        lambda: unirnn.snapshot(model_dict(), spec=MODEL, rename={"a": 1}),  # type: ignore[dict-item]
+        errors.ArgumentError,
+        "rename: given {'a': 1}, expected new beginnings of names by the old ones",
+    ),
+    "names for a module": (
+        lambda: unirnn.snapshot(LSTM.build("numpy"), spec=MODEL, rename=RENAME),
+        errors.ArgumentError,
+        "rename: given with a module, whose spec and names are known; leave it out",
+    ),
+    "a size that is not known": (
+        lambda: unirnn.snapshot({}, spec=LinearSpec(out_features=3)),
+        errors.SpecError,
+        "Linear: in_features was left out, expected a number",
+    ),
+    "a model in a list of layers": (
+        lambda: unirnn.snapshot([MODEL.build("numpy"), LSTM.build("numpy")]),
+        errors.SpecError,
+        "layers[0]: given Sequential(",
+    ),
+    "the weights of a model for a layer": (
+        lambda: unirnn.load_weights(LSTM.build("numpy"), TRAINED),
+        errors.SpecError,
+        "snapshot: given Sequential(",
+    ),
+    "the weights of a layer for a model": (
+        lambda: unirnn.load_weights(MODEL.build("numpy"), drawn(LSTM)),
+        errors.ArgumentError,
+        "weights: missing embedding.weight, ",
+    ),
+    "the names of a framework": (
+        lambda: TRAINED.to("keras"),
+        errors.LimitError,
+        "keras: given Sequential, expected a recurrent layer; see Snapshot.weights",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "kind", "words"), MODELS.values(), ids=MODELS.keys())
+def test_mistakes_with_models(call: Callable[[], Any], kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind) as caught:
+        call()
+    assert str(caught.value).startswith(words)
+
+
+def test_mistakes_in_loading_the_weights_of_a_model_change_nothing() -> None:
+    net = MODEL.build("numpy", seed=1)
+    before = unirnn.snapshot(net)
+    other = Sequential(**{**dict(MODEL.children), "encoder": GRUSpec(4, 4, batch_first=True)})
+    for taken, kind, words in (
+        (
+            Snapshot(other, _weights.draw(other, 0)),
+            errors.ShapeError,
+            r"weights\['encoder.weight_ih_l0'\]: given shape",
+        ),
+        (Snapshot(MODEL, _weights.draw(MODEL, 0)), errors.DTypeError, "module: it is of float32, which can't hold emb"),
+    ):
+        with pytest.raises(kind, match=words):
+            unirnn.load_weights(net, taken)
+    bound = Sequential(**{**dict(MODEL.children), "norm": BatchNormSpec(4, eps=0.5)})
+    with pytest.raises(errors.SpecError, match="snapshot: given Sequential"):
+        unirnn.load_weights(net, Snapshot(bound, TRAINED.weights))
+    net.weights["embedding.weight"].setflags(write=False)
+    with pytest.raises(ValueError, match="read-only"):
+        unirnn.load_weights(net, TRAINED)
+    assert unirnn.snapshot(net) == before

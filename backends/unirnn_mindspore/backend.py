@@ -8,7 +8,7 @@ from typing import Any
 import mindspore as ms
 from numpy.typing import NDArray
 
-from unirnn import Device, Limit, RecurrentSpec
+from unirnn import Device, Limit, RecurrentSpec, Spec
 from unirnn.contract import weights as _weights
 from unirnn.contract.backend import Arrays, Backend, check_computes_as, leaves, with_leaves
 from unirnn.contract.limits import Kernel
@@ -17,6 +17,7 @@ from unirnn.errors import DeviceError
 
 from . import dispatch
 from .checkpoints import read_checkpoint
+from .models import Model
 from .module import Recurrent
 
 __all__ = ["MindSporeBackend"]
@@ -43,10 +44,10 @@ def _hint_at_blocking() -> None:
 
 
 class MindSporeBackend(Backend):
-    """Builds `Recurrent`."""
+    """Builds `Recurrent` and `Model`."""
 
     name = "mindspore"
-    support = dispatch.SUPPORT["auto"]
+    support = dispatch.MODELS
     options = ("kernel",)
 
     def version(self) -> str:
@@ -64,7 +65,7 @@ class MindSporeBackend(Backend):
         current = ms.get_context("device_target")
         return Device(next(kind for kind, target in _TARGETS.items() if target == current))
 
-    def limits(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Limit]:
+    def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
         return dispatch.limits(spec, device.kind, dtype)
 
     def kernels(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Kernel]:
@@ -72,14 +73,14 @@ class MindSporeBackend(Backend):
 
     def build(
         self,
-        spec: RecurrentSpec,
+        spec: Spec,
         *,
         device: Device,
         dtype: str,
         weights: Arrays | None,
         seed: int | None,
         options: Mapping[str, Any],
-    ) -> Recurrent:
+    ) -> Recurrent | Model:
         kernel = options.get("kernel", "auto")
         dispatch.check_build(kernel, spec, device.kind, dtype)
         target, current = _TARGETS[device.kind], ms.get_context("device_target")
@@ -92,18 +93,22 @@ class MindSporeBackend(Backend):
         if target == "CPU":
             _hint_at_blocking()
         drawn = _weights.draw_globally(spec) if weights is None else weights
-        return Recurrent(spec, drawn, getattr(ms, dtype), device.kind, kernel)
+        kind = Recurrent if isinstance(spec, RecurrentSpec) else Model
+        return kind(spec, drawn, getattr(ms, dtype), device.kind, kernel)
 
-    def read(self, module: Any) -> tuple[RecurrentSpec, dict[str, Array]] | None:
+    def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
         spec = _spec(module)
         if spec is None:
             return None
-        check_computes_as(Recurrent if isinstance(module, Recurrent) else _NATIVE[spec.kind], module, "construct")
+        own = next((kind for kind in (Recurrent, Model) if isinstance(module, kind)), None)
+        check_computes_as(own or _NATIVE[spec.kind], module, "construct")
         parameters = _parameters(module)
         return spec, {name: parameters[name].asnumpy() for name in spec.weight_shapes()}
 
-    def describe(self, module: Any) -> tuple[RecurrentSpec, str] | None:
+    def describe(self, module: Any) -> tuple[Spec, str] | None:
         spec = _spec(module)
+        if isinstance(module, Model):
+            return module.spec, short_name(module.dtype)
         return None if spec is None else (spec, short_name(next(iter(_parameters(module).values())).dtype))
 
     def write(self, module: Any, weights: Arrays) -> None:
@@ -135,24 +140,30 @@ class MindSporeBackend(Backend):
 
         def weighted(*tensors: ms.Tensor) -> ms.Tensor:
             moved = {**given, **dict(zip(floats, tensors, strict=True))}
+            if "input" not in floats:
+                moved["input"] = ms.Tensor(given["input"])
             results = leaves({"results": module(**with_leaves(arguments, moved))})
             return sum((r * d).sum() for r, d in zip(results.values(), ds, strict=True))
 
-        parameters = module.trainable_params()
+        parameters = {name: p for name, p in _parameters(module).items() if p.requires_grad}
         positions = tuple(range(len(floats)))
-        d_arrays, d_weights = ms.grad(weighted, positions, parameters)(*map(ms.Tensor, floats.values()))
-        names = [*floats, *(p.name.rpartition(".")[2] for p in parameters)]
-        return {name: g.asnumpy() for name, g in zip(names, (*d_arrays, *d_weights), strict=True)}
+        found = ms.grad(weighted, positions or None, list(parameters.values()) or None)(
+            *map(ms.Tensor, floats.values())
+        )
+        gradients = leaves({"gradients": found}).values()  # in tuples, if there are arrays as well as weights
+        return {name: g.asnumpy() for name, g in zip((*floats, *parameters), gradients, strict=True)}
 
 
 def _parameters(module: Any) -> dict[str, Any]:
     """A module's parameters by torch's names: without the prefix that a cell around the module adds."""
+    if isinstance(module, Model):
+        return dict(module.parameters_and_names())
     return {p.name.rpartition(".")[2]: p for p in module.get_parameters()}
 
 
-def _spec(module: Any) -> RecurrentSpec | None:
+def _spec(module: Any) -> Spec | None:
     """The spec of a module of ours, or of a layer of MindSpore's, which has most of its constructor's arguments."""
-    if isinstance(module, Recurrent):
+    if isinstance(module, (Recurrent, Model)):
         return module.spec
     cell = next((cell for cell, kind in _NATIVE.items() if isinstance(module, kind)), None)
     if cell is None:

@@ -13,12 +13,13 @@ from typing import Literal
 
 import mindspore as ms
 
-from unirnn import RecurrentSpec, kernels
-from unirnn.contract.limits import ROUNDED_FLOAT16, Kernel, Limit, Support, check_kernel
-from unirnn.errors import LimitError
+from unirnn import RecurrentSpec, Spec, kernels
+from unirnn.contract.limits import ALL_KINDS, ROUNDED_FLOAT16, Kernel, Limit, Support, check_kernel
+from unirnn.errors import ArgumentError, LimitError
 
 __all__ = [
     "FUSED",
+    "MODELS",
     "SUPPORT",
     "DeviceKind",
     "Route",
@@ -37,7 +38,10 @@ _NATIVE = ("float16", "float32")
 _ALL = replace(kernels.SUPPORT["compiled"], who="mindspore", devices=("cpu", "gpu", "ascend"), exports=("MindIR",))
 
 SUPPORT = {"auto": _ALL, "native": _ALL, **kernels.SUPPORT}
-"""By the names that ``kernel`` may have."""
+"""What the recurrent layers can be, by the names that ``kernel`` may have."""
+
+MODELS = replace(_ALL, kinds=ALL_KINDS)
+"""What the backend builds."""
 
 FUSED = {
     ("GRU", "gpu"): Support("CudnnGRU", lacks=("reset_after",), dtypes=_NATIVE),
@@ -108,19 +112,26 @@ def route(spec: RecurrentSpec, device: DeviceKind, kernel: str, dtype: str, *, i
     return native
 
 
-def check_build(kernel: str, spec: RecurrentSpec, device: DeviceKind, dtype: str) -> None:
-    """Refuse a kernel that can't run a spec; raises what `unirnn.contract.limits.check_kernel` does."""
-    check_kernel(kernel, SUPPORT, spec, device, dtype)
+def check_build(kernel: str, spec: Spec, device: DeviceKind, dtype: str) -> None:
+    """Refuse a kernel that can't run the recurrent layers; raises what `unirnn.contract.limits.check_kernel` does."""
+    if kernel not in SUPPORT:
+        raise ArgumentError(f"kernel: given {kernel!r}, expected one of {', '.join(map(repr, SUPPORT))}")
     if kernel == "compiled":
         kernels.check_compiled()
-    if kernel == "native" and is_fused(spec, device):
-        reason = FUSED[spec.kind, device].unsupported_reason(spec, device, dtype)
-        if reason is not None:
-            raise LimitError(f"kernel: given {kernel!r}, but {reason}; build with 'auto'")
+    for leaf in spec.leaves().values():
+        if not isinstance(leaf, RecurrentSpec):
+            continue
+        check_kernel(kernel, SUPPORT, leaf, device, dtype)
+        if kernel == "native" and is_fused(leaf, device):
+            reason = FUSED[leaf.kind, device].unsupported_reason(leaf, device, dtype)
+            if reason is not None:
+                raise LimitError(f"kernel: given {kernel!r}, but {reason}; build with 'auto'")
 
 
-def limits(spec: RecurrentSpec, device: DeviceKind, dtype: str) -> Iterator[Limit]:
+def limits(spec: Spec, device: DeviceKind, dtype: str) -> Iterator[Limit]:
     """What a layer can't do on a device, or does differently there; see `unirnn.contract.backend.Backend.limits`."""
+    if not isinstance(spec, RecurrentSpec):
+        return
     if device == "cpu":
         if dtype == "float16":
             yield ROUNDED_FLOAT16

@@ -12,12 +12,13 @@ from typing import Any
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
-from unirnn import RecurrentSpec
+from unirnn import RecurrentSpec, Spec
 from unirnn.contract.call import Sizes, lengths
+from unirnn.contract.models import check_tokens
 from unirnn.kernels import library
 from unirnn.kernels.compiled import cell_of
 
-__all__ = ["CheckedLengths", "CompiledDirection", "shared"]
+__all__ = ["CheckedLengths", "CheckedTokens", "CompiledDirection", "shared"]
 
 
 class CompiledDirection(nn.Cell):
@@ -165,6 +166,38 @@ def _checked() -> Any:
         return seq_length
 
     return shared(ops.Custom(check, like_lengths, like_lengths, "pyfunc"))
+
+
+class CheckedTokens(nn.Cell):
+    """The tokens as they are, if there is an embedding of each; see `CheckedLengths`.
+
+    MindSpore's operator reads anything for a token out of range.
+
+    Parameters
+    ----------
+    spec
+        The model.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.checked = _checked_tokens(spec) if spec.takes_tokens else None
+
+    def construct(self, tokens: Any) -> Any:
+        """Give tokens of any shape."""
+        return ops.stop_gradient(self.checked(tokens))
+
+
+@functools.cache
+def _checked_tokens(spec: Spec) -> Any:
+    def check(tokens: Any) -> Any:
+        check_tokens(spec, tokens)
+        return tokens
+
+    def like_tokens(tokens: Any) -> Any:
+        return tokens
+
+    return shared(ops.Custom(check, like_tokens, like_tokens, "pyfunc"))
 
 
 def shared(operator: Any) -> Any:

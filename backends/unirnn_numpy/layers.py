@@ -406,7 +406,7 @@ def conv1d(
         return Convolved(y, after, None)
 
     def pullback(d_y: Array, d_context: Array | None) -> tuple[Array, Gradients, Array]:
-        d_rows = d_y.reshape(outputs * batch_size, groups, -1).transpose(1, 0, 2)
+        d_rows = d_y.reshape(outputs * batch_size, groups, spec.out_channels // groups).transpose(1, 0, 2)
         d_matrix = np.matmul(rows.transpose(0, 2, 1), d_rows)
         d_weight = d_matrix.reshape(groups, k, size, -1).transpose(0, 3, 2, 1).reshape(weights["weight"].shape)
         d_windows = np.matmul(d_rows, matrix.transpose(0, 2, 1))

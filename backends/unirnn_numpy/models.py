@@ -138,6 +138,8 @@ class NumpyModel(Model):
         run = _Run(self, call, keep=True)
         batched, pull = run.whole()
         output, state = call.restore(self.spec, batched), call.restore_states(run.finals)
+        shape = np.shape(input)
+        trained = self.weights.keys() - self.spec.buffers
 
         def pullback(d_output: Any, d_state: Any = None) -> dict[str, Array]:
             _check_shape("d_output", d_output, output)
@@ -145,10 +147,11 @@ class NumpyModel(Model):
             if d_state is not None:
                 back.d_finals[:] = run.d_finals(d_state, state)
             d_input = pull(np.asarray(d_output, run.dtype).reshape(batched.shape), back)
-            gradients = {} if self.spec.takes_tokens else {"input": d_input.reshape(np.shape(input))}
+            gradients = {} if self.spec.takes_tokens else {"input": d_input.reshape(shape)}
             gradients |= leaves({"hx": call.restore_states(back.d_initials)})
-            gradients |= {name: back.d_weights[name] for name in self.weights if name not in self.spec.buffers}
-            return {name: gradient.astype(self.dtype, copy=False) for name, gradient in gradients.items()}
+            gradients |= {name: back.d_weights[name] for name in self.weights if name in trained}
+            # A mean gives all steps one gradient, in one place of memory, which can't be written to.
+            return {name: d.astype(self.dtype, copy=not d.flags.writeable) for name, d in gradients.items()}
 
         return output, state, pullback
 
@@ -370,7 +373,7 @@ class _Run:
         return found
 
     def _entered(self, x: Array, *, copy: bool) -> Array:
-        dtype = x.dtype if self._model.spec.takes_tokens else self.dtype
+        dtype = np.intp if self._model.spec.takes_tokens else self.dtype
         return np.array(x, dtype, order="C") if copy else x.astype(dtype, copy=False)
 
     def _rounded(self, array: Array) -> Array:

@@ -192,8 +192,13 @@ class OnnxRuntimeModel(WithSessions, Model):
         self, spec: Spec, dtype: str, weights: Mapping[str, Array], device: Device, session_options: Mapping[str, Any]
     ) -> None:
         super().__init__(spec)
-        layers = stateful(spec)
-        names = [f"{layer}.{part}" if layer else part for layer in layers for part in layers[layer].state_shapes(None)]
+        # A model looks them up anew at each question, and each call asks.
+        self._batch_first, self._stateful = is_batch_first(spec), stateful(spec)
+        names = [
+            f"{layer}.{part}" if layer else part
+            for layer, leaf in self._stateful.items()
+            for part in leaf.state_shapes(None)
+        ]
         self._inputs = ("input", *(f"{name}_0" for name in names))
         self._outputs = ("output", *(f"{name}_n" for name in names))
         self._start(dtype, weights, device, session_options)
@@ -208,9 +213,9 @@ class OnnxRuntimeModel(WithSessions, Model):
             leading = x.shape if spec.takes_tokens else x.shape[:-1]
             y, _ = self._run_columns(x.reshape(1, math.prod(leading), *x.shape[len(leading) :]), (), None)
             return y.reshape(*leading, y.shape[-1]), ()
-        axis = 0 if is_batch_first(spec) else 1
+        axis = 0 if self._batch_first else 1
         state = self._state(call.states, x.shape[axis])
-        if call.resets is None:
+        if call.resets is None or not x.size:
             y, final = self._run_columns(x, state, call.lengths)
             return y, self._states(final)
 
@@ -223,16 +228,16 @@ class OnnxRuntimeModel(WithSessions, Model):
         return y if axis else y.swapaxes(0, 1), self._states(final)
 
     def _run_step(self, call: ModelCall) -> tuple[Array, Sequence[tuple[Array, ...]]]:
-        axis = 1 if is_batch_first(self.spec) else 0
-        y, states = self._run(call._replace(input=np.expand_dims(call.input, axis)))
-        return y.take(0, axis), states
+        x = call.input
+        y, states = self._run(call._replace(input=x[:, None] if self._batch_first else x[None]))
+        return y[:, 0] if self._batch_first else y[0], states
 
     def _run_columns(self, x: Array, state: Sequence[Array], lengths: Array | None) -> tuple[Array, Sequence[Array]]:
         """Run columns of one sequence each, in the layout of the model."""
         if not x.size:
             return self._run_nothing(x, state)
         feeds = dict(zip(self._inputs, (x, *state), strict=True))
-        if lengths is None or (lengths == x.shape[is_batch_first(self.spec)]).all():
+        if lengths is None or (lengths == x.shape[self._batch_first]).all():
             y, *final = self._dense.run(self._outputs, feeds)
         else:
             y, *final = self._ragged.run(self._outputs, {**feeds, "seq_length": lengths})
@@ -255,7 +260,7 @@ class OnnxRuntimeModel(WithSessions, Model):
         tokens, valid = call.input, None
         if call.lengths is not None and call.sizes is not None:
             valid = np.arange(call.sizes.steps) < call.lengths[:, None]
-            valid = valid if is_batch_first(self.spec) else valid.T
+            valid = valid if self._batch_first else valid.T
         check_tokens(self.spec, tokens, valid)
         found: Array = tokens.astype(np.int64)
         return found
@@ -263,7 +268,7 @@ class OnnxRuntimeModel(WithSessions, Model):
     def _state(self, states: Sequence[tuple[Array, ...] | None], batch_size: int) -> list[Array]:
         """The parts of the state of all layers, one after the other."""
         parts: list[Array] = []
-        for leaf, given in zip(stateful(self.spec).values(), states, strict=True):
+        for leaf, given in zip(self._stateful.values(), states, strict=True):
             shapes = leaf.state_shapes(batch_size).values()
             parts += [np.zeros(shape, self._dtype) for shape in shapes] if given is None else given
         return parts
@@ -271,11 +276,11 @@ class OnnxRuntimeModel(WithSessions, Model):
     def _states(self, parts: Sequence[Array]) -> list[tuple[Array, ...]]:
         """The opposite of `_state`."""
         left = iter(parts)
-        return [tuple(next(left) for _ in leaf.state_shapes(None)) for leaf in stateful(self.spec).values()]
+        return [tuple(next(left) for _ in leaf.state_shapes(None)) for leaf in self._stateful.values()]
 
     def _directions(self) -> list[Array]:
         """For each part of the state the direction of its rows. A model that takes resets has no other states."""
-        layers = [leaf for leaf in stateful(self.spec).values() if isinstance(leaf, RecurrentSpec)]
+        layers = [leaf for leaf in self._stateful.values() if isinstance(leaf, RecurrentSpec)]
         return [np.arange(len(leaf.suffixes())) % leaf.num_directions for leaf in layers for _ in leaf.states]
 
 

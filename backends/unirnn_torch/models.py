@@ -89,8 +89,8 @@ class Padding:
 
     def fill(self, x: Tensor, value: float) -> Tensor:
         """The array with a value in its padding."""
-        padded = self.valid(x.device).logical_not()
-        return x.masked_fill(padded if x.dim() == 2 else padded.unsqueeze(-1), value)
+        valid = self.valid(x.device)
+        return torch.where(valid if x.dim() == 2 else valid.unsqueeze(-1), x, value)
 
     def after(self, spec: Conv1dSpec, steps: int) -> "Padding":
         """The padding of a convolution's output, which has so many steps."""
@@ -169,8 +169,8 @@ class Pool(nn.Module):
         if self.how == "max":
             if padding is None:
                 return x.amax(axis)
-            is_empty = padding.lengths_on(x.device).unsqueeze(1) == 0
-            return padding.fill(x, -torch.inf).amax(axis).masked_fill(is_empty, 0)
+            has_begun = padding.lengths_on(x.device).unsqueeze(1) > 0
+            return torch.where(has_begun, padding.fill(x, -torch.inf).amax(axis), 0)
         last = x.select(axis, -1) if padding is None else _last(x, axis, padding)
         if self.how == "last":
             return last
@@ -318,6 +318,8 @@ def _convolution(layer: Layer, spec: Spec, flow: Flow) -> Flow:
     y = layer(x)
     padding = None if flow.padding is None else flow.padding.after(spec, y.shape[2])
     y = y.squeeze(2) if axis is None else y.transpose(1, 2) if axis == 1 else y.permute(2, 0, 1)
+    if torch.compiler.is_compiling():
+        y = y.contiguous()  # or torch.export wants to know more of T than that it is dynamic
     return Flow(y, axis, padding, False, states, finals, flow.resets)
 
 
@@ -357,7 +359,7 @@ def _masked_batch_norm(layer: nn.Module, x: Tensor, padding: Padding) -> Tensor:
     wide = x.to(layer.weight.dtype)
     count = padding.lengths_on(x.device).sum().to(wide.dtype)
     of_batch = wide.sum((0, 1)) / count
-    centred = (wide - of_batch).masked_fill(valid.logical_not(), 0)
+    centred = torch.where(valid, wide - of_batch, 0)
     variance = centred.square().sum((0, 1)) / count
     with torch.no_grad():
         tracked += 1

@@ -1,11 +1,12 @@
 """The benchmark behind ``unirnn bench``: what a layer costs, compared with what its user would otherwise run.
 
-The benchmark measures *rows*. A row is one layer at one size, with one kind of lengths, forward or with backward, on
-one backend. Several implementations compute a row. ``ours`` is the module of unirnn; the others are its baselines:
+The benchmark measures *rows*. A row is one layer at one size, or a model around one, with one kind of lengths, forward
+or with backward, on one backend. Several implementations compute a row. ``ours`` is the module of unirnn; the others
+are its baselines:
 
-- ``native``: the framework's own layer on the dense input,
+- ``native``: the framework's own layer on the dense input, or the model as people write it with that layer,
 - ``usual``: what people write in that framework to get the same result,
-- ``torch``: PyTorch's own layer on the dense input, for every backend,
+- ``torch``: PyTorch's own layer, or model, on the dense input, for every backend,
 - ``onnxruntime``: a bare session of ONNX Runtime on the dense input, for every backend, forward only,
 - ``floor``: the matrix products alone, without anything else.
 

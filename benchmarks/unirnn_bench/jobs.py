@@ -11,7 +11,7 @@ from unirnn.errors import ArgumentError, UnirnnError
 from unirnn.specs import RecurrentSpec
 
 from . import baselines
-from .work import LENGTHS, SIZES, STEPS, Layer
+from .work import LENGTHS, MODELS, SIZES, STEPS, Layer
 
 __all__ = ["WHOLE", "Grid", "Job", "Plan", "plan"]
 
@@ -20,7 +20,8 @@ __all__ = ["WHOLE", "Grid", "Job", "Plan", "plan"]
 class Grid:
     """What is measured on each backend: every combination of these options, forward and with backward.
 
-    The sizes of one step are an exception: dense, one layer in one direction, and measured forward only.
+    The sizes of one step are an exception: dense, one layer in one direction, and measured forward only. So is that of
+    a model, which has one layer in two directions, and takes no resets.
 
     Raises
     ------
@@ -68,6 +69,8 @@ class Grid:
             layer = Layer(cell, size, number, both, lengths, backward)
             if size in STEPS:
                 layer = Layer(cell, size, 1, False, "dense", False)
+            if size in MODELS:
+                layer = Layer(cell, size, 1, True, "dense" if lengths == "resets" else lengths, backward)
             _ = layer.spec  # raises here what the layer's process would raise later
             layers[layer] = None
         return tuple(layers)
@@ -134,12 +137,17 @@ def plan(grid: Grid, backends: Sequence[str] | None = None) -> Plan:
             left_out[name] = f"its modes are {', '.join(modes)}"
             continue
         versions[name] = backend.version()
-        possible = tuple(layer for layer in layers if backend.support.derivatives or not layer.backward)
+        possible = tuple(layer for layer in layers if _is_possible(backend, layer))
         jobs += [Job(name, mode, count, possible) for count in threads for mode in chosen]
     for mode in grid.modes or ():
         if mode not in known_modes:
             raise ArgumentError(f"mode: given {mode!r}, expected one of {', '.join(known_modes)}")
     return Plan(jobs, versions, left_out)
+
+
+def _is_possible(backend: Backend, layer: Layer) -> bool:
+    has_model = layer.model is None or backend.support.unsupported_reason(layer.model) is None
+    return has_model and (backend.support.derivatives > 0 or not layer.backward)
 
 
 def _why_left_out(name: str, error: UnirnnError) -> str:

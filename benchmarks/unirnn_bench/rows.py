@@ -84,7 +84,8 @@ def measure_row(
 
 def _can_compare(reference: str, layer: Layer, mode: str) -> bool:
     """Whether a backend that others are compared with is installed, and computes a row on the same device."""
-    return _is_installed(reference) and not (reference == "onnxruntime" and (layer.backward or mode == "cuda"))
+    has_it = reference != "onnxruntime" or not (layer.backward or layer.model is not None or mode == "cuda")
+    return has_it and _is_installed(reference)
 
 
 @functools.cache

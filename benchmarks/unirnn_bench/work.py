@@ -1,4 +1,4 @@
-"""What a row of the benchmark computes: a layer of a given size, and the arrays that it is called with."""
+"""What a row of the benchmark computes: a layer or a model of a given size, and the arrays that it is called with."""
 
 import math
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn.specs import RecurrentSpec
+from unirnn.specs import EmbeddingSpec, LinearSpec, PoolSpec, RecurrentSpec, Sequential
 
-__all__ = ["LENGTHS", "SIZES", "STEPS", "Layer", "Size", "Work"]
+__all__ = ["LENGTHS", "MODELS", "SIZES", "STEPS", "Layer", "Size", "Work"]
 
 Array = NDArray[Any]
 
@@ -33,11 +33,18 @@ SIZES: Mapping[str, Size] = {
     "policy": Size(128, 16, 128, 256),
     "step": Size(1, 1, 128, 128),
     "step64": Size(1, 64, 128, 128),
+    "model": Size(100, 16, 128, 256),
 }
 """The sizes by name; ``policy`` is that of a recurrent policy in reinforcement learning."""
 
 STEPS = ("step", "step64")
 """The sizes of one time step: a call of the method ``step``, from a given state."""
+
+MODELS = ("model",)
+"""The sizes of a whole model, which classifies sequences of tokens."""
+
+TOKENS, CLASSES = 5000, 9
+"""How many tokens and how many classes a model knows."""
 
 LENGTHS = ("dense", "full", "uniform", "short", "resets")
 """The kinds of lengths: none given; all T; uniform in 1..T; a tenth of them T and the others at most T/10; none given,
@@ -78,6 +85,18 @@ class Layer:
         spec: RecurrentSpec = RecurrentSpec.from_dict(arguments)
         return spec
 
+    @property
+    def model(self) -> Sequential | None:
+        """The model around the layer; None if the row is the layer alone."""
+        if self.size not in MODELS:
+            return None
+        return Sequential(
+            embedding=EmbeddingSpec(TOKENS, SIZES[self.size].input_size),
+            encoder=self.spec,
+            pool=PoolSpec("mean"),
+            head=LinearSpec(out_features=CLASSES),
+        )
+
     def __str__(self) -> str:
         stack = f"{self.num_layers} layer" + ("s" if self.num_layers > 1 else "")
         stack += ", bidirectional" if self.bidirectional else ""
@@ -91,9 +110,9 @@ class Work:
     Parameters
     ----------
     spec
-        The layer, with ``batch_first=False``.
+        The layer, with ``batch_first=False``; that of the model, if there is one.
     input
-        `(T, B, I)`.
+        `(T, B, I)`; `(T, B)` tokens for a model.
     hx
         The parts of the initial state, `(L*D, B, H)` each, with which a step is made; None means zeros, and a call.
     seq_length
@@ -101,13 +120,16 @@ class Work:
     resets
         `(T, B)` bool, or None.
     d_output
-        `(T, B, D*H)`, the gradient of the output, for rows with a backward pass. None means inference.
+        `(T, B, D*H)`, the gradient of the output, for rows with a backward pass; `(B, F)` for a model. None means
+        inference.
     mode
         One of the modes of the backend; see `unirnn_bench.baselines`.
     threads
         How many threads may be used.
     slow
         Whether to measure baselines that take minutes as well.
+    model
+        The model around the layer; None if the row is the layer alone.
     """
 
     spec: RecurrentSpec
@@ -119,36 +141,43 @@ class Work:
     mode: str
     threads: int
     slow: bool
+    model: Sequential | None = None
 
     @classmethod
     def draw(cls, layer: Layer, mode: str, threads: int, slow: bool) -> "Work":
         """Draw the arrays of a row, the same for every backend."""
         rng = np.random.default_rng(0)
         steps, batch_size, input_size, _ = SIZES[layer.size]
-        spec = layer.spec
+        spec, model = layer.spec, layer.model
 
         def normal(*shape: int) -> Array:
             return rng.standard_normal(shape, np.float32)
 
+        shape: tuple[int, ...] = (steps, batch_size, spec.num_directions * spec.hidden_size)
+        if model is None:
+            input: Array = normal(steps, batch_size, input_size)
+        else:
+            input, shape = rng.integers(0, TOKENS, (steps, batch_size)), (batch_size, CLASSES)
         hx = None
         if layer.size in STEPS:
             hx = tuple(normal(*shape) for shape in spec.state_shapes(batch_size).values())
         return cls(
             spec,
-            normal(steps, batch_size, input_size),
+            input,
             hx,
             _draw_lengths(layer.lengths, steps, batch_size, rng),
             rng.random((steps, batch_size)) < 0.02 if layer.lengths == "resets" else None,
-            normal(steps, batch_size, spec.num_directions * spec.hidden_size) if layer.backward else None,
+            normal(*shape) if layer.backward else None,
             mode,
             threads,
             slow,
+            model,
         )
 
     @property
     def active(self) -> list[int]:
         """How many sequences are still running at each step, up to the end of the longest one."""
-        steps, batch_size, _ = self.input.shape
+        steps, batch_size, *_ = self.input.shape
         if self.seq_length is None:
             return [batch_size] * steps
         counts = (np.arange(steps)[:, None] < self.seq_length).sum(axis=1)
@@ -158,7 +187,8 @@ class Work:
     def operations(self) -> int:
         """How many floating-point operations the matrix products of the valid steps are, with those of a backward pass.
 
-        Backward, there are two products for each one forward: for the gradients of either factor.
+        Of a model they are those of its recurrent layer, which are nearly all. Backward, there are two products for
+        each one forward: for the gradients of either factor.
 
         Examples
         --------
@@ -174,7 +204,7 @@ class Work:
     @property
     def fill(self) -> float:
         """The fraction of the steps that are valid."""
-        steps, batch_size, _ = self.input.shape
+        steps, batch_size, *_ = self.input.shape
         return sum(self.active) / (steps * batch_size)
 
 

@@ -221,6 +221,30 @@ def test_dropout_and_its_gradient_are_one_factor() -> None:
                 assert not np.array_equal(output[0], output[3])
 
 
+@pytest.mark.parametrize("lengths", [None, []], ids=["dense", "ragged"])
+@pytest.mark.parametrize("spec", KEPT, ids=repr)
+def test_an_empty_batch_has_gradients_of_zeros(spec: Spec, lengths: Any) -> None:
+    net = Sequential(spec).build("numpy", seed=0)
+    x = TOKENS[:0] if spec.takes_tokens else FEATURES[:0].astype(np.float32)
+    output, _, pullback = net.vjp(x, seq_length=lengths)
+    assert output.shape == net(FEATURES.astype(np.float32) if len(x.shape) == 3 else TOKENS)[:0].shape
+    for gradient in pullback(output).values():
+        assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("spec", [PoolSpec("mean"), Sequential()], ids=repr)
+def test_gradients_may_be_written_over(spec: Spec) -> None:
+    net = spec.build("numpy", dtype="float64")
+    output, _, pullback = net.vjp(FEATURES)
+    pullback(np.ones_like(output))["input"] *= 2
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "uint8", "uint64"])
+def test_tokens_are_integers_of_any_kind(dtype: str) -> None:
+    net = CLASSIFIER.build("numpy", seed=0)
+    np.testing.assert_array_equal(net(TOKENS.astype(dtype)), net(TOKENS))
+
+
 # ---- dtypes and kernels --------------------------------------------------------------------------
 
 

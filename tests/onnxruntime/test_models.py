@@ -7,6 +7,7 @@ import copy
 import pickle
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,20 @@ def test_a_saved_model_is_loaded(spec: Spec, tmp_path: Path) -> None:
     assert unirnn.load(tmp_path / "model.onnx") == taken
 
 
+def test_one_layer_of_a_saved_model_is_loaded(tmp_path: Path) -> None:
+    taken = drawn(CLASSIFIER)
+    taken.save(tmp_path / "model.onnx")
+    found = unirnn.load(tmp_path / "model.onnx", prefix="encoder.")
+    assert found.spec == CLASSIFIER.encoder
+    np.testing.assert_array_equal(found.weights["weight_hh_l1"], taken.weights["encoder.weight_hh_l1"])
+    wanted = replace(CLASSIFIER.encoder, batch_first=False)
+    assert unirnn.snapshot(written(CLASSIFIER), prefix="encoder", spec=wanted).spec == wanted
+    with pytest.raises(
+        errors.ArgumentError, match="prefix: given 'decoder', but the file is a snapshot, of the layers"
+    ):
+        unirnn.load(tmp_path / "model.onnx", prefix="decoder")
+
+
 def rename_initializer(model: Any) -> None:
     (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == "head.bias")
     tensor.name = "bias"
@@ -286,7 +301,7 @@ def test_copies_are_independent(again: Any) -> None:
     other = again(model)
     assert other.training
     assert unirnn.snapshot(other) == unirnn.snapshot(model)
-    unirnn.registry.load("onnxruntime").write(model, unirnn.contract.weights.draw(CLASSIFIER, 1))
+    unirnn.load_weights(model, unirnn.snapshot(CLASSIFIER.build("numpy", seed=1)))
     np.testing.assert_array_equal(other(TOKENS, seq_length=[5, 2]), expected)
     assert (model(TOKENS, seq_length=[5, 2]) != expected).any()
 
@@ -320,6 +335,8 @@ def test_empty_arrays() -> None:
     output, states = model(np.ones((5, 0, 3), np.float32), seq_length=[], return_state=True)
     assert output.shape == (3, 0, 5)
     assert [state.shape for state in states] == [(1, 0, 4), (1, 0, 5)]
+    output = LANGUAGE_MODEL.build("onnxruntime")(np.zeros((0, 5), int), resets=np.zeros((0, 5), bool))
+    assert output.shape == (0, 5, 7)
 
 
 def test_a_layer_norm_of_large_numbers() -> None:

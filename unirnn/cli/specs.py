@@ -27,7 +27,7 @@ class Cell(str, Enum):
 
 
 _SPECS: dict[str, type[Spec]] = {
-    name: vars(specs)[name] for name in specs.__all__ if hasattr(vars(specs)[name], "kind")
+    name: vars(specs)[name] for name in specs.__all__ if hasattr(vars(specs)[name], "kind") and name != "Model"
 }
 _DEFAULTS = {"input_size": 10, "hidden_size": 16}
 """Of a layer that is given by its cell alone."""

@@ -37,7 +37,7 @@ class GraphBuilder:
         return outputs[0]
 
     def add_constant(self, name: str, value: Any, dtype: Any = np.int64) -> str:
-        """Add an initializer, unless it is there already, and return its name."""
+        """Add an initializer, and return its name. Who needs the same one adds it again."""
         self.initializers[name] = np.array(value, dtype)
         return name
 

@@ -15,7 +15,7 @@ import numpy as np
 from unirnn.contract.weights import Array
 from unirnn.devices import DTYPES
 from unirnn.errors import ArgumentError, FileError, SpecError, UnirnnError
-from unirnn.files._contents import Contents, Layer
+from unirnn.files._contents import Contents, Layer, StoredArray, contents_of_snapshot
 from unirnn.files._header import FORMAT, reject_duplicates, spec_from_metadata
 from unirnn.files.onnx_writer import import_onnx
 from unirnn.snapshots import layouts
@@ -87,7 +87,8 @@ def read_model(model: "ModelProto", prefix: str | None = None, spec: Spec | None
     model
         A model.
     prefix
-        The name of the layer's first node, if there are several layers; see `find_layers`.
+        The name of the layer's first node, if there are several layers; see `find_layers`. Of a model that unirnn
+        wrote, the name of one of its layers.
     spec
         The layer's spec, which adds what a graph does not say: ``dropout`` and ``batch_first``.
 
@@ -118,6 +119,10 @@ def choose_layer(found: Mapping[str, Snapshot | SpecError], prefix: str | None, 
             "onnx: the model has no RNN, GRU or LSTM node; an exporter may have written the layer out as single "
             "operations, as PyTorch's does with torch.nn.RNN: export it with dynamo=False"
         )
+    whole = found.get("")
+    if isinstance(whole, Snapshot) and not isinstance(whole.spec, RecurrentSpec):
+        arrays = {name: StoredArray.from_array(array) for name, array in whole.weights.items()}
+        return contents_of_snapshot("onnx", whole.spec, arrays).read(prefix, spec, None)
     layer = found[choose_name(found, prefix)]
     if isinstance(layer, SpecError):
         raise layer

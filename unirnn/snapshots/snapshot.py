@@ -177,7 +177,8 @@ class Snapshot:
         """Save the snapshot; see `unirnn.files.save`, which raises the errors.
 
         A ``.safetensors`` or ``.npz`` file holds the weights by name, and the spec. An ``.onnx`` file holds a graph
-        that computes the layer or the model. `unirnn.load` reads all of them back as the same snapshot.
+        that computes the layer or the model. `unirnn.load` reads all of them back as the same snapshot. No file holds
+        the code of a `unirnn.Model`, so `unirnn.load` has to be given the definition as ``spec``.
 
         Parameters
         ----------

@@ -346,6 +346,8 @@ class Spec:
         half. A layer after a pooling is computed once for each sequence; the table says so, and the total has these
         apart. Not counted are embeddings, biases, activations, normalisations and poolings, which cost little.
 
+        Of a `unirnn.Model`, which is code, each layer is shown as if it were called once with the steps of the input.
+
         Parameters
         ----------
         batch_size, steps
@@ -429,7 +431,7 @@ class Spec:
 
     @classmethod
     def _from_arguments(cls: type[SpecT], arguments: Mapping[str, Any]) -> SpecT:
-        known = {f.name for f in fields(cls)}
+        known = [f.name for f in fields(cls)]
         unknown = [name for name in arguments if name not in known]
         if unknown:
             raise ArgumentError(f"{cls.kind}: unknown argument {unknown[0]!r}; expected one of {', '.join(known)}")

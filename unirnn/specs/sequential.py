@@ -271,7 +271,7 @@ class Sequential(ModelSpec):
                 raise SpecError(
                     f"{self.kind}: {before} gives {features} features, but {here} takes {fitted.input_features}"
                 )
-            features = fitted.output_features(features)
+            features = fitted.output_features(features or fitted.input_features)
             has_steps = has_steps and not fitted.ends_steps
             before = f"{name}, {fitted!r},"
             is_first = is_first and layer.takes_tokens is None
@@ -296,8 +296,9 @@ class Sequential(ModelSpec):
     def input_features(self) -> int:
         """That of the first layer that says it, as long as those before keep the size."""
         for layer in self:
-            if layer.input_features or layer.missing_size() or layer.output_features(2) != 2:
-                return layer.input_features
+            features = layer.input_features
+            if features or layer.missing_size() or layer.output_features(2) != 2:
+                return features
         return 0
 
     def output_features(self, features: int) -> int:
@@ -418,7 +419,8 @@ class Concat(ModelSpec):
     def _fitted(self) -> Iterator[tuple[str, Spec]]:
         if not self.children:
             raise SpecError("Concat: given no layers, expected at least one")
-        known = [(name, layer, layer.input_features) for name, layer in self.children if layer.input_features]
+        sizes = [(name, layer, layer.input_features) for name, layer in self.children]
+        known = [one for one in sizes if one[2]]
         (first, one), *others = self.children
         for name, layer, features in known[1:]:
             if features != known[0][2]:
@@ -455,7 +457,7 @@ class Concat(ModelSpec):
     @property
     def input_features(self) -> int:
         """That of the first layer that says it."""
-        return next((layer.input_features for layer in self if layer.input_features), 0)
+        return next(filter(None, (layer.input_features for layer in self)), 0)
 
     def output_features(self, features: int) -> int:
         """The sum of those of the layers; see `Spec.output_features`."""

@@ -10,7 +10,7 @@ from unirnn.errors import ArgumentError, ShapeError
 
 from .base import Spec
 from .layers import EmbeddingSpec, LinearSpec
-from .sequential import Concat, ModelSpec, Residual
+from .sequential import Concat, ModelSpec, Residual, Sequential
 
 __all__ = ["COLUMNS", "Row", "Summary", "summarize"]
 
@@ -156,10 +156,11 @@ class _Flow(NamedTuple):
 
 def _rows(name: str, spec: Spec, flow: _Flow, batch: int | str, batch_first: bool) -> Iterator[Row]:
     if isinstance(spec, ModelSpec):
-        is_chain = not isinstance(spec, (Residual, Concat))
         for child, layer in spec.children:
+            if not isinstance(spec, (Sequential, Residual, Concat)):  # code, which calls each layer as it likes
+                flow = flow._replace(features=layer.input_features)
             yield from _rows(f"{name}.{child}" if name else child, layer, flow, batch, batch_first)
-            flow = _after(child, layer, flow) if is_chain else flow
+            flow = _after(child, layer, flow) if isinstance(spec, Sequential) else flow
         return
     after = _after(name, spec, flow)
     features = after.features or "F"

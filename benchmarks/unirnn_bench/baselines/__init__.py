@@ -38,8 +38,9 @@ class Baselines(Protocol):
     def calls(self, work: Work, /) -> Calls:
         """Prepare what computes a row, by name.
 
-        Each call returns the output or, if the work has ``d_output``, the gradients of the input and of every weight,
-        and returns only when they are computed.
+        Each call returns the output or, if the work has ``d_output``, the gradients of the input, unless it is tokens,
+        and of every weight, and returns only when they are computed. If the work has a model, ``ours`` is the module of
+        the model, and ``native`` and ``usual`` are models as people write them.
 
         - ``ours``: the module of unirnn,
         - ``native``: the framework's own layer on the dense input,
@@ -61,7 +62,9 @@ class OursAlone:
     def calls(self, work: Work) -> Calls:
         """Prepare the call of the backend's module, by the members that every backend has."""
         backend, spec = self._backend, work.spec
-        module = spec.build(backend.name, seed=0)
+        module = (work.model or spec).build(backend.name, seed=0)
+        if work.model is not None:
+            return {"ours": self._model_call(work, module)}
         if (d_output := work.d_output) is not None:
             zeros = tuple(np.zeros(shape, np.float32) for shape in spec.state_shapes(work.input.shape[1]).values())
             arguments = {
@@ -77,6 +80,14 @@ class OursAlone:
             x = backend.from_numpy(work.input[0], module)
             return {"ours": lambda: backend.to_numpy(module.step(x, hx)[0])}
         return {"ours": lambda: backend.to_numpy(module(input, None, work.seq_length, work.resets)[0])}
+
+    def _model_call(self, work: Work, module: Any) -> Call:
+        backend = self._backend
+        if (d_output := work.d_output) is not None:
+            arguments = {"input": work.input, "seq_length": work.seq_length}
+            return lambda: backend.gradients(module, arguments, (d_output,))
+        input = backend.from_numpy(work.input, module)
+        return lambda: backend.to_numpy(module(input, seq_length=work.seq_length))
 
 
 def load(backend: Backend) -> Baselines:

@@ -1,5 +1,7 @@
 """MindSpore's baselines: its own layers on dense input, and with their ``seq_length``; for one step, its own cell.
 
+For a model they are the same model with these layers, as people write it.
+
 There are three modes: ``eager``, which is PyNative with ``launch_blocking``; ``jit``, the same, compiled; and
 ``asynchronous``, PyNative without ``launch_blocking``, which needs a process of its own because that call can't be
 undone. MindSpore's own layers take half a minute to compile for each shape, and seconds a call where they are
@@ -11,8 +13,9 @@ from typing import Any
 
 import mindspore as ms
 
-from unirnn import load_weights, snapshot
+from unirnn import Snapshot, load_weights, snapshot
 from unirnn.contract.call import join_state
+from unirnn.specs import RecurrentSpec, Sequential
 from unirnn_bench.baselines import Call, Calls
 from unirnn_bench.baselines._floor import floor
 from unirnn_bench.work import Work
@@ -66,6 +69,8 @@ def calls(work: Work) -> Calls:
     if work.mode != "asynchronous":
         ms.runtime.launch_blocking()
     spec = work.spec
+    if work.model is not None:
+        return _models(work, work.model)
     ours = spec.build("mindspore", seed=0)
     x = ms.Tensor(work.input)
     hx = None if work.hx is None else join_state([ms.Tensor(part) for part in work.hx])
@@ -73,37 +78,125 @@ def calls(work: Work) -> Calls:
 
     resets = None if work.resets is None else ms.Tensor(work.resets)
 
-    def synchronized(function: Callable[..., Any], *arguments: Any) -> Call:
-        def call() -> Any:
-            result = function(*arguments)
-            ms.runtime.synchronize()
-            return result
-
-        return call
-
     def call(layer: Any, seq_length: Any = None, resets: Any = None) -> Call:
         cell: Any = _Output(layer)
         arguments = [x, hx, seq_length, resets]
         if work.d_output is not None:
             cell = _Gradients(cell)
             arguments.append(ms.Tensor(work.d_output))
-        return synchronized(ms.jit(cell.construct) if work.mode == "jit" else cell, *arguments)
+        return _synchronized(work, cell, *arguments)
 
     found = {"ours": call(ours, ns, resets)}
     if work.hx is not None:
         steps = {"ours": (_Step(ours), hx), "usual": (_own_cell(ours), join_state([ms.Tensor(p[0]) for p in work.hx]))}
         for name, (step, state) in steps.items():
-            found[name] = synchronized(ms.jit(step.construct) if work.mode == "jit" else step, x[0], state)
+            found[name] = _synchronized(work, step, x[0], state)
     if ns is not None or resets is not None:
         found["dense"] = call(ours)
-    if work.slow or (work.mode == "eager" and len(work.input) <= 100):
+    if _measures_native(work):
         native = getattr(ms.nn, spec.kind)(**spec.to_kwargs("mindspore"))
         load_weights(native, snapshot(ours))
         found["native"] = call(native)
         if ns is not None:
             found["usual"] = call(native, ns)
-        multiply = ms.ops.matmul
-        found["floor"] = synchronized(floor(work, ms.Tensor, lambda a, b, out: multiply(a, b)))
+        found["floor"] = _floor_call(work)
+    return found
+
+
+def _synchronized(work: Work, cell: ms.nn.Cell, *arguments: Any) -> Call:
+    """The call of a cell, compiled in mode ``jit``, which returns when its results are there."""
+    function: Callable[..., Any] = ms.jit(cell.construct) if work.mode == "jit" else cell
+
+    def call() -> Any:
+        result = function(*arguments)
+        ms.runtime.synchronize()
+        return result
+
+    return call
+
+
+def _measures_native(work: Work) -> bool:
+    return work.slow or (work.mode == "eager" and len(work.input) <= 100)
+
+
+def _floor_call(work: Work) -> Call:
+    products = floor(work, ms.Tensor, lambda a, b, out: ms.ops.matmul(a, b))
+
+    def call() -> None:
+        products()
+        ms.runtime.synchronize()
+
+    return call
+
+
+class _Classifier(ms.nn.Cell):
+    """The model of a row as it is written with MindSpore's layers, for input in which time comes first."""
+
+    def __init__(self, model: Sequential) -> None:
+        super().__init__()
+        embedding, encoder, _, head = model
+        assert isinstance(encoder, RecurrentSpec)
+        self.embedding = ms.nn.Embedding(embedding.input_features, encoder.input_size)
+        self.encoder = getattr(ms.nn, encoder.kind)(**encoder.to_kwargs("mindspore"))
+        self.head = ms.nn.Dense(head.input_features, head.output_features(0))
+
+    def construct(self, tokens: Any, seq_length: Any) -> Any:
+        x = self.embedding(tokens)
+        if seq_length is None:
+            return self.head(self.encoder(x)[0].mean(0))
+        output = self.encoder(x, None, seq_length)[0]
+        return self.head(output.sum(0) / seq_length[:, None])
+
+
+class _Model(ms.nn.Cell):
+    """A model of ours, with the arguments of `_Classifier`."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def construct(self, tokens: Any, seq_length: Any) -> Any:
+        return self.model(tokens, None, seq_length)
+
+
+class _WeightGradients(ms.nn.Cell):
+    """The gradients of a model's weights."""
+
+    def __init__(self, model: ms.nn.Cell) -> None:
+        super().__init__()
+        self.model = model
+        self.parameters = ms.ParameterTuple(model.trainable_params())
+        self.gradients = ms.ops.GradOperation(get_by_list=True, sens_param=True)
+
+    def construct(self, tokens: Any, seq_length: Any, d_output: Any) -> Any:
+        return self.gradients(self.model, self.parameters)(tokens, seq_length, d_output)
+
+
+def _models(work: Work, model: Sequential) -> dict[str, Call]:
+    ours: Any = model.build("mindspore", seed=0)
+    tokens = ms.Tensor(work.input)
+    ns = None if work.seq_length is None else ms.Tensor(work.seq_length)
+
+    def call(cell: Any, seq_length: Any) -> Call:
+        if work.d_output is None:
+            return _synchronized(work, cell, tokens, seq_length)
+        return _synchronized(work, _WeightGradients(cell), tokens, seq_length, ms.Tensor(work.d_output))
+
+    found = {"ours": call(_Model(ours), ns)}
+    if ns is not None:
+        found["dense"] = call(_Model(ours), None)
+    if _measures_native(work):
+        weights = snapshot(ours).weights
+        native = _Classifier(model)
+        native.embedding.embedding_table.set_data(ms.Tensor(weights["embedding.weight"]))
+        native.head.weight.set_data(ms.Tensor(weights["head.weight"]))
+        native.head.bias.set_data(ms.Tensor(weights["head.bias"]))
+        of_encoder = {name: weights[f"encoder.{name}"] for name in work.spec.weight_shapes()}
+        load_weights(native.encoder, Snapshot(work.spec, of_encoder))
+        found["native"] = call(native, None)
+        if ns is not None:
+            found["usual"] = call(native, ns)
+        found["floor"] = _floor_call(work)
     return found
 
 

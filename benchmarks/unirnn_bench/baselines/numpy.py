@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unirnn.contract.call import join_state
-from unirnn_bench.baselines import Calls
+from unirnn_bench.baselines import Call, Calls
 from unirnn_bench.baselines._floor import floor
 from unirnn_bench.work import Work
 
@@ -29,10 +29,20 @@ MODES = ("eager",)
 def calls(work: Work) -> Calls:
     """Prepare the calls; see `unirnn_bench.baselines.Baselines`."""
     x, ns, resets, d_output = work.input, work.seq_length, work.resets, work.d_output
-    module: Any = work.spec.build("numpy", seed=0)
+    module: Any = (work.model or work.spec).build("numpy", seed=0)
     hx = None if work.hx is None else join_state(work.hx)
     found = {"floor": floor(work, np.asarray, lambda a, b, out: np.matmul(a, b, out=out))}
-    if d_output is None:
+    if work.model is not None:  # nobody writes one with NumPy alone, so there is nothing usual
+
+        def call(lengths: Any) -> Call:
+            if d_output is None:
+                return lambda: module(x, seq_length=lengths)
+            return lambda: module.vjp(x, seq_length=lengths)[2](d_output)
+
+        found["ours"] = call(ns)
+        if ns is not None:
+            found["dense"] = call(None)
+    elif d_output is None:
         found["ours"] = lambda: module(x, None, ns, resets)[0]
         if hx is not None:
             one = x[0]

@@ -20,10 +20,15 @@ MODES = ("eager",)
 def calls(work: Work) -> Calls:
     """Prepare the calls; see `unirnn_bench.baselines.Baselines`.
 
-    ``native`` is a session of the same graph. ``floor`` is a session of one recurrent node, for a single layer.
+    ``native`` is a session of the same graph. ``floor`` is a session of one recurrent node, for a single layer. Models
+    have neither.
     """
     spec, x, ns, resets = work.spec, work.input, work.seq_length, work.resets
-    ours: Any = spec.build("onnxruntime", seed=0, session_options={"intra_op_num_threads": work.threads})
+    session_options = {"intra_op_num_threads": work.threads}
+    ours: Any = (work.model or spec).build("onnxruntime", seed=0, session_options=session_options)
+    if work.model is not None:
+        found = {"ours": lambda: ours(x, seq_length=ns)}
+        return found if ns is None else {**found, "dense": lambda: ours(x)}
     hx = None if work.hx is None else join_state(work.hx)
     shapes = spec.state_shapes(x.shape[1])
     state = [np.zeros(shape, np.float32) for shape in shapes.values()] if work.hx is None else work.hx

@@ -1,0 +1,11 @@
+"""The backends on which the models of others are built."""
+
+import pytest
+
+from unirnn import registry
+from unirnn.contract.backend import Backend
+
+
+@pytest.fixture(scope="module", params=["numpy", "torch", "mindspore", "onnxruntime"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return registry.load(request.param)
