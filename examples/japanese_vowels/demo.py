@@ -2,8 +2,8 @@
 
     python examples/japanese_vowels/demo.py
 
-It learns to tell nine speakers apart, from utterances of 7 to 29 steps, with the same seed and in the same order in both
-frameworks. Then the weights that PyTorch has trained run in NumPy, MindSpore and ONNX Runtime.
+It learns to tell nine speakers apart, from utterances of 7 to 29 steps, with the same seed and in the same order in
+both frameworks. Then the weights that PyTorch has trained run in NumPy, MindSpore and ONNX Runtime.
 The exit status is 1 if an accuracy is below 96 %, or if a prediction differs. A framework that is not installed is
 left out. Without PyTorch, the trained weights are those in ``weights.npz``.
 """
@@ -105,9 +105,9 @@ def train(name: str, run: Run, training: data.Utterances, test: data.Utterances,
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(TITLES[name], total=epochs, loss="")
-        start = time.perf_counter()
+        start, framework = time.perf_counter(), loop(name)
         net = run.model.build(name, dtype=run.dtype, seed=run.seed)
-        every_loss = loop(name).train(net, run, training, itertools.chain.from_iterable(batches))
+        every_loss = framework.train(net, run, training, itertools.chain.from_iterable(batches))
         losses: list[float] = []
         for epoch in batches:
             losses.append(sum(itertools.islice(every_loss, len(epoch))) / len(epoch))

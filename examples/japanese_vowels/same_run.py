@@ -62,8 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def curve(run: Run, framework: str, utterances: data.Utterances) -> list[float]:
     """The losses of a run in one framework."""
+    train = loop(framework).train
     net = run.model.build(framework, dtype=run.dtype, seed=run.seed)
-    return list(loop(framework).train(net, run, utterances.astype(run.dtype), batches(utterances, run.seed)))
+    return list(train(net, run, utterances.astype(run.dtype), batches(utterances, run.seed)))
 
 
 def batches(utterances: data.Utterances, seed: int) -> list[NDArray[np.int64]]:

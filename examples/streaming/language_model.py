@@ -7,7 +7,7 @@ import unirnn
 
 __all__ = ["CHARACTERS", "MODEL"]
 
-CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))  # the line break, and what ASCII prints
+CHARACTERS = "".join(map(chr, range(32, 127)))  # what ASCII prints
 
 MODEL = unirnn.Sequential(
     embedding=unirnn.EmbeddingSpec(len(CHARACTERS), 32),  # from (T, B), the places of characters, to (T, B, 32)

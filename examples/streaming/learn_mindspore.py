@@ -12,6 +12,8 @@ import unirnn
 
 __all__ = ["learn"]
 
+EPSILON = 1e-14  # Adam's, which the frameworks add in two places: if it is this small, there is no difference
+
 mindspore.runtime.launch_blocking()  # a small model is faster on a CPU if each operator is waited for
 
 
@@ -22,7 +24,7 @@ def learn(net: nn.Cell, chunks: Iterable[NDArray[np.int64]], rate: float) -> Ite
         logits, state = net(chunk[:-1], state, return_state=True)
         return ops.cross_entropy(logits.flatten(0, 1), chunk[1:].flatten()), state
 
-    optimizer = nn.Adam(net.trainable_params(), rate)
+    optimizer = nn.Adam(net.trainable_params(), rate, eps=EPSILON)
     value_and_grad = mindspore.value_and_grad(forward, None, optimizer.parameters, has_aux=True)
     state = None
     for chunk in map(Tensor, chunks):

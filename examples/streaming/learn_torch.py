@@ -11,6 +11,8 @@ import unirnn
 
 __all__ = ["learn"]
 
+EPSILON = 1e-14  # Adam's, which the frameworks add in two places: if it is this small, there is no difference
+
 torch.set_num_threads(1)  # a small model is slower with more: they wait for each other by spinning
 
 
@@ -26,7 +28,7 @@ def learn(net: nn.Module, chunks: Iterable[NDArray[np.int64]], rate: float) -> I
     rate
         The learning rate.
     """
-    optimizer = torch.optim.Adam(net.parameters(), rate)
+    optimizer = torch.optim.Adam(net.parameters(), rate, eps=EPSILON)
     state = None
     for chunk in map(torch.from_numpy, chunks):
         logits, state = net(chunk[:-1], state, return_state=True)
