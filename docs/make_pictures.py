@@ -1,6 +1,7 @@
-"""Draw the pictures of the documentation from the figures of the benchmark.
+"""Draw the pictures of the documentation: from the figures of the benchmark, and from the specs of a model.
 
-``python docs/make_pictures.py`` reads the reports in ``benchmarks/figures`` and writes ``docs/speed*.png``.
+``python docs/make_pictures.py`` reads the reports in ``benchmarks/figures`` and writes ``docs/speed*.png`` and
+``docs/lengths.png``.
 """
 
 import argparse
@@ -11,6 +12,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from unirnn import Conv1dSpec, EmbeddingSpec, GRUSpec, PoolSpec, Spec
 
 DOCS = Path(__file__).resolve().parent
 FIGURES = DOCS.parent / "benchmarks" / "figures"
@@ -148,6 +152,37 @@ def draw_streaming(axes: Axes) -> None:
     axes.set_title("Streaming: one step of a GRU with H = 128")
 
 
+def draw_steps() -> Figure:
+    """Draw which steps of three sequences are valid after each layer of a model."""
+    stages: list[tuple[str, Spec]] = [
+        ("embedding", EmbeddingSpec(5000, 64)),
+        ("convolution,\nstride 2", Conv1dSpec(64, 96, 3, stride=2)),
+        ("GRU", GRUSpec(96, 128, bidirectional=True)),
+        ("mean", PoolSpec("mean")),
+    ]
+    given = (9, 4, 1)
+    columns: list[tuple[str, int, Sequence[int]]] = [("tokens", max(given), given)]
+    for name, spec in stages:
+        _, steps, lengths = columns[-1]
+        if spec.ends_steps:
+            columns.append((name, 1, [int(n > 0) for n in lengths]))
+        else:
+            columns.append((name, spec.output_lengths(steps), [spec.output_lengths(n) for n in lengths]))
+    figure = Figure(figsize=(7, 1.15), layout="constrained")
+    panels = figure.subplots(1, len(columns), width_ratios=[max(steps, 3) for _, steps, _ in columns])
+    for axes, (name, steps, lengths) in zip(panels, columns, strict=True):
+        for row, n in enumerate(lengths):
+            for t in range(steps):
+                color = COLORS["unirnn, NumPy"] if t < n else "#e4e4e4"
+                axes.add_patch(Rectangle((t + 0.08, row + 0.08), 0.84, 0.84, color=color, linewidth=0))
+        axes.set_title(name, fontsize=8, loc="left")
+        axes.set(xlim=(0, max(steps, 3)), ylim=(len(lengths), 0), aspect="equal", xticks=[], yticks=[], anchor="N")
+        axes.spines[:].set_visible(False)
+    panels[0].set_yticks([row + 0.5 for row in range(len(given))], [f"n = {n}" for n in given], fontsize=8)
+    panels[0].tick_params(length=0)
+    return figure
+
+
 def draw_groups(axes: Axes, series: Mapping[str, list[float]], groups: Sequence[str]) -> None:
     """Draw bars in groups, one of each series in a group, with a line at 1."""
     width = 0.8 / len(series)
@@ -195,6 +230,7 @@ def pictures() -> dict[str, Figure]:
     dense.axes[0].set_ylabel("time, PyTorch's layer = 1")
     finish(dense)
     return {
+        "lengths.png": draw_steps(),
         "speed.png": picture(draw_training, 3.6),
         "speed-lengths.png": picture(draw_lengths, 3.2),
         "speed-dense.png": dense,

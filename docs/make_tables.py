@@ -1,15 +1,18 @@
 """Make the parts of the documentation that come from the code.
 
 ``python docs/make_tables.py`` writes the pages ``docs/names/{rnn,gru,lstm}[.zh].md`` from
-`unirnn.specs.arguments.ARGUMENTS`, the list of backends in ``docs/backends.md`` from `unirnn.explain`, and the tables
-of figures from what ``nox -s bench`` has written to ``benchmarks/figures``. With ``--check`` it writes nothing, and the
-exit status is 1 if a page is out of date.
+`unirnn.specs.arguments.ARGUMENTS`, the list of backends in ``docs/backends.md`` from `unirnn.explain`, the tables of
+layers in ``docs/models.md`` from their specs and what is built from them, and the tables of figures from what
+``nox -s bench`` has written to ``benchmarks/figures``. With ``--check`` it writes nothing, and the exit status is 1 if
+a page is out of date.
 
-The list of backends needs every backend installed; if one is not, the list is left as it is.
+The list of backends needs every backend installed, and the tables of layers need PyTorch and MindSpore; without them
+they are left as they are.
 """
 
 import argparse
 import importlib
+import inspect
 import json
 import runpy
 import sys
@@ -20,13 +23,33 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from unirnn import GRUSpec, LSTMSpec, RNNSpec, Spec, explain, registry
+from unirnn import (
+    ActivationSpec,
+    BatchNormSpec,
+    Conv1dSpec,
+    DropoutSpec,
+    EmbeddingSpec,
+    GRUSpec,
+    LayerNormSpec,
+    LinearSpec,
+    LSTMSpec,
+    Model,
+    NormalizeSpec,
+    PoolSpec,
+    RNNSpec,
+    Sequential,
+    Spec,
+    SumDirectionsSpec,
+    explain,
+    registry,
+)
 from unirnn.devices import DTYPES
 from unirnn.errors import MissingBackendError
 from unirnn.specs import arguments as names
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKENDS = ROOT / "docs" / "backends.md"
+MODELS = ROOT / "docs" / "models.md"
 BENCHMARK = ROOT / "docs" / "contributing" / "benchmark.md"
 HOW_FAST = ROOT / "docs" / "how-fast.md"
 FIGURES = ROOT / "benchmarks" / "figures"
@@ -144,6 +167,26 @@ def names_pages() -> dict[Path, str]:
 
 # ---- the list of backends --------------------------------------------------------------------------
 
+LAYERS: tuple[Spec, ...] = (
+    EmbeddingSpec(5000, 64),
+    RNNSpec(8, 16),
+    GRUSpec(8, 16),
+    LSTMSpec(8, 16),
+    LSTMSpec(8, 16, bidirectional=True),
+    SumDirectionsSpec(),
+    LinearSpec(3, 4),
+    ActivationSpec("relu"),
+    DropoutSpec(0.2),
+    LayerNormSpec(4),
+    BatchNormSpec(4),
+    NormalizeSpec(),
+    Conv1dSpec(3, 4, 5),
+    Conv1dSpec(3, 4, 5, padding="same"),
+    Conv1dSpec(3, 4, 5, padding="causal"),
+    PoolSpec("mean"),
+)
+"""The layers that the tables show: one of each kind, and those variants that treat steps in another way."""
+
 PROBES: tuple[Spec, ...] = (
     RNNSpec(8, 24),
     GRUSpec(8, 24),
@@ -151,8 +194,23 @@ PROBES: tuple[Spec, ...] = (
     LSTMSpec(8, 24),
     LSTMSpec(8, 24, proj_size=8),
 )
-"""The specs whose limits the list shows: one of each cell and variant, with a hidden size that is not a multiple of 16,
-and a projection."""
+"""The recurrent layers whose limits the list shows: one of each cell and variant, with a hidden size that is not a
+multiple of 16, and a projection."""
+
+
+class Definition(Model):
+    """The model from code whose limits the list shows."""
+
+    def __init__(self) -> None:
+        self.head = LinearSpec(3, 4)
+
+    def forward(self, xp: Any, x: Any, /) -> Any:
+        """A linear map of x."""
+        return self.head(x)
+
+
+MODEL = Sequential(LinearSpec(3, 4))
+"""A model, whose class the list shows."""
 
 OPTIONS: dict[str, dict[str, Any]] = {"array_api": {"namespace": numpy}}
 """Further arguments that a backend's build needs."""
@@ -171,22 +229,30 @@ def support_list() -> str:
     entries = metadata.distribution("unirnn").entry_points.select(group=registry.GROUP)
     parts = ["\n".join(_backend(entry.name)) for entry in sorted(entries)]
     probes = ", ".join(f"`{spec}`" for spec in PROBES)
-    return "\n\n".join([*parts, f"The limits are those that `unirnn.explain` reports for {probes}."])
+    return "\n\n".join(
+        [
+            *parts,
+            f"The limits are those that `unirnn.explain` reports for {probes}, for "
+            "[each layer of models](models.md#the-layers), and for a model from code.",
+        ]
+    )
 
 
 def _backend(name: str) -> list[str]:
     """The lines about one backend."""
-    built = _native_name(PROBES[0].build(name, **OPTIONS.get(name, {})))
+    built, model = (_native_name(spec.build(name, **OPTIONS.get(name, {}))) for spec in (PROBES[0], MODEL))
+    shown = (*PROBES, *LAYERS, MODEL, Definition())
     dtypes: dict[str, list[str]] = {}  # by device
     limits: dict[str, list[str]] = {}  # the devices, by the limit's text
     for device in ("cpu", "gpu", "ascend"):
         usable = [d for d in DTYPES if any(explain(spec, name, device, dtype=d).builds for spec in PROBES)]
         if usable:
             dtypes[device] = usable
-        found = (limit for dtype in usable for spec in PROBES for limit in explain(spec, name, device, dtype=dtype))
+        found = (limit for dtype in usable for spec in shown for limit in explain(spec, name, device, dtype=dtype))
         for text in dict.fromkeys(map(str, found)):
             limits.setdefault(text, []).append(device)
-    lines = [f"### {name}", "", f'`build("{name}")` makes a `{built}`.', ""]
+    of_models = "" if model == built else f", and of a model a `{model}`"
+    lines = [f"### {name}", "", f'`build("{name}")` makes a `{built}`{of_models}.', ""]
     lines += [f"- Dtypes on {where}: {usable}" for usable, where in _grouped(dtypes).items()]
     support = registry.load(name).support
     lines += [f"- Gradients: {GRADIENTS[support.derivatives]}"] if support.derivatives else []
@@ -215,7 +281,8 @@ def _native_name(module: Any) -> str:
     """The framework's class that a module is, or else the module's own, by the shortest name that imports it."""
     kinds = type(module).__mro__[:-1]
     own = _package(kinds[0])
-    kind = next((kind for kind in kinds if _package(kind) not in (own, "unirnn", "abc")), kinds[0])
+    others = (own, "unirnn", "abc", "pybind11_builtins")
+    kind = next((kind for kind in kinds if _package(kind) not in others), kinds[0])
     parts = kind.__module__.split(".")
     for length in range(1, len(parts)):
         path = ".".join(parts[:length])
@@ -226,6 +293,52 @@ def _native_name(module: Any) -> str:
 
 def _package(kind: type) -> str:
     return kind.__module__.partition(".")[0]
+
+
+# ---- the tables of layers ------------------------------------------------------------------------
+
+
+def layers_tables() -> str:
+    """What each layer computes, and how it is built, as Markdown.
+
+    Raises
+    ------
+    MissingBackendError
+        If PyTorch or MindSpore is not installed.
+    """
+    kinds = {type(spec): spec for spec in reversed(LAYERS)}
+    computed = [[f"`{kind.__name__}`", _sentence(kind), _weights(spec)] for kind, spec in reversed(kinds.items())]
+    built = [
+        [
+            f"`{spec}`",
+            "ends the steps" if spec.ends_steps else "changes them" if spec.length_rules else "keeps them",
+            "yes" if spec.can_stream else "no",
+            *(_child_name(backend, spec) for backend in ("torch", "mindspore")),
+        ]
+        for spec in LAYERS
+    ]
+    tables = (
+        _table(["spec", "what it computes", "weights"], computed),
+        _table(["for example", "lengths", "can stream", "in PyTorch", "in MindSpore"], built),
+    )
+    return "\n\n".join("\n".join(table) for table in tables)
+
+
+def _sentence(kind: type[Spec]) -> str:
+    """The first paragraph of a docstring, as Markdown."""
+    first, _, _ = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")
+    return first.replace("\n", " ").replace("``", "`")
+
+
+def _weights(spec: Spec) -> str:
+    """The names of the weights of a layer."""
+    return ", ".join(f"`{name}`" for name in spec.weight_shapes())
+
+
+def _child_name(backend: str, spec: Spec) -> str:
+    """The framework's class that a layer of a model is, if it has one."""
+    name = _native_name(Sequential(layer=spec).build(backend).layer)
+    return {"torch.nn.Module": "a module of ours", "mindspore.nn.Cell": "a cell of ours"}.get(name, f"`{name}`")
 
 
 # ---- the figures of the benchmark ----------------------------------------------------------------
@@ -340,10 +453,11 @@ def main() -> int:
     pages[BENCHMARK] = with_table(BENCHMARK.read_text("utf-8"), "figures", figures_tables())
     pages[BENCHMARK] = with_table(pages[BENCHMARK], "bars", bars_table())
     pages[HOW_FAST] = with_table(HOW_FAST.read_text("utf-8"), "machine", machine())
-    try:
-        pages[BACKENDS] = with_table(BACKENDS.read_text("utf-8"), "support", support_list())
-    except MissingBackendError as error:
-        print(f"docs/backends.md is left as it is: {error}", file=sys.stderr)
+    for page, name, make in ((BACKENDS, "support", support_list), (MODELS, "layers", layers_tables)):
+        try:
+            pages[page] = with_table(page.read_text("utf-8"), name, make())
+        except MissingBackendError as error:
+            print(f"{page.relative_to(ROOT)} is left as it is: {error}", file=sys.stderr)
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text("utf-8") != text]
     for path in stale:
         print(f"{path.relative_to(ROOT)} {'is out of date' if check else 'written'}")

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from strategies import models
 
-from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, __version__, explain, registry
+from unirnn import GRUSpec, LinearSpec, LSTMSpec, RecurrentSpec, RNNSpec, Sequential, __version__, explain, registry
 from unirnn.errors import ArgumentError, SpecError
 from unirnn.specs import arguments as names
 
@@ -524,3 +526,44 @@ def test_names_are_not_cut_off_in_a_pipe(run: Run) -> None:
 
 def test_an_unknown_cell(run: Run) -> None:
     assert "qrnn" in run("names", "qrnn", status=2).output
+
+
+# ---- models --------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("run")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(models())
+def test_parse_spec_reads_models(model: Sequential) -> None:
+    from unirnn.cli.specs import parse_spec
+
+    assert parse_spec(repr(model)) == parse_spec(json.dumps(model.to_dict())) == model
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Sequential(3)",
+        "Sequential(a=__import__('os'))",
+        "Sequential(*[LinearSpec(3, 4)])",
+        "Sequential(LinearSpec)",
+        "Residual(LinearSpec(3, 3), LinearSpec(3, 3))",
+        "Model()",
+        '{"kind": "Sequential", "layers": {"a": 3}}',
+    ],
+)
+def test_other_models_are_refused_and_not_evaluated(text: str) -> None:
+    from unirnn.cli.specs import parse_spec
+
+    with pytest.raises(SpecError):
+        parse_spec(text)
+
+
+def test_explain_a_model(run: Run) -> None:
+    model = Sequential(encoder=GRUSpec(3, 4), head=LinearSpec(4, 2))
+    assert run("explain", repr(model), "--backend", "numpy").stdout.startswith(f"{model!r} on numpy, cpu, float32: ")
+    message = f"unirnn: SPEC: given {model!r}, expected a recurrent layer\n"
+    assert run("parity", repr(model), status=2).stderr == message
+    result = run("explain", repr(model), "--hidden-size", "5", status=2)
+    assert result.stderr == f"unirnn: SPEC: given {model!r} with the option hidden_size, expected a recurrent layer\n"

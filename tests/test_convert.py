@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 
 import unirnn
-from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, files
+from unirnn import (
+    BatchNormSpec,
+    GRUSpec,
+    LinearSpec,
+    LSTMSpec,
+    PoolSpec,
+    RecurrentSpec,
+    RNNSpec,
+    Sequential,
+    Snapshot,
+    files,
+)
 
 if TYPE_CHECKING:
     from typer.testing import Result
@@ -201,3 +212,41 @@ def test_convert_refuses(
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+# ---- models --------------------------------------------------------------------------------------
+
+MODEL = Sequential(encoder=GRU, norm=BatchNormSpec(3), pool=PoolSpec("last"), head=LinearSpec(3, 4))
+
+
+def test_show_a_model(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    unirnn.snapshot(MODEL.build("numpy", seed=0)).save(path)
+    lines = [line.rstrip() for line in run("show", str(path)).stdout.splitlines()]
+    assert lines[0] == f"{path}: unirnn snapshot, npz, format 2"
+    assert [line.split("  ")[0] for line in lines[2:9]] == ["name", "─" * len(lines[3]), *dict(MODEL.children), "total"]
+    assert " ".join(lines[4].split()) == "encoder GRUSpec(2, 3, batch_first=True) (B, T, 3) 63 45"
+    assert lines[10] == "85 parameters, 364 bytes"
+    assert "encoder.weight_ih_l0   (9, 2)   float32" in lines
+    found = json.loads(run("show", str(path), "--json").stdout)["layers"][0]
+    assert unirnn.Spec.from_dict(found["spec"]) == MODEL
+    assert found["parameters"] == 85
+
+
+def test_convert_a_state_dict_into_a_model(run: Run, tmp_path: Path) -> None:
+    source, target, part = tmp_path / "a.npz", tmp_path / "b.safetensors", tmp_path / "c.safetensors"
+    taken = unirnn.snapshot(MODEL.build("numpy", seed=0))
+    arrays: dict[str, Any] = {
+        f"net.{name}".replace("net.head", "net.fc"): array for name, array in taken.weights.items()
+    }
+    np.savez(source, **arrays)
+    command = ["convert", str(source), str(target), "--prefix", "net.", "--rename", "fc.=head."]
+    for spec in (repr(MODEL), json.dumps(MODEL.to_dict())):
+        result = run(*command, "--spec", spec)
+        assert result.stdout == f"{target}: {MODEL!r}, 85 parameters, float32\n"
+        assert files.load(target) == taken
+    assert "--rename: given 'fc', expected OLD=NEW" in run(*command, "--rename", "fc", status=2).stderr
+    assert "rename: given without a spec" in run(*command, status=2).stderr
+    assert run("convert", str(target), str(part), "--prefix", "head").stdout.startswith(
+        f"{part}: LinearSpec(3, 4), 16 "
+    )

@@ -125,6 +125,11 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
         errors.SpecError,
         "head: tied_to: given 'embedding', expected an embedding: none here",
     ),
+    "code in a chain": (
+        lambda: Sequential(Base(3)),
+        errors.ArgumentError,
+        "Sequential: 0: given Base, which is code, expected a spec that is data; a Model may hold both",
+    ),
     "a name that is taken": (
         lambda: definition(weights=LinearSpec(3, 4)),
         errors.LimitError,

@@ -12,6 +12,7 @@ import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -91,13 +92,21 @@ def test_the_figures_are_those_of_the_benchmark() -> None:
     assert page == make_tables.with_table(page, "machine", make_tables.machine()), "run python docs/make_tables.py"
 
 
-def test_the_list_of_backends_is_up_to_date() -> None:
-    page = make_tables.BACKENDS.read_text("utf-8")
+@pytest.mark.parametrize(
+    ("page", "name", "make"),
+    [
+        (make_tables.BACKENDS, "support", make_tables.support_list),
+        (make_tables.MODELS, "layers", make_tables.layers_tables),
+    ],
+    ids=["backends", "layers"],
+)
+def test_a_table_that_describes_backends_is_up_to_date(page: Path, name: str, make: Callable[[], str]) -> None:
     try:
-        text = make_tables.support_list()
+        table = make()
     except MissingBackendError as error:
-        pytest.skip(f"the list describes every backend: {error}")
-    assert page == make_tables.with_table(page, "support", text), "run python docs/make_tables.py"
+        pytest.skip(f"the table describes several backends: {error}")
+    text = page.read_text("utf-8")
+    assert text == make_tables.with_table(text, name, table), "run python docs/make_tables.py"
 
 
 def test_the_backend_of_the_guide_passes_the_conformance_suite(tmp_path: Path) -> None:

@@ -763,7 +763,7 @@ MODEL = Sequential(
 
 
 @each_suffix
-@often
+@settings(often, max_examples=20)
 @given(model=models())
 def test_a_saved_model_is_loaded(tmp_path: Path, suffix: str, model: Sequential) -> None:
     snapshot, path = unirnn.snapshot(model.build("numpy", seed=0)), tmp_path / f"a{suffix}"
@@ -791,9 +791,9 @@ def test_a_part_of_a_saved_model(tmp_path: Path, suffix: str) -> None:
         files.load(path, spec=GRU)
     # Opened as another model, it is like any state dict.
     encoder = Sequential(rnn=GRUSpec(4, 4, batch_first=True))
-    without: dict[str, str | None] = dict.fromkeys(("embedding.", "block.", "norm."))
+    without: dict[str, str | None] = dict.fromkeys(("embedding.", "block.", "norm.", "head."))
     assert files.load(path, spec=encoder, rename={"encoder.": "rnn.", **without}).spec == encoder
-    with pytest.raises(ArgumentError, match="weights: left over embedding"):
+    with pytest.raises(ArgumentError, match=r"weights: left over .*embedding"):
         files.load(path, spec=encoder, rename={"encoder.": "rnn."})
 
 
@@ -851,7 +851,7 @@ def test_an_array_of_another_program_may_be_called_unirnn(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ("", "truncated, altered"),
+        ("", "expected the JSON of a format and a spec"),
         ("{", "expected the JSON of a format and a spec"),
         (FINE.replace("2", "3", 1), "given format 3, newer than 2"),
         (" " * 300_000 + FINE, "expected at most 200000 characters"),
@@ -884,7 +884,10 @@ DROPOUT = {"kind": "Dropout", "p": 0.5, "locked": False}
         ({"kind": "Sequential", "layers": {f"a{n}": DROPOUT for n in range(5_000)}}, "expected at most 200000"),
         ({"kind": "Sequential", "layers": {f"a{n}": DROPOUT for n in range(2_000)}}, "doesn't fit the arrays"),
         ({"kind": "Sequential", "layers": {"a": {**GRU.to_dict(), "num_layers": 10**12}}}, "but the file has 4 arrays"),
-        ({"kind": "Sequential", "layers": {"a": {**GRU.to_dict(), "has_bias": True}}}, "unknown has_bias"),
+        (
+            {"kind": "Sequential", "layers": {"a": {"kind": "GRU", "hidden_size": 3, "has_bias": True}}},
+            "unknown has_bias",
+        ),
         ({"kind": "Sequential", "layers": {"build": GRU.to_dict()}}, "given the name 'build'"),
         ({"kind": "Sequential", "layers": {"a": 3}}, "given 3, expected a mapping"),
         ({"kind": "Sequential", "layers": [1]}, "expected layers by their names"),

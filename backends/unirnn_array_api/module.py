@@ -148,7 +148,9 @@ class ArrayModel(Model):
                 (), dtype=getattr(self.namespace, self._dtype), device=array_api_compat.device(x)
             )
             training = reference.Training(lambda shape, p: _keep(self._generator, like, shape, p))
-        result = reference.model(self.namespace, self.spec, self.weights, x, states, lengths, resets, training)
+        result = reference.model(
+            self.namespace, self.spec, self.weights, x, states, lengths, resets, training, detach=_detached
+        )
         if training is not None:
             self.weights |= training.statistics
         return result
@@ -163,6 +165,11 @@ class ArrayModel(Model):
         check_tokens(self.spec, tokens, valid)
         kept = tokens if valid is None else np.where(valid, tokens, 0)
         return self.namespace.asarray(kept.astype(np.int64), device=array_api_compat.device(call.input))
+
+
+def _detached(array: Any) -> Any:
+    """The array without its history, if the namespace has gradients."""
+    return array.detach() if hasattr(array, "detach") else array
 
 
 def _swapped(xp: Any, array: Any) -> Any:

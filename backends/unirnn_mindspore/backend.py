@@ -93,8 +93,9 @@ class MindSporeBackend(Backend):
         if target == "CPU":
             _hint_at_blocking()
         drawn = _weights.draw_globally(spec) if weights is None else weights
-        kind = Recurrent if isinstance(spec, RecurrentSpec) else Model
-        return kind(spec, drawn, getattr(ms, dtype), device.kind, kernel)
+        if isinstance(spec, RecurrentSpec):
+            return Recurrent(spec, drawn, getattr(ms, dtype), device.kind, kernel)
+        return Model(spec, drawn, getattr(ms, dtype), device.kind, kernel)
 
     def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
         spec = _spec(module)

@@ -91,7 +91,7 @@ _Known.__module__, _Known.__name__ = "mindspore", "Tensor"  # what the messages 
 
 
 @functools.cache
-def traced(spec: Spec) -> tuple[Any, Any, Any, Any]:
+def traced(spec: Spec) -> tuple[Any, ...]:
     """Make the functions that run while MindSpore compiles.
 
     They check a call, and a step; say whether a file is exported; and give the shape of the output if the input
@@ -105,8 +105,10 @@ def traced(spec: Spec) -> tuple[Any, Any, Any, Any]:
         is_none, items = found
         if is_none:
             return None
-        forms = {"none": lambda parts: None, "array": lambda parts: array(parts[0])}
-        return tuple(forms.get(form, lambda parts: tuple(map(array, parts)))(parts) for form, parts in items)
+        return tuple(None if form == "none" else state_item(form, parts) for form, parts in items)
+
+    def state_item(form: str, parts: Any) -> Any:
+        return array(parts[0]) if form == "array" else tuple(map(array, parts))
 
     def given(found: Any) -> Any:
         constant, shape, dtype = found
@@ -155,4 +157,4 @@ def traced(spec: Spec) -> tuple[Any, Any, Any, Any]:
 
     at_compile_time = ops.constexpr(check=False)
     functions = (check, check_step, dispatch.is_exporting, empty_shape)
-    return tuple(shared(at_compile_time(function)) for function in functions)  # type: ignore[return-value]
+    return tuple(shared(at_compile_time(function)) for function in functions)

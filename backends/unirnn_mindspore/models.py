@@ -506,7 +506,8 @@ class _Builder:
     def __init__(
         self, spec: Spec, weights: Mapping[str, Array], dtype: Any, device: dispatch.DeviceKind, kernel: str
     ) -> None:
-        self.dtype, self.device, self.kernel = dtype, device, kernel
+        self.dtype, self.kernel = dtype, kernel
+        self.device: dispatch.DeviceKind = device
         self.arrays = {name: np.asarray(weights[name], short_name(dtype)) for name in spec.weight_shapes()}
         tied = spec.tied() if isinstance(spec, ModelSpec) else {}
         buffers = set(spec.buffers)

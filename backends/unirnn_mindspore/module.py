@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import GRAPH_MODE, Parameter, ParameterTuple, Tensor, get_context, nn, ops
 from mindspore import dtype as mstype
 
 from unirnn import RecurrentSpec
@@ -28,6 +28,7 @@ from unirnn.errors import ArgumentError, LimitError, ShapeError
 
 from . import dispatch
 from .layers import Stack
+from .lengths import in_graph
 from .operators import shared
 
 __all__ = ["Recurrent"]
@@ -94,10 +95,18 @@ class Recurrent(nn.Cell):
         checks = _traced_checks(spec, device, kernel)
         self._check_names, self._check_types, self._check_arrays, self._check_arrays_of_step = checks
 
-    def __call__(
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if get_context("mode") == GRAPH_MODE:  # values are known here, and no more when `construct` is compiled
+            return super().__call__(*self._checked_on_host(*args, **kwargs))
+        # For gradients of the module itself, MindSpore must see the caller's own arguments.
+        return super().__call__(*args, **kwargs)
+
+    __call__.__doc__ = Module.__call__.__doc__
+
+    def _checked_on_host(
         self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, **aliases: Any
-    ) -> Any:
-        # Here the values are known; when MindSpore compiles `construct`, only shapes and dtypes are.
+    ) -> tuple[Any, Any, Any, Any]:
+        """Check the arguments of a call, values included, and give those without aliases."""
         input, hx, seq_length, resets = bind(self.spec, input, hx, seq_length, resets, aliases)
         _, sizes, ns = check_call(self.spec, input, hx, self._on_host(seq_length), like=(Tensor, self._dtype()))
         if ns is not None:
@@ -108,9 +117,12 @@ class Recurrent(nn.Cell):
                 resets = None
             elif not isinstance(resets, Tensor):
                 resets = Tensor(np.asarray(on_host))
-        return super().__call__(input, tuple(hx) if isinstance(hx, list) else hx, seq_length, resets)
+        return input, tuple(hx) if isinstance(hx, list) else hx, seq_length, resets
 
-    __call__.__doc__ = Module.__call__.__doc__
+    def _checked(self, input: Any, hx: Any, seq_length: Any, resets: Any, **aliases: Any) -> Any:
+        """Do the same when MindSpore compiles, and only shapes and dtypes are known; see below the class."""
+        self._check_names(input is not None, hx is not None, tuple(aliases.keys()))
+        return aliases.get("x", input), aliases.get("h_0", hx), seq_length, resets
 
     @staticmethod
     def _on_host(given: Any) -> Any:
@@ -126,10 +138,9 @@ class Recurrent(nn.Cell):
     def construct(
         self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, **aliases: Any
     ) -> Any:
-        """Run the layers, as MindSpore compiles them; see the call."""
-        self._check_names(input is not None, hx is not None, tuple(aliases.keys()))
-        x = aliases.get("x", input)
-        state, shapes, dtypes = self._described(x, aliases.get("h_0", hx), False)
+        """Run the layers; see the call."""
+        x, hx, seq_length, resets = self._checked(input, hx, seq_length, resets, **aliases)
+        state, shapes, dtypes = self._described(x, hx, False)
         batched, empty = self._check_arrays(shapes, dtypes, self._dtype(), self._known(seq_length), self._known(resets))
         if not batched:
             x = x.expand_dims(1)
@@ -247,7 +258,8 @@ def _checked(step: Any) -> Any:
     return checked
 
 
-# Not as a decorator: automatic mixed precision copies the class to another module, without the functions of this one.
+# Not as decorators: automatic mixed precision copies the class to another module, without the functions of this one.
+Recurrent._checked = in_graph(Recurrent._checked)(Recurrent._checked_on_host)  # type: ignore[method-assign]
 Recurrent.step = _checked(Recurrent.step)  # type: ignore[method-assign]
 
 

@@ -181,7 +181,7 @@ class CheckedTokens(nn.Cell):
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
-        self.checked = _checked_tokens(spec) if spec.takes_tokens else None
+        self.checked: Any = _checked_tokens(spec) if spec.takes_tokens else None
 
     def construct(self, tokens: Any) -> Any:
         """Give tokens of any shape."""

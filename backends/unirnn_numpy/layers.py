@@ -177,6 +177,7 @@ def _layer_norm(
     spec: LayerNormSpec, weights: Mapping[str, Array], x: Array, keep: bool
 ) -> tuple[Array, Pullback | None]:
     normal = x - x.mean(axis=-1, keepdims=True)
+    normal -= normal.mean(axis=-1, keepdims=True)  # a large mean was rounded
     deviation = np.sqrt((normal * normal).mean(axis=-1, keepdims=True) + spec.eps)
     normal /= deviation
     y = normal * weights["weight"]

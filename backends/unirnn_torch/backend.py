@@ -15,8 +15,9 @@ from unirnn.errors import ArgumentError, DeviceError, DTypeError
 from unirnn.specs import Conv1dSpec, Spec
 from unirnn.specs import arguments as names
 
-from . import dispatch, models
+from . import definitions, dispatch, models
 from .checkpoints import read_checkpoint
+from .definitions import DefinitionModule
 from .dispatch import DEVICE_TYPES
 from .models import ModelModule
 from .module import Recurrent
@@ -34,7 +35,7 @@ Array = NDArray[Any]
 
 
 class TorchBackend(Backend):
-    """Builds `Recurrent`, and `unirnn_torch.models.ModelModule` of anything else."""
+    """Builds `Recurrent` layers, models of them (`ModelModule`), and models from code (`DefinitionModule`)."""
 
     name = "torch"
     support = dispatch.KERNELS["auto"]
@@ -95,21 +96,22 @@ class TorchBackend(Backend):
         weights: Arrays | None,
         seed: int | None,
         options: Mapping[str, Any],
-    ) -> Recurrent | ModelModule:
+    ) -> torch.nn.Module:
         kernel = options.get("kernel", "auto")
         dispatch.check_build(kernel, spec, device.kind, dtype)
         kind: torch.dtype = getattr(torch, dtype)
         name = DEVICE_TYPES[device.kind] + ("" if device.index is None else f":{device.index}")
-        return models.build(spec, device=name, dtype=kind, weights=weights, kernel=kernel)
+        made: torch.nn.Module = definitions.build(spec, device=name, dtype=kind, weights=weights, kernel=kernel)
+        return made
 
     def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
         spec = _spec(module)
         if spec is None:
             return None
-        if isinstance(module, ModelModule):
-            models.check_layers(module)
-        else:
+        if isinstance(spec, RecurrentSpec):
             check_computes_as(Recurrent if isinstance(module, Recurrent) else _NATIVE[type(spec)], module, "forward")
+        else:
+            models.check_layers(module)
         # As attributes, since a parametrization renames what is in the state_dict.
         weights = {name: attrgetter(name)(module) for name in spec.weight_shapes()}
         for name, weight in weights.items():
@@ -191,7 +193,7 @@ class TorchBackend(Backend):
 
 def _spec(module: Any) -> Spec | None:
     """The spec of a module of ours, or of torch's own, by the attributes that are its constructor's arguments."""
-    if isinstance(module, (ModelModule, Recurrent)):
+    if isinstance(module, (DefinitionModule, ModelModule, Recurrent)):
         spec: Spec = module.spec
         return spec
     for kind, native in _NATIVE.items():

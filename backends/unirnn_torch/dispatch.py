@@ -164,7 +164,7 @@ def check_build(kernel: str, spec: Spec, device: str, dtype: str) -> None:
 
     Of a model its recurrent layers count, which the kernel is for; if it has none, only ``"auto"`` will do.
     """
-    layers = [leaf for leaf in spec.leaves().values() if isinstance(leaf, RecurrentSpec)]
+    layers: list[Spec] = [leaf for leaf in spec.leaves().values() if isinstance(leaf, RecurrentSpec)]
     for layer in layers or [spec]:
         check_kernel(kernel, KERNELS, layer, device, dtype)
         reason = unsupported_reason(kernel, layer, device, dtype)

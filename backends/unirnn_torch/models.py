@@ -11,7 +11,7 @@ says whether they are there already, as they are behind a recurrent layer.
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -46,7 +46,7 @@ from unirnn.specs import (
 from . import dispatch, native, operators
 from .module import Recurrent, read_lengths, read_resets
 
-__all__ = ["Model", "ModelModule", "build", "check_layers"]
+__all__ = ["Model", "ModelModule", "build", "check_layers", "first_tensor", "tie", "under", "with_tensor"]
 
 State = tuple[Tensor, ...]
 Layer = Callable[..., Any]
@@ -245,7 +245,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def _described(spec: Spec) -> tuple[type[nn.Module], dict[str, Any]]:
+def _described(spec: Spec) -> tuple[Any, dict[str, Any]]:
     """The class that computes a layer, and the arguments of its constructor."""
     match spec:
         case EmbeddingSpec():
@@ -501,7 +501,7 @@ def _entry(spec: Spec, call: ModelCall) -> Flow:
         lengths = None
     if lengths is None:
         return Flow(x, axis, None, False, call.states, (), resets)
-    if torch.compiler.is_compiling() and not dispatch.is_exporting_to_onnx():
+    if isinstance(lengths, Tensor) and torch.compiler.is_compiling() and not dispatch.is_exporting_to_onnx():
         lengths = operators.checked_lengths(lengths, sizes.steps)
     flow = Flow(x, axis, Padding(lengths, sizes.steps, axis), False, call.states, (), resets)
     return flow if _cleans_its_input(spec) else flow.cleaned()
@@ -560,11 +560,11 @@ class Model(ModelModule):
         for name, child in spec.children:
             if hasattr(self, name):
                 raise LimitError(f"torch: given a layer named {name!r}, which torch.nn.Module has itself; rename it")
-            own = None if weights is None else _under(weights, name)
+            if child.kind == "Model":
+                raise LimitError(f"torch: given {child!r} in a {spec.kind}, which is code; put it in a unirnn.Model")
+            own = None if weights is None else under(weights, name)
             self.add_module(name, _made(child, device=device, dtype=dtype, weights=own, kernel=kernel))
-        for tied, other in spec.tied().items():
-            holder, _, name = tied.rpartition(".")
-            setattr(attrgetter(holder)(self), name, attrgetter(other)(self))
+        tie(self, spec)
 
     def _get_name(self) -> str:
         return str(self.spec.kind)
@@ -603,7 +603,7 @@ class LayerModule(ModelModule):
 
 
 @cache
-def _alone(kind: type[nn.Module]) -> Any:
+def _alone(kind: Any) -> Any:
     """The class of a layer that is built by itself: a subclass of the native one."""
     return type(kind.__name__, (LayerModule, kind), {"__doc__": kind.__doc__, "__module__": __name__})
 
@@ -617,9 +617,7 @@ def _without_attributes(spec: Spec) -> LayerModule:
 # ---- building, and looking at what was built -----------------------------------------------------
 
 
-def build(
-    spec: Spec, *, device: Any, dtype: torch.dtype, weights: Arrays | None, kernel: str
-) -> Recurrent | ModelModule:
+def build(spec: Spec, *, device: Any, dtype: torch.dtype, weights: Arrays | None, kernel: str) -> Any:
     """Build a model or a layer.
 
     Parameters
@@ -632,12 +630,21 @@ def build(
         Their values by name; None: the layers draw them as they do in torch.
     kernel
         Of the recurrent layers: one of `unirnn_torch.dispatch.KERNELS`.
+
+    Returns
+    -------
+    Recurrent or ModelModule
+        A recurrent layer, or anything else.
     """
     made = _made(spec, device=device, dtype=dtype, weights=weights, kernel=kernel, alone=True)
-    if not isinstance(made, Recurrent) and next(chain(made.parameters(), made.buffers()), None) is None:
-        # Remembers the dtype and the device of a module without weights.
-        made.register_buffer("_like", torch.empty(0, device=device, dtype=dtype), persistent=False)
-    return made
+    return with_tensor(made, device, dtype)
+
+
+def with_tensor(module: nn.Module, device: Any, dtype: torch.dtype) -> nn.Module:
+    """The same module; one without weights gets a buffer, by which it knows its dtype and its device."""
+    if next(chain(module.parameters(), module.buffers()), None) is None:
+        module.register_buffer("_like", torch.empty(0, device=device, dtype=dtype), persistent=False)
+    return module
 
 
 def _made(
@@ -653,7 +660,8 @@ def _made(
     if draws or issubclass(kind, (nn.LayerNorm, nn.BatchNorm1d)):
         arguments |= {"device": device, "dtype": dtype}
     # With weights nothing is drawn, and the global generator does not move.
-    made = skip_init(cls, **arguments) if draws and weights is not None else cls(**arguments)
+    make: Callable[..., Any] = partial(skip_init, cls) if draws and weights is not None else cls
+    made = make(**arguments)
     if alone:
         made.spec = spec
     with torch.no_grad():
@@ -662,51 +670,71 @@ def _made(
     return made
 
 
-def _under(weights: Arrays, name: str) -> dict[str, NDArray[Any]]:
+def under(weights: Arrays, name: str) -> dict[str, NDArray[Any]]:
     """The weights of a layer, without its name."""
     prefix = f"{name}."
     return {weight[len(prefix) :]: array for weight, array in weights.items() if weight.startswith(prefix)}
 
 
-def check_layers(module: ModelModule) -> None:
+def tie(module: nn.Module, spec: ModelSpec) -> None:
+    """Make one parameter of those weights that the spec ties."""
+    for tied, other in spec.tied().items():
+        holder, _, name = tied.rpartition(".")
+        setattr(attrgetter(holder)(module), name, attrgetter(other)(module))
+
+
+def check_layers(module: nn.Module) -> None:
     """Refuse a model whose layers are no longer those of its spec.
+
+    Parameters
+    ----------
+    module
+        A `ModelModule`, or a `unirnn_torch.definitions.DefinitionModule`.
 
     Raises
     ------
     SpecError
         If a layer is of another class, has other arguments, or weights are no longer tied.
     """
-    check_computes_as(ModelModule, module, "forward")
+    spec: Any = module.spec
+    if isinstance(module, ModelModule):
+        check_computes_as(ModelModule, module, "forward")
     if isinstance(module, Model):
         check_computes_as(Model, module, "_run")
-    for name, spec in module.spec.leaves().items():
-        if not name:
-            continue
-        layer = attrgetter(name)(module)
-        if isinstance(spec, RecurrentSpec):
-            kind: type[nn.Module] = Recurrent
-            same = isinstance(layer, Recurrent) and layer.spec == spec
-        else:
-            kind, arguments = _described(spec)
-            if kind is nn.BatchNorm1d and isinstance(layer, nn.SyncBatchNorm):
-                kind = nn.SyncBatchNorm
-            same = isinstance(layer, kind) and all(
-                _has(layer, argument, value)
-                for argument, value in arguments.items()
-                if argument not in spec._not_computed
-            )
-        if not same:
-            raise SpecError(f"module: its layer {name} is {layer!r}, expected that of {spec!r}")
-        check_computes_as(kind, layer, "forward")
-    if isinstance(module.spec, ModelSpec):
-        for tied, other in module.spec.tied().items():
-            if attrgetter(tied)(module) is not attrgetter(other)(module):
-                raise SpecError(f"module: its {tied} and {other} are no longer one tensor, as its spec says; tie them")
+    if not isinstance(spec, ModelSpec):
+        return
+    for name, child in spec.children:
+        layer = module._modules.get(name)
+        if isinstance(child, ModelSpec) and layer is not None and getattr(layer, "spec", None) == child:
+            check_layers(layer)
+        elif not _is_layer(layer, child):
+            raise SpecError(f"module: its layer {name} is {layer!r}, expected that of {child!r}")
+    for tied, other in spec.tied().items():
+        if attrgetter(tied)(module) is not attrgetter(other)(module):
+            raise SpecError(f"module: its {tied} and {other} are no longer one tensor, as its spec says; tie them")
 
 
-def _has(layer: nn.Module, argument: str, value: Any) -> bool:
+def _is_layer(layer: nn.Module | None, spec: Spec) -> bool:
+    """Whether a module is what is made of a layer's spec, and computes as that."""
+    if isinstance(spec, ModelSpec):
+        return False
+    kind: Any = Recurrent
+    if isinstance(spec, RecurrentSpec):
+        is_same = isinstance(layer, Recurrent) and layer.spec == spec
+    else:
+        kind, arguments = _described(spec)
+        if kind is nn.BatchNorm1d and isinstance(layer, nn.SyncBatchNorm):
+            kind = nn.SyncBatchNorm
+        computed = {name: value for name, value in arguments.items() if name not in spec._not_computed}
+        is_same = isinstance(layer, kind) and all(_has(layer, *item) for item in computed.items())
+    if is_same:
+        check_computes_as(ModelModule if isinstance(layer, LayerModule) else kind, layer, "forward")
+    return is_same
+
+
+def _has(layer: Any, argument: str, value: Any) -> bool:
     """Whether a layer was made with an argument."""
     own = getattr(layer, argument)
     if argument == "bias":
-        return (own is not None) == value
+        return (own is not None) is bool(value)
     return bool(own == ((value,) if isinstance(own, tuple) else value))

@@ -1,6 +1,6 @@
-"""g2p_en 2.1.0: how English words are spoken; a GRU encoder and decoder that torch trained and its authors rewrote.
+"""g2p_en 2.1.0: how English words are spoken, from a GRU encoder and decoder that its authors rewrote in NumPy by hand.
 
-Our models take the arrays of its file, which have names of its own. The package itself is a dependency of the tests; no
+Our models take the arrays of its file, whose names are its own. The package itself is a dependency of the tests; no
 file of it is copied here.
 """
 
@@ -20,8 +20,8 @@ from subjects import close
 import unirnn
 from unirnn.contract.backend import Backend
 
-# A gate adds products whose magnitudes sum up to 50, so that each rounding in float32 is up to 50 * 2**-24 = 3e-6, and
-# two gates make a state. Their own float32 states are up to 9.4e-6 away from those that their code gives in float64.
+# The magnitudes of what a gate adds up reach a sum of 50, so that float32 can round it by 50 * 2**-24 = 3e-6 more than
+# once, and three gates make a state. Their own states in float32 are 9.4e-6 away from those in float64.
 TOLERANCE = 2e-5
 
 # These read and tag text, and download data on import; they are not needed for prediction.
@@ -66,11 +66,11 @@ def theirs() -> Any:
 
 
 class Words(NamedTuple):
-    """English words, and what their predictor gives for them.
+    """English words as the input of our encoder, and what the package computes from them.
 
-    ``tokens`` `(B, T)` has the letters of each of them and an end, ``lengths`` of them, and no token in the padding.
-    ``states`` are those of their encoder, computed by their code in float64, for each valid token `(sum of lengths,
-    256)`. ``phonemes`` are the words as spoken.
+    ``tokens`` `(B, T)` holds the letters of each word and a token for its end; ``lengths`` `(B,)` counts them. In the
+    padding stands -1, which is no token. ``states`` `(sum of lengths, 256)` has the state of their encoder after each
+    valid token, computed by their code in float64. ``phonemes`` are their pronunciations.
     """
 
     tokens: NDArray[np.int64]

@@ -1,7 +1,7 @@
 """Resemblyzer 0.1.4: an LSTM and a linear layer that embed voices, trained in torch, from the file that it ships.
 
-The package ships no recording, so the spectrograms are random numbers; its voices are as different as they need be. The
-package itself is a dependency of the tests; no file of it is copied here.
+The package ships no recording, so the spectrograms are random numbers from a fixed seed. The package itself is a
+dependency of the tests; no file of it is copied here.
 """
 
 import sys

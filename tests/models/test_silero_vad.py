@@ -1,13 +1,13 @@
 """Silero VAD 6.2.3: the probability that somebody speaks, from convolutions and an LSTM, trained in torch.
 
-ONNX Runtime runs the file that the package ships for it, and our models take the weights of that file. The package also
-ships weights as ``.safetensors``; those are of another training, and no program for them is in the package. The package
-itself is a dependency of the tests; no file of it is copied here.
+ONNX Runtime runs the file that the package ships for it, and our models take the weights of that file. (The weights in
+the package's ``.safetensors`` file differ from those of all its other files.) The package itself is a dependency of the
+tests; no file of it is copied here.
 
 Their model takes one chunk of 512 samples (32 ms) after another, each with the 64 samples before it. Within a chunk the
-convolutions see a few frames as their time steps. The LSTM has one step for each chunk. So what is a sequence for the
-convolutions is one step for the LSTM, which no chain says for many chunks at once: `VoiceActivity` is code. For one
-chunk it is a chain, `chain`, whose state goes from chunk to chunk.
+convolutions see 4 frames, which are their time steps. The LSTM has one step for each chunk. No chain can say for many
+chunks at once that a sequence of the convolutions is one step of the LSTM, so `VoiceActivity` is code. For one chunk,
+from the magnitudes on, the same layers are a chain, `CHAIN`, whose state goes from chunk to chunk.
 """
 
 from importlib.util import find_spec
@@ -128,7 +128,7 @@ def weights() -> dict[str, Array]:
 
 @pytest.mark.parametrize("backend", ["numpy", "torch", "mindspore", "array_api"], indirect=True)  # that take code
 def test_code_computes_all_chunks_at_once(backend: Backend, theirs: Theirs, weights: dict[str, Array]) -> None:
-    options = {"namespace": array_api_strict} if backend.name == "array_api" else {}
+    options: dict[str, Any] = {"namespace": array_api_strict} if backend.name == "array_api" else {}
     net = unirnn.snapshot(weights, spec=MODEL, rename={**RENAME, STFT: "stft.weight"}).build(backend.name, **options)
     state, found = None, []
     for part in np.split(theirs.chunks[None], [50, 60], axis=1):  # in three calls, to go on from the state

@@ -223,9 +223,10 @@ def test_one_layer_of_a_saved_model_is_loaded(tmp_path: Path) -> None:
     taken = drawn(CLASSIFIER)
     taken.save(tmp_path / "model.onnx")
     found = unirnn.load(tmp_path / "model.onnx", prefix="encoder.")
-    assert found.spec == CLASSIFIER.encoder
+    encoder: Any = CLASSIFIER.encoder
+    assert found.spec == encoder
     np.testing.assert_array_equal(found.weights["weight_hh_l1"], taken.weights["encoder.weight_hh_l1"])
-    wanted = replace(CLASSIFIER.encoder, batch_first=False)
+    wanted = replace(encoder, batch_first=False)
     assert unirnn.snapshot(written(CLASSIFIER), prefix="encoder", spec=wanted).spec == wanted
     with pytest.raises(
         errors.ArgumentError, match="prefix: given 'decoder', but the file is a snapshot, of the layers"

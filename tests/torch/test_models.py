@@ -122,7 +122,7 @@ def test_state_dicts_and_numbers_are_those_of_a_model_written_by_hand() -> None:
         found = []
         for net in (ours, theirs):
             net.zero_grad()
-            y = net(tokens, **({"seq_length" if net is ours else "lengths": ns}))
+            y = net(tokens, **{"seq_length" if net is ours else "lengths": ns})
             y.square().sum().backward()
             found.append([y.detach(), *(p.grad for p in net.parameters())])
         torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
@@ -181,12 +181,12 @@ def test_copies_give_the_same_numbers(spec: Spec) -> None:
 
 @pytest.mark.parametrize("spec", [LinearSpec(6, 4), PoolSpec("mean"), Conv1dSpec(6, 4, 3), BatchNormSpec(6)], ids=repr)
 def test_a_layer_by_itself_is_a_native_one(spec: Spec) -> None:
-    net = spec.build("torch", seed=0).eval()
-    native = {"Linear": nn.Linear, "Conv1d": nn.Conv1d, "BatchNorm": nn.BatchNorm1d}.get(spec.kind, nn.Module)
+    net: Any = spec.build("torch", seed=0).eval()
+    native: Any = {"Linear": nn.Linear, "Conv1d": nn.Conv1d, "BatchNorm": nn.BatchNorm1d}.get(spec.kind, nn.Module)
     assert isinstance(net, native)
     x, ns = batch(spec)
     x = x.nan_to_num()
-    arguments = {} if spec.is_pointwise else {"seq_length": ns}
+    arguments: dict[str, Any] = {} if spec.is_pointwise else {"seq_length": ns}
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         torch.testing.assert_close(other(x, **arguments), net(x, **arguments), rtol=0, atol=0)
         assert unirnn.snapshot(other) == unirnn.snapshot(net)
@@ -224,7 +224,7 @@ def test_tokens_out_of_range_are_refused(training: bool) -> None:
 
 def test_a_model_that_was_changed_is_not_read() -> None:
     def changed(name: str, layer: nn.Module) -> nn.Module:
-        net = FEATURES.build("torch", seed=0)
+        net: nn.Module = FEATURES.build("torch", seed=0)
         net.set_submodule(name, layer)
         return net
 
@@ -237,7 +237,7 @@ def test_a_model_that_was_changed_is_not_read() -> None:
         with pytest.raises(errors.SpecError, match=r"module: its layer .* is .*, expected that of"):
             unirnn.snapshot(net)
     net = FEATURES.build("torch", seed=0)
-    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net))
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net))  # type: ignore[no-untyped-call]
     assert unirnn.snapshot(synchronised) == unirnn.snapshot(net)
     with pytest.raises(errors.ArgumentError, match="on the device 'meta' and has no values"):
         unirnn.snapshot(net.to("meta"))
@@ -258,11 +258,12 @@ def test_parametrized_layers_are_read_as_they_compute() -> None:
 # ---- graphs --------------------------------------------------------------------------------------
 
 
-@each
-def test_one_graph_with_any_lengths(spec: Spec) -> None:
+@pytest.mark.parametrize("name", ["classifier", "stream", "pooled"])
+def test_one_graph_with_any_lengths(name: str) -> None:
+    spec = SPECS[name]
     net = spec.build("torch", seed=0).eval()
     torch.compiler.reset()
-    compiled = torch.compile(net, fullgraph=True, backend="aot_eager", dynamic=True)
+    compiled: Any = torch.compile(net, fullgraph=True, backend="aot_eager", dynamic=True)
     for lengths, steps in (((9, 5, 0, 7), 9), OTHER):
         x, ns = batch(spec, lengths, steps)
         torch.testing.assert_close(compiled(x, seq_length=ns), net(x, seq_length=ns))
@@ -277,6 +278,7 @@ def test_one_graph_with_any_lengths(spec: Spec) -> None:
 
 
 def test_a_training_step_in_a_graph_counts_the_valid_steps_only() -> None:
+    """Other models' graphs are those of `test_one_graph_with_any_lengths`; here is all that a graph can hold."""
     nets = [FEATURES.build("torch", seed=0) for _ in range(2)]
     torch.compiler.reset()
     compiled = torch.compile(nets[1], fullgraph=True, backend="aot_eager")
@@ -313,7 +315,7 @@ def test_torch_jit_trace_with_any_lengths(spec: Spec) -> None:
 
 @pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:# The axis name:UserWarning")
-@pytest.mark.parametrize("name", ["classifier", "features", "stream"])
+@pytest.mark.parametrize("name", ["features", "stream"])
 def test_onnx_export_with_any_lengths(name: str, tmp_path: Path) -> None:
     spec, path = SPECS[name], tmp_path / "model.onnx"
     net, (x, ns) = spec.build("torch", seed=0).eval(), batch(spec)
@@ -425,7 +427,7 @@ def work(rank: int, folder: Path) -> None:
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    net: nn.Module = DistributedDataParallel(CLASSIFIER.build("torch", seed=rank))
+    net = DistributedDataParallel(CLASSIFIER.build("torch", seed=rank))
     x, ns = batch(CLASSIFIER)
     (net(x[rank::2], seq_length=ns[rank::2]).square().sum() * 2).backward()
     torch.save({name: p.grad for name, p in net.module.named_parameters()}, folder / f"{rank}.pt")
@@ -448,3 +450,78 @@ def test_locked_dropout_drops_the_same_in_all_steps() -> None:
     assert (dropped == dropped[:1]).all()
     assert 0 < dropped.float().mean() < 1
     assert (y[2:, 2] == 0).all()
+
+
+# ---- models that are code ------------------------------------------------------------------------
+
+
+class Attention(unirnn.Model):
+    """Scores of tags from an attention over the valid steps."""
+
+    def __init__(self, tags: int) -> None:
+        self.embedding = EmbeddingSpec(20, 6)
+        self.encoder = GRUSpec(6, 4, bidirectional=True, batch_first=True)
+        self.drop = DropoutSpec(0.5)
+        self.scores = LinearSpec(8, 1)
+        self.head = LinearSpec(8, tags)
+        self.temperature = 2.0
+
+    def attend(self, h: Any, seq_length: Any) -> Any:
+        xp = self.xp
+        weights = xp.masked_softmax(self.scores(h)[:, :, 0] / self.temperature, seq_length)
+        return xp.sum(weights[:, :, None] * h, axis=1)
+
+    def forward(self, xp: Any, tokens: Any, seq_length: Any) -> Any:
+        h, _ = self.encoder(self.embedding(tokens), seq_length=seq_length)
+        return xp.log_softmax(self.head(self.drop(self.attend(h, seq_length))), axis=-1)
+
+
+def test_a_model_from_code_is_a_module() -> None:
+    net = Attention(3).build("torch", seed=0).eval()
+    assert isinstance(net, nn.Module)
+    assert isinstance(net.head, nn.Linear)
+    assert [*net.state_dict()] == [*Attention(3).weight_shapes()]
+    x, ns = batch(CLASSIFIER, (9, 5, 2, 7))
+    x = x.clamp(min=0)
+    y = net(x, ns)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        torch.testing.assert_close(other(x, seq_length=ns), y, rtol=0, atol=0)
+        assert unirnn.snapshot(other) == unirnn.snapshot(net)
+        assert other.temperature == 2
+    assert not torch.equal(net.train()(x, ns), net(x, ns))
+    net.eval().set_submodule("head", nn.Linear(8, 3, bias=False))
+    with pytest.raises(errors.SpecError, match=r"its layer head is Linear.*bias=False.*, expected that of LinearSpec"):
+        unirnn.snapshot(net)
+
+
+@pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:# The axis name:UserWarning")
+def test_a_model_from_code_in_graphs(tmp_path: Path) -> None:
+    net, (x, ns) = Attention(3).build("torch", seed=0).eval(), batch(CLASSIFIER)
+    steps, size = torch.export.Dim("T", min=3, max=100), torch.export.Dim("B", min=1, max=64)
+    shapes = {"tokens": {0: size, 1: steps}, "seq_length": {0: size}}
+    exported = torch.export.export(net, (x.clamp(min=0), ns), dynamic_shapes=shapes).module()
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(net, (x.clamp(min=0), ns), path, dynamo=True, verbose=False, dynamic_shapes=shapes)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    torch.compiler.reset()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager", dynamic=True)
+    for given in (((9, 5, 0, 7), 9), OTHER):
+        x, ns = batch(CLASSIFIER, *given)
+        x = x.clamp(min=0)
+        expected = net(x, ns)
+        torch.testing.assert_close(exported(x, ns), expected)
+        torch.testing.assert_close(compiled(x, ns), expected)
+        (actual,) = session.run(None, {"tokens": x.numpy(), "seq_length": ns.numpy()})
+        torch.testing.assert_close(torch.from_numpy(actual), expected)
+
+
+def test_names_of_a_model_from_code_that_torch_has_are_refused() -> None:
+    class Own(Attention):
+        def half(self) -> None:
+            pass
+
+    with pytest.raises(errors.LimitError, match=r"torch: given 'half' in Own, which torch.nn.Module has; rename it"):
+        Own(3).build("torch")
+    with pytest.raises(errors.LimitError, match=r"in a Sequential, which is code; put it in a unirnn.Model"):
+        Sequential(code=Attention(3)).build("torch")

@@ -82,6 +82,7 @@ def spec_from_metadata(metadata: Mapping[str, str]) -> Spec | None:
         unknown = _unknown(given, spec.to_dict())
         if unknown:
             raise ValueError(f"unknown {', '.join(unknown)}")
+        spec.check_complete()
     except FileError:
         raise
     except (ValueError, TypeError, OverflowError, RecursionError) as error:

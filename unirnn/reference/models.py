@@ -72,6 +72,7 @@ def model(
     lengths: Array | None,
     resets: Array | None,
     training: Training | None = None,
+    detach: Callable[[Array], Array] | None = None,
 ) -> tuple[Array, tuple[State, ...]]:
     """Run a model, or one layer.
 
@@ -93,6 +94,9 @@ def model(
         `(T, B)` bool on the input's device; None if no sequence begins anew.
     training
         What is different while training; None for evaluation.
+    detach
+        Gives an array with the same numbers, through which no gradient passes: for the vectors that are not trained,
+        those of ``padding_idx``. None if there are no gradients.
 
     Returns
     -------
@@ -104,7 +108,7 @@ def model(
     if isinstance(spec, ModelSpec):
         weights = {**weights, **{name: weights[other] for name, other in spec.tied().items()}}
     finals: list[State] = []
-    run = _Run(xp, weights, iter(states), finals, resets, training)
+    run = _Run(xp, weights, iter(states), finals, resets, training, detach)
     flow = run.layer("", spec, _select(xp, _Flow(x, lengths, True)))
     return _select(xp, flow).x, tuple(finals)
 
@@ -119,6 +123,7 @@ class _Run:
     finals: list[State]
     resets: Array | None
     training: Training | None
+    detach: Callable[[Array], Array] | None
 
     def layer(self, name: str, spec: Spec, flow: _Flow) -> _Flow:
         prefix = f"{name}." if name else ""
@@ -188,7 +193,11 @@ class _Run:
         xp, x, training = self.xp, flow.x, self.training
         match spec:
             case EmbeddingSpec():
-                rows = xp.take(weights["weight"], xp.reshape(x, (-1,)), axis=0)
+                weight = weights["weight"]
+                if spec.padding_idx is not None and self.detach is not None:
+                    numbers = xp.arange(spec.num_embeddings, device=device_of(weight))[:, None]
+                    weight = xp.where(numbers == spec.padding_idx, self.detach(weight), weight)
+                rows = xp.take(weight, xp.reshape(x, (-1,)), axis=0)
                 return xp.reshape(rows, (*x.shape, spec.embedding_dim))
             case LinearSpec():
                 y = xp.matmul(x, weights["weight"].T)
@@ -202,6 +211,7 @@ class _Run:
                 return x * training.keep(shape, spec.p)
             case LayerNormSpec():
                 centred = x - xp.mean(x, axis=-1, keepdims=True)
+                centred = centred - xp.mean(centred, axis=-1, keepdims=True)  # a large mean was rounded
                 variance = xp.mean(centred * centred, axis=-1, keepdims=True)
                 return centred / xp.sqrt(variance + spec.eps) * weights["weight"] + weights["bias"]
             case BatchNormSpec():

@@ -232,6 +232,11 @@ class DropoutSpec(Spec):
     def __repr__(self) -> str:
         return shown(self, "p")
 
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether it drops the elements of each step by themselves; see `Spec.is_pointwise`."""
+        return not self.locked
+
 
 @dataclass(frozen=True, repr=False)
 class LayerNormSpec(Spec):

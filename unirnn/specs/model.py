@@ -8,7 +8,7 @@ from unirnn.errors import ArgumentError, SpecError
 
 from .base import Spec
 from .recurrent import RecurrentSpec
-from .sequential import ModelSpec
+from .sequential import ModelSpec, leaves_of
 
 __all__ = ["Model"]
 
@@ -59,6 +59,10 @@ class Model(ModelSpec):
     def children(self) -> tuple[tuple[str, Spec], ...]:
         """The layers, as pairs of a name and a spec, in the order in which they were set."""
         return tuple((name, value) for name, value in vars(self).items() if isinstance(value, Spec))
+
+    def leaves(self) -> dict[str, Spec]:
+        """See `Spec.leaves`."""
+        return leaves_of(self)
 
     def members(self) -> dict[str, Any]:
         """The methods of the definition, which the class of what is built has too."""

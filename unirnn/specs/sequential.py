@@ -1,7 +1,7 @@
 """Models as data: layers one after another, around, or beside each other."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from keyword import iskeyword
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from .base import LengthRule, Random, Spec
 from .layers import EmbeddingSpec, LinearSpec
 from .recurrent import RecurrentSpec
 
-__all__ = ["Concat", "ModelSpec", "Residual", "Sequential"]
+__all__ = ["Concat", "ModelSpec", "Residual", "Sequential", "leaves_of"]
 
 ModelT = TypeVar("ModelT", bound="ModelSpec")
 
@@ -28,6 +28,7 @@ class ModelSpec(Spec):
     """
 
     _children: tuple[tuple[str, Spec], ...]
+    _leaves: dict[str, Spec] = field(compare=False)  # kept, since every call asks for them
 
     def __init__(self, /, *layers: Spec, **named: Spec) -> None:
         if layers and named:
@@ -39,8 +40,14 @@ class ModelSpec(Spec):
         for name, layer in children.items():
             if not isinstance(layer, Spec):
                 raise ArgumentError(f"{self.kind}: {name}: given {type(layer).__name__}, expected a spec")
+            if layer.kind == "Model":
+                raise ArgumentError(
+                    f"{self.kind}: {name}: given {type(layer).__name__}, which is code, expected a spec that is data; "
+                    "a Model may hold both"
+                )
         self._set("_children", tuple(children.items()))
         self._set("_children", tuple(self._fitted()))
+        self._set("_leaves", leaves_of(self))
         self._check_layouts()
         self._check_ties()
 
@@ -117,11 +124,7 @@ class ModelSpec(Spec):
 
     def leaves(self) -> dict[str, Spec]:
         """See `Spec.leaves`."""
-        return {
-            f"{name}.{inner}" if inner else name: leaf
-            for name, layer in self.children
-            for inner, leaf in layer.leaves().items()
-        }
+        return dict(self._leaves)
 
     @property
     def stateful(self) -> dict[str, Spec]:
@@ -219,6 +222,15 @@ class ModelSpec(Spec):
         return {name: Spec.from_dict(values) for name, values in layers.items()}
 
 
+def leaves_of(model: ModelSpec) -> dict[str, Spec]:
+    """The layers of a model, and of the models in it, by their names."""
+    return {
+        f"{name}.{inner}" if inner else name: leaf
+        for name, layer in model.children
+        for inner, leaf in layer.leaves().items()
+    }
+
+
 @dataclass(frozen=True, repr=False, init=False)
 class Sequential(ModelSpec):
     """Layers one after another.
@@ -280,7 +292,7 @@ class Sequential(ModelSpec):
     @property
     def takes_tokens(self) -> bool | None:
         """As the first layer that says so."""
-        return next((layer.takes_tokens for layer in self if layer.takes_tokens is not None), None)
+        return next((takes for layer in self if (takes := layer.takes_tokens) is not None), None)
 
     @property
     def ends_steps(self) -> bool:
@@ -442,7 +454,7 @@ class Concat(ModelSpec):
     @property
     def takes_tokens(self) -> bool | None:
         """As the first layer that says so."""
-        return next((layer.takes_tokens for layer in self if layer.takes_tokens is not None), None)
+        return next((takes for layer in self if (takes := layer.takes_tokens) is not None), None)
 
     @property
     def ends_steps(self) -> bool:
