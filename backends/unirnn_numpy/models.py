@@ -164,7 +164,7 @@ class NumpyModel(Model):
         return output, run.finals
 
     def _run_step(self, call: ModelCall) -> tuple[Array, list[State]]:
-        run = _Run(self, call, keep=False, is_step=True)
+        run = _Run(self, call, keep=False)
         return run.step(), run.finals
 
 
@@ -294,8 +294,6 @@ class _Run:
         Its arguments.
     keep
         Whether there will be a backward pass.
-    is_step
-        Whether it is a single step, whose arrays have no axis T.
 
     Attributes
     ----------
@@ -305,8 +303,8 @@ class _Run:
         The dtype that is computed with.
     """
 
-    def __init__(self, model: NumpyModel, call: ModelCall, *, keep: bool, is_step: bool = False) -> None:
-        self._model, self._call, self._keep, self._is_step = model, call, keep, is_step
+    def __init__(self, model: NumpyModel, call: ModelCall, *, keep: bool) -> None:
+        self._model, self._call, self._keep = model, call, keep
         self._training, self._weights = model.training, dict(model.weights)
         self._statistics: list[tuple[Array, Array]] = []
         self.finals: list[State] = []
@@ -345,13 +343,13 @@ class _Run:
         return self._rounded(flow.x.swapaxes(0, 1) if swaps_back else flow.x), pull_all
 
     def step(self) -> Array:
-        """The output `(B, F)`."""
+        """The output `(B, F)` of a single step, whose arrays have no axis T."""
         spec, x = self._model.spec, self._call.input
         if spec.takes_tokens:
             check_tokens(spec, x)
-        flow, _ = self._layer("", spec, _Flow(self._entered(x, copy=False), None, None))
+        y = self._step("", spec, self._entered(x, copy=False))
         self._finish()
-        return self._rounded(flow.x)
+        return self._rounded(y)
 
     def d_finals(self, d_state: Any, state: tuple[Any, ...]) -> list[State | None]:
         """The gradients of the final states as the backward pass takes them; ArgumentError, ShapeError."""
@@ -419,10 +417,11 @@ class _Run:
         aligned = [(_padded if are_padded else _packed)(flow) for flow, _ in results]
         xs = [flow.x for flow, _ in aligned]
         ends = np.cumsum([x.shape[-1] for x in xs])[:-1]
+        pulls = [_in_turn(pull, align) for (_, pull), (_, align) in zip(results, aligned, strict=True)]
 
         def pull(d: Array, back: _Backward) -> Array:
-            parts = zip(np.split(d, ends, axis=-1), aligned, results, strict=True)
-            first, *others = [pull(align(part, back), back) for part, (_, align), (_, pull) in parts]
+            parts = zip(pulls, np.split(d, ends, axis=-1), strict=True)
+            first, *others = [of_layer(part, back) for of_layer, part in parts]
             return sum(others, start=first)
 
         return aligned[0][0]._replace(x=np.concatenate(xs, axis=-1)), pull
@@ -462,14 +461,7 @@ class _Run:
         weights, position = self._own_weights(name), len(self.finals)
         state, noise = self._call.states[position], None
         if self._training:
-            sizes = (1, *flow.x.shape[:1]) if self._is_step else flow.x.shape[:2]
-            noise = _layers.recurrent_noise(self._model._generator, spec, sizes, self.dtype)
-        if self._is_step:
-            y, final = self._recurrent_step(name, spec, flow.x, state, noise)
-            self.finals.append(tuple(map(self._rounded, final)))
-            return flow._replace(x=y), _same
-        if state is not None:
-            state = tuple(part.astype(self.dtype, copy=False) for part in state)
+            noise = _layers.recurrent_noise(self._model._generator, spec, flow.x.shape[:2], self.dtype)
         y, final, pullback = _layers.recurrent(
             spec, weights, self._model._kernel, flow.x, state, flow.lengths, self._call.resets, noise, self._keep
         )
@@ -486,47 +478,27 @@ class _Run:
 
         return flow._replace(x=y, padding="zeros"), _in_turn(unpack, pull)
 
-    def _recurrent_step(
-        self, name: str, spec: RecurrentSpec, x: Array, state: State | None, noise: Array | None
-    ) -> tuple[Array, State]:
-        """One step, by what was prepared for it if that can be: preparing takes longer than the step."""
-        steps, weights, kernel = self._model._last_steps, self._own_weights(name), self._model._kernel
-        parts = () if state is None else state
-        last = steps.get(name)
-        if noise is None and last is not None and last.fits(weights, x, parts):
-            return last.run(x, parts)
-        can_be_had = kernel in ("auto", "compiled") and len(x) and kernels.Step.can_be_had(spec, weights, x)
-        steps[name] = kernels.Step(spec, weights, x) if can_be_had else None
-        y, final, _ = _layers.recurrent(spec, weights, kernel, x[None], state, None, None, noise, False)
-        return y[0], final
-
     def _conv1d(self, name: str, spec: Conv1dSpec, flow: _Flow) -> _Result:
         flow, pad = _padded(flow)
         context, position = None, len(self.finals)
         if spec.state_shapes(None):
             state = self._call.states[position]
             context = None if state is None else state[0]
-        x = flow.x[None] if self._is_step else flow.x
-        found = _layers.conv1d(spec, self._own_weights(name), x, context, flow.lengths, self._keep)
-        if found.context is not None:
-            self.finals.append((self._rounded(found.context),))
+        y, after, pullback = _layers.conv1d(spec, self._own_weights(name), flow.x, context, flow.lengths, self._keep)
+        if after is not None:
+            self.finals.append((self._rounded(after),))
 
         def pull(d: Array, back: _Backward) -> Array:
-            assert found.pullback is not None
-            d_context = None
-            if found.context is not None:
-                given = back.d_finals[position]
-                d_context = None if given is None else given[0]
-            d_x, gradients, d_before = found.pullback(d, d_context)
-            if found.context is not None:
+            assert pullback is not None
+            given = None if after is None else back.d_finals[position]
+            d_x, gradients, d_before = pullback(d, None if given is None else given[0])
+            if after is not None:
                 back.d_initials[position] = (d_before,)
             self._collect(name, gradients, back)
             return d_x
 
-        if self._is_step:
-            return flow._replace(x=found.y[0]), _same
-        ragged = None if flow.ragged is None else _Ragged(spec.output_lengths(flow.ragged.lengths), len(found.y))
-        return _Flow(found.y, 0, ragged), _in_turn(pad, pull)
+        ragged = None if flow.ragged is None else _Ragged(spec.output_lengths(flow.ragged.lengths), len(y))
+        return _Flow(y, 0, ragged), _in_turn(pad, pull)
 
     def _pool(self, spec: PoolSpec, flow: _Flow) -> _Result:
         flow, pad = _padded(flow)
@@ -537,6 +509,46 @@ class _Run:
             return pullback(d)
 
         return _Flow(y, None, None), _in_turn(pad, pull)
+
+    # ---- the layers in a single step -------------------------------------------------------------
+
+    def _step(self, name: str, spec: Spec, x: Array) -> Array:
+        y: Array
+        prefix = f"{name}." if name else ""
+        if isinstance(spec, Sequential):
+            for child, layer in spec.children:
+                x = self._step(prefix + child, layer, x)
+            return x
+        if isinstance(spec, Residual):
+            ((child, layer),) = spec.children
+            y = x + self._step(prefix + child, layer, x)
+            return y
+        if isinstance(spec, Concat):
+            return np.concatenate([self._step(prefix + child, layer, x) for child, layer in spec.children], axis=-1)
+        if isinstance(spec, RecurrentSpec):
+            return self._recurrent_step(name, spec, x)
+        if isinstance(spec, Conv1dSpec):
+            (y,) = self._conv1d(name, spec, _Flow(x[None], 0, None))[0].x
+            return y
+        return self._pointwise(name, spec, _Flow(x, None, None))[0]
+
+    def _recurrent_step(self, name: str, spec: RecurrentSpec, x: Array) -> Array:
+        """By what was prepared for it, if that can be: preparing takes longer than the step."""
+        steps, weights, kernel = self._model._last_steps, self._own_weights(name), self._model._kernel
+        state, noise = self._call.states[len(self.finals)], None
+        if self._training:
+            noise = _layers.recurrent_noise(self._model._generator, spec, (1, len(x)), self.dtype)
+        parts = () if state is None else state
+        last = steps.get(name)
+        if noise is None and last is not None and last.fits(weights, x, parts):
+            y, final = last.run(x, parts)
+            self.finals.append(final)
+            return y
+        can_be_had = kernel in ("auto", "compiled") and len(x) and kernels.Step.can_be_had(spec, weights, x)
+        steps[name] = kernels.Step(spec, weights, x) if can_be_had else None
+        ys, final, _ = _layers.recurrent(spec, weights, kernel, x[None], state, None, None, noise, False)
+        self.finals.append(tuple(map(self._rounded, final)))
+        return ys.reshape(ys.shape[1:])
 
     # ---- weights and their gradients ---------------------------------------------------------
 
