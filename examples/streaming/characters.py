@@ -46,7 +46,7 @@ def numbers(text: str) -> NDArray[np.int64]:
 
 
 def documentation() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The prose that ``help()`` has on Python's topics: the beginning to learn from, the end to try what was learned."""
+    """The prose of Python's own ``help()``: the beginning to learn from, the end to try what was learned."""
     topics = pydoc_data.topics.topics
     lines = (line for name in sorted(topics) for line in topics[name].splitlines())
     text = numbers(" ".join(line for line in lines if line[:1].isalpha()))  # without code and tables
