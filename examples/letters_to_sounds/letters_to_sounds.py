@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{len(training)} words for training, {len(test)} for testing\n")
     print(f"losses in the first {FIRST} steps, means of {PART}")
     backends = sorted(installed(ALL), key=lambda backend: backend != options.backend)
-    curves = []
+    curves: list[NDArray[np.float64]] = []
     for backend in (backend for backend in backends if backend in LEARNING):
         is_first = not curves
         snapshot, losses = train(backend, training, options.epochs, options.seed, steps=None if is_first else FIRST)

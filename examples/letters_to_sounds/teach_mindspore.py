@@ -16,8 +16,8 @@ EPSILON = 1e-14  # Adam's, which the frameworks add in two places: if it is this
 def teach(net: nn.Cell, batches: Iterable[Words], rates: Sequence[float]) -> Iterator[float]:
     """Train a pronouncer, and yield the loss of each batch; see `teach_torch.teach`."""
 
-    def forward(*inputs: Tensor) -> Tensor:
-        *inputs, targets = inputs
+    def forward(*arrays: Tensor) -> Tensor:
+        *inputs, targets = arrays
         return ops.cross_entropy(net(*inputs).flatten(0, 1), targets.flatten())
 
     optimizer = nn.Adam(net.trainable_params(), list(rates), eps=EPSILON)

@@ -106,7 +106,6 @@ class Reader:
 
     def __init__(self, trained: unirnn.Snapshot, backend: str) -> None:
         self.net = trained.build(backend)
-        self.net.set_train(False) if hasattr(self.net, "set_train") else self.net.eval()
         self.backend = registry.load(backend)
 
     def array(self, text: NDArray[np.int64]) -> Any:
