@@ -180,7 +180,7 @@ def choose_weights(
     expected = spec.weight_shapes()
     tied = spec.tied() if isinstance(spec, ModelSpec) else {}
     names = _spellings(spec)
-    found = {}
+    found: dict[str, str] = {}
     for name in (*expected, *tied):
         known = next((spelling for spelling in (name, names.get(name)) if spelling in sources), None)
         if known is not None:
