@@ -11,7 +11,7 @@ says whether they are there already, as they are behind a recurrent layer.
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from unirnn.contract import models as _models
 from unirnn.contract.backend import Arrays, check_computes_as
@@ -644,6 +643,15 @@ def _alone(kind: Any) -> Any:
     return type(kind.__name__, (LayerModule, kind), {"__doc__": kind.__doc__, "__module__": __name__})
 
 
+@cache
+def _undrawn(kind: Any) -> Any:
+    """A subclass that draws no weights, so that the global generator does not move.
+
+    `torch.nn.utils.skip_init` does the same by way of the device ``meta``, and imports for more than a second for that.
+    """
+    return type(kind.__name__, (kind,), {"reset_parameters": lambda self: None})
+
+
 def _without_attributes(spec: Spec) -> LayerModule:
     kind = _alone(_described(spec)[0])
     made: LayerModule = kind.__new__(kind)
@@ -695,9 +703,11 @@ def _made(
     draws = issubclass(kind, (nn.Embedding, nn.Linear, nn.Conv1d))
     if draws or issubclass(kind, (nn.LayerNorm, nn.BatchNorm1d)):
         arguments |= {"device": device, "dtype": dtype}
-    # With weights nothing is drawn, and the global generator does not move.
-    make: Callable[..., Any] = partial(skip_init, cls) if draws and weights is not None else cls
-    made = make(**arguments)
+    if draws and weights is not None:
+        made = _undrawn(cls)(**arguments)
+        made.__class__ = cls
+    else:
+        made = cls(**arguments)
     if alone:
         made.spec = spec
     with torch.no_grad():
