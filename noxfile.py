@@ -73,7 +73,12 @@ TOGETHER = [
     "test_registry.py",
     "test_onnx_exported_by_torch.py",
 ]
-EXAMPLES = ["recurrent_policy/train.py", "streaming/characters.py", "letters_to_sounds/letters_to_sounds.py"]
+EXAMPLES = [
+    "recurrent_policy/train.py",
+    "streaming/characters.py",
+    "weather/weather.py",
+    "letters_to_sounds/letters_to_sounds.py",
+]
 # Other ways of building the library. Where zig is new, it is downloaded and builds its own libraries first.
 BUILDS = ["no_compiler", "clang", "sanitizers"]
 # without the checks for null, which AddressSanitizer makes too and which double the time to compile
@@ -216,7 +221,7 @@ def roundtrip(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Learn who speaks: one GRU in PyTorch's and in MindSpore's own loop, the same predictions on all three."""
+    """Learn who speaks: one model in PyTorch's and in MindSpore's own loop, the same predictions on every backend."""
     python = together(session, "demo")
     session.run(python, "examples/japanese_vowels/demo.py", *session.posargs, external=True)
     session.run(python, "examples/japanese_vowels/same_run.py", external=True)
@@ -224,7 +229,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def examples(session: nox.Session) -> None:
-    """The programs that use single steps and resets; each ends with an error if it does not do what it is to show."""
+    """The programs in examples, besides the demo; each ends with an error if it does not do what it is to show."""
     python = together(session, "demo")
     data = ["--no-deps", *nox.project.dependency_groups(PROJECT, "data")]
     session.run(python, "-m", "pip", "install", "--quiet", "-c", "constraints.txt", *data, external=True)

@@ -140,7 +140,8 @@ def test_ci_runs_the_two_commands_of_the_readme() -> None:
 
 def test_the_weights_of_the_demo_give_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "examples" / "japanese_vowels")
-    data, model, numpy_loop = map(importlib.import_module, ("data", "model", "numpy_loop"))
-    trained, expected = model.load()
+    data, weights = map(importlib.import_module, ("data", "weights"))
+    trained, expected = weights.load()
     _, test = data.load()
-    np.testing.assert_allclose(numpy_loop.logits(trained, test), expected, atol=1e-4)
+    logits = trained.build("numpy")(test.features, seq_length=test.lengths)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)

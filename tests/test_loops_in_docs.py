@@ -153,7 +153,7 @@ def test_logits_of_numpy_are_the_same(capsys: pytest.CaptureFixture[str]) -> Non
     _, expected, printed = run_script("numpy_before", capsys)
     _, actual, printed_by_ours = run_script("numpy_after", capsys)
     close(actual, expected, 1e-6, "logits")
-    assert printed == printed_by_ours == "97.6% right\n"
+    assert printed == printed_by_ours == "98.1% right\n"
 
 
 @needs_lightning

@@ -11,7 +11,7 @@ says whether they are there already, as they are behind a recurrent layer.
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -19,12 +19,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from unirnn.contract import models as _models
 from unirnn.contract.backend import Arrays, check_computes_as
 from unirnn.contract.call import join_state, state_parts
-from unirnn.contract.models import ModelCall, check_tokens, is_batch_first, prepare_model, prepare_model_step, stateful
+from unirnn.contract.models import (
+    ModelCall,
+    check_steps_of_batch_norms,
+    check_tokens,
+    is_batch_first,
+    prepare_model,
+    prepare_model_step,
+    stateful,
+)
 from unirnn.errors import LimitError, SpecError
 from unirnn.specs import (
     ActivationSpec,
@@ -449,6 +456,7 @@ class ModelModule(nn.Module):
             read_lengths=read_lengths,
             read_resets=read_resets,
         )
+        self._check_steps(call)
         flow = self._run(_entry(spec, call)).cleaned()
         output = call.restore(spec, flow.x)
         return (output, call.restore_states(flow.finals)) if return_state else output
@@ -457,6 +465,7 @@ class ModelModule(nn.Module):
 
     def step(self, x: Any, state: Any = None) -> tuple[Tensor, tuple[Any, ...]]:
         call = prepare_model_step(self.spec, x, state, like=(Tensor, self._dtype(x)))
+        self._check_steps(call)
         flow = self._run(Flow(call.input, None, None, False, call.states, (), None))
         return call.restore(self.spec, flow.x, is_step=True), call.restore_states(flow.finals)
 
@@ -480,6 +489,16 @@ class ModelModule(nn.Module):
         # Under autocast the layers cast their inputs. A tensor of another class may become one of another dtype.
         is_free = isinstance(input, Tensor) and native.autocast_is_on(input.device.type)
         return None if is_free or type(own) not in (Tensor, nn.Parameter) else own.dtype
+
+    def _check_steps(self, call: ModelCall) -> None:
+        """See `check_steps_of_batch_norms`. A `SyncBatchNorm` needs enough steps in all processes together."""
+
+        def is_training(name: str) -> bool:
+            layer = self.get_submodule(name)
+            return layer.training and isinstance(layer, nn.BatchNorm1d)
+
+        if not dispatch.is_traced():
+            check_steps_of_batch_norms(self.spec, call, is_training)
 
     def _run(self, flow: Flow) -> Flow:
         raise NotImplementedError
@@ -624,6 +643,15 @@ def _alone(kind: Any) -> Any:
     return type(kind.__name__, (LayerModule, kind), {"__doc__": kind.__doc__, "__module__": __name__})
 
 
+@cache
+def _undrawn(kind: Any) -> Any:
+    """A subclass that draws no weights, so that the global generator does not move.
+
+    `torch.nn.utils.skip_init` does the same by way of the device ``meta``, and imports for more than a second for that.
+    """
+    return type(kind.__name__, (kind,), {"reset_parameters": lambda self: None})
+
+
 def _without_attributes(spec: Spec) -> LayerModule:
     kind = _alone(_described(spec)[0])
     made: LayerModule = kind.__new__(kind)
@@ -675,9 +703,11 @@ def _made(
     draws = issubclass(kind, (nn.Embedding, nn.Linear, nn.Conv1d))
     if draws or issubclass(kind, (nn.LayerNorm, nn.BatchNorm1d)):
         arguments |= {"device": device, "dtype": dtype}
-    # With weights nothing is drawn, and the global generator does not move.
-    make: Callable[..., Any] = partial(skip_init, cls) if draws and weights is not None else cls
-    made: Any = make(**arguments)
+    if draws and weights is not None:
+        made = _undrawn(cls)(**arguments)
+        made.__class__ = cls
+    else:
+        made = cls(**arguments)
     if alone:
         made.spec = spec
     with torch.no_grad():

@@ -1,31 +1,34 @@
-"""One GRU definition, trained in a PyTorch loop and in a MindSpore loop, with the same predictions everywhere.
+"""One model, trained in a PyTorch loop and in a MindSpore loop, with the same predictions everywhere.
 
     python examples/japanese_vowels/demo.py
 
-A bidirectional GRU and a linear head learn to tell nine speakers apart, from utterances of 7 to 29 steps, with the same
-seed and in the same order in both frameworks. Then the weights that PyTorch has trained run in NumPy and MindSpore.
+It learns to tell nine speakers apart, from utterances of 7 to 29 steps, with the same seed and in the same order in
+both frameworks. Then the weights that PyTorch has trained run in NumPy, MindSpore and ONNX Runtime.
 The exit status is 1 if an accuracy is below 96 %, or if a prediction differs. A framework that is not installed is
 left out. Without PyTorch, the trained weights are those in ``weights.npz``.
 """
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import data
-import model
 import numpy as np
-import numpy_loop
-from loops import TITLES, installed
+import weights
+from loops import TITLES, installed, logits, loop
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from run import Run
+
+import unirnn
 
 Array = NDArray[Any]
 
@@ -37,19 +40,11 @@ PICTURE = Path(__file__).with_name("out") / "loss.png"
 console = Console()
 
 
-class Loop(Protocol):
-    """What `torch_loop` and `mindspore_loop` have in common."""
-
-    def train(self, utterances: data.Utterances, epochs: Any, seed: int, report: Any) -> model.Model: ...
-
-    def logits(self, model: model.Model, utterances: data.Utterances) -> Array: ...
-
-
 @dataclass(frozen=True)
 class Training:
     """The result of training in one framework."""
 
-    model: model.Model
+    trained: unirnn.Snapshot
     losses: list[float]
     seconds: float
     test_logits: Array
@@ -65,41 +60,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.epochs < 1 or options.seed < 0:
         parser.error("--epochs must be at least 1, and --seed at least 0")
 
+    run = Run(seed=options.seed)
     training, test = data.load()
-    loops = {name: cast(Loop, loop) for name, loop in installed(COLOURS, console).items()}
-    if options.save_weights and "torch" not in loops:
+    frameworks = installed(COLOURS, console)
+    if options.save_weights and "torch" not in frameworks:
         parser.error("--save-weights needs PyTorch")
-    console.print(f"{model.SPEC!r}\n{len(training)} utterances for training, {len(test)} for testing\n")
+    for name, layer in run.model.children:
+        console.print(f"{name:5}{layer!r}", highlight=False)
+    console.print(f"\n{len(training)} utterances for training, {len(test)} for testing\n")
 
-    trained = {name: train(name, loop, training, test, options.epochs, options.seed) for name, loop in loops.items()}
+    trained = {name: train(name, run, training, test, options.epochs) for name in frameworks}
     if trained:
         draw_losses(trained, options.seed)
         console.print(f"\nLoss curves: {PICTURE}", soft_wrap=True)
 
     if "torch" in trained:
-        source, best, expected = "PyTorch", trained["torch"].model, trained["torch"].test_logits
+        source, best, expected = "PyTorch", trained["torch"].trained, trained["torch"].test_logits
     else:
-        best, expected = model.load()
+        best, expected = weights.load()
         source = "PyTorch, from weights.npz"
-    logits = {source: expected, "NumPy": numpy_loop.logits(best, test)}
-    if "mindspore" in loops:
-        logits["MindSpore"] = loops["mindspore"].logits(best, test)
+    others = ["numpy", *(name for name in frameworks if name != "torch"), *installed(["onnxruntime"], console)]
+    computed = {source: expected, **{TITLES[name]: logits(best, name, test) for name in others}}
 
-    wrong = show_trainings(trained, test) + show_backends(logits, test)
+    wrong = show_trainings(trained, test) + show_backends(computed, test)
     for complaint in wrong:
         console.print(f"[bold red]Failed:[/] {complaint}")
     if wrong:
         return 1
     if options.save_weights:
-        model.save(best, expected)
-        console.print(f"Saved {model.WEIGHTS}", soft_wrap=True)
+        weights.save(best, expected)
+        console.print(f"Saved {weights.PATH}", soft_wrap=True)
     return 0
 
 
-def train(name: str, loop: Loop, training: data.Utterances, test: data.Utterances, epochs: int, seed: int) -> Training:
+def train(name: str, run: Run, training: data.Utterances, test: data.Utterances, epochs: int) -> Training:
     """Train in one framework. Show progress as a bar on a terminal, and as a line now and then elsewhere."""
-    losses: list[float] = []
-    batches = data.shuffled_batches(len(training), batch_size=BATCH_SIZE, epochs=epochs, seed=seed)
+    batches = list(data.shuffled_batches(len(training), batch_size=BATCH_SIZE, epochs=epochs, seed=run.seed))
     columns = (
         TextColumn("{task.description:<9}"),
         BarColumn(),
@@ -109,17 +105,18 @@ def train(name: str, loop: Loop, training: data.Utterances, test: data.Utterance
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(TITLES[name], total=epochs, loss="")
-
-        def report(loss: float) -> None:
-            losses.append(loss)
-            progress.update(task, advance=1, loss=f"loss {loss:.4f}")
+        start, framework = time.perf_counter(), loop(name)
+        net = run.model.build(name, dtype=run.dtype, seed=run.seed)
+        every_loss = framework.train(net, run, training, itertools.chain.from_iterable(batches))
+        losses: list[float] = []
+        for epoch in batches:
+            losses.append(sum(itertools.islice(every_loss, len(epoch))) / len(epoch))
+            progress.update(task, advance=1, loss=f"loss {losses[-1]:.5f}")
             if not console.is_terminal and (len(losses) % 10 == 0 or len(losses) == epochs):
-                console.print(f"{TITLES[name]:<9} epoch {len(losses)} of {epochs}  loss {loss:.4f}")
-
-        start = time.perf_counter()
-        result = loop.train(training, batches, seed, report)
+                console.print(f"{TITLES[name]:<9} epoch {len(losses)} of {epochs}  loss {losses[-1]:.5f}")
         seconds = time.perf_counter() - start
-    return Training(result, losses, seconds, loop.logits(result, test))
+    trained = unirnn.snapshot(net)
+    return Training(trained, losses, seconds, logits(trained, name, test))
 
 
 def accuracy(logits: Array, utterances: data.Utterances) -> float:
@@ -137,11 +134,10 @@ def show_trainings(trained: dict[str, Training], test: data.Utterances) -> list[
     wrong = []
     for name, training in trained.items():
         share = accuracy(training.test_logits, test)
-        table.add_row(TITLES[name], f"{training.seconds:.1f}", f"{training.losses[-1]:.5f}", f"{share:.2%}")
+        table.add_row(TITLES[name], f"{training.seconds:.1f}", f"{training.losses[-1]:.6f}", f"{share:.2%}")
         if share < LEAST_ACCURACY:
             wrong.append(f"{TITLES[name]} trained to an accuracy of {share:.2%}, expected {LEAST_ACCURACY:.0%}")
     if len(trained) > 1:
-        # Nearly all of this is Adam's epsilon: MindSpore adds it before the bias correction, PyTorch after it.
         table.caption = f"the losses differ by {curve_differences(trained).max():.1e} at most"
     console.print(table)
     return wrong
@@ -186,7 +182,7 @@ def draw_losses(trained: dict[str, Training], seed: int) -> None:
         epochs = np.arange(1, len(training.losses) + 1)
         panels[0].plot(epochs, training.losses, color=COLOURS[name], label=TITLES[name], **style)
     frameworks = " and ".join(TITLES[name] for name in trained)
-    figure.suptitle(f"Japanese Vowels: one GRU from seed {seed}, trained in {frameworks}")
+    figure.suptitle(f"Japanese Vowels: one model from seed {seed}, trained in {frameworks}")
     panels[0].set_ylabel("cross-entropy, mean of the epoch")
     panels[0].legend(frameon=False)
     if both:

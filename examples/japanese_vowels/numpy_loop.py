@@ -1,81 +1,19 @@
-"""The classifier in NumPy, with gradients and optimizers written by hand.
+"""The training loop in NumPy, with cross-entropy, SGD and Adam written by hand.
 
-The losses of the frameworks are compared with those of this loop. Every equation is here or in unirnn's NumPy kernels.
+The losses of the frameworks are compared with those of this loop.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 from data import Utterances
-from model import BETAS, EPSILON, Head, Model, Run, classified_state
 from numpy.typing import NDArray
+from run import Run
 
-from unirnn.state import axes
-
-__all__ = ["SGD", "Adam", "SpeakerClassifier", "cross_entropy", "curve", "logits"]
+__all__ = ["SGD", "Adam", "cross_entropy", "train"]
 
 Array = NDArray[Any]
-
-
-class SpeakerClassifier:
-    """Predicts the speaker of each utterance.
-
-    Parameters
-    ----------
-    recurrent
-        A module of `model.SPEC`, or of another spec, of the ``numpy`` backend.
-    head
-        The weights of the linear layer, of the same dtype.
-
-    Attributes
-    ----------
-    parameters
-        All weights by name; write to the arrays to change them.
-    """
-
-    def __init__(self, recurrent: Any, head: Head) -> None:
-        self.recurrent = recurrent
-        self.weight, self.bias = head.weight.copy(), head.bias.copy()
-        self.parameters: dict[str, Array] = {
-            **recurrent.weights,
-            "head.weight": self.weight,
-            "head.bias": self.bias,
-        }
-
-    def __call__(self, features: Array, lengths: Array) -> Array:
-        """`(B, T, 12)` and `(B,)` to `(B, 9)`."""
-        return self.vjp(features, lengths)[0]
-
-    def vjp(self, features: Array, lengths: Array) -> tuple[Array, Callable[[Array], dict[str, Array]]]:
-        """Compute the logits, and return them with a function that computes the gradients.
-
-        Returns
-        -------
-        logits
-            `(B, 9)`.
-        pullback
-            ``pullback(d_logits)`` gives the gradients of ``sum(logits * d_logits)``, by the names of `parameters`.
-        """
-        spec = self.recurrent.spec
-        output, final, pull_recurrent = self.recurrent.vjp(features, seq_length=lengths)
-        state = classified_state(spec, final)
-
-        def pullback(d_logits: Array) -> dict[str, Array]:
-            # from `(B, D*H)`, directions side by side, to `(D, B, H)`
-            by_direction = (d_logits @ self.weight).reshape(len(state), spec.num_directions, -1).swapaxes(0, 1)
-            h_n, *others = final if isinstance(final, tuple) else (final,)
-            d_h_n = np.zeros_like(h_n)
-            axes(spec, d_h_n)[-1] = by_direction
-            d_final = (d_h_n, *map(np.zeros_like, others)) if others else d_h_n
-            gradients = pull_recurrent(np.zeros_like(output), d_final)
-            return {
-                **{name: gradients[name] for name in self.recurrent.weights},
-                "head.weight": d_logits.T @ state,
-                "head.bias": d_logits.sum(axis=0),
-            }
-
-        return state @ self.weight.T + self.bias, pullback
 
 
 def cross_entropy(logits: Array, speakers: Array) -> tuple[float, Array]:
@@ -176,25 +114,16 @@ class Adam:
             parameter -= self.learning_rate * mean / (np.sqrt(square) + self.epsilon)
 
 
-def curve(run: Run, utterances: Utterances, batches: Iterable[NDArray[np.int64]]) -> list[float]:
-    """Train as `run` says, one step for each batch, and return the losses."""
-    recurrent = run.spec.build("numpy", dtype=run.dtype, seed=run.seed)
-    classifier = SpeakerClassifier(recurrent.train(), Head.draw(run.seed, run.spec, run.dtype))
+def train(net: Any, run: Run, utterances: Utterances, batches: Iterable[NDArray[np.int64]]) -> Iterator[float]:
+    """Train a model, and yield the loss of each batch; the arguments are those of `torch_loop.train`."""
     optimizer: Optimizer
     if run.optimizer == "SGD":
-        optimizer = SGD(classifier.parameters, run.learning_rate)
+        optimizer = SGD(net.weights, run.learning_rate)
     else:
-        optimizer = Adam(classifier.parameters, run.learning_rate, BETAS, EPSILON)
-
-    losses = []
+        optimizer = Adam(net.weights, run.learning_rate, run.betas, run.epsilon)
+    net.train()
     for batch in batches:
-        predicted, pullback = classifier.vjp(utterances.features[batch], utterances.lengths[batch])
-        loss, d_logits = cross_entropy(predicted, utterances.speakers[batch])
+        logits, _, pullback = net.vjp(utterances.features[batch], seq_length=utterances.lengths[batch])
+        loss, d_logits = cross_entropy(logits, utterances.speakers[batch])
         optimizer(pullback(d_logits))
-        losses.append(loss)
-    return losses
-
-
-def logits(model: Model, utterances: Utterances) -> Array:
-    """Run a model, wherever it was trained, and return the logits `(B, 9)`."""
-    return SpeakerClassifier(model.gru.build("numpy"), model.head)(utterances.features, utterances.lengths)
+        yield loss

@@ -2,7 +2,7 @@
 
     python examples/japanese_vowels/same_run.py
 
-With one seed and one order of the batches, the classifier of the demo takes 50 steps of SGD without momentum, and 50
+With one seed and one order of the batches, the model of the demo takes 50 steps of SGD without momentum, and 50
 steps of Adam, in float64 and in float32, each framework with its own optimizer. The exit status is 1 if at any step a
 loss differs from NumPy's by more than 1e-8 of it in float64, or 1e-3 in float32. A framework that is not installed is
 left out.
@@ -11,18 +11,17 @@ left out.
 import argparse
 import itertools
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import data
 import numpy as np
-from loops import TITLES, installed
-from model import Run
+from loops import TITLES, installed, loop
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from run import Run
 
-__all__ = ["BOUNDS", "RUNS", "batches", "difference", "main"]
+__all__ = ["BOUNDS", "RUNS", "batches", "curve", "difference", "main"]
 
 STEPS = 50
 BATCH_SIZE = 30
@@ -32,19 +31,13 @@ RUNS = [Run("SGD", "float64"), Run("SGD", "float32"), Run("Adam", "float64"), Ru
 console = Console()
 
 
-class Loop(Protocol):
-    """What `numpy_loop`, `torch_loop` and `mindspore_loop` have in common."""
-
-    def curve(self, run: Run, utterances: data.Utterances, batches: Iterable[NDArray[np.int64]]) -> list[float]: ...
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run them all, and return the exit status."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(
         arguments
     )
     training, _ = data.load()
-    loops: dict[str, Loop] = dict(installed(TITLES, console))
+    frameworks = installed(("numpy", "torch", "mindspore"), console)
     table = Table(
         "optimizer", "dtype", "framework", title="Losses, and how they differ from NumPy's", title_justify="left"
     )
@@ -53,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     passed = True
     for run in RUNS:
         bound = BOUNDS[run.dtype]
-        curves = {name: curve(run, loop, training) for name, loop in loops.items()}
+        curves = {name: curve(run, name, training) for name in frameworks}
         for name, losses in curves.items():
             cells = [run.optimizer, run.dtype, TITLES[name], f"{losses[0]:.6f}", f"{losses[-1]:.6f}"]
             if name != "numpy":
@@ -67,9 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if passed else 1
 
 
-def curve(run: Run, loop: Loop, utterances: data.Utterances) -> list[float]:
+def curve(run: Run, framework: str, utterances: data.Utterances) -> list[float]:
     """The losses of a run in one framework."""
-    return loop.curve(run, utterances.astype(run.dtype), batches(utterances, run.seed))
+    train = loop(framework).train
+    net = run.model.build(framework, dtype=run.dtype, seed=run.seed)
+    return list(train(net, run, utterances.astype(run.dtype), batches(utterances, run.seed)))
 
 
 def batches(utterances: data.Utterances, seed: int) -> list[NDArray[np.int64]]:

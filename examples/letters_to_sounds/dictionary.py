@@ -58,6 +58,17 @@ class Words:
             self.letters[chosen], self.letter_counts[chosen], self.phonemes[chosen], self.phoneme_counts[chosen]
         )
 
+    @property
+    def before(self) -> NDArray[np.int64]:
+        """`(B, T)`: the phoneme before each phoneme, which the decoder is given; `END` before the first."""
+        return np.pad(self.phonemes[:, :-1], [(0, 0), (1, 0)], constant_values=END)
+
+    @property
+    def targets(self) -> NDArray[np.int64]:
+        """`(B, T)`: the phonemes, and -100 in the padding, which the frameworks' cross-entropies leave out."""
+        valid = np.arange(self.phonemes.shape[1]) < self.phoneme_counts[:, None]
+        return np.where(valid, self.phonemes, -100)
+
     def spelled(self, n: int) -> str:
         """The n-th word, as one reads it."""
         return "".join(LETTERS[letter] for letter in self.letters[n, : self.letter_counts[n]])

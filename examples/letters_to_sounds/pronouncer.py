@@ -1,133 +1,84 @@
-"""The model: a GRU reads the letters, another speaks the phonemes, and attention lets it look back at the letters."""
+"""The model: a GRU reads the letters, another speaks the phonemes, and attention lets it look back at the letters.
 
-from dataclasses import dataclass
+This is all that is written of the model, for every backend.
+"""
+
 from typing import Any
 
-import numpy as np
-from dictionary import END, LETTERS, PHONEMES, Words
-from numpy.typing import NDArray
-from per_framework import Framework
-
 import unirnn
-from unirnn.registry import to_numpy
 
-__all__ = ["Memory", "Pronouncer", "Weights"]
-
-ENCODER = unirnn.GRUSpec(32, 64, batch_first=True, bidirectional=True)
-# As wide as the encoder's two directions together: its first state is their last one, and the attention compares its
-# outputs with theirs by dot products.
-DECODER = unirnn.GRUSpec(32, 128, batch_first=True)
+__all__ = ["Pronouncer"]
 
 
-@dataclass(frozen=True)
-class Weights:
-    """All weights, free of any framework.
+class Pronouncer(unirnn.Model):
+    """From the letters of words to their phonemes.
 
     Parameters
     ----------
-    encoder, decoder
-        Those of the recurrent layers.
-    others
-        The embeddings of ``letters`` and ``phonemes``, and what the logits are made of: ``from_output`` and
-        ``from_context``, both `(H, phonemes)`, and ``bias``.
+    letters, phonemes
+        How many there are.
     """
 
-    encoder: unirnn.Snapshot
-    decoder: unirnn.Snapshot
-    others: dict[str, NDArray[Any]]
+    def __init__(self, letters: int, phonemes: int) -> None:
+        self.letters: Any = unirnn.EmbeddingSpec(letters, 32)
+        self.phonemes: Any = unirnn.EmbeddingSpec(phonemes, 32)
+        self.encoder: Any = unirnn.GRUSpec(32, 64, batch_first=True, bidirectional=True)
+        # As wide as the encoder's two directions together: its first state is their last one, and the attention
+        # compares its outputs with theirs by dot products.
+        self.decoder: Any = unirnn.GRUSpec(32, 128, batch_first=True)
+        self.head: Any = unirnn.LinearSpec(256, phonemes)
 
-    @classmethod
-    def draw(cls, seed: int) -> "Weights":
-        """Draw the initial weights."""
-        generator = np.random.default_rng(seed)
-        width = DECODER.hidden_size
-        others = {
-            "letters": generator.normal(0, 1, (len(LETTERS), ENCODER.input_size)),
-            "phonemes": generator.normal(0, 1, (len(PHONEMES), DECODER.input_size)),
-            "from_output": generator.normal(0, width**-0.5, (width, len(PHONEMES))),
-            "from_context": generator.normal(0, width**-0.5, (width, len(PHONEMES))),
-            "bias": np.zeros(len(PHONEMES)),
-        }
-        encoder, decoder = ENCODER.build("numpy", seed=seed), DECODER.build("numpy", seed=seed + 1)
-        return cls(unirnn.snapshot(encoder), unirnn.snapshot(decoder), others)
+    def forward(self, xp: Any, letters: Any, letter_counts: Any, before: Any, phoneme_counts: Any) -> Any:
+        """Logits of each phoneme of words, when those before it are known: all steps of the decoder are one call.
 
+        Parameters
+        ----------
+        letters, letter_counts
+            `(B, S)` and `(B,)`: the letters of each word, padded, and how many they are.
+        before, phoneme_counts
+            `(B, T)` and `(B,)`: the phoneme before each phoneme, padded, and how many they are.
 
-@dataclass(frozen=True)
-class Memory:
-    """What the decoder attends to.
-
-    Parameters
-    ----------
-    outputs
-        `(B, S, H)`: those of the encoder, one for each letter.
-    padding
-        `(B, 1, S)`: 0 at the letters of a word, -inf after them.
-    """
-
-    outputs: Any
-    padding: Any
-
-
-class Pronouncer:
-    """The model in one framework. Arrays are the framework's, except where it says NumPy.
-
-    Parameters
-    ----------
-    framework
-        Where it is computed.
-    weights
-        Of any origin.
-    dtype
-        In what it is computed.
-    """
-
-    def __init__(self, framework: Framework, weights: Weights, dtype: str = "float32") -> None:
-        self.framework = framework
-        self.dtype = dtype
-        self.encoder = weights.encoder.build(framework.backend, dtype=dtype)
-        self.decoder = weights.decoder.build(framework.backend, dtype=dtype)
-        self.others = {name: framework.tensor(array.astype(dtype)) for name, array in weights.others.items()}
-
-    def weights(self) -> Weights:
-        """The weights as they are now."""
-        others = {name: to_numpy(array) for name, array in self.others.items()}
-        return Weights(unirnn.snapshot(self.encoder), unirnn.snapshot(self.decoder), others)
-
-    def read(self, words: Words) -> tuple[Memory, Any]:
-        """Read the letters of words; return what the decoder attends to, and its first state."""
-        letters = self.framework.tensor(words.letters)
-        outputs, h_n = self.encoder(self.others["letters"][letters], seq_length=words.letter_counts)
-        valid = np.arange(words.letters.shape[1]) < words.letter_counts[:, None, None]
-        padding = np.where(valid, 0, -np.inf).astype(self.dtype)
-        both_directions = unirnn.state.last_layer(ENCODER, h_n)
-        state = unirnn.state.from_layers([[both_directions]], self.framework.stack)
-        return Memory(outputs, self.framework.tensor(padding)), state
-
-    def teach(self, words: Words) -> Any:
-        """Log-probabilities `(B, T, phonemes)` of each phoneme of words, when those before it are known.
-
-        This is for training: all steps of the decoder are one call.
+        Returns
+        -------
+        array
+            `(B, T, phonemes)`.
         """
-        memory, state = self.read(words)
-        before = np.pad(words.phonemes[:, :-1], [(0, 0), (1, 0)], constant_values=END)
-        x = self.others["phonemes"][self.framework.tensor(before)]
-        output, _ = self.decoder(x, state, seq_length=words.phoneme_counts)
-        return self._attend(output, memory)
+        memory, state = self.read(letters, letter_counts)
+        output, _ = self.decoder(self.phonemes(before), state, seq_length=phoneme_counts)
+        return self.attend(output, memory, letter_counts)
 
-    def step(self, before: NDArray[np.int64], state: Any, memory: Memory) -> tuple[NDArray[np.floating[Any]], Any]:
-        """Log-probabilities of the next phonemes, `(B, K, phonemes)` in NumPy, and the next state.
+    def read(self, letters: Any, letter_counts: Any) -> tuple[Any, Any]:
+        """What the decoder attends to, `(B, S, 128)`, one for each letter, and its first state, `(1, B, 128)`."""
+        memory, h_n = self.encoder(self.letters(letters), seq_length=letter_counts)
+        return memory, self.xp.concat([h_n[:1, ...], h_n[1:, ...]], axis=-1)
 
-        This is for decoding, when each phoneme is known only after the step before. Each word has K hypotheses, whose
-        last phonemes are ``before``, `(B, K)` in NumPy. They attend to the same letters, so `memory` has B rows and the
-        state B*K.
+    def speak(self, before: Any, state: Any, memory: Any, letter_counts: Any) -> tuple[Any, Any]:
+        """One step of the decoder, when each phoneme is known only after the step before.
+
+        Parameters
+        ----------
+        before
+            `(B*K,)`: the last phoneme of each of K hypotheses of each word.
+        state
+            `(1, B*K, 128)`.
+        memory, letter_counts
+            `(B, S, 128)` and `(B,)`: all hypotheses of a word attend to the same letters.
+
+        Returns
+        -------
+        log_p
+            `(B, K, phonemes)`: the log-probabilities of the next phoneme.
+        state
+            The next state.
         """
-        y, state = self.decoder.step(self.others["phonemes"][self.framework.tensor(before.ravel())], state)
-        return to_numpy(self._attend(y.reshape(*before.shape, -1), memory)), state
+        xp = self.xp
+        y, state = self.decoder.step(self.phonemes(before), state)
+        output = xp.reshape(y, (memory.shape[0], -1, y.shape[-1]))
+        return xp.log_softmax(self.attend(output, memory, letter_counts), axis=-1), state
 
-    def _attend(self, output: Any, memory: Memory) -> Any:
-        """From the decoder's outputs `(B, N, H)`, each by itself, to log-probabilities `(B, N, phonemes)`."""
-        scores = output @ memory.outputs.swapaxes(1, 2) + memory.padding
-        context = self.framework.softmax(scores) @ memory.outputs
-        others = self.others
-        logits = output @ others["from_output"] + context @ others["from_context"] + others["bias"]
-        return self.framework.log_softmax(logits)
+    def attend(self, output: Any, memory: Any, letter_counts: Any) -> Any:
+        """From the decoder's outputs `(B, N, 128)`, each by itself, to logits `(B, N, phonemes)`."""
+        xp = self.xp
+        scores = xp.matmul(output, xp.matrix_transpose(memory))  # (B, N, S)
+        context = xp.matmul(xp.masked_softmax(scores, letter_counts), memory)
+        return self.head(xp.concat([output, context], axis=-1))

@@ -1,26 +1,27 @@
 """Beam search, and how wrong its results are. Only the model's own arrays stay in its framework, the rest is NumPy."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from dictionary import END, PHONEMES, Words
 from numpy.typing import NDArray
-from pronouncer import Pronouncer
 
 import unirnn
+from unirnn import registry
 
 __all__ = ["beam_search", "edits"]
 
 MOST_PHONEMES = 16
 
 
-def beam_search(model: Pronouncer, words: Words, width: int) -> NDArray[np.int64]:
+def beam_search(net: Any, backend: str, words: Words, width: int) -> NDArray[np.int64]:
     """Find a likely pronunciation of each word, all words at once. With width 1 this is greedy search.
 
     Parameters
     ----------
-    model
-        In any framework.
+    net, backend
+        A `pronouncer.Pronouncer`, and where it was built.
     words
         Of them, only the letters are used.
     width
@@ -31,7 +32,9 @@ def beam_search(model: Pronouncer, words: Words, width: int) -> NDArray[np.int64
     phonemes
         `(B, T)`: places in `dictionary.PHONEMES`, and `END` after the last.
     """
-    memory, state = model.read(words)
+    framework = registry.load(backend)
+    letter_counts = framework.from_numpy(words.letter_counts, net)
+    memory, state = net.read(framework.from_numpy(words.letters, net), letter_counts)
     state = unirnn.state.repeat(state, width)
     first_rows = np.arange(len(words))[:, None] * width  # of the state, where the hypotheses of each word begin
     hypotheses = np.full((len(words), width, 1), END)  # (B, K, T)
@@ -43,8 +46,9 @@ def beam_search(model: Pronouncer, words: Words, width: int) -> NDArray[np.int64
     after_end[END] = 0
 
     for _ in range(MOST_PHONEMES):
-        log_p, state = model.step(hypotheses[:, :, -1], state, memory)
-        gains = np.where(ended[:, :, None], after_end, log_p)  # (B, K, phonemes)
+        before = framework.from_numpy(hypotheses[:, :, -1].ravel(), net)
+        log_p, state = net.speak(before, state, memory, letter_counts)
+        gains = np.where(ended[:, :, None], after_end, framework.to_numpy(log_p))  # (B, K, phonemes)
         totals = (scores[:, :, None] + gains).reshape(len(words), -1)
         best = np.argsort(-totals, axis=1, kind="stable")[:, :width]
         scores = np.take_along_axis(totals, best, axis=1)

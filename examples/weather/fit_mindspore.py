@@ -1,0 +1,28 @@
+"""Fit a forecaster in MindSpore."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import mindspore
+from mindspore import Tensor, nn, ops
+from numpy.typing import NDArray
+
+__all__ = ["fit"]
+
+mindspore.runtime.launch_blocking()  # a small model is faster on a CPU if each operator is waited for
+
+EPSILON = 1e-14  # Adam's, which the frameworks add in two places: if it is this small, there is no difference
+
+
+def fit(net: nn.Cell, batches: Iterable[tuple[NDArray[Any], NDArray[Any]]], rate: float) -> Iterator[float]:
+    """Train a forecaster, and yield the mean absolute error of each batch; see `fit_torch.fit`."""
+
+    def forward(weather: Tensor, later: Tensor) -> Tensor:
+        return ops.l1_loss(net(weather), later)
+
+    optimizer = nn.Adam(net.trainable_params(), rate, eps=EPSILON)
+    value_and_grad = mindspore.value_and_grad(forward, None, optimizer.parameters)
+    for weather, later in batches:
+        loss, gradients = value_and_grad(Tensor(weather), Tensor(later))
+        optimizer(gradients)
+        yield float(loss.asnumpy())

@@ -1,0 +1,35 @@
+"""Fit a forecaster in PyTorch."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+__all__ = ["fit"]
+
+torch.set_num_threads(1)  # a small model is slower with more: they wait for each other by spinning
+
+EPSILON = 1e-14  # Adam's, which the frameworks add in two places: if it is this small, there is no difference
+
+
+def fit(net: nn.Module, batches: Iterable[tuple[NDArray[Any], NDArray[Any]]], rate: float) -> Iterator[float]:
+    """Train a forecaster, and yield the mean absolute error of each batch.
+
+    Parameters
+    ----------
+    net
+        What ``MODEL.build("torch", ...)`` has made.
+    batches
+        The weather `(B, T, 6)` and the temperatures `(B, T, 7)` of the days after, scaled.
+    rate
+        The learning rate.
+    """
+    optimizer = torch.optim.Adam(net.parameters(), rate, eps=EPSILON)
+    for weather, later in batches:
+        loss = nn.functional.l1_loss(net(torch.from_numpy(weather)), torch.from_numpy(later))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield loss.item()
