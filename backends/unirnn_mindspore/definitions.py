@@ -27,7 +27,8 @@ def build(spec: Spec, weights: Arrays, dtype: Any, device: dispatch.DeviceKind, 
         return Recurrent(spec, weights, dtype, device, kernel)
     if not isinstance(spec, Model):
         return ModelCell(spec, weights, dtype, device, kernel)
-    return _class_of(type(spec))(spec, weights, dtype, device, kernel)
+    definition: Any = type(spec)
+    return _class_of(definition)(spec, weights, dtype, device, kernel)
 
 
 class DefinitionCell(nn.Cell):

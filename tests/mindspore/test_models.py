@@ -130,7 +130,7 @@ def test_graph_mode_takes_what_pynative_mode_takes(graph_mode: None) -> None:
 def test_steps_in_a_compiled_loop() -> None:
     net, x = build(STREAM), batch(STREAM)
 
-    @ms.jit  # type: ignore[misc]
+    @ms.jit
     def steps(x: Any) -> Any:
         state = unirnn.state.zeros(net, 3)
         outputs: Any = ()
