@@ -578,6 +578,13 @@ MODELS: dict[str, Mistake] = {
         errors.ArgumentError,
         "weights: left over aux.weight; rename={'aux.weight': None} leaves them out; the spec has embedding.weight, ",
     ),
+    "renamed to a name that is not there": (
+        lambda: unirnn.snapshot(model_dict(), spec=MODEL, rename={**RENAME, "lstm.": "rnn."}),
+        errors.ArgumentError,
+        "weights: missing encoder.weight_ih_l0, encoder.weight_hh_l0, encoder.bias_ih_l0, encoder.bias_hh_l0; left "
+        "over lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0, lstm.bias_hh_l0; perhaps "
+        "rename={'lstm.': 'encoder.'}; the spec has ",
+    ),
     "a typing error": (
         lambda: unirnn.snapshot({"weigth": np.ones((4, 3)), "bias": np.ones(4)}, spec=LinearSpec(3, 4)),
         errors.ArgumentError,

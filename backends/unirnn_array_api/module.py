@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from unirnn import RecurrentSpec, reference
 from unirnn.contract.call import Call
-from unirnn.contract.models import Model, ModelCall, check_tokens, is_batch_first
+from unirnn.contract.models import Model, ModelCall, check_steps_of_batch_norms, check_tokens, is_batch_first
 from unirnn.contract.module import Module
 from unirnn.specs import Spec
 
@@ -119,6 +119,8 @@ class ArrayModel(Model):
 
     def _run(self, call: ModelCall) -> tuple[Any, tuple[Any, ...]]:
         xp, spec, x = self.namespace, self.spec, call.input
+        if self.training:
+            check_steps_of_batch_norms(spec, call)
         device = array_api_compat.device(x)
         if spec.takes_tokens:
             x = self._tokens(call)
@@ -137,6 +139,8 @@ class ArrayModel(Model):
         return _swapped(xp, y) if is_swapped and not spec.ends_steps else y, states
 
     def _run_step(self, call: ModelCall) -> tuple[Any, tuple[Any, ...]]:
+        if self.training:
+            check_steps_of_batch_norms(self.spec, call)
         x = self._tokens(call) if self.spec.takes_tokens else call.input
         y, states = self._reference(x[None, ...], call.states, None, None)
         return y[0, ...], states

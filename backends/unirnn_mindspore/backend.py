@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import mindspore as ms
+import numpy as np
+from mindspore import nn
 from numpy.typing import NDArray
 
 from unirnn import Device, Limit, RecurrentSpec, Spec
@@ -17,6 +19,7 @@ from unirnn.errors import DeviceError
 
 from . import dispatch
 from .checkpoints import read_checkpoint
+from .definitions import DefinitionCell, build
 from .models import Model
 from .module import Recurrent
 
@@ -44,7 +47,7 @@ def _hint_at_blocking() -> None:
 
 
 class MindSporeBackend(Backend):
-    """Builds `Recurrent` and `Model`."""
+    """Builds `Recurrent` layers, models of them (`Model`), and models from code (`DefinitionCell`)."""
 
     name = "mindspore"
     support = dispatch.MODELS
@@ -80,7 +83,7 @@ class MindSporeBackend(Backend):
         weights: Arrays | None,
         seed: int | None,
         options: Mapping[str, Any],
-    ) -> Recurrent | Model:
+    ) -> nn.Cell:
         kernel = options.get("kernel", "auto")
         dispatch.check_build(kernel, spec, device.kind, dtype)
         target, current = _TARGETS[device.kind], ms.get_context("device_target")
@@ -93,22 +96,21 @@ class MindSporeBackend(Backend):
         if target == "CPU":
             _hint_at_blocking()
         drawn = _weights.draw_globally(spec) if weights is None else weights
-        if isinstance(spec, RecurrentSpec):
-            return Recurrent(spec, drawn, getattr(ms, dtype), device.kind, kernel)
-        return Model(spec, drawn, getattr(ms, dtype), device.kind, kernel)
+        made: nn.Cell = build(spec, drawn, getattr(ms, dtype), device.kind, kernel)
+        return made
 
     def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:
         spec = _spec(module)
         if spec is None:
             return None
-        own = next((kind for kind in (Recurrent, Model) if isinstance(module, kind)), None)
+        own = next((kind for kind in (Recurrent, Model, DefinitionCell) if isinstance(module, kind)), None)
         check_computes_as(own or _NATIVE[spec.kind], module, "construct")
         parameters = _parameters(module)
         return spec, {name: parameters[name].asnumpy() for name in spec.weight_shapes()}
 
     def describe(self, module: Any) -> tuple[Spec, str] | None:
         spec = _spec(module)
-        if isinstance(module, Model):
+        if isinstance(module, (Model, DefinitionCell)):
             return module.spec, short_name(module.dtype)
         return None if spec is None else (spec, short_name(next(iter(_parameters(module).values())).dtype))
 
@@ -135,14 +137,13 @@ class MindSporeBackend(Backend):
         return ms.Tensor(array) if isinstance(other, ms.Tensor) else None
 
     def gradients(self, module: Any, arguments: Mapping[str, Any], cotangents: Sequence[Array]) -> dict[str, Array]:
-        given = leaves(arguments)
-        floats = {name: array for name, array in given.items() if array.dtype.kind == "f"}
+        arrays = leaves(arguments)
+        floats = {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
+        given = {name: ms.Tensor(np.asarray(array)) for name, array in arrays.items()}
         ds = [ms.Tensor(d) for d in cotangents]
 
         def weighted(*tensors: ms.Tensor) -> ms.Tensor:
             moved = {**given, **dict(zip(floats, tensors, strict=True))}
-            if "input" not in floats:
-                moved["input"] = ms.Tensor(given["input"])
             results = leaves({"results": module(**with_leaves(arguments, moved))})
             return sum((r * d).sum() for r, d in zip(results.values(), ds, strict=True))
 
@@ -157,14 +158,14 @@ class MindSporeBackend(Backend):
 
 def _parameters(module: Any) -> dict[str, Any]:
     """A module's parameters by torch's names: without the prefix that a cell around the module adds."""
-    if isinstance(module, Model):
+    if isinstance(module, (Model, DefinitionCell)):
         return dict(module.parameters_and_names())
     return {p.name.rpartition(".")[2]: p for p in module.get_parameters()}
 
 
 def _spec(module: Any) -> Spec | None:
     """The spec of a module of ours, or of a layer of MindSpore's, which has most of its constructor's arguments."""
-    if isinstance(module, (Recurrent, Model)):
+    if isinstance(module, (Recurrent, Model, DefinitionCell)):
         return module.spec
     cell = next((cell for cell, kind in _NATIVE.items() if isinstance(module, kind)), None)
     if cell is None:

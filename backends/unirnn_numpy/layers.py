@@ -16,7 +16,6 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from unirnn import kernels, reference
-from unirnn.errors import ArgumentError
 from unirnn.reference.cells import sigmoid
 from unirnn.reference.functions import ACTIVATIONS, erf
 from unirnn.specs import (
@@ -241,7 +240,8 @@ def batch_norm(
     spec, weights, x, keep
         See `Layer`.
     training
-        Whether to do so by the mean and the variance of x, rather than by the running ones.
+        Whether to do so by the mean and the variance of x, which has two steps or more, rather than by the running
+        ones.
 
     Returns
     -------
@@ -249,20 +249,10 @@ def batch_norm(
         See `Layer`.
     running
         Mean and variance, `(F,)` each, as they should be from now on.
-
-    Raises
-    ------
-    ArgumentError
-        If there are fewer than two steps while training.
     """
     count = x.size // spec.num_features
     mean, variance = running = (weights["running_mean"], weights["running_var"])
     if training:
-        if count < 2:
-            raise ArgumentError(
-                f"input: given {count} valid steps to {spec!r} while training, expected at least 2, whose variance it "
-                "needs; give it a larger batch, or switch to evaluation with eval()"
-            )
         # Summed in float64, since there may be millions of steps.
         mean = _rows(x).mean(axis=0, dtype=np.float64)
         variance = np.square(_rows(x) - mean.astype(x.dtype)).mean(axis=0, dtype=np.float64)

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from unirnn import kernels
 from unirnn.contract.backend import leaves
-from unirnn.contract.models import Model, ModelCall, check_tokens, is_batch_first, prepare_model
+from unirnn.contract.models import (
+    Model,
+    ModelCall,
+    check_steps_of_batch_norms,
+    check_tokens,
+    is_batch_first,
+    prepare_model,
+)
 from unirnn.errors import ArgumentError, ShapeError
 from unirnn.specs import (
     BatchNormSpec,
@@ -309,6 +316,8 @@ class _Run:
         self._statistics: list[tuple[Array, Array]] = []
         self.finals: list[State] = []
         self.dtype = _layers.computed(model.dtype)
+        if self._training:
+            check_steps_of_batch_norms(model.spec, call)
 
     def whole(self) -> tuple[Array, _Pull]:
         """The output in the layout of the input, and what gives the gradient of the input in its layout."""

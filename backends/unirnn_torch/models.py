@@ -11,8 +11,7 @@ says whether they are there already, as they are behind a recurrent layer.
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache, partial
-from itertools import chain
+from functools import cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -20,12 +19,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from unirnn.contract import models as _models
 from unirnn.contract.backend import Arrays, check_computes_as
 from unirnn.contract.call import join_state, state_parts
-from unirnn.contract.models import ModelCall, check_tokens, is_batch_first, prepare_model, prepare_model_step, stateful
+from unirnn.contract.models import (
+    ModelCall,
+    check_steps_of_batch_norms,
+    check_tokens,
+    is_batch_first,
+    prepare_model,
+    prepare_model_step,
+    stateful,
+)
 from unirnn.errors import LimitError, SpecError
 from unirnn.specs import (
     ActivationSpec,
@@ -134,11 +140,15 @@ class Flow(NamedTuple):
     finals: tuple[State, ...]
     resets: Any
 
+    def to(self, x: Tensor, *, is_clean: bool) -> "Flow":
+        """What flows on behind a layer that changes neither steps nor states."""
+        return Flow(x, self.axis, self.padding, is_clean, self.states, self.finals, self.resets)
+
     def cleaned(self) -> "Flow":
         """The same with zeros in the padding."""
         if self.padding is None or self.is_clean:
             return self
-        return self._replace(x=self.padding.fill(self.x, 0), is_clean=True)
+        return self.to(self.padding.fill(self.x, 0), is_clean=True)
 
 
 # ---- layers that torch does not have -------------------------------------------------------------
@@ -287,15 +297,15 @@ def _recurrent(layer: Any, spec: Spec, flow: Flow) -> Flow:
     else:
         x, final = layer(flow.x, state, None if flow.padding is None else flow.padding.lengths, flow.resets)
     finals = (*flow.finals, state_parts(spec, final) or ())
-    return flow._replace(x=x, is_clean=True, states=flow.states[1:], finals=finals)
+    return Flow(x, flow.axis, flow.padding, True, flow.states[1:], finals, flow.resets)
 
 
 def _embedding(layer: Layer, spec: Spec, flow: Flow) -> Flow:
     tokens = flow.x if flow.x.dtype in (torch.int32, torch.int64) else flow.x.long()
     if dispatch.is_traced():
-        return flow._replace(x=layer(tokens), is_clean=False)
+        return flow.to(layer(tokens), is_clean=False)
     try:
-        return flow._replace(x=layer(tokens), is_clean=False)
+        return flow.to(layer(tokens), is_clean=False)
     except IndexError:
         if tokens.is_cpu:
             check_tokens(spec, tokens.numpy())
@@ -335,16 +345,16 @@ def _batch_norm(layer: Any, spec: Spec, flow: Flow) -> Flow:
     x, padding = flow.x, flow.padding
     module = getattr(layer, "__self__", layer)  # of a method, what it is bound to
     if padding is None or not module.training:
-        return flow._replace(x=layer(x.reshape(-1, x.shape[-1])).view(x.shape), is_clean=False)
+        return flow.to(layer(x.reshape(-1, x.shape[-1])).view(x.shape), is_clean=False)
     if isinstance(padding.lengths, Tensor):
-        return flow._replace(x=_masked_batch_norm(module, flow.cleaned().x, padding), is_clean=False)
+        return flow.to(_masked_batch_norm(module, flow.cleaned().x, padding), is_clean=False)
     # The layer sees the valid steps only, so its statistics are right, and those over processes, too.
     step = np.arange(padding.steps)
     is_valid = step < padding.lengths[:, None] if flow.axis == 1 else step[:, None] < padding.lengths
     rows = torch.from_numpy(np.flatnonzero(is_valid)).to(x.device, non_blocking=True)
     y = layer(x.reshape(-1, x.shape[-1]).index_select(0, rows))
     y = y.new_zeros((x.shape[0] * x.shape[1], x.shape[2])).index_copy(0, rows, y)
-    return flow._replace(x=y.view(x.shape), is_clean=True)
+    return flow.to(y.view(x.shape), is_clean=True)
 
 
 def _masked_batch_norm(layer: nn.Module, x: Tensor, padding: Padding) -> Tensor:
@@ -370,26 +380,26 @@ def _masked_batch_norm(layer: nn.Module, x: Tensor, padding: Padding) -> Tensor:
 
 def _pool(layer: Layer, spec: Spec, flow: Flow) -> Flow:
     flow = flow.cleaned()
-    return flow._replace(x=layer(flow.x, flow.axis, flow.padding), axis=None, padding=None)
+    return Flow(layer(flow.x, flow.axis, flow.padding), None, None, False, flow.states, flow.finals, flow.resets)
 
 
 def _dropout(layer: Layer, spec: Spec, flow: Flow) -> Flow:
     assert isinstance(spec, DropoutSpec)
-    return flow._replace(x=layer(flow.x, flow.axis) if spec.locked else layer(flow.x))
+    return flow.to(layer(flow.x, flow.axis) if spec.locked else layer(flow.x), is_clean=flow.is_clean)
 
 
 def _activation(layer: Layer, spec: Spec, flow: Flow) -> Flow:
     assert isinstance(spec, ActivationSpec)
     is_clean = flow.is_clean and spec.function in ("relu", "tanh", "gelu", "silu")
-    return flow._replace(x=layer(flow.x), is_clean=is_clean)
+    return flow.to(layer(flow.x), is_clean=is_clean)
 
 
 def _keeping_zeros(layer: Layer, spec: Spec, flow: Flow) -> Flow:
-    return flow._replace(x=layer(flow.x))
+    return flow.to(layer(flow.x), is_clean=flow.is_clean)
 
 
 def _other(layer: Layer, spec: Spec, flow: Flow) -> Flow:
-    return flow._replace(x=layer(flow.x), is_clean=False)
+    return flow.to(layer(flow.x), is_clean=False)
 
 
 def _model(layer: Layer, spec: Spec, flow: Flow) -> Flow:
@@ -446,6 +456,7 @@ class ModelModule(nn.Module):
             read_lengths=read_lengths,
             read_resets=read_resets,
         )
+        self._check_steps(call)
         flow = self._run(_entry(spec, call)).cleaned()
         output = call.restore(spec, flow.x)
         return (output, call.restore_states(flow.finals)) if return_state else output
@@ -454,6 +465,7 @@ class ModelModule(nn.Module):
 
     def step(self, x: Any, state: Any = None) -> tuple[Tensor, tuple[Any, ...]]:
         call = prepare_model_step(self.spec, x, state, like=(Tensor, self._dtype(x)))
+        self._check_steps(call)
         flow = self._run(Flow(call.input, None, None, False, call.states, (), None))
         return call.restore(self.spec, flow.x, is_step=True), call.restore_states(flow.finals)
 
@@ -478,13 +490,38 @@ class ModelModule(nn.Module):
         is_free = isinstance(input, Tensor) and native.autocast_is_on(input.device.type)
         return None if is_free or type(own) not in (Tensor, nn.Parameter) else own.dtype
 
+    def _check_steps(self, call: ModelCall) -> None:
+        """See `check_steps_of_batch_norms`. A `SyncBatchNorm` needs enough steps in all processes together."""
+
+        def is_training(name: str) -> bool:
+            layer = self.get_submodule(name)
+            return layer.training and isinstance(layer, nn.BatchNorm1d)
+
+        if not dispatch.is_traced():
+            check_steps_of_batch_norms(self.spec, call, is_training)
+
     def _run(self, flow: Flow) -> Flow:
         raise NotImplementedError
 
 
 def first_tensor(module: nn.Module) -> Tensor:
-    """A tensor of the dtype and on the device of a module."""
-    return next(chain(module.parameters(), module.buffers()))
+    """A tensor of the dtype and on the device of a module: its first parameter, or a buffer."""
+    found = _find_tensor(module)
+    assert found is not None
+    return found
+
+
+def _find_tensor(module: nn.Module) -> Tensor | None:
+    # Each call of a model asks for it, and `parameters` takes longer than a small layer.
+    for held in (module._parameters, module._buffers):
+        for tensor in held.values():
+            if tensor is not None and tensor.is_floating_point():
+                return tensor
+    for child in module._modules.values():
+        found = None if child is None else _find_tensor(child)
+        if found is not None:
+            return found
+    return None
 
 
 def _entry(spec: Spec, call: ModelCall) -> Flow:
@@ -560,8 +597,6 @@ class Model(ModelModule):
         for name, child in spec.children:
             if hasattr(self, name):
                 raise LimitError(f"torch: given a layer named {name!r}, which torch.nn.Module has itself; rename it")
-            if child.kind == "Model":
-                raise LimitError(f"torch: given {child!r} in a {spec.kind}, which is code; put it in a unirnn.Model")
             own = None if weights is None else under(weights, name)
             self.add_module(name, _made(child, device=device, dtype=dtype, weights=own, kernel=kernel))
         tie(self, spec)
@@ -578,13 +613,13 @@ class Model(ModelModule):
         if self.spec.kind == "Residual":
             ((layer, spec),) = children
             after = _RUN[spec.kind](layer, spec, flow)
-            return after._replace(x=flow.x + after.x, is_clean=flow.is_clean and after.is_clean)
+            return after.to(flow.x + after.x, is_clean=flow.is_clean and after.is_clean)
         outputs, is_clean, after = [], True, flow
         for layer, spec in children:
             after = _RUN[spec.kind](layer, spec, flow._replace(states=after.states, finals=after.finals))
             outputs.append(after.x)
             is_clean = is_clean and after.is_clean
-        return after._replace(x=torch.cat(outputs, dim=-1), is_clean=is_clean)
+        return after.to(torch.cat(outputs, dim=-1), is_clean=is_clean)
 
     def _children(self) -> Iterator[tuple[Any, Spec]]:
         for name, spec in self.spec.children:
@@ -606,6 +641,15 @@ class LayerModule(ModelModule):
 def _alone(kind: Any) -> Any:
     """The class of a layer that is built by itself: a subclass of the native one."""
     return type(kind.__name__, (LayerModule, kind), {"__doc__": kind.__doc__, "__module__": __name__})
+
+
+@cache
+def _undrawn(kind: Any) -> Any:
+    """A subclass that draws no weights, so that the global generator does not move.
+
+    `torch.nn.utils.skip_init` does the same by way of the device ``meta``, and imports for more than a second for that.
+    """
+    return type(kind.__name__, (kind,), {"reset_parameters": lambda self: None})
 
 
 def _without_attributes(spec: Spec) -> LayerModule:
@@ -642,7 +686,7 @@ def build(spec: Spec, *, device: Any, dtype: torch.dtype, weights: Arrays | None
 
 def with_tensor(module: nn.Module, device: Any, dtype: torch.dtype) -> nn.Module:
     """The same module; one without weights gets a buffer, by which it knows its dtype and its device."""
-    if next(chain(module.parameters(), module.buffers()), None) is None:
+    if _find_tensor(module) is None:
         module.register_buffer("_like", torch.empty(0, device=device, dtype=dtype), persistent=False)
     return module
 
@@ -659,9 +703,11 @@ def _made(
     draws = issubclass(kind, (nn.Embedding, nn.Linear, nn.Conv1d))
     if draws or issubclass(kind, (nn.LayerNorm, nn.BatchNorm1d)):
         arguments |= {"device": device, "dtype": dtype}
-    # With weights nothing is drawn, and the global generator does not move.
-    make: Callable[..., Any] = partial(skip_init, cls) if draws and weights is not None else cls
-    made = make(**arguments)
+    if draws and weights is not None:
+        made = _undrawn(cls)(**arguments)
+        made.__class__ = cls
+    else:
+        made = cls(**arguments)
     if alone:
         made.spec = spec
     with torch.no_grad():

@@ -364,6 +364,46 @@ def test_running_statistics_see_valid_steps_only(model_subject: Subject) -> None
         close(found[1]["running_var"], 0.75 + 0.25 * rows.var(axis=0, ddof=1), tolerance)
 
 
+NEEDS_TWO_STEPS: dict[str, tuple[Spec, tuple[int, ...], list[int] | None, int]] = {
+    "no sequence": (BatchNormSpec(3), (0, 4, 3), None, 0),
+    "lengths of zero": (BatchNormSpec(3), (2, 4, 3), [0, 0], 0),
+    "one valid step": (BatchNormSpec(3), (2, 4, 3), [0, 1], 1),
+    "one step": (BatchNormSpec(3), (1, 1, 3), None, 1),
+    "unbatched": (BatchNormSpec(3), (4, 3), [1], 1),
+    "one sequence, pooled": (Sequential(BatchNormSpec(3), PoolSpec("mean"), BatchNormSpec(3)), (1, 4, 3), None, 1),
+    "one long enough": (Sequential(BatchNormSpec(3), Conv1dSpec(3, 3, 4), BatchNormSpec(3)), (2, 4, 3), [3, 4], 1),
+    "in a branch": (
+        Sequential(
+            GRUSpec(3, 3, batch_first=True), Concat(PoolSpec("max"), Sequential(PoolSpec("mean"), BatchNormSpec(3)))
+        ),
+        (1, 4, 3),
+        [4],
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize(("spec", "shape", "lengths", "count"), NEEDS_TWO_STEPS.values(), ids=NEEDS_TWO_STEPS.keys())
+def test_one_step_has_no_variance_and_changes_no_statistics(
+    model_subject: Subject, spec: Spec, shape: tuple[int, ...], lengths: list[int] | None, count: int
+) -> None:
+    backend = model_subject.backend
+    if not backend.support.dropout:
+        pytest.skip("it does not train")
+    if backend.name == "mindspore":
+        pytest.skip("it does not check this yet")
+    net = spec.build(backend.name, **model_subject.options, seed=0).train()
+    before = {name: np.array(array) for name, array in (backend.read(net) or ({}, {}))[1].items()}
+    x = model_subject.array(np.ones(shape, np.float32), net)
+    numbers = lengths[0] if lengths and len(shape) == 2 else lengths
+    words = rf"input: given {count} valid steps to BatchNormSpec\(3\) while training, expected at least 2"
+    with pytest.raises(ArgumentError, match=words):
+        net(x, seq_length=numbers)
+    for name, array in (backend.read(net) or ({}, {}))[1].items():
+        np.testing.assert_array_equal(array, before[name], name)
+    net.eval()(x, seq_length=numbers)
+
+
 @pytest.mark.parametrize("locked", [False, True])
 def test_dropout(model_subject: Subject, locked: bool) -> None:
     call = Call(model_subject, DropoutSpec(0.25, locked), Batch(batch_size=2, training=True))

@@ -294,18 +294,6 @@ def test_unknown_kernel() -> None:
         PoolSpec("mean").build("numpy", kernel="fast")
 
 
-# ---- batch normalisation -------------------------------------------------------------------------
-
-
-def test_one_step_has_no_variance_and_changes_no_statistics() -> None:
-    spec = Sequential(first=BatchNormSpec(3), conv=Conv1dSpec(3, 3, 6), second=BatchNormSpec(3))
-    net = spec.build("numpy", dtype="float64", seed=0).train()
-    before = copy.deepcopy(net.weights)
-    with pytest.raises(errors.ArgumentError, match=r"given 1 valid steps to BatchNorm.* while training, expected"):
-        net(FEATURES, seq_length=LENGTHS)  # one sequence is long enough for the convolution
-    assert_same(net.weights, before)
-
-
 # ---- steps, copies, threads ----------------------------------------------------------------------
 
 

@@ -131,6 +131,24 @@ def classic_fsdp(module: nn.Module) -> nn.Module:
 ENGINES: list[Engine] = [ddp, fsdp, classic_fsdp]
 
 
+MODEL = unirnn.Sequential(
+    embedding=unirnn.EmbeddingSpec(20, 5),
+    encoder=GRUSpec(5, 5, bidirectional=True, batch_first=True),
+    pools=unirnn.Concat(unirnn.PoolSpec("mean"), unirnn.PoolSpec("max")),
+    block=unirnn.Residual(unirnn.LinearSpec(20, 20)),
+    head=unirnn.LinearSpec(20, 3),
+)
+
+
+def train_model(net: nn.Module, rank: int | None) -> dict[str, Tensor]:
+    """The gradients of a model, on every second sequence of a batch, or on all."""
+    tokens, lengths = torch.arange(24).reshape(4, 6) % 20, torch.tensor([6, 2, 0, 5])
+    mine, scale = (slice(None), 1) if rank is None else (slice(rank, None, WORLD_SIZE), WORLD_SIZE)
+    (total([net(tokens[mine], seq_length=lengths[mine])]) * scale).backward()
+    gradients = {name.removeprefix("module."): p.grad for name, p in net.named_parameters()}
+    return {name: g.full_tensor() if hasattr(g, "full_tensor") else g for name, g in gradients.items()}  # type: ignore[union-attr,misc]
+
+
 def work(rank: int, folder: Path) -> None:
     """One of the processes: all that the tests look at, in one start of the interpreter."""
     warnings.simplefilter("error")
@@ -157,6 +175,9 @@ def work(rank: int, folder: Path) -> None:
                             unirnn.snapshot(module)
                     weights = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True))
                 results[engine.__name__, repr(spec), case] = gradients, weights
+    for engine in (ddp, fsdp):
+        net = engine(MODEL.build("torch", seed=rank if engine is ddp else 0))
+        results[engine.__name__, "model"] = train_model(net, rank)
     torch.save(results, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
@@ -185,6 +206,13 @@ def test_processes_train_to_the_weights_of_one(
         native = getattr(nn, spec.kind)(**spec.to_kwargs("torch"))
         native.load_state_dict(weights, strict=True)
         torch.testing.assert_close(native.state_dict(), alone.state_dict())
+
+
+@pytest.mark.parametrize("engine", [ddp, fsdp], ids=lambda engine: engine.__name__)
+def test_processes_have_the_gradients_of_a_model_in_one(results: list[Any], engine: Engine) -> None:
+    expected = train_model(MODEL.build("torch", seed=0), None)
+    for result in results:
+        torch.testing.assert_close(result[engine.__name__, "model"], expected)
 
 
 class BatchMajor(nn.Module):

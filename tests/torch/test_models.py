@@ -3,7 +3,6 @@
 import copy
 import io
 import pickle
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from torch import Tensor, distributed, nn
-from torch.multiprocessing.spawn import spawn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.data import DataLoader
@@ -422,27 +419,6 @@ def test_lightning_trains_parameters_and_moves_buffers() -> None:
     assert net.norm.num_batches_tracked == 2
 
 
-def work(rank: int, folder: Path) -> None:
-    """One of two processes: each trains on every second sequence, with statistics over both."""
-    warnings.simplefilter("error")
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    net = DistributedDataParallel(CLASSIFIER.build("torch", seed=rank))
-    x, ns = batch(CLASSIFIER)
-    (net(x[rank::2], seq_length=ns[rank::2]).square().sum() * 2).backward()
-    torch.save({name: p.grad for name, p in net.module.named_parameters()}, folder / f"{rank}.pt")
-    distributed.destroy_process_group()
-
-
-def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
-    spawn(work, (tmp_path,), nprocs=2)  # type: ignore[no-untyped-call]
-    net, (x, ns) = CLASSIFIER.build("torch", seed=0), batch(CLASSIFIER)
-    net(x, seq_length=ns).square().sum().backward()
-    expected = {name: p.grad for name, p in net.named_parameters()}
-    for rank in range(2):
-        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected)
-
-
 def test_locked_dropout_drops_the_same_in_all_steps() -> None:
     net = Sequential(GRUSpec(3, 8), DropoutSpec(0.5, locked=True)).build("torch", seed=0)
     y = net(torch.ones(5, 4, 3), seq_length=np.array([5, 5, 2, 5]))
@@ -505,7 +481,7 @@ def test_a_model_from_code_in_graphs(tmp_path: Path) -> None:
     torch.onnx.export(net, (x.clamp(min=0), ns), path, dynamo=True, verbose=False, dynamic_shapes=shapes)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     torch.compiler.reset()
-    compiled = torch.compile(net, fullgraph=True, backend="aot_eager", dynamic=True)
+    compiled: Any = torch.compile(net, fullgraph=True, backend="aot_eager", dynamic=True)
     for given in (((9, 5, 0, 7), 9), OTHER):
         x, ns = batch(CLASSIFIER, *given)
         x = x.clamp(min=0)
@@ -523,5 +499,16 @@ def test_names_of_a_model_from_code_that_torch_has_are_refused() -> None:
 
     with pytest.raises(errors.LimitError, match=r"torch: given 'half' in Own, which torch.nn.Module has; rename it"):
         Own(3).build("torch")
-    with pytest.raises(errors.LimitError, match=r"in a Sequential, which is code; put it in a unirnn.Model"):
-        Sequential(code=Attention(3)).build("torch")
+
+
+def test_a_model_from_code_holds_others() -> None:
+    class Both(unirnn.Model):
+        def __init__(self) -> None:
+            self.first, self.second = Attention(3), Attention(3)
+
+        def forward(self, xp: Any, tokens: Any, seq_length: Any) -> Any:
+            return self.first(tokens, seq_length) + self.second(tokens, seq_length=seq_length)
+
+    net, (x, ns) = Both().build("torch", seed=0).eval(), batch(CLASSIFIER, (9, 5, 2, 7))
+    assert unirnn.snapshot(net) == unirnn.snapshot(copy.deepcopy(net))
+    torch.testing.assert_close(net(x.clamp(min=0), ns), net.first(x.clamp(min=0), ns) + net.second(x.clamp(min=0), ns))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from unirnn.devices import short_name
 from unirnn.errors import ArgumentError, DTypeError, ShapeError
-from unirnn.specs import Conv1dSpec, ModelSpec, PoolSpec, RecurrentSpec, Spec
+from unirnn.specs import BatchNormSpec, Conv1dSpec, ModelSpec, PoolSpec, RecurrentSpec, Sequential, Spec
 
 from . import call as _call
 from .call import Sizes, join_state
@@ -32,6 +32,7 @@ from .call import Sizes, join_state
 __all__ = [
     "Model",
     "ModelCall",
+    "check_steps_of_batch_norms",
     "check_tokens",
     "is_batch_first",
     "prepare_model",
@@ -235,6 +236,51 @@ def check_tokens(spec: Spec, tokens: NDArray[Any], valid: NDArray[np.bool_] | No
     if least < 0 or largest >= spec.input_features:
         wrong = least if least < 0 else largest
         raise ArgumentError(f"input: given token {wrong}, expected 0 <= token < {spec.input_features} (num_embeddings)")
+
+
+def check_steps_of_batch_norms(
+    spec: Spec, call: ModelCall, is_training: Callable[[str], bool] = lambda layer: True
+) -> None:
+    """Check while training, before any layer runs, that each batch normalisation gets enough steps for a variance.
+
+    Parameters
+    ----------
+    spec
+        The model.
+    call
+        The call. Its lengths, if any, are on the host.
+    is_training
+        Whether the layer of a name normalises by the batch's own statistics.
+
+    Raises
+    ------
+    ArgumentError
+        If it gets fewer than two valid steps.
+    """
+    if call.sizes is None or not any(isinstance(leaf, BatchNormSpec) for leaf in spec.leaves().values()):
+        return
+    batch_size = 1 if call.sizes.batch_size is None else call.sizes.batch_size
+    ns = np.full(batch_size, call.sizes.steps) if call.lengths is None else call.lengths
+
+    def after(name: str, layer: Spec, ns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The lengths after a layer."""
+        if isinstance(layer, BatchNormSpec) and is_training(name) and ns.sum() < 2:
+            raise ArgumentError(
+                f"input: given {ns.sum()} valid steps to {layer!r} while training, expected at least 2, whose variance "
+                "it needs; give it a larger batch, or switch to evaluation with eval()"
+            )
+        if isinstance(layer, PoolSpec):
+            return np.ones_like(ns)
+        if not isinstance(layer, ModelSpec):
+            found: NDArray[np.int64] = layer.output_lengths(ns)
+            return found
+        result = ns
+        for child, inner in layer.children:
+            result = after(f"{name}.{child}" if name else child, inner, ns)
+            ns = result if isinstance(layer, Sequential) else ns
+        return result
+
+    after("", spec, ns)
 
 
 def _check_input(name: str, spec: Spec, array: Any, array_type: type[Any], dtype: Any) -> tuple[int, ...]:

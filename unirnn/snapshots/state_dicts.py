@@ -180,7 +180,7 @@ def choose_weights(
     expected = spec.weight_shapes()
     tied = spec.tied() if isinstance(spec, ModelSpec) else {}
     names = _spellings(spec)
-    found = {}
+    found: dict[str, str] = {}
     for name in (*expected, *tied):
         known = next((spelling for spelling in (name, names.get(name)) if spelling in sources), None)
         if known is not None:
@@ -197,7 +197,9 @@ def choose_weights(
     }
     if missing or left_over:
         _check_parametrized(missing, left_over)
-        raise ArgumentError(_mismatch(spec, missing, left_over))
+        begin = _beginning(shapes, prefix)
+        given_names = {name: sources[name].removeprefix(begin) for name in left_over}
+        raise ArgumentError(_mismatch(spec, missing, left_over, given_names))
     for name, source in found.items():
         given, shape = tuple(shapes[source]), expected[tied.get(name, name)]
         # MindSpore's convolutions over time have an axis of size 1 before the last.
@@ -228,8 +230,8 @@ def _spellings(spec: Spec) -> dict[str, str]:
     }
 
 
-def _renamed(names: Iterable[str], prefix: str | None, rename: Rename | None) -> dict[str, str]:
-    """The names of arrays by their new names."""
+def _beginning(names: Iterable[str], prefix: str | None) -> str:
+    """What the names of the model's arrays begin with: the prefix, with the dot at its end."""
     begin = prefix or ""
     if begin and not any(name.startswith(begin) and name != begin for name in names):
         raise ArgumentError(
@@ -237,6 +239,12 @@ def _renamed(names: Iterable[str], prefix: str | None, rename: Rename | None) ->
         )
     if begin and not begin.endswith(".") and any(name.startswith(f"{begin}.") for name in names):
         begin += "."
+    return begin
+
+
+def _renamed(names: Iterable[str], prefix: str | None, rename: Rename | None) -> dict[str, str]:
+    """The names of arrays by their new names."""
+    begin = _beginning(names, prefix)
     longest = sorted(rename or (), key=len, reverse=True)
     found: dict[str, str] = {}
     for source in names:
@@ -266,27 +274,36 @@ def _check_parametrized(missing: list[str], left_over: Iterable[str]) -> None:
         raise SpecError(_parametrization(parts))
 
 
-def _mismatch(spec: Spec, missing: list[str], left_over: Shapes) -> str:
-    """What is missing and what is left over, and how it might be renamed."""
+def _mismatch(spec: Spec, missing: list[str], left_over: Shapes, given_names: Mapping[str, str]) -> str:
+    """What is missing and what is left over, and how it might be renamed.
+
+    ``left_over`` has the new names of arrays, and ``given_names`` by these the old ones, which ``rename`` takes.
+    """
     wrong = [
-        f"{what} {format_names(names)}" for what, names in (("missing", missing), ("left over", left_over)) if names
+        f"{what} {format_names(names)}"
+        for what, names in (("missing", missing), ("left over", given_names.values()))
+        if names
     ]
     hints: dict[str, str | None] = {}
+    taken: dict[str, str] = {}
     expected, free = spec.weight_shapes(), dict(left_over)
     for name in missing:
         layer, end = _split(name)
         fitting = [found for found in free if free[found] == expected[name]]
         # In the layer that is taken for this one already; else in a layer with such a weight; else the closest name.
         alike = [found for found in fitting if _split(found)[1] == end and bool(_split(found)[0]) == bool(layer)]
-        close = [found for found in alike if hints.get(_split(found)[0]) == layer]
+        close = [found for found in alike if taken.get(_split(found)[0]) == layer]
         close = (
             close or difflib.get_close_matches(name, alike, 1, cutoff=0) or difflib.get_close_matches(name, fitting, 1)
         )
         if close:
             del free[close[0]]
-            hints |= {_split(close[0])[0]: layer} if close[0] in alike and layer else {close[0]: name}
+            given, given_end = _split(given_names[close[0]])
+            if close[0] in alike and layer:
+                taken[_split(close[0])[0]] = layer
+            hints |= {given: layer} if given and given_end == end and layer else {given_names[close[0]]: name}
     if not missing:
-        hints = dict.fromkeys(left_over)
+        hints = dict.fromkeys(given_names.values())
     shown = ", ".join(f"{old!r}: {new!r}" for old, new in list(hints.items())[:8])
     advice = ""
     if hints:

@@ -1,0 +1,102 @@
+"""Models that are code, `unirnn.Model`, as cells."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from mindspore import nn
+from numpy.typing import NDArray
+
+from unirnn import RecurrentSpec, Spec
+from unirnn.errors import LimitError
+from unirnn.specs import LinearSpec, Model
+
+from . import dispatch, namespace
+from .models import Model as ModelCell
+from .module import Recurrent
+
+__all__ = ["DefinitionCell", "build"]
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def build(spec: Spec, weights: Arrays, dtype: Any, device: dispatch.DeviceKind, kernel: str) -> Any:
+    """Build a layer, a model, or a model that is code; see `unirnn_mindspore.models.Model`."""
+    if isinstance(spec, RecurrentSpec):
+        return Recurrent(spec, weights, dtype, device, kernel)
+    if not isinstance(spec, Model):
+        return ModelCell(spec, weights, dtype, device, kernel)
+    definition: Any = type(spec)
+    return _class_of(definition)(spec, weights, dtype, device, kernel)
+
+
+class DefinitionCell(nn.Cell):
+    """A model from code; a subclass has the methods of the definition.
+
+    Its children are the built layers, under the names that they have in the definition.
+
+    Parameters
+    ----------
+    spec
+        The definition.
+    weights, dtype, device, kernel
+        See `unirnn_mindspore.models.Model`.
+
+    Attributes
+    ----------
+    spec
+        The definition.
+    xp
+        The namespace, `unirnn_mindspore.namespace`.
+    dtype
+        The dtype of the parameters.
+
+    Raises
+    ------
+    LimitError
+        If the definition has a layer, a method or an attribute of a name that ``mindspore.nn.Cell`` has itself.
+    """
+
+    spec: Any  # a Model; what the subclasses have would have to be asked for at each use
+    xp: Any = namespace
+
+    def __init__(self, spec: Model, weights: Arrays, dtype: Any, device: dispatch.DeviceKind, kernel: str) -> None:
+        super().__init__()
+        for name in (*spec.attributes(), *dict(spec.children), *spec.members()):
+            if name in ("spec", "xp", "dtype") or (hasattr(nn.Cell, name) or name in vars(self)):
+                raise LimitError(
+                    f"mindspore: given {name!r} in {type(spec).__name__}, which mindspore.nn.Cell, or what is built, "
+                    "has; rename it"
+                )
+        self.spec, self.dtype = spec, dtype
+        whole = {**weights, **{name: weights[other] for name, other in spec.tied().items()}}
+        # The owner of a tied weight comes first, so that the weight has its name.
+        for name, layer in sorted(spec.children, key=lambda child: _is_tied(child[1])):
+            own = {key.removeprefix(f"{name}."): array for key, array in whole.items() if key.startswith(f"{name}.")}
+            untied = replace(layer, tied_to="") if isinstance(layer, LinearSpec) else layer
+            setattr(self, name, build(untied, own, dtype, device, kernel))
+        parameters = dict(self.parameters_and_names())
+        for name, other in spec.tied().items():
+            if parameters.get(name) is not None:  # else a layer of layers has tied it
+                getattr(self, name.removesuffix(".weight")).body.weight = parameters[other]
+        for name, parameter in self.parameters_and_names():
+            parameter.name = name
+        for name, value in spec.attributes().items():
+            setattr(self, name, value)
+
+    def construct(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the model: ``forward`` of the definition, without its ``xp``."""
+        return self.forward(self.xp, *args, **kwargs)
+
+
+def _is_tied(spec: Spec) -> bool:
+    return isinstance(spec, LinearSpec) and bool(spec.tied_to)
+
+
+@cache
+def _class_of(definition: Any) -> type[DefinitionCell]:
+    """The class of what is built from a definition, which is a subclass of `unirnn.Model`."""
+    members = definition.members(definition.__new__(definition))
+    about = {"__doc__": definition.__doc__, "__module__": definition.__module__}
+    return type(definition.__name__, (DefinitionCell,), {**members, **about})
