@@ -142,7 +142,7 @@ class TorchBackend(Backend):
 
     def write(self, module: Any, weights: Arrays) -> None:
         tensors = {name: torch.tensor(array, device="cpu") for name, array in weights.items()}
-        owned = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        owned = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
         for name, tensor in tensors.items():
             weight = owned.get(name)
             if weight is None:

@@ -119,8 +119,9 @@ def _forward(written: Callable[..., Any]) -> Callable[..., Any]:
 @cache
 def _namespace() -> types.ModuleType:
     """The namespace ``xp``, with torch's own functions where it has them."""
+    standard: Any = array_api_compat.torch
     found = types.ModuleType("xp", "PyTorch as a namespace of the array API standard, and the functions of models.")
-    vars(found).update(vars(functions.namespace(array_api_compat.torch)))
+    vars(found).update(vars(functions.namespace(standard)))
     vars(found).update(sigmoid=torch.sigmoid, relu=torch.relu, softmax=_softmax, log_softmax=_log_softmax)
     return found
 

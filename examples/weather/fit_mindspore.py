@@ -15,10 +15,10 @@ EPSILON = 1e-14  # Adam's, which the frameworks add in two places: if it is this
 
 
 def fit(net: nn.Cell, batches: Iterable[tuple[NDArray[Any], NDArray[Any]]], rate: float) -> Iterator[float]:
-    """Train a forecaster, and yield the mean absolute error of each batch; see `fit_torch.fit`."""
+    """Train a forecaster, and yield the loss of each batch; see `fit_torch.fit`."""
 
     def forward(weather: Tensor, later: Tensor) -> Tensor:
-        return ops.l1_loss(net(weather), later)
+        return ops.smooth_l1_loss(net(weather), later, reduction="mean")
 
     optimizer = nn.Adam(net.trainable_params(), rate, eps=EPSILON)
     value_and_grad = mindspore.value_and_grad(forward, None, optimizer.parameters)

@@ -15,7 +15,7 @@ EPSILON = 1e-14  # Adam's, which the frameworks add in two places: if it is this
 
 
 def fit(net: nn.Module, batches: Iterable[tuple[NDArray[Any], NDArray[Any]]], rate: float) -> Iterator[float]:
-    """Train a forecaster, and yield the mean absolute error of each batch.
+    """Train a forecaster, and yield the loss of each batch.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def fit(net: nn.Module, batches: Iterable[tuple[NDArray[Any], NDArray[Any]]], ra
     """
     optimizer = torch.optim.Adam(net.parameters(), rate, eps=EPSILON)
     for weather, later in batches:
-        loss = nn.functional.l1_loss(net(torch.from_numpy(weather)), torch.from_numpy(later))
+        loss = nn.functional.smooth_l1_loss(net(torch.from_numpy(weather)), torch.from_numpy(later))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

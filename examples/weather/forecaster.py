@@ -9,7 +9,7 @@ __all__ = ["MODEL"]
 
 MODEL = unirnn.Sequential(
     week=unirnn.Conv1dSpec(6, 32, 7, padding="causal"),  # sees a day and the six before it: (B, T, 6) to (B, T, 32)
-    relu=unirnn.ActivationSpec("relu"),
+    gelu=unirnn.ActivationSpec("gelu"),
     memory=unirnn.GRUSpec(hidden_size=32, batch_first=True),
     head=unirnn.LinearSpec(out_features=7),  # a temperature for each of the next seven days: (B, T, 7)
 )

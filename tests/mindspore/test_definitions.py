@@ -16,7 +16,8 @@ from unirnn.contract.backend import leaves
 from unirnn.reference.functions import namespace as with_functions
 
 OURS: Any = namespace
-STANDARD: Any = with_functions(array_api_compat.numpy)
+NUMPY: Any = array_api_compat.numpy
+STANDARD: Any = with_functions(NUMPY)
 CASES: dict[str, Callable[..., Any]] = {  # of (xp, x, y, i, n): x and y (3, 4, 5), i (3, 4) integers, n (3,) lengths
     **{
         name: lambda xp, x, y, i, n, name=name: getattr(xp, name)(x)

@@ -263,7 +263,7 @@ class LayerNormSpec(Spec):
 
     def __post_init__(self) -> None:
         self._set_sizes("normalized_shape")
-        self._set("eps", _number("eps", self.eps, least=0, below=1))
+        self._set("eps", _number("eps", self.eps, least=1e-15, below=1))
 
     def __repr__(self) -> str:
         return shown(self, "normalized_shape")
@@ -309,7 +309,7 @@ class BatchNormSpec(Spec):
 
     def __post_init__(self) -> None:
         self._set_sizes("num_features")
-        self._set("eps", _number("eps", self.eps, least=0, below=1))
+        self._set("eps", _number("eps", self.eps, least=1e-15, below=1))
         self._set("momentum", _number("momentum", self.momentum, least=0, below=1))
 
     def __repr__(self) -> str:
