@@ -367,14 +367,17 @@ def _masked_batch_norm(layer: nn.Module, x: Tensor, padding: Padding) -> Tensor:
     assert tracked is not None
     valid = padding.valid(x.device).unsqueeze(-1)
     wide = x.to(layer.weight.dtype)
-    count = padding.lengths_on(x.device).sum().to(wide.dtype)
+    found = padding.lengths_on(x.device).sum().to(wide.dtype)
+    count = found.clamp(min=1)
     of_batch = wide.sum((0, 1)) / count
     centred = torch.where(valid, wide - of_batch, 0)
     variance = centred.square().sum((0, 1)) / count
     with torch.no_grad():
         tracked += 1
-        mean.lerp_(of_batch, layer.momentum or 0.0)
-        var.lerp_(variance * (count / (count - 1)), layer.momentum or 0.0)
+        # A graph can't raise, and the variance of fewer than two steps is not known: the statistics stay as they are.
+        rate = torch.where(found > 1, mean.new_full((), layer.momentum or 0.0), 0)
+        mean.lerp_(of_batch, rate)
+        var.lerp_(variance * (count / (count - 1).clamp(min=1)), rate)
     return (centred * (variance + layer.eps).rsqrt() * layer.weight + layer.bias).to(x.dtype)
 
 
