@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unirnn.errors import FileError, LimitError
-from unirnn.specs import Model, ModelSpec, Spec
+from unirnn.specs import Model, Spec
 
 __all__ = ["FORMAT", "reject_duplicates", "spec_from_metadata", "spec_to_metadata"]
 
@@ -34,7 +34,7 @@ def spec_to_metadata(spec: Spec) -> dict[str, str]:
     >>> spec_to_metadata(RNNSpec(3, 4))["unirnn"][:50]
     '{"format": 2, "spec": {"kind": "RNN", "input_size"'
     """
-    if _has_code(spec):
+    if isinstance(spec, Model):
         return {}
     text = json.dumps({"format": FORMAT, "spec": spec.to_dict()})
     reason = _unread_reason(text)
@@ -99,12 +99,6 @@ def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise FileError(f"{name!r} occurs twice")
         found[name] = value
     return found
-
-
-def _has_code(spec: Spec) -> bool:
-    return isinstance(spec, Model) or (
-        isinstance(spec, ModelSpec) and any(_has_code(child) for _, child in spec.children)
-    )
 
 
 def _unread_reason(text: str) -> str | None:

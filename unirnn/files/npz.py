@@ -68,7 +68,8 @@ def encode(snapshot: Snapshot) -> bytes:
     """The bytes of a snapshot's file."""
     arrays = {name: np.asarray(array, array.dtype.newbyteorder("<")) for name, array in snapshot.weights.items()}
     file = io.BytesIO()
-    np.savez(file, **arrays, **{name: np.bytes_(text.encode()) for name, text in spec_to_metadata(snapshot.spec).items()})
+    metadata = {name: np.bytes_(text.encode()) for name, text in spec_to_metadata(snapshot.spec).items()}
+    np.savez(file, **arrays, **metadata)
     return file.getvalue()
 
 
