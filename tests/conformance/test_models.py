@@ -453,6 +453,25 @@ MISTAKES: dict[str, tuple[Spec, dict[str, Any], type[Exception], str]] = {
     "the last axis": (STREAM, {"input": (2, 5, 4)}, ShapeError, r"input: given shape \(2, 5, 4\), expected 3 on"),
     "no steps": (STREAM, {"input": (2, 0, 3)}, ShapeError, "expected at least one time step"),
     "floats for tokens": (LAYER, {"input": (2, 5)}, DTypeError, "expected integers, which are tokens"),
+    "no features": (ActivationSpec("softmax"), {"input": (2, 5, 0)}, ShapeError, "expected the features on the last"),
+    "directions of an odd size": (
+        SumDirectionsSpec(),
+        {"input": (2, 5, 3)},
+        ShapeError,
+        r"input: given shape \(2, 5, 3\), wrong on the last axis: SumDirectionsSpec\(\): given 3 features",
+    ),
+    "directions to pool of an odd size": (
+        PoolSpec("first_last"),
+        {"input": (2, 5, 3)},
+        ShapeError,
+        r"PoolSpec\('first_last'\): given 3 features, expected those of two directions",
+    ),
+    "the size of a layer behind the first": (
+        Concat(Sequential(), Sequential(SumDirectionsSpec(), LayerNormSpec(4))),
+        {"input": (2, 5, 2)},
+        ShapeError,
+        r"Sequential: 0, SumDirectionsSpec\(\), gives 1 features, but 1, LayerNormSpec\(4\), takes 4",
+    ),
     "too few steps": (
         Sequential(Conv1dSpec(3, 4, 5), GRUSpec(4, 4, batch_first=True)),
         {"input": (2, 4, 3)},
