@@ -418,9 +418,18 @@ def test_dropout(model_subject: Subject, locked: bool) -> None:
     assert (output == output[:, :1]).all() == locked
 
 
-def test_lengths_of_the_output(model_subject: Subject) -> None:
-    net = Call(model_subject, SPECS["strided, bidirectional"], Batch()).net
-    assert np.asarray(net.output_lengths(np.array([6, 5, 1, 0]))).tolist() == [3, 3, 1, 0]
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int32", "int64"])
+def test_lengths_of_the_output(model_subject: Subject, dtype: str) -> None:
+    spec = Sequential(conv=Conv1dSpec(3, 4, 3, stride=2), encoder=GRUSpec(4, 3, batch_first=True))
+    net = spec.build(model_subject.backend.name, **model_subject.options, seed=0)
+    lengths = np.array([127, 5, 1, 0], dtype)
+    after = [net.output_lengths(lengths), net.output_lengths(lengths.tolist())]
+    after.append(model_subject.backend.to_numpy(net.output_lengths(model_subject.array(lengths, net))))
+    assert [numbers.tolist() for numbers in after] == [[63, 2, 0, 0]] * 3
+    assert net.output_lengths(5) == 2
+    for wrong in ([1.5], None, True, "5"):
+        with pytest.raises(DTypeError, match=r"seq_length: given \w+, expected integers"):
+            net.output_lengths(wrong)
 
 
 def test_states_of_a_batch(model_subject: Subject) -> None:
