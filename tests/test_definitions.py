@@ -98,6 +98,19 @@ def definition(**attributes: Any) -> Model:
     return Some()
 
 
+def with_member(name: str, member: Any) -> Model:
+    made: Model = type("Some", (Base,), {name: member})(3)
+    return made
+
+
+def with_super() -> Model:
+    class Some(Base):
+        def features(self, x: Any) -> Any:
+            return 2 * super().features(x)
+
+    return Some(3)
+
+
 MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
     "no forward": (WithoutForward, errors.ArgumentError, r"WithoutForward: it has no forward, expected a method"),
     "a list of layers": (
@@ -130,6 +143,45 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
         errors.ArgumentError,
         "Sequential: 0: given Base, which is code, expected a spec that is data; a Model may hold both",
     ),
+    "a set of layers": (
+        lambda: definition(blocks={LinearSpec(3, 4)}),
+        errors.ArgumentError,
+        "Some: blocks: given a set with specs, which would not be built; set each as an attribute",
+    ),
+    **{
+        f"an attribute with the name {name}": (
+            lambda name=name: definition(**{name: LinearSpec(3, 4)}),
+            errors.ArgumentError,
+            f"Some: given the name {name!r}, which a Model has itself; rename it",
+        )
+        for name in ("forward", "children", "kind", "leaves", "build")
+    },
+    **{
+        f"a method with the name {name}": (
+            lambda name=name: with_member(name, lambda self: 3),
+            errors.ArgumentError,
+            f"Some: given the name {name!r}, which a Model has itself; rename it",
+        )
+        for name in ("tied", "weight_shapes", "kind")
+    },
+    **{
+        f"a method with the name {name}, which is taken": (
+            lambda name=name: with_member(name, lambda self: 3),
+            errors.LimitError,
+            f"numpy: given an attribute named {name!r}, which what is built has itself; rename it",
+        )
+        for name in ("weights", "layers", "_backend", "__call__")
+    },
+    "a layer in the class": (
+        lambda: with_member("head", LinearSpec(4, 2)),
+        errors.ArgumentError,
+        r"Some: head: given LinearSpec\(4, 2\) in the class, expected it in __init__: self.head = ...",
+    ),
+    "super()": (
+        with_super,
+        errors.ArgumentError,
+        r"Some.features: given super\(\) or __class__, which what is built does not have; call .*Base.features\(self",
+    ),
     "a name that is taken": (
         lambda: definition(weights=LinearSpec(3, 4)),
         errors.LimitError,
@@ -143,6 +195,30 @@ def test_mistakes(mistake: tuple[Any, type[Exception], str]) -> None:
     make, exception, words = mistake
     with pytest.raises(exception, match=words):
         make().build("numpy", seed=0)
+
+
+def test_what_is_built_keeps_the_definition_as_it_was() -> None:
+    spec = Deeper(3)
+    net, expected = spec.build("numpy", seed=0), Deeper(3)
+    spec.head = spec.inner.head = LinearSpec(4, 7)
+    spec.size = spec.inner.size = 5
+    assert net.spec == expected
+    assert unirnn.snapshot(net).spec == expected
+    assert net.num_features == 3
+
+
+class Scaled(Base):
+    """A definition with a constant in its class."""
+
+    SCALE = 3.0
+
+    def forward(self, xp: Any, x: Any) -> Any:
+        return Base.forward(self, xp, x) * self.SCALE
+
+
+def test_what_is_built_has_the_constants_of_the_class() -> None:
+    x = np.ones((2, 5, 3), np.float32)
+    np.testing.assert_allclose(Scaled(3).build("numpy", seed=0)(x), 3 * Base(3).build("numpy", seed=0)(x), rtol=1e-6)
 
 
 def test_no_dict_holds_code() -> None:

@@ -108,6 +108,7 @@ def test_layers_by_names_and_numbers() -> None:
         (Sequential(ActivationSpec("relu"), DropoutSpec(), LayerNormSpec(4), LinearSpec(out_features=2)), 4, 2),
         (Sequential(LinearSpec(3, 8), SumDirectionsSpec(), LinearSpec(out_features=2)), 3, 2),
         (Sequential(SumDirectionsSpec(), LinearSpec(4, 2)), 0, 2),
+        (Sequential(Sequential(SumDirectionsSpec(), LinearSpec(4, 2)), LinearSpec(2, 5)), 0, 5),
         (Sequential(Concat(Sequential(), Sequential()), LinearSpec(6, 2)), 0, 2),
         (Sequential(Concat(Sequential(), GRUSpec(3, 4)), LinearSpec(out_features=2)), 3, 2),
         (Sequential(Conv1dSpec(3, 4, 3), Residual(GRUSpec(hidden_size=4)), PoolSpec("last")), 3, 4),
@@ -199,6 +200,26 @@ MISTAKES: dict[str, Mistake] = {
         lambda: Sequential(GRUSpec(3, 5), SumDirectionsSpec()),
         errors.SpecError,
         "SumDirectionsSpec(): given 5 features, expected those of two directions",
+    ),
+    "a sum of two sizes": (
+        lambda: Residual(SumDirectionsSpec()),
+        errors.SpecError,
+        "Residual: SumDirectionsSpec() changes the number of features, so that its output can't be added to its input",
+    ),
+    "a sum of two sizes, of any number of features": (
+        lambda: Residual(Concat(Sequential(), DropoutSpec())),
+        errors.SpecError,
+        "Residual: Concat(Sequential(), DropoutSpec(0.5)) changes the number of features",
+    ),
+    "a layer behind the first of an inner model": (
+        lambda: Sequential(LinearSpec(3, 2), Sequential(SumDirectionsSpec(), LayerNormSpec(4))),
+        errors.SpecError,
+        "Sequential: 0, SumDirectionsSpec(), gives 1 features, but 1, LayerNormSpec(4), takes 4",
+    ),
+    "a layer behind the first of a branch": (
+        lambda: Concat(LinearSpec(6, 2), Sequential(SumDirectionsSpec(), LayerNormSpec(4))),
+        errors.SpecError,
+        "Sequential: 0, SumDirectionsSpec(), gives 3 features, but 1, LayerNormSpec(4), takes 4",
     ),
     "tied to nothing": (
         lambda: Sequential(embedding=EmbeddingSpec(9, 4), head=LinearSpec(4, 9, tied_to="embeding")),

@@ -10,7 +10,7 @@ from unirnn.contract.backend import Backend
 from unirnn.contract.limits import Kernel, Limit
 from unirnn.devices import Device, dtype_name
 from unirnn.errors import ArgumentError, DeviceError, LimitError
-from unirnn.specs import RecurrentSpec, Spec
+from unirnn.specs import Model, RecurrentSpec, Spec
 
 __all__ = ["Explanation", "build", "explain"]
 
@@ -116,6 +116,7 @@ def build(
 ) -> Any:
     """Build a module from a spec and given weights, or weights to draw; see `Spec.build`."""
     spec.check_complete()
+    spec = spec.copied() if isinstance(spec, Model) else spec
     name = registry.default_backend() if backend is None else backend
     chosen = registry.load(name)
     where = chosen.default_device() if device is None else Device.parse(device)

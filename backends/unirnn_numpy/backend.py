@@ -12,7 +12,7 @@ from unirnn.contract.backend import Arrays, Backend, leaves, with_leaves
 from unirnn.contract.call import join_state
 from unirnn.contract.definitions import BuiltDefinition, build_definition
 from unirnn.contract.limits import ROUNDED_FLOAT16, Kernel
-from unirnn.errors import LimitError
+from unirnn.errors import ArgumentError, LimitError
 from unirnn.specs import Model, Spec
 
 from . import dispatch
@@ -77,7 +77,11 @@ class NumpyBackend(Backend):
         return (module.spec, module.dtype.name) if isinstance(module, NumpyModel) else super().describe(module)
 
     def write(self, module: Any, weights: Arrays) -> None:
-        for name, array in module.weights.items():
+        held = module.weights
+        for name, array in held.items():
+            if not array.flags.writeable:
+                raise ArgumentError(f"module: its {name} is read-only, expected an array that can be written")
+        for name, array in held.items():
             array[...] = weights[name]
 
     def gradients(self, module: Any, arguments: Mapping[str, Any], cotangents: Sequence[Array]) -> dict[str, Array]:

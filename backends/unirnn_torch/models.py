@@ -175,7 +175,10 @@ class Pool(nn.Module):
         if self.how == "mean":
             if padding is None:
                 return x.mean(axis)
-            return x.sum(axis) / padding.lengths_on(x.device).clamp(min=1).unsqueeze(1).to(x.dtype)
+            # In float32: half precision could hold neither the sum nor the number of many steps.
+            dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+            count = padding.lengths_on(x.device).clamp(min=1).unsqueeze(1).to(dtype)
+            return (x.sum(axis, dtype=dtype) / count).to(x.dtype)
         if self.how == "max":
             if padding is None:
                 return x.amax(axis)
@@ -247,7 +250,6 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
-    "gelu": nn.GELU,
     "silu": nn.SiLU,
     "hard_sigmoid": Hardsigmoid,
     "softmax": nn.Softmax,
@@ -260,18 +262,21 @@ def _described(spec: Spec) -> tuple[Any, dict[str, Any]]:
     match spec:
         case EmbeddingSpec():
             own = {"num_embeddings": spec.num_embeddings, "embedding_dim": spec.embedding_dim}
-            return nn.Embedding, {**own, "padding_idx": spec.padding_idx}
+            return nn.Embedding, {**own, "padding_idx": spec.padding_idx, "max_norm": None}
         case LinearSpec():
             return nn.Linear, {"in_features": spec.in_features, "out_features": spec.out_features, "bias": spec.bias}
         case LayerNormSpec():
-            return nn.LayerNorm, {"normalized_shape": spec.normalized_shape, "eps": spec.eps}
+            return nn.LayerNorm, {"normalized_shape": spec.normalized_shape, "eps": spec.eps, "bias": True}
         case BatchNormSpec():
-            return nn.BatchNorm1d, {"num_features": spec.num_features, "eps": spec.eps, "momentum": spec.momentum}
+            own = {"num_features": spec.num_features, "eps": spec.eps, "momentum": spec.momentum}
+            return nn.BatchNorm1d, {**own, "affine": True, "track_running_stats": True}
         case Conv1dSpec():
             left, right = spec.padded
             names = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups", "bias")
             own = {name: getattr(spec, name) for name in names}
-            return nn.Conv1d, {**own, "padding": left if left == right else 0}
+            return nn.Conv1d, {**own, "padding": left if left == right else 0, "padding_mode": "zeros"}
+        case ActivationSpec("gelu"):
+            return nn.GELU, {"approximate": "none"}
         case ActivationSpec():
             return _ACTIVATIONS[spec.function], {"dim": -1} if spec.function.endswith("softmax") else {}
         case DropoutSpec():

@@ -418,9 +418,18 @@ def test_dropout(model_subject: Subject, locked: bool) -> None:
     assert (output == output[:, :1]).all() == locked
 
 
-def test_lengths_of_the_output(model_subject: Subject) -> None:
-    net = Call(model_subject, SPECS["strided, bidirectional"], Batch()).net
-    assert np.asarray(net.output_lengths(np.array([6, 5, 1, 0]))).tolist() == [3, 3, 1, 0]
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int32", "int64"])
+def test_lengths_of_the_output(model_subject: Subject, dtype: str) -> None:
+    spec = Sequential(conv=Conv1dSpec(3, 4, 3, stride=2), encoder=GRUSpec(4, 3, batch_first=True))
+    net = spec.build(model_subject.backend.name, **model_subject.options, seed=0)
+    lengths = np.array([127, 5, 1, 0], dtype)
+    after = [net.output_lengths(lengths), net.output_lengths(lengths.tolist())]
+    after.append(model_subject.backend.to_numpy(net.output_lengths(model_subject.array(lengths, net))))
+    assert [numbers.tolist() for numbers in after] == [[63, 2, 0, 0]] * 3
+    assert net.output_lengths(5) == 2
+    for wrong in ([1.5], None, True, "5"):
+        with pytest.raises(DTypeError, match=r"seq_length: given \w+, expected integers"):
+            net.output_lengths(wrong)
 
 
 def test_states_of_a_batch(model_subject: Subject) -> None:
@@ -453,6 +462,25 @@ MISTAKES: dict[str, tuple[Spec, dict[str, Any], type[Exception], str]] = {
     "the last axis": (STREAM, {"input": (2, 5, 4)}, ShapeError, r"input: given shape \(2, 5, 4\), expected 3 on"),
     "no steps": (STREAM, {"input": (2, 0, 3)}, ShapeError, "expected at least one time step"),
     "floats for tokens": (LAYER, {"input": (2, 5)}, DTypeError, "expected integers, which are tokens"),
+    "no features": (ActivationSpec("softmax"), {"input": (2, 5, 0)}, ShapeError, "expected the features on the last"),
+    "directions of an odd size": (
+        SumDirectionsSpec(),
+        {"input": (2, 5, 3)},
+        ShapeError,
+        r"input: given shape \(2, 5, 3\), wrong on the last axis: SumDirectionsSpec\(\): given 3 features",
+    ),
+    "directions to pool of an odd size": (
+        PoolSpec("first_last"),
+        {"input": (2, 5, 3)},
+        ShapeError,
+        r"PoolSpec\('first_last'\): given 3 features, expected those of two directions",
+    ),
+    "the size of a layer behind the first": (
+        Concat(Sequential(), Sequential(SumDirectionsSpec(), LayerNormSpec(4))),
+        {"input": (2, 5, 2)},
+        ShapeError,
+        r"Sequential: 0, SumDirectionsSpec\(\), gives 1 features, but 1, LayerNormSpec\(4\), takes 4",
+    ),
     "too few steps": (
         Sequential(Conv1dSpec(3, 4, 5), GRUSpec(4, 4, batch_first=True)),
         {"input": (2, 4, 3)},

@@ -69,6 +69,16 @@ def test_weights_are_written_in_place() -> None:
     close(net(TOKENS), CLASSIFIER.build("numpy", seed=1)(TOKENS), 1e-6)
 
 
+@pytest.mark.parametrize("spec", [CLASSIFIER, unirnn.GRUSpec(3, 4)], ids=["a model", "a layer"])
+def test_all_weights_are_written_or_none(spec: unirnn.Spec) -> None:
+    net = spec.build("numpy", seed=0)
+    list(net.weights.values())[-1].flags.writeable = False
+    before = copy.deepcopy(net.weights)
+    with pytest.raises(errors.ArgumentError, match="is read-only, expected an array that can be written"):
+        unirnn.load_weights(net, unirnn.snapshot(spec.build("numpy", seed=1)))
+    assert_same(net.weights, before)
+
+
 def test_training_lowers_the_loss() -> None:
     spec = Sequential(
         embedding=EmbeddingSpec(7, 8),

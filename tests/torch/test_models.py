@@ -161,6 +161,33 @@ def test_tied_weights_are_one_parameter() -> None:
         unirnn.snapshot(loaded)
 
 
+REPLACED: dict[str, tuple[Spec, nn.Module]] = {
+    "LayerNorm without a bias": (LayerNormSpec(3), nn.LayerNorm(3, bias=False)),
+    "LayerNorm without weights": (LayerNormSpec(3), nn.LayerNorm(3, elementwise_affine=False)),
+    "BatchNorm without weights": (BatchNormSpec(3), nn.BatchNorm1d(3, affine=False)),
+    "BatchNorm without statistics": (BatchNormSpec(3), nn.BatchNorm1d(3, track_running_stats=False)),
+    "another padding": (Conv1dSpec(3, 4, 3, padding=1), nn.Conv1d(3, 4, 3, padding=1, padding_mode="circular")),
+    "an approximation": (ActivationSpec("gelu"), nn.GELU(approximate="tanh")),
+    "vectors of a largest norm": (EmbeddingSpec(5, 3), nn.Embedding(5, 3, max_norm=1)),
+}
+
+
+@pytest.mark.parametrize(("spec", "other"), REPLACED.values(), ids=REPLACED.keys())
+def test_no_snapshot_of_a_layer_that_computes_something_else(spec: Spec, other: nn.Module) -> None:
+    net = Sequential(layer=spec).build("torch")
+    unirnn.snapshot(net)
+    net.layer = other
+    with pytest.raises(errors.SpecError, match=r"its layer layer is .*, expected that of"):
+        unirnn.snapshot(net)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_mean_of_many_steps_in_half_precision(dtype: str) -> None:
+    net = PoolSpec("mean").build("torch", dtype=dtype)
+    x = torch.full((2, 70_000, 1), 3.0, dtype=getattr(torch, dtype))
+    assert net(x, seq_length=[70_000, 66_001]).flatten().tolist() == [3, 3]
+
+
 @each
 def test_copies_give_the_same_numbers(spec: Spec) -> None:
     net = spec.build("torch", seed=0).eval()

@@ -27,8 +27,8 @@ class BuiltDefinition:
     """
 
     def __init__(self, spec: Model, layers: Mapping[str, Any], xp: ModuleType, backend: str) -> None:
-        for name in (*spec.attributes(), *layers):
-            if name in ("spec", "xp", "training") or hasattr(BuiltDefinition, name):
+        for name in (*spec.attributes(), *layers, *spec.members()):
+            if name in ("spec", "xp", "training", "_backend") or hasattr(BuiltDefinition, name):
                 raise LimitError(
                     f"{backend}: given an attribute named {name!r}, which what is built has itself; rename it"
                 )

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unirnn.devices import short_name
-from unirnn.errors import ArgumentError, DTypeError, ShapeError
+from unirnn.errors import ArgumentError, DTypeError, ShapeError, SpecError
 from unirnn.specs import BatchNormSpec, Conv1dSpec, ModelSpec, PoolSpec, RecurrentSpec, Sequential, Spec
 
 from . import call as _call
@@ -293,8 +293,13 @@ def _check_input(name: str, spec: Spec, array: Any, array_type: type[Any], dtype
             raise DTypeError(f"{name}: given dtype {short_name(array.dtype)}, expected integers, which are tokens")
         return shape
     features = spec.input_features
-    if not shape or (features and shape[-1] != features):
+    if not shape or shape[-1] == 0 or (features and shape[-1] != features):
         raise ShapeError(f"{name}: given shape {shape}, expected {features or 'the features'} on the last axis")
+    if not features:  # a layer behind the first one may still not take so many
+        try:
+            spec.output_features(shape[-1])
+        except SpecError as error:
+            raise ShapeError(f"{name}: given shape {shape}, wrong on the last axis: {error}") from None
     _call.check_dtype(name, array.dtype, dtype)
     return shape
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn.errors import ArgumentError, SpecError
+from unirnn.devices import short_name
+from unirnn.errors import ArgumentError, DTypeError, SpecError
 
 if TYPE_CHECKING:
     from .summary import Summary
@@ -73,7 +74,32 @@ class LengthRule(NamedTuple):
     def __call__(self, lengths: Any) -> Any:
         """The lengths after the layer: integers, or an array of them of any framework. A length of 0 stays 0."""
         counted = (lengths + (self.padding - self.span)) // self.stride + 1
-        return counted * ((lengths > 0) & (counted > 0))
+        is_left = (lengths > 0) & (counted > 0)
+        xp = _namespace_of(lengths)
+        return counted * (is_left if xp is None else xp.astype(is_left, counted.dtype))
+
+
+def _signed(lengths: Any) -> Any:
+    """The same lengths as int32 or int64. Smaller integers could not hold what `LengthRule` computes."""
+    if isinstance(lengths, numbers.Integral) and not isinstance(lengths, (bool, np.int64)):
+        return int(lengths)
+    if isinstance(lengths, (list, tuple)):
+        lengths = np.asarray(lengths) if lengths else np.empty(0, np.int64)
+    dtype = short_name(lengths.dtype) if hasattr(lengths, "dtype") else type(lengths).__name__
+    if not dtype.startswith(("int", "uint")):
+        raise DTypeError(f"seq_length: given {dtype}, expected integers")
+    if dtype in ("int32", "int64"):
+        return lengths
+    if isinstance(lengths, np.ndarray):
+        return lengths.astype(np.int64)
+    xp = _namespace_of(lengths)
+    return lengths.long() if xp is None else xp.astype(lengths, xp.int64)  # torch and MindSpore have `long`
+
+
+def _namespace_of(array: Any) -> Any:
+    """The namespace of an array of the standard that is not NumPy's; None of anything else."""
+    is_other = hasattr(array, "__array_namespace__") and not isinstance(array, (np.ndarray, np.generic))
+    return array.__array_namespace__() if is_other else None
 
 
 @dataclass(frozen=True)
@@ -228,12 +254,17 @@ class Spec:
         Parameters
         ----------
         lengths
-            An integer, or integers `(B,)`, of NumPy or of a framework: those of the input.
+            An integer, or integers `(B,)`, as a list, or of NumPy or a framework: those of the input.
 
         Returns
         -------
         integer or array
-            As given; None if the output has no axis T.
+            Of the framework that was given, and of NumPy for a list; None if the output has no axis T.
+
+        Raises
+        ------
+        DTypeError
+            If they are no integers.
 
         Examples
         --------
@@ -241,6 +272,7 @@ class Spec:
         >>> unirnn.Conv1dSpec(3, 4, 3, stride=2).output_lengths(numpy.array([9, 3, 1, 0]))
         array([4, 1, 0, 0])
         """
+        lengths = _signed(lengths)
         if self.ends_steps:
             return None
         for rule in self.length_rules:

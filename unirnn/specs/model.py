@@ -1,5 +1,6 @@
 """Models as code: layers that are specs, and the glue between them written once."""
 
+import copy
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -19,8 +20,8 @@ class Model(ModelSpec):
     Subclass it. ``__init__`` takes whatever the model depends on and sets the layers, which are specs, as attributes;
     it needs no call of ``super().__init__``. ``forward`` gets the namespace ``xp`` and then the arguments of a call.
 
-    What is built is a native module: its class has the methods of the definition and its attributes, the layers as
-    built modules, and ``xp``. So methods besides ``forward`` can be called on it too; they read ``self.xp``. The
+    What is built is a native module: its class has the methods, constants and attributes of the definition, the layers
+    as built modules, and ``xp``. So methods besides ``forward`` can be called on it too; they read ``self.xp``. The
     definition stays as it is, and can be built again elsewhere.
 
     ``xp`` has the functions of the array API standard, and those of `unirnn.reference.functions`: ``sigmoid``,
@@ -48,8 +49,27 @@ class Model(ModelSpec):
     xp: Any
     """What is built has it: the namespace."""
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        for name, member in vars(cls).items():
+            if name != "forward":
+                _check_name(cls, name)
+            if isinstance(member, Spec):
+                raise ArgumentError(
+                    f"{cls.__name__}: {name}: given {member!r} in the class, expected it in __init__: self.{name} = ..."
+                )
+            if name != "__init__" and _calls_super(member):
+                raise ArgumentError(
+                    f"{cls.__name__}.{name}: given super() or __class__, which what is built does not have; call the "
+                    f"other class by its name: {cls.__base__.__name__}.{name}(self, ...)"  # type: ignore[union-attr]
+                )
+        super().__init_subclass__(**arguments)
+
     def __init__(self) -> None:
         """Set the layers as attributes."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        _check_name(type(self), name)
+        super().__setattr__(name, value)
 
     def forward(self, xp: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Compute the model; to be written by subclasses."""
@@ -65,16 +85,23 @@ class Model(ModelSpec):
         return leaves_of(self)
 
     def members(self) -> dict[str, Any]:
-        """The methods of the definition, which the class of what is built has too."""
+        """The methods and constants of the definition, which the class of what is built has too."""
         found: dict[str, Any] = {}
         for cls in reversed(type(self).__mro__):
             if issubclass(cls, Model) and cls is not Model:
                 found |= {
                     name: member
                     for name, member in vars(cls).items()
-                    if isinstance(member, (types.FunctionType, staticmethod, classmethod, property))
-                    and name != "__init__"
+                    if name != "__init__" and (isinstance(member, types.FunctionType) or not _is_of_python(name))
                 }
+        return found
+
+    def copied(self) -> "Model":
+        """A definition that stays as it is when attributes of this one, or of definitions in it, are set anew."""
+        found = copy.copy(self)
+        for name, layer in self.children:
+            if isinstance(layer, Model):
+                setattr(found, name, layer.copied())
         return found
 
     def attributes(self) -> dict[str, Any]:
@@ -86,8 +113,8 @@ class Model(ModelSpec):
         if type(self).forward is Model.forward:
             raise ArgumentError(f"{type(self).__name__}: it has no forward, expected a method forward(self, xp, ...)")
         for name, value in self.attributes().items():
-            parts = value.values() if isinstance(value, Mapping) else value
-            if isinstance(parts, (list, tuple, Mapping)) and any(isinstance(part, Spec) for part in parts):
+            parts = tuple(value.values()) if isinstance(value, Mapping) else value
+            if isinstance(parts, (list, tuple, set, frozenset)) and any(isinstance(part, Spec) for part in parts):
                 raise ArgumentError(
                     f"{type(self).__name__}: {name}: given a {type(value).__name__} with specs, which would not be "
                     "built; set each as an attribute of its own, or in a Sequential"
@@ -125,6 +152,22 @@ class Model(ModelSpec):
             f"Model: {arguments.get('name')!r} is code, which no dict holds; give the definition itself, such as "
             "spec=Tagger(5000, 17)"
         )
+
+
+def _is_of_python(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
+
+
+def _check_name(definition: type, name: str) -> None:
+    """Refuse a name that every definition has for itself; raises ArgumentError."""
+    if hasattr(Model, name) and not _is_of_python(name):
+        raise ArgumentError(f"{definition.__name__}: given the name {name!r}, which a Model has itself; rename it")
+
+
+def _calls_super(member: Any) -> bool:
+    """Whether a method uses ``super()``, which Python binds to the definition's class."""
+    function = getattr(member, "fget", None) or getattr(member, "__func__", member)
+    return "__class__" in getattr(getattr(function, "__code__", None), "co_freevars", ())
 
 
 def _has_recurrent_layers(spec: Spec) -> bool:

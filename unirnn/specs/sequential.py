@@ -231,6 +231,14 @@ def leaves_of(model: ModelSpec) -> dict[str, Spec]:
     }
 
 
+def _keeps_features(layer: Spec) -> bool:
+    """Whether a layer that takes any number of features gives as many."""
+    try:
+        return layer.output_features(2) == 2
+    except SpecError:
+        return False
+
+
 @dataclass(frozen=True, repr=False, init=False)
 class Sequential(ModelSpec):
     """Layers one after another.
@@ -279,10 +287,7 @@ class Sequential(ModelSpec):
             if not has_steps and layer.needs_steps:
                 raise SpecError(f"{self.kind}: {before} gives no time steps, but {here} needs them")
             fitted = layer.with_input_features(features)
-            if features and fitted.input_features not in (0, features):
-                raise SpecError(
-                    f"{self.kind}: {before} gives {features} features, but {here} takes {fitted.input_features}"
-                )
+            self._check_fit(before, name, fitted, features)
             features = fitted.output_features(features or fitted.input_features)
             has_steps = has_steps and not fitted.ends_steps
             before = f"{name}, {fitted!r},"
@@ -309,15 +314,23 @@ class Sequential(ModelSpec):
         """That of the first layer that says it, as long as those before keep the size."""
         for layer in self:
             features = layer.input_features
-            if features or layer.missing_size() or layer.output_features(2) != 2:
+            if features or layer.missing_size() or not _keeps_features(layer):
                 return features
         return 0
 
     def output_features(self, features: int) -> int:
         """That of the last layer; see `Spec.output_features`."""
-        for layer in self:
+        before = ""
+        for name, layer in self.children:
+            self._check_fit(before, name, layer, features)
             features = layer.output_features(features or layer.input_features)
+            before = f"{name}, {layer!r},"
         return features
+
+    def _check_fit(self, before: str, name: str, layer: Spec, features: int) -> None:
+        if features and layer.input_features not in (0, features):
+            given = f"{before} gives {features} features" if before else f"given {features} features"
+            raise SpecError(f"{self.kind}: {given}, but {name}, {layer!r}, takes {layer.input_features}")
 
     def with_input_features(self, features: int) -> "Sequential":
         """See `Spec.with_input_features`."""
@@ -377,12 +390,24 @@ class Residual(ModelSpec):
         if not features:  # a gated layer of the same size on both sides may leave its input size out
             features = layer.output_features(0)
             layer = layer.with_input_features(features)
+        if not features and not _keeps_features(layer):
+            raise SpecError(
+                f"Residual: {layer!r} changes the number of features, so that its output can't be added to its input"
+            )
+        self._check_output(layer, features)
+        yield "layer", layer
+
+    def _check_output(self, layer: Spec, features: int) -> None:
         if layer.output_features(features) != features:
             raise SpecError(
                 f"Residual: {layer!r} takes {features} features and gives {layer.output_features(features)}, "
                 "expected as many"
             )
-        yield "layer", layer
+
+    def output_features(self, features: int) -> int:
+        """As many as the input has; see `Spec.output_features`."""
+        self._check_output(self._layer, features)
+        return features
 
     @property
     def input_features(self) -> int:
@@ -448,8 +473,11 @@ class Concat(ModelSpec):
                 raise SpecError(
                     f"Concat: {first}, {one!r}, and {name}, {layer!r}, change the number of steps in different ways"
                 )
+        features = known[0][2] if known else 0
         for name, layer in self.children:
-            yield name, layer.with_input_features(known[0][2] if known else 0)
+            fitted = layer.with_input_features(features)
+            fitted.output_features(features)  # or a SpecError
+            yield name, fitted
 
     @property
     def takes_tokens(self) -> bool | None:
