@@ -268,8 +268,8 @@ def _described(spec: Spec) -> tuple[Any, dict[str, Any]]:
         case LayerNormSpec():
             return nn.LayerNorm, {"normalized_shape": spec.normalized_shape, "eps": spec.eps, "bias": True}
         case BatchNormSpec():
-            own = {"num_features": spec.num_features, "eps": spec.eps, "momentum": spec.momentum}
-            return nn.BatchNorm1d, {**own, "affine": True, "track_running_stats": True}
+            of_spec = {"num_features": spec.num_features, "eps": spec.eps, "momentum": spec.momentum}
+            return nn.BatchNorm1d, {**of_spec, "affine": True, "track_running_stats": True}
         case Conv1dSpec():
             left, right = spec.padded
             names = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups", "bias")

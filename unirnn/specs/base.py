@@ -81,7 +81,7 @@ class LengthRule(NamedTuple):
 
 def _signed(lengths: Any) -> Any:
     """The same lengths as int32 or int64. Smaller integers could not hold what `LengthRule` computes."""
-    if isinstance(lengths, numbers.Integral) and not isinstance(lengths, (bool, np.int64)):
+    if type(lengths) is int or isinstance(lengths, np.integer):
         return int(lengths)
     if isinstance(lengths, (list, tuple)):
         lengths = np.asarray(lengths) if lengths else np.empty(0, np.int64)
@@ -98,8 +98,9 @@ def _signed(lengths: Any) -> Any:
 
 def _namespace_of(array: Any) -> Any:
     """The namespace of an array of the standard that is not NumPy's; None of anything else."""
-    is_other = hasattr(array, "__array_namespace__") and not isinstance(array, (np.ndarray, np.generic))
-    return array.__array_namespace__() if is_other else None
+    if isinstance(array, (np.ndarray, np.generic)):
+        return None
+    return array.__array_namespace__() if hasattr(array, "__array_namespace__") else None
 
 
 @dataclass(frozen=True)
