@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from unirnn import RecurrentSpec, reference
 from unirnn.contract.call import Call
-from unirnn.contract.models import Model, ModelCall, check_steps_of_batch_norms, check_tokens, is_batch_first
+from unirnn.contract.models import ModelModule, ModelCall, check_steps_of_batch_norms, check_tokens, is_batch_first
 from unirnn.contract.module import Module
 from unirnn.specs import Spec
 
@@ -74,7 +74,7 @@ class ArrayModule(Module):
         return x * _keep(self._generator, x, tuple(x.shape), self.spec.dropout)
 
 
-class ArrayModel(Model):
+class ArrayModel(ModelModule):
     """A model over the arrays of one namespace.
 
     Whatever autodiff the namespace has goes through it.
@@ -99,7 +99,7 @@ class ArrayModel(Model):
     weights
         Its weights by name.
     training
-        See `unirnn.contract.models.Model`.
+        See `unirnn.contract.models.ModelModule`.
     """
 
     def __init__(

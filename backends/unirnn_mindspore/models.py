@@ -46,7 +46,7 @@ from unirnn import (
     Spec,
     SumDirectionsSpec,
 )
-from unirnn.contract.models import Model as ModelOnHost
+from unirnn.contract.models import ModelModule as ModelOnHost
 from unirnn.contract.models import (
     ModelCall,
     check_tokens,

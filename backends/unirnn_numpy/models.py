@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from unirnn import kernels
 from unirnn.contract.backend import leaves
 from unirnn.contract.models import (
-    Model,
+    ModelModule,
     ModelCall,
     check_steps_of_batch_norms,
     check_tokens,
@@ -46,7 +46,7 @@ Array = NDArray[Any]
 State = tuple[Array, ...]
 
 
-class NumpyModel(Model):
+class NumpyModel(ModelModule):
     """A model, or a single layer, over NumPy arrays.
 
     Parameters
@@ -71,7 +71,7 @@ class NumpyModel(Model):
     weights
         Its weights by name; write to the arrays to train it. A weight that is tied to another is there once.
     training
-        See `unirnn.contract.models.Model`.
+        See `unirnn.contract.models.ModelModule`.
 
     Examples
     --------

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from unirnn import Device, RecurrentSpec
 from unirnn.contract.call import Call
-from unirnn.contract.models import Model, ModelCall, check_tokens, is_batch_first, stateful
+from unirnn.contract.models import ModelModule, ModelCall, check_tokens, is_batch_first, stateful
 from unirnn.contract.module import Module
 from unirnn.specs import Spec
 from unirnn_onnxruntime.sessions import WithSessions, run_sequences
@@ -160,7 +160,7 @@ class OnnxRuntimeModule(WithSessions, Module):
         return spec
 
 
-class OnnxRuntimeModel(WithSessions, Model):
+class OnnxRuntimeModel(WithSessions, ModelModule):
     """A model, or a layer that is not recurrent, in sessions of ONNX Runtime.
 
     As in `OnnxRuntimeModule`, the graph without ``seq_length`` runs whatever has no padding.

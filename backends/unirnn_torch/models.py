@@ -346,9 +346,9 @@ def _context(x: Tensor, count: int, padding: Padding | None) -> Tensor:
     return x.gather(2, step.unsqueeze(1).expand(-1, x.shape[1], -1))
 
 
-def _batch_norm(layer: Any, spec: Spec, flow: Flow) -> Flow:
+def _batch_norm(layer: Any, spec: Spec, flow: Flow, module: Any = None) -> Flow:
     x, padding = flow.x, flow.padding
-    module = getattr(layer, "__self__", layer)  # of a method, what it is bound to
+    module = layer if module is None else module
     if padding is None or not module.training:
         return flow.to(layer(x.reshape(-1, x.shape[-1])).view(x.shape), is_clean=False)
     if isinstance(padding.lengths, Tensor):
@@ -469,7 +469,7 @@ class ModelModule(nn.Module):
         output = call.restore(spec, flow.x)
         return (output, call.restore_states(flow.finals)) if return_state else output
 
-    forward.__doc__ = _models.Model.__call__.__doc__
+    forward.__doc__ = _models.ModelModule.__call__.__doc__
 
     def step(self, x: Any, state: Any = None) -> tuple[Tensor, tuple[Any, ...]]:
         call = prepare_model_step(self.spec, x, state, like=(Tensor, self._dtype(x)))
@@ -477,7 +477,7 @@ class ModelModule(nn.Module):
         flow = self._run(Flow(call.input, None, None, False, call.states, (), None))
         return call.restore(self.spec, flow.x, is_step=True), call.restore_states(flow.finals)
 
-    step.__doc__ = _models.Model.step.__doc__
+    step.__doc__ = _models.ModelModule.step.__doc__
 
     def output_lengths(self, seq_length: Any) -> Any:
         """How many valid steps the output has; see `unirnn.Spec.output_lengths`."""
@@ -639,6 +639,8 @@ class LayerModule(ModelModule):
 
     def _run(self, flow: Flow) -> Flow:
         layer: Layer = super(ModelModule, self).forward
+        if isinstance(self, nn.BatchNorm1d):  # a graph can't ask a method what it is bound to
+            return _batch_norm(layer, self.spec, flow, module=self)
         return _RUN[self.spec.kind](layer, self.spec, flow)
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -301,6 +301,12 @@ def test_one_graph_with_any_lengths(name: str) -> None:
         compiled(x, seq_length=torch.tensor([1, 1, 12, 1, 1, 1]))
 
 
+def test_a_batch_normalisation_by_itself_is_one_graph() -> None:
+    net, x, ns = unirnn.BatchNormSpec(3).build("torch", seed=0).eval(), torch.ones(2, 5, 3), torch.tensor([3, 5])
+    compiled: Any = torch.compile(net, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, seq_length=ns), net(x, seq_length=ns))
+
+
 def test_a_training_step_in_a_graph_counts_the_valid_steps_only() -> None:
     """Other models' graphs are those of `test_one_graph_with_any_lengths`; here is all that a graph can hold."""
     nets = [FEATURES.build("torch", seed=0) for _ in range(2)]

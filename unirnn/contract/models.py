@@ -30,7 +30,7 @@ from . import call as _call
 from .call import Sizes, join_state
 
 __all__ = [
-    "Model",
+    "ModelModule",
     "ModelCall",
     "check_steps_of_batch_norms",
     "check_tokens",
@@ -355,7 +355,7 @@ def _state_parts(leaf: Spec, item: Any, name: str) -> State | None:
     return None if item is None else (item,)
 
 
-class Model(ABC):
+class ModelModule(ABC):
     """A model that is not a class of some framework: its spec, its mode, and its call.
 
     Subclasses implement `_like`, `_run` and `_run_step`.
@@ -380,12 +380,12 @@ class Model(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.spec!r})"
 
-    def train(self, mode: bool = True) -> "Model":
+    def train(self, mode: bool = True) -> "ModelModule":
         """Switch to training (or back)."""
         self.training = mode
         return self
 
-    def eval(self) -> "Model":
+    def eval(self) -> "ModelModule":
         """Switch to evaluation."""
         return self.train(False)
 
