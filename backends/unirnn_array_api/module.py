@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from unirnn import RecurrentSpec, reference
 from unirnn.contract.call import Call
-from unirnn.contract.models import ModelModule, ModelCall, check_steps_of_batch_norms, check_tokens, is_batch_first
+from unirnn.contract.models import ModelCall, ModelModule, check_steps_of_batch_norms, check_tokens, is_batch_first
 from unirnn.contract.module import Module
 from unirnn.specs import Spec
 

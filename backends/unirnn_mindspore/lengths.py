@@ -87,7 +87,7 @@ def _compiled_after(rules: Any, lengths: Any) -> Any:
 @in_graph(_compiled_after)
 def lengths_after(rules: Any, lengths: Tensor) -> Tensor:
     """`(B,)`: the lengths after a layer; each rule is the parts of a `LengthRule`."""
-    ns = lengths.asnumpy()
+    ns = lengths.asnumpy().astype(np.int64)  # small integers overflow
     for rule in rules:
         ns = LengthRule(*rule)(ns)
     return Tensor(ns)

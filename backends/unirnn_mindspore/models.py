@@ -46,15 +46,16 @@ from unirnn import (
     Spec,
     SumDirectionsSpec,
 )
-from unirnn.contract.models import ModelModule as ModelOnHost
 from unirnn.contract.models import (
     ModelCall,
+    check_steps_of_batch_norms,
     check_tokens,
     is_batch_first,
     prepare_model,
     prepare_model_step,
     stateful,
 )
+from unirnn.contract.models import ModelModule as ModelOnHost
 from unirnn.devices import short_name
 from unirnn.errors import LimitError
 from unirnn.specs import ModelSpec
@@ -700,6 +701,8 @@ class Model(Layers):
         """Check the arguments of a call, values included, and give those of `construct`."""
         given = on_host(resets)
         call = prepare_model(self.spec, input, hx, on_host(seq_length), given, like=self._like())
+        if self.training:
+            check_steps_of_batch_norms(self.spec, call)
         if call.lengths is not None:
             seq_length = Tensor(call.lengths if call.is_batched else call.lengths[0])
         if call.resets is None:

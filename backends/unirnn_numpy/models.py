@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from unirnn import kernels
 from unirnn.contract.backend import leaves
 from unirnn.contract.models import (
-    ModelModule,
     ModelCall,
+    ModelModule,
     check_steps_of_batch_norms,
     check_tokens,
     is_batch_first,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from unirnn import Device, RecurrentSpec
 from unirnn.contract.call import Call
-from unirnn.contract.models import ModelModule, ModelCall, check_tokens, is_batch_first, stateful
+from unirnn.contract.models import ModelCall, ModelModule, check_tokens, is_batch_first, stateful
 from unirnn.contract.module import Module
 from unirnn.specs import Spec
 from unirnn_onnxruntime.sessions import WithSessions, run_sequences

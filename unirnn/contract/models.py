@@ -30,8 +30,8 @@ from . import call as _call
 from .call import Sizes, join_state
 
 __all__ = [
-    "ModelModule",
     "ModelCall",
+    "ModelModule",
     "check_steps_of_batch_norms",
     "check_tokens",
     "is_batch_first",
