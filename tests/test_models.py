@@ -90,7 +90,7 @@ def test_a_model_without_its_inner_sizes_is_the_same(model: Sequential) -> None:
 
 
 def test_layers_by_names_and_numbers() -> None:
-    assert TAGGER.head == TAGGER["head"] == LinearSpec(32, 9)
+    assert TAGGER.head == TAGGER["head"] == TAGGER[-1] == LinearSpec(32, 9)
     numbered = Sequential(GRUSpec(3, 4), LinearSpec(4, 2))
     assert numbered[1] == numbered["1"] == LinearSpec(4, 2)
     assert [len(TAGGER), list(numbered)] == [4, [GRUSpec(3, 4), LinearSpec(4, 2)]]

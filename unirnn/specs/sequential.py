@@ -96,7 +96,7 @@ class ModelSpec(Spec):
         return children[name]
 
     def __getitem__(self, name: str | int) -> Spec:
-        return dict(self.children)[str(name)]
+        return dict(self.children)[name] if isinstance(name, str) else self.children[name][1]
 
     def __iter__(self) -> Iterator[Spec]:
         return iter(layer for _, layer in self.children)
