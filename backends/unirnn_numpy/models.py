@@ -38,7 +38,7 @@ from unirnn.specs import (
     Spec,
 )
 
-from . import layers as _layers
+from . import model_layers
 
 __all__ = ["NumpyModel"]
 
@@ -315,7 +315,7 @@ class _Run:
         self._training, self._weights = model.training, dict(model.weights)
         self._statistics: list[tuple[Array, Array]] = []
         self.finals: list[State] = []
-        self.dtype = _layers.computed(model.dtype)
+        self.dtype = model_layers.computed(model.dtype)
         if self._training:
             check_steps_of_batch_norms(model.spec, call)
 
@@ -444,11 +444,11 @@ class _Run:
             factor = self._dropout(spec, flow)
             return x * factor, lambda d, _: d * factor
         if isinstance(spec, BatchNormSpec):
-            x, pullback, running = _layers.batch_norm(spec, weights, x, self._keep, training=self._training)
+            x, pullback, running = model_layers.batch_norm(spec, weights, x, self._keep, training=self._training)
             if self._training:
                 self._statistics += zip((weights[buffer] for buffer in spec.buffers), running, strict=True)
         else:
-            x, pullback = _layers.LAYERS[type(spec)](spec, weights, x, self._keep)
+            x, pullback = model_layers.LAYERS[type(spec)](spec, weights, x, self._keep)
         return x, _same if pullback is None else self._collecting(name, pullback)
 
     def _dropout(self, spec: DropoutSpec, flow: _Flow) -> Array:
@@ -460,7 +460,7 @@ class _Run:
             else:
                 columns = flow.ragged.index[1]
                 shape[0] = len(flow.ragged.lengths)
-        factor = _layers.noise(self._model._generator, tuple(shape), spec.p, self.dtype)
+        factor = model_layers.noise(self._model._generator, tuple(shape), spec.p, self.dtype)
         return factor if columns is None else factor[columns]
 
     def _recurrent(self, name: str, spec: RecurrentSpec, flow: _Flow) -> _Result:
@@ -470,8 +470,8 @@ class _Run:
         weights, position = self._own_weights(name), len(self.finals)
         state, noise = self._call.states[position], None
         if self._training:
-            noise = _layers.recurrent_noise(self._model._generator, spec, flow.x.shape[:2], self.dtype)
-        y, final, pullback = _layers.recurrent(
+            noise = model_layers.recurrent_noise(self._model._generator, spec, flow.x.shape[:2], self.dtype)
+        y, final, pullback = model_layers.recurrent(
             spec, weights, self._model._kernel, flow.x, state, flow.lengths, self._call.resets, noise, self._keep
         )
         self.finals.append(tuple(map(self._rounded, final)))
@@ -493,7 +493,9 @@ class _Run:
         if spec.state_shapes(None):
             state = self._call.states[position]
             context = None if state is None else state[0]
-        y, after, pullback = _layers.conv1d(spec, self._own_weights(name), flow.x, context, flow.lengths, self._keep)
+        y, after, pullback = model_layers.conv1d(
+            spec, self._own_weights(name), flow.x, context, flow.lengths, self._keep
+        )
         if after is not None:
             self.finals.append((self._rounded(after),))
 
@@ -511,7 +513,7 @@ class _Run:
 
     def _pool(self, spec: PoolSpec, flow: _Flow) -> _Result:
         flow, pad = _padded(flow)
-        y, pullback = _layers.pool(spec, flow.x, flow.lengths, self._keep)
+        y, pullback = model_layers.pool(spec, flow.x, flow.lengths, self._keep)
 
         def pull(d: Array, _: _Backward) -> Array:
             assert pullback is not None
@@ -546,7 +548,7 @@ class _Run:
         steps, weights, kernel = self._model._last_steps, self._own_weights(name), self._model._kernel
         state, noise = self._call.states[len(self.finals)], None
         if self._training:
-            noise = _layers.recurrent_noise(self._model._generator, spec, (1, len(x)), self.dtype)
+            noise = model_layers.recurrent_noise(self._model._generator, spec, (1, len(x)), self.dtype)
         parts = () if state is None else state
         last = steps.get(name)
         if noise is None and last is not None and last.fits(weights, x, parts):
@@ -555,7 +557,7 @@ class _Run:
             return y
         can_be_had = kernel in ("auto", "compiled") and len(x) and kernels.Step.can_be_had(spec, weights, x)
         steps[name] = kernels.Step(spec, weights, x) if can_be_had else None
-        ys, final, _ = _layers.recurrent(spec, weights, kernel, x[None], state, None, None, noise, False)
+        ys, final, _ = model_layers.recurrent(spec, weights, kernel, x[None], state, None, None, noise, False)
         self.finals.append(tuple(map(self._rounded, final)))
         return ys.reshape(ys.shape[1:])
 
@@ -564,7 +566,7 @@ class _Run:
     def _own_weights(self, name: str) -> dict[str, Array]:
         return {weight: self._weights[full] for weight, full in self._model._names[name].items()}
 
-    def _collecting(self, name: str, pullback: _layers.Pullback) -> _Pull:
+    def _collecting(self, name: str, pullback: model_layers.Pullback) -> _Pull:
         def pull(d: Array, back: _Backward) -> Array:
             d_x, gradients = pullback(d)
             self._collect(name, gradients, back)

@@ -11,7 +11,7 @@ from unirnn.contract.call import Call, join_state, prepare_step, state_parts
 from unirnn.contract.module import Module
 from unirnn.errors import ArgumentError, ShapeError
 
-from . import layers
+from . import model_layers
 
 __all__ = ["NumpyModule"]
 
@@ -140,9 +140,11 @@ class NumpyModule(Module):
     def _recurrent(self, call: Call, *, keep: bool) -> tuple[Array, tuple[Array, ...], kernels.Pullback | None]:
         x, noise = call.input, None
         if self.training:
-            noise = layers.recurrent_noise(self._generator, self.spec, x.shape[:2], layers.computed(x.dtype))
+            noise = model_layers.recurrent_noise(
+                self._generator, self.spec, x.shape[:2], model_layers.computed(x.dtype)
+            )
         state, ns, begins = call.state, call.lengths, call.resets
-        return layers.recurrent(self.spec, self.weights, self._kernel, x, state, ns, begins, noise, keep)
+        return model_layers.recurrent(self.spec, self.weights, self._kernel, x, state, ns, begins, noise, keep)
 
 
 def _check_shape(name: str, given: Any, result: Array) -> None:
