@@ -879,7 +879,7 @@ DROPOUT = {"kind": "Dropout", "p": 0.5, "locked": False}
     ("spec", "message"),
     [
         (nested(40), "expected at most 64 brackets within each other"),
-        (nested(1_000), "expected at most 64 brackets within each other"),
+        (nested(200), "expected at most 64 brackets within each other"),
         (nested(31), "doesn't fit the arrays"),
         ({"kind": "Sequential", "layers": {f"a{n}": DROPOUT for n in range(5_000)}}, "expected at most 200000"),
         ({"kind": "Sequential", "layers": {f"a{n}": DROPOUT for n in range(2_000)}}, "doesn't fit the arrays"),
@@ -896,7 +896,7 @@ DROPOUT = {"kind": "Dropout", "p": 0.5, "locked": False}
         ({"kind": "Model", "name": "Tagger", "layers": {}}, "is code, which no dict holds"),
         ({"kind": "Embedding", "num_embeddings": 10**15, "embedding_dim": 10**15}, "doesn't fit the arrays"),
     ],
-    ids=lambda value: str(value)[:60],
+    ids=lambda value: value if isinstance(value, str) else "",  # the repr of the deepest recurses too far
 )
 def test_hostile_definitions(tmp_path: Path, spec: dict[str, Any], message: str) -> None:
     header, data = header_of(snapshot_of(GRU))
