@@ -235,17 +235,17 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
     "the base class": (
         lambda: Spec(),
         errors.ArgumentError,
-        "Spec is not a layer; expected one of EmbeddingSpec, LinearSpec, ",
+        "Spec is not a layer; expected one of RNNSpec, GRUSpec, LSTMSpec, EmbeddingSpec, ",
     ),
     "a dict without a kind": (
         lambda: Spec.from_dict({"input_size": 3, "hidden_size": 4}),
         errors.SpecError,
-        "kind: given None, expected one of 'Embedding', 'Linear', ",
+        "kind: given None, expected one of 'RNN', 'GRU', 'LSTM', 'Embedding', ",
     ),
     "a dict whose kind is not a string": (
         lambda: Spec.from_dict({"kind": [1], "input_size": 3, "hidden_size": 4}),
         errors.SpecError,
-        "kind: given [1], expected one of 'Embedding', 'Linear', ",
+        "kind: given [1], expected one of 'RNN', 'GRU', 'LSTM', 'Embedding', ",
     ),
     "a dict of another kind": (
         lambda: GRUSpec.from_dict(LSTMSpec(3, 4).to_dict()),

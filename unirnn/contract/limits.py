@@ -15,7 +15,7 @@ from unirnn.specs import ModelSpec, Spec
 
 __all__ = ["ALL_KINDS", "ROUNDED_FLOAT16", "Kernel", "Limit", "Support", "check_kernel"]
 
-ALL_KINDS = tuple(vars(specs)[name].kind for name in specs.__all__ if hasattr(vars(specs)[name], "kind"))
+ALL_KINDS = tuple(spec.kind for name in specs.__all__ if hasattr(spec := getattr(specs, name), "kind"))
 """The kinds of all specs of unirnn."""
 
 

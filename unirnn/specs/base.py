@@ -124,7 +124,7 @@ class Spec:
     def __new__(cls, *_: Any, **__: Any) -> "Spec":
         """Refuse to make a spec of a class without a kind."""
         if not hasattr(cls, "kind"):
-            known = ", ".join(found.__name__ for found in Spec._kinds.values() if issubclass(found, cls))
+            known = ", ".join(found.__name__ for found in _kinds().values() if issubclass(found, cls))
             raise ArgumentError(f"{cls.__name__} is not a layer; expected one of {known}")
         return super().__new__(cls)
 
@@ -453,7 +453,7 @@ class Spec:
             raise SpecError(f"{cls.__name__}: given {values!r}, expected a mapping, as to_dict gives it")
         arguments = dict(values)
         kind = arguments.pop("kind", None)
-        known = {name: found for name, found in Spec._kinds.items() if issubclass(found, cls) or issubclass(cls, found)}
+        known = {name: found for name, found in _kinds().items() if issubclass(found, cls) or issubclass(cls, found)}
         found: Any = known.get(kind) if isinstance(kind, str) else None
         if found is None:
             raise SpecError(f"kind: given {kind!r}, expected one of {', '.join(map(repr, known))}")
@@ -533,6 +533,13 @@ class Spec:
         from unirnn.building import build
 
         return build(self, backend, device=device, dtype=dtype, seed=seed, weights=None, options=options)
+
+
+def _kinds() -> dict[str, type[Spec]]:
+    """The classes of specs by their kinds, those included that are imported on their first use."""
+    from . import model  # noqa: F401 - it imports all others
+
+    return Spec._kinds
 
 
 def uniform(random: Random, shape: tuple[int, ...], bound: float) -> NDArray[np.float64]:
