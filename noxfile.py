@@ -60,6 +60,8 @@ TESTS = {
     "mindspore": ["tests/mindspore", "tests/conformance"],
     "onnxruntime": ["tests/onnxruntime", "tests/conformance"],
 }
+# Where conformance is tested once more with another kernel, or launching mode, of the recurrent layers.
+WITHOUT_MODELS = ["--ignore=tests/conformance/test_models.py"]
 # What only several backends beside each other can show.
 TOGETHER = [
     "test_cross_backend.py",
@@ -181,11 +183,12 @@ def run_backend(session: nox.Session, backend: str, files: list[str], *options: 
         code = "from unirnn.kernels import library; print(library.load().unirnn_isas().decode())"
         _, *others = str(session.run("python", "-c", code, silent=True)).split()
         for name in others:
-            files = ["tests/kernels", "tests/conformance"]
+            files = ["tests/kernels", "tests/conformance", *WITHOUT_MODELS]
             session.run("pytest", *files, "--backend=numpy", *PARALLEL, *options, env={"UNIRNN_ISA": name})
     if backend == "mindspore" and not session.posargs:
         # launch_blocking() can't be undone in a process, so MindSpore's default mode has a process of its own.
-        session.run("pytest", "tests/conformance", "--backend=mindspore-asynchronous", *PARALLEL, *options)
+        files = ["tests/conformance", *WITHOUT_MODELS]
+        session.run("pytest", *files, "--backend=mindspore-asynchronous", *PARALLEL, *options)
 
 
 @nox.session(python=newest("all"))
