@@ -354,7 +354,7 @@ def _times(report: dict[str, Any]) -> str:
     """Ours beside PyTorch's dense layer, the share of the peak, and ours beside ONNX Runtime, as Markdown."""
     rows = report["rows"]
     dense = [row for row in rows if row["lengths"] == "dense"]
-    models = [row for row in rows if row["size"] == "model" and row["lengths"] != "dense"]
+    models = [row for row in rows if row["size"] == "model" and row["lengths"] != "dense" and "usual" in row["ratios"]]
     steps = [row for row in dense if row["size"].startswith("step")]
     resets = [row for row in rows if row["lengths"] == "resets"]
     compared = [row for row in dense if not row["backward"] and row["backend"] != "onnxruntime"]
