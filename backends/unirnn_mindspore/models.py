@@ -49,7 +49,6 @@ from unirnn.contract.models import (
     is_batch_first,
     prepare_model,
     prepare_model_step,
-    stateful,
 )
 from unirnn.contract.models import ModelModule as ModelOnHost
 from unirnn.devices import short_name
@@ -272,7 +271,7 @@ class _Builder:
             )
             kinds.append(kind)
             ends.append(after)
-        states = tuple(len(stateful(child)) for child in spec)
+        states = tuple(len(child.stateful) for child in spec)
         if isinstance(spec, Sequential):
             return Chain(cells, tuple(kinds), states), "steps", after
         is_clean = all(end.is_clean for end in ends)
@@ -334,7 +333,7 @@ class Model(Layers):
         batch_first = is_batch_first(spec)
         place = Place(batch_first, True, is_clean=not _starts_recurrent(spec))
         body, kind, after = _Builder(spec, weights, dtype, device, kernel).layer("", spec, place)
-        super().__init__({"body": body}, (kind,), (len(stateful(spec)),))
+        super().__init__({"body": body}, (kind,), (len(spec.stateful),))
         self.spec = spec
         self.dtype = dtype
         self.batch_first = batch_first
@@ -346,7 +345,7 @@ class Model(Layers):
         self.ends_steps = spec.ends_steps
         self.rules = tuple(tuple(rule) for rule in spec.length_rules)
         # The shape of each part of each state, without the axis B.
-        self.states = tuple(tuple(leaf.state_shapes(None).values()) for leaf in stateful(spec).values())
+        self.states = tuple(tuple(leaf.state_shapes(None).values()) for leaf in spec.stateful.values())
         # `to_float`, with which `mindspore.amp` sets mixed precision, changes these.
         self.fp16 = self.fp32 = False
         self.on_cpu = device == "cpu"

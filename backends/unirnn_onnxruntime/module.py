@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from unirnn import Device, RecurrentSpec
 from unirnn.contract.call import Call
-from unirnn.contract.models import ModelCall, ModelModule, check_tokens, is_batch_first, stateful
+from unirnn.contract.models import ModelCall, ModelModule, check_tokens, is_batch_first
 from unirnn.contract.module import Module
 from unirnn.specs import Spec
 from unirnn_onnxruntime.sessions import WithSessions, run_sequences
@@ -193,7 +193,7 @@ class OnnxRuntimeModel(WithSessions, ModelModule):
     ) -> None:
         super().__init__(spec)
         # A model looks them up anew at each question, and each call asks.
-        self._batch_first, self._stateful = is_batch_first(spec), stateful(spec)
+        self._batch_first, self._stateful = is_batch_first(spec), spec.stateful
         names = [
             f"{layer}.{part}" if layer else part
             for layer, leaf in self._stateful.items()

@@ -24,7 +24,6 @@ from unirnn.contract.models import (
     is_batch_first,
     prepare_model,
     prepare_model_step,
-    stateful,
 )
 from unirnn.errors import LimitError, SpecError
 from unirnn.specs import (
@@ -96,7 +95,7 @@ class ModelModule(nn.Module):
         like = first_tensor(self)
         return tuple(
             join_state([like.new_zeros(shape) for shape in leaf.state_shapes(batch_size).values()])
-            for leaf in stateful(self.spec).values()
+            for leaf in self.spec.stateful.values()
         )
 
     def _dtype(self, input: Any) -> torch.dtype | None:

@@ -36,7 +36,7 @@ from unirnn import (
     Spec,
     SumDirectionsSpec,
 )
-from unirnn.contract.models import is_batch_first, stateful
+from unirnn.contract.models import is_batch_first
 from unirnn.contract.weights import draw
 from unirnn.errors import ArgumentError, DTypeError, LengthError, ShapeError
 from unirnn.testing import model_oracle as oracle
@@ -168,7 +168,7 @@ class Call:
             tuple(rng.standard_normal(shape).astype(batch.dtype) for shape in leaf.state_shapes(columns).values())
             if batch.state
             else None
-            for leaf in stateful(spec).values()
+            for leaf in spec.stateful.values()
         ]
         self.lengths = None if batch.lengths is None else np.array(batch.lengths)
         begins = rng.random((columns, STEPS)) < 0.3

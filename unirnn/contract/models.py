@@ -10,7 +10,7 @@ lengths and the states:
 - from the last valid step on the output is exactly 0; a pooled sequence of length 0 is 0 before the layers that follow;
 - ``resets`` go to the recurrent layers. A model with a layer that mixes steps in another way (a convolution over more
   than one step, a pooling) refuses them;
-- the state is a tuple with one item for each layer that has a state, in the order of `unirnn.specs.ModelSpec.stateful`:
+- the state is a tuple with one item for each layer that has a state, in the order of `unirnn.Spec.stateful`:
   a recurrent layer's ``h`` or ``(h, c)``, and the context of a causal convolution, `(span-1, B, C)`. Each item may be
   None, for zeros.
 """
@@ -37,7 +37,6 @@ __all__ = [
     "is_batch_first",
     "prepare_model",
     "prepare_model_step",
-    "stateful",
 ]
 
 State = tuple[Any, ...]
@@ -95,11 +94,6 @@ def is_batch_first(spec: Spec) -> bool:
     (False, True)
     """
     return spec.batch_first if isinstance(spec, (ModelSpec, RecurrentSpec)) else True
-
-
-def stateful(spec: Spec) -> dict[str, Spec]:
-    """The layers of a spec that have a state, by their names; see `unirnn.specs.ModelSpec.stateful`."""
-    return {name: leaf for name, leaf in spec.leaves().items() if leaf.state_shapes(None)}
 
 
 def prepare_model(
@@ -320,7 +314,7 @@ def _check_steps(spec: Spec, shape: tuple[int, ...], steps: int) -> None:
 def _read_states(
     spec: Spec, given: Any, argument: str, batch_size: int | None, array_type: type[Any], dtype: Any
 ) -> tuple[State | None, ...]:
-    layers = stateful(spec)
+    layers = spec.stateful
     if given is None:
         return (None,) * len(layers)
     if not isinstance(given, (tuple, list)) or len(given) != len(layers):

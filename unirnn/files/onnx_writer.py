@@ -25,7 +25,7 @@ import numpy as np
 import unirnn
 from unirnn import registry
 from unirnn.contract.limits import ALL_KINDS
-from unirnn.contract.models import is_batch_first, stateful
+from unirnn.contract.models import is_batch_first
 from unirnn.contract.weights import Array
 from unirnn.errors import LimitError, MissingBackendError
 from unirnn.files._header import spec_to_metadata
@@ -144,7 +144,7 @@ def _to_proto(graph: LayersBuilder, spec: Spec, lengths: bool) -> Any:
 
     def states(ending: str) -> list[Any]:
         found = []
-        for layer, leaf in stateful(spec).items():
+        for layer, leaf in spec.stateful.items():
             for name, (first, *others) in leaf.state_shapes(None).items():
                 found.append(value((f"{layer}." if layer else "") + name + ending, first, "B", *others))
         return found

@@ -126,18 +126,6 @@ class ModelSpec(Spec):
         """See `Spec.leaves`."""
         return dict(self._leaves)
 
-    @property
-    def stateful(self) -> dict[str, Spec]:
-        """The layers that have a state, by their names; the state of a model has an item for each of them, in order.
-
-        Examples
-        --------
-        >>> import unirnn
-        >>> unirnn.Sequential(unirnn.GRUSpec(3, 4), unirnn.LinearSpec(4, 2)).stateful
-        {'0': GRUSpec(3, 4)}
-        """
-        return {name: leaf for name, leaf in self.leaves().items() if leaf.state_shapes(None)}
-
     def missing_size(self) -> str | None:
         """See `Spec.missing_size`."""
         found = ((name, layer.missing_size()) for name, layer in self.children)
