@@ -57,6 +57,7 @@ SPECS: dict[str, Spec] = {
     "Conv1d, valid": Conv1dSpec(3, 4, 2),
     "Conv1d, valid, stride": Conv1dSpec(3, 4, 3, stride=2),
     "Conv1d, padding, stride, no bias": Conv1dSpec(3, 4, 3, stride=2, padding=1, bias=False),
+    "Conv1d, outputs of padding alone": Conv1dSpec(3, 4, 3, stride=2, padding=3),  # but none for a length of 0
     "Conv1d, same": Conv1dSpec(3, 4, 4, padding="same"),
     "Conv1d, same, dilation, groups": Conv1dSpec(4, 6, 3, padding="same", dilation=2, groups=2),
     "Conv1d, causal": Conv1dSpec(3, 4, 3, padding="causal", dilation=2),
