@@ -192,7 +192,7 @@ class Snapshot:
 
 def _copy(name: str, array: Any) -> Array:
     """A read-only copy as NumPy's floats, in this machine's byte order."""
-    given = registry.to_numpy(array)
+    given = registry.to_numpy(array, f"weights[{name!r}]")
     # The package ml_dtypes, which JAX uses, adds bfloat16 to NumPy.
     dtype = "float32" if given.dtype.name == "bfloat16" else given.dtype.name
     check_dtype(name, dtype)
