@@ -207,6 +207,37 @@ def test_install_hints_name_what_can_be_installed_from_anywhere() -> None:
     assert registry.install_hint("array_api", "array_api_compat") == "python -m pip install array_api_compat"
 
 
+@pytest.mark.parametrize("error", ["SystemError", "ValueError", "ImportError", "SystemExit"])
+def test_an_optional_package_that_is_broken(error: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    name = f"broken_by_{error}".lower()
+    (tmp_path / f"{name}.py").write_text(f"raise {error}('built for another Python')")
+    monkeypatch.syspath_prepend(tmp_path)
+    words = f"plotting needs {name}, whose import fails: {error}: built for another Python; to install it again: python"
+    with pytest.raises(errors.BrokenBackendError, match=words):
+        registry.import_optional(name, "plotting", "bench")
+
+
+def test_the_command_and_files_with_broken_packages(tmp_path: Path) -> None:
+    for package in ("typer", "onnx"):
+        (tmp_path / f"{package}.py").write_text("raise SystemError('built for another Python')")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import unirnn\n"
+        "from unirnn.__main__ import main\n"
+        "try:\n"
+        "    unirnn.snapshot(unirnn.GRUSpec(3, 4).build('numpy')).save('never.onnx')\n"
+        "except unirnn.errors.BackendError as error:\n"
+        "    print(error)\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as error:\n"
+        "    print(error)\n"
+    )
+    first, second = run(code).splitlines()
+    assert first.startswith("reading and writing .onnx needs onnx, whose import fails: SystemError: built for another")
+    assert second.startswith("unirnn: the command needs typer, whose import fails: SystemError: built for another Pyth")
+
+
 def test_the_default_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UNIRNN_BACKEND", raising=False)
     assert unirnn.default_backend() == "numpy"

@@ -30,6 +30,7 @@ __all__ = [
     "backends",
     "backends_for",
     "default_backend",
+    "import_optional",
     "install_hint",
     "load",
     "loaded",
@@ -218,6 +219,50 @@ def install_hint(extra: str, missing: str | None = None) -> str:
         found = []
     wanted = found or [missing or extra]
     return " ".join(["python -m pip install", *(f'"{one}"' if set(one) & set("<>=;[ ") else one for one in wanted)])
+
+
+def import_optional(module: str, user: str, extra: str) -> Any:
+    """Import a package that only a part of unirnn needs.
+
+    Parameters
+    ----------
+    module
+        The package, or a module of it.
+    user
+        What needs it, as an error says.
+    extra
+        The extra of unirnn that has it; see `install_hint`.
+
+    Raises
+    ------
+    MissingBackendError
+        If it is not installed; the message says which command installs it.
+    BrokenBackendError
+        If its import fails in any other way, with the cause chained.
+
+    Examples
+    --------
+    >>> import_optional("array_api_compat", "the array API", "array_api_compat").__name__
+    'array_api_compat'
+    """
+    from importlib import import_module
+
+    try:
+        return import_module(module)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        package = module.partition(".")[0]
+        missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        if missing:
+            raise MissingBackendError(
+                f"{user} needs {missing}, which is not installed; to install it: {install_hint(extra, missing)}",
+                name=missing,
+            ) from error
+        raise BrokenBackendError(
+            f"{user} needs {package}, whose import fails: {type(error).__name__}: {error}; "
+            f"to install it again: {install_hint(extra, package)} --force-reinstall"
+        ) from error
 
 
 def _requirements(distribution: "Distribution", extra: str) -> list[str]:
