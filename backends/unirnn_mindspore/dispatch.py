@@ -35,15 +35,20 @@ DeviceKind = Literal["cpu", "gpu", "ascend"]
 Route = Literal["compiled", "fallback", "fused", "steps"]
 
 _NATIVE = ("float16", "float32")
+_LACKS = ("reverse", "proj_size", "gate_activation")
 _ALL = replace(
     kernels.SUPPORT["compiled"],
     who="mindspore",
-    lacks=("reverse", "proj_size", "gate_activation"),
+    lacks=_LACKS,
     devices=("cpu", "gpu", "ascend"),
     exports=("MindIR",),
 )
 
-SUPPORT = {"auto": _ALL, "native": _ALL, **kernels.SUPPORT}
+SUPPORT = {
+    "auto": _ALL,
+    "native": _ALL,
+    **{name: replace(support, lacks=_LACKS) for name, support in kernels.SUPPORT.items()},
+}
 """What the recurrent layers can be, by the names that ``kernel`` may have."""
 
 MODELS = replace(_ALL, kinds=ALL_KINDS)
