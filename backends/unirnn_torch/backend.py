@@ -12,6 +12,7 @@ from unirnn.contract.backend import Arrays, Backend, check_computes_as, leaves, 
 from unirnn.contract.limits import Kernel
 from unirnn.devices import short_name
 from unirnn.errors import ArgumentError, DeviceError, DTypeError
+from unirnn.snapshots import layouts
 from unirnn.specs import Conv1dSpec, Spec
 from unirnn.specs import arguments as names
 
@@ -71,10 +72,14 @@ class TorchBackend(Backend):
             return
         if device.kind == "gpu" and isinstance(spec, RNNSpec) and spec.nonlinearity == "relu":
             yield Limit("the gradient of cuDNN's relu at exactly 0 is 1, elsewhere it is 0", refuses=False)
-        reason = dispatch.unsupported_reason("native", spec)
+        reason = layouts.SUPPORT["torch"].unsupported_reason(spec)
         if reason is not None:
-            is_compiled = dispatch.unsupported_reason("compiled", spec, device.kind, dtype) is None
-            instead = "the compiled kernel computes it" if is_compiled else "the reference computes it, step by step"
+            if dispatch.unsupported_reason("compiled", spec, device.kind, dtype) is None:
+                instead = "the compiled kernel computes it"
+            elif dispatch.has_native(spec):
+                instead = "torch's own layer computes it over the steps in the opposite order"
+            else:
+                instead = "the reference computes it, step by step"
             yield Limit(
                 f"{reason}, so {instead}; torch.nn.{spec.kind} loads its state_dict, but computes the other variant",
                 refuses=False,

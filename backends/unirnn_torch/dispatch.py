@@ -62,11 +62,11 @@ KERNELS = {
     # Its second derivatives are those of the reference.
     "compiled": replace(
         kernels.SUPPORT["compiled"],
-        lacks=("reverse", "proj_size", "gate_activation"),
+        lacks=("proj_size", "gate_activation"),
         dtypes=("float32", "float64"),
         derivatives=2,
     ),
-    "native": Support("torch", lacks=("reverse", "reset_after", "gate_activation")),
+    "native": Support("torch", lacks=("reset_after", "gate_activation")),
     "reference": Support("the reference"),
 }
 """What each kernel can compute at all, by the names that the argument ``kernel`` of `build` may have."""
@@ -74,7 +74,7 @@ SUPPORT = {
     **KERNELS,
     "native operator": Support(
         "the operator for graphs",
-        lacks=("reverse", "proj_size", "reset_after", "gate_activation"),
+        lacks=("proj_size", "reset_after", "gate_activation"),
         devices=("cpu", "gpu"),
     ),
 }

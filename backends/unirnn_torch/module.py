@@ -30,10 +30,11 @@ from unirnn.contract.call import (
 from unirnn.contract.module import Module
 from unirnn.devices import short_name
 from unirnn.errors import ArgumentError
+from unirnn.specs.arguments import missing_arguments
 
 from . import dispatch, layers, native, operators
 from .compiled import Step
-from .dispatch import SUPPORT, Route
+from .dispatch import Route
 from .layers import Lengths, Resets, Stack, State
 
 __all__ = ["Recurrent", "read_lengths", "read_resets"]
@@ -129,7 +130,7 @@ class Recurrent(torch.nn.RNNBase):
     def extra_repr(self) -> str:
         """What `repr` shows: as for the native layers, and the variant that they don't have."""
         own = self.spec.uncommon()
-        lacking = [f", {name}={own[name]!r}" for name in SUPPORT["native"].lacks if name in own]
+        lacking = [f", {name}={own[name]!r}" for name in missing_arguments("torch") if name in own]
         return super().extra_repr() + "".join(lacking)
 
     def forward(
@@ -245,7 +246,7 @@ class Recurrent(torch.nn.RNNBase):
             state = tuple(part.index_select(1, order) for part in state)
         ns: NDArray[np.int64] = (np.arange(batch_size)[:, None] < batch_sizes.numpy()).sum(axis=1)
         route, stack = self._decide(call.input, state, ns, None, weights)
-        if route is Route.REFERENCE or route.by_operators:
+        if route is Route.REFERENCE or route.by_operators or spec.reverse:
             padded, _ = pad_packed_sequence(PackedSequence(data, batch_sizes))
             padded, final = layers.run(route, stack, padded, state, ns, None)
             output = pack_padded_sequence(padded, torch.from_numpy(ns)).data
