@@ -31,6 +31,12 @@ _NATIVE: dict[type[RecurrentSpec], type[torch.nn.RNNBase]] = {
     LSTMSpec: torch.nn.LSTM,
 }
 """torch's own layers."""
+_CELLS: dict[type[RecurrentSpec], type[torch.nn.RNNCellBase]] = {
+    RNNSpec: torch.nn.RNNCell,
+    GRUSpec: torch.nn.GRUCell,
+    LSTMSpec: torch.nn.LSTMCell,
+}
+"""torch's own cells, which are read as layers of one step."""
 
 Array = NDArray[Any]
 
@@ -114,12 +120,14 @@ class TorchBackend(Backend):
         if spec is None:
             return None
         if isinstance(spec, RecurrentSpec):
-            check_computes_as(Recurrent if isinstance(module, Recurrent) else _NATIVE[type(spec)], module, "forward")
+            natives = _CELLS if isinstance(module, torch.nn.RNNCellBase) else _NATIVE
+            check_computes_as(Recurrent if isinstance(module, Recurrent) else natives[type(spec)], module, "forward")
         else:
             models.check_layers(module)
         # As attributes, since a parametrization renames what is in the state_dict.
-        weights = {name: attrgetter(name)(module) for name in spec.weight_shapes()}
+        weights = {name: attrgetter(_held_as(name, module))(module) for name in spec.weight_shapes()}
         for name, weight in weights.items():
+            name = _held_as(name, module)
             if hasattr(weight, "full_tensor"):  # a DTensor: importing it takes a second
                 raise ArgumentError(
                     "module: its weights are sharded over processes, expected whole ones; gather them in all processes "
@@ -146,7 +154,7 @@ class TorchBackend(Backend):
         return spec, "float32" if dtype == "bfloat16" else dtype
 
     def write(self, module: Any, weights: Arrays) -> None:
-        tensors = {name: torch.tensor(array, device="cpu") for name, array in weights.items()}
+        tensors = {_held_as(name, module): torch.tensor(array, device="cpu") for name, array in weights.items()}
         owned = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
         for name, tensor in tensors.items():
             weight = owned.get(name)
@@ -197,7 +205,7 @@ class TorchBackend(Backend):
 
 
 def _spec(module: Any) -> Spec | None:
-    """The spec of a module of ours, or of torch's own, by the attributes that are its constructor's arguments."""
+    """The spec of a module of ours, or of torch's own layers and cells, by their constructor's arguments."""
     if isinstance(module, (DefinitionModule, ModelModule, Recurrent)):
         spec: Spec = module.spec
         return spec
@@ -205,4 +213,13 @@ def _spec(module: Any) -> Spec | None:
         if isinstance(module, native):
             rows = names.arguments(kind.kind, "constructor")
             return kind.from_kwargs("torch", {row.torch: getattr(module, row.torch) for row in rows if row.torch})
+    for kind, cell in _CELLS.items():
+        if isinstance(module, cell):
+            own = {"nonlinearity": module.nonlinearity} if kind is RNNSpec else {}
+            return kind(module.input_size, module.hidden_size, bias=module.bias, **own)
     return None
+
+
+def _held_as(weight: str, module: Any) -> str:
+    """The attribute of a module that holds a weight; a cell's has no number of a layer."""
+    return weight.removesuffix("_l0") if isinstance(module, torch.nn.RNNCellBase) else weight

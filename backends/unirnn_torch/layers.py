@@ -131,7 +131,6 @@ def _valid_steps(
     stack: Stack, x: Tensor, state: State, lengths: NDArray[np.int64] | None, resets: NDArray[np.bool_] | None
 ) -> tuple[Tensor, State]:
     """One native call over the valid steps, in torch's packed form."""
-    spec = stack.spec
 
     def run(data: Tensor, batch_sizes: Tensor, begin: State) -> tuple[Tensor, ...]:
         results: tuple[Tensor, ...] = native.NATIVE[stack.mode](

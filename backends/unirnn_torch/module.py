@@ -75,6 +75,7 @@ class Recurrent(torch.nn.RNNBase):
     """
 
     spec: RecurrentSpec
+    __prepare_scriptable__ = dispatch.refuse_script
     _first_weights: Arrays | None = None
     _last_step: Step | None = None
 
@@ -217,10 +218,10 @@ class Recurrent(torch.nn.RNNBase):
         self, x: Tensor, state: State | None, lengths: Lengths, resets: Resets, weights: dict[str, Tensor]
     ) -> tuple[Route, Stack]:
         """How a call over `(T, B, I)` is computed, and what layers it has."""
-        needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(state or ()), *weights.values()))
-        route = dispatch.route(
-            self.kernel, self.spec, x, lengths, resets, native=self._has_native, needs_grad=needs_grad
-        )
+        tensors = (x, *(state or ()), *weights.values())
+        needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        native_can = self._has_native and not dispatch.is_batched(lengths, *tensors)
+        route = dispatch.route(self.kernel, self.spec, x, lengths, resets, native=native_can, needs_grad=needs_grad)
         training = self.training or (needs_grad and native.needs_training_flag(x))
         dropout = self.dropout if self.training else 0.0
         return route, Stack(self.spec, self.mode, weights, dropout, training, needs_grad)
@@ -284,7 +285,8 @@ def read_lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64] | Tensor:
     """Check the lengths, whatever they come in: `(B,)`.
 
     They are read on the host. In a graph and in a trace they stay a tensor: other lengths will follow. Our operators
-    check the values when they run.
+    check the values when they run. They also stay a tensor where `torch.func.vmap` runs over them, with several values
+    for each sequence.
     """
     if torch.compiler.is_compiling() or dispatch.is_jit_tracing():
         values = torch.as_tensor(seq_length)
@@ -292,6 +294,10 @@ def read_lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64] | Tensor:
         return values.to(torch.int64).reshape(-1)
     if isinstance(seq_length, Tensor):
         check_lengths(tuple(seq_length.shape), short_name(seq_length.dtype), sizes)
+        if dispatch.is_batched(seq_length):
+            values = dispatch.unwrapped(seq_length).flatten()
+            lengths(values.tolist(), Sizes(sizes.steps, len(values)))
+            return seq_length.to(torch.int64).reshape(-1)
         # Not by `numpy`, which does not work under the gradients of torch.func.
         seq_length = np.array(seq_length.tolist(), short_name(seq_length.dtype))
     return lengths(seq_length, sizes)

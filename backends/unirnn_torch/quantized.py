@@ -20,6 +20,7 @@ from unirnn.contract.module import Module
 from unirnn.contract.sequences import sequences
 from unirnn.errors import LimitError
 
+from . import dispatch
 from .module import Recurrent
 from .native import over_valid_steps
 
@@ -50,6 +51,8 @@ class DynamicQuantized(torch.nn.Module):
     ``quantize_dynamic(model, {Recurrent, torch.nn.Linear}, mapping={**mapping, Recurrent: DynamicQuantized})`` with
     ``mapping = torch.ao.quantization.get_default_dynamic_quant_module_mappings()``.
     """
+
+    __prepare_scriptable__ = dispatch.refuse_script
 
     def __init__(self, spec: RecurrentSpec, layers: torch.nn.Module) -> None:
         super().__init__()
