@@ -60,7 +60,12 @@ _KINDS: dict[str, str] = {type_: kind for kind, type_ in DEVICE_TYPES.items()}
 KERNELS = {
     "auto": Support("torch", kinds=ALL_KINDS, exports=("torch.export", "ONNX")),
     # Its second derivatives are those of the reference.
-    "compiled": replace(kernels.SUPPORT["compiled"], dtypes=("float32", "float64"), derivatives=2),
+    "compiled": replace(
+        kernels.SUPPORT["compiled"],
+        lacks=("reverse", "proj_size", "gate_activation"),
+        dtypes=("float32", "float64"),
+        derivatives=2,
+    ),
     "native": Support("torch", lacks=("reverse", "reset_after", "gate_activation")),
     "reference": Support("the reference"),
 }

@@ -27,7 +27,7 @@ KernelName = Literal["compiled", "fallback"]
 
 _DTYPES = ("float16", "float32", "float64")
 
-_LACKS = ("reverse", "proj_size", "gate_activation")
+_LACKS = ("proj_size", "gate_activation")
 
 SUPPORT = {
     "compiled": Support("the compiled kernel", lacks=_LACKS, devices=("cpu",), dtypes=_DTYPES, derivatives=1),
@@ -85,7 +85,9 @@ class _Stack:
                 position = layer * width + k
                 suffix = spec.suffixes()[position]
                 weights = Weights(*[_get(self._weights, name + suffix, x.dtype) for name in _NAMES])
-                one = Direction(spec, weights, k == 1, x, _at(position, initial), self._lengths, self._resets)
+                one = Direction(
+                    spec, weights, spec.is_reverse(position), x, _at(position, initial), self._lengths, self._resets
+                )
                 into = output[:, :, k * size : (k + 1) * size]
                 kept = self._kernel.forward(one, into, _at(position, final), keep=keep)
                 if keep:
