@@ -120,8 +120,8 @@ class MindSporeBackend(Backend):
             # Not by set_data: a function that ms.jit has compiled would go on with the old weights.
             ms.ops.assign(parameters[name], ms.Tensor(array, parameters[name].dtype))
 
-    def read_file(self, path: str) -> dict[str, Array]:
-        return read_checkpoint(path)
+    def read_file(self, path: str) -> tuple[dict[str, Array], dict[str, str]]:
+        return read_checkpoint(path), {}
 
     def from_numpy(self, array: Array, module: Any) -> ms.Tensor:
         return ms.Tensor(array)
