@@ -18,7 +18,7 @@ from unirnn.contract.weights import cast_exact, check_weights
 from unirnn.devices import short_name
 from unirnn.errors import ArgumentError, SpecError
 from unirnn.files import onnx_reader
-from unirnn.files._contents import StoredArray, read_state_dict
+from unirnn.files._contents import Choice, StoredArray, read_state_dict
 from unirnn.snapshots import flax, keras, layouts, state_dicts
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.snapshots.stacking import stack, unstack
@@ -81,7 +81,7 @@ def snapshot(
     state_dicts.check_types(prefix, spec, rename)
     if isinstance(obj, Mapping):
         arrays = {name: _stored(array) for name, array in obj.items() if isinstance(name, str)}
-        return read_state_dict(arrays, prefix, spec, rename)
+        return read_state_dict(arrays, Choice(prefix, spec, rename))
     if rename is None and "onnx" in registry.packages(obj):
         return onnx_reader.read_model(obj, prefix, spec)
     if spec is not None or prefix is not None:

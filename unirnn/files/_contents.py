@@ -16,6 +16,7 @@ from unirnn.snapshots.state_dicts import Rename
 from unirnn.specs import ModelSpec, RecurrentSpec, Spec
 
 __all__ = [
+    "Choice",
     "Contents",
     "Layer",
     "StoredArray",
@@ -54,6 +55,28 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What to read from a file or a mapping, as the arguments of `unirnn.load` and `unirnn.snapshot` say it.
+
+    Parameters
+    ----------
+    prefix
+        The beginning of the names of the layer or the model.
+    spec
+        What the layer or the model is.
+    rename
+        New beginnings of names by the old ones.
+    batch_first
+        Whether the layer takes ``(B, T, I)``; None if nobody says so.
+    """
+
+    prefix: str | None = None
+    spec: Spec | None = None
+    rename: Rename | None = None
+    batch_first: bool | None = None
+
+
+@dataclass(frozen=True)
 class Contents:
     """What a file says that it holds.
 
@@ -66,13 +89,13 @@ class Contents:
     layers
         The recurrent layers by their prefixes. A snapshot is one layer, or one model, whose prefix is empty.
     read
-        Reads a layer or a model, given a prefix, a spec, and new names as in `load`.
+        Reads a layer or a model, given the arguments of `load` that choose it.
     """
 
     format: str
     version: int | None
     layers: Mapping[str, Layer]
-    read: Callable[[str | None, Spec | None, Rename | None], Snapshot]
+    read: Callable[[Choice], Snapshot]
 
 
 @dataclass(frozen=True)
@@ -116,8 +139,8 @@ def contents_of_state_dict(format: str, arrays: Mapping[str, StoredArray]) -> Co
     """Describe a file of arrays by name that another program wrote."""
     shapes = {name: array.shape for name, array in arrays.items()}
 
-    def read(prefix: str | None, spec: Spec | None, rename: Rename | None) -> Snapshot:
-        return read_state_dict(arrays, prefix, spec, rename)
+    def read(choice: Choice) -> Snapshot:
+        return read_state_dict(arrays, choice)
 
     layers: dict[str, Layer] = {}
     for prefix, spec in state_dicts.find_layers(shapes).items():
@@ -128,16 +151,15 @@ def contents_of_state_dict(format: str, arrays: Mapping[str, StoredArray]) -> Co
     return Contents(format, None, layers, read)
 
 
-def read_state_dict(
-    arrays: Mapping[str, StoredArray], prefix: str | None, spec: Spec | None, rename: Rename | None
-) -> Snapshot:
+def read_state_dict(arrays: Mapping[str, StoredArray], choice: Choice) -> Snapshot:
     """Read a recurrent layer, or the model of the given spec, from arrays by name; see `unirnn.snapshot`."""
     shapes = {name: array.shape for name, array in arrays.items()}
+    spec = choice.spec
     if spec is None or isinstance(spec, RecurrentSpec):
-        prefix, spec = state_dicts.choose_layer(shapes, prefix=prefix, spec=spec)
+        prefix, spec = state_dicts.choose_layer(shapes, prefix=choice.prefix, spec=spec)
         return _read_layer(arrays, prefix, spec)
     floating = [name for name, array in arrays.items() if array.dtype in DTYPES]
-    sources = state_dicts.choose_weights(spec, shapes, floating, prefix=prefix, rename=rename)
+    sources = state_dicts.choose_weights(spec, shapes, floating, prefix=choice.prefix, rename=choice.rename)
     for source in sources.values():
         check_dtype(source, arrays[source].dtype)
     for name, other in (spec.tied() if isinstance(spec, ModelSpec) else {}).items():
@@ -162,9 +184,10 @@ def contents_of_snapshot(format: str, spec: Spec, arrays: Mapping[str, StoredArr
     except UnirnnError as error:
         raise FileError(f"unirnn: given {_short(spec)}, which doesn't fit the arrays: {error}") from error
 
-    def read(prefix: str | None, given: Spec | None, rename: Rename | None) -> Snapshot:
-        if rename is not None:  # the file of one model, opened as another
-            return read_state_dict(arrays, prefix, given, rename)
+    def read(choice: Choice) -> Snapshot:
+        prefix, given = choice.prefix, choice.spec
+        if choice.rename is not None:  # the file of one model, opened as another
+            return read_state_dict(arrays, choice)
         inner = _inner(spec, prefix or "")
         if given is not None and not given.fits(inner):
             raise SpecError(f"spec: given {given!r}, but the file says {inner!r}")

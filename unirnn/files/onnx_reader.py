@@ -15,7 +15,7 @@ import numpy as np
 from unirnn.contract.weights import Array
 from unirnn.devices import DTYPES
 from unirnn.errors import ArgumentError, FileError, SpecError, UnirnnError
-from unirnn.files._contents import Contents, Layer, StoredArray, contents_of_snapshot
+from unirnn.files._contents import Choice, Contents, Layer, StoredArray, contents_of_snapshot
 from unirnn.files._header import FORMAT, reject_duplicates, spec_from_metadata
 from unirnn.files.onnx_writer import import_onnx
 from unirnn.snapshots import layouts
@@ -53,7 +53,7 @@ def read(path: str) -> Contents:
         else:
             layers[name] = Layer(layer, {})
     version = FORMAT if "" in found else None
-    return Contents("onnx", version, layers, lambda prefix, spec, rename: choose_layer(found, prefix, spec))
+    return Contents("onnx", version, layers, lambda choice: choose_layer(found, choice.prefix, choice.spec))
 
 
 def parse(data: bytes) -> "ModelProto":
@@ -122,7 +122,7 @@ def choose_layer(found: Mapping[str, Snapshot | SpecError], prefix: str | None, 
     whole = found.get("")
     if isinstance(whole, Snapshot) and not isinstance(whole.spec, RecurrentSpec):
         arrays = {name: StoredArray.from_array(array) for name, array in whole.weights.items()}
-        return contents_of_snapshot("onnx", whole.spec, arrays).read(prefix, spec, None)
+        return contents_of_snapshot("onnx", whole.spec, arrays).read(Choice(prefix, spec))
     layer = found[choose_name(found, prefix)]
     if isinstance(layer, SpecError):
         raise layer

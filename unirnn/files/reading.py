@@ -6,7 +6,7 @@ from importlib import import_module
 
 from unirnn import registry
 from unirnn.errors import ArgumentError, FileError, UnirnnError
-from unirnn.files._contents import Contents, StoredArray, contents_of_snapshot, contents_of_state_dict
+from unirnn.files._contents import Choice, Contents, StoredArray, contents_of_snapshot, contents_of_state_dict
 from unirnn.files._header import spec_from_metadata
 from unirnn.files._paths import Path, known_suffix, path_string
 from unirnn.snapshots import state_dicts
@@ -69,7 +69,7 @@ def load(path: Path, *, prefix: str | None = None, spec: Spec | None = None, ren
     if rename is not None and found.format == "onnx":
         raise ArgumentError("rename: given with an ONNX model, which has no names of weights; leave it out")
     with _errors_name(path):
-        return found.read(prefix, spec, rename)
+        return found.read(Choice(prefix, spec, rename))
 
 
 def contents(path: Path) -> Contents:
