@@ -141,8 +141,8 @@ class MindSporeBackend(Backend):
         for name, array in weights.items():
             ms.ops.assign(owned[name], ms.Tensor(array, owned[name].dtype))
 
-    def read_file(self, path: str) -> dict[str, Array]:
-        return read_checkpoint(path)
+    def read_file(self, path: str) -> tuple[dict[str, Array], dict[str, str]]:
+        return read_checkpoint(path), {}
 
     def from_numpy(self, array: Array, module: Any) -> ms.Tensor:
         return ms.Tensor(array)
