@@ -18,7 +18,7 @@ from unirnn.devices import DTYPES, short_name
 from unirnn.errors import DeviceError
 
 from . import dispatch
-from .checkpoints import read_checkpoint
+from .checkpoints import encode, read_checkpoint
 from .definitions import DefinitionCell, build
 from .models import Model
 from .module import Recurrent
@@ -142,7 +142,10 @@ class MindSporeBackend(Backend):
             ms.ops.assign(owned[name], ms.Tensor(array, owned[name].dtype))
 
     def read_file(self, path: str) -> tuple[dict[str, Array], dict[str, str]]:
-        return read_checkpoint(path), {}
+        return read_checkpoint(path)
+
+    def encode_file(self, spec: Spec, weights: Arrays, metadata: Mapping[str, str]) -> bytes:
+        return encode(spec, weights, metadata)
 
     def from_numpy(self, array: Array, module: Any) -> ms.Tensor:
         return ms.Tensor(array)
