@@ -51,7 +51,9 @@ class Kernel(nn.Cell):
 
     It is a cell since an operator's own ``bprop`` is not called in graph mode if it needs cells. `construct` and
     `bprop` have a parameter for each weight, since graph mode refuses a `bprop` whose parameters are a tuple or
-    ``*weights``; what stands for ``w_hr`` without a projection is not read. float16 is cast here, and no further out, since `to_float` casts the inputs of every cell.
+    ``*weights``; what stands for ``w_hr`` without a projection is not read. They call no method, which graph mode
+    compiles wrongly in a `bprop`. float16 is cast here, and no further out, since `to_float` casts the inputs of every
+    cell.
     """
 
     def __init__(self, spec: RecurrentSpec, reverse: bool) -> None:
