@@ -39,7 +39,6 @@ _UNCOMMON = ("reset_after", "proj_size", "gate_activation")  # a layer in revers
 _ALL = replace(
     kernels.SUPPORT["compiled"],
     who="mindspore",
-    lacks=(),
     devices=("cpu", "gpu", "ascend"),
     exports=("MindIR",),
 )
@@ -143,8 +142,9 @@ def limits(spec: Spec, device: DeviceKind, dtype: str) -> Iterator[Limit]:
         if dtype == "float16":
             yield ROUNDED_FLOAT16
         yield Limit(
-            "on the CPU there are no second derivatives; a MindIR file has MindSpore's own operators: RNN and GRU "
-            "step by step, for a fixed T, and LSTM in float32, with resets step by step too",
+            "on the CPU there are no second derivatives; a MindIR file has MindSpore's own operators: an LSTM in "
+            "float32, with resets step by step; everything else, also an LSTM with proj_size or a hard sigmoid, step "
+            "by step, for a fixed T",
             refuses=False,
         )
         if sys.platform != "linux":
