@@ -173,8 +173,8 @@ class TorchBackend(Backend):
             for name, array in weights.items():
                 owned[name].copy_(torch.tensor(array, device="cpu"))
 
-    def read_file(self, path: str) -> dict[str, Array]:
-        return read_checkpoint(path)
+    def read_file(self, path: str) -> tuple[dict[str, Array], dict[str, str]]:
+        return read_checkpoint(path), {}
 
     def from_numpy(self, array: Array, module: Any) -> torch.Tensor:
         weight = models.first_tensor(module)
