@@ -131,7 +131,8 @@ BROKEN: dict[str, Callable[[Path], Any]] = {
 def test_a_broken_library_is_explained(elsewhere: ModuleType, what: str) -> None:
     path = Path(elsewhere.__file__ or "").with_name(elsewhere._NAME)
     BROKEN[what](path)
-    assert elsewhere.why_not().startswith(f"{path} can't be loaded: ")
+    words = "is of another version" if what == "another library" else "can't be loaded"
+    assert elsewhere.why_not().startswith(f"{path} {words}")
     assert elsewhere.load() is None
 
 
@@ -142,6 +143,13 @@ def test_a_library_for_another_processor_is_explained(compiled: CDLL, elsewhere:
     path = Path(elsewhere.__file__ or "").with_name(elsewhere._NAME)
     path.write_bytes(contents)
     assert elsewhere.why_not().startswith(f"{path} can't be loaded: OSError: ")
+
+
+def test_a_library_of_another_version_is_refused(compiled: CDLL, elsewhere: ModuleType) -> None:
+    """Its structs may be others, so it would read memory that is not meant for it."""
+    shutil.copy(library._FOLDER / library._NAME, Path(elsewhere.__file__ or "").parent)
+    elsewhere._INTERFACE = compiled.unirnn_interface() + 1
+    assert elsewhere.why_not().endswith("is of another version; install unirnn again to build it")
 
 
 # ---- the build hook ------------------------------------------------------------------------------
