@@ -18,8 +18,8 @@ from unirnn.contract.weights import cast_exact, check_weights
 from unirnn.devices import short_name
 from unirnn.errors import ArgumentError, SpecError
 from unirnn.files import onnx_reader
-from unirnn.files._contents import Choice, StoredArray, read_state_dict
-from unirnn.snapshots import flax, keras, layouts, state_dicts
+from unirnn.files._contents import Choice, StoredArray, read_state_dict, warn_of_assumptions
+from unirnn.snapshots import flax, keras, layouts
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.snapshots.stacking import stack, unstack
 from unirnn.snapshots.state_dicts import Rename
@@ -29,7 +29,12 @@ __all__ = ["load_weights", "snapshot"]
 
 
 def snapshot(
-    obj: Any, *, spec: Spec | None = None, prefix: str | None = None, rename: Rename | None = None
+    obj: Any,
+    *,
+    spec: Spec | None = None,
+    prefix: str | None = None,
+    rename: Rename | None = None,
+    batch_first: bool | None = None,
 ) -> Snapshot:
     """Take the spec of an object and a copy of its weights.
 
@@ -55,40 +60,57 @@ def snapshot(
         For a mapping with the weights of a model: new beginnings of names by the old ones, of which the longest counts;
         None leaves those arrays out. All other arrays of floats have to be weights of the model, which may have
         MindSpore's names.
+    batch_first
+        For a mapping without a spec: whether the layer takes `(B, T, I)`. Names and shapes do not say it, so without it
+        there is a warning, and False is assumed.
 
     Raises
     ------
     ArgumentError
         If the object is not one of these, or there is no layer, or several and no prefix; or if weights of the model
-        are missing, or arrays are left over; or if two arrays differ that the model ties.
+        are missing, or arrays are left over; or if two arrays differ that the model ties; or if ``batch_first`` is not
+        what the spec or the module says.
     SpecError
         If no spec describes the layer: a subclass with a ``forward`` of its own, a Keras layer that runs backward, an
         activation that no other framework has, the weights of an RNN without its nonlinearity.
     ShapeError, DTypeError
         If the arrays do not fit the layer.
 
+    Warns
+    -----
+    AssumptionWarning
+        If ``batch_first`` is neither given nor known.
+
     Examples
     --------
     >>> import numpy, unirnn
     >>> unirnn.snapshot(unirnn.GRUSpec(3, 4).build("numpy", seed=0))
     <snapshot of GRUSpec(3, 4), 108 numbers, float32>
-    >>> unirnn.snapshot({"lstm.weight_ih_l0": numpy.ones((8, 3)), "lstm.weight_hh_l0": numpy.ones((8, 2))})
-    <snapshot of LSTMSpec(3, 2, bias=False), 40 numbers, float64>
+    >>> arrays = {"lstm.weight_ih_l0": numpy.ones((8, 3)), "lstm.weight_hh_l0": numpy.ones((8, 2))}
+    >>> unirnn.snapshot(arrays, batch_first=True)
+    <snapshot of LSTMSpec(3, 2, bias=False, batch_first=True), 40 numbers, float64>
     >>> model = unirnn.Sequential(head=unirnn.LinearSpec(3, 2, bias=False))
     >>> unirnn.snapshot({"fc.weight": numpy.ones((2, 3))}, spec=model, rename={"fc.": "head."})
     <snapshot of Sequential(head=LinearSpec(3, 2, bias=False)), 6 numbers, float64>
     """
-    state_dicts.check_types(prefix, spec, rename)
+    choice = Choice(prefix, spec, rename, batch_first)
+    found = _snapshot(obj, choice)
+    choice.check_layout(found.spec, "the module")
+    warn_of_assumptions(found)
+    return found
+
+
+def _snapshot(obj: Any, choice: Choice) -> Snapshot:
     if isinstance(obj, Mapping):
         arrays = {name: _stored(array) for name, array in obj.items() if isinstance(name, str)}
-        return read_state_dict(arrays, Choice(prefix, spec, rename))
-    if rename is None and "onnx" in registry.packages(obj):
-        return onnx_reader.read_model(obj, prefix, spec)
-    if spec is not None or prefix is not None:
-        given = "rename" if rename is not None else "spec" if spec is not None else "prefix"
+        return read_state_dict(arrays, choice)
+    if choice.rename is None and "onnx" in registry.packages(obj):
+        return onnx_reader.read_model(obj, choice.prefix, choice.spec)
+    if choice.spec is not None or choice.prefix is not None:
+        given = "rename" if choice.rename is not None else "spec" if choice.spec is not None else "prefix"
         raise ArgumentError(f"{given}: given with a module, whose spec and names are known; leave it out")
     if _is_list(obj):
-        return stack([snapshot(layer) for layer in obj])
+        return stack([_snapshot(layer, choice) for layer in obj])
     return _read(obj)[1]
 
 

@@ -54,7 +54,8 @@ def stack(layers: Sequence[Snapshot]) -> Snapshot:
             )
         weights |= {_renumber(name, below): array for name, array in layer.weights.items()}
         below += layer.spec.num_layers
-    return Snapshot(replace(first, num_layers=below), weights)
+    assumed = tuple(dict.fromkeys(name for layer in layers for name in layer.assumed))
+    return Snapshot(replace(first, num_layers=below), weights, assumed)
 
 
 def unstack(snapshot: Snapshot) -> list[Snapshot]:
@@ -71,7 +72,8 @@ def unstack(snapshot: Snapshot) -> list[Snapshot]:
     for layer in range(spec.num_layers):
         input_size = spec.num_directions * spec.output_size if layer else spec.input_size
         one = replace(spec, input_size=input_size, num_layers=1, dropout=0.0)
-        found.append(Snapshot(one, {name: snapshot.weights[_renumber(name, layer)] for name in one.weight_shapes()}))
+        weights = {name: snapshot.weights[_renumber(name, layer)] for name in one.weight_shapes()}
+        found.append(Snapshot(one, weights, snapshot.assumed))
     return found
 
 
