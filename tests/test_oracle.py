@@ -18,6 +18,9 @@ SPECS = [
     GRUSpec(3, 4, reset_after=False, bias=False, bidirectional=True),
     LSTMSpec(3, 4, 3),
     LSTMSpec(3, 4, 2, proj_size=2, bidirectional=True),
+    GRUSpec(3, 4, 2, gate_activation="hard_sigmoid", reverse=True),
+    GRUSpec(3, 4, reset_after=False, gate_activation="hard_sigmoid_0.2"),
+    LSTMSpec(3, 4, gate_activation="hard_sigmoid", bidirectional=True),
 ]
 STEPS = 6
 

@@ -222,6 +222,16 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
         errors.SpecError,
         "nonlinearity: given 'gelu', expected 'tanh' or 'relu'",
     ),
+    "reverse and bidirectional": (
+        lambda: GRUSpec(3, 4, reverse=True, bidirectional=True),
+        errors.SpecError,
+        "reverse: given True together with bidirectional=True",
+    ),
+    "an unknown gate_activation": (
+        lambda: LSTMSpec(3, 4, gate_activation="relu"),  # type: ignore[arg-type]
+        errors.SpecError,
+        "gate_activation: given 'relu', expected 'sigmoid' or 'hard_sigmoid' or 'hard_sigmoid_0.2'",
+    ),
     "proj_size as large as hidden_size": (
         lambda: LSTMSpec(3, 4, proj_size=4),
         errors.SpecError,

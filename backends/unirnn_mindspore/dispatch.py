@@ -35,7 +35,13 @@ DeviceKind = Literal["cpu", "gpu", "ascend"]
 Route = Literal["compiled", "fallback", "fused", "steps"]
 
 _NATIVE = ("float16", "float32")
-_ALL = replace(kernels.SUPPORT["compiled"], who="mindspore", devices=("cpu", "gpu", "ascend"), exports=("MindIR",))
+_ALL = replace(
+    kernels.SUPPORT["compiled"],
+    who="mindspore",
+    lacks=("reverse", "proj_size", "gate_activation"),
+    devices=("cpu", "gpu", "ascend"),
+    exports=("MindIR",),
+)
 
 SUPPORT = {"auto": _ALL, "native": _ALL, **kernels.SUPPORT}
 """What the recurrent layers can be, by the names that ``kernel`` may have."""
@@ -44,11 +50,11 @@ MODELS = replace(_ALL, kinds=ALL_KINDS)
 """What the backend builds."""
 
 FUSED = {
-    ("GRU", "gpu"): Support("CudnnGRU", lacks=("reset_after",), dtypes=_NATIVE),
-    ("LSTM", "gpu"): Support("MindSpore's LSTM on a GPU", dtypes=_NATIVE),
-    ("GRU", "ascend"): Support("DynamicGRUV2", lacks=("reset_after",), dtypes=_NATIVE),
-    ("LSTM", "ascend"): Support("DynamicRNN", dtypes=_NATIVE),
-    ("LSTM", "cpu"): Support("MindSpore's LSTM on the CPU", dtypes=("float32",)),
+    ("GRU", "gpu"): Support("CudnnGRU", lacks=("reverse", "reset_after", "gate_activation"), dtypes=_NATIVE),
+    ("LSTM", "gpu"): Support("MindSpore's LSTM on a GPU", lacks=("reverse", "gate_activation"), dtypes=_NATIVE),
+    ("GRU", "ascend"): Support("DynamicGRUV2", lacks=("reverse", "reset_after", "gate_activation"), dtypes=_NATIVE),
+    ("LSTM", "ascend"): Support("DynamicRNN", lacks=("reverse", "gate_activation"), dtypes=_NATIVE),
+    ("LSTM", "cpu"): Support("MindSpore's LSTM on the CPU", lacks=("reverse", "gate_activation"), dtypes=("float32",)),
 }
 """MindSpore's fused operators by kind of layer and device; see `unirnn_mindspore.native`. The CPU's ``GRUV2`` is
 missing, since it computes another GRU."""

@@ -17,8 +17,8 @@ from unirnn.contract.call import (
     check_arrays,
     check_call,
     check_lengths,
-    check_one_direction,
     check_resets,
+    check_runs_forward,
     check_step,
     state_parts,
 )
@@ -275,7 +275,7 @@ def _traced_checks(spec: RecurrentSpec, device: dispatch.DeviceKind, kernel: str
 
     def check_types(tensors: tuple[bool, ...], in_pair: bool, is_step: bool) -> None:
         if is_step:
-            check_one_direction(spec)
+            check_runs_forward(spec)
         for name, is_tensor in zip(array_names(spec, is_step=is_step), tensors, strict=False):
             if not is_tensor:
                 raise ArgumentError(f"{name}: given something else, expected a mindspore.Tensor")

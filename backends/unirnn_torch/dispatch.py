@@ -61,13 +61,17 @@ KERNELS = {
     "auto": Support("torch", kinds=ALL_KINDS, exports=("torch.export", "ONNX")),
     # Its second derivatives are those of the reference.
     "compiled": replace(kernels.SUPPORT["compiled"], dtypes=("float32", "float64"), derivatives=2),
-    "native": Support("torch", lacks=("reset_after",)),
+    "native": Support("torch", lacks=("reverse", "reset_after", "gate_activation")),
     "reference": Support("the reference"),
 }
 """What each kernel can compute at all, by the names that the argument ``kernel`` of `build` may have."""
 SUPPORT = {
     **KERNELS,
-    "native operator": Support("the operator for graphs", lacks=("proj_size", "reset_after"), devices=("cpu", "gpu")),
+    "native operator": Support(
+        "the operator for graphs",
+        lacks=("reverse", "proj_size", "reset_after", "gate_activation"),
+        devices=("cpu", "gpu"),
+    ),
 }
 """The same, and the operator that ``"auto"`` takes in a graph where the compiled kernels can't run."""
 

@@ -27,7 +27,12 @@ __all__ = ["DynamicQuantized"]
 
 _LIKE = (Tensor, torch.float32)
 _KINDS: dict[str, Any] = {"GRU": dynamic.GRU, "LSTM": dynamic.LSTM}
-_SUPPORT = Support("torch's quantisation", lacks=("proj_size", "reset_after"), devices=("cpu",), derivatives=0)
+_SUPPORT = Support(
+    "torch's quantisation",
+    lacks=("reverse", "proj_size", "reset_after", "gate_activation"),
+    devices=("cpu",),
+    derivatives=0,
+)
 
 
 class DynamicQuantized(torch.nn.Module):

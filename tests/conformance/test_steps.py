@@ -36,7 +36,7 @@ def call_in_steps(subject: Subject, module: Any, case: Case, batch: Any) -> Any:
 @settings(max_examples=15)  # of each kind
 @given(case=cases())
 def test_steps_are_one_call(subject: Subject, kind: str, case: Case) -> None:
-    case = replace(case, bidirectional=False, lengths=None, dtype=available(subject, case.dtype))
+    case = replace(case, bidirectional=False, reverse=False, lengths=None, dtype=available(subject, case.dtype))
     module, batch = built(subject, kind, case)
     outputs, final = call_in_steps(subject, module, case, batch)
     whole, whole_final = subject.call(module, batch.input, batch.hx if case.state else None, None, batch.resets)
@@ -70,8 +70,8 @@ MISTAKES = {
         GRUSpec(I, H, bidirectional=True),
         lambda module, to: module.step(to(X)),
         errors.ArgumentError,
-        "step: given layers in two directions, expected one; the reverse direction begins at the end of a sequence, so "
-        "call the module on the whole sequence",
+        "step: given layers in two directions, expected layers that run forward only; the reverse direction begins at "
+        "the end of a sequence, so call the module on the whole sequence",
     ),
     "x with an axis T": (
         GRUSpec(I, H),

@@ -31,7 +31,7 @@ def chunked(subject: Subject, module: Any, batch: Batch, case: Case, cuts: list[
 
 @st.composite
 def streams(draw: st.DrawFn) -> tuple[Case, list[int]]:
-    case = replace(draw(cases()), bidirectional=False)
+    case = replace(draw(cases()), bidirectional=False, reverse=False)
     cuts = draw(st.lists(st.integers(1, max(1, case.steps - 1)), unique=True)) if case.steps > 1 else []
     return case, sorted(cuts)
 

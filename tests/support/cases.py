@@ -18,6 +18,14 @@ KINDS: dict[str, tuple[type[RecurrentSpec], dict[str, Any]]] = {
     "GRU-reset-before": (GRUSpec, {"reset_after": False}),
     "LSTM": (LSTMSpec, {}),
 }
+VARIANTS: dict[str, tuple[type[RecurrentSpec], dict[str, Any]]] = {
+    "GRU-hard-sigmoid": (GRUSpec, {"gate_activation": "hard_sigmoid"}),
+    "GRU-reset-before-hard-sigmoid-0.2": (GRUSpec, {"reset_after": False, "gate_activation": "hard_sigmoid_0.2"}),
+    "LSTM-hard-sigmoid-0.2": (LSTMSpec, {"gate_activation": "hard_sigmoid_0.2"}),
+    "LSTM-projected": (LSTMSpec, {"proj_size": 1}),
+    "LSTM-projected-hard-sigmoid": (LSTMSpec, {"proj_size": 3, "gate_activation": "hard_sigmoid"}),
+}
+"""What not every backend computes; checked with some of the cases."""
 
 
 # relative to the largest value; float16 may be rounded after each operation
@@ -30,6 +38,7 @@ class Case:
 
     num_layers: int = 1
     bidirectional: bool = False
+    reverse: bool = False
     batch_first: bool = False
     bias: bool = True
     dtype: str = "float64"
@@ -44,7 +53,7 @@ class Case:
     seed: int = 0
 
     def spec(self, kind: str) -> RecurrentSpec:
-        cls, options = KINDS[kind]
+        cls, options = {**KINDS, **VARIANTS}[kind]
         return cls(
             self.input_size,
             self.hidden_size,
@@ -52,6 +61,7 @@ class Case:
             bias=self.bias,
             batch_first=self.batch_first,
             bidirectional=self.bidirectional,
+            reverse=self.reverse,
             **options,
         )
 
@@ -78,6 +88,8 @@ CASES = {
     ),
     "dense, 3 layers, bidirectional, no bias": Case(num_layers=3, bidirectional=True, bias=False),
     "ragged, float32": Case(lengths=RAGGED, dtype="float32", num_layers=2, bidirectional=True),
+    "reverse, ragged, resets, 2 layers": Case(lengths=RAGGED, resets=RESETS, num_layers=2, reverse=True),
+    "reverse, dense, float32, batch first": Case(dtype="float32", batch_first=True, reverse=True),
     "float32 at T = 100": Case(steps=100, lengths=(100, 0, 1, 99), dtype="float32", hidden_size=16),
     "float16": Case(lengths=RAGGED, dtype="float16", bidirectional=True),
     "huge inputs": Case(lengths=RAGGED, dtype="float32", scale=1e4, bidirectional=True),
@@ -102,6 +114,16 @@ CASES = {
     ),
     "unbatched, length zero": Case(batch_size=None, lengths=(0,), bidirectional=True),
 }
+VARIANT_CASES = {
+    name: CASES[name]
+    for name in (
+        "ragged, 3 layers, bidirectional, batch first",
+        "resets, ragged, 2 layers, bidirectional, batch first, float32",
+        "huge inputs",
+        "reverse, ragged, resets, 2 layers",
+    )
+}
+"""The cases of `VARIANTS`."""
 
 
 class Batch:
@@ -164,14 +186,15 @@ def built(subject: Subject, kind: str, case: Case) -> tuple[Any, Batch]:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    steps = draw(st.integers(1, 5))
+    steps, directions = draw(st.integers(1, 5)), draw(st.sampled_from(["forward", "both", "reverse"]))
     batch_size = draw(st.none() | st.integers(1, 4))
     lengths = draw(st.none() | st.tuples(*[st.integers(0, steps)] * (batch_size or 1)))
     begins = st.sets(st.integers(0, steps - 1)).map(sorted).map(tuple)
     resets = draw(st.none() | st.tuples(*[begins] * (batch_size or 1)))
     return Case(
         num_layers=draw(st.integers(1, 3)),
-        bidirectional=draw(st.booleans()),
+        bidirectional=directions == "both",
+        reverse=directions == "reverse",
         batch_first=draw(st.booleans()),
         bias=draw(st.booleans()),
         dtype=draw(st.sampled_from(["float32", "float64"])),

@@ -51,6 +51,9 @@ _OPTIONS: dict[str, Any] = {
     "bidirectional": Annotated[
         bool | None, typer.Option("--bidirectional/--unidirectional", help="In both directions, or in one.")
     ],
+    "reverse": Annotated[
+        bool | None, typer.Option("--reverse/--forward", help="From the last step to the first, or forward.")
+    ],
     "dropout": Annotated[float | None, typer.Option("--dropout", help="Between layers, while training.")],
     "nonlinearity": Annotated[str | None, typer.Option("--nonlinearity", help="RNN only: tanh or relu.")],
     "reset_after": Annotated[
@@ -60,6 +63,10 @@ _OPTIONS: dict[str, Any] = {
         ),
     ],
     "proj_size": Annotated[int | None, typer.Option("--proj-size", help="LSTM only: size of the projected state.")],
+    "gate_activation": Annotated[
+        str | None,
+        typer.Option("--gate-activation", help="GRU and LSTM only: sigmoid, hard_sigmoid or hard_sigmoid_0.2."),
+    ],
 }
 """The arguments of specs as options, by their names in `RecurrentSpec.to_dict`."""
 

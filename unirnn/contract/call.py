@@ -45,8 +45,8 @@ __all__ = [
     "check_call",
     "check_dtype",
     "check_lengths",
-    "check_one_direction",
     "check_resets",
+    "check_runs_forward",
     "check_step",
     "join_state",
     "lengths",
@@ -228,23 +228,24 @@ def check_step(
     spec: RecurrentSpec, x: Any, state: Any, *, like: tuple[type[Any], Any]
 ) -> tuple[tuple[Any, ...] | None, Sizes]:
     """Check the arguments of one step: the state's parts, and the sizes; see `prepare_step`."""
-    check_one_direction(spec)
+    check_runs_forward(spec)
     parts = state_parts(spec, state, "state")
     return parts, _check(spec, *like, x, parts, is_step=True)
 
 
-def check_one_direction(spec: RecurrentSpec) -> None:
-    """Refuse a step of layers in two directions.
+def check_runs_forward(spec: RecurrentSpec) -> None:
+    """Refuse a step of layers that do not run forward only.
 
     Raises
     ------
     ArgumentError
-        If the layers have two directions.
+        If the layers have two directions, or run in reverse.
     """
-    if spec.bidirectional:
+    if not spec.can_stream:
+        given = "in two directions" if spec.bidirectional else "that run in reverse"
         raise ArgumentError(
-            "step: given layers in two directions, expected one; the reverse direction begins at the end of a "
-            "sequence, so call the module on the whole sequence"
+            f"step: given layers {given}, expected layers that run forward only; the reverse direction begins at the "
+            "end of a sequence, so call the module on the whole sequence"
         )
 
 

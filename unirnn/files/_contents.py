@@ -3,7 +3,8 @@
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from unirnn.contract.weights import Array, check_dtype, check_weights, format_na
 from unirnn.devices import DTYPES, short_name
 from unirnn.errors import ArgumentError, AssumptionWarning, DTypeError, FileError, SpecError, UnirnnError
 from unirnn.files._header import FORMAT
+from unirnn.registry import to_numpy
 from unirnn.snapshots import state_dicts
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.snapshots.state_dicts import Rename
@@ -25,6 +27,7 @@ __all__ = [
     "contents_of_state_dict",
     "floats",
     "read_state_dict",
+    "stored",
     "warn_of_assumptions",
 ]
 
@@ -137,12 +140,15 @@ class Contents:
         The recurrent layers by their prefixes. A snapshot is one layer, or one model, whose prefix is empty.
     read
         Reads a layer or a model, given the arguments of `load` that choose it.
+    arrays
+        All arrays by their names; empty for ``.onnx``, whose names are those of a graph.
     """
 
     format: str
     version: int | None
     layers: Mapping[str, Layer]
     read: Callable[[Choice], Snapshot]
+    arrays: Mapping[str, "StoredArray"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -167,6 +173,16 @@ class StoredArray:
     def from_array(cls, array: Array) -> "StoredArray":
         """An array that has been read already."""
         return cls(short_name(array.dtype), array.shape, lambda: array)
+
+
+def stored(array: Any) -> StoredArray:
+    """An array or a tensor of any framework, which is converted when it is needed."""
+    try:
+        held = array if hasattr(array, "shape") else np.asarray(array)
+    except ValueError:  # a ragged list
+        return StoredArray("object", (), lambda: np.empty(0))
+    dtype = short_name(held.dtype)
+    return StoredArray("float32" if dtype == "bfloat16" else dtype, tuple(held.shape), lambda: to_numpy(held))
 
 
 def floats(dtype: str, data: bytes) -> Array:
@@ -197,7 +213,7 @@ def contents_of_state_dict(format: str, arrays: Mapping[str, StoredArray]) -> Co
             layers[prefix] = Layer(error, {})
         else:
             layers[prefix] = replace(layers[prefix], assumed=_ASSUMED)
-    return Contents(format, None, layers, read)
+    return Contents(format, None, layers, read, arrays)
 
 
 def read_state_dict(arrays: Mapping[str, StoredArray], choice: Choice) -> Snapshot:
@@ -255,7 +271,7 @@ def contents_of_snapshot(format: str, spec: Spec, arrays: Mapping[str, StoredArr
         begin = f"{prefix.removesuffix('.')}." if prefix else ""
         return _read_layer(arrays, given or inner, {name: begin + name for name in inner.weight_shapes()})
 
-    return Contents(format, FORMAT, {"": layer}, read)
+    return Contents(format, FORMAT, {"": layer}, read, arrays)
 
 
 def _inner(spec: Spec, prefix: str) -> Spec:

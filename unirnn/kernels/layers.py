@@ -27,9 +27,11 @@ KernelName = Literal["compiled", "fallback"]
 
 _DTYPES = ("float16", "float32", "float64")
 
+_LACKS = ("reverse", "proj_size", "gate_activation")
+
 SUPPORT = {
-    "compiled": Support("the compiled kernel", lacks=("proj_size",), devices=("cpu",), dtypes=_DTYPES, derivatives=1),
-    "fallback": Support("the fallback kernel", lacks=("proj_size",), devices=("cpu",), dtypes=_DTYPES, derivatives=1),
+    "compiled": Support("the compiled kernel", lacks=_LACKS, devices=("cpu",), dtypes=_DTYPES, derivatives=1),
+    "fallback": Support("the fallback kernel", lacks=_LACKS, devices=("cpu",), dtypes=_DTYPES, derivatives=1),
 }
 """What the kernels compute: compiled, and by NumPy."""
 

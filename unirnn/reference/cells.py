@@ -7,7 +7,7 @@ and then goes from state to state by `cell`.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from unirnn.specs import GRUSpec, RecurrentSpec, RNNSpec
+from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
 
 __all__ = ["State", "Weights", "cell", "project", "sigmoid", "step"]
 
@@ -81,6 +81,7 @@ def cell(xp: Any, spec: RecurrentSpec, weights: Weights) -> Step:
         return _rnn(xp, spec, weights)
     if isinstance(spec, GRUSpec):
         return _gru(xp, spec, weights) if spec.reset_after else _gru_reset_before(xp, spec, weights)
+    assert isinstance(spec, LSTMSpec)
     return _lstm(xp, spec, weights)
 
 
@@ -96,13 +97,14 @@ def _rnn(xp: Any, spec: RNNSpec, weights: Weights) -> Step:
 
 def _gru(xp: Any, spec: GRUSpec, weights: Weights) -> Step:
     hidden = _affine(xp, weights.weight_hh, weights.bias_hh)
+    s = _gate(xp, spec)
 
     def step(x: Array, state: State) -> State:
         (h,) = state
         x_r, x_z, x_n = _split(spec, x)
         h_r, h_z, h_n = _split(spec, hidden(h))
-        r = sigmoid(xp, x_r + h_r)
-        z = sigmoid(xp, x_z + h_z)
+        r = s(x_r + h_r)
+        z = s(x_z + h_z)
         n = xp.tanh(x_n + r * h_n)
         return ((1 - z) * n + z * h,)
 
@@ -116,10 +118,11 @@ def _gru_reset_before(xp: Any, spec: GRUSpec, weights: Weights) -> Step:
         _affine(xp, weights.weight_hh[rows, :], None if weights.bias_hh is None else weights.bias_hh[rows])
         for rows in (slice(None, 2 * size), slice(2 * size, None))
     )
+    s = _gate(xp, spec)
 
     def step(x: Array, state: State) -> State:
         (h,) = state
-        gates = sigmoid(xp, x[:, : 2 * size] + hidden(h))
+        gates = s(x[:, : 2 * size] + hidden(h))
         r, z = gates[:, :size], gates[:, size:]
         n = xp.tanh(x[:, 2 * size :] + hidden_n(r * h))
         return ((1 - z) * n + z * h,)
@@ -127,15 +130,16 @@ def _gru_reset_before(xp: Any, spec: GRUSpec, weights: Weights) -> Step:
     return step
 
 
-def _lstm(xp: Any, spec: RecurrentSpec, weights: Weights) -> Step:
+def _lstm(xp: Any, spec: LSTMSpec, weights: Weights) -> Step:
     hidden = _affine(xp, weights.weight_hh, weights.bias_hh)
+    s = _gate(xp, spec)
     # (o * tanh(c')) is the output, or what is projected to it.
     projection = None if weights.weight_hr is None else _affine(xp, weights.weight_hr, None)
 
     def step(x: Array, state: State) -> State:
         h, c = state
         a_i, a_f, a_g, a_o = _split(spec, x + hidden(h))
-        i, f, o = sigmoid(xp, a_i), sigmoid(xp, a_f), sigmoid(xp, a_o)
+        i, f, o = s(a_i), s(a_f), s(a_o)
         c = f * c + i * xp.tanh(a_g)
         h = o * xp.tanh(c)
         return (h if projection is None else projection(h), c)
@@ -153,6 +157,23 @@ def _split(spec: RecurrentSpec, array: Array) -> list[Array]:
     """`(B, gates*H)` as one array `(B, H)` for each gate."""
     size = spec.hidden_size
     return [array[:, k * size : (k + 1) * size] for k in range(len(spec.gates))]
+
+
+def _gate(xp: Any, spec: GRUSpec | LSTMSpec) -> Callable[[Array], Array]:
+    """The function of the gates; see `unirnn.GRUSpec`."""
+    match spec.gate_activation:
+        case "sigmoid":
+            return lambda a: sigmoid(xp, a)
+        case "hard_sigmoid":
+            return lambda a: _between_0_and_1(xp, a / 6 + 0.5)
+        case _:
+            return lambda a: _between_0_and_1(xp, 0.2 * a + 0.5)
+
+
+def _between_0_and_1(xp: Any, a: Array) -> Array:
+    """Cut off below 0 and above 1; NaN stays NaN."""
+    above = xp.where(a < 0, xp.zeros_like(a), a)
+    return xp.where(above > 1, xp.ones_like(a), above)
 
 
 def sigmoid(xp: Any, a: Array) -> Array:

@@ -176,12 +176,12 @@ def recurrent(
     finals: list[State] = []
     for layer in range(spec.num_layers):
         outputs = []
-        for reverse in range(spec.num_directions):
-            position = layer * spec.num_directions + reverse
+        for position in range(layer * spec.num_directions, (layer + 1) * spec.num_directions):
             suffix = spec.suffixes()[position]
             w = Weights(*(weights.get(name + suffix) for name in Weights._fields))
             state = tuple(part[position, ...] for part in hx)
-            out, final = in_direction(xp, spec, x, state, w, ragged, resets, reverse=reverse == 1, direction=direction)
+            reverse = spec.is_reverse(position)
+            out, final = in_direction(xp, spec, x, state, w, ragged, resets, reverse=reverse, direction=direction)
             outputs.append(out)
             finals.append(final)
         x = outputs[0] if len(outputs) == 1 else xp.concat(outputs, axis=2)

@@ -42,9 +42,9 @@ Arrays = Mapping[str, Array]
 SUPPORT = {
     "torch": Support("torch", lacks=missing_arguments("torch")),
     "mindspore": Support("mindspore", lacks=missing_arguments("mindspore")),
-    "keras": Support("keras", lacks=("proj_size",)),
-    "flax": Support("flax", lacks=("reset_after", "proj_size")),
-    "onnx": Support("onnx", lacks=("proj_size",)),
+    "keras": Support("keras", lacks=("reverse", "proj_size", "gate_activation")),
+    "flax": Support("flax", lacks=("reverse", "reset_after", "proj_size", "gate_activation")),
+    "onnx": Support("onnx", lacks=("reverse", "proj_size", "gate_activation")),
 }
 """What the layers of each framework lack."""
 

@@ -93,6 +93,14 @@ ARGUMENTS: tuple[Argument, ...] = (
     ),
     Argument("bidirectional", "bidirectional", "bidirectional"),
     Argument(
+        "reverse",
+        None,
+        None,
+        without=False,
+        difference="neither framework has it; Keras calls it go_backwards",
+        difference_zh="两个框架都没有此参数；Keras 中对应的参数是 go_backwards",
+    ),
+    Argument(
         "reset_after",
         None,
         None,
@@ -109,6 +117,15 @@ ARGUMENTS: tuple[Argument, ...] = (
         without=0,
         difference="only PyTorch has it; of unirnn's backends, torch and array_api compute it, the others refuse it",
         difference_zh="仅 PyTorch 有此参数；unirnn 的后端中只有 torch 和 array_api 支持，其他后端会拒绝构建",
+    ),
+    Argument(
+        "gate_activation",
+        None,
+        None,
+        cells=("GRU", "LSTM"),
+        without="sigmoid",
+        difference="neither framework has it, and both have the sigmoid; Keras calls it recurrent_activation",
+        difference_zh="两个框架都没有此参数，其门控激活函数均为 sigmoid；Keras 中对应的参数是 recurrent_activation",
     ),
     Argument(
         "device",
@@ -204,7 +221,7 @@ def missing_arguments(framework: str) -> tuple[str, ...]:
     Examples
     --------
     >>> missing_arguments("mindspore")
-    ('reset_after', 'proj_size')
+    ('reverse', 'reset_after', 'proj_size', 'gate_activation')
     """
     return tuple(row.name for row in ARGUMENTS if row.place == "constructor" and row.name_in(framework) is None)
 

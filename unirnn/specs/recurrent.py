@@ -6,7 +6,7 @@ import numbers
 import warnings
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, InitVar, dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from .base import LEFT_OUT, Random, Spec, Traits, shown, uniform
 __all__ = ["GRUSpec", "LSTMSpec", "RNNSpec", "RecurrentSpec"]
 
 SpecT = TypeVar("SpecT", bound="RecurrentSpec")
+
+GateActivation = Literal["sigmoid", "hard_sigmoid", "hard_sigmoid_0.2"]
 
 
 class _Default:
@@ -52,6 +54,11 @@ class RecurrentSpec(Spec):
         The last layer has no dropout.
     bidirectional
         Whether a second direction runs from the last valid step to the first.
+    reverse
+        Whether the only direction runs from the last valid step to the first; not together with ``bidirectional``. As
+        in the reverse direction of a bidirectional layer, the output is in the order of the input, and the final state
+        is the one after step 0. The names of the weights are those of a layer that runs forward. Keras calls it
+        ``go_backwards``, and Flax ``reverse``; ONNX has ``direction="reverse"``.
     has_bias
         MindSpore's spelling of ``bias``.
 
@@ -81,6 +88,7 @@ class RecurrentSpec(Spec):
     batch_first: bool = False
     dropout: float = 0.0
     bidirectional: bool = False
+    reverse: bool = False
     has_bias: InitVar[bool] = _DEFAULT
 
     def __post_init__(self, has_bias: bool) -> None:
@@ -89,8 +97,10 @@ class RecurrentSpec(Spec):
         bias = names.canonical(self.kind, "constructor", spelled).get("bias", True)
         self._set_sizes("input_size", "hidden_size", "num_layers")
         self._set("bias", bias)
-        for name in ("bias", "batch_first", "bidirectional"):
+        for name in ("bias", "batch_first", "bidirectional", "reverse"):
             self._set(name, self._flag(name))
+        if self.reverse and self.bidirectional:
+            raise SpecError("reverse: given True together with bidirectional=True, which runs in reverse as well")
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, numbers.Real):
             raise ArgumentError(f"dropout: given {self.dropout!r}, expected a number")
         if not 0 <= self.dropout < 1:
@@ -128,8 +138,23 @@ class RecurrentSpec(Spec):
 
     @property
     def can_stream(self) -> bool:
-        """Whether there is one direction only; see `Spec.can_stream`."""
-        return not self.bidirectional
+        """Whether all layers run forward only; see `Spec.can_stream`."""
+        return not self.bidirectional and not self.reverse
+
+    def is_reverse(self, position: int) -> bool:
+        """Whether a layer and direction reads from the last valid step to the first.
+
+        Parameters
+        ----------
+        position
+            The position of the layer and direction in `suffixes`, and in the state.
+
+        Examples
+        --------
+        >>> [GRUSpec(3, 4, bidirectional=True).is_reverse(position) for position in (0, 1)]
+        [False, True]
+        """
+        return self.reverse or position % self.num_directions == 1
 
     def suffixes(self) -> tuple[str, ...]:
         """The ends of the names of weights, one for each layer and direction, in the order of the state.
@@ -262,7 +287,7 @@ class RNNSpec(RecurrentSpec):
     ----------
     nonlinearity
         ``"tanh"`` or ``"relu"``.
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, has_bias
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse, has_bias
         See `RecurrentSpec`.
 
     Examples
@@ -304,7 +329,11 @@ class GRUSpec(RecurrentSpec):
     reset_after
         Whether the reset gate is applied after the product with W_hn, as in torch, MindSpore and cuDNN, or before it,
         as in the paper. Keras has this argument too; ONNX calls it ``linear_before_reset``.
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, has_bias
+    gate_activation
+        The function s of the gates r and z: ``"sigmoid"``, or one of two straight lines that are cut off at 0 and 1.
+        ``"hard_sigmoid"`` is ``x / 6 + 1 / 2``, as in torch and Keras 3. ``"hard_sigmoid_0.2"`` is ``0.2 x + 0.5``, as
+        in Keras 1 and 2 and as ONNX's HardSigmoid is by default. Keras calls it ``recurrent_activation``.
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse, has_bias
         See `RecurrentSpec`.
 
     Examples
@@ -320,9 +349,11 @@ class GRUSpec(RecurrentSpec):
     states = ("h",)
 
     reset_after: bool = True
+    gate_activation: GateActivation = "sigmoid"
 
     def _check_own(self) -> None:
         self._set("reset_after", self._flag("reset_after"))
+        _check_gate_activation(self.gate_activation)
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -339,7 +370,9 @@ class LSTMSpec(RecurrentSpec):
     proj_size
         If positive, ``h' = W_hr (o * tanh(c'))`` has this size (Sak et al., 2014), which is less than ``hidden_size``.
         The backends torch and ``array_api`` compute it; the others refuse it.
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, has_bias
+    gate_activation
+        The function s of the gates i, f and o; see `GRUSpec`.
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse, has_bias
         See `RecurrentSpec`.
 
     Examples
@@ -353,8 +386,10 @@ class LSTMSpec(RecurrentSpec):
     states = ("h", "c")
 
     proj_size: int = 0
+    gate_activation: GateActivation = "sigmoid"
 
     def _check_own(self) -> None:
+        _check_gate_activation(self.gate_activation)
         self._set("proj_size", self._integer("proj_size", least=0))
         if self.proj_size >= self.hidden_size:
             raise SpecError(f"proj_size: given {self.proj_size!r}, expected less than hidden_size={self.hidden_size}")
@@ -363,3 +398,10 @@ class LSTMSpec(RecurrentSpec):
     def output_size(self) -> int:
         """``proj_size`` if there is a projection, else ``hidden_size``."""
         return self.proj_size or self.hidden_size
+
+
+def _check_gate_activation(given: object) -> None:
+    if given not in get_args(GateActivation):
+        raise SpecError(
+            f"gate_activation: given {given!r}, expected {' or '.join(map(repr, get_args(GateActivation)))}"
+        )

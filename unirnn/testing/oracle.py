@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn.specs import GRUSpec, RecurrentSpec, RNNSpec
+from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
 
 __all__ = ["derivative", "gradients", "recurrent"]
 
@@ -206,8 +206,9 @@ def _step(spec: RecurrentSpec, w: _Weights, x: Array, state: Parts) -> tuple[Par
     if isinstance(spec, RNNSpec):
         return _rnn(spec, w, x, *state)
     if isinstance(spec, GRUSpec):
-        return _gru(w, x, *state) if spec.reset_after else _gru_reset_before(w, x, *state)
-    return _lstm(w, x, *state)
+        return (_gru if spec.reset_after else _gru_reset_before)(spec, w, x, *state)
+    assert isinstance(spec, LSTMSpec)
+    return _lstm(spec, w, x, *state)
 
 
 def _rnn(spec: RNNSpec, w: _Weights, x: Array, h: Array) -> tuple[Parts, Back]:
@@ -221,36 +222,36 @@ def _rnn(spec: RNNSpec, w: _Weights, x: Array, h: Array) -> tuple[Parts, Back]:
     return (new,), back
 
 
-def _gru(w: _Weights, x: Array, h: Array) -> tuple[Parts, Back]:
+def _gru(spec: GRUSpec, w: _Weights, x: Array, h: Array) -> tuple[Parts, Back]:
     x_r, x_z, x_n = np.split(w.ih @ x + w.b_ih, 3)
     h_r, h_z, h_n = np.split(w.hh @ h + w.b_hh, 3)
-    r, z = _sigmoid(x_r + h_r), _sigmoid(x_z + h_z)
+    (r, slope_r), (z, slope_z) = _gate(spec, x_r + h_r), _gate(spec, x_z + h_z)
     n = np.tanh(x_n + r * h_n)
     new = (1 - z) * n + z * h
 
     def back(d_new: Array) -> tuple[Array, Parts, dict[str, Array]]:
-        # with respect to what the sigmoids and the tanh are taken of
+        # with respect to what the gates' functions and the tanh are taken of
         d_n = d_new * (1 - z) * (1 - n**2)
-        d_z = d_new * (h - n) * z * (1 - z)
-        d_r = d_n * h_n * r * (1 - r)
+        d_z = d_new * (h - n) * slope_z
+        d_r = d_n * h_n * slope_r
         d_x, d_h = np.concatenate([d_r, d_z, d_n]), np.concatenate([d_r, d_z, d_n * r])
         return w.ih.T @ d_x, (d_new * z + w.hh.T @ d_h,), _d_weights(x, h, d_x, d_h)
 
     return (new,), back
 
 
-def _gru_reset_before(w: _Weights, x: Array, h: Array) -> tuple[Parts, Back]:
+def _gru_reset_before(spec: GRUSpec, w: _Weights, x: Array, h: Array) -> tuple[Parts, Back]:
     x_r, x_z, x_n = np.split(w.ih @ x + w.b_ih, 3)
     (hh_r, hh_z, hh_n), (b_r, b_z, b_n) = np.split(w.hh, 3), np.split(w.b_hh, 3)
-    r, z = _sigmoid(x_r + hh_r @ h + b_r), _sigmoid(x_z + hh_z @ h + b_z)
+    (r, slope_r), (z, slope_z) = _gate(spec, x_r + hh_r @ h + b_r), _gate(spec, x_z + hh_z @ h + b_z)
     n = np.tanh(x_n + hh_n @ (r * h) + b_n)
     new = (1 - z) * n + z * h
 
     def back(d_new: Array) -> tuple[Array, Parts, dict[str, Array]]:
         d_n = d_new * (1 - z) * (1 - n**2)
-        d_z = d_new * (h - n) * z * (1 - z)
+        d_z = d_new * (h - n) * slope_z
         d_rh = hh_n.T @ d_n
-        d_r = d_rh * h * r * (1 - r)
+        d_r = d_rh * h * slope_r
         d_a = np.concatenate([d_r, d_z, d_n])
         d_w = _d_weights(x, h, d_a, d_a)
         d_w["weight_hh"][-len(h) :] = np.outer(d_n, r * h)
@@ -259,9 +260,10 @@ def _gru_reset_before(w: _Weights, x: Array, h: Array) -> tuple[Parts, Back]:
     return (new,), back
 
 
-def _lstm(w: _Weights, x: Array, h: Array, c: Array) -> tuple[Parts, Back]:
+def _lstm(spec: LSTMSpec, w: _Weights, x: Array, h: Array, c: Array) -> tuple[Parts, Back]:
     a_i, a_f, a_g, a_o = np.split(w.ih @ x + w.b_ih + w.hh @ h + w.b_hh, 4)
-    i, f, g, o = _sigmoid(a_i), _sigmoid(a_f), np.tanh(a_g), _sigmoid(a_o)
+    (i, slope_i), (f, slope_f), (o, slope_o) = (_gate(spec, a) for a in (a_i, a_f, a_o))
+    g = np.tanh(a_g)
     new_c = f * c + i * g
     gated = o * np.tanh(new_c)
     new_h = gated if w.hr is None else w.hr @ gated
@@ -269,8 +271,8 @@ def _lstm(w: _Weights, x: Array, h: Array, c: Array) -> tuple[Parts, Back]:
     def back(d_h: Array, d_c: Array) -> tuple[Array, Parts, dict[str, Array]]:
         d_gated = d_h if w.hr is None else w.hr.T @ d_h
         d_c = d_c + d_gated * o * (1 - np.tanh(new_c) ** 2)
-        d_i, d_f, d_g = d_c * g * i * (1 - i), d_c * c * f * (1 - f), d_c * i * (1 - g**2)
-        d_o = d_gated * np.tanh(new_c) * o * (1 - o)
+        d_i, d_f, d_g = d_c * g * slope_i, d_c * c * slope_f, d_c * i * (1 - g**2)
+        d_o = d_gated * np.tanh(new_c) * slope_o
         d_a = np.concatenate([d_i, d_f, d_g, d_o])
         d_w = _d_weights(x, h, d_a, d_a)
         if w.hr is not None:
@@ -280,9 +282,15 @@ def _lstm(w: _Weights, x: Array, h: Array, c: Array) -> tuple[Parts, Back]:
     return (new_h, new_c), back
 
 
-def _sigmoid(a: Array) -> Array:
-    result: Array = 0.5 * np.tanh(0.5 * a) + 0.5  # 1 / (1 + exp(-a)), without the overflow
-    return result
+def _gate(spec: GRUSpec | LSTMSpec, a: Array) -> tuple[Array, Array]:
+    """The gates' function, and its slope."""
+    if spec.gate_activation == "sigmoid":
+        s = 0.5 * np.tanh(0.5 * a) + 0.5  # 1 / (1 + exp(-a)), without the overflow
+        return s, s * (1 - s)
+    slope = {"hard_sigmoid": 1 / 6, "hard_sigmoid_0.2": 0.2}[spec.gate_activation]
+    line = slope * a + 0.5
+    inside = (line.real > 0) & (line.real < 1)
+    return np.where(inside, line, line.real >= 1), np.where(inside, slope, 0)
 
 
 # ---- one sequence, and back ----------------------------------------------------------------------
@@ -301,7 +309,7 @@ def _sequence(
     backs: list[list[Any]] = [[None] * len(x) for _ in suffixes]
 
     def order(position: int) -> Any:
-        return steps if position % spec.num_directions == 0 else reversed(steps)
+        return reversed(steps) if _is_reverse(spec, position) else steps
 
     rows = list(x)
     for first in range(0, len(suffixes), spec.num_directions):
@@ -338,6 +346,10 @@ def _sequence(
     return output, tuple(np.stack(part) for part in zip(*finals, strict=True)), back
 
 
+def _is_reverse(spec: RecurrentSpec, position: int) -> bool:
+    return spec.reverse or (spec.bidirectional and position % 2 == 1)
+
+
 # ---- the sequences of a column, and back ---------------------------------------------------------
 
 
@@ -354,7 +366,7 @@ def _column(
     cuts = [0, *(t for t in range(1, len(x)) if resets[t]), len(x)]
     pieces = list(itertools.pairwise(cuts))
     first, last = 0, len(pieces) - 1
-    reverse = np.arange(len(initial[0])) % spec.num_directions == 1
+    reverse = np.array([_is_reverse(spec, position) for position in range(len(initial[0]))])
     takes_initial = [np.where(reverse, k == last, k == first and not resets[0])[:, None] for k in range(len(pieces))]
     gives_final = [np.where(reverse, k == first, k == last)[:, None] for k in range(len(pieces))]
 
