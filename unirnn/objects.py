@@ -31,7 +31,7 @@ def snapshot(
     obj: Any,
     *,
     spec: Spec | None = None,
-    prefix: str | None = None,
+    prefix: str | Sequence[str] | None = None,
     rename: Rename | None = None,
     batch_first: bool | None = None,
 ) -> Snapshot:
@@ -104,7 +104,7 @@ def _snapshot(obj: Any, choice: Choice) -> Snapshot:
         arrays = {name: stored(array) for name, array in obj.items() if isinstance(name, str)}
         return read_state_dict(arrays, choice)
     if choice.rename is None and "onnx" in registry.packages(obj):
-        return onnx_reader.read_model(obj, choice.prefix, choice.spec)
+        return onnx_reader.read_model(obj, choice.only_prefix, choice.spec)
     if choice.spec is not None or choice.prefix is not None:
         given = "rename" if choice.rename is not None else "spec" if choice.spec is not None else "prefix"
         raise ArgumentError(f"{given}: given with a module, whose spec and names are known; leave it out")

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -72,7 +72,7 @@ class Choice:
     Parameters
     ----------
     prefix
-        The beginning of the names of the layer or the model.
+        The beginning of the names of the layer or the model; or several of them, a stack of layers of a state dict.
     spec
         What the layer or the model is.
     rename
@@ -86,14 +86,16 @@ class Choice:
         If one of them has the wrong type, or they contradict each other.
     """
 
-    prefix: str | None = None
+    prefix: str | Sequence[str] | None = None
     spec: Spec | None = None
     rename: Rename | None = None
     batch_first: bool | None = None
 
     def __post_init__(self) -> None:
         spec, rename = self.spec, self.rename
-        if not isinstance(spec, Spec | None) or not isinstance(self.prefix, str | None):
+        if isinstance(self.prefix, (list, tuple)):
+            self._check_prefixes(self.prefix)
+        elif not isinstance(spec, Spec | None) or not isinstance(self.prefix, str | None):
             raise ArgumentError(
                 f"spec, prefix: given {spec!r}, {self.prefix!r}, expected a spec such as GRUSpec(3, 4), and a str"
             )
@@ -112,6 +114,24 @@ class Choice:
             raise ArgumentError(
                 f"rename: given {given}, expected a model as spec; a recurrent layer is chosen by prefix"
             )
+
+    def _check_prefixes(self, prefixes: Sequence[object]) -> None:
+        if not prefixes or not all(isinstance(prefix, str) for prefix in prefixes):
+            raise ArgumentError(
+                f"prefix: given {prefixes!r}, expected a str, or a list of them, the lowest layer first"
+            )
+        if not isinstance(self.spec, RecurrentSpec | None):
+            raise ArgumentError(f"prefix: given a list with {self.spec!r}, expected a recurrent layer, or one prefix")
+
+    @property
+    def only_prefix(self) -> str | None:
+        """The prefix, where a list of them is an ArgumentError: the layers are known, and what is between them."""
+        if isinstance(self.prefix, str | None):
+            return self.prefix
+        raise ArgumentError(
+            f"prefix: given {list(self.prefix)!r}, expected one: a list is for the names of a state dict; read the "
+            "layers one by one and join them by unirnn.stack, if there is nothing between them"
+        )
 
     def check_layout(self, spec: Spec, whose: str) -> None:
         """Check that ``batch_first``, if it is given, is what a spec says; an ArgumentError if it is not."""
@@ -225,7 +245,7 @@ def read_state_dict(arrays: Mapping[str, StoredArray], choice: Choice) -> Snapsh
         found = state_dicts.choose_layer(shapes, prefix=choice.prefix, spec=spec, batch_first=choice.batch_first)
         return replace(_read_layer(arrays, *found), assumed=assumed)
     floating = [name for name, array in arrays.items() if array.dtype in DTYPES]
-    sources = state_dicts.choose_weights(spec, shapes, floating, prefix=choice.prefix, rename=choice.rename)
+    sources = state_dicts.choose_weights(spec, shapes, floating, prefix=choice.only_prefix, rename=choice.rename)
     for source in sources.values():
         check_dtype(source, arrays[source].dtype)
     for name, other in (spec.tied() if isinstance(spec, ModelSpec) else {}).items():
@@ -262,7 +282,7 @@ def contents_of_snapshot(format: str, spec: Spec, arrays: Mapping[str, StoredArr
         raise FileError(f"unirnn: given {_short(spec)}, which doesn't fit the arrays: {error}") from error
 
     def read(choice: Choice) -> Snapshot:
-        prefix, given = choice.prefix, choice.spec
+        prefix, given = choice.only_prefix, choice.spec
         if choice.rename is not None:  # the file of one model, opened as another
             return read_state_dict(arrays, choice)
         inner = _inner(spec, prefix or "")

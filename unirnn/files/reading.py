@@ -1,6 +1,6 @@
 """Reading files without trusting them; see `unirnn.files`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 
@@ -24,7 +24,7 @@ _READERS = {".safetensors": "safetensors", ".onnx": "onnx_reader", ".npz": "npz"
 def load(
     path: Path,
     *,
-    prefix: str | None = None,
+    prefix: str | Sequence[str] | None = None,
     spec: Spec | None = None,
     rename: Rename | None = None,
     batch_first: bool | None = None,

@@ -16,13 +16,15 @@ weights are dropped at random in training, as in AWD-LSTM, ``weight_hh_l0_raw`` 
 """
 
 import difflib
+import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from unirnn.contract.weights import check_weights, format_names
 from unirnn.errors import ArgumentError, ShapeError, SpecError, UnirnnError
+from unirnn.snapshots.stacking import renumbered, stacked_spec
 from unirnn.specs import GRUSpec, LSTMSpec, ModelSpec, RecurrentSpec, RNNSpec, Spec
 
 __all__ = [
@@ -50,6 +52,7 @@ _NAME = re.compile(
     re.DOTALL,
 )
 _RAW = re.compile(r"(?P<layer>(?:.*\.)?)(?P<weight>[^.]*(?:weight|bias)[^.]*)_raw", re.DOTALL)
+_NUMBER = re.compile("[0-9]{1,9}")
 _NESTED = "parametrizations."  # where torch keeps what a weight is computed from
 _MATRICES = {"weight_ih_l0", "weight_hh_l0"}  # that every layer has
 _BY_GATES: dict[int, type[RecurrentSpec]] = {len(cls.gates): cls for cls in (RNNSpec, GRUSpec, LSTMSpec)}
@@ -87,11 +90,11 @@ def find_layers(shapes: Shapes) -> dict[str, Match | UnirnnError]:
 def choose_layer(
     shapes: Shapes,
     *,
-    prefix: str | None = None,
+    prefix: str | Sequence[str] | None = None,
     spec: RecurrentSpec | None = None,
     batch_first: bool | None = None,
 ) -> Match:
-    """Choose one recurrent layer among the names of arrays, and find its spec.
+    """Choose one recurrent layer among the names of arrays, or a stack of several, and find its spec.
 
     Parameters
     ----------
@@ -99,9 +102,10 @@ def choose_layer(
         The shape of every array by its name.
     prefix
         The beginning of the layer's names, with or without the dot at its end. If it is None, there must be only one
-        layer; prefixes without the two matrices that every layer has do not count.
+        layer; prefixes without the two matrices that every layer has do not count. Several prefixes are a stack of
+        layers, the lowest first.
     spec
-        The spec of the layer; None if names and shapes determine it.
+        The spec of the layer, or of the whole stack; None if names and shapes determine it.
     batch_first
         What names and shapes do not say; None is False, or what the spec says.
 
@@ -116,12 +120,12 @@ def choose_layer(
     ------
     ArgumentError
         If there is no layer under the prefix, or none at all, or several and no prefix; or if the given spec has other
-        names.
+        names; or if there are arrays between the layers of a stack.
     ShapeError
         If the given spec has other shapes.
     SpecError
         If the names and shapes do not make up a layer; or if it is an RNN, whose nonlinearity they do not show; or if
-        other arrays show that the layer computes something else.
+        other arrays show that the layer computes something else; or if layers do not fit on top of each other.
 
     Examples
     --------
@@ -134,12 +138,75 @@ def choose_layer(
             "weights: given no recurrent layer, expected names such as 'weight_ih_l0', or 'weight_ih' of a cell, of "
             f"arrays of floats; given {format_names(map(repr, shapes)) or 'none'}"
         )
-    own = found[_choose_prefix(found, prefix)]
-    chosen = _layer_spec(own, shapes, spec)
+    if prefix is None or isinstance(prefix, str):
+        own = found[_choose_prefix(found, prefix)]
+        chosen, sources = _layer_spec(own, shapes, spec), own.sources
+    else:
+        chosen, sources = _choose_stack(found, shapes, [_choose_prefix(found, one) for one in prefix], spec)
     if spec is None:
         chosen = replace(chosen, batch_first=bool(batch_first))
         _check_nonlinearity(chosen)
-    return chosen, own.sources
+    return chosen, sources
+
+
+def _choose_stack(
+    found: Mapping[str, "_Layer"], shapes: Shapes, prefixes: Sequence[str], spec: RecurrentSpec | None
+) -> Match:
+    """The spec of a stack of layers under these prefixes, and the names of its arrays."""
+    if len({*prefixes}) != len(prefixes):
+        raise ArgumentError(f"prefix: given {list(prefixes)!r}, expected each layer once")
+    specs: list[RecurrentSpec] = []
+    sources: dict[str, str] = {}
+    for prefix in prefixes:
+        own = found[prefix]
+        try:
+            specs.append(_layer_spec(own, shapes, None if spec is None else _part(spec, own.spec(shapes))))
+        except UnirnnError as error:
+            raise type(error)(f"prefix {prefix!r}: {error}") from error
+        sources |= renumbered(own.sources, sum(below.num_layers for below in specs[:-1]))
+    _check_between(found, shapes, prefixes)
+    whole = stacked_spec(specs, prefixes)
+    if spec is not None and not spec.fits(whole):
+        raise SpecError(f"spec: given {spec!r}, but the layers under {format_names(map(repr, prefixes))} are {whole!r}")
+    return spec or whole, sources
+
+
+def _part(spec: RecurrentSpec, sizes: RecurrentSpec) -> RecurrentSpec:
+    """The spec of a part of a stack: what names and shapes say is the part's own, and the rest the stack's."""
+    inferred = {"input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size"}
+    own = {name: value for name, value in sizes.to_dict().items() if name in inferred & {*spec.to_dict()}}
+    return RecurrentSpec.from_dict({**spec.to_dict(), **own, "dropout": 0.0})
+
+
+def _check_between(found: Mapping[str, "_Layer"], shapes: Shapes, prefixes: Sequence[str]) -> None:
+    """Refuse arrays that seem to belong to other layers between those of a stack: by their order, or by their names."""
+    names = list(_without_dropped(shapes).values())
+    place = {name: position for position, name in enumerate(names)}
+    own = [[*found[prefix].sources.values()] for prefix in prefixes]
+    between: list[str] = []
+    for pair in itertools.pairwise(own):
+        spans = sorted([min(place[name] for name in one), max(place[name] for name in one)] for one in pair)
+        between += names[spans[0][1] + 1 : spans[1][0]]
+    # What tells the prefixes apart: "0" and "1" of "rnns.0.rnn." and "rnns.1.rnn.", at the depth 1.
+    parts = [prefix.split(".") for prefix in prefixes]
+    depth = next((k for k, same in enumerate(zip(*parts, strict=False)) if len({*same}) > 1), 0)
+    holders = {part[depth] for part in parts if len(part) > depth + 2}
+    numbers = [int(part[depth]) for part in parts if _NUMBER.fullmatch(part[depth])]
+    for name in names:
+        *start, holder = name.split(".", depth + 1)[: depth + 1]
+        if start != parts[0][:depth]:
+            continue
+        is_between = _NUMBER.fullmatch(holder) and numbers and min(numbers) < int(holder) < max(numbers)
+        if holder in holders or is_between:
+            between.append(name)
+    known = {name for one in own for name in one}
+    between = [name for name in dict.fromkeys(between) if name not in known]
+    if between:
+        raise ArgumentError(
+            f"prefix: besides the layers of the stack there are {format_names(map(repr, between))}, which may belong "
+            "between them, and which a stack would leave out; give the whole as spec=unirnn.Sequential(...) with "
+            "rename=, or, if they don't, read the layers one by one and join them by unirnn.stack"
+        )
 
 
 def _choose_prefix(found: Mapping[str, "_Layer"], prefix: str | None) -> str:
@@ -398,6 +465,10 @@ class _Layer:
     is_cell: bool = True  # the names have no number of a layer
     others: list[str] = field(default_factory=list)  # of a cell: arrays under its prefix that no cell has
 
+    def spec(self, shapes: Shapes) -> RecurrentSpec:
+        """What names and shapes say."""
+        return _infer({weight: tuple(shapes[source]) for weight, source in self.sources.items()})
+
     @property
     def names(self) -> set[str]:
         """The weights that are there, be it only by what they are computed from."""
@@ -410,16 +481,16 @@ def _without_dropped(names: Iterable[str]) -> dict[str, str]:
     AWD-LSTM and others have the raw weight beside the copy, fastai one level further up: ``0.rnns.0.weight_hh_l0_raw``
     beside ``0.rnns.0.module.weight_hh_l0``.
     """
-    found = {name: name for name in names}
-    layers = {_split(name)[0] for name in found}
-    for name in list(found):
+    given = list(names)
+    layers = {_split(name)[0] for name in given}
+    weights: dict[str, str] = {}  # of the raw ones, by their names
+    for name in given:
         match = _RAW.fullmatch(name)
         if match is not None:
             inner = f"{match['layer']}module."
-            weight = (inner if inner in layers else match["layer"]) + match["weight"]
-            del found[name]
-            found[weight] = name
-    return found
+            weights[name] = (inner if inner in layers else match["layer"]) + match["weight"]
+    dropped = {*weights.values()}
+    return {weights.get(name, name): name for name in given if name not in dropped}
 
 
 def _by_prefix(shapes: Shapes) -> dict[str, _Layer]:
@@ -466,9 +537,8 @@ def _layer_spec(own: _Layer, shapes: Shapes, spec: RecurrentSpec | None = None) 
             f"weights: beside those of a cell there are {format_names(map(repr, own.others))}, so it may compute "
             "something else; if it is a plain cell, give its spec"
         )
-    held = {weight: tuple(shapes[source]) for weight, source in own.sources.items()}
-    found = spec or _infer(held)
-    check_weights(found, held)
+    found = spec or own.spec(shapes)
+    check_weights(found, {weight: tuple(shapes[source]) for weight, source in own.sources.items()})
     return found
 
 
