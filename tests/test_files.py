@@ -58,6 +58,9 @@ from unirnn.errors import (
 from unirnn.files import writing
 from unirnn.files._header import spec_to_metadata
 
+# The files of these tests do not say batch_first; what is done then is tested in test_snapshots.py.
+pytestmark = pytest.mark.filterwarnings("ignore::unirnn.errors.AssumptionWarning")
+
 SUFFIXES = [suffix for suffix in files.WRITTEN if suffix != ".onnx" or importlib.util.find_spec("onnx")]
 SPECS = [
     RNNSpec(2, 3, nonlinearity="relu"),

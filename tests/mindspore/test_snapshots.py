@@ -54,7 +54,7 @@ def test_snapshot_of_a_layer_within_a_network() -> None:
     assert net.encoder.w_ih_list[0].name == "encoder.weight_ih_l0"
     taken = unirnn.snapshot(net.encoder)
     assert taken.spec == GRUSpec(3, 4)
-    assert unirnn.snapshot(net.parameters_dict(), prefix="encoder.") == taken
+    assert unirnn.snapshot(net.parameters_dict(), prefix="encoder.", batch_first=False) == taken
     other = unirnn.snapshot(nn.GRU(3, 4))
     unirnn.load_weights(net.encoder, other)
     assert unirnn.snapshot(net.encoder) == other

@@ -43,7 +43,7 @@ def theirs() -> Any:
 
 
 def test_the_layer_in_the_file_is_the_layer_in_the_module(theirs: Any) -> None:
-    snapshot = unirnn.load(PRETRAINED)  # it has no other recurrent layer
+    snapshot = unirnn.load(PRETRAINED, batch_first=True)  # it has no other recurrent layer
     assert snapshot.spec == unirnn.LSTMSpec(40, 256, 3)
     of_layer = unirnn.snapshot(theirs.lstm)
     assert of_layer.spec == MODEL["lstm"]

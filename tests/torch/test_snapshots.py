@@ -58,9 +58,9 @@ print(sorted(others & (set(sys.modules) - before)))
 def test_a_state_dict_as_it_is() -> None:
     model = torch.nn.ModuleDict({"encoder": torch.nn.GRU(3, 4), "head": torch.nn.Linear(4, 2)})
     expected = unirnn.snapshot(model["encoder"])
-    assert unirnn.snapshot(model.state_dict()) == expected
-    assert unirnn.snapshot(dict(model.named_parameters()), prefix="encoder.") == expected
-    narrow = unirnn.snapshot(model.to(torch.bfloat16).state_dict())
+    assert unirnn.snapshot(model.state_dict(), batch_first=False) == expected
+    assert unirnn.snapshot(dict(model.named_parameters()), prefix="encoder.", batch_first=False) == expected
+    narrow = unirnn.snapshot(model.to(torch.bfloat16).state_dict(), batch_first=False)
     for name, array in narrow.weights.items():
         np.testing.assert_allclose(array, expected.weights[name], rtol=2**-8)
 
