@@ -218,7 +218,7 @@ def test_a_parametrized_weight(parts: list[str], spec: RecurrentSpec | None, pre
     assert "torch.nn.utils.parametrize.remove_parametrizations" in str(caught.value)
     # If the weight itself is there as well, it may be out of date.
     weights[f"{prefix}weight_hh_l0"] = WEIGHTS["weight_hh_l0"]
-    with pytest.raises(errors.SpecError, match="^weights: given '.*' beside weight_hh_l0, so the weight may be comp"):
+    with pytest.raises(errors.SpecError, match=r"^weights: given '.*' beside weight_hh_l0, so the weight may be comp"):
         unirnn.snapshot(weights, spec=spec)
 
 
@@ -255,7 +255,7 @@ def test_an_array_beside_a_weight_may_be_what_it_is_computed_from(name: str, pla
     arrays = {inner + weight: array for weight, array in WEIGHTS.items()}
     end = f"weight_hh_l0.{name}" if "parametrizations" in place else f"weight_hh_l0_{name}"
     arrays[place.replace("module.", "") + end] = np.ones((16, 4))
-    words = rf"beside weight_hh_l0, so the weight may be computed from it at each call; .* out of the mapping if"
+    words = r"beside weight_hh_l0, so the weight may be computed from it at each call; .* out of the mapping if"
     with pytest.raises(errors.SpecError, match=words):
         unirnn.snapshot(arrays, batch_first=False)
     del arrays[place.replace("module.", "") + end]

@@ -1,15 +1,15 @@
 """Batches padded on the left, and masks: what stands in the way of ``seq_length``, which is for padding on the right.
 
-The tensors stay those of their framework, on their device, and gradients flow through: the steps are moved by indexing,
-which arrays of NumPy, torch and MindSpore have in common.
+The tensors stay those of their framework, on their device, and gradients flow through.
 """
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn import registry
+from unirnn import registry, state
 from unirnn.contract.call import Sizes, lengths
 from unirnn.errors import ArgumentError, DTypeError, ShapeError
 
@@ -143,30 +143,27 @@ def right_to_left(x: Any, seq_length: Any, *, batch_first: bool) -> Any:
 
 
 def _rotate(x: Any, seq_length: Any, batch_first: bool, by: int) -> Any:
-    """Move the steps of each sequence around, by the number of steps that are padding: each step stays in the batch."""
+    """Move the steps of each sequence around, by the number of steps that are padding, so that none is lost."""
     if not isinstance(batch_first, bool):
         raise ArgumentError(f"batch_first: given {batch_first!r}, expected True or False")
-    shape = getattr(x, "shape", None)
-    if shape is None:
+    if not hasattr(x, "shape"):
         raise ArgumentError(f"x: given {type(x).__name__}, expected an array")
+    shape = tuple(x.shape)
     if len(shape) < 2:
-        raise ShapeError(f"x: given shape {tuple(shape)}, expected {'(B, T, ...)' if batch_first else '(T, B, ...)'}")
-    batch_size, steps = shape[:2] if batch_first else (shape[1], shape[0])
+        raise ShapeError(f"x: given shape {shape}, expected {'(B, T, ...)' if batch_first else '(T, B, ...)'}")
+    batch_size, steps = shape[:2] if batch_first else shape[1::-1]
     counts = lengths(registry.to_numpy(seq_length), Sizes(steps, batch_size))
-    rows = np.arange(batch_size)[:, None]
-    index = (np.arange(steps) - by * (steps - counts[:, None])) % max(steps, 1)
-    rows, index = np.broadcast_arrays(rows, index)
-    native = [_native(part if batch_first else part.T, x) for part in (rows, index)]
-    return x[tuple(native)] if batch_first else x[tuple(native[::-1])]
+    if not math.prod(shape):
+        return x
+    rows, step = np.arange(batch_size)[:, None], np.arange(steps)
+    source = (step - by * (steps - counts[:, None])) % steps
+    index = rows * steps + source if batch_first else (source * batch_size + rows).T
+    # One axis for all steps of all sequences, from which `select` takes as it does from the states of a batch.
+    moved = state.select(_reshaped(x, (1, batch_size * steps, math.prod(shape[2:]))), index.reshape(-1))
+    return _reshaped(moved, shape)
 
 
-def _native(index: NDArray[np.int64], like: Any) -> Any:
-    """An index as an array of the framework, and on the device, of another."""
-    index = np.ascontiguousarray(index)
-    if isinstance(like, np.ndarray):
-        return index
-    for backend in registry.backends_for(like):
-        found = backend.like(index, like)
-        if found is not None:
-            return found
-    raise ArgumentError(f"x: given {type(like).__module__}.{type(like).__name__}, expected an array of a backend")
+def _reshaped(x: Any, shape: tuple[int, ...]) -> Any:
+    """An array in another shape: by the function of the array API standard, or by the method, where it has none."""
+    get = getattr(x, "__array_namespace__", None)
+    return x.reshape(shape) if get is None else get().reshape(x, shape)

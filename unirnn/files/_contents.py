@@ -227,12 +227,13 @@ def contents_of_state_dict(format: str, arrays: Mapping[str, StoredArray]) -> Co
 
     layers: dict[str, Layer] = {}
     for prefix, match in state_dicts.find_layers(shapes).items():
+        if isinstance(match, UnirnnError):
+            layers[prefix] = Layer(match, {})
+            continue
         try:
-            layers[prefix] = Layer(match, {}) if isinstance(match, UnirnnError) else _describe(arrays, *match)
+            layers[prefix] = replace(_describe(arrays, *match), assumed=_ASSUMED)
         except DTypeError as error:
             layers[prefix] = Layer(error, {})
-        else:
-            layers[prefix] = replace(layers[prefix], assumed=_ASSUMED)
     return Contents(format, None, layers, read, arrays)
 
 

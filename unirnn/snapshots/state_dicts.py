@@ -164,7 +164,8 @@ def _choose_stack(
         except UnirnnError as error:
             raise type(error)(f"prefix {prefix!r}: {error}") from error
         sources |= renumbered(own.sources, sum(below.num_layers for below in specs[:-1]))
-    _check_between(found, shapes, prefixes)
+    if len(prefixes) > 1:
+        _check_between(found, shapes, prefixes)
     whole = stacked_spec(specs, prefixes)
     if spec is not None and not spec.fits(whole):
         raise SpecError(f"spec: given {spec!r}, but the layers under {format_names(map(repr, prefixes))} are {whole!r}")
