@@ -98,7 +98,7 @@ def test_the_lengths_of_a_mask(data: st.DataObject, batch_size: int, steps: int,
     lengths = data.draw(st.lists(st.integers(0, steps), min_size=batch_size, max_size=batch_size))
     mask = np.array([[t < n for t in range(steps)] for n in lengths], bool).reshape(batch_size, steps).astype(dtype)
     found = unirnn.lengths_of(mask)
-    assert (found.tolist(), found.dtype, found.shape) == (lengths, np.int64, (batch_size,))
+    assert (found.tolist(), found.dtype.name, found.shape) == (lengths, "int64", (batch_size,))
 
 
 def test_a_mask_of_a_framework(model_subject: Subject) -> None:

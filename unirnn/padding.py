@@ -56,7 +56,7 @@ def lengths_of(mask: Any) -> NDArray[np.int64]:
     if len(wrong):
         row, step = wrong[0]
         raise ArgumentError(f"mask[{row}, {step}]: given {given[row, step]}, expected 0 or 1")
-    found = valid.sum(axis=1, dtype=np.int64)
+    found: NDArray[np.int64] = valid.sum(axis=1, dtype=np.int64)
     is_padded_right = (valid == (np.arange(valid.shape[1]) < found[:, None])).all(axis=1)
     if not is_padded_right.all():
         row = int(np.argmin(is_padded_right))

@@ -139,12 +139,12 @@ def test_other_layers_in_a_list() -> None:
 def test_the_state_dict_of_a_cell(kind: Any, spec: RecurrentSpec, bias: bool) -> None:
     cell = kind(bias)
     spec = replace(spec, bias=bias)
-    state = torch.nn.ModuleDict({"cell": cell, "head": torch.nn.Linear(4, 2)}).state_dict()
-    taken = unirnn.snapshot(state, **({"spec": spec} if spec.kind == "RNN" else {"batch_first": False}))
+    weights = torch.nn.ModuleDict({"cell": cell, "head": torch.nn.Linear(4, 2)}).state_dict()
+    taken = unirnn.snapshot(weights, **({"spec": spec} if spec.kind == "RNN" else {"batch_first": False}))
     assert taken.spec == spec
     x = torch.randn(5, 2, 3)
     output, _ = taken.build("numpy")(x.numpy())
-    state = None
+    state: Any = None
     for step in range(5):
         state = cell(x[step], state)
         expected = state[0] if spec.kind == "LSTM" else state
