@@ -6,7 +6,7 @@ backend, so `unirnn.snapshots` has a module for each of them. ONNX models are re
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -256,9 +256,9 @@ _METHODS = {"torch": "forward", "mindspore": "construct", "keras": "call", "flax
 """The method of a framework's modules that computes."""
 
 
-def _known_class(obj: Any, known: tuple[str, ...]) -> str | None:
+def _known_class(obj: Any, known: tuple[str, ...], frameworks: Iterable[str] = _METHODS) -> str | None:
     """The name of an object's class, if it is such a class of a framework, or of a subclass that computes the same."""
-    packages = [package for package in _METHODS if package in registry.packages(obj)]
+    packages = [package for package in frameworks if package in registry.packages(obj)]
     names = (class_name(obj, package, known, _METHODS[package]) for package in packages)
     return next(filter(None, names), None)
 
@@ -267,7 +267,8 @@ def _parts(obj: Any) -> list[Any] | None:
     """The items of a list, or of a module that is one; None of anything else."""
     if isinstance(obj, Sequence) and not isinstance(obj, (str, bytes)):
         return list(obj)
-    return list(obj) if _known_class(obj, ("ModuleList", "Sequential", "CellList", "SequentialCell")) else None
+    holders = ("ModuleList", "Sequential", "CellList", "SequentialCell")
+    return list(obj) if _known_class(obj, holders, ("torch", "mindspore")) else None
 
 
 def _dropout_rate(obj: Any) -> float | None:
