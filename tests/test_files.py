@@ -274,7 +274,7 @@ def test_a_path_of_the_wrong_type() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"spec": "GRU"}, {"spec": GRU.to_dict()}, {"spec": GRUSpec}, {"prefix": ["rnn."]}, {"prefix": 3}],
+    [{"spec": "GRU"}, {"spec": GRU.to_dict()}, {"spec": GRUSpec}, {"prefix": 3}],
     ids=repr,
 )
 def test_a_spec_or_prefix_of_the_wrong_type(tmp_path: Path, arguments: dict[str, Any]) -> None:
