@@ -96,13 +96,16 @@ static int backward(operator op, unirnn_layer layer, void **d_results) {
         if (layer.lengths[b] < 0 || layer.lengths[b] > layer.steps) return UNIRNN_BAD_LENGTH;
         valid += layer.lengths[b];
     }
-    char *memory = malloc((3 * state + valid * unirnn_kept(layer.cell) * layer.hidden_size) * size);
+    /* The results are not wanted again: all steps of the output lie in the same place. But a projection is read there
+       again, with resets for several sequences of a column at a time. */
+    const int64_t outputs = op.projected ? layer.steps * layer.batch_size * layer.proj_size : state;
+    char *memory = malloc((outputs + 2 * state + valid * unirnn_kept(layer.cell) * layer.hidden_size) * size);
     if (!memory) return UNIRNN_NO_MEMORY;
-    /* The results are not wanted again: all steps of the output lie in the same place. */
-    layer.output = (unirnn_steps){memory, 0, output_size(&layer)};
-    layer.h_n = memory + state * size;
-    layer.c_n = memory + 2 * state * size;
-    layer.kept = memory + 3 * state * size;
+    layer.output = steps_of(memory, &layer, output_size(&layer));
+    if (!op.projected) layer.output.step = 0;
+    layer.h_n = memory + outputs * size;
+    layer.c_n = memory + (outputs + state) * size;
+    layer.kept = memory + (outputs + 2 * state) * size;
     unirnn_gradients d = {
         .d_output = steps_of(d_results[0], &layer, output_size(&layer)),
         .d_h_n = d_results[1],
