@@ -170,6 +170,11 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
         errors.ArgumentError,
         "missing weight, bias; left over a",
     ),
+    "a weight that is computed from others": (
+        lambda: unirnn.migrate(nn.utils.parametrizations.weight_norm(nn.Linear(1, 2)), to=nn.Linear(1, 2)),
+        errors.SpecError,
+        "weights: given a parametrization of weight, expected the weight itself",
+    ),
     "no module": (
         lambda: unirnn.migrate({"weight": np.ones(2)}, to={}),
         errors.ArgumentError,
@@ -187,6 +192,15 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
 def test_mistakes(call: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         call()
+
+
+def test_the_raw_weight_is_taken_and_not_its_dropped_copy() -> None:
+    given, model = nn.GRU(3, 4), mnn.GRU(3, 4)
+    arrays = {f"gru.{name}": weight for name, weight in given.state_dict().items()}
+    arrays |= {"gru.weight_hh_l0": torch.zeros(12, 4), "gru.weight_hh_l0_raw": given.weight_hh_l0}
+    report = unirnn.migrate(arrays, to=model, rename={"gru.": ""})
+    assert report.written["weight_hh_l0"] == "gru.weight_hh_l0_raw"
+    np.testing.assert_array_equal(dict(model.parameters_dict())["weight_hh_l0"].asnumpy(), given.weight_hh_l0.detach())
 
 
 def test_an_error_while_writing_restores_the_module() -> None:

@@ -14,7 +14,7 @@ from unirnn.errors import ArgumentError, DTypeError, ShapeError
 from unirnn.files import contents
 from unirnn.files._contents import StoredArray, stored
 from unirnn.snapshots.snapshot import Snapshot
-from unirnn.snapshots.state_dicts import Rename, mismatch, renamed
+from unirnn.snapshots.state_dicts import Rename, check_derived, mismatch, renamed, without_dropped
 
 __all__ = ["Migration", "migrate"]
 
@@ -95,6 +95,8 @@ def migrate(source: Any, *, to: Any, rename: Rename | None = None, strict: bool 
         two arrays differ that the module has as one weight.
     ShapeError
         If an array has another shape than the weight.
+    SpecError
+        If weights are computed from other arrays at each call, as by weight normalisation, and the module's are not.
     DTypeError
         If the dtype of the module would round a weight.
     FileError, OSError
@@ -116,13 +118,17 @@ def migrate(source: Any, *, to: Any, rename: Rename | None = None, strict: bool 
     arrays = _arrays(source)
     backend, owned = _owned(to)
     floats = {name: array for name, array in arrays.items() if array.dtype in DTYPES}
-    sources = renamed(floats, None, rename)
+    # A module that drops weights itself has the raw one, too.
+    drops = any(name.endswith("_raw") for names in owned for name in names)
+    named = {name: name for name in floats} if drops else without_dropped(floats)
+    sources = {name: named[held] for name, held in renamed(named, None, rename).items()}
     found = _matched(owned, sources, floats)
     expected = {names[0]: array.shape for names, array in owned.items()}
     used = {name for names in found.values() for name in names}
     missing = [name for name in expected if name not in found]
     left_over = [name for name, given in sources.items() if given not in used]
     if (strict and (missing or left_over)) or not found:
+        check_derived(missing, expected, left_over)
         shapes = {name: floats[sources[name]].shape for name in left_over}
         message = mismatch("the module", expected, missing, shapes, {name: sources[name] for name in left_over})
         advice = "; strict=False leaves the rest as it is" if found else ""

@@ -30,6 +30,7 @@ from unirnn.specs import GRUSpec, LSTMSpec, ModelSpec, RecurrentSpec, RNNSpec, S
 __all__ = [
     "Match",
     "Rename",
+    "check_derived",
     "choose_layer",
     "choose_name",
     "choose_weights",
@@ -37,6 +38,7 @@ __all__ = [
     "mindspore_names",
     "mismatch",
     "renamed",
+    "without_dropped",
 ]
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -182,7 +184,7 @@ def _part(spec: RecurrentSpec, sizes: RecurrentSpec) -> RecurrentSpec:
 
 def _check_between(found: Mapping[str, "_Layer"], shapes: Shapes, prefixes: Sequence[str]) -> None:
     """Refuse arrays that seem to belong to other layers between those of a stack: by their order, or by their names."""
-    names = list(_without_dropped(shapes).values())
+    names = list(without_dropped(shapes).values())
     place = {name: position for position, name in enumerate(names)}
     own = [[*found[prefix].sources.values()] for prefix in prefixes]
     between: list[str] = []
@@ -262,7 +264,7 @@ def choose_weights(
     {'head.weight': 'fc.weight', 'head.bias': 'fc.bias'}
     """
     spec.check_complete()
-    arrays = _without_dropped(shapes)
+    arrays = without_dropped(shapes)
     sources = {name: arrays[held] for name, held in renamed(arrays, prefix, rename).items()}
     expected = spec.weight_shapes()
     tied = spec.tied() if isinstance(spec, ModelSpec) else {}
@@ -283,7 +285,7 @@ def choose_weights(
         if source in floats and not name.endswith("num_batches_tracked")
     }
     if missing or left_over:
-        _check_derived(missing, expected, left_over)
+        check_derived(missing, expected, left_over)
         begin = _beginning(shapes, prefix)
         given_names = {name: sources[name].removeprefix(begin) for name in left_over}
         raise ArgumentError(mismatch("the spec", expected, missing, left_over, given_names))
@@ -377,8 +379,23 @@ def renamed(names: Iterable[str], prefix: str | None, rename: Rename | None) -> 
     return found
 
 
-def _check_derived(missing: Iterable[str], expected: Iterable[str], left_over: Iterable[str]) -> None:
-    """Refuse weights that are computed from arrays that are left over; a SpecError names them."""
+def check_derived(missing: Iterable[str], expected: Iterable[str], left_over: Iterable[str]) -> None:
+    """Refuse weights that are computed from arrays that are left over.
+
+    Parameters
+    ----------
+    missing
+        The names of weights that no array was found for.
+    expected
+        The names of all weights.
+    left_over
+        The names of the arrays that are no weights.
+
+    Raises
+    ------
+    SpecError
+        If there are such weights; it names them.
+    """
     without, known = {*missing}, {*expected}
     parts: dict[str, str] = {}
     for name in left_over:
@@ -484,11 +501,16 @@ class _Layer:
         return {*self.sources, *self.beside}
 
 
-def _without_dropped(names: Iterable[str]) -> dict[str, str]:
+def without_dropped(names: Iterable[str]) -> dict[str, str]:
     """The arrays by name, where a raw weight has the place of the copy that was dropped out last.
 
     AWD-LSTM and others have the raw weight beside the copy, fastai one level further up: ``0.rnns.0.weight_hh_l0_raw``
     beside ``0.rnns.0.module.weight_hh_l0``.
+
+    Examples
+    --------
+    >>> without_dropped(["rnn.weight_hh_l0", "rnn.weight_hh_l0_raw"])
+    {'rnn.weight_hh_l0': 'rnn.weight_hh_l0_raw'}
     """
     given = list(names)
     layers = {_split(name)[0] for name in given}
@@ -506,7 +528,7 @@ def _by_prefix(shapes: Shapes) -> dict[str, _Layer]:
     """The recurrent layers, and what looks like one, by prefix."""
     found: dict[str, _Layer] = {}
     others: dict[str, str] = {}
-    for name, source in _without_dropped(shapes).items():
+    for name, source in without_dropped(shapes).items():
         match = _NAME.fullmatch(name)
         if match is None:
             others[name] = source
