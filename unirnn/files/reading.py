@@ -8,19 +8,20 @@ from unirnn import registry
 from unirnn.errors import ArgumentError, FileError, UnirnnError
 from unirnn.files._contents import Choice, Contents, StoredArray, contents_of_snapshot, contents_of_state_dict
 from unirnn.files._header import spec_from_metadata
-from unirnn.files._paths import Path, known_suffix, path_string
+from unirnn.files._formats import check_format, check_regular, recognise
+from unirnn.files._paths import Path, path_string
 from unirnn.snapshots import state_dicts
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.snapshots.state_dicts import Rename
 from unirnn.specs import Spec
 
-__all__ = ["READ", "contents", "load"]
+__all__ = ["contents", "load"]
 
-READ = (".safetensors", ".onnx", ".pt", ".pth", ".ckpt", ".npz")
-"""The suffixes that `load` knows."""
-
-_READERS = {".safetensors": "safetensors", ".onnx": "onnx_reader", ".npz": "npz"}
-"""The module with the function ``read``, by suffix; imported when it is needed."""
+_READERS = {
+    **{"safetensors": "safetensors", "npz": "npz", "torch": "torch_checkpoints", "onnx": "onnx_reader"},
+    "keras": "keras_files",
+}
+"""The module with the function ``read``, by format; imported when it is needed. MindSpore's files its backend reads."""
 
 
 def load(path: Path, *, prefix: str | None = None, spec: Spec | None = None, rename: Rename | None = None) -> Snapshot:
@@ -72,7 +73,7 @@ def load(path: Path, *, prefix: str | None = None, spec: Spec | None = None, ren
         return found.read(Choice(prefix, spec, rename))
 
 
-def contents(path: Path) -> Contents:
+def contents(path: Path, *, format: str | None = None) -> Contents:
     """List the recurrent layers that a file says it holds, once this has been checked against its size.
 
     Parameters
@@ -94,22 +95,22 @@ def contents(path: Path) -> Contents:
     {'rnn.': GRUSpec(1, 1, bias=False)}
     """
     path = path_string(path)
-    suffix = known_suffix(path, READ, "read")
-    with open(path, "rb") as file:  # raises the system's error if the file is missing, a folder, or not readable
-        first = file.read(2)
-    if suffix in _READERS:
-        read = import_module(f"unirnn.files.{_READERS[suffix]}").read
-        with _errors_name(path):
-            found: Contents = read(path)
-        return found
-    # Lightning's .ckpt is a zip that torch wrote. MindSpore's is a protobuf message, which can't begin with "PK".
-    name = "mindspore" if suffix == ".ckpt" and first != b"PK" else "torch"
-    backend = registry.load(name)
+    check_format(format)
+    check_regular(path)
+    with _errors_name(path):
+        if format is None:
+            format = recognise(path)
+        if format in _READERS:
+            found: Contents = import_module(f"unirnn.files.{_READERS[format]}").read(path)
+            return found
+    backend = registry.load(format)
     with _errors_name(path):
         arrays, metadata = backend.read_file(path)
         stored = {key: StoredArray.from_array(array) for key, array in arrays.items()}
         spec = spec_from_metadata(metadata)
-        return contents_of_state_dict(name, stored) if spec is None else contents_of_snapshot(name, spec, stored)
+        if spec is None:
+            return contents_of_state_dict(format, stored)
+        return contents_of_snapshot(format, spec, stored)
 
 
 @contextmanager
