@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -90,12 +90,15 @@ class Contents:
         The recurrent layers by their prefixes. A snapshot is one layer, or one model, whose prefix is empty.
     read
         Reads a layer or a model, given the arguments of `load` that choose it.
+    arrays
+        All arrays by their names; empty for ``.onnx``, whose names are those of a graph.
     """
 
     format: str
     version: int | None
     layers: Mapping[str, Layer]
     read: Callable[[Choice], Snapshot]
+    arrays: Mapping[str, "StoredArray"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def contents_of_state_dict(format: str, arrays: Mapping[str, StoredArray]) -> Co
             layers[prefix] = Layer(spec, {}) if isinstance(spec, UnirnnError) else _describe(arrays, prefix, spec)
         except DTypeError as error:
             layers[prefix] = Layer(error, {})
-    return Contents(format, None, layers, read)
+    return Contents(format, None, layers, read, arrays)
 
 
 def read_state_dict(arrays: Mapping[str, StoredArray], choice: Choice) -> Snapshot:
@@ -193,7 +196,7 @@ def contents_of_snapshot(format: str, spec: Spec, arrays: Mapping[str, StoredArr
             raise SpecError(f"spec: given {given!r}, but the file says {inner!r}")
         return _read_layer(arrays, f"{prefix.removesuffix('.')}." if prefix else "", given or inner)
 
-    return Contents(format, FORMAT, {"": layer}, read)
+    return Contents(format, FORMAT, {"": layer}, read, arrays)
 
 
 def _inner(spec: Spec, prefix: str) -> Spec:
