@@ -8,7 +8,6 @@ import zipfile
 
 from unirnn.errors import ArgumentError, FileError
 from unirnn.files._paths import suffix_of
-from unirnn.files.torch_checkpoints import is_legacy
 
 __all__ = ["FORMATS", "check_format", "check_regular", "recognise"]
 
@@ -21,8 +20,10 @@ _SUFFIXES = {
 }
 """What a file is taken to be if its content does not tell: it may be altered, and then the reader says how."""
 
+_SAFETENSORS = rb".{4}\0{4}\s*\{"
+"""The length of a header, and its JSON; looked for first, since a length may look like anything else."""
+
 _OURS = {
-    "safetensors": rb".{8}\{",  # the length of the header, and its JSON
     "keras": rb"\x89HDF\r\n\x1a\n",
     "torch": rb"\x80[\x00-\x05]",  # a pickle
     # Both are protocol buffers. An ONNX model begins with its version, MindSpore's with a parameter and its name.
@@ -45,7 +46,7 @@ _OTHERS = {
     rb"\x93NUMPY": "a single array of NumPy, without a name; save arrays by their names, by numpy.savez",
     rb".{4}TFL3": "a TensorFlow Lite model; open the Keras model that it was made from, saved as .keras or .h5",
     rb"GGUF": "a GGUF file, whose weights are packed for another program; open what it was made from",
-    rb"\x08\x01\x12": (
+    rb"\x08\x01\x12.*\x0a.*serve": (
         "the graph of a TensorFlow SavedModel, without weights; load the folder in TensorFlow, and save the model as "
         ".keras or .h5"
     ),
@@ -99,10 +100,10 @@ def recognise(path: str) -> str:
     if not first:
         raise FileError("the file is empty")
     suffix = suffix_of(path)
+    if re.match(_SAFETENSORS, first, re.DOTALL):
+        return "safetensors"
     if first.startswith(b"PK"):
         return _recognise_zip(path, suffix)
-    if is_legacy(first):
-        return "torch"
     for pattern, words in _OTHERS.items():
         if re.match(pattern, first, re.DOTALL):
             raise FileError(f"it is {words}")

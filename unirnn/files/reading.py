@@ -24,14 +24,21 @@ _READERS = {
 """The module with the function ``read``, by format; imported when it is needed. MindSpore's files its backend reads."""
 
 
-def load(path: Path, *, prefix: str | None = None, spec: Spec | None = None, rename: Rename | None = None) -> Snapshot:
+def load(
+    path: Path,
+    *,
+    prefix: str | None = None,
+    spec: Spec | None = None,
+    rename: Rename | None = None,
+    format: str | None = None,
+) -> Snapshot:
     """Read a snapshot, or a layer or a model in a file of another program; nothing in the file is executed.
 
     Parameters
     ----------
     path
-        A file whose suffix is one of `READ`: ``.safetensors``, ``.onnx``, ``.npz``, PyTorch's ``.pt`` and ``.pth``
-        (tensors in nested mappings, whose keys are joined by dots), MindSpore's or Lightning's ``.ckpt``.
+        A file of one of the formats `unirnn.files.FORMATS`, with any suffix. Of PyTorch: checkpoints, whole modules
+        and TorchScript archives, whose tensors are named by the keys and attributes that lead to them, joined by dots.
         bfloat16 becomes float32.
     prefix
         If the file has several layers, the beginning of the layer's names; in ``.onnx``, the name of its first node.
@@ -41,11 +48,14 @@ def load(path: Path, *, prefix: str | None = None, spec: Spec | None = None, ren
         ``nonlinearity``, and nothing about a model but the names and shapes of its weights.
     rename
         With a model as ``spec``: new beginnings of names by the old ones; see `unirnn.snapshot`.
+    format
+        The format of the file, one of `unirnn.files.FORMATS`; None if its content tells.
 
     Raises
     ------
     FileError
-        If the file is truncated, altered, hostile, or in a newer format.
+        If the file is truncated, altered, hostile, in a newer format, or of a format that is not read; or if it is no
+        regular file.
     ArgumentError, ShapeError, DTypeError, SpecError
         As `unirnn.snapshot` raises them over a state dict or an ONNX model. There may be no recurrent layer, or several
         and no prefix, or none under the prefix. No spec may describe the layer, or it is not the given spec's. Or names
@@ -66,7 +76,7 @@ def load(path: Path, *, prefix: str | None = None, spec: Spec | None = None, ren
     """
     path = path_string(path)
     state_dicts.check_types(prefix, spec, rename)
-    found = contents(path)
+    found = contents(path, format=format)
     if rename is not None and found.format == "onnx":
         raise ArgumentError("rename: given with an ONNX model, which has no names of weights; leave it out")
     with _errors_name(path):
@@ -78,7 +88,7 @@ def contents(path: Path, *, format: str | None = None) -> Contents:
 
     Parameters
     ----------
-    path
+    path, format
         As in `load`.
 
     Raises
@@ -97,6 +107,8 @@ def contents(path: Path, *, format: str | None = None) -> Contents:
     path = path_string(path)
     check_format(format)
     check_regular(path)
+    with open(path, "rb"):  # raises the system's error if the file may not be read
+        pass
     with _errors_name(path):
         if format is None:
             format = recognise(path)

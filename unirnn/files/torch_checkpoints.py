@@ -30,7 +30,7 @@ from unirnn.files.pickles import Global, Object, Pickle, PickledDict, Reference,
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.specs import ModelSpec
 
-__all__ = ["METADATA", "is_legacy", "read"]
+__all__ = ["METADATA", "read"]
 
 METADATA = "unirnn"
 """The record of a zip in which unirnn puts its metadata; torch does not look at it."""
@@ -82,11 +82,6 @@ _HARMLESS = 1 << 24  # bytes; so many are read from any file
 _MAX_RATIO = 4  # the weights that are read, by the size of the file: bfloat16 doubles, and weights may be shared
 
 
-def is_legacy(first: bytes) -> bool:
-    """Whether a file that begins so is in the format before PyTorch 1.6."""
-    return first[:1] == b"\x80" and _MAGIC in first[:32]
-
-
 def read(path: str) -> Contents:
     """Describe what a file holds; its arrays are read when they are asked for."""
     with open(path, "rb") as file:
@@ -96,7 +91,7 @@ def read(path: str) -> Contents:
         with zipfile.ZipFile(path) as archive:
             records = _Records(content, archive)
         named, metadata = _read_zip(records), records.metadata()
-    elif is_legacy(content[:32]):
+    elif _MAGIC in content[:32]:
         named = _named_tensors(*_read_legacy(content))
     else:
         named = _read_plain(content)
@@ -465,12 +460,15 @@ def _read_plain(content: mmap.mmap) -> list[tuple[str, _Tensor]]:
     storages: dict[int, _Storage] = {}
 
     def find(storage: Any) -> _Storage:
-        if id(storage) not in storages:
-            if not isinstance(storage, Object) or _function(storage) != ("torch.storage", "_load_from_bytes"):
-                raise FileError("its tensors have no storages; it may be a part of another file")
-            inner, find_inner = _read_legacy(*storage.arguments)
-            storages[id(storage)] = find_inner(inner.value)
-        return storages[id(storage)]
+        if not isinstance(storage, Object) or _function(storage) != ("torch.storage", "_load_from_bytes"):
+            raise FileError("its tensors have no storages; it may be a part of another file")
+        (data,) = storage.arguments
+        if isinstance(data, Object) and _function(data) == ("_codecs", "encode"):  # bytes, before protocol 3
+            data = data.arguments[0]
+        if id(data) not in storages:
+            inner, find_inner = _read_legacy(data.encode("latin-1") if isinstance(data, str) else data)
+            storages[id(data)] = find_inner(inner.value)
+        return storages[id(data)]
 
     found = _named_tensors(pickle, find)
     if not found:
