@@ -818,9 +818,15 @@ def zipped(**members: bytes) -> bytes:
         (b"\x08\x01\x12\xb4\x51\x0a\x93\x51\x12\x05serve", "the graph of a TensorFlow SavedModel, without weights"),
         (b"\x0a\x2a\x0a\x05input\x12\x0bPlaceholder", "a frozen graph of TensorFlow"),
         (b"\x0a\x050.1.0\x12\x09MindSpore", "a MindIR graph of MindSpore"),
-        (b"accuracy,loss\n0.5,1.0\n", "it begins with 'accuracy,loss\\n0.5,1.0\\n'; if it is one of them, give format="),
+        (
+            b"accuracy,loss\n0.5,1.0\n",
+            "it begins with 'accuracy,loss\\n0.5,1.0\\n'; if it is one of them, give format=",
+        ),
         (bytes(range(200, 255)), "it begins with b'\\xc8"),
-        (zipped(**{"weights.pth": b""}), "it is a zip archive, but none of PyTorch, NumPy or Keras; unpack it and open"),
+        (
+            zipped(**{"weights.pth": b""}),
+            "it is a zip archive, but none of PyTorch, NumPy or Keras; unpack it and open",
+        ),
         (zipped(**{"word/document.xml": b""}), "a zip archive, but none of PyTorch, NumPy or Keras of 'word/document"),
         (zipped(**{"a/archive_format": b"pt2"}), "a program of torch.export; load it by torch.export.load"),
         (pickle.dumps({"a": [1, "b"]}), "a pickle, and no checkpoint: there is no tensor in it"),

@@ -18,10 +18,10 @@ There is one module for each format, with a function ``read``, and ``encode`` if
 for each direction). PyTorch's and MindSpore's checkpoints are written by their backends, and MindSpore's are read by its.
 """
 
-from ._contents import Contents, Layer, floats
+from ._contents import Choice, Contents, Layer, floats
 from ._header import FORMAT
 from ._formats import FORMATS
 from .reading import contents, load
 from .writing import WRITTEN, save
 
-__all__ = ["FORMAT", "FORMATS", "WRITTEN", "Contents", "Layer", "contents", "floats", "load", "save"]
+__all__ = ["FORMAT", "FORMATS", "WRITTEN", "Choice", "Contents", "Layer", "contents", "floats", "load", "save"]

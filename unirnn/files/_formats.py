@@ -15,8 +15,13 @@ FORMATS = ("safetensors", "npz", "torch", "mindspore", "onnx", "keras")
 """The formats that are read, as `Contents.format` and the argument ``format`` of `load` name them."""
 
 _SUFFIXES = {
-    **{".safetensors": "safetensors", ".npz": "npz", ".onnx": "onnx", ".keras": "keras", ".h5": "keras"},
-    **{".pt": "torch", ".pth": "torch"},
+    ".safetensors": "safetensors",
+    ".npz": "npz",
+    ".onnx": "onnx",
+    ".pt": "torch",
+    ".pth": "torch",
+    ".keras": "keras",
+    ".h5": "keras",
 }
 """What a file is taken to be if its content does not tell: it may be altered, and then the reader says how."""
 

@@ -18,7 +18,10 @@ from unirnn.specs import Spec
 __all__ = ["contents", "load"]
 
 _READERS = {
-    **{"safetensors": "safetensors", "npz": "npz", "torch": "torch_checkpoints", "onnx": "onnx_reader"},
+    "safetensors": "safetensors",
+    "npz": "npz",
+    "torch": "torch_checkpoints",
+    "onnx": "onnx_reader",
     "keras": "keras_files",
 }
 """The module with the function ``read``, by format; imported when it is needed. MindSpore's files its backend reads."""

@@ -60,9 +60,15 @@ _STORAGES = {
 """The dtype of the numbers in a storage, by its class."""
 
 _SIZES = {
-    **{"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "complex64": 8, "complex128": 16, "bool": 1},
-    **{"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8},
-    **{"qint8": 1, "quint8": 1, "qint32": 4},
+    name: size
+    for size, names in (
+        (1, "bool int8 uint8 qint8 quint8"),
+        (2, "float16 bfloat16 int16 uint16"),
+        (4, "float32 int32 uint32 qint32"),
+        (8, "float64 int64 uint64 complex64"),
+        (16, "complex128"),
+    )
+    for name in names.split()
 }
 """The bytes of a number, by dtype. Tensors of other dtypes are left out."""
 
@@ -242,7 +248,9 @@ def _module_members(state: PickledDict) -> list[tuple[Any, Any]]:
     if not {"_parameters", "_buffers", "_modules"} <= attributes.keys():
         return []
     skipped = _strings(attributes.get("_non_persistent_buffers_set"))
-    buffers = [pair for pair in _members(attributes["_buffers"]) if not isinstance(pair[0], str) or pair[0] not in skipped]
+    buffers = [
+        pair for pair in _members(attributes["_buffers"]) if not isinstance(pair[0], str) or pair[0] not in skipped
+    ]
     return [*_members(attributes["_parameters"]), *buffers, *_members(attributes["_modules"])]
 
 
@@ -357,7 +365,9 @@ class _Records:
         header = self.content[info.header_offset : info.header_offset + 30]
         if len(header) < 30 or header[:4] != b"PK\x03\x04":
             raise FileError(f"its record {name!r} is not where it is said to be")
-        begin = info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:], "little")
+        begin = (
+            info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:], "little")
+        )
         if info.file_size != info.compress_size or begin + info.file_size > len(self.content):
             raise FileError(f"its record {name!r} claims {info.file_size} bytes, more than there are")
         return begin, begin + info.file_size
