@@ -16,7 +16,7 @@ import sys
 import tracemalloc
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
@@ -864,10 +864,10 @@ def test_what_is_no_regular_file_is_neither_read_nor_replaced(
     path = special_file(tmp_path, kind)
     link = tmp_path / "b.npz"
     link.symlink_to(path)
-    for given in (path, link):
+    for name in (path, link):
         for call in (files.load, files.contents, snapshot_of(GRU).save):
-            with pytest.raises(FileError, match=f"{given}: {kind}, expected a regular file"):
-                call(given)
+            with pytest.raises(FileError, match=f"{name}: {kind}, expected a regular file"):
+                call(name)
     assert not path.is_file()
     assert sorted(os.listdir(tmp_path)) == ["a.npz", "b.npz"]
 
@@ -936,10 +936,12 @@ def test_a_pickle_is_read_as_the_standard_library_reads_it(value: Any, protocol:
 @given(data=st.binary(max_size=200))
 def test_any_bytes_are_a_pickle_or_an_error(data: bytes) -> None:
     with limited_memory(1 << 20):
+        caught: BaseException | None = None
         try:
             read_pickle(io.BytesIO(data))
         except Exception as error:
-            assert not isinstance(error, (RecursionError, MemoryError))
+            caught = error
+    assert not isinstance(caught, (RecursionError, MemoryError))
 
 
 def text_of(count: int) -> bytes:
@@ -971,11 +973,8 @@ def text_of(count: int) -> bytes:
 def test_a_pickle_takes_no_more_memory_than_it_has_operations(tmp_path: Path, pickled: bytes, kind: str) -> None:
     path = tmp_path / "a.pt"
     path.write_bytes(torch_zip(pickled) if kind == "zip" else pickled)
-    with limited_memory(64 << 20):
-        try:
-            assert files.contents(path).layers == {}
-        except FileError as error:
-            assert str(error).startswith(str(path))
+    with limited_memory(64 << 20), suppress(FileError):
+        assert files.contents(path).layers == {}
 
 
 # ---- models --------------------------------------------------------------------------------------

@@ -289,7 +289,7 @@ def test_weights_that_share_one_storage_are_not_all_copied(tmp_path: Path) -> No
     path, shared = tmp_path / "a.pt", torch.zeros(768, 256)
     save({f"weight_{kind}_l{layer}": shared for layer in range(50) for kind in ("ih", "hh")}, path)
     tracemalloc.start()
-    with pytest.raises(FileError, match="its weights share their memory, .* at most 16777216 are read from a file"):
+    with pytest.raises(FileError, match=r"its weights share their memory, .* at most 16777216 are read from a file"):
         files.load(path)
     assert tracemalloc.get_traced_memory()[1] < 20 << 20
     tracemalloc.stop()
@@ -390,7 +390,7 @@ def test_compressed_records_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     save(tensors(), path)
     rezipped(path, lambda data: data, zipfile.ZIP_DEFLATED)
-    with pytest.raises(FileError, match="is compressed, which torch.save does not do"):
+    with pytest.raises(FileError, match=r"is compressed, which torch\.save does not do"):
         files.load(path)
 
 

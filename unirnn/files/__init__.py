@@ -15,12 +15,13 @@ From ``.safetensors``, ``.npz`` and files of PyTorch only the arrays of the requ
 files are read whole.
 
 There is one module for each format, with a function ``read``, and ``encode`` if unirnn writes the format (ONNX has one
-for each direction). PyTorch's and MindSpore's checkpoints are written by their backends, and MindSpore's are read by its.
+for each direction). PyTorch's checkpoints are written by its backend, and
+MindSpore's are written and read by its.
 """
 
 from ._contents import Choice, Contents, Layer, floats
-from ._header import FORMAT
 from ._formats import FORMATS
+from ._header import FORMAT
 from .reading import contents, load
 from .writing import WRITTEN, save
 

@@ -1,4 +1,4 @@
-"""Which format a file has. Its content decides: a suffix may be missing or wrong, or the download was no model at all."""
+"""Which format a file has. Its content decides, since a suffix may be missing or wrong, or the file no model at all."""
 
 import errno
 import os
@@ -120,7 +120,7 @@ def recognise(path: str) -> str:
     text = first.decode("latin-1")
     begins = repr(text[:40]) if text.isascii() and text.replace("\n", "").isprintable() else repr(first[:8])
     raise FileError(
-        f"it is no file of a format that is read ({', '.join(FORMATS)}): it begins with {begins}; if it is one of them, "
+        f"it is of no format that is read ({', '.join(FORMATS)}): it begins with {begins}; if it is one of them, "
         "give format="
     )
 

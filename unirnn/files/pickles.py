@@ -89,8 +89,9 @@ def read_pickle(file: Any) -> Pickle:
     Examples
     --------
     >>> import fractions, io, pickle
-    >>> read_pickle(io.BytesIO(pickle.dumps([1, fractions.Fraction("0.5")]))).value
-    [1, Object(function=Global(module='fractions', name='Fraction'), arguments=(1, 2), state=None, items=None, pairs=None)]
+    >>> one, half = read_pickle(io.BytesIO(pickle.dumps([1, fractions.Fraction(1, 2)]))).value
+    >>> one, half.function, half.arguments
+    (1, Global(module='fractions', name='Fraction'), (1, 2))
     """
     machine = _Machine()
     operations = 0

@@ -7,8 +7,8 @@ from importlib import import_module
 from unirnn import registry
 from unirnn.errors import ArgumentError, FileError, UnirnnError
 from unirnn.files._contents import Choice, Contents, StoredArray, contents_of_snapshot, contents_of_state_dict
-from unirnn.files._header import spec_from_metadata
 from unirnn.files._formats import check_format, check_regular, recognise
+from unirnn.files._header import spec_from_metadata
 from unirnn.files._paths import Path, path_string
 from unirnn.snapshots import state_dicts
 from unirnn.snapshots.snapshot import Snapshot
