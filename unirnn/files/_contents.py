@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from unirnn.contract.weights import Array, check_dtype, check_weights, format_na
 from unirnn.devices import DTYPES, short_name
 from unirnn.errors import ArgumentError, DTypeError, FileError, SpecError, UnirnnError
 from unirnn.files._header import FORMAT
+from unirnn.registry import to_numpy
 from unirnn.snapshots import state_dicts
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.snapshots.state_dicts import Rename
@@ -24,6 +26,7 @@ __all__ = [
     "contents_of_state_dict",
     "floats",
     "read_state_dict",
+    "stored",
 ]
 
 
@@ -123,6 +126,16 @@ class StoredArray:
     def from_array(cls, array: Array) -> "StoredArray":
         """An array that has been read already."""
         return cls(short_name(array.dtype), array.shape, lambda: array)
+
+
+def stored(array: Any) -> StoredArray:
+    """An array or a tensor of any framework, which is converted when it is needed."""
+    try:
+        held = array if hasattr(array, "shape") else np.asarray(array)
+    except ValueError:  # a ragged list
+        return StoredArray("object", (), lambda: np.empty(0))
+    dtype = short_name(held.dtype)
+    return StoredArray("float32" if dtype == "bfloat16" else dtype, tuple(held.shape), lambda: to_numpy(held))
 
 
 def floats(dtype: str, data: bytes) -> Array:
