@@ -245,6 +245,30 @@ def test_all_tensors_are_read_as_torch_reads_them(tmp_path: Path, writer: str) -
         np.testing.assert_array_equal(arrays[name].read(), wanted)
 
 
+class Own(torch.nn.RNN):
+    """What it computes can't be seen in a file."""
+
+
+@each_layout
+def test_a_whole_module_says_what_names_and_shapes_do_not(tmp_path: Path, zipped: bool) -> None:
+    encoder = torch.nn.RNN(2, 3, 2, nonlinearity="relu", batch_first=True, dropout=0.5)
+    head = torch.nn.LSTM(3, 4, proj_size=2)
+    model = torch.nn.ModuleDict({"encoder": encoder, "heads": torch.nn.ModuleList([head])})
+    path = tmp_path / "a"
+    save(model, path, zipped)
+    for prefix, layer in (("encoder", encoder), ("heads.0.", head)):
+        assert files.load(path, prefix=prefix) == unirnn.snapshot(layer)
+    assert {prefix: layer.spec for prefix, layer in files.contents(path).layers.items()} == {
+        "encoder.": unirnn.snapshot(encoder).spec,
+        "heads.0.": LSTMSpec(3, 4, proj_size=2),
+    }
+    save(encoder, path, zipped)
+    assert files.load(path) == unirnn.snapshot(encoder)
+    save(Own(2, 3), path, zipped)
+    with pytest.raises(SpecError, match="tanh or relu does not follow"):
+        files.load(path)
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "data").glob("torch_*")), ids=lambda p: p.name)
 def test_the_files_that_are_read_without_torch_are_those_of_torch(path: Path) -> None:

@@ -16,19 +16,21 @@ import mmap
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from unirnn.contract.weights import Array
-from unirnn.errors import FileError
-from unirnn.files._contents import Choice, Contents, StoredArray, contents_of_snapshot, contents_of_state_dict
+from unirnn.devices import DTYPES
+from unirnn.errors import FileError, UnirnnError
+from unirnn.files._contents import Choice, Contents, Layer, StoredArray, contents_of_snapshot, contents_of_state_dict
 from unirnn.files._header import spec_from_metadata
 from unirnn.files.pickles import Global, Object, Pickle, PickledDict, Reference, read_pickle
 from unirnn.snapshots.snapshot import Snapshot
-from unirnn.specs import ModelSpec
+from unirnn.specs import GRUSpec, LSTMSpec, ModelSpec, RecurrentSpec, RNNSpec
+from unirnn.specs.arguments import arguments
 
 __all__ = ["METADATA", "read"]
 
@@ -83,6 +85,11 @@ _WRAPPERS = {
 _TENSORS = [("torch._utils", f"_rebuild_tensor{version}") for version in ("", "_v2", "_v3")]
 """Functions that make a tensor of a storage, an offset, sizes and strides; the last is given a dtype as well."""
 
+_LAYERS: dict[tuple[str, str], type[RecurrentSpec]] = {
+    ("torch.nn.modules.rnn", cls.kind): cls for cls in (RNNSpec, GRUSpec, LSTMSpec)
+}
+"""torch's own layers. What a subclass computes can't be seen in a file."""
+
 _DEEPEST = 100  # objects within each other
 _HARMLESS = 1 << 24  # bytes; so many are read from any file
 _MAX_RATIO = 4  # the weights that are read, by the size of the file: bfloat16 doubles, and weights may be shared
@@ -98,18 +105,22 @@ def read(path: str) -> Contents:
             records = _Records(content, archive)
         named, metadata = _read_zip(records), records.metadata()
     elif _MAGIC in content[:32]:
-        named = _named_tensors(*_read_legacy(content))
+        named = _named_parts(*_read_legacy(content))
     else:
         named = _read_plain(content)
     budget = _Budget(max(_HARMLESS, _MAX_RATIO * len(content)))
     arrays: dict[str, StoredArray] = {}
-    for name, tensor in named:
-        if name in arrays:
+    specs: dict[str, RecurrentSpec] = {}
+    for name, part in named:
+        if isinstance(part, RecurrentSpec):
+            specs[f"{name}." if name else ""] = part
+        elif name in arrays:
             raise FileError(f"{name!r} occurs twice")
-        arrays[name] = tensor.stored(budget)
+        else:
+            arrays[name] = part.stored(budget)
     spec = spec_from_metadata(metadata)
     if spec is None:
-        found = contents_of_state_dict("torch", arrays)
+        found = _with_specs(contents_of_state_dict("torch", arrays), specs)
     else:
         tied = spec.tied() if isinstance(spec, ModelSpec) else {}
         found = contents_of_snapshot("torch", spec, {name: arrays[name] for name in arrays if name not in tied})
@@ -119,6 +130,23 @@ def read(path: str) -> Contents:
         return found.read(choice)
 
     return replace(found, read=read_within_budget)
+
+
+def _with_specs(found: Contents, specs: Mapping[str, RecurrentSpec]) -> Contents:
+    """The same with what whole modules say of their layers, and names and shapes do not, such as ``batch_first``."""
+    layers = dict(found.layers)
+    for prefix in layers.keys() & specs.keys():
+        weights = {name: found.arrays.get(prefix + name) for name in specs[prefix].weight_shapes()}
+        held = {name: (array.shape, array.dtype) for name, array in weights.items() if array and array.dtype in DTYPES}
+        if {name: shape for name, (shape, _) in held.items()} == specs[prefix].weight_shapes():
+            layers[prefix] = Layer(specs[prefix], held)
+
+    def read(choice: Choice) -> Snapshot:
+        prefix = next(iter(layers)) if choice.prefix is None and len(layers) == 1 else choice.prefix
+        known = [name for name in (prefix, f"{prefix}.") if isinstance(name, str) and name in layers and name in specs]
+        return found.read(replace(choice, spec=specs[known[0]]) if known and choice.spec is None else choice)
+
+    return replace(found, layers=layers, read=read)
 
 
 # ---- tensors ---------------------------------------------------------------------------------------
@@ -175,19 +203,20 @@ class _Tensor:
         return StoredArray("float32" if widened else self.dtype, self.shape, read_array)
 
 
-_Find = Callable[[Any], _Storage]
+_Named: TypeAlias = tuple[str, _Tensor | RecurrentSpec]
+_Find: TypeAlias = Callable[[Any], _Storage]
 """The storage that a reference in a pickle means."""
 
 
-def _named_tensors(pickle: Pickle, find: _Find) -> list[tuple[str, _Tensor]]:
-    """All tensors in a pickle, by name."""
+def _named_parts(pickle: Pickle, find: _Find) -> list[_Named]:
+    """All tensors in a pickle, by name, and the specs of torch's own recurrent layers."""
     # The same object may be in several places, and has a name in each. So that a small file does not have an endless
     # number of them, what is visited, and how long the names are, is held against the size of the pickle.
     left = 10_000 + 100 * pickle.operations
     within: set[int] = set()
     known: dict[int, tuple[Any, list[tuple[Any, Any]]]] = {}  # members, by the identity of the object, which is held
 
-    def walk(value: Any, name: str) -> Iterator[tuple[str, _Tensor]]:
+    def walk(value: Any, name: str) -> Iterator[_Named]:
         nonlocal left
         value = _unwrapped(value)
         tensor = _tensor(value, find)
@@ -198,6 +227,9 @@ def _named_tensors(pickle: Pickle, find: _Find) -> list[tuple[str, _Tensor]]:
         if len(within) > _DEEPEST:
             raise FileError(f"it has objects that are nested more than {_DEEPEST} times")
         within.add(id(value))
+        spec = _layer_spec(value)
+        if spec is not None:
+            yield name, spec
         if id(value) not in known:
             known[id(value)] = value, _members(value)
         members = known[id(value)][1]
@@ -254,6 +286,23 @@ def _module_members(state: PickledDict) -> list[tuple[Any, Any]]:
     return [*_members(attributes["_parameters"]), *buffers, *_members(attributes["_modules"])]
 
 
+def _layer_spec(value: Any) -> RecurrentSpec | None:
+    """The spec of an object of torch's own class, not of a subclass, by its attributes; None of anything else."""
+    kind = _LAYERS.get(_function(value) or ("", "")) if isinstance(value, Object) else None
+    if kind is None or not isinstance(value.state, PickledDict):
+        return None
+    given = {
+        key: item for key, item in value.state.pairs if isinstance(key, str) and isinstance(item, (int, float, str))
+    }
+    if "mode" in given:
+        given["nonlinearity"] = str(given["mode"]).removeprefix("RNN_").lower()
+    names = {row.torch for row in arguments(kind.kind, "constructor") if row.torch}
+    try:
+        return kind.from_kwargs("torch", {name: given[name] for name in names & given.keys()})
+    except UnirnnError:
+        return None
+
+
 def _strings(value: Any) -> set[str]:
     """The strings of a set, which protocols before 4 pickle as a call of ``set`` with a list."""
     if isinstance(value, Object) and isinstance(value.arguments, tuple) and len(value.arguments) == 1:
@@ -277,7 +326,10 @@ def _unwrapped(value: Any) -> Any:
 
 
 def _function(value: Object) -> tuple[str, str] | None:
+    """The module and the name of the function or the class that makes an object."""
     function = value.function
+    if isinstance(function, Reference) and isinstance(function.identity, tuple) and len(function.identity) == 4:
+        function = function.identity[1]  # before 1.6, the class of a module is kept together with its source code
     if isinstance(function, Global) and isinstance(function.module, str) and isinstance(function.name, str):
         return function.module, function.name
     return None
@@ -408,14 +460,14 @@ def _is_data(name: str) -> bool:
     return name == "data.pkl" or name.endswith("/data.pkl")
 
 
-def _read_zip(records: _Records) -> list[tuple[str, _Tensor]]:
+def _read_zip(records: _Records) -> list[_Named]:
     little = sys.byteorder == "little"  # a file without the record is taken to be of such a machine
     if "byteorder" in records.infos:
         little = {b"little": True, b"big": False}[bytes(records.bytes_of("byteorder"))]
-    found = _named_tensors(_pickle_of(records, "data.pkl"), records.find("data", little))
+    found = _named_parts(_pickle_of(records, "data.pkl"), records.find("data", little))
     if "constants.pkl" in records.infos:  # TorchScript
-        constants = _named_tensors(_pickle_of(records, "constants.pkl"), records.find("constants", little))
-        found += [(f"constants.{name}", tensor) for name, tensor in constants]
+        constants = _named_parts(_pickle_of(records, "constants.pkl"), records.find("constants", little))
+        found += [(f"constants.{name}", part) for name, part in constants]
     return found
 
 
@@ -463,7 +515,7 @@ def _part(whole: memoryview, begin: int, end: int) -> memoryview:
     return whole[begin:end]
 
 
-def _read_plain(content: mmap.mmap) -> list[tuple[str, _Tensor]]:
+def _read_plain(content: mmap.mmap) -> list[_Named]:
     """A pickle that torch.save did not write. Each storage in it is a call with the bytes of a file before 1.6."""
     content.seek(0)
     pickle = read_pickle(content)
@@ -480,8 +532,8 @@ def _read_plain(content: mmap.mmap) -> list[tuple[str, _Tensor]]:
             storages[id(data)] = find_inner(inner.value)
         return storages[id(data)]
 
-    found = _named_tensors(pickle, find)
-    if not found:
+    found = _named_parts(pickle, find)
+    if not any(isinstance(part, _Tensor) for _, part in found):
         function = _function(pickle.value) if isinstance(pickle.value, Object) else None
         what = f" of an object {'.'.join(function)[:80]}" if function else ""
         raise FileError(
