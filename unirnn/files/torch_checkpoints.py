@@ -12,13 +12,15 @@ objects are joined by dots, and of a module the names are those of its ``state_d
 import functools
 import io
 import math
-import mmap
+import os
+import re
+import struct
 import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 
@@ -97,18 +99,16 @@ _MAX_RATIO = 4  # the weights that are read, by the size of the file: bfloat16 d
 
 def read(path: str) -> Contents:
     """Describe what a file holds; its arrays are read when they are asked for."""
-    with open(path, "rb") as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     metadata: dict[str, str] = {}
-    if content[:4] == b"PK\x03\x04":
-        with zipfile.ZipFile(path) as archive:
-            records = _Records(content, archive)
-        named, metadata = _read_zip(records), records.metadata()
-    elif _MAGIC in content[:32]:
-        named = _named_parts(*_read_legacy(content))
-    else:
-        named = _read_plain(content)
-    budget = _Budget(max(_HARMLESS, _MAX_RATIO * len(content)))
+    with open(path, "rb") as file:
+        content = file.read(32)
+        if content.startswith(b"PK"):
+            records = _Records(path, file)
+            named, metadata = _read_zip(records), records.metadata()
+        else:  # the other formats are read whole
+            content += file.read()
+            named = _named_parts(*_read_legacy(content)) if _MAGIC in content[:32] else _read_plain(content)
+    budget = _Budget(max(_HARMLESS, _MAX_RATIO * os.path.getsize(path)))
     arrays: dict[str, StoredArray] = {}
     specs: dict[str, RecurrentSpec] = {}
     for name, part in named:
@@ -174,7 +174,7 @@ class _Storage:
     dtype: str
     size: int
     little: bool
-    read: Callable[[], memoryview]
+    read: Callable[[], memoryview | bytes]
 
 
 @dataclass(frozen=True)
@@ -393,52 +393,50 @@ def _claim(reference: Any) -> tuple[str, str, int]:
 
 
 class _Records:
-    """The records of a zip that torch wrote. They are not compressed, so they are parts of the mapped file."""
+    """The records of a zip that torch wrote, which are not compressed. They are read when they are asked for."""
 
-    def __init__(self, content: mmap.mmap, archive: zipfile.ZipFile) -> None:
-        self.content = content
-        infos = archive.infolist()
-        pickles = [info.filename for info in infos if info.filename.count("/") <= 1 and _is_data(info.filename)]
+    def __init__(self, path: str, file: BinaryIO) -> None:
+        self.path, self.size = path, os.path.getsize(path)
+        with zipfile.ZipFile(file) as archive:
+            infos = archive.infolist()
+        pickles = [info.filename for info in infos if re.fullmatch(r"(?:[^/]*/)?data\.pkl", info.filename)]
         if len(pickles) != 1:
             raise FileError(f"it has {len(pickles)} records 'data.pkl', expected one")
-        self.root = pickles[0].removesuffix("data.pkl")
-        self.infos = {info.filename.removeprefix(self.root): info for info in infos}
+        root = pickles[0].removesuffix("data.pkl")
+        self.infos = {info.filename.removeprefix(root): info for info in infos}
         if len(self.infos) != len(infos):
             raise FileError("a record occurs twice")
-        self.checked: set[str] = set()
+        self.latest: tuple[str, bytes] = ("", b"")  # tensors that follow each other often share a storage
 
-    def place(self, name: str) -> tuple[int, int]:
-        """Where a record begins and ends."""
+    def length(self, name: str) -> int:
+        """The bytes of a record, as the directory of the zip says; a FileError if the file is smaller."""
         info = self.infos.get(name)
         if info is None:
             raise FileError(f"it has no record {name!r}")
         if info.compress_type != zipfile.ZIP_STORED:
             raise FileError(f"its record {name!r} is compressed, which torch.save does not do")
-        header = self.content[info.header_offset : info.header_offset + 30]
-        if len(header) < 30 or header[:4] != b"PK\x03\x04":
-            raise FileError(f"its record {name!r} is not where it is said to be")
-        begin = (
-            info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:], "little")
-        )
-        if info.file_size != info.compress_size or begin + info.file_size > len(self.content):
+        if info.file_size != info.compress_size or info.header_offset + info.file_size > self.size:
             raise FileError(f"its record {name!r} claims {info.file_size} bytes, more than there are")
-        return begin, begin + info.file_size
+        return info.file_size
 
-    def bytes_of(self, name: str) -> memoryview:
-        """The bytes of a record; the checksum is compared when they are read for the first time."""
-        begin, end = self.place(name)
-        found = memoryview(self.content)[begin:end]
-        if name not in self.checked:
-            if zlib.crc32(found) != self.infos[name].CRC:
+    def bytes_of(self, name: str) -> bytes:
+        """The bytes of a record, once its checksum has been compared."""
+        if self.latest[0] != name:
+            length, info = self.length(name), self.infos[name]
+            with open(self.path, "rb") as file:  # another `zipfile.ZipFile` would read the whole directory each time
+                file.seek(info.header_offset + 26)
+                file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
+                data = file.read(length)
+            if zlib.crc32(data) != info.CRC:
                 raise FileError(f"its record {name!r} is altered: its checksum does not match")
-            self.checked.add(name)
-        return found
+            self.latest = name, data
+        return self.latest[1]
 
     def metadata(self) -> dict[str, str]:
         """What unirnn put there."""
         if METADATA not in self.infos:
             return {}
-        return {METADATA: bytes(self.bytes_of(METADATA)).decode("ascii", "replace")}
+        return {METADATA: self.bytes_of(METADATA).decode("ascii", "replace")}
 
     def find(self, folder: str, little: bool) -> _Find:
         """How to find storages whose records are in a folder."""
@@ -447,23 +445,18 @@ class _Records:
             key, dtype, count = _claim(reference)
             name, size = f"{folder}/{key}", count * _SIZES[dtype]
             if size == 0 and name not in self.infos:
-                return _Storage(dtype, 0, little, lambda: memoryview(b""))
-            begin, end = self.place(name)
-            if size > end - begin:
-                raise FileError(f"its storage {key!r} claims {size} bytes, but has {end - begin}")
-            return _Storage(dtype, size, little, lambda: self.bytes_of(name)[:size])
+                return _Storage(dtype, 0, little, lambda: b"")
+            if size > self.length(name):
+                raise FileError(f"its storage {key!r} claims {size} bytes, but has {self.length(name)}")
+            return _Storage(dtype, size, little, lambda: self.bytes_of(name))
 
         return find
-
-
-def _is_data(name: str) -> bool:
-    return name == "data.pkl" or name.endswith("/data.pkl")
 
 
 def _read_zip(records: _Records) -> list[_Named]:
     little = sys.byteorder == "little"  # a file without the record is taken to be of such a machine
     if "byteorder" in records.infos:
-        little = {b"little": True, b"big": False}[bytes(records.bytes_of("byteorder"))]
+        little = {b"little": True, b"big": False}[records.bytes_of("byteorder")]
     found = _named_parts(_pickle_of(records, "data.pkl"), records.find("data", little))
     if "constants.pkl" in records.infos:  # TorchScript
         constants = _named_parts(_pickle_of(records, "constants.pkl"), records.find("constants", little))
@@ -475,10 +468,9 @@ def _pickle_of(records: _Records, name: str) -> Pickle:
     return read_pickle(io.BytesIO(records.bytes_of(name)))
 
 
-def _read_legacy(content: Any) -> tuple[Pickle, _Find]:
+def _read_legacy(content: bytes) -> tuple[Pickle, _Find]:
     """The format before 1.6: a magic number, a version, facts about the machine, the pickle, keys, and storages."""
-    file: Any = content if isinstance(content, mmap.mmap) else io.BytesIO(content)
-    file.seek(0)
+    file = io.BytesIO(content)
     _, version, machine = (read_pickle(file).value for _ in range(3))
     if version != 1001 or not isinstance(machine, PickledDict):
         raise FileError("its version is not 1001, the only one that torch has written")
@@ -515,10 +507,9 @@ def _part(whole: memoryview, begin: int, end: int) -> memoryview:
     return whole[begin:end]
 
 
-def _read_plain(content: mmap.mmap) -> list[_Named]:
+def _read_plain(content: bytes) -> list[_Named]:
     """A pickle that torch.save did not write. Each storage in it is a call with the bytes of a file before 1.6."""
-    content.seek(0)
-    pickle = read_pickle(content)
+    pickle = read_pickle(io.BytesIO(content))
     storages: dict[int, _Storage] = {}
 
     def find(storage: Any) -> _Storage:
