@@ -33,7 +33,7 @@ _OURS = {
     "torch": rb"\x80[\x00-\x05]",  # a pickle
     # Both are protocol buffers. An ONNX model begins with its version, MindSpore's with a parameter and its name.
     "onnx": rb"\x08[\x02-\x7f]",
-    "mindspore": rb"\x0a[\x80-\xff]{0,4}[\x00-\x7f]\x0a[\x80-\xff]?[\x00-\x7f].*?\x12[\x80-\xff]{0,4}[\x00-\x7f]\x08",
+    "mindspore": rb"\x0a[\x80-\xff]{0,4}[\x00-\x7f]\x0a[\x80-\xff]?[\x00-\x7f].*?\x12[\x80-\xff]*[\x00-\x7f][\x08\x12]",
 }
 """What a file of a format begins with; zip archives are looked into."""
 
@@ -55,7 +55,7 @@ _OTHERS = {
         "the graph of a TensorFlow SavedModel, without weights; load the folder in TensorFlow, and save the model as "
         ".keras or .h5"
     ),
-    rb"\x0a[\x05-\x08]\d+\.\d+\.\d+": "a MindIR graph of MindSpore; save its parameters by mindspore.save_checkpoint",
+    rb"\x0a[\x03-\x08]\d+\.\d+": "a MindIR graph of MindSpore; save its parameters by mindspore.save_checkpoint",
     rb"\x0a[\x80-\xff]{0,4}[\x00-\x7f]\x0a[\x00-\x7f][ -~]+\x12[\x00-\x7f][A-Za-z]{3}": (
         "a frozen graph of TensorFlow; save the Keras model that it was made from as .keras or .h5"
     ),
