@@ -25,6 +25,9 @@ import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, files
 from unirnn.errors import ArgumentError, DTypeError, FileError, SpecError, UnirnnError
 
+# The files of these tests do not say batch_first; what is done then is tested in test_snapshots.py.
+pytestmark = pytest.mark.filterwarnings("ignore::unirnn.errors.AssumptionWarning")
+
 GRU = GRUSpec(2, 3)
 SPECS = [RNNSpec(2, 3, nonlinearity="relu"), GRUSpec(2, 3, 2, bidirectional=True), LSTMSpec(2, 4, 2, proj_size=3)]
 each_layout = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before 1.6"])
@@ -264,6 +267,9 @@ def test_a_whole_module_says_what_names_and_shapes_do_not(tmp_path: Path, zipped
     }
     save(encoder, path, zipped)
     assert files.load(path) == unirnn.snapshot(encoder)
+    assert not files.load(path).assumed
+    with pytest.raises(ArgumentError, match="batch_first: given False, but the spec says True"):
+        files.load(path, batch_first=False)
     save(Own(2, 3), path, zipped)
     with pytest.raises(SpecError, match="tanh or relu does not follow"):
         files.load(path)

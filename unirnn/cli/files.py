@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from unirnn import Spec, files
 from unirnn.contract.weights import format_names
-from unirnn.errors import ArgumentError, UnirnnError
+from unirnn.errors import ArgumentError, AssumptionWarning, UnirnnError
 from unirnn.specs import ModelSpec
 from unirnn.specs.summary import COLUMNS
 
@@ -20,6 +21,7 @@ from .specs import parse_spec
 
 __all__ = ["convert", "show"]
 
+_UNKNOWN = "batch_first is not said by such a file; give convert --batch-first or --time-major"
 _ADVICE = re.compile(r"give as spec (\w+\([^()]*\))")
 """The first spec that the error of a layer advises to give."""
 _READ = "Of PyTorch, MindSpore, ONNX, NumPy, Keras or safetensors, with any suffix."
@@ -56,6 +58,8 @@ def show(file: _File, format: _Format = None, as_json: AsJson = False) -> None:
             table.add_row(
                 repr(prefix), repr(layer.spec), str(entry["parameters"]), str(entry["bytes"]), ", ".join(dtypes)
             )
+        if any(layer.assumed for layer in found.layers.values()):
+            notes.append(_UNKNOWN)
         title = f"{file}: {found.format}, no unirnn snapshot"
         if layers:
             print_parts(title, table, *notes, *_others(found), *_next(file, found))
@@ -77,12 +81,13 @@ def show(file: _File, format: _Format = None, as_json: AsJson = False) -> None:
 
 def _others(found: files.Contents) -> list[str]:
     """What else is in the file: arrays that are of no recurrent layer, or why there is none."""
-    of_layers = {prefix + name for prefix, layer in found.layers.items() for name in layer.weights}
-    unread = tuple(prefix for prefix, layer in found.layers.items() if not layer.weights)
+    prefixes = tuple(filter(None, found.layers))
+    of_whole = found.layers[""].weights if "" in found.layers else {}
     others = [
         f"{one_line(name[:80])} {array.shape}"
         for name, array in found.arrays.items()
-        if name not in of_layers and not name.startswith(unread)
+        # The names of a cell's arrays have no number of a layer.
+        if not name.startswith(prefixes) and name not in of_whole and f"{name}_l0" not in of_whole
     ]
     if others:
         layers = "" if found.layers else "; a layer's would have names such as rnn.weight_ih_l0"
@@ -134,6 +139,7 @@ def _layer(prefix: str, layer: files.Layer) -> dict[str, Any]:
         "error": None if known else one_line(layer.spec),
         "parameters": layer.spec.summary().parameters if isinstance(layer.spec, Spec) else None,
         "bytes": layer.num_bytes if known else None,
+        "assumed": list(layer.assumed),
         "weights": [
             {"name": name, "shape": list(shape), "dtype": dtype} for name, (shape, dtype) in layer.weights.items()
         ],
@@ -167,6 +173,14 @@ def convert(
             help="With a model as --spec: a new beginning for the names that begin so. May be repeated.",
         ),
     ] = None,
+    batch_first: Annotated[
+        bool | None,
+        typer.Option(
+            "--batch-first/--time-major",
+            help="Whether the layer takes (B, T, I) or (T, B, I), if neither the file nor --spec says it.",
+            show_default=False,
+        ),
+    ] = None,
     format: _Format = None,
     dtype: Annotated[
         str | None,
@@ -183,9 +197,13 @@ def convert(
         if not separator:
             raise ArgumentError(f"--rename: given {old!r}, expected OLD=NEW")
     renamed = {old: new for old, _, new in pairs} if pairs else None
-    with busy(f"converting {source}"):
-        snapshot = files.load(source, prefix=prefix, spec=parsed, rename=renamed, format=format)
+    with busy(f"converting {source}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", AssumptionWarning)  # it is said below
+        snapshot = files.load(
+            source, prefix=prefix, spec=parsed, rename=renamed, batch_first=batch_first, format=format
+        )
         if dtype is not None:
             snapshot = snapshot.cast(dtype)
         files.save(snapshot, target)
-    print_parts(f"{target}: {snapshot.spec!r}, {snapshot.spec.summary().parameters} parameters, {snapshot.dtype}")
+    written = f"{target}: {snapshot.spec!r}, {snapshot.spec.summary().parameters} parameters, {snapshot.dtype}"
+    print_parts(written, *([_UNKNOWN] if snapshot.assumed else []))
