@@ -302,15 +302,17 @@ def test_a_spec_or_prefix_of_the_wrong_type(tmp_path: Path, arguments: dict[str,
 def test_a_missing_backend_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = snapshot_of(GRU)
     monkeypatch.setattr(registry, "_loaded", {})
+    for module in [name for name in sys.modules if name.startswith(("unirnn_torch", "unirnn_mindspore"))]:
+        monkeypatch.delitem(sys.modules, module)
     for name in ("torch", "mindspore"):
-        monkeypatch.setitem(sys.modules, f"unirnn_{name}", None)
+        monkeypatch.setitem(sys.modules, name, None)
     for name, suffix in (("torch", ".pt"), ("torch", ".pth"), ("mindspore", ".ckpt")):
-        with pytest.raises(MissingBackendError, match=re.escape(registry.install_hint(name))):
+        with pytest.raises(MissingBackendError, match=re.escape(registry.install_hint(name, name))):
             snapshot.save(tmp_path / f"b{suffix}")
     # A checkpoint of MindSpore's begins with a parameter: its name, and its sizes, unless it has none, or its dtype.
     for data in (b"\x0a\x1b\x0a\x04bias\x12\x13\x08\x03\x12\x07Float32", b"\x0a\x13\x0a\x04step\x12\x0b\x12\x05Int32"):
         (tmp_path / "a").write_bytes(data)
-        with pytest.raises(MissingBackendError, match=re.escape(registry.install_hint("mindspore"))):
+        with pytest.raises(MissingBackendError, match=re.escape(registry.install_hint("mindspore", "mindspore"))):
             files.load(tmp_path / "a")
 
 
@@ -892,7 +894,7 @@ READING = """
 import sys, unirnn
 for path in sys.argv[1:]:
     try:
-        print(unirnn.load(path))
+        print(unirnn.load(path, batch_first=False))
     except unirnn.errors.UnirnnError as error:
         print(error)
 print(*{"torch", "unirnn_torch", "antigravity", "this"} & sys.modules.keys())
