@@ -40,14 +40,15 @@ def layer(
     reverse: Sequence[bool],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run one layer; see `unirnn_torch.operators.layer`. ONNX's nodes know no resets."""
-    steps, batch_size, _ = x.shape
+    steps = x.shape[0]
     ragged = None if lengths is None else reference.Lengths(xp, lengths, steps)
     if ragged is not None:
         x = ragged.select(xp, x)
     projection = None
     begin = state
-    if weights[0].weight_hr is not None:
-        projection = torch.stack([w.weight_hr.t() for w in weights])
+    projections = [w.weight_hr.t() for w in weights if w.weight_hr is not None]
+    if projections:
+        projection = torch.stack(projections)
         last = torch.full_like(x[0, :, 0], steps - 1, dtype=torch.int64) if lengths is None else lengths - 1
         firsts = [last if backward else torch.zeros_like(last) for backward in reverse]
         x = torch.cat([x, *(_at_step(first, h_0, steps) for first, h_0 in zip(firsts, state[0], strict=True))], dim=2)
@@ -74,12 +75,13 @@ def direction(
     ragged: reference.Lengths | None,
     begins: None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run an LSTM with a projection in one direction, for the exporter that traces; see `unirnn.reference.direction`."""
+    """Run an LSTM with a projection in one direction, for the exporter by traces; see `unirnn.reference.direction`."""
     h_0, c_0 = state
     x = torch.cat([x, _at_step(torch.zeros_like(h_0[:, 0], dtype=torch.int64), h_0, x.shape[0])], dim=2)
     other = LSTMSpec(spec.input_size, spec.hidden_size, bias=spec.bias)
     begin, own = (torch.zeros_like(c_0), c_0), _without_projection(weights, 0, 1)
     output, (r, c) = native.direction(_, other, x, begin, own, ragged, begins)
+    assert weights.weight_hr is not None
     projection = weights.weight_hr.t()
     h = torch.matmul(r, projection)
     if ragged is not None:
@@ -96,6 +98,7 @@ def _at_step(step: Tensor, h: Tensor, steps: int) -> Tensor:
 def _without_projection(weights: reference.Weights, k: int, directions: int) -> reference.Weights:
     """The weights of direction k as those of an LSTM over ``r`` and the input with the initial states."""
     weight_ih, weight_hh, bias_ih, bias_hh, weight_hr = weights
+    assert weight_hr is not None
     none = torch.zeros_like(weight_hh)
     columns = [weight_hh if k == other else none for other in range(directions)]
     return reference.Weights(torch.cat([weight_ih, *columns], dim=1), weight_hh @ weight_hr, bias_ih, bias_hh)

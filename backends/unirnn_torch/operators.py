@@ -35,18 +35,16 @@ if hasattr(torch.Tag, "cudagraph_unsafe"):  # not in older torch
     _TAGS.append(torch.Tag.cudagraph_unsafe)
 
 
-_VARIANTS: dict[str, Callable[..., RecurrentSpec]] = {
-    cell_of(kind(1, 1)): kind
-    for kind in (
-        *(partial(RNNSpec, nonlinearity=nonlinearity) for nonlinearity in ("tanh", "relu")),
-        *(
-            partial(GRUSpec, reset_after=reset_after, gate_activation=gates)
-            for reset_after in (True, False)
-            for gates in get_args(GateActivation)
-        ),
-        *(partial(LSTMSpec, gate_activation=gates) for gates in get_args(GateActivation)),
-    )
-}
+_KINDS: list[Callable[..., RecurrentSpec]] = [
+    *(partial(RNNSpec, nonlinearity=nonlinearity) for nonlinearity in ("tanh", "relu")),
+    *(
+        partial(GRUSpec, reset_after=reset_after, gate_activation=gates)
+        for reset_after in (True, False)
+        for gates in get_args(GateActivation)
+    ),
+    *(partial(LSTMSpec, gate_activation=gates) for gates in get_args(GateActivation)),
+]
+_VARIANTS = {cell_of(kind(1, 1)): kind for kind in _KINDS}
 """What makes the spec of each cell."""
 
 

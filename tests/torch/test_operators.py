@@ -442,8 +442,11 @@ each_traced = pytest.mark.parametrize(
         (LSTMSpec(3, 4, bidirectional=True), True),
         (LSTMSpec(3, 4), False),
         (GRUSpec(3, 4, 2, bidirectional=True, reset_after=False), True),
+        (GRUSpec(3, 4, reverse=True, gate_activation="hard_sigmoid"), True),
+        (LSTMSpec(3, 4, bidirectional=True, proj_size=2), True),
+        (LSTMSpec(3, 4, reverse=True, proj_size=2, gate_activation="hard_sigmoid_0.2"), False),
     ],
-    ids=["RNN", "GRU", "LSTM", "LSTM-dense", "GRU-reset-before"],
+    ids=["RNN", "GRU", "LSTM", "LSTM-dense", "GRU-reset-before", "GRU-reverse", "LSTM-projected", "LSTM-of-all"],
 )
 
 
@@ -484,7 +487,7 @@ def test_one_graph_trains_with_other_sizes(spec: RecurrentSpec, ragged: bool, ke
 @pytest.mark.parametrize("kernel", ["auto", "native"])
 @each_traced
 def test_export_with_any_t_and_b(spec: RecurrentSpec, ragged: bool, kernel: str) -> None:
-    if kernel == "native" and "reset_after" in spec.uncommon():
+    if kernel == "native" and not dispatch.has_native(spec):
         pytest.skip("torch has no such layer")
     module = spec.build("torch", seed=0, kernel=kernel).eval()
     given = arguments(spec, ragged, 5, [5, 0, 2])
