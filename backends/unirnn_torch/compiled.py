@@ -19,11 +19,11 @@ from unirnn.devices import short_name
 from unirnn.errors import DTypeError, ShapeError
 from unirnn.kernels import compiled
 
-__all__ = ["Call", "Step", "backward", "empty_kept", "empty_results", "forward"]
+__all__ = ["Call", "Step", "backward", "empty_kept", "empty_results", "forward", "num_states", "num_weights"]
 
 _MEMORY = compiled.Memory(Tensor.data_ptr, lambda tensor: tensor.stride()[:2])
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
-_GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 3, "GRU_RESET_BEFORE": 3, "LSTM": 4}
+_GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 
 class Call(NamedTuple):
@@ -42,7 +42,7 @@ class Call(NamedTuple):
     state
         The initial state, `(B, H)` each; empty for zeros.
     weights
-        Without a projection.
+        Of this layer and direction. With a projection, h and the output have its size instead of H.
     reverse
         Whether it runs from the last valid step to the first.
     """
@@ -57,13 +57,25 @@ class Call(NamedTuple):
 
     @property
     def hidden_size(self) -> int:
+        weight_hr = self.weights.weight_hr
+        size: int = self.output_size if weight_hr is None else weight_hr.shape[1]
+        return size
+
+    @property
+    def output_size(self) -> int:
+        """The size of the output, and of h."""
         size: int = self.weights.weight_hh.shape[1]
         return size
 
     @property
+    def state_sizes(self) -> tuple[int, ...]:
+        """The size of each part of the state."""
+        return (self.output_size, self.hidden_size)[: num_states(self.cell)]
+
+    @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """``(x, lengths, resets, *state, *weights)``."""
-        return self.x, self.lengths, self.resets, *self.state, *self.weights[:4]
+        return self.x, self.lengths, self.resets, *self.state, *self.weights[: num_weights(self.cell)]
 
     def checked_lengths(self) -> NDArray[np.int64] | None:
         """The lengths, read from whatever device they are on.
@@ -79,6 +91,16 @@ class Call(NamedTuple):
         return checked(self.lengths.cpu().numpy(), Sizes(steps, batch_size))
 
 
+def num_states(cell: str) -> int:
+    """How many parts the state of a cell has."""
+    return 2 if cell.startswith("LSTM") else 1
+
+
+def num_weights(cell: str) -> int:
+    """How many weights a cell can have; only an LSTM can have a projection."""
+    return 5 if cell.startswith("LSTM") else 4
+
+
 def empty_kept(call: Call, *, keep: bool) -> Tensor:
     """Memory for what the backward pass needs; empty unless ``keep``.
 
@@ -90,10 +112,10 @@ def empty_kept(call: Call, *, keep: bool) -> Tensor:
 
 def empty_results(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Memory for the output `(T, B, H)` and the final state, `(B, H)` each."""
-    x, size = call.x, call.hidden_size
+    x = call.x
     steps, batch_size, _ = x.shape
-    final = tuple([x.new_empty((batch_size, size)) for _ in range(1 + (call.cell == "LSTM"))])
-    return x.new_empty((steps, batch_size, size)), final
+    final = tuple([x.new_empty((batch_size, size)) for size in call.state_sizes])
+    return x.new_empty((steps, batch_size, call.output_size)), final
 
 
 def forward(call: Call, output: Tensor, final: Sequence[Tensor], kept: Tensor | None) -> None:
@@ -139,19 +161,24 @@ def backward(
     call = _readable(call)
     x, state = call.x, call.state
     d_output, *d_final = d_results
-    shape = *x.shape[:2], call.hidden_size
-    d_output = None if d_output is None else _steps("d_output", d_output, shape, x.dtype)
-    d_final = [None if d is None else _whole("d_state", d, shape[1:], x.dtype) for d in d_final]
-    _whole("kept", kept, (x.shape[0] * x.shape[1], compiled.KEPT[call.cell] * call.hidden_size), x.dtype)
+    steps, batch_size, _ = x.shape
+    d_output = (
+        None if d_output is None else _steps("d_output", d_output, (steps, batch_size, call.output_size), x.dtype)
+    )
+    d_final = [
+        None if d is None else _whole("d_state", d, (batch_size, size), x.dtype)
+        for d, size in zip(d_final, call.state_sizes, strict=True)
+    ]
+    _whole("kept", kept, (steps * batch_size, compiled.KEPT[call.cell] * call.hidden_size), x.dtype)
     d_x = x.new_empty(x.shape) if of_x else None
     d_state = [part.new_empty(part.shape) for part in state]
     d_weights = reference.Weights(
-        *(None if w is None or not of_weights else w.new_empty(w.shape) for w in call.weights[:4])
+        *(None if w is None or not of_weights else w.new_empty(w.shape) for w in call.weights)
     )
     compiled.backward(
         _described(call, kept=kept), compiled.gradients(_MEMORY, d_output, d_final, d_x, d_state, d_weights)
     )
-    return d_x, *d_state, *d_weights[:4]
+    return d_x, *d_state, *d_weights[: num_weights(call.cell)]
 
 
 class Step:
@@ -160,7 +187,7 @@ class Step:
     Parameters
     ----------
     spec
-        The layers, without a projection.
+        The layers.
     weights
         Of each layer.
     x
@@ -169,11 +196,10 @@ class Step:
 
     def __init__(self, spec: RecurrentSpec, weights: Sequence[reference.Weights], x: Tensor) -> None:
         self._shape, self._dtype = x.shape, x.dtype
-        self._y_shape = (*x.shape[:-1], spec.hidden_size)
-        self._state_shape = (spec.num_layers, *self._y_shape)
-        self._parts = len(spec.states)
-        self._weights = _places(w for of_layer in weights for w in of_layer[:4] if w is not None)
+        self._y_shape = (*x.shape[:-1], spec.output_size)
+        self._weights = _places(w for of_layer in weights for w in of_layer if w is not None)
         batch_size = x.shape[0] if x.dim() == 2 else 1
+        self._state_shapes = list(spec.state_shapes(batch_size if x.dim() == 2 else None).values())
         cell = compiled.cell_of(spec)
         self._run = compiled.Step(_MEMORY, cell, _DTYPES[x.dtype], weights, batch_size).run
 
@@ -190,15 +216,15 @@ class Step:
         """Whether it can make a step: the weights lie where they lay, and the tensors have those shapes and dtypes."""
         if x.shape != self._shape or x.dtype is not self._dtype or not x.is_cpu:
             return False
-        for part in state:
-            if part.shape != self._state_shape or part.dtype is not self._dtype or not part.is_cpu:
+        for part, shape in zip(state, self._state_shapes, strict=False):
+            if part.shape != shape or part.dtype is not self._dtype or not part.is_cpu:
                 return False
         return _places(weights) == self._weights
 
     def run(self, x: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Make a step: the output, `(B, H)` or `(H,)`, and the state after it; no state is zeros."""
         y = x.new_empty(self._y_shape)
-        final = tuple([x.new_empty(self._state_shape) for _ in range(self._parts)])
+        final = tuple([x.new_empty(shape) for shape in self._state_shapes])
         given = [_in_one_piece(part) for part in (x, *state)]  # held while its memory is read
         at, *before = [part.data_ptr() for part in given]
         self._run(at, before, y.data_ptr(), [part.data_ptr() for part in final], torch.get_num_threads())
@@ -242,10 +268,9 @@ def _readable(call: Call) -> Call:
     ShapeError, DTypeError
         If a tensor does not fit to the others.
     """
-    cell, x, lengths, resets, state, (weight_ih, weight_hh, bias_ih, bias_hh, _), reverse = call
+    cell, x, lengths, resets, state, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr), reverse = call
     steps, batch_size, input_size = x.shape
-    size = weight_hh.shape[-1]
-    rows = _GATES[cell] * size
+    rows = _GATES[cell.partition("_")[0]] * call.hidden_size
     if x.dtype not in _DTYPES:
         raise DTypeError(f"x: given {short_name(x.dtype)}, expected float32 or float64")
     if (bias_ih is None) != (bias_hh is None):
@@ -254,14 +279,16 @@ def _readable(call: Call) -> Call:
         lengths = _whole("lengths", lengths, (batch_size,), torch.int64)
     if resets is not None:
         resets = _whole("resets", resets, (steps, batch_size), torch.bool)
-    dtype, of_state, of_bias = x.dtype, (batch_size, size), (rows,)
+    dtype, of_bias = x.dtype, (rows,)
     weights = reference.Weights(
         _whole("weight_ih", weight_ih, (rows, input_size), dtype),
-        _whole("weight_hh", weight_hh, (rows, size), dtype),
+        _whole("weight_hh", weight_hh, (rows, call.output_size), dtype),
         None if bias_ih is None else _whole("bias_ih", bias_ih, of_bias, dtype),
         None if bias_hh is None else _whole("bias_hh", bias_hh, of_bias, dtype),
+        None if weight_hr is None else _whole("weight_hr", weight_hr, (call.output_size, call.hidden_size), dtype),
     )
-    begin = tuple([_whole("state", part, of_state, dtype) for part in state])
+    sizes = zip(state, call.state_sizes, strict=False)
+    begin = tuple([_whole("state", part, (batch_size, size), dtype) for part, size in sizes])
     return Call(cell, _steps("x", x, x.shape, dtype), lengths, resets, begin, weights, reverse)
 
 

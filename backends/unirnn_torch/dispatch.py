@@ -46,6 +46,7 @@ __all__ = [
     "is_exporting_to_onnx",
     "is_jit_tracing",
     "is_plain",
+    "is_projection_for_onnx",
     "is_traced",
     "refuse_script",
     "route",
@@ -65,7 +66,6 @@ KERNELS = {
     # Its second derivatives are those of the reference.
     "compiled": replace(
         kernels.SUPPORT["compiled"],
-        lacks=("proj_size", "gate_activation"),
         dtypes=("float32", "float64"),
         derivatives=2,
     ),
@@ -77,7 +77,7 @@ SUPPORT = {
     **KERNELS,
     "native operator": Support(
         "the operator for graphs",
-        lacks=("proj_size", "reset_after", "gate_activation"),
+        lacks=("reset_after", "gate_activation"),
         devices=("cpu", "gpu"),
     ),
 }
@@ -137,6 +137,11 @@ def is_exporting_to_onnx() -> bool:
     # What exports has imported torch.onnx, which takes longer than any other part of a first call.
     is_imported = torch.compiler.is_compiling() or "torch.onnx" in sys.modules
     return is_imported and torch.onnx.is_in_onnx_export()
+
+
+def is_projection_for_onnx(spec: RecurrentSpec) -> bool:
+    """Whether an LSTM with a projection is to be exported, of which `unirnn_torch.exporting` makes one without."""
+    return spec.output_size != spec.hidden_size and is_exporting_to_onnx()
 
 
 def is_plain() -> bool:
@@ -311,6 +316,8 @@ def route(
             raise LimitError(f"kernel: built with {kernel!r}, but {reason}; build with 'auto'")
     if kernel == "reference" or not native:
         return Route.REFERENCE
+    if is_projection_for_onnx(spec):
+        return Route.NATIVE_OPERATORS if torch.compiler.is_compiling() else Route.DIRECTIONS
     if resets is not None:
         return _route_with_resets(spec, x, lengths, resets)
     if lengths is None:

@@ -55,10 +55,11 @@ class Stack(NamedTuple):
     needs_grad: bool
 
     def directions(self) -> list[reference.Weights]:
-        """The weights of each layer and direction, in the order of the state; without a projection."""
-        flat, count = list(self.weights.values()), 4 if self.spec.bias else 2
-        biases = () if self.spec.bias else (None, None)
-        return [reference.Weights(*flat[k : k + count], *biases) for k in range(0, len(flat), count)]
+        """The weights of each layer and direction, in the order of the state."""
+        flat, num_directions = list(self.weights.values()), self.spec.num_layers * self.spec.num_directions
+        count, biases = len(flat) // num_directions, () if self.spec.bias else (None, None)
+        of_each = [flat[k : k + count] for k in range(0, len(flat), count)]
+        return [reference.Weights(*own[:2], *biases, *own[2:]) for own in of_each]
 
     def reverse(self) -> list[bool]:
         """Whether each layer and direction runs from the last valid step to the first."""
@@ -123,8 +124,15 @@ def run(
         ns,
         begins,
         dropout=partial(_dropout, stack) if stack.dropout else None,
-        direction=reference.direction if route is Route.REFERENCE else native.direction,
+        direction=_direction(route, stack.spec),
     )
+
+
+def _direction(route: Route, spec: RecurrentSpec) -> reference.Direction:
+    """What runs one layer in one direction, where that is no operator."""
+    if route is Route.REFERENCE:
+        return reference.direction
+    return exporting.direction if dispatch.is_projection_for_onnx(spec) else native.direction
 
 
 def _valid_steps(
@@ -151,11 +159,10 @@ def _infer(
 ) -> tuple[Tensor, State]:
     """The compiled kernels without gradients: each direction writes into its part of the results."""
     spec = stack.spec
-    cell, width, size = cell_of(spec), spec.num_directions, spec.hidden_size
+    cell, width, size = cell_of(spec), spec.num_directions, spec.output_size
     steps, batch_size, _ = x.shape
     weights = stack.directions()
-    shape = len(weights), batch_size, size
-    final = (x.new_empty(shape), x.new_empty(shape)) if cell == "LSTM" else (x.new_empty(shape),)
+    final = tuple([x.new_empty(shape) for shape in spec.state_shapes(batch_size).values()])
     begins = [()] * len(weights) if state is None else list(zip(*[part.unbind() for part in state], strict=True))
     output = x
     for k, end in enumerate(zip(*[part.unbind() for part in final], strict=True)):

@@ -10,9 +10,9 @@ A call that nobody traces or watches does not go through torch's dispatcher, whi
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from itertools import chain
-from typing import Any
+from typing import Any, get_args
 
 import array_api_compat.torch as xp
 import torch
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, reference
 from unirnn.contract.call import Sizes
 from unirnn.contract.call import lengths as checked
-from unirnn.kernels.compiled import KEPT
+from unirnn.kernels.compiled import KEPT, cell_of
+from unirnn.specs.recurrent import GateActivation
 
 from . import compiled, dispatch, native
-from .compiled import Call
+from .compiled import Call, num_states, num_weights
 
 __all__ = ["checked_lengths", "layer", "needs_operator"]
 
@@ -34,19 +35,31 @@ if hasattr(torch.Tag, "cudagraph_unsafe"):  # not in older torch
     _TAGS.append(torch.Tag.cudagraph_unsafe)
 
 
+_KINDS: list[Callable[..., RecurrentSpec]] = [
+    *(partial(RNNSpec, nonlinearity=nonlinearity) for nonlinearity in ("tanh", "relu")),
+    *(
+        partial(GRUSpec, reset_after=reset_after, gate_activation=gates)
+        for reset_after in (True, False)
+        for gates in get_args(GateActivation)
+    ),
+    *(partial(LSTMSpec, gate_activation=gates) for gates in get_args(GateActivation)),
+]
+_VARIANTS = {cell_of(kind(1, 1)): kind for kind in _KINDS}
+"""What makes the spec of each cell."""
+
+
 @cache
-def _spec(cell: str, input_size: int, hidden_size: int, bias: bool) -> RecurrentSpec:
-    if cell.startswith("RNN"):
-        return RNNSpec(input_size, hidden_size, bias=bias, nonlinearity="relu" if cell == "RNN_RELU" else "tanh")
-    if cell == "LSTM":
-        return LSTMSpec(input_size, hidden_size, bias=bias)
-    return GRUSpec(input_size, hidden_size, bias=bias, reset_after=cell == "GRU")
+def _spec(cell: str, input_size: int, hidden_size: int, proj_size: int, bias: bool) -> RecurrentSpec:
+    projection = {"proj_size": proj_size} if proj_size else {}
+    return _VARIANTS[cell](input_size, hidden_size, bias=bias, **projection)
 
 
 def _uncompiled(call: Call, direction: reference.Direction) -> tuple[Tensor, ...]:
     """``(output, *final)`` of a function of one direction, as in `unirnn.reference.recurrent`."""
     x = call.x
-    spec = _spec(call.cell, x.shape[2], call.hidden_size, call.weights.bias_ih is not None)
+    weights = call.weights
+    proj_size = 0 if weights.weight_hr is None else call.output_size
+    spec = _spec(call.cell, x.shape[2], call.hidden_size, proj_size, weights.bias_ih is not None)
     if call.resets is not None and direction is native.direction:
         lengths = call.checked_lengths()
         if lengths is None or lengths.any():
@@ -91,7 +104,7 @@ def _is_compiled(kernel: str, x: Tensor) -> bool:
 
 def _uncompiled_direction(call: Call) -> reference.Direction:
     """What computes the layer otherwise: torch's own layer, if it has such a one."""
-    return reference.direction if call.cell == "GRU_RESET_BEFORE" else native.direction
+    return native.direction if call.cell in native.NATIVE else reference.direction
 
 
 def _forward(call: Call, kernel: str, keep: bool) -> tuple[Tensor, ...]:
@@ -128,7 +141,7 @@ def _backward_again(
 ) -> Sequence[Tensor | None]:
     """As `compiled.backward`, by torch's autograd; it runs the forward pass again."""
     of_x, of_weights = needed
-    wanted = [of_x, False, False, *[True] * len(call.state), *[of_weights] * 4]
+    wanted = [of_x, False, False, *[True] * len(call.state), *[of_weights] * num_weights(call.cell)]
     with _recording(), torch.autocast(call.x.device.type, enabled=False):
         leaves = [t if t is None else t.detach().requires_grad_(w) for t, w in zip(call.tensors, wanted, strict=True)]
         call = _call(call.cell, [*leaves, call.reverse])
@@ -169,16 +182,11 @@ def _apart(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
 # ---- the operators -------------------------------------------------------------------------------
 
 
-def _num_states(cell: str) -> int:
-    return 2 if cell == "LSTM" else 1
-
-
 def _call(cell: str, arguments: Sequence[Any]) -> Call:
     """The call of an operator's first arguments: ``x, lengths, resets, *state, *weights, reverse``."""
-    x, lengths, resets, *others = arguments
-    states = _num_states(cell)
-    weights = reference.Weights(*others[states : states + 4])
-    return Call(cell, x, lengths, resets, tuple(others[:states]), weights, others[states + 4])
+    x, lengths, resets, *others, reverse = arguments
+    states = num_states(cell)
+    return Call(cell, x, lengths, resets, tuple(others[:states]), reference.Weights(*others[states:]), reverse)
 
 
 def _register(
@@ -198,8 +206,11 @@ def _inputs(cell: str) -> list[str]:
         "Tensor x",
         "Tensor? lengths",
         "Tensor? resets",
-        *(f"Tensor {part}_0" for part in ("h", "c")[: _num_states(cell)]),
-        *("Tensor weight_ih", "Tensor weight_hh", "Tensor? bias_ih", "Tensor? bias_hh", "bool reverse", "str kernel"),
+        *(f"Tensor {part}_0" for part in ("h", "c")[: num_states(cell)]),
+        *("Tensor weight_ih", "Tensor weight_hh", "Tensor? bias_ih", "Tensor? bias_hh", "Tensor? weight_hr")[
+            : num_weights(cell)
+        ],
+        *("bool reverse", "str kernel"),
     ]
 
 
@@ -221,14 +232,14 @@ def _define(cell: str) -> Any:
         ctx.mark_non_differentiable(output[-1])
         _save(ctx, (cell, reverse, kernel), (*tensors, output[-1]))
 
-    operator = _register(cell.lower(), [*_inputs(cell), "bool keep"], 2 + _num_states(cell), run, fake)
+    operator = _register(cell.lower(), [*_inputs(cell), "bool keep"], 2 + num_states(cell), run, fake)
     torch.library.register_autograd(f"unirnn::{cell.lower()}", _differentiate, setup_context=setup)
     return operator
 
 
 def _define_backward(cell: str) -> Any:
     """Register the operator that is a cell's backward pass: ``(*inputs, kept, *d_results, of_x, of_weights)``."""
-    d_results = [f"Tensor? d_{part}" for part in ("output", "h", "c")[: 1 + _num_states(cell)]]
+    d_results = [f"Tensor? d_{part}" for part in ("output", "h", "c")[: 1 + num_states(cell)]]
     count = len(_inputs(cell))
 
     def run(*arguments: Any) -> tuple[Tensor, ...]:
@@ -244,11 +255,15 @@ def _define_backward(cell: str) -> Any:
         return (
             call.x.new_empty(call.x.shape if of_x else empty),
             *(part.new_empty(part.shape) for part in call.state),
-            *(call.x.new_empty(empty if w is None or not of_weights else w.shape) for w in call.weights[:4]),
+            *(
+                call.x.new_empty(empty if w is None or not of_weights else w.shape)
+                for w in call.weights[: num_weights(cell)]
+            ),
         )
 
     arguments = [*_inputs(cell), "Tensor kept", *d_results, "bool of_x", "bool of_weights"]
-    return _register(f"{cell.lower()}_backward", arguments, 5 + _num_states(cell), run, fake)
+    results = 1 + num_states(cell) + num_weights(cell)
+    return _register(f"{cell.lower()}_backward", arguments, results, run, fake)
 
 
 def _save(ctx: Any, options: tuple[str, bool, str], tensors: Sequence[Tensor | None]) -> None:
@@ -262,7 +277,7 @@ def _differentiate(ctx: Any, *d: Tensor | None) -> tuple[Any, ...]:
     """The gradients of an operator's arguments."""
     cell, reverse, kernel = ctx.options
     *tensors, kept = ctx.saved_tensors
-    states = _num_states(cell)
+    states = num_states(cell)
     d_results, needed = d[: 1 + states], ctx.needs_input_grad[: len(tensors)]
     if torch.is_grad_enabled():  # which it is under create_graph only
         # Views, since the same tensor may be given as two arguments.
@@ -363,7 +378,7 @@ def layer(
     state
         Initial state, `(D, B, H)` each.
     weights
-        Those of each direction; without a projection.
+        Those of each direction.
     reverse
         Whether each direction runs from the last valid step to the first.
     kernel
@@ -385,7 +400,7 @@ def layer(
     """
     outputs, finals = [], []
     for k, of_direction in enumerate(weights):
-        tensors = (x, lengths, resets, *(part[k] for part in state), *of_direction[:4])
+        tensors = (x, lengths, resets, *(part[k] for part in state), *of_direction[: num_weights(cell)])
         if direct:
             output, *results = _Direct.apply(*tensors, reverse[k], kernel, cell)  # type: ignore[no-untyped-call]
         else:

@@ -6,6 +6,7 @@ torch's own quantised ones, which take lengths only as a ``PackedSequence``, so 
 packed.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ class DynamicQuantized(torch.nn.Module):
         if reason is not None:
             raise LimitError(f"{spec!r}: {reason}; leave `Recurrent` out of the mapping to keep the layer as it is")
         # torch refuses to quantise layers without biases; zeros are the same.
-        arguments = {**spec.to_kwargs("torch"), "bias": True, "batch_first": False}
+        arguments = {**replace(spec, reverse=False).to_kwargs("torch"), "bias": True, "batch_first": False}
         native = getattr(torch.nn, spec.kind)(**arguments)
         for name, parameter in native.state_dict().items():
             given = spec.bias or not name.startswith("bias")

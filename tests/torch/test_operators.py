@@ -36,8 +36,12 @@ KINDS: dict[str, tuple[type[RecurrentSpec], dict[str, Any]]] = {
     "GRU": (GRUSpec, {}),
     "LSTM": (LSTMSpec, {}),
 }
-EVERY_KIND = {**KINDS, "GRU-reset-before": (GRUSpec, {"reset_after": False})}
-"""With the one that torch does not have."""
+EVERY_KIND = {
+    **KINDS,
+    "GRU-reset-before": (GRUSpec, {"reset_after": False, "gate_activation": "hard_sigmoid"}),
+    "LSTM-reverse": (LSTMSpec, {"reverse": True, "gate_activation": "hard_sigmoid_0.2"}),
+}
+"""With some that torch does not have."""
 each_kind = pytest.mark.parametrize("kind", KINDS)
 every_kind = pytest.mark.parametrize("kind", EVERY_KIND)
 each_operator = pytest.mark.parametrize("kernel", ["compiled", "native"])
@@ -59,6 +63,8 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def spec_of(kind: str, *sizes: int, **options: Any) -> RecurrentSpec:
     cls: Any
     cls, own = EVERY_KIND[kind]
+    if "reverse" in own:
+        options = {**options, "bidirectional": False}
     spec: RecurrentSpec = cls(*sizes, **own, **options)
     return spec
 
@@ -321,10 +327,15 @@ def test_operators_pass_opcheck(kind: str, kernel: str) -> None:
     x, hx, ns = batch(spec, 5, [5, 0, 2])
     operator: Any = operators._OPERATORS[cell_of(spec)]
     states = [part[0] for part in (hx if isinstance(hx, tuple) else (hx,))]
-    weights, resets = list(module.parameters()), torch.arange(15).reshape(5, 3) % 4 == 2
+    weights, resets = (
+        [*module.parameters(), *([None] if spec.kind == "LSTM" else [])],
+        torch.arange(15).reshape(5, 3) % 4 == 2,
+    )
     # Of ragged calls that keep what a backward pass needs, the rest of the buffer is left as it was.
     torch.library.opcheck(operator, (x.nan_to_num(), None, None, *states, *weights, True, kernel, True))
-    torch.library.opcheck(operator, (x, ns, resets, *states, *[w.detach() for w in weights], True, kernel, False))
+    torch.library.opcheck(
+        operator, (x, ns, resets, *states, *[w if w is None else w.detach() for w in weights], True, kernel, False)
+    )
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
@@ -431,8 +442,11 @@ each_traced = pytest.mark.parametrize(
         (LSTMSpec(3, 4, bidirectional=True), True),
         (LSTMSpec(3, 4), False),
         (GRUSpec(3, 4, 2, bidirectional=True, reset_after=False), True),
+        (GRUSpec(3, 4, reverse=True, gate_activation="hard_sigmoid"), True),
+        (LSTMSpec(3, 4, bidirectional=True, proj_size=2), True),
+        (LSTMSpec(3, 4, reverse=True, proj_size=2, gate_activation="hard_sigmoid_0.2"), False),
     ],
-    ids=["RNN", "GRU", "LSTM", "LSTM-dense", "GRU-reset-before"],
+    ids=["RNN", "GRU", "LSTM", "LSTM-dense", "GRU-reset-before", "GRU-reverse", "LSTM-projected", "LSTM-of-all"],
 )
 
 
@@ -473,7 +487,7 @@ def test_one_graph_trains_with_other_sizes(spec: RecurrentSpec, ragged: bool, ke
 @pytest.mark.parametrize("kernel", ["auto", "native"])
 @each_traced
 def test_export_with_any_t_and_b(spec: RecurrentSpec, ragged: bool, kernel: str) -> None:
-    if kernel == "native" and "reset_after" in spec.uncommon():
+    if kernel == "native" and not dispatch.has_native(spec):
         pytest.skip("torch has no such layer")
     module = spec.build("torch", seed=0, kernel=kernel).eval()
     given = arguments(spec, ragged, 5, [5, 0, 2])
@@ -532,12 +546,6 @@ REFUSED: dict[str, tuple[RecurrentSpec, dict[str, Any], type[Exception], str]] =
         {"kernel": "compiled", "dtype": "bfloat16"},
         errors.LimitError,
         "given 'compiled', but the compiled kernel computes in float32, float64, not in bfloat16; build with 'auto'",
-    ),
-    "a projection": (
-        LSTMSpec(3, 4, proj_size=2),
-        {"kernel": "compiled"},
-        errors.LimitError,
-        "the compiled kernel has no LSTM with proj_size=2",
     ),
     "native, of a variant that torch lacks": (
         RESET_BEFORE,
@@ -834,9 +842,8 @@ def test_explain_says_when_which_kernel_is_taken() -> None:
         ("reference", "under torch.func.vmap"),
     )
     assert [kernel.name for kernel in unirnn.explain(RESET_BEFORE, "torch").kernels] == ["compiled", "reference"]
-    for spec, dtype in ((LSTMSpec(3, 4, proj_size=2), "float32"), (GRUSpec(3, 4), "bfloat16")):
-        told = unirnn.explain(spec, "torch", dtype=dtype).kernels[0]
-        assert told == ("native", "in all cases, except under torch.func.vmap")
+    told = unirnn.explain(GRUSpec(3, 4), "torch", dtype="bfloat16").kernels[0]
+    assert told == ("native", "in all cases, except under torch.func.vmap")
     (kernel,) = unirnn.explain(RESET_BEFORE, "torch", "gpu").kernels
     assert kernel == ("reference", "in all cases, step by step")
     assert not unirnn.explain(GRUSpec(3, 4), "array_api").kernels

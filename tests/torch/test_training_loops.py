@@ -210,7 +210,7 @@ class TestDynamicQuantisation:
         torch.testing.assert_close(model.layers(x, hx, LENGTHS), module(x, hx, LENGTHS), rtol=0, atol=0)
 
     @pytest.mark.parametrize("dtype", [torch.qint8, torch.float16], ids=str)
-    @pytest.mark.parametrize("spec", [*SPECS[1:], GRUSpec(3, 4, bias=False)], ids=repr)
+    @pytest.mark.parametrize("spec", [*SPECS[1:], GRUSpec(3, 4, bias=False, reverse=True)], ids=repr)
     def test_with_a_mapping_it_is_quantised(self, spec: RecurrentSpec, dtype: torch.dtype) -> None:
         module, (x, hx) = spec.build("torch", seed=0), batch(spec)
         model = quantised_model(nn.Sequential(module), {Recurrent}, dtype=dtype, mapping=MAPPING)
