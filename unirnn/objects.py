@@ -44,7 +44,8 @@ def snapshot(
         One of
 
         - a module that unirnn built, a layer or a model, on any backend;
-        - a layer of ``torch.nn`` or ``mindspore.nn``: ``RNN``, ``GRU``, ``LSTM``;
+        - a layer of ``torch.nn`` or ``mindspore.nn``: ``RNN``, ``GRU``, ``LSTM``; or ``RNNCell``, ``GRUCell``,
+          ``LSTMCell``, which is a step of a layer;
         - a layer of Keras 3: ``SimpleRNN``, ``GRU``, ``LSTM``, or ``Bidirectional`` of one;
         - ``flax.nnx.RNN``, or ``Bidirectional`` of two, over ``SimpleCell``, ``GRUCell`` or ``OptimizedLSTMCell``;
         - an ``onnx.ModelProto`` with RNN, GRU or LSTM nodes;

@@ -25,6 +25,7 @@ SPECS: list[RecurrentSpec] = [
     GRUSpec(3, 4, 2, bidirectional=True),
     LSTMSpec(3, 4, bias=False),
 ]
+PROJECTED = LSTMSpec(3, 4, bias=False, reverse=True, proj_size=2, gate_activation="hard_sigmoid")
 each = pytest.mark.parametrize("spec", SPECS, ids=repr)
 LENGTHS = [5, 0, 2]
 
@@ -103,7 +104,7 @@ def _leaves(tree: Any) -> list[Any]:
     return [leaf for part in tree for leaf in _leaves(part)] if isinstance(tree, tuple) else [tree]
 
 
-@each
+@pytest.mark.parametrize("spec", [*SPECS[:2], PROJECTED], ids=repr)
 class TestGraph:
     def test_jit(self, spec: RecurrentSpec) -> None:
         module, (x, hx) = spec.build("mindspore", seed=0), batch(spec)
