@@ -224,12 +224,12 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
     ),
     "reverse and bidirectional": (
         lambda: GRUSpec(3, 4, reverse=True, bidirectional=True),
-        SpecError,
+        errors.SpecError,
         "reverse: given True together with bidirectional=True",
     ),
     "an unknown gate_activation": (
         lambda: LSTMSpec(3, 4, gate_activation="relu"),  # type: ignore[arg-type]
-        SpecError,
+        errors.SpecError,
         "gate_activation: given 'relu', expected 'sigmoid' or 'hard_sigmoid' or 'hard_sigmoid_0.2'",
     ),
     "proj_size as large as hidden_size": (
