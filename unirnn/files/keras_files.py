@@ -13,7 +13,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -96,7 +96,7 @@ def read(path: str) -> Contents:
     found = dict(_layers(config, stored, _major(version)))
     # Layers of a model that is code are in no configuration, nor is anything in a file of weights.
     taken = {id(part) for layer in found.values() for parts in layer.directions for part in parts}
-    for name, layer in _unconfigured(stored):
+    for name, layer in _unconfigured(stored, _major(version)):
         if not any(id(part) in taken for parts in layer.directions for part in parts):
             found.setdefault(name, layer)
     layers = {name: Layer(layer.spec, _describe(layer)) for name, layer in found.items()}
@@ -378,18 +378,16 @@ def _guess(parts: list[StoredArray], where: str) -> RecurrentSpec:
     raise ShapeError(f"{where}: given arrays of shapes {format_names(shapes) or 'none'}, which are no layer of Keras")
 
 
-def _unconfigured(stored: Stored) -> Iterator[tuple[str, _Found]]:
+def _unconfigured(stored: Stored, major: int) -> Iterator[tuple[str, _Found]]:
     """The recurrent layers among all arrays of a file, each with the spec that its shapes would fit."""
     found = dict(_cells(stored, "") if isinstance(stored, hdf5.Group) else _named(stored))
-    pairs = {path: re.sub("/forward_([^/]*)$", r"/backward_\1", path) for path in found}
-    backward = {other for path, other in pairs.items() if other != path and other in found}
+    backward = {path: other for path in found if (other := _backward(path, found)) is not None}
     for path, parts in found.items():
-        if path in backward:
+        if path in backward.values():
             continue
-        name = path
-        directions = [parts]
-        if pairs[path] in backward:
-            name, directions = path.rpartition("/")[0], [parts, found[pairs[path]]]
+        name, directions = path, [parts]
+        if path in backward:
+            name, directions = path.rpartition("/")[0], [parts, found[backward[path]]]
         where = f"keras: {name}"
         try:
             guesses = [_guess(direction, where) for direction in directions]
@@ -399,14 +397,27 @@ def _unconfigured(stored: Stored) -> Iterator[tuple[str, _Found]]:
             yield name, _Found(error, None, directions)
             continue
         guess = replace(guesses[0], bidirectional=len(directions) == 2)
-        arguments = ["activation", *(["recurrent_activation"] if guess.kind != "RNN" else []), "go_backwards"]
-        if guess.bidirectional:
-            arguments[-1] = "merge_mode"
+        has_gates = guess.kind != "RNN" and not _is_cudnn(parts)
+        unknown = ["merge_mode" if guess.bidirectional else "go_backwards"]
+        unknown += ["activation"] if not _is_cudnn(parts) else []
+        unknown += ["recurrent_activation"] if has_gates else []
+        is_old = has_gates and major < 3 and not isinstance(stored, hdf5.Group)
+        old = " (before Keras 2.3, gate_activation='hard_sigmoid_0.2' was)" if is_old else ""
         reason = SpecError(
-            f"{where}: given its weights only, which do not show {', '.join(arguments)}; if these are the defaults of "
-            f"Keras 3, give as spec {guess!r}"
+            f"{where}: given its weights only, which do not show {', '.join(unknown)}; if these are Keras' defaults, "
+            f"give as spec {guess!r}{old}"
         )
         yield name, _Found(reason, guess, directions)
+
+
+def _backward(path: str, paths: Iterable[str]) -> str | None:
+    """The path of the backward direction of a Bidirectional layer, by that of the forward direction."""
+    parent, _, name = path.rpartition("/")
+    if not parent or not name.startswith("forward_"):
+        return None
+    others = [other for other in paths if other != path and other.rpartition("/")[0] == parent]
+    own = f"{parent}/{name.replace('forward', 'backward', 1)}"
+    return own if own in others else others[0] if len(others) == 1 else None
 
 
 def _cells(group: hdf5.Group, path: str) -> Iterator[tuple[str, list[StoredArray]]]:
@@ -475,11 +486,11 @@ def _dataset(group: hdf5.Group, path: str) -> StoredArray:
     return group.datasets[name]
 
 
-def _open_archive(data: bytes) -> tuple[Any, str | None, bytes]:
+def _open_archive(data: bytes) -> tuple[Any, str, bytes]:
     """The configuration, the version of Keras, and the bytes of the HDF5 file in a ``.keras`` archive."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = reject_duplicates([(info.filename, info) for info in archive.infolist()])
-        missing = [name for name in sorted(MEMBERS) if name not in members]
+        missing = [name for name in (*sorted(MEMBERS), "metadata.json") if name not in members]
         if missing:
             raise FileError(f"keras: the archive has no {' and no '.join(missing)}")
 
@@ -490,11 +501,12 @@ def _open_archive(data: bytes) -> tuple[Any, str | None, bytes]:
                 return file.read(most)
 
         config = _json(member("config.json", max(_LONGEST_JSON, len(data))).decode(), len(data))
-        has_metadata = "metadata.json" in members
-        metadata = _json(member("metadata.json", _LONGEST_JSON).decode(), len(data)) if has_metadata else {}
+        metadata = _json(member("metadata.json", _LONGEST_JSON).decode(), len(data))
         version = metadata.get("keras_version") if isinstance(metadata, dict) else None
+        if not isinstance(version, str):
+            raise FileError("keras: the archive does not say the version of Keras")
         weights = member("model.weights.h5", max(_HARMLESS, _MAX_RATIO * len(data)))
-    return config, version if isinstance(version, str) else None, weights
+    return config, version, weights
 
 
 def _json(text: str, size: int) -> Any:
