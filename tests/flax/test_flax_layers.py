@@ -16,7 +16,6 @@ import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, errors
 from unirnn.contract import weights as _weights
 
-
 X = np.random.default_rng(0).standard_normal((2, 5, 3)).astype("float32")
 
 
