@@ -5,12 +5,14 @@ What they compute is tested in tests/roundtrip.
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from flax import linen, nnx
+import safetensors.numpy
+from flax import linen, nnx, traverse_util
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, errors
@@ -280,6 +282,16 @@ def test_cells_in_a_tree_of_nnx(kind: Any) -> None:
     for tree in (nnx.to_pure_dict(nnx.state(layer, nnx.Param)), nnx.state(layer)):
         taken = unirnn.snapshot(tree, batch_first=True)
         np.testing.assert_allclose(taken.build("numpy")(X)[0], layer(X), atol=1e-6)
+
+
+@pytest.mark.parametrize("separator", [".", "/"])
+def test_a_tree_in_a_file(separator: str, tmp_path: Path) -> None:
+    tree = drawn_tree(linen.RNN(linen.GRUCell(4)).init(jax.random.key(0), X))
+    arrays = traverse_util.flatten_dict(tree, sep=separator)
+    safetensors.numpy.save_file(arrays, tmp_path / "a.safetensors")
+    assert list(unirnn.files.contents(tmp_path / "a.safetensors").layers) == ["params.cell."]
+    taken = unirnn.load(tmp_path / "a.safetensors", batch_first=True)
+    assert taken == unirnn.snapshot(tree, batch_first=True)
 
 
 def test_what_is_no_cell_of_flax() -> None:

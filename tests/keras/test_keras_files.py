@@ -552,6 +552,29 @@ def test_structures_that_overlap_or_go_in_circles() -> None:
             hdf5.parse(bytes(hostile))
 
 
+def test_zeros_that_expand_twice(tmp_path: Path) -> None:
+    """Deflated chunks in an archive that is deflated once more."""
+    path = tmp_path / "a.keras"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", "{}")
+        archive.writestr("metadata.json", '{"keras_version": "3.0.0"}')
+        archive.writestr("model.weights.h5", h5(deflated(19_000)))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(FileError, match="more than 100 times the file's size"), limited_memory(8 << 20):
+        unirnn.load(path)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "metadata.json", "model.weights.h5"])
+def test_an_archive_without_a_member(missing: str, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.keras"
+    with zipfile.ZipFile(folder / "model.keras") as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            if name != missing:
+                new.writestr(name, old.read(name))
+    with pytest.raises(UnirnnError):  # without the others it may be recognised as some other format
+        unirnn.load(path)
+
+
 def test_a_file_that_claims_more_than_it_has() -> None:
     data = bytearray(h5(lambda file: file.create_dataset("a", data=np.ones((4, 4), "f4"))))
     at = bytes(data).index(struct.pack("<QQ", 4, 4))

@@ -30,6 +30,7 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 _MAX_RATIO = 100  # as in .npz: chunks may be compressed
 _HARMLESS = 1 << 26
+_FEW = 1 << 16  # bytes of structures that a file may have in any case
 _DEEPEST = 64  # groups within each other
 _FLOATS = {  # by size, the place of the exponent, its bits, the place of the mantissa, its bits, and the bias
     (2, 10, 5, 0, 10, 15): "f2",
@@ -47,15 +48,22 @@ class Group:
     datasets: dict[str, StoredArray] = field(default_factory=dict)
 
 
-def parse(data: bytes) -> Group:
+def parse(data: bytes, size: int | None = None) -> Group:
     """The root group of a file.
+
+    Parameters
+    ----------
+    data
+        The bytes of the file.
+    size
+        How many bytes it takes where it is stored, perhaps compressed; None if these are as many.
 
     Raises
     ------
     FileError
         If the file is altered, or hostile, or uses what is not read.
     """
-    reader = _Reader(data)
+    reader = _Reader(data, len(data) if size is None else size)
     if reader.take(0, 8) != SIGNATURE:
         raise FileError("no HDF5 file")
     version, offsets, lengths = data[8], data[13], data[14]  # II.A
@@ -70,18 +78,20 @@ def parse(data: bytes) -> Group:
     group = reader.object(root, 0)
     if not isinstance(group, Group):
         raise FileError("HDF5: its root is no group")
-    if reader.claimed > max(_HARMLESS, _MAX_RATIO * len(data)):
-        raise FileError(f"its arrays claim {reader.claimed} bytes, more than {_MAX_RATIO} times the file's {len(data)}")
+    if reader.claimed > reader.most:
+        raise FileError(f"its arrays claim {reader.claimed} bytes, more than {_MAX_RATIO} times the file's size")
     return group
 
 
 class _Reader:
     """The bytes of a file."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, size: int) -> None:
         self.data = data
-        self.left = self.most = 4 * len(data) + 4096
+        self.size = size
+        self.left = 4 * size + _FEW
         self.claimed = 0
+        self.most = max(_HARMLESS, _MAX_RATIO * size)
         self.heaps: dict[int, dict[int, tuple[int, int]]] = {}
 
     def take(self, address: int, length: int) -> bytes:
@@ -280,10 +290,10 @@ class _Reader:
 
     def chunks(self, tree: int, sizes: list[int], filters: list[int], shape: tuple[int, ...], size: int) -> bytes:
         """The bytes of a dataset in chunks; where there is none it is zero."""
-        self.left = self.most  # for each dataset, as what they claim has been added up
+        self.left = 4 * self.size + _FEW  # for each dataset, as what they claim has been added up
         length = math.prod(sizes) * size
-        if length > max(_HARMLESS, _MAX_RATIO * len(self.data)):
-            raise FileError(f"HDF5: a chunk claims {length} bytes, more than {_MAX_RATIO} times the file")
+        if length > self.most:
+            raise FileError(f"HDF5: a chunk claims {length} bytes, more than {_MAX_RATIO} times the file's size")
         whole = np.zeros((*shape, size), np.uint8)
         left = 2 * math.prod(-(-have // each) * each for have, each in zip(shape, sizes, strict=True)) * size
         for key, address in self.leaves(tree, 1, 16 + 8 * len(shape)) if tree != 0xFFFFFFFFFFFFFFFF else ():

@@ -83,13 +83,14 @@ def read(path: str) -> Contents:
     """Describe what a file holds; its arrays are read when they are asked for."""
     with open(path, "rb") as file:
         data = file.read()
+    size = len(data)
     config, version = None, None
     if data.startswith(b"PK"):
         config, version, data = _open_archive(data)
-    root = hdf5.parse(data)
+    root = hdf5.parse(data, size)
     group = root.groups.get("model_weights", root)
     if config is None and "model_config" in root.attributes:
-        config = _json(_text(root.attributes["model_config"]) or "", len(data))
+        config = _json(_text(root.attributes["model_config"]) or "", size)
     version = version or _text(root.attributes.get("keras_version")) or _text(group.attributes.get("keras_version"))
     is_h5 = not root.attributes.keys().isdisjoint(("layer_names", "layer_names0")) or group is not root
     stored: Stored = _by_layer(group) if is_h5 else root
@@ -205,7 +206,8 @@ def _children(entry: Any, stored: Stored) -> list[tuple[Config, str, Stored]]:
     elif isinstance(stored, dict):
         places = [stored.get(_name(child)) for child in entries]
     else:
-        places = [_of_layer(_name(child), stored) for child in entries]
+        named = _by_segment(stored or [])
+        places = [named.get(_name(child)) for child in entries]
     return [(child, _name(child), place) for child, place in zip(entries, places, strict=True)]
 
 
@@ -240,10 +242,17 @@ def _saved_name(group: hdf5.Group) -> str | None:
     return _text(group.groups.get("vars", hdf5.Group()).attributes.get("name"))
 
 
-def _of_layer(name: str, stored: Named | None) -> Named:
-    """The arrays whose names say that they belong to a layer: ``model/lstm/kernel:0``, or ``lstm_W_i:0`` in Keras 1."""
-    own = re.compile(rf"(.*/)?{re.escape(name)}(/.*|_[WUb](_[a-z])?(:0)?)", re.DOTALL)
-    return [(key, array) for key, array in stored or () if own.fullmatch(key)]
+def _by_segment(stored: Named) -> dict[str, Named]:
+    """The arrays of the layers within a model, by the parts of their names, of which one is the name of the layer.
+
+    They are called ``model/lstm/kernel:0``, and in Keras 1 ``lstm_W_i:0``.
+    """
+    found: dict[str, Named] = {}
+    for key, array in stored:
+        *segments, end = key.split("/")
+        for segment in {*segments, re.sub(r"_[WUb](_[a-z])?(:0)?$", "", end)}:
+            found.setdefault(segment, []).append((key, array))
+    return found
 
 
 def _configured(entry: Config, stored: Stored, major: int, where: str) -> _Found:
@@ -381,7 +390,7 @@ def _guess(parts: list[StoredArray], where: str) -> RecurrentSpec:
 def _unconfigured(stored: Stored, major: int) -> Iterator[tuple[str, _Found]]:
     """The recurrent layers among all arrays of a file, each with the spec that its shapes would fit."""
     found = dict(_cells(stored, "") if isinstance(stored, hdf5.Group) else _named(stored))
-    backward = {path: other for path in found if (other := _backward(path, found)) is not None}
+    backward = dict(_backward(found))
     for path, parts in found.items():
         if path in backward.values():
             continue
@@ -410,25 +419,32 @@ def _unconfigured(stored: Stored, major: int) -> Iterator[tuple[str, _Found]]:
         yield name, _Found(reason, guess, directions)
 
 
-def _backward(path: str, paths: Iterable[str]) -> str | None:
-    """The path of the backward direction of a Bidirectional layer, by that of the forward direction."""
-    parent, _, name = path.rpartition("/")
-    if not parent or not name.startswith("forward_"):
-        return None
-    others = [other for other in paths if other != path and other.rpartition("/")[0] == parent]
-    own = f"{parent}/{name.replace('forward', 'backward', 1)}"
-    return own if own in others else others[0] if len(others) == 1 else None
+def _backward(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The paths of the two directions of each Bidirectional layer."""
+    siblings: dict[str, list[str]] = {}
+    for path in paths:
+        siblings.setdefault(path.rpartition("/")[0], []).append(path)
+    for parent, children in siblings.items():
+        known = {*children}
+        for path in children if parent else ():
+            if path.startswith(f"{parent}/forward_"):
+                other = path.replace(f"{parent}/forward_", f"{parent}/backward_", 1)
+                if other not in known and len(known) == 2:  # a backward_layer that was given has a name of its own
+                    (other,) = known - {path}
+                if other in known:
+                    yield path, other
 
 
 def _cells(group: hdf5.Group, path: str) -> Iterator[tuple[str, list[StoredArray]]]:
     """The arrays of all groups of Keras 3 that have those of a cell, by the names of the layers."""
     if "cell" in group.groups and len(_arrays(group)) > 1:
         yield path, _arrays(group)
-    names = {key: key for key in group.groups}
+    names, taken = {key: key for key in group.groups}, {*group.groups}
     for key, inner in group.groups.items():
         saved = _saved_name(inner)
-        if saved is not None and saved not in names.values() and not key.endswith("ward_layer"):
+        if saved is not None and saved not in taken and not key.endswith("ward_layer"):
             names[key] = saved
+            taken.add(saved)
     for key, inner in group.groups.items():
         parts = [part for part in (path, "" if key in _CONTAINERS else names[key]) if part]
         yield from _cells(inner, "/".join(parts))

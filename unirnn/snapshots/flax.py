@@ -8,18 +8,21 @@ The modules of Flax linen have no parameters. Those are in a tree of mappings, i
 names of its gates: ``{"params": {"LSTMCell_0": {"ii": {"kernel": ...}, ...}}}``. `translate` finds such cells.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from unirnn.contract.weights import Array, Weights, cast_exact
 from unirnn.errors import SpecError
-from unirnn.files._contents import StoredArray
 from unirnn.snapshots import layouts
 from unirnn.snapshots._recognition import activation_name, class_name
 from unirnn.specs import RecurrentSpec
+
+if TYPE_CHECKING:
+    from unirnn.files._contents import StoredArray
 
 __all__ = ["flatten", "name", "read", "translate", "write"]
 
@@ -136,6 +139,9 @@ _TREES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 """What a cell has for its input and for its state: linen's LSTM, GRU and simple cells, then those of nnx."""
 
 
+_PARAMETER = re.compile(r"(?P<cell>(?:.*[./])?)(?P<part>[^./]+)[./](?P<parameter>kernel|bias)", re.DOTALL)
+
+
 def flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The arrays in mappings within each other, by their keys joined with dots.
 
@@ -151,7 +157,7 @@ def flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def translate(arrays: Mapping[str, StoredArray]) -> dict[str, StoredArray]:
+def translate(arrays: "Mapping[str, StoredArray]") -> "dict[str, StoredArray]":
     """Give the arrays of Flax's cells the names and shapes that torch's have; other arrays stay as they are.
 
     Neither the activations of a cell nor its direction can be seen from its arrays. They are taken to be Flax's
@@ -160,7 +166,7 @@ def translate(arrays: Mapping[str, StoredArray]) -> dict[str, StoredArray]:
     Parameters
     ----------
     arrays
-        By the names of `flatten`: ``params.LSTMCell_0.ii.kernel``.
+        By the names of `flatten`, ``params.LSTMCell_0.ii.kernel``, or with slashes in the place of dots.
 
     Returns
     -------
@@ -169,60 +175,60 @@ def translate(arrays: Mapping[str, StoredArray]) -> dict[str, StoredArray]:
 
     Examples
     --------
+    >>> from unirnn.files._contents import stored
     >>> tree = {"params": {"cell": {"i": {"kernel": np.ones((3, 4))}, "h": {"kernel": np.ones((4, 4))}}}}
-    >>> found = translate({key: StoredArray.from_array(array) for key, array in flatten(tree)})
+    >>> found = translate({key: stored(array) for key, array in flatten(tree)})
     >>> {key: array.shape for key, array in found.items()}
     {'params.cell.weight_ih_l0': (4, 3), 'params.cell.weight_hh_l0': (4, 4)}
     """
-    groups: dict[str, dict[str, StoredArray]] = {}
-    for key, array in arrays.items():
-        path, dot, parameter = key.rpartition(".")
-        cell, _, part = path.rpartition(".")
-        if dot and parameter in ("kernel", "bias"):
-            groups.setdefault(cell, {})[f"{part}.{parameter}"] = array
+    groups: dict[str, dict[str, str]] = {}
+    for key in arrays:
+        match = _PARAMETER.fullmatch(key)
+        if match is not None:
+            groups.setdefault(match["cell"], {})[f"{match['part']}.{match['parameter']}"] = key
     found = dict(arrays)
-    for cell, own in groups.items():
+    for cell, keys in groups.items():
+        own = {name: arrays[key] for name, key in keys.items()}
         weights = next((weights for parts in _TREES if (weights := _cell_weights(own, *parts))), {})
-        begin = f"{cell}." if cell else ""
-        for key in own if weights else ():
-            del found[begin + key]
-        found |= {f"{begin}{key}_l0": array for key, array in weights.items()}
+        for key in keys.values() if weights else ():
+            del found[key]
+        found |= {f"{cell.replace('/', '.')}{name}_l0": array for name, array in weights.items()}
     return found
 
 
 def _cell_weights(
-    own: Mapping[str, StoredArray], inputs: tuple[str, ...], hidden: tuple[str, ...]
-) -> dict[str, StoredArray]:
+    own: "Mapping[str, StoredArray]", inputs: tuple[str, ...], hidden: tuple[str, ...]
+) -> "dict[str, StoredArray]":
     """The weights of a cell with such parts; empty if it has others, or arrays that do not fit each other."""
     kernels = {part: own.get(f"{part}.kernel") for part in (*inputs, *hidden)}
-    if any(key.rpartition(".")[0] not in kernels for key in own):
+    if any(name.partition(".")[0] not in kernels for name in own):
         return {}
     shapes = {part: () if kernel is None else kernel.shape for part, kernel in kernels.items()}
     first, last = shapes[inputs[0]], shapes[hidden[0]]
     if any(shapes[part] != shape for parts, shape in ((inputs, first), (hidden, last)) for part in parts):
         return {}
-    if len(first) != 2 or len(last) != 2 or first[1] != last[1] or last[1] * len(hidden) % max(last[0], 1):
+    if len(first) != 2 or len(last) != 2 or first[1] != last[1]:
         return {}
-    if not all(array.shape == first[1:] for key, array in own.items() if key.endswith(".bias")):
+    if not all(array.shape == first[1:] for name, array in own.items() if name.endswith(".bias")):
         return {}
     found = {
         "weight_ih": _joined([own[f"{part}.kernel"] for part in inputs]),
         "weight_hh": _joined([own[f"{part}.kernel"] for part in hidden]),
     }
-    for key, parts in (("bias_ih", inputs), ("bias_hh", hidden)):
-        biases = [own.get(f"{part}.bias") for part in (*inputs, *hidden)]
-        if any(bias is not None for bias in biases):
-            zeros = StoredArray(found["weight_ih"].dtype, first[1:], lambda: np.zeros(first[1]))
-            found[key] = _joined([own.get(f"{part}.bias", zeros) for part in parts])
+    bias = next((array for name, array in own.items() if name.endswith(".bias")), None)
+    if bias is not None:
+        zeros = replace(bias, read=lambda: np.zeros(first[1]))
+        for name, parts in (("bias_ih", inputs), ("bias_hh", hidden)):
+            found[name] = _joined([own.get(f"{part}.bias", zeros) for part in parts])
     return found
 
 
-def _joined(parts: list[StoredArray]) -> StoredArray:
+def _joined(parts: "list[StoredArray]") -> "StoredArray":
     """Arrays side by side, transposed, which are read when they are needed."""
     *rows, columns = parts[0].shape
-    dtype = parts[0].dtype
 
     def read() -> Array:
-        return np.concatenate([part.read() for part in parts], axis=-1).astype(dtype).T
+        arrays = [part.read() for part in parts]
+        return np.concatenate(arrays, axis=-1).astype(parts[0].dtype).T
 
-    return StoredArray(dtype, (len(parts) * columns, *rows), read)
+    return replace(parts[0], shape=(len(parts) * columns, *rows), read=read)
