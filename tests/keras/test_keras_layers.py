@@ -47,6 +47,7 @@ SPECS: dict[str, tuple[Callable[[], Any], RecurrentSpec]] = {
         lambda: layers.LSTM(4, recurrent_activation="hard_sigmoid"),
         LSTMSpec(3, 4, gate_activation="hard_sigmoid", batch_first=True),
     ),
+    "a cell": (lambda: layers.RNN(layers.LSTMCell(4)), LSTMSpec(3, 4, batch_first=True)),
     "a subclass": (lambda: type("Mine", (layers.GRU,), {})(4), GRUSpec(3, 4, batch_first=True)),
 }
 
@@ -153,10 +154,10 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[errors.UnirnnError], str]] = {
         errors.SpecError,
         f"module: given {__name__}.OwnCell, whose call is its own, expected that of GRUCell",
     ),
-    "directions that are not recurrent layers": (
-        lambda: built(layers.Bidirectional(layers.RNN(layers.GRUCell(4)))),
+    "several cells": (
+        lambda: built(layers.RNN([layers.GRUCell(4), layers.GRUCell(4)], name="rnn")),
         errors.SpecError,
-        "keras: bidirectional",
+        "keras: rnn: given a cell StackedRNNCells, expected one of SimpleRNNCell, GRUCell, LSTMCell",
     ),
 }
 

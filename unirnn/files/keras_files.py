@@ -263,6 +263,9 @@ def _configured(entry: Config, stored: Stored, major: int, where: str) -> _Found
         if entry["class_name"] == "Bidirectional":
             kinds = _both(entry, stored, where)
         directions = [_arrays(place) for _, place in kinds]
+        merge_mode = _config(entry, where).get("merge_mode", "concat")
+        if merge_mode != "concat":
+            raise SpecError(f"{where}: given merge_mode={merge_mode!r}, expected 'concat'")
         specs = [_spec(one, parts, major, where) for (one, _), parts in zip(kinds, directions, strict=True)]
         if len(specs) == 1:
             if specs[0].reverse and _config(entry, where).get("return_sequences"):
@@ -286,8 +289,6 @@ def _configured(entry: Config, stored: Stored, major: int, where: str) -> _Found
 def _both(entry: Config, stored: Stored, where: str) -> list[tuple[Config, Stored]]:
     """The two directions of a ``Bidirectional`` layer."""
     config = _config(entry, where)
-    if config.get("merge_mode", "concat") != "concat":
-        raise SpecError(f"{where}: given merge_mode={config['merge_mode']!r}, expected 'concat'")
     forward = config.get("layer")
     if not isinstance(forward, Mapping):
         raise FileError(f"{where}: its configuration has no layer")
@@ -340,14 +341,19 @@ def _spec(entry: Config, parts: list[StoredArray], major: int, where: str) -> Re
         "reverse": config.get("go_backwards", False),
     }
     activation = "tanh" if is_cudnn else config.get("activation")
-    if activation not in (("tanh", "relu") if cls is RNNSpec else ("tanh",)):
-        raise SpecError(f"{where}: given activation={activation!r}, which no spec describes; expected 'tanh'")
+    known_activations = ("tanh", "relu") if cls is RNNSpec else ("tanh",)
+    if activation not in known_activations:
+        expected = " or ".join(map(repr, known_activations))
+        raise SpecError(f"{where}: given activation={activation!r}, which no spec describes; expected {expected}")
     if cls is RNNSpec:
         arguments["nonlinearity"] = activation
     else:
         arguments["gate_activation"] = "sigmoid" if is_cudnn else _gate_activation(config, major, where)
     if cls is GRUSpec:
         arguments["reset_after"] = is_cudnn or config.get("reset_after", False)
+        if isinstance(guess, GRUSpec) and guess.bias and guess.reset_after != arguments["reset_after"]:
+            given = f"{kind}({guess.hidden_size}), reset_after={arguments['reset_after']}"
+            raise ShapeError(f"{where}: given the weights of {guess!r}, expected those of {given}")
     if arguments["bias"] != guess.bias:
         raise ShapeError(f"{where}: given {len(parts)} arrays, but use_bias={arguments['bias']}")
     return cls(guess.input_size, guess.hidden_size, **arguments)
