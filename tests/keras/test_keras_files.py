@@ -256,7 +256,7 @@ def keras_1(kind: str, letters: str) -> tuple[list[tuple[str, Any, Arrays]], Any
 def keras_2(kind: str, letters: str) -> tuple[list[tuple[str, Any, Arrays]], Any]:
     width = 4 * len(letters)
     parts = draw((3, width), (4, width), (width,))
-    arrays = dict(zip(("rnn/kernel:0", "rnn/recurrent_kernel:0", "rnn/bias:0"), parts, strict=True))
+    arrays: Arrays = dict(zip(("rnn/kernel:0", "rnn/recurrent_kernel:0", "rnn/bias:0"), parts, strict=True))
     return [(kind, ARGUMENTS_2, arrays)], (run_lstm if kind == "LSTM" else run_gru)(by_gate(letters, *parts), hard)
 
 
