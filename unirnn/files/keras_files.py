@@ -122,8 +122,6 @@ def _choose(found: Mapping[str, _Found], choice: Choice) -> Snapshot:
         spec = layer.spec
     elif isinstance(layer.spec, RecurrentSpec) and not spec.fits(layer.spec):
         raise SpecError(f"spec: given {spec!r}, but the file says that {name!r} is {layer.spec!r}")
-    if choice.batch_first is not None:
-        spec = replace(spec, batch_first=choice.batch_first)
     return Snapshot(spec, _weights(spec, layer.directions))
 
 
