@@ -32,7 +32,9 @@ _MAX_RATIO = 100  # as in .npz: chunks may be compressed
 _HARMLESS = 1 << 26
 _FEW = 1 << 16  # bytes of structures that a file may have in any case
 _DEEPEST = 64  # groups within each other
-_FLOATS: dict[tuple[int, ...], str] = {  # by size, the place of the exponent, its bits, the place of the mantissa, its bits, and the bias
+_FLOATS: dict[
+    tuple[int, ...], str
+] = {  # by size, the place of the exponent, its bits, the place of the mantissa, its bits, and the bias
     (2, 10, 5, 0, 10, 15): "f2",
     (4, 23, 8, 0, 23, 127): "f4",
     (8, 52, 11, 0, 52, 1023): "f8",
