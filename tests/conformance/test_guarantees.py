@@ -33,6 +33,9 @@ from unirnn import LSTMSpec, RecurrentSpec, RNNSpec, Snapshot
 from unirnn.contract.call import join_state, state_parts
 from unirnn.testing.oracle import derivative
 
+# a warning of torch about its own layer
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+
 Results = tuple[NDArray[Any], tuple[NDArray[Any], ...]]
 
 

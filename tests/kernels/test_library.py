@@ -123,6 +123,13 @@ def test_a_broken_library_is_explained(elsewhere: ModuleType) -> None:
     assert elsewhere.load() is None
 
 
+def test_a_library_of_another_version_is_refused(compiled: CDLL, elsewhere: ModuleType) -> None:
+    """Its structs may be others, so it would read memory that is not meant for it."""
+    shutil.copy(library._FOLDER / library._NAME, Path(elsewhere.__file__ or "").parent)
+    elsewhere._INTERFACE = compiled.unirnn_interface() + 1
+    assert elsewhere.why_not().endswith("is of another version; install unirnn again to build it")
+
+
 # ---- the build hook ------------------------------------------------------------------------------
 
 

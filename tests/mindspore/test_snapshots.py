@@ -1,5 +1,6 @@
 """Snapshots of MindSpore's own layers, and loading weights into them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import mindspore as ms
@@ -10,6 +11,8 @@ from subjects import close
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors
+from unirnn.contract.call import join_state, state_parts
+from unirnn.testing.oracle import recurrent
 
 LAYERS: dict[str, tuple[RecurrentSpec, type[nn.Cell], dict[str, Any]]] = {
     "RNN": (RNNSpec(3, 4, bidirectional=True), nn.RNN, {"bidirectional": True}),
@@ -37,6 +40,37 @@ def test_snapshot_of_a_native_layer(spec: RecurrentSpec, kind: type[nn.Cell], op
     unirnn.load_weights(other, taken)
     assert unirnn.snapshot(other) == taken
     np.testing.assert_array_equal(other(ms.Tensor(x))[0].asnumpy(), expected)
+
+
+CELLS: dict[str, tuple[RecurrentSpec, Callable[[], nn.Cell]]] = {
+    "relu RNNCell": (RNNSpec(3, 4, nonlinearity="relu"), lambda: nn.RNNCell(3, 4, nonlinearity="relu")),
+    "GRUCell": (GRUSpec(3, 4), lambda: nn.GRUCell(3, 4)),
+    "LSTMCell": (LSTMSpec(3, 4, bias=False), lambda: nn.LSTMCell(3, 4, has_bias=False)),
+}
+
+
+@pytest.mark.parametrize(("spec", "make"), CELLS.values(), ids=CELLS.keys())
+def test_snapshot_of_a_native_cell(spec: RecurrentSpec, make: Callable[[], nn.Cell]) -> None:
+    cell, other = make(), nn.CellList([make()])
+    taken = unirnn.snapshot(cell)
+    assert taken.spec == spec
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 2, 3)).astype(np.float32)
+    initial = tuple(rng.standard_normal(shape).astype(np.float32) for shape in spec.state_shapes(2).values())
+    state: Any = join_state([ms.Tensor(part[0]) for part in initial])
+    for step in x:
+        state = cell(ms.Tensor(step), state)
+    _, expected = recurrent(spec, taken.weights, x, initial, None)
+    for part, whole in zip(state_parts(spec, state) or (), expected, strict=True):
+        close(part.asnumpy(), whole[0], 1e-5)
+
+    unirnn.load_weights(other[0], taken)
+    assert unirnn.snapshot(other[0]) == taken
+    assert all(np.array_equal(*pair) for pair in zip(_arrays(other[0]), _arrays(cell), strict=True))
+
+
+def _arrays(cell: nn.Cell) -> list[Any]:
+    return [parameter.asnumpy() for parameter in cell.get_parameters()]
 
 
 class Net(nn.Cell):
@@ -85,9 +119,16 @@ class ComputesElse(nn.GRU):
         return 2 * output, h_n
 
 
+class ClipsItsState(nn.GRUCell):
+    def construct(self, x: Any, hx: Any) -> Any:
+        return super().construct(x, hx).clip(-0.5, 0.5)
+
+
 def test_a_subclass_that_computes_something_else_is_refused() -> None:
     adds_a_method: Any = type("AddsAMethod", (nn.GRU,), {"last": lambda self, x: self(x)[0][-1]})
     assert unirnn.snapshot(adds_a_method(3, 4)).spec == GRUSpec(3, 4)
     words = r"module: given .*ComputesElse, whose construct is its own, expected that of GRU: no spec describes"
     with pytest.raises(errors.SpecError, match=words):
         unirnn.snapshot(ComputesElse(3, 4))
+    with pytest.raises(errors.SpecError, match=r"ClipsItsState, whose construct is its own, expected that of GRUCell"):
+        unirnn.snapshot(ClipsItsState(3, 4))

@@ -6,7 +6,8 @@ from importlib import import_module
 
 from unirnn import registry
 from unirnn.errors import ArgumentError, FileError, UnirnnError
-from unirnn.files._contents import Choice, Contents, StoredArray, contents_of_state_dict
+from unirnn.files._contents import Choice, Contents, StoredArray, contents_of_snapshot, contents_of_state_dict
+from unirnn.files._header import spec_from_metadata
 from unirnn.files._paths import Path, known_suffix, path_string
 from unirnn.snapshots import state_dicts
 from unirnn.snapshots.snapshot import Snapshot
@@ -105,8 +106,10 @@ def contents(path: Path) -> Contents:
     name = "mindspore" if suffix == ".ckpt" and first != b"PK" else "torch"
     backend = registry.load(name)
     with _errors_name(path):
-        arrays = backend.read_file(path)
-        return contents_of_state_dict(name, {key: StoredArray.from_array(array) for key, array in arrays.items()})
+        arrays, metadata = backend.read_file(path)
+        stored = {key: StoredArray.from_array(array) for key, array in arrays.items()}
+        spec = spec_from_metadata(metadata)
+        return contents_of_state_dict(name, stored) if spec is None else contents_of_snapshot(name, spec, stored)
 
 
 @contextmanager

@@ -15,6 +15,8 @@ __all__ = ["load", "why_not"]
 _FOLDER = Path(__file__).parent
 _NAME = "libunirnn" + {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 _REASON = "libunirnn.txt"
+_INTERFACE = 2
+"""``UNIRNN_INTERFACE`` of the ``csrc/unirnn.h`` that `unirnn.kernels.compiled` is written for."""
 
 _lock = threading.Lock()
 
@@ -51,9 +53,11 @@ def _open_once() -> tuple[ctypes.CDLL | None, str | None]:
         return None, f"{path} is missing; install unirnn again to build it"
     try:
         library = ctypes.CDLL(str(path))
-        _declare(library)
-    except (OSError, AttributeError) as error:  # not a library for this system, or one of another version
+    except OSError as error:  # not a library for this system
         return None, f"{path} can't be loaded: {error}"
+    if not hasattr(library, "unirnn_interface") or library.unirnn_interface() != _INTERFACE:
+        return None, f"{path} is of another version; install unirnn again to build it"
+    _declare(library)
     return library, None
 
 

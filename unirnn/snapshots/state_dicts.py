@@ -26,6 +26,7 @@ __all__ = [
     "choose_name",
     "choose_weights",
     "find_layers",
+    "mindspore_names",
     "mismatch",
     "renamed",
 ]
@@ -188,7 +189,7 @@ def choose_weights(
     sources = renamed(shapes, prefix, rename)
     expected = spec.weight_shapes()
     tied = spec.tied() if isinstance(spec, ModelSpec) else {}
-    names = _spellings(spec)
+    names = mindspore_names(spec)
     found: dict[str, str] = {}
     for name in (*expected, *tied):
         known = next((spelling for spelling in (name, names.get(name)) if spelling in sources), None)
@@ -230,8 +231,15 @@ _MINDSPORE = {
 """What MindSpore calls the weights of layers, where it does not call them as torch does."""
 
 
-def _spellings(spec: Spec) -> dict[str, str]:
-    """MindSpore's names of a model's weights, where they differ."""
+def mindspore_names(spec: Spec) -> dict[str, str]:
+    """The names that MindSpore's own layers give the weights of a model, where they are other than torch's.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> mindspore_names(unirnn.Sequential(embedding=unirnn.EmbeddingSpec(5, 4), head=unirnn.LinearSpec(4, 2)))
+    {'embedding.weight': 'embedding.embedding_table'}
+    """
     return {
         f"{layer}.{weight}" if layer else weight: f"{layer}.{spelling}" if layer else spelling
         for layer, leaf in spec.leaves().items()
