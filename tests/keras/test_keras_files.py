@@ -184,7 +184,8 @@ def write_h5(path: Path, entries: list[tuple[str, Any, Arrays]], version: str | 
     """A file as Keras 1 and 2 write it: layers by their class, their arguments, and their arrays in order."""
     with h5py.File(path, "w") as file:
         configs = [{"class_name": kind, "config": config} for kind, config, _ in entries]
-        file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": configs}).encode()
+        config = {"layers": configs} if (version or "1") > "2.2" else configs  # a list itself until then
+        file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": config}).encode()
         group = file.create_group("model_weights")
         group.attrs["layer_names"] = [config["name"].encode() for _, config, _ in entries]
         if version is not None:
