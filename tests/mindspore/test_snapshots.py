@@ -88,12 +88,49 @@ def test_snapshot_of_a_layer_within_a_network() -> None:
     assert net.encoder.w_ih_list[0].name == "encoder.weight_ih_l0"
     taken = unirnn.snapshot(net.encoder)
     assert taken.spec == GRUSpec(3, 4)
-    assert unirnn.snapshot(net.parameters_dict(), prefix="encoder.") == taken
+    assert unirnn.snapshot(net.parameters_dict(), prefix="encoder.", batch_first=False) == taken
     other = unirnn.snapshot(nn.GRU(3, 4))
     unirnn.load_weights(net.encoder, other)
     assert unirnn.snapshot(net.encoder) == other
     with pytest.raises(errors.ArgumentError, match="expected a module that unirnn built"):
         unirnn.snapshot(net)
+
+
+@pytest.mark.parametrize("holder", [nn.CellList, nn.SequentialCell])
+def test_a_list_of_layers_is_a_stack(holder: Any) -> None:
+    layers = [nn.GRU(3, 4), nn.Dropout(p=0.25), nn.GRU(4, 4), nn.Dropout(keep_prob=0.75), nn.GRU(4, 4)]
+    taken = unirnn.snapshot(holder(layers))
+    assert taken.spec == GRUSpec(3, 4, 3, dropout=0.25)
+    expected = [unirnn.snapshot(layer) for layer in layers[::2]]
+    assert taken.weights.keys() == unirnn.stack(expected).weights.keys()
+    other = [nn.GRU(3, 4), nn.Dropout(p=0.25), nn.GRU(4, 4), nn.GRU(4, 4)]
+    unirnn.load_weights(holder(other), taken)
+    assert [unirnn.snapshot(layer) for layer in (other[0], *other[2:])] == expected
+    with pytest.raises(errors.SpecError, match=r"given 1: mindspore\.nn\..*Dense, which a stack would leave out"):
+        unirnn.snapshot(holder([nn.GRU(3, 4), nn.Dense(4, 4), nn.GRU(4, 4)]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [
+        (lambda: nn.RNNCell(3, 4, nonlinearity="relu"), RNNSpec(3, 4, nonlinearity="relu")),
+        (lambda: nn.GRUCell(3, 4), GRUSpec(3, 4)),
+        (lambda: nn.LSTMCell(3, 4), LSTMSpec(3, 4)),
+    ],
+    ids=["RNN", "GRU", "LSTM"],
+)
+def test_the_parameters_of_a_cell(kind: Any, spec: RecurrentSpec) -> None:
+    cell = kind()
+    state = nn.CellList([cell, nn.Dense(4, 2)]).parameters_dict()
+    taken = unirnn.snapshot(state, **({"spec": spec} if spec.kind == "RNN" else {"batch_first": False}))
+    assert taken.spec == spec
+    x = np.random.default_rng(0).standard_normal((5, 2, 3)).astype(np.float32)
+    output, _ = taken.build("numpy")(x)
+    zeros = ms.Tensor(np.zeros((2, 4), np.float32))
+    held: Any = (zeros, zeros) if spec.kind == "LSTM" else zeros
+    for step in range(5):
+        held = cell(ms.Tensor(x[step]), held)
+        close(output[step], (held[0] if spec.kind == "LSTM" else held).asnumpy(), 1e-5)
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["native", "built"])

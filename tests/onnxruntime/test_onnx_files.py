@@ -99,7 +99,8 @@ def test_the_metadata_holds_the_whole_spec() -> None:
 
 def test_layers_that_onnx_cannot_hold() -> None:
     taken = unirnn.snapshot(
-        {"weight_ih_l0": np.ones((16, 3)), "weight_hh_l0": np.ones((16, 2)), "weight_hr_l0": np.ones((2, 4))}
+        {"weight_ih_l0": np.ones((16, 3)), "weight_hh_l0": np.ones((16, 2)), "weight_hr_l0": np.ones((2, 4))},
+        batch_first=False,
     )
     with pytest.raises(errors.LimitError, match="onnx has no LSTM with proj_size=2"):
         onnx_writer.emit(taken.spec, taken.weights)

@@ -53,7 +53,7 @@ def read(path: str) -> Contents:
         else:
             layers[name] = Layer(layer, {})
     version = FORMAT if "" in found else None
-    return Contents("onnx", version, layers, lambda choice: choose_layer(found, choice.prefix, choice.spec))
+    return Contents("onnx", version, layers, lambda choice: choose_layer(found, choice.only_prefix, choice.spec))
 
 
 def parse(data: bytes) -> "ModelProto":

@@ -45,20 +45,19 @@ def _open() -> tuple[ctypes.CDLL | None, str | None]:
 @functools.cache
 def _open_once() -> tuple[ctypes.CDLL | None, str | None]:
     """The library, or why there is none."""
-    path = _FOLDER / _NAME
-    if not path.exists():
-        written = _FOLDER / _REASON
+    path, written = _FOLDER / _NAME, _FOLDER / _REASON
+    try:
+        if path.exists():
+            library = ctypes.CDLL(str(path))
+            if not hasattr(library, "unirnn_interface") or library.unirnn_interface() != _INTERFACE:
+                return None, f"{path} is of another version; install unirnn again to build it"
+            _declare(library)
+            return library, None
         if written.exists():
             return None, written.read_text(encoding="utf-8").strip()
-        return None, f"{path} is missing; install unirnn again to build it"
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:  # not a library for this system
-        return None, f"{path} can't be loaded: {error}"
-    if not hasattr(library, "unirnn_interface") or library.unirnn_interface() != _INTERFACE:
-        return None, f"{path} is of another version; install unirnn again to build it"
-    _declare(library)
-    return library, None
+    except Exception as error:  # not a library for this system, or not readable
+        return None, f"{path} can't be loaded: {type(error).__name__}: {error}"
+    return None, f"{path} is missing; install unirnn again to build it"
 
 
 def _declare(library: ctypes.CDLL) -> None:
