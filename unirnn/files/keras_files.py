@@ -113,7 +113,7 @@ def _choose(found: Mapping[str, _Found], choice: Choice) -> Snapshot:
         raise ArgumentError(f"spec: given {spec!r}; of a file of Keras only recurrent layers are read, one by one")
     if not found:
         raise ArgumentError("weights: given no recurrent layer of Keras (SimpleRNN, GRU, LSTM)")
-    name = choose_name(found, None if choice.prefix is None else choice.prefix.rstrip("./"))
+    name = choose_name(found, None if choice.only_prefix is None else choice.only_prefix.rstrip("./"))
     layer = found[name]
     if isinstance(layer.spec, UnirnnError) and (layer.guess is None or spec is None):
         raise layer.spec
