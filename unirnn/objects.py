@@ -45,7 +45,7 @@ def snapshot(
 
         - a module that unirnn built, a layer or a model, on any backend;
         - a layer of ``torch.nn`` or ``mindspore.nn``: ``RNN``, ``GRU``, ``LSTM``;
-        - a layer of Keras 3: ``SimpleRNN``, ``GRU``, ``LSTM``, or ``Bidirectional`` of one;
+        - a layer of Keras 3: ``SimpleRNN``, ``GRU``, ``LSTM``, ``RNN`` over such a cell, or ``Bidirectional`` of one;
         - ``flax.nnx.RNN``, or ``Bidirectional`` of two, over ``SimpleCell``, ``GRUCell``, ``LSTMCell`` or
           ``OptimizedLSTMCell``; or such a cell;
         - an ``onnx.ModelProto`` with RNN, GRU or LSTM nodes;
@@ -75,9 +75,9 @@ def snapshot(
         are missing, or arrays are left over; or if two arrays differ that the model ties; or if ``batch_first`` is not
         what the spec or the module says.
     SpecError
-        If no spec describes the layer: a subclass with a ``forward`` of its own, a Keras layer that runs backward, an
-        activation that no other framework has, the weights of an RNN without its nonlinearity; or a list with anything
-        besides recurrent layers and dropout of one rate.
+        If no spec describes the layer: a subclass with a ``forward`` of its own, a Keras layer whose output runs
+        backward, an activation that no other framework has, the weights of an RNN without its nonlinearity; or a list
+        with anything besides recurrent layers and dropout of one rate.
     ShapeError, DTypeError
         If the arrays do not fit the layer.
 
