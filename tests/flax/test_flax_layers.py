@@ -248,7 +248,7 @@ def drawn_tree(tree: Any) -> Any:
 
 
 class Encoder(linen.Module):  # type: ignore[misc]
-    @linen.compact
+    @linen.compact  # type: ignore[untyped-decorator]
     def __call__(self, x: Any) -> Any:
         kinds = (linen.LSTMCell, linen.OptimizedLSTMCell, linen.GRUCell)
         return linen.Dense(2)(x), *(linen.RNN(kind(4))(x) for kind in kinds), linen.RNN(linen.SimpleCell(4))(x)
