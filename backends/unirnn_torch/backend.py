@@ -241,7 +241,7 @@ def _spec(module: Any) -> Spec | None:
             return kind.from_kwargs("torch", {row.torch: getattr(module, row.torch) for row in rows if row.torch})
     for kind, cell in _CELLS.items():
         if isinstance(module, cell):
-            own = {"nonlinearity": module.nonlinearity} if kind is RNNSpec else {}
+            own: dict[str, Any] = {"nonlinearity": module.nonlinearity} if kind is RNNSpec else {}
             return kind(module.input_size, module.hidden_size, bias=module.bias, **own)
     return None
 

@@ -145,10 +145,12 @@ def test_a_library_for_another_processor_is_explained(compiled: CDLL, elsewhere:
     assert elsewhere.why_not().startswith(f"{path} can't be loaded: OSError: ")
 
 
-def test_a_library_of_another_version_is_refused(compiled: CDLL, elsewhere: ModuleType) -> None:
+def test_a_library_of_another_version_is_refused(
+    compiled: CDLL, elsewhere: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its structs may be others, so it would read memory that is not meant for it."""
     shutil.copy(library._FOLDER / library._NAME, Path(elsewhere.__file__ or "").parent)
-    elsewhere._INTERFACE = compiled.unirnn_interface() + 1
+    monkeypatch.setattr(elsewhere, "_INTERFACE", compiled.unirnn_interface() + 1)
     assert elsewhere.why_not().endswith("is of another version; install unirnn again to build it")
 
 

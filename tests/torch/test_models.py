@@ -337,7 +337,7 @@ def test_torch_jit_script_is_refused_in_words(spec: Spec) -> None:
     net = spec.build("torch")
     for module in (net, nn.Sequential(net)):
         with pytest.raises(errors.LimitError, match=r"^torch.jit.script: .* use torch.export.export, or torch.jit.tr"):
-            torch.jit.script(module)  # type: ignore[no-untyped-call]
+            torch.jit.script(module)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace")

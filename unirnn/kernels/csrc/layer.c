@@ -74,7 +74,7 @@ typedef struct {
     int64_t chunk_rows, gradient_stride;
     real *d_h, *d_reset, *gradients, *inputs, *before, *reset_h, *w_back, *w_hh_back[2];
     real **d_h_rows, **d_reset_rows, **d_input_rows;
-    real *gated, *d_gated, *d_projected; /* of a projection: what a chunk projects, its gradient, and that of the result */
+    real *gated, *d_gated, *d_projected; /* what a chunk projects, its gradient, and that of what this gives */
     real **d_gated_rows;
 } call;
 
@@ -506,9 +506,11 @@ static void lay_out_backward(call *c, memory *m) {
     c->d_projected = REALS(m, rows * c->stride);
 }
 
-INLINE void step_back_rows(int cell, int k, const call *c, int64_t t, int64_t first, int64_t n, int64_t chunk_row) {
+/* `is_plain`: the gates are sigmoids and nothing is projected, which is known while this is compiled. */
+INLINE void step_back_rows(int cell, int k, int is_plain, const call *c, int64_t t, int64_t first, int64_t n,
+                           int64_t chunk_row) {
     const int64_t H = c->H, P = c->P, kept = PLANS[cell].kept * H, gradients = c->gradient_stride;
-    const int projected = cell == LSTM && has_projection(c);
+    const int projected = !is_plain && cell == LSTM && has_projection(c);
     const int64_t before = c->layer->reverse ? t + 1 : t - 1;
     const real *all_kept = c->layer->kept;
     for (int64_t s = first; s < first + n; s++) {
@@ -528,7 +530,7 @@ INLINE void step_back_rows(int cell, int k, const call *c, int64_t t, int64_t fi
             .d_output = c->d->d_output.data && !projected ? row_of(c, &c->d->d_output, t, s) : NULL,
             .gradients = c->gradients + (chunk_row + s) * gradients,
             .d_reset = c->d_reset + s * c->stride,
-            .slope = c->slope,
+            .slope = is_plain ? 0 : c->slope,
             .size = H,
         };
         for (at.first = 0; at.first < H; at.first += LANES) {
@@ -546,7 +548,8 @@ INLINE void step_back_rows(int cell, int k, const call *c, int64_t t, int64_t fi
         if ((cell == GRU_RESET_BEFORE || projected) && c->d->d_weight_ih)
             for (int64_t i = 0; i < H; i += LANES) {
                 vec gate = load_some(at.kept + (projected ? 4 : 1) * H + i, H - i);
-                vec gated = gate * (projected ? tanh_of(load_some(at.kept + 5 * H + i, H - i)) : load_some(h + i, H - i));
+                vec state = load_some(projected ? at.kept + 5 * H + i : h + i, H - i);
+                vec gated = gate * (projected ? tanh_of(state) : state);
                 int64_t panel = i / (PANEL * LANES), v = i / LANES % PANEL;
                 real *to = projected ? c->gated : c->reset_h;
                 store(to + (panel * c->chunk_rows + row) * PANEL * LANES + v * LANES, gated);
@@ -555,15 +558,23 @@ INLINE void step_back_rows(int cell, int k, const call *c, int64_t t, int64_t fi
 }
 
 static void step_back_block(const call *c, int k, int64_t t, int64_t first, int64_t n, int64_t chunk_row) {
+    const int is_plain = c->slope == 0 && !has_projection(c);
+#define STEP_BACK(CELL, K) \
+    if (is_plain) step_back_rows(CELL, K, 1, c, t, first, n, chunk_row); \
+    else step_back_rows(CELL, K, 0, c, t, first, n, chunk_row);
     switch (c->cell) {
-        case RNN_TANH: step_back_rows(RNN_TANH, 0, c, t, first, n, chunk_row); break;
-        case RNN_RELU: step_back_rows(RNN_RELU, 0, c, t, first, n, chunk_row); break;
-        case GRU: step_back_rows(GRU, 0, c, t, first, n, chunk_row); break;
-        case LSTM: step_back_rows(LSTM, 0, c, t, first, n, chunk_row); break;
+        case RNN_TANH: step_back_rows(RNN_TANH, 0, 1, c, t, first, n, chunk_row); break;
+        case RNN_RELU: step_back_rows(RNN_RELU, 0, 1, c, t, first, n, chunk_row); break;
+        case GRU: STEP_BACK(GRU, 0) break;
+        case LSTM: STEP_BACK(LSTM, 0) break;
         default:
-            if (k == 0) step_back_rows(GRU_RESET_BEFORE, 0, c, t, first, n, chunk_row);
-            else step_back_rows(GRU_RESET_BEFORE, 1, c, t, first, n, chunk_row);
+            if (k == 0) {
+                STEP_BACK(GRU_RESET_BEFORE, 0)
+            } else {
+                STEP_BACK(GRU_RESET_BEFORE, 1)
+            }
     }
+#undef STEP_BACK
 }
 
 /* Back through the projection of a step: from the gradient of the state after it to that of the cell's h'. */
@@ -594,7 +605,7 @@ static void step_back_share(const call *c, int64_t t, int64_t first, int64_t end
     product(n, c->P, of_h * H, of_hidden, width, 1, c->w_hh_back[0], of_h * H, t % 2, 1, c->d_h_rows + first);
 }
 
-/* What a chunk adds to the gradients of the weights: the rows [first, end) of those of W, of U and of the projection. */
+/* What a chunk adds to the gradients of the weights: the rows [first, end) of W's, U's and the projection's. */
 static void add_to_weights(const call *c, int64_t rows, int64_t first, int64_t end, int add) {
     const int64_t H = c->H, gates = c->plan->num_gates;
     while (first < end) {

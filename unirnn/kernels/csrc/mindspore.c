@@ -6,8 +6,8 @@
        forward:                                     gives the output, h_n, c_n;
        backward:  takes the gradients of these too, gives those of x, h_0, c_0 and of the four weights.
 
-   The functions of an LSTM with a projection have PROJECTED in their names: its weight follows the four, and its gradient
-   theirs; output and h are of its size.
+   The functions of an LSTM with a projection have PROJECTED in their names: its weight follows the four, and its
+   gradient theirs; output and h are of its size.
 
    Resets of any other rank than 2 are none. An RNN or GRU has neither c_n nor its gradient; what stands for c_0 is not
    read, and its gradient is zero. All arrays are contiguous, and all but lengths and resets have one dtype. Nothing is
@@ -76,7 +76,9 @@ static unirnn_layer layer_of(operator op, void **params, int *ndims, int64_t **s
 }
 
 /* P, or H without a projection. */
-static int64_t output_size(const unirnn_layer *layer) { return layer->proj_size ? layer->proj_size : layer->hidden_size; }
+static int64_t output_size(const unirnn_layer *layer) {
+    return layer->proj_size ? layer->proj_size : layer->hidden_size;
+}
 
 static int forward(operator op, unirnn_layer layer, void **results) {
     layer.output = steps_of(results[0], &layer, output_size(&layer));

@@ -77,7 +77,8 @@ typedef struct {
     const void *d_h_n, *d_c_n;  /* (B, P) and (B, H), or NULL */
     unirnn_steps d_input;       /* (T, B, I), zero in the padding, or NULL if not wanted */
     void *d_h_0, *d_c_0;        /* (B, P) and (B, H) */
-    void *d_weight_ih, *d_weight_hh, *d_bias_ih, *d_bias_hh, *d_weight_hr; /* those of the weights; NULL if not wanted */
+    /* Those of the weights; NULL if not wanted. */
+    void *d_weight_ih, *d_weight_hh, *d_bias_ih, *d_bias_hh, *d_weight_hr;
 } unirnn_gradients;
 
 /* UNIRNN_INTERFACE, of the sources that the library was built from. */
