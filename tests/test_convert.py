@@ -1,8 +1,9 @@
 """The commands on files: ``unirnn show`` and ``unirnn convert``."""
 
-import importlib.util
 import json
+import shlex
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,8 @@ from unirnn import (
 if TYPE_CHECKING:
     from typer.testing import Result
 
-SUFFIXES = [suffix for suffix in files.WRITTEN if suffix != ".onnx" or importlib.util.find_spec("onnx")]
+FORMAT_OF = {".safetensors": "safetensors", ".npz": "npz", ".onnx": "onnx", ".pt": "torch"}
+SUFFIXES = [suffix for suffix in FORMAT_OF if suffix[1:] in ("safetensors", "npz") or find_spec(FORMAT_OF[suffix])]
 GRU = GRUSpec(2, 3, batch_first=True)
 
 Run = Callable[..., "Result"]
@@ -68,12 +70,12 @@ def test_show_a_snapshot(run: Run, tmp_path: Path, suffix: str) -> None:
     snapshot_of(GRU).save(path)
     lines = [line.rstrip() for line in run("show", str(path)).stdout.splitlines()]
     assert lines[:4] == [
-        f"{path}: unirnn snapshot, {suffix[1:]}, format 2",
+        f"{path}: unirnn snapshot, {FORMAT_OF[suffix]}, format 2",
         "GRUSpec(2, 3, batch_first=True)",
         "63 parameters, 252 bytes",
         "",
     ]
-    assert [line.split(maxsplit=1) for line in lines[6:]] == [
+    assert [line.split(maxsplit=1) for line in lines[6:10]] == [
         ["weight_ih_l0", "(9, 2)   float32"],
         ["weight_hh_l0", "(9, 3)   float32"],
         ["bias_ih_l0", "(9,)     float32"],
@@ -87,7 +89,7 @@ def test_show_a_snapshot_as_json(run: Run, tmp_path: Path, suffix: str) -> None:
     snapshot_of(GRU).save(path)
     found = json.loads(run("show", str(path), "--json").stdout)
     (layer,) = found.pop("layers")
-    assert found == {"file": str(path), "format": suffix[1:], "version": 2}
+    assert found == {"file": str(path), "format": FORMAT_OF[suffix], "version": 2}
     assert RecurrentSpec.from_dict(layer["spec"]) == GRU
     assert (layer["prefix"], layer["error"], layer["parameters"], layer["bytes"]) == ("", None, 63, 252)
     assert layer["weights"][0] == {"name": "weight_ih_l0", "shape": [9, 2], "dtype": "float32"}
@@ -107,7 +109,7 @@ def test_show_the_layers_of_another_checkpoint(run: Run, tmp_path: Path) -> None
     assert lines[8].startswith("'old.': ")
     assert "tanh or relu" in lines[8]
     assert "give as spec RNNSpec(2, 3) or RNNSpec(2, 3, nonlinearity='relu')" in lines[8]
-    assert lines[9].startswith("batch_first is not said by such a file; give convert --batch-first or --no-batch-first")
+    assert lines[9].startswith("batch_first is not said by such a file; give convert --batch-first or --time-major")
     found = json.loads(run("show", str(path), "--json").stdout)
     assert (found["format"], found["version"]) == ("npz", None)
     assert [(layer["prefix"], layer["parameters"], layer["assumed"]) for layer in found["layers"]] == [
@@ -122,17 +124,58 @@ def test_show_the_layers_of_another_checkpoint(run: Run, tmp_path: Path) -> None
 def test_show_a_file_without_a_layer(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, a=np.ones(3))
-    assert run("show", str(path)).stdout == f"{path}: npz, no unirnn snapshot: no recurrent layer in it\n"
+    assert run("show", str(path)).stdout.splitlines() == [
+        f"{path}: npz, no unirnn snapshot: no recurrent layer in it",
+        "arrays: a (3,); a layer's would have names such as rnn.weight_ih_l0",
+    ]
     assert json.loads(run("show", str(path), "--json").stdout)["layers"] == []
+
+
+@pytest.mark.filterwarnings("ignore::unirnn.errors.AssumptionWarning")
+@pytest.mark.parametrize(
+    ("names", "prefix", "spec"),
+    [
+        (["encoder.", "decoder.rnn.", "old."], "encoder.", LSTMSpec(5, 3)),
+        (["old."], None, RNNSpec(2, 3)),
+        (["old.", "decoder.rnn."], "decoder.rnn.", GRUSpec(2, 3)),
+    ],
+)
+def test_what_show_says_to_type_next_works(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], prefix: str | None, spec: RecurrentSpec
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_several(tmp_path / "all.npz")
+    with np.load("all.npz") as arrays:
+        np.savez("a b.npz", **{name: arrays[name] for name in arrays if name.startswith((*names, "head"))})
+    *_, others, convert, call = run("show", "a b.npz").stdout.splitlines()
+    assert others == "other arrays: head.weight (2, 3)"
+    start, _, command = convert.partition("unirnn ")
+    assert start == "to convert it: "
+    run(*shlex.split(command))
+    assert ("--prefix" in command) == (prefix is not None)
+    assert files.load("out.safetensors") == snapshot_of(spec)
+    start, _, code = call.partition("unirnn.load")
+    assert start.strip() == "in Python:"
+    assert eval(f"unirnn.load{code}") == snapshot_of(spec)
+
+
+def test_a_format_may_be_given(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    snapshot_of(GRU).save(tmp_path / "a.npz")
+    (tmp_path / "a.npz").rename(path)
+    assert "npz, format 2" in run("show", str(path), "--format", "npz").stdout
+    run("convert", str(path), str(tmp_path / "b.safetensors"), "--format", "npz")
+    assert files.load(tmp_path / "b.safetensors") == snapshot_of(GRU)
 
 
 @pytest.mark.parametrize("command", [["show"], ["convert", "--prefix", "a", "out.safetensors"]])
 def test_files_that_cannot_be_read(run: Run, tmp_path: Path, command: list[str]) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    (tmp_path / "page.pt").write_bytes(b"<!doctype html>")
     for name, message in {
         "absent.npz": "[Errno 2] No such file or directory",
         "bad.safetensors": f"{tmp_path / 'bad.safetensors'}: truncated, altered",
-        "a.h5": f"path: given '{tmp_path / 'a.h5'}', expected one of the suffixes that are read",
+        "page.pt": f"{tmp_path / 'page.pt'}: it is a web page in place of the file",
     }.items():
         result = run(command[0], str(tmp_path / name), *command[1:], status=2)
         assert result.stdout == ""
@@ -144,7 +187,7 @@ def test_files_that_cannot_be_read(run: Run, tmp_path: Path, command: list[str])
 def test_without_arguments_the_help_is_shown(run: Run, command: str) -> None:
     output = run(command, status=2).output
     assert "Usage" in output
-    assert ".safetensors" in output
+    assert "safetensors" in output
     assert "--help" in output
 
 
@@ -177,10 +220,10 @@ def test_convert_one_layer_of_several(run: Run, tmp_path: Path) -> None:
     assert "give one of 'encoder.', 'decoder.rnn.', 'old.'" in result.stderr
     assert target.read_bytes() == b"as it was"
     command = ["convert", str(source), str(target), "--prefix", "decoder.rnn", "--dtype", "float64"]
-    unknown = "batch_first is not said by such a file; give convert --batch-first or --no-batch-first\n"
+    unknown = "batch_first is not said by such a file; give convert --batch-first or --time-major\n"
     assert run(*command).stdout == f"{target}: GRUSpec(2, 3), 63 parameters, float64\n{unknown}"
     assert files.load(target) == snapshot_of(GRUSpec(2, 3)).cast("float64")
-    for option, spec in {"--batch-first": GRU, "--no-batch-first": GRUSpec(2, 3)}.items():
+    for option, spec in {"--batch-first": GRU, "--time-major": GRUSpec(2, 3)}.items():
         assert run(*command, option).stdout == f"{target}: {spec!r}, 63 parameters, float64\n"
         assert files.load(target).spec == spec
 
@@ -201,7 +244,9 @@ def test_convert_with_a_spec_for_what_the_file_does_not_say(run: Run, tmp_path: 
     [
         (["out.safetensors", "--spec", "GRU"], "SPEC: given 'GRU', expected what Python prints"),
         (["out.safetensors", "--spec", "LSTMSpec(2, 3)"], "spec: given LSTMSpec(2, 3), but the file says GRUSpec(2, 3"),
-        (["out.pt"], "path: given 'out.pt', expected one of the suffixes that are written"),
+        (["out.h5"], "path: given 'out.h5', expected one of the suffixes that are written"),
+        (["out.npz", "--format", "zip"], "format: given 'zip', expected one of 'safetensors', "),
+        (["out.npz", "--format", "npz"], "a.safetensors: truncated, altered or of another format"),
         (["out.safetensors", "--dtype", "int8"], "dtype: given 'int8'"),
         (["out.safetensors", "--dtype", "bfloat16"], "dtype: given bfloat16"),
         (["out.safetensors", "--prefix", "encoder."], "prefix: given 'encoder.', but the file is a snapshot"),

@@ -1,18 +1,24 @@
 """Files are written completely or not at all, are read back as they were written, and are never trusted."""
 
+import bz2
 import errno
-import importlib.util
+import gzip
 import io
 import json
+import lzma
 import os
+import pickle
 import re
+import socket
 import stat
 import subprocess
 import sys
 import tracemalloc
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +63,14 @@ from unirnn.errors import (
 )
 from unirnn.files import writing
 from unirnn.files._header import spec_to_metadata
+from unirnn.files.pickles import Global, Object, PickledDict, read_pickle
 
 # The files of these tests do not say batch_first; what is done then is tested in test_snapshots.py.
 pytestmark = pytest.mark.filterwarnings("ignore::unirnn.errors.AssumptionWarning")
 
-SUFFIXES = [suffix for suffix in files.WRITTEN if suffix != ".onnx" or importlib.util.find_spec("onnx")]
+FORMAT_OF = {".safetensors": "safetensors", ".npz": "npz", ".onnx": "onnx", ".pt": "torch"}
+"""The format of a file by a suffix that is written; ``.pth`` is another name for ``.pt``."""
+SUFFIXES = [suffix for suffix in FORMAT_OF if suffix[1:] in ("safetensors", "npz") or find_spec(FORMAT_OF[suffix])]
 SPECS = [
     RNNSpec(2, 3, nonlinearity="relu"),
     GRUSpec(2, 3, 2, bidirectional=True, batch_first=True, dropout=0.25),
@@ -70,7 +79,10 @@ SPECS = [
 ]
 GRU = GRUSpec(2, 3)
 DATA = Path(__file__).parent / "data"
-"""Files that earlier versions wrote."""
+"""Files that earlier versions wrote, and those of PyTorch; they are read without it."""
+
+TORCH = sorted(DATA.glob("torch_*"))
+"""A checkpoint with foreign objects in it, one of before 1.6, a whole module, a TorchScript archive, and a pickle."""
 
 Header = dict[str, Any]
 
@@ -109,13 +121,13 @@ def test_a_saved_snapshot_is_loaded(tmp_path: Path, suffix: str, spec: Recurrent
     assert files.load(path) == snapshot
     assert files.load(str(path), prefix="", spec=spec) == snapshot
     found = files.contents(path)
-    assert (found.format, found.version, list(found.layers)) == (suffix[1:], files.FORMAT, [""])
+    assert (found.format, found.version, list(found.layers)) == (FORMAT_OF[suffix], files.FORMAT, [""])
     assert found.layers[""].spec == spec
     assert found.layers[""].num_weights == spec.num_weights
     assert found.layers[""].num_bytes == sum(array.nbytes for array in snapshot.weights.values())
 
 
-@pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if suffix != ".npz"])
+@pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if suffix in (".safetensors", ".onnx")])
 def test_files_of_format_1_are_read(suffix: str) -> None:
     path = DATA / f"format_1{suffix}"
     spec = GRUSpec(2, 3, 2, bidirectional=True, batch_first=True, dropout=0.25, reset_after=False)
@@ -239,7 +251,7 @@ def test_a_symbolic_link_is_followed(tmp_path: Path, there: bool) -> None:
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("a.pt", ArgumentError, "expected one of the suffixes that are written: .safetensors, .npz, .onnx"),
+        ("a.h5", ArgumentError, "expected one of the suffixes that are written: .safetensors, .npz, .onnx, .pt, .pth"),
         ("a", ArgumentError, "suffixes that are written"),
         ("absent/a.safetensors", FileNotFoundError, "absent/a.safetensors"),
         ("folder.safetensors", IsADirectoryError, "folder.safetensors"),
@@ -255,13 +267,14 @@ def test_paths_that_cannot_be_written(tmp_path: Path, name: str, error: type[Exc
 @pytest.mark.parametrize(
     ("path", "error", "message"),
     [
-        ("a.h5", ArgumentError, "that are read: .safetensors, .onnx, .pt, .pth, .ckpt, .npz"),
-        ("folder.safetensors", IsADirectoryError, "folder.safetensors"),
-        *((f"absent{suffix}", FileNotFoundError, f"absent{suffix}") for suffix in files.READ),
+        ("absent.pt", FileNotFoundError, "absent.pt"),
+        ("folder", IsADirectoryError, "such as one of those in it: model.safetensors, rnn.npz: '.*folder'"),
     ],
 )
 def test_paths_that_cannot_be_read(tmp_path: Path, path: str, error: type[Exception], message: str) -> None:
-    (tmp_path / "folder.safetensors").mkdir()
+    for name in ("README.md", "rnn.npz", "model.safetensors"):
+        (tmp_path / "folder" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "folder" / name).touch()
     with pytest.raises(error, match=message):
         files.load(tmp_path / path)
 
@@ -287,12 +300,18 @@ def test_a_spec_or_prefix_of_the_wrong_type(tmp_path: Path, arguments: dict[str,
 
 
 def test_a_missing_backend_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = snapshot_of(GRU)
     monkeypatch.setattr(registry, "_loaded", {})
-    for name, suffix in (("torch", ".pt"), ("torch", ".pth"), ("mindspore", ".ckpt")):
+    for name in ("torch", "mindspore"):
         monkeypatch.setitem(sys.modules, f"unirnn_{name}", None)
-        (tmp_path / f"a{suffix}").touch()
+    for name, suffix in (("torch", ".pt"), ("torch", ".pth"), ("mindspore", ".ckpt")):
         with pytest.raises(MissingBackendError, match=re.escape(registry.install_hint(name))):
-            files.load(tmp_path / f"a{suffix}")
+            snapshot.save(tmp_path / f"b{suffix}")
+    # A checkpoint of MindSpore's begins with a parameter: its name, and its sizes, unless it has none, or its dtype.
+    for data in (b"\x0a\x1b\x0a\x04bias\x12\x13\x08\x03\x12\x07Float32", b"\x0a\x13\x0a\x04step\x12\x0b\x12\x05Int32"):
+        (tmp_path / "a").write_bytes(data)
+        with pytest.raises(MissingBackendError, match=re.escape(registry.install_hint("mindspore"))):
+            files.load(tmp_path / "a")
 
 
 def test_importing_unirnn_imports_no_file_format() -> None:
@@ -695,11 +714,13 @@ def _undamaged() -> dict[str, bytes]:
         buffer = io.BytesIO()
         save(buffer, **prefixed("rnn.", snapshot))
         found[name] = buffer.getvalue()
-    return found
+    return found | {path.name: path.read_bytes() for path in TORCH}
 
 
 UNDAMAGED = _undamaged()
-each_file = pytest.mark.parametrize("name", UNDAMAGED)
+each_file = pytest.mark.parametrize(
+    "name", [name for name in UNDAMAGED if "module" not in name and "script" not in name]
+)
 often = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -740,7 +761,7 @@ def test_a_flipped_bit_is_refused_or_is_another_snapshot(tmp_path: Path, name: s
     altered[data.draw(st.integers(0, len(altered) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     found = load_or_refuse(tmp_path, name, bytes(altered))
     # A zip has checksums, so no number in it changes unnoticed.
-    assert found is None or name.endswith((".safetensors", ".onnx")) or found == snapshot_of(GRU)
+    assert found is None or not UNDAMAGED[name].startswith(b"PK") or found == snapshot_of(GRU)
 
 
 @each_file
@@ -752,6 +773,215 @@ def test_a_replaced_part_is_refused_or_is_another_snapshot(tmp_path: Path, name:
     altered = before[:at] + data.draw(st.binary(max_size=16)) + before[at + length :]
     assume(altered != before)
     load_or_refuse(tmp_path, name, altered)
+
+
+# ---- which format a file has -----------------------------------------------------------------------------
+
+FORMATS = {"safetensors": "theirs.safetensors", "npz": "stored.npz"} | (
+    {"onnx": "ours.onnx"} if ".onnx" in SUFFIXES else {}
+)
+
+
+@pytest.mark.parametrize("name", ["a", "a.bin", "a.pth.tar", "a.npz", "a.onnx", "a.pt", "a.h5"])
+@pytest.mark.parametrize("undamaged", [*FORMATS.values(), *(path.name for path in TORCH)])
+def test_the_content_of_a_file_says_what_it_is(tmp_path: Path, undamaged: str, name: str) -> None:
+    (tmp_path / name).write_bytes(UNDAMAGED[undamaged])
+    assert files.load(tmp_path / name) == snapshot_of(GRU)
+
+
+def test_a_format_may_be_given(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(UNDAMAGED["stored.npz"])
+    assert files.load(path, format="npz") == snapshot_of(GRU)
+    assert files.contents(path, format="npz").format == "npz"
+    with pytest.raises(FileError, match=r"/a: truncated, altered or of another format"):
+        files.load(path, format="safetensors")
+    with pytest.raises(ArgumentError, match=r"^format: given '\.npz', expected one of 'safetensors', 'npz', 'torch', "):
+        files.load(path, format=".npz")
+
+
+def zipped(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "Git LFS in place of the file; fetch"),
+        (b"\n<!DOCTYPE html>\n<html>", "a web page in place of the file"),
+        (b"<HTML><head>", "a web page in place of the file"),
+        (b'<?xml version="1.0"?><Error>', "a web page in place of the file"),
+        (gzip.compress(b"weights"), "compressed by gzip; decompress it first"),
+        (lzma.compress(b"weights"), "compressed by xz; decompress it first"),
+        (bz2.compress(b"weights"), "compressed by bzip2; decompress it first"),
+        (b"weights.bin".ljust(257, b"\0") + b"ustar\x0000", "a tar archive; unpack it, by: tar -xf"),
+        (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'", "a single array of NumPy"),
+        (b"\x1c\0\0\0TFL3\x14\0", "a TensorFlow Lite model"),
+        (b"\x08\x01\x12\xb4\x51\x0a\x93\x51\x12\x05serve", "the graph of a TensorFlow SavedModel, without weights"),
+        (b"\x0a\x2a\x0a\x05input\x12\x0bPlaceholder", "a frozen graph of TensorFlow"),
+        (b"\x0a\x031.1\x12\x09MindSpore", "a MindIR graph of MindSpore"),
+        (
+            b"accuracy,loss\n0.5,1.0\n",
+            "it begins with 'accuracy,loss\\n0.5,1.0\\n'; if it is one of them, give format=",
+        ),
+        (bytes(range(200, 255)), "it begins with b'\\xc8"),
+        (
+            zipped(**{"weights.pth": b""}),
+            "it is a zip archive, but none of PyTorch, NumPy or Keras; unpack it and open",
+        ),
+        (zipped(**{"word/document.xml": b""}), "a zip archive, but none of PyTorch, NumPy or Keras of 'word/document"),
+        (zipped(**{"a/archive_format": b"pt2"}), "a program of torch.export; load it by torch.export.load"),
+        (pickle.dumps({"a": [1, "b"]}), "a pickle, and no checkpoint: there is no tensor in it"),
+        (pickle.dumps(Fraction(1, 2)), "a pickle of an object fractions.Fraction, and no checkpoint"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_what_is_no_model_is_named(tmp_path: Path, data: bytes, message: str) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(data)
+    assert_refused(path, message)
+
+
+# ---- paths -----------------------------------------------------------------------------------------------
+
+
+def special_file(folder: Path, kind: str) -> Path:
+    path = folder / "a.npz"
+    if kind == "a named pipe":
+        os.mkfifo(path)
+    elif kind == "a socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(os.path.relpath(path))
+    else:
+        path.symlink_to("/dev/zero")
+    return path
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such files on Windows")
+@pytest.mark.parametrize("kind", ["a named pipe", "a socket", "a device"])
+def test_what_is_no_regular_file_is_neither_read_nor_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the path of a socket has at most about a hundred characters
+    path = special_file(tmp_path, kind)
+    link = tmp_path / "b.npz"
+    link.symlink_to(path)
+    for name in (path, link):
+        for call in (files.load, files.contents, snapshot_of(GRU).save):
+            with pytest.raises(FileError, match=f"{name}: {kind}, expected a regular file"):
+                call(name)
+    assert not path.is_file()
+    assert sorted(os.listdir(tmp_path)) == ["a.npz", "b.npz"]
+
+
+@pytest.mark.parametrize("path", ["a\0.npz", b"a\0.npz", "\ud800.npz"], ids=repr)
+def test_paths_that_no_file_system_has(path: Any) -> None:
+    for call in (files.load, files.contents, snapshot_of(GRU).save):
+        with pytest.raises(ArgumentError, match=r"path: given .*\.npz', which has"):
+            call(path)
+
+
+# ---- PyTorch's files, without PyTorch --------------------------------------------------------------------
+
+READING = """
+import sys, unirnn
+for path in sys.argv[1:]:
+    try:
+        print(unirnn.load(path))
+    except unirnn.errors.UnirnnError as error:
+        print(error)
+print(*{"torch", "unirnn_torch", "antigravity", "this"} & sys.modules.keys())
+"""
+
+
+def torch_zip(pickled: bytes, **storages: bytes) -> bytes:
+    return zipped(**{"a/data.pkl": pickled}, **{f"a/data/{key}": data for key, data in storages.items()})
+
+
+def test_nothing_that_a_file_of_torch_names_is_imported(tmp_path: Path) -> None:
+    hostile = tmp_path / "hostile.pt"
+    hostile.write_bytes(torch_zip(b"\x80\x02cantigravity\ngeohash\n(cthis\ns\ntR."))
+    done = subprocess.run(
+        [sys.executable, "-c", READING, *map(str, [*TORCH, hostile])], capture_output=True, text=True, check=True
+    )
+    *found, error, imported = done.stdout.splitlines()
+    assert found == [repr(snapshot_of(GRU))] * len(TORCH)
+    assert "given no recurrent layer" in error
+    assert imported == ""
+
+
+values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+def restored(value: Any) -> Any:
+    """What `read_pickle` gives, as what was pickled."""
+    if isinstance(value, PickledDict):
+        return {key: restored(item) for key, item in value.pairs}
+    if isinstance(value, Object):  # before protocol 3, bytes are a call
+        assert value.function in (Global("_codecs", "encode"), Global("__builtin__", "bytes"))
+        return value.arguments[0].encode("latin-1") if value.arguments else b""
+    return type(value)(map(restored, value)) if isinstance(value, (list, tuple)) else value
+
+
+@settings(max_examples=40)
+@given(value=values, protocol=st.integers(0, pickle.HIGHEST_PROTOCOL))
+def test_a_pickle_is_read_as_the_standard_library_reads_it(value: Any, protocol: int) -> None:
+    file = io.BytesIO(pickle.dumps(value, protocol) + b"more")
+    assert restored(read_pickle(file).value) == value
+    assert file.read() == b"more"
+
+
+@given(data=st.binary(max_size=200))
+def test_any_bytes_are_a_pickle_or_an_error(data: bytes) -> None:
+    with limited_memory(1 << 20):
+        caught: BaseException | None = None
+        try:
+            read_pickle(io.BytesIO(data))
+        except Exception as error:
+            caught = error
+    assert not isinstance(caught, (RecursionError, MemoryError))
+
+
+def text_of(count: int) -> bytes:
+    return b"X" + count.to_bytes(4, "little") + b"a" * count
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        # one long string, on which a function is called a thousand times, or of which a thousand names are made
+        b"\x80\x02]c_codecs\nencode\nq\x00" + text_of(100_000) + b"q\x01\x85Ra" + b"h\x00h\x01\x85Ra" * 1_000 + b".",
+        b"\x80\x04" + text_of(100_000) + b"q\x01" + b"h\x01h\x01\x93" * 1_000 + b".",
+        b"\x80\x02]q\x00(" + b"N" * 100_000 + b"tq\x01" + b"cf\ng\nh\x01R" * 1_000 + b".",
+        # keys that are long, or a dict that is in itself twice, at each of thirty levels
+        b"\x80\x02" + text_of(100_000) + b"q\x010" + b"}h\x01" * 90 + b"}" + b"s" * 90 + b".",
+        b"\x80\x02}q\x000" + b"".join(b"}q%c(K\x01h%cK\x02h%cu0" % (n + 1, n, n) for n in range(60)) + b"h\x3c.",
+        b"\x80\x02" + b"]" * 20_000 + b"a" * 19_999 + b".",
+        b"\x80\x02" + b"(" * 20_000 + b"t" * 19_999 + b".",
+        # claims that no byte backs
+        b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b".",
+        b"\x80\x05\x8e" + (1 << 40).to_bytes(8, "little") + b".",
+        b"\x80\x04\x95" + (1 << 40).to_bytes(8, "little") + b"N.",
+        b"\x80\x02Nr\xff\xff\xff\xff.",
+        b"\x80\x02cbuiltins\nbytearray\nJ\0\0\0\x40\x85R.",
+    ],
+    ids=lambda pickled: repr(pickled[:12]),
+)
+@pytest.mark.parametrize("kind", ["zip", "pickle"])
+def test_a_pickle_takes_no_more_memory_than_it_has_operations(tmp_path: Path, pickled: bytes, kind: str) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(torch_zip(pickled) if kind == "zip" else pickled)
+    with limited_memory(64 << 20), suppress(FileError):
+        assert files.contents(path).layers == {}
 
 
 # ---- models --------------------------------------------------------------------------------------

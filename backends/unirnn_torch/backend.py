@@ -17,7 +17,7 @@ from unirnn.specs import Conv1dSpec, Spec
 from unirnn.specs import arguments as names
 
 from . import definitions, dispatch, models
-from .checkpoints import read_checkpoint
+from .checkpoints import encode_checkpoint
 from .definitions import DefinitionModule
 from .dispatch import DEVICE_TYPES
 from .models import ModelModule
@@ -173,8 +173,8 @@ class TorchBackend(Backend):
             for name, array in weights.items():
                 owned[name].copy_(torch.tensor(array, device="cpu"))
 
-    def read_file(self, path: str) -> tuple[dict[str, Array], dict[str, str]]:
-        return read_checkpoint(path), {}
+    def encode_file(self, spec: Spec, weights: Arrays, metadata: Mapping[str, str]) -> bytes:
+        return encode_checkpoint(spec, weights, metadata)
 
     def from_numpy(self, array: Array, module: Any) -> torch.Tensor:
         weight = models.first_tensor(module)

@@ -1,5 +1,7 @@
 """The commands on files: ``unirnn show`` and ``unirnn convert``."""
 
+import re
+import shlex
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +11,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from unirnn import Spec, files
-from unirnn.errors import ArgumentError, AssumptionWarning
+from unirnn.contract.weights import format_names
+from unirnn.errors import ArgumentError, AssumptionWarning, UnirnnError
 from unirnn.specs import ModelSpec
 from unirnn.specs.summary import COLUMNS
 
@@ -18,20 +21,28 @@ from .specs import parse_spec
 
 __all__ = ["convert", "show"]
 
-_UNKNOWN = "batch_first is not said by such a file; give convert --batch-first or --no-batch-first"
+_UNKNOWN = "batch_first is not said by such a file; give convert --batch-first or --time-major"
+_ADVICE = re.compile(r"give as spec (\w+\([^()]*\))")
+"""The first spec that the error of a layer advises to give."""
+_READ = "Of PyTorch, MindSpore, ONNX, NumPy, Keras or safetensors, with any suffix."
+_File = Annotated[Path, typer.Argument(metavar="FILE", help=_READ, show_default=False)]
+_Format = Annotated[
+    str | None,
+    typer.Option("--format", "-f", help=f"If the file's content does not tell: {', '.join(files.FORMATS)}."),
+]
 
-_File = Annotated[Path, typer.Argument(metavar="FILE", help=f"Ends in {', '.join(files.READ)}.", show_default=False)]
 
-
-def show(file: _File, as_json: AsJson = False) -> None:
+def show(file: _File, format: _Format = None, as_json: AsJson = False) -> None:
     """Show what a file holds: a snapshot, or the recurrent layers in any other checkpoint, with their prefixes.
+
+    Then it shows how to convert or load it.
 
     Of a model, the layers are shown. Their multiply-adds are for one sequence and one time step of the input.
 
     Bytes and dtypes are those of the weights after reading: bfloat16 becomes float32.
     """
     with busy(f"reading {file}"):
-        found = files.contents(file)
+        found = files.contents(file, format=format)
     layers = [_layer(prefix, layer) for prefix, layer in found.layers.items()]
     if as_json:
         print_json({"file": str(file), "format": found.format, "version": found.version, "layers": layers})
@@ -50,7 +61,10 @@ def show(file: _File, as_json: AsJson = False) -> None:
         if any(layer.assumed for layer in found.layers.values()):
             notes.append(_UNKNOWN)
         title = f"{file}: {found.format}, no unirnn snapshot"
-        print_parts(*([f"{title}: no recurrent layer in it"] if not layers else [title, table, *notes]))
+        if layers:
+            print_parts(title, table, *notes, *_others(found), *_next(file, found))
+        else:
+            print_parts(f"{title}: no recurrent layer in it", *_others(found))
     else:
         table = new_table("weight", "shape", "dtype")
         (entry,) = layers
@@ -61,7 +75,50 @@ def show(file: _File, as_json: AsJson = False) -> None:
             *(_described(layer.spec) for layer in found.layers.values()),
             f"{entry['parameters']} parameters, {entry['bytes']} bytes",
             table,
+            *_next(file, found),
         )
+
+
+def _others(found: files.Contents) -> list[str]:
+    """What else is in the file: arrays that are of no recurrent layer, or why there is none."""
+    prefixes = tuple(filter(None, found.layers))
+    of_whole = found.layers[""].weights if "" in found.layers else {}
+    others = [
+        f"{one_line(name[:80])} {array.shape}"
+        for name, array in found.arrays.items()
+        # The names of a cell's arrays have no number of a layer.
+        if not name.startswith(prefixes) and name not in of_whole and f"{name}_l0" not in of_whole
+    ]
+    if others:
+        layers = "" if found.layers else "; a layer's would have names such as rnn.weight_ih_l0"
+        return [f"{'other ' if found.layers else ''}arrays: {format_names(others)}{layers}"]
+    if found.layers or found.arrays:
+        return []
+    try:
+        found.read(files.Choice())
+    except UnirnnError as error:
+        return [one_line(error)]
+    return []
+
+
+def _next(file: Path, found: files.Contents) -> list[str]:
+    """The command and the call that read the first layer whose spec is known, or that could be."""
+    known = [prefix for prefix, layer in found.layers.items() if isinstance(layer.spec, Spec)]
+    advice = {prefix: match[1] for prefix, layer in found.layers.items() if (match := _ADVICE.search(str(layer.spec)))}
+    if not known and not advice:
+        return []
+    prefix = (known or list(advice))[0]
+    options, arguments = [shlex.quote(str(file)), "out.safetensors"], [repr(str(file))]
+    if len(found.layers) > 1:
+        options.append(f"--prefix {shlex.quote(prefix)}")
+        arguments.append(f"prefix={prefix!r}")
+    if not known:
+        options.append(f"--spec {shlex.quote(advice[prefix])}")
+        arguments.append(f"spec=unirnn.{advice[prefix]}")
+    return [
+        f"to convert it: unirnn convert {' '.join(options)}",
+        f"in Python:     unirnn.load({', '.join(arguments)})",
+    ]
 
 
 def _described(spec: object) -> RenderableType:
@@ -90,7 +147,7 @@ def _layer(prefix: str, layer: files.Layer) -> dict[str, Any]:
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="IN", help=f"Ends in {', '.join(files.READ)}.")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help=_READ)],
     target: Annotated[Path, typer.Argument(metavar="OUT", help=f"Ends in {', '.join(files.WRITTEN)}; replaced.")],
     prefix: Annotated[
         str | None,
@@ -119,11 +176,12 @@ def convert(
     batch_first: Annotated[
         bool | None,
         typer.Option(
-            "--batch-first/--no-batch-first",
-            help="Whether the layer takes (B, T, I), if neither the file nor --spec says it.",
+            "--batch-first/--time-major",
+            help="Whether the layer takes (B, T, I) or (T, B, I), if neither the file nor --spec says it.",
             show_default=False,
         ),
     ] = None,
+    format: _Format = None,
     dtype: Annotated[
         str | None,
         typer.Option("--dtype", "-d", help="Round to float16, float32 or float64. Default: keep the dtype."),
@@ -141,7 +199,9 @@ def convert(
     renamed = {old: new for old, _, new in pairs} if pairs else None
     with busy(f"converting {source}"), warnings.catch_warnings():
         warnings.simplefilter("ignore", AssumptionWarning)  # it is said below
-        snapshot = files.load(source, prefix=prefix, spec=parsed, rename=renamed, batch_first=batch_first)
+        snapshot = files.load(
+            source, prefix=prefix, spec=parsed, rename=renamed, batch_first=batch_first, format=format
+        )
         if dtype is not None:
             snapshot = snapshot.cast(dtype)
         files.save(snapshot, target)

@@ -127,7 +127,7 @@ class Backend(ABC):
     # A backend whose framework has a file format that unirnn does not know overrides these two.
 
     def read_file(self, path: str) -> tuple[dict[str, Array], dict[str, str]]:
-        """The floating arrays of a checkpoint by name, and the metadata that `encode_file` put there, else an empty dict.
+        """The floating arrays of a checkpoint by name, and the metadata that `encode_file` put there, if any.
 
         Nothing in the file is executed.
         """

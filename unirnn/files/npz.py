@@ -21,12 +21,6 @@ from unirnn.snapshots.snapshot import Snapshot
 
 __all__ = ["encode", "read"]
 
-# A header as NumPy writes it. NumPy's own reader evaluates it as Python literals, and allocates what it claims.
-_NPY = re.compile(
-    rb"\{\s*'descr':\s*(?P<descr>.+?),\s*'fortran_order':\s*(?P<fortran>True|False),"
-    rb"\s*'shape':\s*\((?P<shape>[\d,\s]*)\),?\s*\}\s*",
-    re.DOTALL,
-)
 _LONGEST_NPY_HEADER = 1 << 16
 _METADATA = "unirnn"
 
@@ -78,18 +72,18 @@ def _npy(path: str, name: str, info: zipfile.ZipInfo, member: IO[bytes]) -> Stor
     magic = member.read(8)
     width = {1: 2, 2: 4, 3: 4}.get(magic[6]) if len(magic) == 8 and magic.startswith(b"\x93NUMPY") else None
     length = int.from_bytes(member.read(width), "little") if width else 0
-    match = _NPY.fullmatch(member.read(length)) if width and length <= _LONGEST_NPY_HEADER else None
-    if width is None or match is None:
+    header = _parse_npy_header(member.read(length)) if width and length <= _LONGEST_NPY_HEADER else None
+    if width is None or header is None:
         raise FileError(f"{name!r} has no header of an .npy file")
-    shape = tuple(int(size) for size in match["shape"].split(b",") if size.strip())
-    simple = re.fullmatch(rb"'([<>=|]?[a-z]\d{0,4})'", match["descr"])
+    dtype_text, order, shape = header
+    simple = re.fullmatch(rb"'([<>=|]?[a-z]\d{0,4})'", dtype_text)
     descr = simple[1].decode() if simple else ""
     dtype = np.dtype(descr) if re.fullmatch(r"[<>=]?f[248]", descr) else None
-    text = re.fullmatch(rb"'\|(S\d{1,6})'", match["descr"])
+    text = re.fullmatch(rb"'\|(S\d{1,6})'", dtype_text)
     if name == _METADATA and not shape and text is not None:
         dtype = np.dtype(text[1].decode())
     if dtype is None:  # not of floats, perhaps of pickled objects: it is never read
-        return StoredArray(match["descr"].decode("latin-1")[:40], shape, lambda: np.empty(0))
+        return StoredArray(dtype_text.decode("latin-1")[:40], shape, lambda: np.empty(0))
     start = 8 + width + length
     count = math.prod(shape)
     if start + count * dtype.itemsize != info.file_size:
@@ -98,7 +92,21 @@ def _npy(path: str, name: str, info: zipfile.ZipInfo, member: IO[bytes]) -> Stor
     def read_array() -> Array:
         with zipfile.ZipFile(path) as archive, archive.open(info) as member:
             data = member.read()
-        order: Any = "F" if match["fortran"] == b"True" else "C"
         return np.frombuffer(data, dtype, count, start).reshape(shape, order=order)
 
     return StoredArray(dtype.name, shape, read_array)
+
+
+def _parse_npy_header(header: bytes) -> tuple[bytes, Any, tuple[int, ...]] | None:
+    """The text of the dtype, the order ``C`` or ``F``, and the shape; None if it is no header as NumPy writes it.
+
+    NumPy's own reader evaluates the text as Python literals, and allocates what it claims.
+    """
+    begin, _, rest = header.partition(b"'fortran_order':")
+    fortran, _, end = rest.partition(b"'shape':")
+    order = {b"True,": "F", b"False,": "C"}.get(fortran.strip())
+    shape = re.fullmatch(rb"\(([\d,\s]*)\),?\s*\}", end.strip())
+    name, _, dtype = begin.strip().removeprefix(b"{").partition(b":")
+    if order is None or shape is None or name.strip() != b"'descr'" or not dtype.endswith(b","):
+        return None
+    return dtype[:-1].strip(), order, tuple(int(size) for size in shape[1].split(b",") if size.strip())

@@ -14,19 +14,23 @@ from unirnn.files._contents import (
     contents_of_state_dict,
     warn_of_assumptions,
 )
+from unirnn.files._formats import check_format, check_regular, recognise
 from unirnn.files._header import spec_from_metadata
-from unirnn.files._paths import Path, known_suffix, path_string
+from unirnn.files._paths import Path, path_string
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.snapshots.state_dicts import Rename
 from unirnn.specs import Spec
 
-__all__ = ["READ", "contents", "load"]
+__all__ = ["contents", "load"]
 
-READ = (".safetensors", ".onnx", ".pt", ".pth", ".ckpt", ".npz")
-"""The suffixes that `load` knows."""
-
-_READERS = {".safetensors": "safetensors", ".onnx": "onnx_reader", ".npz": "npz"}
-"""The module with the function ``read``, by suffix; imported when it is needed."""
+_READERS = {
+    "safetensors": "safetensors",
+    "npz": "npz",
+    "torch": "torch_checkpoints",
+    "onnx": "onnx_reader",
+    "keras": "keras_files",
+}
+"""The module with the function ``read``, by format; imported when it is needed. MindSpore's files its backend reads."""
 
 
 def load(
@@ -36,14 +40,15 @@ def load(
     spec: Spec | None = None,
     rename: Rename | None = None,
     batch_first: bool | None = None,
+    format: str | None = None,
 ) -> Snapshot:
     """Read a snapshot, or a layer or a model in a file of another program; nothing in the file is executed.
 
     Parameters
     ----------
     path
-        A file whose suffix is one of `READ`: ``.safetensors``, ``.onnx``, ``.npz``, PyTorch's ``.pt`` and ``.pth``
-        (tensors in nested mappings, whose keys are joined by dots), MindSpore's or Lightning's ``.ckpt``.
+        A file of one of the formats `unirnn.files.FORMATS`, with any suffix. Of PyTorch: checkpoints, whole modules
+        and TorchScript archives, whose tensors are named by the keys and attributes that lead to them, joined by dots.
         bfloat16 becomes float32.
     prefix
         If the file has several layers, the beginning of the layer's names; in ``.onnx``, the name of its first node.
@@ -56,11 +61,14 @@ def load(
     batch_first
         For a state dict without a spec: whether the layer takes `(B, T, I)`. The file does not say it, so without it
         there is a warning, and False is assumed.
+    format
+        The format of the file, one of `unirnn.files.FORMATS`; None if its content tells.
 
     Raises
     ------
     FileError
-        If the file is truncated, altered, hostile, or in a newer format.
+        If the file is truncated, altered, hostile, in a newer format, or of a format that is not read; or if it is no
+        regular file.
     ArgumentError, ShapeError, DTypeError, SpecError
         As `unirnn.snapshot` raises them over a state dict or an ONNX model. There may be no recurrent layer, or several
         and no prefix, or none under the prefix. No spec may describe the layer, or it is not the given spec's. Or names
@@ -86,7 +94,7 @@ def load(
     """
     path = path_string(path)
     choice = Choice(prefix, spec, rename, batch_first)
-    found = contents(path)
+    found = contents(path, format=format)
     if rename is not None and found.format == "onnx":
         raise ArgumentError("rename: given with an ONNX model, which has no names of weights; leave it out")
     with _errors_name(path):
@@ -96,12 +104,12 @@ def load(
     return snapshot
 
 
-def contents(path: Path) -> Contents:
+def contents(path: Path, *, format: str | None = None) -> Contents:
     """List the recurrent layers that a file says it holds, once this has been checked against its size.
 
     Parameters
     ----------
-    path
+    path, format
         As in `load`.
 
     Raises
@@ -118,22 +126,24 @@ def contents(path: Path) -> Contents:
     {'rnn.': GRUSpec(1, 1, bias=False)}
     """
     path = path_string(path)
-    suffix = known_suffix(path, READ, "read")
-    with open(path, "rb") as file:  # raises the system's error if the file is missing, a folder, or not readable
-        first = file.read(2)
-    if suffix in _READERS:
-        read = import_module(f"unirnn.files.{_READERS[suffix]}").read
-        with _errors_name(path):
-            found: Contents = read(path)
-        return found
-    # Lightning's .ckpt is a zip that torch wrote. MindSpore's is a protobuf message, which can't begin with "PK".
-    name = "mindspore" if suffix == ".ckpt" and first != b"PK" else "torch"
-    backend = registry.load(name)
+    check_format(format)
+    check_regular(path)
+    with open(path, "rb"):  # raises the system's error if the file may not be read
+        pass
+    with _errors_name(path):
+        if format is None:
+            format = recognise(path)
+        if format in _READERS:
+            found: Contents = import_module(f"unirnn.files.{_READERS[format]}").read(path)
+            return found
+    backend = registry.load(format)
     with _errors_name(path):
         arrays, metadata = backend.read_file(path)
         stored = {key: StoredArray.from_array(array) for key, array in arrays.items()}
         spec = spec_from_metadata(metadata)
-        return contents_of_state_dict(name, stored) if spec is None else contents_of_snapshot(name, spec, stored)
+        if spec is None:
+            return contents_of_state_dict(format, stored)
+        return contents_of_snapshot(format, spec, stored)
 
 
 @contextmanager

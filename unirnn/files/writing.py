@@ -5,6 +5,7 @@ import stat
 from importlib import import_module
 
 from unirnn import registry
+from unirnn.files._formats import check_regular
 from unirnn.files._header import spec_to_metadata
 from unirnn.files._paths import Path, known_suffix, path_string
 from unirnn.snapshots.snapshot import Snapshot
@@ -34,7 +35,7 @@ def save(snapshot: Snapshot, path: Path) -> None:
     snapshot
         The snapshot to write.
     path
-        Where to write it; the suffix is one of `WRITTEN`.
+        Where to write it; the suffix is one of `WRITTEN`. ``.pt`` and ``.pth`` need torch, ``.ckpt`` needs MindSpore.
 
     Raises
     ------
@@ -44,6 +45,8 @@ def save(snapshot: Snapshot, path: Path) -> None:
         If the format can't hold the layer or the model.
     MissingBackendError
         If the package that writes such a file is not installed.
+    FileError
+        If the path is a pipe, a device or a socket, or a link to one.
     OSError
         If the file can't be written.
 
@@ -58,6 +61,8 @@ def save(snapshot: Snapshot, path: Path) -> None:
     """
     path = path_string(path)
     suffix = known_suffix(path, WRITTEN, "written")
+    if os.path.exists(path):
+        check_regular(path)
     if suffix in _BACKENDS:
         backend = registry.load(_BACKENDS[suffix])
         data = backend.encode_file(snapshot.spec, snapshot.weights, spec_to_metadata(snapshot.spec))
