@@ -27,7 +27,10 @@ def without_second_biases(snapshot: Snapshot) -> Snapshot:
     return Snapshot(snapshot.spec, zeros)
 
 
-@given(spec=specs(max_layers=12, projections=True), framework=st.sampled_from(layouts.FRAMEWORKS))
+WRITTEN = [framework for framework in layouts.FRAMEWORKS if framework != "tensorflow1"]
+
+
+@given(spec=specs(max_layers=12, projections=True), framework=st.sampled_from(WRITTEN))
 def test_converting_there_and_back_changes_nothing(spec: RecurrentSpec, framework: str) -> None:
     reason = layouts.SUPPORT[framework].unsupported_reason(spec)
     if reason is not None:
@@ -35,7 +38,7 @@ def test_converting_there_and_back_changes_nothing(spec: RecurrentSpec, framewor
             drawn(spec).to(framework)
         return
     snapshot = drawn(spec)
-    if framework in ("keras", "flax"):
+    if framework in ("keras", "flax", "haste"):
         snapshot = without_second_biases(snapshot)
     arrays = snapshot.to(framework)
     assert {name: array.shape for name, array in arrays.items()} == layouts.shapes(framework, spec)
@@ -43,7 +46,7 @@ def test_converting_there_and_back_changes_nothing(spec: RecurrentSpec, framewor
     assert Snapshot(spec, layouts.from_framework(framework, spec, arrays)) == snapshot
 
 
-@given(spec=specs(max_layers=12, projections=True), framework=st.sampled_from(layouts.FRAMEWORKS))
+@given(spec=specs(max_layers=12, projections=True), framework=st.sampled_from(WRITTEN))
 def test_arrays_are_copies(spec: RecurrentSpec, framework: str) -> None:
     snapshot = without_second_biases(drawn(spec))
     try:
@@ -59,9 +62,11 @@ GATES = {  # the gates in order, by their numbers in torch's order: r 1, z 2, n 
     ("GRU", "keras"): [2, 1, 3],
     ("GRU", "onnx"): [2, 1, 3],
     ("GRU", "flax"): [1, 2, 3],
+    ("GRU", "haste"): [2, 1, 3],
     ("LSTM", "keras"): [1, 2, 3, 4],
     ("LSTM", "onnx"): [1, 4, 2, 3],
     ("LSTM", "flax"): [1, 2, 3, 4],
+    ("LSTM", "haste"): [1, 3, 2, 4],
 }
 
 
@@ -70,7 +75,8 @@ def test_the_documented_order_of_the_gates(cell: str, framework: str) -> None:
     spec = RecurrentSpec.from_dict({"kind": cell, "input_size": 1, "hidden_size": 2, "bias": False})
     marks = np.repeat(np.arange(1.0, 1 + len(spec.gates)), 2)
     snapshot = Snapshot(spec, {"weight_ih_l0": marks[:, None], "weight_hh_l0": np.stack([marks, marks], axis=1)})
-    name = {"keras": "kernel_l0", "onnx": "W_l0", "flax": "dense_i.kernel_l0"}[framework]
+    names = {"keras": "kernel_l0", "onnx": "W_l0", "flax": "dense_i.kernel_l0", "haste": "kernel_l0"}
+    name = names[framework]
     assert snapshot.to(framework)[name].ravel()[::2].tolist() == GATES[cell, framework]
 
 
@@ -104,7 +110,7 @@ MISTAKES: dict[str, Mistake] = {
     "an unknown framework": (
         lambda: GRU.to("jax"),
         errors.ArgumentError,
-        "framework: given 'jax', expected one of 'torch', 'mindspore', 'keras', 'flax', 'onnx'",
+        "framework: given 'jax', expected one of 'torch', 'mindspore', 'keras', 'flax', 'haste', 'tensorflow1', 'onnx'",
     ),
     "the second bias of a GRU's candidate, in Flax": (
         lambda: GRU.to("flax"),
@@ -138,6 +144,31 @@ MISTAKES: dict[str, Mistake] = {
         errors.LimitError,
         "keras: its layer has one bias, and the sum of both reaches 1.2e+05, which float16 can't hold",
     ),
+    "arrays of TensorFlow 1": (
+        lambda: GRU.to("tensorflow1"),
+        errors.LimitError,
+        "tensorflow1: its arrays are read only",
+    ),
+    "an LSTM of TensorFlow 1 without its forget_bias": (
+        lambda: layouts.from_framework("tensorflow1", LSTMSpec(3, 4), {"kernel_l0": np.zeros((7, 16))}),
+        errors.ArgumentError,
+        "tensorflow1: given kernel_l0; LSTMSpec(3, 4) has kernel_l0, bias_l0, forget_bias_l0 there; forget_bias is "
+        "what the cell was made with, 1.0 by default",
+    ),
+    "a forget_bias for a spec without biases": (
+        lambda: layouts.from_framework(
+            "tensorflow1",
+            LSTMSpec(3, 4, bias=False),
+            {"kernel_l0": np.zeros((7, 16)), "bias_l0": np.zeros(16), "forget_bias_l0": 1.0},  # type: ignore[dict-item]
+        ),
+        errors.LimitError,
+        "tensorflow1: a bias of up to 1 would be lost; the spec has bias=False",
+    ),
+    "an RNN, in Haste": (
+        lambda: drawn(RNNSpec(3, 4)).to("haste"),
+        errors.LimitError,
+        "haste has no RNN",
+    ),
     "a missing array": (
         lambda: layouts.from_framework("onnx", GRU.spec, {"W_l0": np.zeros((1, 12, 3))}),
         errors.ArgumentError,
@@ -156,3 +187,72 @@ def test_mistakes(call: Callable[[], Any], kind: type[Exception], words: str) ->
     with pytest.raises(kind) as caught:
         call()
     assert str(caught.value).startswith(words)
+
+
+# ---- layouts of frameworks that are not installed here: their equations, written down from their sources -----------
+
+
+def sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+def haste_gru(x: Any, h: Any, c: Any, w: Any) -> Any:
+    vx, vh = (np.split(v, 3) for v in (x @ w["kernel"] + w["bias"], h @ w["recurrent_kernel"] + w["recurrent_bias"]))
+    z, r = sigmoid(vx[0] + vh[0]), sigmoid(vx[1] + vh[1])
+    return z * h + (1 - z) * np.tanh(vx[2] + r * vh[2]), c
+
+
+def haste_lstm(x: Any, h: Any, c: Any, w: Any) -> Any:
+    i, g, f, o = np.split(x @ w["kernel"] + h @ w["recurrent_kernel"] + w["bias"], 4)
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    return sigmoid(o) * np.tanh(c), c
+
+
+def tensorflow_rnn(x: Any, h: Any, c: Any, w: Any) -> Any:
+    return np.tanh(np.concatenate([x, h]) @ w["kernel"] + w["bias"]), c
+
+
+def tensorflow_lstm(x: Any, h: Any, c: Any, w: Any) -> Any:
+    i, j, f, o = np.split(np.concatenate([x, h]) @ w["kernel"] + w["bias"], 4)
+    c = c * sigmoid(f + w["forget_bias"]) + sigmoid(i) * np.tanh(j)
+    return np.tanh(c) * sigmoid(o), c
+
+
+def tensorflow_gru(x: Any, h: Any, c: Any, w: Any) -> Any:
+    r, u = np.split(sigmoid(np.concatenate([x, h]) @ w["gates.kernel"] + w["gates.bias"]), 2)
+    n = np.tanh(np.concatenate([x, r * h]) @ w["candidate.kernel"] + w["candidate.bias"])
+    return u * h + (1 - u) * n, c
+
+
+def tensorflow_cudnn_gru(x: Any, h: Any, c: Any, w: Any) -> Any:
+    r, u = np.split(sigmoid(np.concatenate([x, h]) @ w["gates.kernel"] + w["gates.bias"]), 2)
+    i, j = (f"candidate.{name}_projection." for name in ("input", "hidden"))
+    n = np.tanh(x @ w[f"{i}kernel"] + w[f"{i}bias"] + r * (h @ w[f"{j}kernel"] + w[f"{j}bias"]))
+    return u * h + (1 - u) * n, c
+
+
+STEPS: dict[str, tuple[str, RecurrentSpec, Callable[..., Any]]] = {
+    "Haste's GRU": ("haste", GRUSpec(3, 4, 2), haste_gru),
+    "Haste's LSTM": ("haste", LSTMSpec(3, 4, 2), haste_lstm),
+    "BasicRNNCell": ("tensorflow1", RNNSpec(3, 4, 2), tensorflow_rnn),
+    "BasicLSTMCell": ("tensorflow1", LSTMSpec(3, 4, 2), tensorflow_lstm),
+    "GRUCell": ("tensorflow1", GRUSpec(3, 4, 2, reset_after=False), tensorflow_gru),
+    "CudnnCompatibleGRUCell": ("tensorflow1", GRUSpec(3, 4, 2), tensorflow_cudnn_gru),
+}
+
+
+@pytest.mark.parametrize(("framework", "spec", "step"), STEPS.values(), ids=STEPS.keys())
+def test_the_equations_of_a_framework(framework: str, spec: RecurrentSpec, step: Callable[..., Any]) -> None:
+    random = np.random.default_rng(0)
+    arrays = {name: random.standard_normal(shape) for name, shape in layouts.shapes(framework, spec).items()}
+    snapshot = Snapshot(spec, layouts.from_framework(framework, spec, arrays))
+    x = random.standard_normal((5, 3))
+    expected = x
+    for layer in range(2):
+        own = {n.removesuffix(f"_l{layer}"): array for n, array in arrays.items() if n.endswith(f"_l{layer}")}
+        h, c, outputs = np.zeros(4), np.zeros(4), []
+        for row in expected:
+            h, c = step(row, h, c, own)
+            outputs.append(h)
+        expected = np.stack(outputs)
+    np.testing.assert_allclose(snapshot.build("numpy")(x)[0], expected, atol=1e-12)

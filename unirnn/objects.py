@@ -46,10 +46,12 @@ def snapshot(
         - a module that unirnn built, a layer or a model, on any backend;
         - a layer of ``torch.nn`` or ``mindspore.nn``: ``RNN``, ``GRU``, ``LSTM``; or ``RNNCell``, ``GRUCell``,
           ``LSTMCell``, which is a step of a layer;
-        - a layer of Keras 3: ``SimpleRNN``, ``GRU``, ``LSTM``, or ``Bidirectional`` of one;
-        - ``flax.nnx.RNN``, or ``Bidirectional`` of two, over ``SimpleCell``, ``GRUCell`` or ``OptimizedLSTMCell``;
+        - a layer of Keras 3: ``SimpleRNN``, ``GRU``, ``LSTM``, ``RNN`` over such a cell, or ``Bidirectional`` of one;
+        - ``flax.nnx.RNN``, or ``Bidirectional`` of two, over ``SimpleCell``, ``GRUCell``, ``LSTMCell`` or
+          ``OptimizedLSTMCell``; or such a cell;
         - an ``onnx.ModelProto`` with RNN, GRU or LSTM nodes;
-        - a mapping of names to arrays or tensors, such as a ``state_dict``; see `unirnn.snapshots.state_dicts`;
+        - a mapping of names to arrays or tensors, such as a ``state_dict``; see `unirnn.snapshots.state_dicts`. The
+          names in mappings within it are joined by dots, as in a tree of parameters of Flax: ``params.LSTMCell_0.``;
         - a list of recurrent layers or of their snapshots, the lowest first; a ``ModuleList`` or ``Sequential`` of
           torch, or a ``CellList`` or ``SequentialCell`` of MindSpore, is one. Layers of ``Dropout`` may stand between.
     spec
@@ -74,9 +76,9 @@ def snapshot(
         are missing, or arrays are left over; or if two arrays differ that the model ties; or if ``batch_first`` is not
         what the spec or the module says.
     SpecError
-        If no spec describes the layer: a subclass with a ``forward`` of its own, a Keras layer that runs backward, an
-        activation that no other framework has, the weights of an RNN without its nonlinearity; or a list with anything
-        besides recurrent layers and dropout of one rate.
+        If no spec describes the layer: a subclass with a ``forward`` of its own, a Keras layer whose output runs
+        backward, an activation that no other framework has, the weights of an RNN without its nonlinearity; or a list
+        with anything besides recurrent layers and dropout of one rate.
     ShapeError, DTypeError
         If the arrays do not fit the layer.
 
@@ -109,7 +111,7 @@ def snapshot(
 def _snapshot(obj: Any, choice: Choice) -> Snapshot | None:
     """As `snapshot`, or None of an object that nobody reads."""
     if isinstance(obj, Mapping):
-        arrays = {name: stored(array) for name, array in obj.items() if isinstance(name, str)}
+        arrays = {name: stored(array) for name, array in flax.flatten(obj)}
         return read_state_dict(arrays, choice)
     if choice.rename is None and "onnx" in registry.packages(obj):
         return onnx_reader.read_model(obj, choice.only_prefix, choice.spec)

@@ -4,16 +4,26 @@ What they compute is tested in tests/roundtrip.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from flax import nnx
+import safetensors.numpy
+from flax import linen, nnx, traverse_util
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, errors
 from unirnn.contract import weights as _weights
+
+X = np.random.default_rng(0).standard_normal((2, 5, 3)).astype("float32")
+
+
+def run(snapshot: Snapshot, x: Any) -> Any:
+    """The output of the layer, computed by NumPy."""
+    return snapshot.build("numpy")(x)[0]
 
 
 def rnn(cell: Any, *, input_size: int = 3, options: Any = None, **arguments: Any) -> Any:
@@ -43,6 +53,15 @@ SPECS: dict[str, tuple[Callable[[], Any], RecurrentSpec]] = {
     ),
     "GRUCell": (lambda: rnn(nnx.GRUCell, time_major=True), GRUSpec(3, 4)),
     "OptimizedLSTMCell": (lambda: rnn(nnx.OptimizedLSTMCell), LSTMSpec(3, 4, batch_first=True)),
+    "LSTMCell": (lambda: rnn(nnx.LSTMCell), LSTMSpec(3, 4, batch_first=True)),
+    "LSTMCell, hard sigmoid": (
+        lambda: rnn(nnx.LSTMCell, options={"gate_fn": nnx.hard_sigmoid}),
+        LSTMSpec(3, 4, gate_activation="hard_sigmoid", batch_first=True),
+    ),
+    "in reverse": (
+        lambda: rnn(nnx.GRUCell, reverse=True, keep_order=True),
+        GRUSpec(3, 4, reverse=True, batch_first=True),
+    ),
     "Bidirectional": (lambda: both(nnx.GRUCell), GRUSpec(3, 4, bidirectional=True, batch_first=True)),
     "Bidirectional, time major": (
         lambda: both(nnx.OptimizedLSTMCell, time_major=True),
@@ -57,6 +76,29 @@ def test_the_spec_of_a_layer(make: Callable[[], Any], spec: RecurrentSpec) -> No
     assert unirnn.snapshot(layer).spec == spec
     unirnn.load_weights(layer, drawn(spec))
     assert unirnn.snapshot(layer) == drawn(spec)
+    x = X if spec.batch_first else X.swapaxes(0, 1)
+    np.testing.assert_allclose(run(unirnn.snapshot(layer), x), layer(x), atol=2e-6)
+
+
+CELLS: dict[str, tuple[Any, RecurrentSpec]] = {
+    "SimpleCell": (nnx.SimpleCell, RNNSpec(3, 4)),
+    "GRUCell": (nnx.GRUCell, GRUSpec(3, 4)),
+    "LSTMCell": (nnx.LSTMCell, LSTMSpec(3, 4)),
+    "OptimizedLSTMCell": (nnx.OptimizedLSTMCell, LSTMSpec(3, 4)),
+}
+
+
+@pytest.mark.parametrize(("kind", "spec"), CELLS.values(), ids=CELLS.keys())
+def test_a_cell_is_a_layer_of_one_step(kind: Any, spec: RecurrentSpec) -> None:
+    cell = rnn(kind).cell
+    assert unirnn.snapshot(cell).spec == spec
+    unirnn.load_weights(cell, drawn(spec))
+    assert unirnn.snapshot(cell) == drawn(spec)
+    carry = jax.tree.map(lambda array: array + 0.5, cell.initialize_carry((2, 3), nnx.Rngs(0)))
+    _, expected = cell(carry, X[:, 0])
+    state = tuple(np.asarray(part)[None] for part in (carry[::-1] if isinstance(carry, tuple) else (carry,)))
+    output, _ = unirnn.snapshot(cell).build("numpy").step(X[:, 0], *(state if len(state) == 1 else (state,)))
+    np.testing.assert_allclose(output, expected, atol=1e-6)
 
 
 def test_a_list_of_layers() -> None:
@@ -86,16 +128,36 @@ class OwnCell(nnx.OptimizedLSTMCell):  # type: ignore[misc]
         return state, 2 * output
 
 
+class OwnRNN(nnx.RNN):  # type: ignore[misc]
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        return 2 * super().__call__(*given, **options)
+
+
+class Echo(nnx.RNNCellBase):  # type: ignore[misc]
+    def __call__(self, carry: Any, inputs: Any) -> Any:
+        return carry, inputs
+
+
 MISTAKES: dict[str, tuple[Callable[[], Any], type[errors.UnirnnError], str]] = {
-    "runs backward": (
+    "gives its output backwards": (
         lambda: rnn(nnx.GRUCell, reverse=True),
         errors.SpecError,
-        "flax: given an RNN with reverse=True, expected one that runs forward",
+        "flax: given an RNN with reverse=True and keep_order=False, whose output is in the order in which it was",
     ),
     "another cell": (
-        lambda: rnn(nnx.LSTMCell),
+        lambda: nnx.RNN(Echo()),
         errors.SpecError,
-        "flax: given a cell LSTMCell, expected one of SimpleCell, GRUCell, OptimizedLSTMCell",
+        "flax: given a cell Echo, expected one of SimpleCell, GRUCell, LSTMCell, OptimizedLSTMCell",
+    ),
+    "a direction that computes something else": (
+        lambda: nnx.Bidirectional(rnn(nnx.GRUCell), OwnRNN(rnn(nnx.GRUCell).cell)),
+        errors.SpecError,
+        f"module: given {__name__}.OwnRNN, whose __call__ is its own, expected that of RNN",
+    ),
+    "a cell by itself that computes something else": (
+        lambda: OwnCell(3, 4, rngs=nnx.Rngs(0)),
+        errors.SpecError,
+        f"module: given {__name__}.OwnCell, whose __call__ is its own, expected that of OptimizedLSTMCell",
     ),
     "another activation": (
         lambda: rnn(nnx.GRUCell, options={"activation_fn": nnx.relu}),
@@ -103,7 +165,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[errors.UnirnnError], str]] = {
         "flax: given activation_fn=<jax",
     ),
     "another activation of the gates": (
-        lambda: rnn(nnx.OptimizedLSTMCell, options={"gate_fn": nnx.hard_sigmoid}),
+        lambda: rnn(nnx.OptimizedLSTMCell, options={"gate_fn": nnx.tanh}),
         errors.SpecError,
         "flax: given gate_fn=<PjitFunction",
     ),
@@ -174,3 +236,66 @@ def test_a_snapshot_without_biases() -> None:
     held = unirnn.snapshot(layer)
     assert all((held.weights[name] == array).all() for name, array in drawn(spec).weights.items())
     assert not any(array.any() for name, array in held.weights.items() if "bias" in name)
+
+
+# ---- trees of parameters -------------------------------------------------------------------------
+
+
+def drawn_tree(tree: Any) -> Any:
+    """A tree with arrays that are not zero anywhere, as biases are at first."""
+    random = np.random.default_rng(1)
+    return jax.tree.map(lambda array: random.uniform(-1, 1, array.shape).astype("float32"), tree)
+
+
+class Encoder(linen.Module):  # type: ignore[misc]
+    @linen.compact  # type: ignore[untyped-decorator]
+    def __call__(self, x: Any) -> Any:
+        kinds = (linen.LSTMCell, linen.OptimizedLSTMCell, linen.GRUCell)
+        return linen.Dense(2)(x), *(linen.RNN(kind(4))(x) for kind in kinds), linen.RNN(linen.SimpleCell(4))(x)
+
+
+def test_cells_in_a_tree_of_linen() -> None:
+    module = Encoder()
+    tree = drawn_tree(module.init(jax.random.key(0), X))
+    _, *outputs = module.apply(tree, X)
+    specs = {
+        "LSTMCell_0": LSTMSpec(3, 4),
+        "OptimizedLSTMCell_0": LSTMSpec(3, 4),
+        "GRUCell_0": GRUSpec(3, 4),
+        "SimpleCell_0": RNNSpec(3, 4),
+    }
+    with pytest.raises(errors.SpecError, match="tanh or relu does not follow"):
+        unirnn.snapshot(tree, prefix="params.SimpleCell_0", batch_first=True)
+    for (name, spec), expected in zip(specs.items(), outputs, strict=True):
+        spec = replace(spec, batch_first=True)
+        given = spec if isinstance(spec, RNNSpec) else None  # nothing shows whether it is tanh or relu
+        taken = unirnn.snapshot(tree, prefix=f"params.{name}", spec=given, batch_first=True)
+        assert taken.spec == spec
+        np.testing.assert_allclose(taken.build("numpy")(X)[0], expected, atol=1e-6, err_msg=name)
+        one = {"enc": tree["params"][name], "head": {"kernel": np.ones((4, 2))}}
+        assert unirnn.snapshot(one, spec=given, batch_first=True) == taken
+
+
+@pytest.mark.parametrize("kind", [nnx.GRUCell, nnx.LSTMCell, nnx.OptimizedLSTMCell])
+def test_cells_in_a_tree_of_nnx(kind: Any) -> None:
+    layer = rnn(kind)
+    nnx.update(layer, drawn_tree(nnx.state(layer, nnx.Param)))
+    for tree in (nnx.to_pure_dict(nnx.state(layer, nnx.Param)), nnx.state(layer)):
+        taken = unirnn.snapshot(tree, batch_first=True)
+        np.testing.assert_allclose(taken.build("numpy")(X)[0], layer(X), atol=1e-6)
+
+
+@pytest.mark.parametrize("separator", [".", "/"])
+def test_a_tree_in_a_file(separator: str, tmp_path: Path) -> None:
+    tree = drawn_tree(linen.RNN(linen.GRUCell(4)).init(jax.random.key(0), X))
+    arrays = traverse_util.flatten_dict(tree, sep=separator)
+    safetensors.numpy.save_file(arrays, tmp_path / "a.safetensors")
+    assert list(unirnn.files.contents(tmp_path / "a.safetensors").layers) == ["params.cell."]
+    taken = unirnn.load(tmp_path / "a.safetensors", batch_first=True)
+    assert taken == unirnn.snapshot(tree, batch_first=True)
+
+
+def test_what_is_no_cell_of_flax() -> None:
+    tree = linen.RNN(linen.MGUCell(4)).init(jax.random.key(0), X)
+    with pytest.raises(errors.ArgumentError, match="weights: given no recurrent layer"):
+        unirnn.snapshot(tree, batch_first=True)

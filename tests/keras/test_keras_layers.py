@@ -42,6 +42,12 @@ SPECS: dict[str, tuple[Callable[[], Any], RecurrentSpec]] = {
         lambda: layers.Bidirectional(layers.LSTM(4)),
         LSTMSpec(3, 4, bidirectional=True, batch_first=True),
     ),
+    "backwards": (lambda: layers.GRU(4, go_backwards=True), GRUSpec(3, 4, reverse=True, batch_first=True)),
+    "hard sigmoid": (
+        lambda: layers.LSTM(4, recurrent_activation="hard_sigmoid"),
+        LSTMSpec(3, 4, gate_activation="hard_sigmoid", batch_first=True),
+    ),
+    "a cell": (lambda: layers.RNN(layers.LSTMCell(4)), LSTMSpec(3, 4, batch_first=True)),
     "a subclass": (lambda: type("Mine", (layers.GRU,), {})(4), GRUSpec(3, 4, batch_first=True)),
 }
 
@@ -93,10 +99,10 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[errors.UnirnnError], str]] = {
         errors.ArgumentError,
         "keras: gru: given a layer without weights; call it, or its build, first",
     ),
-    "runs backward": (
-        lambda: built(layers.GRU(4, name="gru", go_backwards=True)),
+    "gives its output backwards": (
+        lambda: built(layers.GRU(4, name="gru", go_backwards=True, return_sequences=True)),
         errors.SpecError,
-        "keras: gru: given go_backwards=True, expected a layer that runs forward",
+        "keras: gru: given go_backwards=True with return_sequences=True, whose output is in the order in which it was",
     ),
     "another activation": (
         lambda: built(layers.GRU(4, name="gru", activation="relu")),
@@ -114,9 +120,9 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[errors.UnirnnError], str]] = {
         "keras: rnn: given activation=<function sigmoid",
     ),
     "another activation of the gates": (
-        lambda: built(layers.LSTM(4, name="lstm", recurrent_activation="hard_sigmoid")),
+        lambda: built(layers.LSTM(4, name="lstm", recurrent_activation="tanh")),
         errors.SpecError,
-        "keras: lstm: given recurrent_activation=<function hard_sigmoid",
+        "keras: lstm: given recurrent_activation=<function tanh",
     ),
     "directions that are summed": (
         lambda: built(layers.Bidirectional(layers.GRU(4), merge_mode="sum", name="both")),
@@ -148,10 +154,10 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[errors.UnirnnError], str]] = {
         errors.SpecError,
         f"module: given {__name__}.OwnCell, whose call is its own, expected that of GRUCell",
     ),
-    "directions that are not recurrent layers": (
-        lambda: built(layers.Bidirectional(layers.RNN(layers.GRUCell(4)))),
+    "several cells": (
+        lambda: built(layers.RNN([layers.GRUCell(4), layers.GRUCell(4)], name="rnn")),
         errors.SpecError,
-        "keras: bidirectional",
+        "keras: rnn: given a cell StackedRNNCells, expected one of SimpleRNNCell, GRUCell, LSTMCell",
     ),
 }
 

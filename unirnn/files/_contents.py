@@ -13,7 +13,7 @@ from unirnn.devices import DTYPES, short_name
 from unirnn.errors import ArgumentError, AssumptionWarning, DTypeError, FileError, SpecError, UnirnnError
 from unirnn.files._header import FORMAT
 from unirnn.registry import to_numpy
-from unirnn.snapshots import state_dicts
+from unirnn.snapshots import flax, state_dicts
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.snapshots.state_dicts import Rename
 from unirnn.specs import ModelSpec, RecurrentSpec, Spec
@@ -220,6 +220,7 @@ def floats(dtype: str, data: bytes) -> Array:
 
 def contents_of_state_dict(format: str, arrays: Mapping[str, StoredArray]) -> Contents:
     """Describe a file of arrays by name that another program wrote."""
+    arrays = flax.translate(arrays)
     shapes = {name: array.shape for name, array in arrays.items()}
 
     def read(choice: Choice) -> Snapshot:
@@ -239,6 +240,7 @@ def contents_of_state_dict(format: str, arrays: Mapping[str, StoredArray]) -> Co
 
 def read_state_dict(arrays: Mapping[str, StoredArray], choice: Choice) -> Snapshot:
     """Read a recurrent layer, or the model of the given spec, from arrays by name; see `unirnn.snapshot`."""
+    arrays = flax.translate(arrays)
     shapes = {name: array.shape for name, array in arrays.items()}
     spec = choice.spec
     if spec is None or isinstance(spec, RecurrentSpec):

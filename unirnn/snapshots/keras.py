@@ -17,7 +17,8 @@ from unirnn.specs import RecurrentSpec
 
 __all__ = ["name", "read", "write"]
 
-_KINDS = {"SimpleRNN": "RNN", "GRU": "GRU", "LSTM": "LSTM"}
+_KINDS = ("SimpleRNN", "GRU", "LSTM")
+_CELLS = {"SimpleRNNCell": "RNN", "GRUCell": "GRU", "LSTMCell": "LSTM"}
 
 name = "keras"
 """The name of the framework."""
@@ -53,44 +54,48 @@ def _spec(module: Any) -> RecurrentSpec | None:
     """The spec of a layer; None if it is not recurrent."""
     if class_name(module, "keras", (*_KINDS, "Bidirectional"), "call") != "Bidirectional":
         spec = _one_direction(module)
-        if spec is not None and module.go_backwards:
-            raise SpecError(f"keras: {module.name}: given go_backwards=True, expected a layer that runs forward")
+        if spec is not None and spec.reverse and module.return_sequences:
+            raise SpecError(
+                f"keras: {module.name}: given go_backwards=True with return_sequences=True, whose output is in the "
+                "order in which it was computed; a spec with reverse=True has it in the order of the input"
+            )
         return spec
     if module.merge_mode != "concat":
         raise SpecError(f"keras: {module.name}: given merge_mode={module.merge_mode!r}, expected 'concat'")
-    spec, backward = _one_direction(module.forward_layer), _one_direction(module.backward_layer)
-    if spec is None or spec != backward or module.forward_layer.go_backwards:
+    forward, backward = _one_direction(module.forward_layer), _one_direction(module.backward_layer)
+    if forward is None or forward.reverse or backward != replace(forward, reverse=True):
         raise SpecError(
-            f"keras: {module.name}: given directions of {spec} and {backward}, expected the same kind of layer, "
+            f"keras: {module.name}: given directions of {forward} and {backward}, expected the same kind of layer, "
             "the first running forward"
         )
-    return replace(spec, bidirectional=True)
+    return replace(forward, bidirectional=True)
 
 
 def _one_direction(module: Any) -> RecurrentSpec | None:
-    """The spec of a layer in one direction, whichever that is; None if it is not recurrent."""
-    kind = _KINDS.get(class_name(module, "keras", tuple(_KINDS), "call") or "")
-    if kind is None:
+    """The spec of a layer in one direction; None if it is not recurrent."""
+    if class_name(module, "keras", (*_KINDS, "RNN"), "call") is None:
         return None
-    where = f"keras: {module.name}"
+    where, cell = f"keras: {module.name}", module.cell
     if not module.built:
         raise ArgumentError(f"{where}: given a layer without weights; call it, or its build, first")
-    class_name(
-        module.cell, "keras", tuple(f"{kind}Cell" for kind in _KINDS), "call"
-    )  # refuses one that is not Keras' own
+    kind = _CELLS.get(class_name(cell, "keras", tuple(_CELLS), "call") or "")
+    if kind is None:
+        raise SpecError(f"{where}: given a cell {type(cell).__name__}, expected one of {', '.join(_CELLS)}")
     arguments = {
         "kind": kind,
-        "input_size": module.cell.kernel.shape[0],
-        "hidden_size": module.units,
-        "bias": module.use_bias,
+        "input_size": cell.kernel.shape[0],
+        "hidden_size": cell.units,
+        "bias": cell.use_bias,
         "batch_first": True,
+        "reverse": module.go_backwards,
     }
     known = ("tanh", "relu") if kind == "RNN" else ("tanh",)
-    activation = activation_name(module, "activation", "keras", known, where)
+    activation = activation_name(cell, "activation", "keras", known, where)
     if kind == "RNN":
         arguments["nonlinearity"] = activation
     else:
-        activation_name(module, "recurrent_activation", "keras", ("sigmoid",), where)
+        known = ("sigmoid", "hard_sigmoid")
+        arguments["gate_activation"] = activation_name(cell, "recurrent_activation", "keras", known, where)
     if kind == "GRU":
-        arguments["reset_after"] = module.reset_after
+        arguments["reset_after"] = cell.reset_after
     return RecurrentSpec.from_dict(arguments)
