@@ -66,10 +66,9 @@ class Model(torch.nn.Module):
 def test_layers_have_the_names_of_their_modules(tmp_path: Path) -> None:
     native = Model()
     model = exported(tmp_path, native)
-    assert onnx_reader.find_layers(model) == {
-        "/encoder/GRU": snapshot(native.encoder),
-        "/decoder/GRU": snapshot(native.decoder),
-    }
+    assert list(onnx_reader.contents_of_model(model).layers) == ["/encoder/GRU", "/decoder/GRU"]
+    for name, layer in (("encoder", native.encoder), ("decoder", native.decoder)):
+        assert onnx_reader.read_model(model, prefix=f"/{name}/GRU") == snapshot(layer)
     with pytest.raises(errors.ArgumentError, match="give one of '/encoder/GRU', '/decoder/GRU'"):
         onnx_reader.read_model(model)
 

@@ -140,7 +140,7 @@ class OnnxRuntimeModule(WithSessions, Module):
         if n == len(x):
             output, *final = self._dense.run(self._outputs, feeds)
             return output, tuple(final)
-        output = np.zeros((*x.shape[:-1], self.spec.num_directions * self.spec.hidden_size), self._dtype)
+        output = np.zeros((*x.shape[:-1], self.spec.output_features(0)), self._dtype)
         if n == 0:
             return output, tuple(part.copy() for part in state)
         output[:n], *final = self._dense.run(self._outputs, {**feeds, "input": x[:n]})

@@ -44,7 +44,7 @@ SUPPORT = {
     "mindspore": Support("mindspore", lacks=missing_arguments("mindspore")),
     "keras": Support("keras", lacks=("reverse", "proj_size", "gate_activation")),
     "flax": Support("flax", lacks=("reverse", "reset_after", "proj_size", "gate_activation")),
-    "onnx": Support("onnx", lacks=("reverse", "proj_size", "gate_activation")),
+    "onnx": Support("onnx", lacks=("proj_size",)),
 }
 """What the layers of each framework lack."""
 
