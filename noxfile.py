@@ -65,6 +65,7 @@ WITHOUT_MODELS = ["--ignore=tests/conformance/test_models.py"]
 # What only several backends beside each other can show.
 TOGETHER = [
     "test_cross_backend.py",
+    "test_migrating.py",
     "test_training.py",
     "test_names.py",
     "test_parity.py",

@@ -20,7 +20,14 @@ NEEDED = {
 }
 """What the tests in each folder import."""
 collect_ignore_glob = ["support/*", *(f"{folder}/*" for folder, name in NEEDED.items() if not find_spec(name))]
-collect_ignore = [] if find_spec("torch") and find_spec("onnx") else ["test_onnx_exported_by_torch.py"]
+collect_ignore = [
+    name
+    for name, packages in {
+        "test_onnx_exported_by_torch.py": ("torch", "onnx"),
+        "test_migrating.py": ("torch", "mindspore"),
+    }.items()
+    if not all(map(find_spec, packages))
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .contract.limits import Kernel, Limit
     from .devices import Device
     from .files import load
+    from .migrating import Migration, migrate
     from .objects import load_weights, snapshot
     from .snapshots import Snapshot
     from .specs import (
@@ -50,6 +51,7 @@ __all__ = [
     "LayerNormSpec",
     "Limit",
     "LinearSpec",
+    "Migration",
     "Model",
     "NormalizeSpec",
     "PoolSpec",
@@ -68,6 +70,7 @@ __all__ = [
     "explain",
     "load",
     "load_weights",
+    "migrate",
     "snapshot",
     "state",
     "use_backend",
@@ -80,10 +83,12 @@ _LAZY = {
     "Explanation": "building",
     "Kernel": "contract.limits",
     "Limit": "contract.limits",
+    "Migration": "migrating",
     "Snapshot": "snapshots",
     "explain": "building",
     "load": "files",
     "load_weights": "objects",
+    "migrate": "migrating",
     "snapshot": "objects",
     **dict.fromkeys(
         (

@@ -15,10 +15,9 @@ import numpy as np
 
 from unirnn import registry
 from unirnn.contract.weights import cast_exact, check_weights
-from unirnn.devices import short_name
 from unirnn.errors import ArgumentError, SpecError
 from unirnn.files import onnx_reader
-from unirnn.files._contents import Choice, StoredArray, read_state_dict
+from unirnn.files._contents import Choice, read_state_dict, stored
 from unirnn.snapshots import flax, keras, layouts, state_dicts
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.snapshots.stacking import stack, unstack
@@ -80,7 +79,7 @@ def snapshot(
     """
     state_dicts.check_types(prefix, spec, rename)
     if isinstance(obj, Mapping):
-        arrays = {name: _stored(array) for name, array in obj.items() if isinstance(name, str)}
+        arrays = {name: stored(array) for name, array in obj.items() if isinstance(name, str)}
         return read_state_dict(arrays, Choice(prefix, spec, rename))
     if rename is None and "onnx" in registry.packages(obj):
         return onnx_reader.read_model(obj, prefix, spec)
@@ -207,13 +206,3 @@ def _read(obj: Any) -> tuple[Any, Snapshot]:
         f"obj: given {given}, expected a module that unirnn built, a recurrent layer of torch, mindspore, keras or "
         f"flax, an ONNX model, a mapping of names to arrays, or a list of layers{wrapped}"
     )
-
-
-def _stored(array: Any) -> StoredArray:
-    """A value of a mapping as an array that is read when it is needed."""
-    try:
-        held = array if hasattr(array, "shape") else np.asarray(array)
-    except ValueError:  # a ragged list
-        return StoredArray("object", (), lambda: np.empty(0))
-    dtype = short_name(held.dtype)
-    return StoredArray("float32" if dtype == "bfloat16" else dtype, tuple(held.shape), lambda: registry.to_numpy(held))

@@ -14,7 +14,7 @@ from unirnn import Device, Limit, RecurrentSpec, Spec
 from unirnn.contract import weights as _weights
 from unirnn.contract.backend import Arrays, Backend, check_computes_as, leaves, with_leaves
 from unirnn.contract.limits import Kernel
-from unirnn.devices import short_name
+from unirnn.devices import DTYPES, short_name
 from unirnn.errors import DeviceError
 
 from . import dispatch
@@ -119,6 +119,25 @@ class MindSporeBackend(Backend):
         for name, array in weights.items():
             # Not by set_data: a function that ms.jit has compiled would go on with the old weights.
             ms.ops.assign(parameters[name], ms.Tensor(array, parameters[name].dtype))
+
+    def all_weights(self, module: Any) -> dict[tuple[str, ...], Array] | None:
+        if not isinstance(module, nn.Cell):
+            return None
+        owned = {name: p for name, p in module.parameters_dict().items() if short_name(p.dtype) in DTYPES}
+        # A parameter has one name, that of the first place where it was put. Other places are found by their paths.
+        names = {id(parameter): [name] for name, parameter in owned.items()}
+        for path, cell in module.cells_and_names():
+            for name, parameter in cell.parameters_and_names(path, expand=False):
+                if name not in owned:
+                    names.get(id(parameter), []).append(name)
+        return {
+            (*names[id(p)],): (p.astype(ms.float32) if p.dtype == ms.bfloat16 else p).asnumpy() for p in owned.values()
+        }
+
+    def write_some(self, module: Any, weights: Arrays) -> None:
+        owned = module.parameters_dict()
+        for name, array in weights.items():
+            ms.ops.assign(owned[name], ms.Tensor(array, owned[name].dtype))
 
     def read_file(self, path: str) -> dict[str, Array]:
         return read_checkpoint(path)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from unirnn import Device, GRUSpec, Limit, LSTMSpec, RecurrentSpec, RNNSpec
 from unirnn.contract.backend import Arrays, Backend, check_computes_as, leaves, with_leaves
 from unirnn.contract.limits import Kernel
-from unirnn.devices import short_name
+from unirnn.devices import DTYPES, short_name
 from unirnn.errors import ArgumentError, DeviceError, DTypeError
 from unirnn.specs import Conv1dSpec, Spec
 from unirnn.specs import arguments as names
@@ -115,16 +115,7 @@ class TorchBackend(Backend):
         # As attributes, since a parametrization renames what is in the state_dict.
         weights = {name: attrgetter(name)(module) for name in spec.weight_shapes()}
         for name, weight in weights.items():
-            if hasattr(weight, "full_tensor"):  # a DTensor: importing it takes a second
-                raise ArgumentError(
-                    "module: its weights are sharded over processes, expected whole ones; gather them in all processes "
-                    "with torch.distributed.checkpoint.state_dict.get_model_state_dict(..., "
-                    "full_state_dict=True)"
-                )
-            if weight.is_meta:
-                raise ArgumentError(
-                    f"module: its {name} is on the device 'meta' and has no values; load or draw it first"
-                )
+            _check_readable(name, weight)
             layer, _, own = name.rpartition(".")
             if f"{own}_g" in module.get_submodule(layer)._parameters:
                 raise ArgumentError(
@@ -152,6 +143,22 @@ class TorchBackend(Backend):
         with torch.no_grad():
             for name, tensor in tensors.items():
                 owned[name].copy_(tensor)
+
+    def all_weights(self, module: Any) -> dict[tuple[str, ...], Array] | None:
+        if not isinstance(module, torch.nn.Module):
+            return None
+        names: dict[int, list[str]] = {}
+        weights = _checkpointed(module)
+        for name, weight in weights.items():
+            _check_readable(name, weight)
+            names.setdefault(id(weight), []).append(name)
+        return {(*own,): self.to_numpy(weights[own[0]]) for own in names.values()}
+
+    def write_some(self, module: Any, weights: Arrays) -> None:
+        owned = _checkpointed(module)
+        with torch.no_grad():
+            for name, array in weights.items():
+                owned[name].copy_(torch.tensor(array, device="cpu"))
 
     def read_file(self, path: str) -> dict[str, Array]:
         return read_checkpoint(path)
@@ -189,6 +196,25 @@ class TorchBackend(Backend):
             materialize_grads=True,
         )
         return {name: self.to_numpy(gradient) for name, gradient in zip(wanted, gradients, strict=True)}
+
+
+def _checkpointed(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The floating parameters and buffers of a module, by the names of its state dict."""
+    owned = module.state_dict(keep_vars=True).items()
+    return {name: t for name, t in owned if isinstance(t, torch.Tensor) and short_name(t.dtype) in DTYPES}
+
+
+def _check_readable(name: str, weight: torch.Tensor) -> None:
+    """Refuse a weight without values, or with a part of them only."""
+    if hasattr(weight, "full_tensor"):  # a DTensor: importing it takes a second
+        raise ArgumentError(
+            "module: its weights are sharded over processes, expected whole ones; gather them in all processes with "
+            "torch.distributed.checkpoint.state_dict.get_model_state_dict(..., full_state_dict=True)"
+        )
+    if weight.is_meta:
+        raise ArgumentError(f"module: its {name} is on the device 'meta' and has no values; load or draw it first")
+    if torch.nn.parameter.is_lazy(weight):
+        raise ArgumentError(f"module: its {name} has no shape yet; call the module once first")
 
 
 def _spec(module: Any) -> Spec | None:

@@ -109,6 +109,21 @@ class Backend(ABC):
         The core has checked that they fit, and that none of them is rounded; except for bfloat16, which NumPy lacks.
         """
 
+    def all_weights(self, module: Any) -> dict[tuple[str, ...], Array] | None:
+        """The floating weights and buffers of any module of its framework; None of anything else.
+
+        Each is found under all of its names, as the framework's checkpoints have them; it has several if layers share
+        it. bfloat16 becomes float32.
+        """
+        found = self.read(module)
+        return None if found is None else {(name,): array for name, array in found[1].items()}
+
+    def write_some(self, module: Any, weights: Arrays) -> None:
+        """Replace some of the weights that `all_weights` found, by their first names; they are of the same shapes."""
+        found = self.read(module)
+        assert found is not None
+        self.write(module, {**found[1], **weights})
+
     def read_file(self, path: str) -> dict[str, Array]:
         """The floating arrays of a checkpoint of the framework, by name; nothing in the file is executed."""
         raise LimitError(f"{self.name} has no checkpoints that unirnn reads")

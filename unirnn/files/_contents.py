@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from unirnn.contract.weights import Array, check_dtype, check_weights, format_na
 from unirnn.devices import DTYPES, short_name
 from unirnn.errors import ArgumentError, DTypeError, FileError, SpecError, UnirnnError
 from unirnn.files._header import FORMAT
+from unirnn.registry import to_numpy
 from unirnn.snapshots import state_dicts
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.snapshots.state_dicts import Rename
@@ -24,6 +26,7 @@ __all__ = [
     "contents_of_state_dict",
     "floats",
     "read_state_dict",
+    "stored",
 ]
 
 
@@ -90,12 +93,15 @@ class Contents:
         The recurrent layers by their prefixes. A snapshot is one layer, or one model, whose prefix is empty.
     read
         Reads a layer or a model, given the arguments of `load` that choose it.
+    arrays
+        All arrays by their names; empty for ``.onnx``, whose names are those of a graph.
     """
 
     format: str
     version: int | None
     layers: Mapping[str, Layer]
     read: Callable[[Choice], Snapshot]
+    arrays: Mapping[str, "StoredArray"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,16 @@ class StoredArray:
     def from_array(cls, array: Array) -> "StoredArray":
         """An array that has been read already."""
         return cls(short_name(array.dtype), array.shape, lambda: array)
+
+
+def stored(array: Any) -> StoredArray:
+    """An array or a tensor of any framework, which is converted when it is needed."""
+    try:
+        held = array if hasattr(array, "shape") else np.asarray(array)
+    except ValueError:  # a ragged list
+        return StoredArray("object", (), lambda: np.empty(0))
+    dtype = short_name(held.dtype)
+    return StoredArray("float32" if dtype == "bfloat16" else dtype, tuple(held.shape), lambda: to_numpy(held))
 
 
 def floats(dtype: str, data: bytes) -> Array:
@@ -148,7 +164,7 @@ def contents_of_state_dict(format: str, arrays: Mapping[str, StoredArray]) -> Co
             layers[prefix] = Layer(spec, {}) if isinstance(spec, UnirnnError) else _describe(arrays, prefix, spec)
         except DTypeError as error:
             layers[prefix] = Layer(error, {})
-    return Contents(format, None, layers, read)
+    return Contents(format, None, layers, read, arrays)
 
 
 def read_state_dict(arrays: Mapping[str, StoredArray], choice: Choice) -> Snapshot:
@@ -193,7 +209,7 @@ def contents_of_snapshot(format: str, spec: Spec, arrays: Mapping[str, StoredArr
             raise SpecError(f"spec: given {given!r}, but the file says {inner!r}")
         return _read_layer(arrays, f"{prefix.removesuffix('.')}." if prefix else "", given or inner)
 
-    return Contents(format, FORMAT, {"": layer}, read)
+    return Contents(format, FORMAT, {"": layer}, read, arrays)
 
 
 def _inner(spec: Spec, prefix: str) -> Spec:

@@ -19,7 +19,16 @@ from unirnn.contract.weights import check_weights, format_names
 from unirnn.errors import ArgumentError, ShapeError, SpecError, UnirnnError
 from unirnn.specs import GRUSpec, LSTMSpec, ModelSpec, RecurrentSpec, RNNSpec, Spec
 
-__all__ = ["Rename", "check_types", "choose_layer", "choose_name", "choose_weights", "find_layers"]
+__all__ = [
+    "Rename",
+    "check_types",
+    "choose_layer",
+    "choose_name",
+    "choose_weights",
+    "find_layers",
+    "mismatch",
+    "renamed",
+]
 
 Shapes = Mapping[str, tuple[int, ...]]
 Rename = Mapping[str, str | None]
@@ -176,7 +185,7 @@ def choose_weights(
     {'head.weight': 'fc.weight', 'head.bias': 'fc.bias'}
     """
     spec.check_complete()
-    sources = _renamed(shapes, prefix, rename)
+    sources = renamed(shapes, prefix, rename)
     expected = spec.weight_shapes()
     tied = spec.tied() if isinstance(spec, ModelSpec) else {}
     names = _spellings(spec)
@@ -199,7 +208,7 @@ def choose_weights(
         _check_parametrized(missing, left_over)
         begin = _beginning(shapes, prefix)
         given_names = {name: sources[name].removeprefix(begin) for name in left_over}
-        raise ArgumentError(_mismatch(spec, missing, left_over, given_names))
+        raise ArgumentError(mismatch("the spec", expected, missing, left_over, given_names))
     for name, source in found.items():
         given, shape = tuple(shapes[source]), expected[tied.get(name, name)]
         # MindSpore's convolutions over time have an axis of size 1 before the last.
@@ -242,8 +251,28 @@ def _beginning(names: Iterable[str], prefix: str | None) -> str:
     return begin
 
 
-def _renamed(names: Iterable[str], prefix: str | None, rename: Rename | None) -> dict[str, str]:
-    """The names of arrays by their new names."""
+def renamed(names: Iterable[str], prefix: str | None, rename: Rename | None) -> dict[str, str]:
+    """The names of arrays by their new names.
+
+    Parameters
+    ----------
+    names
+        The names.
+    prefix
+        What they begin with; it is cut off, and other names are left out.
+    rename
+        New beginnings of names by the old ones, of which the longest counts; None leaves the arrays out.
+
+    Raises
+    ------
+    ArgumentError
+        If no name begins with the prefix, or two arrays get the same name.
+
+    Examples
+    --------
+    >>> renamed(["net.fc.weight", "net.fc.bias"], "net.", {"fc.": "head."})
+    {'head.weight': 'net.fc.weight', 'head.bias': 'net.fc.bias'}
+    """
     begin = _beginning(names, prefix)
     longest = sorted(rename or (), key=len, reverse=True)
     found: dict[str, str] = {}
@@ -274,10 +303,21 @@ def _check_parametrized(missing: list[str], left_over: Iterable[str]) -> None:
         raise SpecError(_parametrization(parts))
 
 
-def _mismatch(spec: Spec, missing: list[str], left_over: Shapes, given_names: Mapping[str, str]) -> str:
-    """What is missing and what is left over, and how it might be renamed.
+def mismatch(
+    owner: str, expected: Shapes, missing: list[str], left_over: Shapes, given_names: Mapping[str, str]
+) -> str:
+    """The message that says what is missing and what is left over, and how it might be renamed.
 
-    ``left_over`` has the new names of arrays, and ``given_names`` by these the old ones, which ``rename`` takes.
+    Parameters
+    ----------
+    owner, expected
+        What has the weights, such as ``"the spec"``, and their shapes by name.
+    missing
+        Those that no array was found for.
+    left_over
+        The shapes of arrays that are no weights, by their new names.
+    given_names
+        By these names the old ones, which ``rename`` takes.
     """
     wrong = [
         f"{what} {format_names(names)}"
@@ -286,7 +326,7 @@ def _mismatch(spec: Spec, missing: list[str], left_over: Shapes, given_names: Ma
     ]
     hints: dict[str, str | None] = {}
     taken: dict[str, str] = {}
-    expected, free = spec.weight_shapes(), dict(left_over)
+    free = dict(left_over)
     for name in missing:
         layer, end = _split(name)
         fitting = [found for found in free if free[found] == expected[name]]
@@ -308,7 +348,7 @@ def _mismatch(spec: Spec, missing: list[str], left_over: Shapes, given_names: Ma
     advice = ""
     if hints:
         advice = f"; perhaps rename={{{shown}}}" if missing else f"; rename={{{shown}}} leaves them out"
-    return f"weights: {'; '.join(wrong)}{advice}; the spec has {format_names(expected) or 'no weights'}"
+    return f"weights: {'; '.join(wrong)}{advice}; {owner} has {format_names(expected) or 'no weights'}"
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -1,0 +1,208 @@
+"""Moving a whole checkpoint into a model that is written with a framework's own layers."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unirnn import registry
+from unirnn.contract.weights import Array, cast_exact, format_names
+from unirnn.devices import DTYPES
+from unirnn.errors import ArgumentError, DTypeError, ShapeError
+from unirnn.files import contents
+from unirnn.files._contents import StoredArray, stored
+from unirnn.snapshots.snapshot import Snapshot
+from unirnn.snapshots.state_dicts import Rename, mismatch, renamed
+
+__all__ = ["Migration", "migrate"]
+
+_SPELLINGS = (
+    ("weight", "gamma", "embedding_table", "w"),
+    ("bias", "beta"),
+    ("running_mean", "moving_mean"),
+    ("running_var", "moving_variance"),
+)
+"""What torch and MindSpore call the same weight of a layer: w is that of MindSpore's PReLU."""
+
+
+@dataclass(frozen=True)
+class Migration:
+    """What `migrate` did.
+
+    Parameters
+    ----------
+    written
+        By the name of each weight of the module that was replaced, the name of the array that it now holds.
+    missing
+        The weights of the module for which the source had no array, and which are as they were.
+    left_over
+        The arrays of the source that the module has no weight for.
+
+    Examples
+    --------
+    >>> print(Migration({"fc.weight": "head.weight"}, ("fc.bias",), ()))
+    1 weight written, 1 missing (fc.bias), 0 left over
+    """
+
+    written: Mapping[str, str]
+    missing: tuple[str, ...]
+    left_over: tuple[str, ...]
+
+    def __str__(self) -> str:
+        count = f"{len(self.written)} weight{'' if len(self.written) == 1 else 's'} written"
+        sides = {"missing": self.missing, "left over": self.left_over}
+        rest = [
+            f"{len(names)} {what}" + (f" ({format_names(names)})" if names else "") for what, names in sides.items()
+        ]
+        return ", ".join([count, *rest])
+
+
+def migrate(source: Any, *, to: Any, rename: Rename | None = None, strict: bool = True) -> Migration:
+    """Load a whole checkpoint into a model of PyTorch or MindSpore, whichever of the two wrote it.
+
+    Weights are found by their names, which begin with the names of the modules, and end as PyTorch or as MindSpore
+    calls the weight: ``weight`` is the same as ``gamma`` and ``embedding_table``, ``bias`` as ``beta``,
+    ``running_mean`` as ``moving_mean``, ``running_var`` as ``moving_variance``. MindSpore's convolutions over time have
+    an axis of size 1 more. Either all weights are written or, after an error, none.
+
+    Only weights move. What is not in a checkpoint is the model's own business: MindSpore's ``LayerNorm`` has an epsilon
+    of 1e-7 by default, and PyTorch's one of 1e-5; MindSpore's ``GELU`` is approximated by default.
+
+    Parameters
+    ----------
+    source
+        A file that `unirnn.load` reads, except ``.onnx``; or a mapping of names to arrays or tensors; or a snapshot; or
+        a ``torch.nn.Module`` or ``mindspore.nn.Cell``.
+    to
+        The ``torch.nn.Module`` or the ``mindspore.nn.Cell``, of any layers.
+    rename
+        New beginnings of the source's names by the old ones, of which the longest counts; None leaves those arrays out.
+    strict
+        Whether each weight must have an array, and each array of floats a weight. With False, what has no counterpart
+        is left, and reported.
+
+    Returns
+    -------
+    Migration
+        What was written, and what is left on either side.
+
+    Raises
+    ------
+    ArgumentError
+        If the source or the module is none; if something is left and ``strict`` is True; if nothing fits at all; or if
+        two arrays differ that the module has as one weight.
+    ShapeError
+        If an array has another shape than the weight.
+    DTypeError
+        If the dtype of the module would round a weight.
+    FileError, OSError
+        As `unirnn.load`.
+
+    Examples
+    --------
+    >>> import numpy, unirnn
+    >>> net = unirnn.Sequential(norm=unirnn.LayerNormSpec(2), head=unirnn.LinearSpec(2, 1)).build("numpy", seed=0)
+    >>> arrays = {
+    ...     "norm.gamma": numpy.ones(2, "float32"),
+    ...     "norm.beta": numpy.zeros(2, "float32"),
+    ...     "fc.weight": numpy.ones((1, 2), "float32"),
+    ...     "fc.bias": numpy.zeros(1, "float32"),
+    ... }
+    >>> print(unirnn.migrate(arrays, to=net, rename={"fc.": "head."}))
+    4 weights written, 0 missing, 0 left over
+    """
+    arrays = _arrays(source)
+    backend, owned = _owned(to)
+    floats = {name: array for name, array in arrays.items() if array.dtype in DTYPES}
+    sources = renamed(floats, None, rename)
+    found = _matched(owned, sources, floats)
+    expected = {names[0]: array.shape for names, array in owned.items()}
+    used = {name for names in found.values() for name in names}
+    missing = [name for name in expected if name not in found]
+    left_over = [name for name, given in sources.items() if given not in used]
+    if (strict and (missing or left_over)) or not found:
+        shapes = {name: floats[sources[name]].shape for name in left_over}
+        message = mismatch("the module", expected, missing, shapes, {name: sources[name] for name in left_over})
+        advice = "; strict=False leaves the rest as it is" if found else ""
+        raise ArgumentError(message + advice)
+    values = {names[0]: array for names, array in owned.items()}
+    _write(backend, to, values, {name: _laid_out(given, floats, expected[name]) for name, given in found.items()})
+    written = {name: given[0] for name, given in found.items()}
+    return Migration(written, tuple(missing), tuple(sources[name] for name in left_over))
+
+
+def _arrays(source: Any) -> Mapping[str, StoredArray]:
+    """The arrays of a source by name."""
+    if isinstance(source, (str, os.PathLike)):
+        found = contents(source)
+        if not found.arrays:
+            raise ArgumentError(f"source: given {source!r}, a file of format {found.format} without weights by name")
+        return found.arrays
+    if isinstance(source, Snapshot):
+        source = source.weights
+    if isinstance(source, Mapping):
+        return {name: stored(array) for name, array in source.items() if isinstance(name, str)}
+    _, owned = _owned(source, "source")
+    return {name: StoredArray.from_array(array) for names, array in owned.items() for name in names}
+
+
+def _owned(module: Any, argument: str = "to") -> tuple[Any, Mapping[tuple[str, ...], Array]]:
+    """The backend of a module, and its weights by all of their names."""
+    for backend in registry.backends_for(module):
+        owned = backend.all_weights(module)
+        if owned is not None:
+            return backend, owned
+    given = f"{type(module).__module__}.{type(module).__qualname__}"
+    expected = "a torch.nn.Module, a mindspore.nn.Cell, or a module that unirnn built"
+    raise ArgumentError(f"{argument}: given {given}, expected {expected}")
+
+
+def _matched(
+    owned: Mapping[tuple[str, ...], Array], sources: Mapping[str, str], arrays: Mapping[str, StoredArray]
+) -> dict[str, list[str]]:
+    """For the first name of each weight, the arrays that hold it: several if it has several names."""
+    found: dict[str, list[str]] = {}
+    for names in owned:
+        given = [sources[spelling] for name in names for spelling in _spellings(name) if spelling in sources]
+        if not given:
+            continue
+        for other in given[1:]:
+            if not np.array_equal(arrays[given[0]].read(), arrays[other].read(), equal_nan=True):
+                raise ArgumentError(
+                    f"source: {given[0]!r} and {other!r} differ, but the module has one weight {names[0]!r}"
+                )
+        found[names[0]] = given
+    return found
+
+
+def _spellings(name: str) -> list[str]:
+    """The name of a weight and, if that is another, the ones that the other framework gives it."""
+    layer, dot, own = name.rpartition(".")
+    alike = next((names for names in _SPELLINGS if own in names), ())
+    return [name, *(f"{layer}{dot}{other}" for other in alike if other != own)]
+
+
+def _laid_out(given: list[str], arrays: Mapping[str, StoredArray], shape: tuple[int, ...]) -> Array:
+    """The array of a weight, in its shape: that of a convolution over time may have another axis of size 1."""
+    array = arrays[given[0]].read()
+    wide, narrow = sorted((array.shape, tuple(shape)), key=len, reverse=True)
+    if array.shape != tuple(shape) and (len(wide) != 4 or narrow != (*wide[:2], wide[3]) or wide[2] != 1):
+        raise ShapeError(f"source: {given[0]!r}: given shape {array.shape}, expected {tuple(shape)}")
+    return array.reshape(shape)
+
+
+def _write(backend: Any, module: Any, old: Mapping[str, Array], new: Mapping[str, Array]) -> None:
+    """Replace weights of a module: all of them, or none and an error."""
+    before = {name: np.array(old[name]) for name in new}
+    exact = cast_exact(new, [array.dtype for array in before.values()])
+    try:
+        backend.write_some(module, exact)
+        after = {names[0]: array for names, array in backend.all_weights(module).items()}
+        for name, array in exact.items():
+            if not np.array_equal(after[name], array, equal_nan=True):
+                raise DTypeError(f"to: its {name} can't hold the weight without rounding, or is shared with another")
+    except BaseException:
+        backend.write_some(module, before)
+        raise
