@@ -342,7 +342,7 @@ def _entries(tensor: Any) -> dict[str, str]:
 
 def _is_plain(name: str) -> bool:
     """Whether it is the name of a file, and no path."""
-    return bool(name) and name not in (".", "..") and not set(name) & set("/\\:\0")
+    return isinstance(name, str) and bool(name) and name not in (".", "..") and not set(name) & set("/\\:\0")
 
 
 def _dtype(tensor: Any, onnx: Any) -> str:

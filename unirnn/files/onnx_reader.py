@@ -7,7 +7,7 @@ is made, and all that is made has one budget.
 
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,20 @@ from typing import TYPE_CHECKING, Any
 from unirnn.contract.weights import Array, Weights
 from unirnn.devices import DTYPES
 from unirnn.errors import ArgumentError, FileError, SpecError, UnirnnError
-from unirnn.files._contents import Choice, Contents, Layer, StoredArray, contents_of_snapshot
+from unirnn.files._contents import (
+    Choice,
+    Contents,
+    Layer,
+    StoredArray,
+    contents_of_snapshot,
+    contents_of_state_dict,
+)
 from unirnn.files._header import FORMAT, reject_duplicates, spec_from_metadata
 from unirnn.files.onnx_chains import Part, chains
 from unirnn.files.onnx_constants import Constants, external_size
 from unirnn.files.onnx_layers import is_by_steps
 from unirnn.files.onnx_nodes import KINDS, QUANTIZED, Node, describe, is_recurrent
-from unirnn.files.onnx_scopes import Budget, Scope, label, walk
+from unirnn.files.onnx_scopes import Budget, Scope, label, text, walk
 from unirnn.files.onnx_writer import import_onnx
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.snapshots.stacking import stack
@@ -142,6 +149,7 @@ class _Reader:
 
     def __init__(self, model: Any, size: int, folder: str | None) -> None:
         self.root, self.folder = Scope.of_model(model), folder
+        self.is_by_pytorch = model.producer_name == "pytorch"
         self.size = size + external_size(model, folder)
         constants = self.constants()
         self.nodes: list[Node] = []
@@ -153,12 +161,12 @@ class _Reader:
             if not is_known and (scope.function(node) or not _looks_recurrent(node)):
                 continue
             possible = itertools.chain((node.name, *node.output), (f"node {i}" for i in itertools.count(index)))
-            name = next(path for name in possible if name and (path := scope.path + name) not in names)
+            name = next(path for name in possible if name and (path := scope.path + text(name)) not in names)
             names.add(name)
             if is_known:
                 self.nodes.append(describe(name, scope, index, constants))
             else:
-                operator = f"{node.domain}::{node.op_type}"
+                operator = f"{text(node.domain)}::{text(node.op_type)}"
                 self.others[name] = SpecError(f"onnx: node {name!r}: {operator} is no operator of ONNX, and is not read")
         self.chains = chains(self.nodes, constants)
 
@@ -172,13 +180,10 @@ class _Reader:
         """Describe the layers one by one."""
         layers = {name: _layer(chain) for name, chain in self.chains.items()}
         layers |= {name: Layer(error, {}) for name, error in self.others.items()}
-        hints = [] if layers else _hints(self.root)
-        layers |= {name: Layer(SpecError(f"onnx: {text}"), {}) for name, text in hints}
+        if not layers:
+            return self.contents_without_nodes()
 
         def read(choice: Choice) -> Snapshot:
-            if not self.chains and not self.others:
-                texts = [text for _, text in hints[:3]] or ["if it has a recurrent layer, it is of single operations"]
-                raise ArgumentError("; ".join(["onnx: the model has no RNN, GRU or LSTM node", *texts]))
             name = choose_name(layers, choice.prefix)
             found = layers[name].spec
             if isinstance(found, UnirnnError):
@@ -191,6 +196,34 @@ class _Reader:
             return self.read(self.chains[name], given or found)
 
         return Contents("onnx", None, layers, read)
+
+    def contents_without_nodes(self) -> Contents:
+        """Describe a model in which whatever is recurrent was written as single operations.
+
+        If PyTorch's exporter wrote it, the parameters of its modules may be there under their names.
+        """
+        if self.is_by_pytorch:
+            constants = self.constants()
+            found = contents_of_state_dict("onnx", dict(self.floats(constants)))
+            if any(isinstance(layer.spec, Spec) or layer.weights for layer in found.layers.values()):
+                return replace(found, arrays={})
+        hints = _hints(self.root)
+
+        def read(choice: Choice) -> Snapshot:
+            reasons = [reason for _, reason in hints[:3]] or ["a recurrent layer of single operations is not recognised"]
+            raise ArgumentError("; ".join(["onnx: the model has no RNN, GRU or LSTM node", *reasons]))
+
+        return Contents("onnx", None, {name: Layer(SpecError(f"onnx: {reason}"), {}) for name, reason in hints}, read)
+
+    def floats(self, constants: Constants) -> Iterator[tuple[str, StoredArray]]:
+        """The initializers of floats that the graph has, and that can be read."""
+        for name in self.root.initializers:
+            try:
+                shape, dtype = constants.described(self.root, name, "weight")
+            except SpecError:
+                continue
+            if dtype in DTYPES and isinstance(name, str):
+                yield name, self.weight(name, constants)
 
     def read(self, chain: Sequence[Part], spec: Spec) -> Snapshot:
         """Read the parts of a layer, the lowest first."""
@@ -217,7 +250,8 @@ class _Reader:
             if isinstance(leaf, RecurrentSpec) and not is_by_steps(leaf):
                 own = self.recurrent_layer(prefix, leaf, constants)
             else:
-                own = {name: self.weight(prefix + name, constants) for name in self.names(leaf)}
+                self.check_claim(leaf)
+                own = {name: self.own_weight(prefix + name, shape, constants) for name, shape in leaf.weight_shapes().items()}
             arrays |= {prefix + name: array for name, array in own.items()}
         found = contents_of_snapshot("onnx", spec, arrays)
         return replace(found, version=FORMAT)
@@ -251,20 +285,26 @@ class _Reader:
             chain.append(Part((node,), node.spec))
         return _stored(chain, constants)
 
-    def names(self, spec: Spec) -> list[str]:
-        """The names of a leaf's weights, unless a hostile spec claims more layers than the model has initializers."""
-        claimed = spec.num_layers if isinstance(spec, RecurrentSpec) else 0
-        if claimed > len(self.root.initializers):
+    def check_claim(self, spec: Spec) -> None:
+        """Refuse a hostile spec that claims more layers than there are initializers, before its weights are listed."""
+        if isinstance(spec, RecurrentSpec) and spec.num_layers > len(self.root.initializers):
             raise FileError(f"onnx: an altered file: its metadata says {spec!r}, which has more weights than the file")
-        return list(spec.weight_shapes())
 
-    def weight(self, name: str, constants: Constants) -> StoredArray:
+    def own_weight(self, name: str, expected: tuple[int, ...], constants: Constants) -> StoredArray:
         """A weight of a model that unirnn wrote."""
         if name not in self.root.initializers:
             raise FileError(f"onnx: an altered file: it has no initializer {name!r}")
+        found = self.weight(name, constants)
+        if found.shape != expected or found.dtype not in DTYPES:
+            raise FileError(
+                f"onnx: an altered file: {name}: given {found.dtype} of shape {found.shape}, expected floats of "
+                f"{expected}"
+            )
+        return found
+
+    def weight(self, name: str, constants: Constants) -> StoredArray:
+        """A weight that is read when it is asked for."""
         shape, dtype = constants.described(self.root, name, "weight")
-        if dtype not in DTYPES:
-            raise FileError(f"onnx: an altered file: {name}: given {dtype} of shape {shape}, expected floats")
         return StoredArray(dtype, shape, lambda: constants.array(self.root, name, "weight"))
 
 
@@ -297,7 +337,7 @@ def _one(read: Callable[[], Mapping[str, Array]], name: str) -> Callable[[], Arr
 
 def _looks_recurrent(node: Any) -> bool:
     """Whether an operator that is not ONNX's is a recurrent layer by its name."""
-    return node.domain not in ("", "ai.onnx") and any(kind in node.op_type for kind in KINDS)
+    return node.domain not in ("", "ai.onnx") and any(kind in text(node.op_type) for kind in KINDS)
 
 
 def _hints(root: Scope) -> list[tuple[str, str]]:
@@ -308,7 +348,7 @@ def _hints(root: Scope) -> list[tuple[str, str]]:
         node = scope.nodes[index]
         for name, module in _modules(node):
             modules.setdefault(name, module)
-        if node.op_type in ("Loop", "Scan") and node.domain in ("", "ai.onnx"):
+        if node.domain in ("", "ai.onnx") and _has_state(node):
             loops.setdefault(scope.path + label(index, node), node.op_type)
     if modules:
         return [
@@ -333,12 +373,20 @@ def _modules(node: Any) -> list[tuple[str, str]]:
     """The recurrent modules of PyTorch from which an exporter says that it made a node: their names and classes."""
     entries = {entry.key: entry.value for entry in node.metadata_props}
     found = []
-    for part in entries.get("namespace", "").split("/"):
+    for part in text(entries.get("namespace", "")).split("/"):
         name, _, module = part.partition(": ")
         kind = module.removeprefix("torch.nn.modules.rnn.")
         if kind != module and kind.isidentifier():
             found.append((name or f"torch.nn.{kind}", f"torch.nn.{kind}"))
     return found
+
+
+def _has_state(node: Any) -> bool:
+    """Whether it is a Loop or a Scan that passes something from each repetition to the next."""
+    if node.op_type == "Loop":
+        return len(node.input) > 2  # after the number of repetitions, and whether to begin
+    scanned = sum(a.i for a in node.attribute if a.name == "num_scan_inputs")
+    return node.op_type == "Scan" and len(node.input) > scanned
 
 
 def _advice(module: str) -> str:

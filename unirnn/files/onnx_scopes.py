@@ -9,7 +9,7 @@ from typing import Any
 
 from unirnn.errors import FileError
 
-__all__ = ["Budget", "Scope", "label", "walk"]
+__all__ = ["Budget", "Scope", "label", "text", "walk"]
 
 _MAX_DEPTH = 64
 _NODE_BYTES = 256  # what a node is taken to cost each time that it is looked at
@@ -145,7 +145,12 @@ class Scope:
 
 def label(index: int, node: Any) -> str:
     """What a node goes by: its name, its first output, or its number."""
-    return next((name for name in (node.name, *node.output) if name), f"node {index}")
+    return next((text(name) for name in (node.name, *node.output) if name), f"node {index}")
+
+
+def text(value: str | bytes) -> str:
+    """A text of a message of protobuf, which gives bytes if they are not UTF-8."""
+    return value if isinstance(value, str) else value.decode(errors="replace")
 
 
 def walk(root: Scope, kinds: frozenset[str], budget: Budget) -> Iterator[tuple[Scope, int]]:
@@ -158,8 +163,8 @@ def walk(root: Scope, kinds: frozenset[str], budget: Budget) -> Iterator[tuple[S
             if (node.domain, node.op_type, node.overload) in relevant:
                 yield from visit(scope.body(index, budget))
             for attribute in node.attribute:
-                several = [(f"{attribute.name}_{number}", graph) for number, graph in enumerate(attribute.graphs)]
-                for name, graph in [(attribute.name, attribute.g)] * attribute.HasField("g") + several:
+                several = [(f"{text(attribute.name)}_{number}", graph) for number, graph in enumerate(attribute.graphs)]
+                for name, graph in [(text(attribute.name), attribute.g)] * attribute.HasField("g") + several:
                     path = f"{scope.path}{label(index, node)}/{name}/"
                     yield from visit(Scope(graph, scope.opsets, scope.functions, path, scope, None, scope.given))
 
