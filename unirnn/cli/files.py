@@ -44,6 +44,8 @@ def show(file: _File, as_json: AsJson = False) -> None:
             table.add_row(
                 repr(prefix), repr(layer.spec), str(entry["parameters"]), str(entry["bytes"]), ", ".join(dtypes)
             )
+            if layer.note:
+                notes.append(f"{prefix!r}: {layer.note}")
         title = f"{file}: {found.format}, no unirnn snapshot"
         print_parts(*([f"{title}: no recurrent layer in it"] if not layers else [title, table, *notes]))
     else:

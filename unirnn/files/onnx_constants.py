@@ -230,7 +230,9 @@ class Constants:
         left = self.budget.left
         self.budget.take(num_bytes, where)
         # As a function, so that the version of the operators can be given.
-        version = scope.opsets.get(node.domain, scope.opsets.get("ai.onnx", _OPSET)) if node.domain != _RUNTIME else _OPSET
+        version = scope.opsets.get("", scope.opsets.get("ai.onnx", _OPSET))
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):  # the reference has only the newer versions
+            version = max(version, _OPSET)
         names = [f"x{number}" if array is not None else "" for number, array in enumerate(arrays)]
         results = [f"y{number}" for number in range(len(node.output))]
         one = helper.make_node(node.op_type, names, results)

@@ -193,7 +193,8 @@ class LayersBuilder(GraphBuilder):
         The inputs are the array, which steps are valid unless all are, and the initial states. In the padding the state
         stays as it is, so that the reverse direction begins at the last valid step with the initial state.
         """
-        x, *masks, h, c = inputs
+        x, *masks = inputs[:-2]
+        x, h, c = (self._to_float32(value, f"{value}_float32") for value in (x, *inputs[-2:]))  # no step is rounded
         first = self.add_constant("axis_0", [0])
         directions: list[str] = []
         finals: dict[str, list[str]] = {name: [] for name in spec.states}
@@ -201,7 +202,12 @@ class LayersBuilder(GraphBuilder):
             position = layer * spec.num_directions + direction
             suffix = spec.suffixes()[position]
             name = f"{prefix}{spec.kind}{suffix}"
-            gates = self._add_gates_of_input(prefix, spec, suffix, x, spec.weight_shapes()[f"weight_ih{suffix}"][1])
+            weights = {
+                weight: self._to_float32(prefix + weight, f"{prefix}{weight}_float32")
+                for weight in spec.weight_shapes()
+                if weight.endswith(suffix)
+            }
+            gates = self._add_gates_of_input(prefix, spec, suffix, x, weights)
             which = self.add_constant(f"int_{direction}", direction)
             begin = [self.add_node("Gather", [state, which], f"{state}{suffix}", axis=0) for state in (h, c)]
             outputs = [f"{name}_{part}" for part in ("h_n", "c_n", "output")]
@@ -211,33 +217,38 @@ class LayersBuilder(GraphBuilder):
                 [*begin, gates, *masks],
                 outputs,
                 name=name,
-                body=self._body_of_steps(prefix, spec, suffix, bool(masks)),
+                body=self._body_of_steps(prefix, spec, suffix, weights, bool(masks)),
                 num_scan_inputs=1 + len(masks),
                 scan_input_directions=[backwards] * (1 + len(masks)),
                 scan_output_directions=[backwards],
             )
-            directions.append(outputs[2])
-            for state, final in zip(spec.states, outputs, strict=False):
+            *ends, output = (self._from_float32(value) for value in outputs)
+            directions.append(output)
+            for state, final in zip(spec.states, ends, strict=True):
                 finals[state].append(self.add_node("Unsqueeze", [final, first], f"{final}_row"))
         self.add_node("Concat", directions, y, axis=-1)
         for state, rows in finals.items():
             self.add_node("Concat", rows, f"{prefix}{state}_n_l{layer}", axis=0)
 
-    def _add_gates_of_input(self, prefix: str, spec: LSTMSpec, suffix: str, x: str, features: int) -> str:
+    def _add_gates_of_input(
+        self, prefix: str, spec: LSTMSpec, suffix: str, x: str, weights: Mapping[str, str]
+    ) -> str:
         """Add ``W_ih x + b_ih`` of all steps: `(T, B, I)` to `(T, B, 4*H)`."""
         y = f"{prefix}gates{suffix}"
-        shape = self.add_constant(f"{y}_shape_of_rows", [-1, features])
-        weights = [f"{prefix}{name}_ih{suffix}" for name in ("weight", "bias")[: 1 + spec.bias]]
+        shape = self.add_constant(f"{y}_shape_of_rows", [-1, spec.weight_shapes()[f"weight_ih{suffix}"][1]])
+        affine = [weights[f"{name}_ih{suffix}"] for name in ("weight", "bias")[: 1 + spec.bias]]
         rows = self.add_node("Reshape", [x, shape], f"{y}_rows_of_input")
-        rows = self.add_node("Gemm", [rows, *weights], f"{y}_rows", transB=1)
+        rows = self.add_node("Gemm", [rows, *affine], f"{y}_rows", transB=1)
         leading = self.add_node("Shape", [x], f"{y}_leading", start=0, end=2)
         size = self.add_constant(f"{y}_size", [4 * spec.hidden_size])
         return self.add_node("Reshape", [rows, self.add_node("Concat", [leading, size], f"{y}_shape", axis=0)], y)
 
-    def _body_of_steps(self, prefix: str, spec: LSTMSpec, suffix: str, has_padding: bool) -> Any:
+    def _body_of_steps(
+        self, prefix: str, spec: LSTMSpec, suffix: str, weights: Mapping[str, str], has_padding: bool
+    ) -> Any:
         """The graph of one step of a Scan: from the state, ``W_ih x + b_ih``, and which sequences go on."""
-        body = GraphBuilder(self.onnx, self.dtype)
-        kind = self.onnx.helper.np_dtype_to_tensor_dtype(self.dtype)
+        body = GraphBuilder(self.onnx, np.dtype(self._wide))
+        kind = self.onnx.helper.np_dtype_to_tensor_dtype(body.dtype)
         name = f"{prefix}step{suffix}_"
 
         def add(op: str, inputs: list[str], output: str, **attributes: Any) -> str:
@@ -252,14 +263,14 @@ class LayersBuilder(GraphBuilder):
             alpha, beta = HARD_SIGMOIDS[spec.gate_activation]
             return add("HardSigmoid", [f"{name}a_{part}"], part, alpha=alpha, beta=beta)
 
-        weights = [f"{prefix}{one}_hh{suffix}" for one in ("weight", "bias")[: 1 + spec.bias]]
-        hidden = add("Gemm", [f"{name}h", *weights], "hidden", transB=1)
+        affine = [weights[f"{one}_hh{suffix}"] for one in ("weight", "bias")[: 1 + spec.bias]]
+        hidden = add("Gemm", [f"{name}h", *affine], "hidden", transB=1)
         gates = add("Add", [f"{name}gates", hidden], "all_gates")
         body.add_node("Split", [gates], [f"{name}a_{part}" for part in spec.gates], axis=-1)
         kept = add("Mul", [gate("f"), f"{name}c"], "kept")
         c = add("Add", [kept, add("Mul", [gate("i"), add("Tanh", [f"{name}a_g"], "g")], "added")], "c_valid")
         h = add("Mul", [gate("o"), add("Tanh", [c], "tanh_c")], "h_wide")
-        h = add("Gemm", [h, f"{prefix}weight_hr{suffix}"], "h_valid", transB=1)
+        h = add("Gemm", [h, weights[f"weight_hr{suffix}"]], "h_valid", transB=1)
         inputs = [value("h", spec.output_size), value("c", spec.hidden_size), value("gates", 4 * spec.hidden_size)]
         if has_padding:
             inputs.append(value("is_valid", 1, self.onnx.TensorProto.BOOL))

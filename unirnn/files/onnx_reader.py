@@ -7,6 +7,7 @@ is made, and all that is made has one budget.
 
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -227,6 +228,9 @@ class _Reader:
 
     def read(self, chain: Sequence[Part], spec: Spec) -> Snapshot:
         """Read the parts of a layer, the lowest first."""
+        note = _note(chain)
+        if note:
+            warnings.warn(f"{chain[0].nodes[0].name!r}: {note}", UserWarning, stacklevel=2)
         constants = self.constants()
         parts = [Snapshot(part.spec, part.read(constants)) for part in chain]
         return Snapshot(spec, stack(parts).weights)
@@ -314,7 +318,18 @@ def _layer(chain: Sequence[Part]) -> Layer:
     if isinstance(spec, UnirnnError):
         return Layer(spec, {})
     whole = replace(spec, num_layers=len(chain))
-    return Layer(whole, {name: (shape, chain[0].nodes[0].dtype) for name, shape in whole.weight_shapes().items()})
+    weights = {name: (shape, chain[0].nodes[0].dtype) for name, shape in whole.weight_shapes().items()}
+    return Layer(whole, weights, _note(chain))
+
+
+def _note(chain: Sequence[Part]) -> str:
+    """What a user should know of the weights of a layer."""
+    if not any(node.is_quantized for part in chain for node in part.nodes):
+        return ""
+    return (
+        "its weights are 8-bit integers in the file, and floats after reading; the model itself also rounds the input "
+        "and the state of each step, so that its numbers differ by that"
+    )
 
 
 def _stored(chain: Sequence[Part], constants: Constants) -> dict[str, StoredArray]:
