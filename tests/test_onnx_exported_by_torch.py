@@ -78,7 +78,7 @@ def test_an_export_without_folding(tmp_path: Path) -> None:
 
 
 def test_an_export_without_weights(tmp_path: Path) -> None:
-    words = r"node '/GRU' \(GRU\): its W, .* comes from '.*', an input of the graph, expected a constant; "
+    words = r"node '/GRU' \(GRU\): its W, .*, is an input of the graph, expected a constant; "
     with pytest.raises(errors.SpecError, match=words):
         onnx_reader.read_model(exported(tmp_path, torch.nn.GRU(3, 4), export_params=False))
 
@@ -92,11 +92,12 @@ if find_spec("onnxscript"):
         return path / "layer.onnx"
 
     # It leaves weights of more than 1 KiB behind nodes that cut and join them, and writes them to another file.
-    @pytest.mark.parametrize(("kind", "size", "num_layers"), [("GRU", 4, 1), ("LSTM", 4, 3), ("GRU", 40, 2)])
+    @pytest.mark.parametrize(("kind", "size", "num_layers"), [("GRU", 4, 1), ("LSTM", 40, 2)])
     def test_the_newer_exporter(kind: str, size: int, num_layers: int, tmp_path: Path) -> None:
         native = KINDS[kind][0](3, size, num_layers, bidirectional=True)
         assert load(exported_by_default(tmp_path, native)) == snapshot(native)
 
+    @pytest.mark.filterwarnings("ignore:# ONNX model has different number of inputs:UserWarning")
     def test_a_built_stack_with_lengths_of_any_size(tmp_path: Path) -> None:
         built = LSTMSpec(3, 24, 2, bidirectional=True).build("torch", seed=0)
         steps, batch = torch.export.Dim("T"), torch.export.Dim("B")
@@ -105,14 +106,16 @@ if find_spec("onnxscript"):
         assert load(path) == snapshot(built)
 
     def test_the_newer_exporter_writes_an_rnn_as_single_operations(tmp_path: Path) -> None:
-        words = r"no RNN, GRU or LSTM node; 'torch.nn.RNN' is a torch.nn.RNN, .*; export it with dynamo=False, or take it"
+        words = (
+            r"no RNN, GRU or LSTM node; 'torch.nn.RNN' is a torch.nn.RNN, .*; export it with dynamo=False, or take it"
+        )
         path = exported_by_default(tmp_path, torch.nn.RNN(3, 4))
         with pytest.raises(errors.ArgumentError, match=words):
             load(path)
         assert list(contents(path).layers) == ["torch.nn.RNN"]
 
     def test_an_rnn_whose_weights_the_newer_exporter_leaves_under_their_names(tmp_path: Path) -> None:
-        native = torch.nn.RNN(3, 40)
+        native = torch.nn.RNN(20, 40)
         expected = snapshot(native)
-        path = exported_by_default(tmp_path, native)
+        path = exported_by_default(tmp_path, native, torch.zeros(5, 2, 20))
         assert load(path, spec=expected.spec) == expected

@@ -388,14 +388,20 @@ def test_bfloat16_is_read_as_float32() -> None:
 
 
 def test_a_model_without_recurrent_nodes() -> None:
-    with pytest.raises(errors.ArgumentError, match=r"^onnx: the model has no RNN, GRU or LSTM node; a recurrent layer "):
+    with pytest.raises(
+        errors.ArgumentError, match=r"^onnx: the model has no RNN, GRU or LSTM node; a recurrent layer "
+    ):
         onnx_reader.read_model(other_model([]))
 
 
 ATTRIBUTES: dict[str, tuple[RecurrentSpec, dict[str, Any], str]] = {
     "clip": (GRUSpec(3, 4), {"clip": 3.0}, "clip=3.0, which no spec describes"),
     "input_forget": (LSTMSpec(3, 4), {"input_forget": 1}, "input_forget=1, which no spec describes"),
-    "a direction": (GRUSpec(3, 4), {"direction": "up"}, "direction='up', which no spec describes; expected 'forward', "),
+    "a direction": (
+        GRUSpec(3, 4),
+        {"direction": "up"},
+        "direction='up', which no spec describes; expected 'forward', ",
+    ),
     "activations of a GRU": (
         GRUSpec(3, 4),
         {"activations": ["Sigmoid", "Relu"]},

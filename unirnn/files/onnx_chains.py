@@ -46,6 +46,7 @@ class _End:
     axes: list[str]
     index: int
     taking: list[int]
+    is_reverse: bool
 
 
 def chains(nodes: Sequence[Node], constants: Constants) -> dict[str, list[Part]]:
@@ -118,7 +119,7 @@ class _Links:
     def join(self, taking: int, pair: list[tuple[Node, Any]]) -> None:
         """Make one part of a forward and a reverse node, if the node that takes both outputs joins their features."""
         concat = self.scope.nodes[taking]
-        (forward, end), (reverse, other) = sorted(pair, key=lambda one: one[0].spec.reverse)
+        (forward, end), (reverse, other) = sorted(pair, key=lambda one: one[1].is_reverse)
         spec = forward.spec
         axis = [a.i for a in self.scope.attributes(concat) if a.name == "axis"]
         if (
@@ -163,7 +164,7 @@ class _Links:
         """Follow a value through the nodes that only change its layout."""
         while True:
             taking = [i for i in self.consumers.get(name, ()) if self.scope.nodes[i].op_type != "Shape"]
-            end = _End(name, axes, index, [] if name in self.scope.results else taking)
+            end = _End(name, axes, index, [] if name in self.scope.results else taking, spec.reverse)
             if len(end.taking) != 1 or taking[0] <= index or taking[0] in self.nodes:
                 return end
             following = self.scope.nodes[taking[0]]

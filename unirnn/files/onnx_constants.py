@@ -23,6 +23,7 @@ __all__ = ["Constants", "external_size"]
 _MAX_CHAIN = 100  # of nodes, each of which computes from the one before
 _RUNTIME = "com.microsoft"  # ONNX Runtime, whose operators of a name of ONNX's compute the same
 _DOMAINS = ("", "ai.onnx", _RUNTIME)
+_CONSTANTS = (["value_float"], ["value_floats"], ["value_int"], ["value_ints"])
 _OPSET = 21  # of ONNX, in the place of one that a model doesn't say
 
 Arrays = Sequence[Array]
@@ -204,10 +205,9 @@ class Constants:
         if function is not None and position < len(function.output):
             return self._value(scope.body(index, self.budget), function.output[position], depth + 1)
         attributes = scope.attributes(node)
-        if node.domain in _DOMAINS and node.op_type == "Constant" and len(attributes) == 1:
-            if attributes[0].name in ("value_float", "value_floats", "value_int", "value_ints"):
-                dtype = np.float32 if "float" in attributes[0].name else np.int64
-                return np.array(self.onnx.helper.get_attribute_value(attributes[0]), dtype)
+        if node.op_type == "Constant" and [a.name for a in attributes] in _CONSTANTS:
+            dtype = np.float32 if "float" in attributes[0].name else np.int64
+            return np.array(self.onnx.helper.get_attribute_value(attributes[0]), dtype)
         if node.domain not in _DOMAINS or node.op_type not in _OPERATORS or function is not None:
             raise _NotConstantError(name, f"computed by node {node.name!r} ({node.op_type})")
         arrays = [self._value(scope, given, depth + 1) if given else None for given in node.input]
@@ -238,18 +238,22 @@ class Constants:
         one = helper.make_node(node.op_type, names, results)
         one.attribute.extend(attributes)
         feeds = {name: array for name, array in zip(names, arrays, strict=True) if name}
-        function = helper.make_function("unirnn", "one", list(feeds), results, [one], [helper.make_opsetid("", version)])
+        function = helper.make_function(
+            "unirnn", "one", list(feeds), results, [one], [helper.make_opsetid("", version)]
+        )
         try:
             with np.errstate(all="ignore"):
-                found = ReferenceEvaluator(function).run(None, feeds, {})
+                made = ReferenceEvaluator(function).run(None, feeds, {})
         except Exception as error:  # whatever an operator of ONNX raises over what it doesn't take
             reason = str(error).partition("\n")[0]
-            raise _NotConstantError(name, f"computed by {where}, which fails: {type(error).__name__}: {reason}") from None
-        # Views make nothing.
-        made = sum(a.nbytes for a in found if not any(np.may_share_memory(a, b) for b in given))
+            raise _NotConstantError(
+                name, f"computed by {where}, which fails: {type(error).__name__}: {reason}"
+            ) from None
+        found = [np.asarray(array) for array in made]
         self.budget.left = left
-        self.budget.take(made, where)
-        return [np.asarray(array) for array in found]
+        # Views make nothing.
+        self.budget.take(sum(a.nbytes for a in found if not any(np.may_share_memory(a, b) for b in given)), where)
+        return found
 
     # ---- tensors ----
 
@@ -314,9 +318,11 @@ class Constants:
 
 
 _SIZES = {
-    **{"FLOAT": 4, "DOUBLE": 8, "FLOAT16": 2, "BFLOAT16": 2},
-    **{"INT64": 8, "INT32": 4, "INT16": 2, "INT8": 1, "UINT64": 8, "UINT32": 4, "UINT16": 2, "UINT8": 1, "BOOL": 1},
-    **{"INT4": 0, "UINT4": 0},  # two in a byte
+    **dict.fromkeys(("INT4", "UINT4"), 0),  # two in a byte
+    **dict.fromkeys(("INT8", "UINT8", "BOOL"), 1),
+    **dict.fromkeys(("FLOAT16", "BFLOAT16", "INT16", "UINT16"), 2),
+    **dict.fromkeys(("FLOAT", "INT32", "UINT32"), 4),
+    **dict.fromkeys(("DOUBLE", "INT64", "UINT64"), 8),
 }
 """The types of tensors that are read, and the bytes of one number."""
 

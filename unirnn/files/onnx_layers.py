@@ -230,9 +230,7 @@ class LayersBuilder(GraphBuilder):
         for state, rows in finals.items():
             self.add_node("Concat", rows, f"{prefix}{state}_n_l{layer}", axis=0)
 
-    def _add_gates_of_input(
-        self, prefix: str, spec: LSTMSpec, suffix: str, x: str, weights: Mapping[str, str]
-    ) -> str:
+    def _add_gates_of_input(self, prefix: str, spec: LSTMSpec, suffix: str, x: str, weights: Mapping[str, str]) -> str:
         """Add ``W_ih x + b_ih`` of all steps: `(T, B, I)` to `(T, B, 4*H)`."""
         y = f"{prefix}gates{suffix}"
         shape = self.add_constant(f"{y}_shape_of_rows", [-1, spec.weight_shapes()[f"weight_ih{suffix}"][1]])

@@ -198,7 +198,7 @@ def _activations(kind: str, given: dict[str, Any], directions: int) -> dict[str,
             continue
         # Each function that has a parameter takes the next one, or else its default.
         alpha, beta = (_take(given, f"activation_{part}", value) for part, value in (("alpha", 0.2), ("beta", 0.5)))
-        known = [k for k, pair in HARD_SIGMOIDS.items() if np.array_equal(np.float32(pair), np.float32((alpha, beta)))]
+        known = [k for k, pair in HARD_SIGMOIDS.items() if np.allclose(pair, (alpha, beta), rtol=1e-7, atol=0)]
         if not known:
             raise SpecError(
                 f"activations={list(names)} with alpha={alpha:.9g} and beta={beta:.9g} of the hard sigmoid, which no "

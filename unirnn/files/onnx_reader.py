@@ -168,7 +168,9 @@ class _Reader:
                 self.nodes.append(describe(name, scope, index, constants))
             else:
                 operator = f"{text(node.domain)}::{text(node.op_type)}"
-                self.others[name] = SpecError(f"onnx: node {name!r}: {operator} is no operator of ONNX, and is not read")
+                self.others[name] = SpecError(
+                    f"onnx: node {name!r}: {operator} is no operator of ONNX, and is not read"
+                )
         self.chains = chains(self.nodes, constants)
 
     def constants(self) -> Constants:
@@ -186,7 +188,7 @@ class _Reader:
 
         def read(choice: Choice) -> Snapshot:
             name = choose_name(layers, choice.prefix)
-            found = layers[name].spec
+            found: Any = layers[name].spec
             if isinstance(found, UnirnnError):
                 raise found
             given = choice.spec
@@ -201,26 +203,34 @@ class _Reader:
     def contents_without_nodes(self) -> Contents:
         """Describe a model in which whatever is recurrent was written as single operations.
 
-        If PyTorch's exporter wrote it, the parameters of its modules may be there under their names.
+        If PyTorch's exporter wrote it, parameters of a layer may be there under their names, but it renames those that
+        it changes. So the layer is read only if it is known what it is.
         """
-        if self.is_by_pytorch:
-            constants = self.constants()
-            found = contents_of_state_dict("onnx", dict(self.floats(constants)))
-            if any(isinstance(layer.spec, Spec) or layer.weights for layer in found.layers.values()):
-                return replace(found, arrays={})
-        hints = _hints(self.root)
+        named = contents_of_state_dict("onnx", dict(self.floats()) if self.is_by_pytorch else {})
+        names = tuple(named.arrays)
+        layers = {
+            prefix: Layer(_named_error(layer.spec), {})
+            for prefix, layer in named.layers.items()
+            if any(name.startswith(f"{prefix}weight_hh") for name in names)
+        }
+        hints = {} if layers else _hints(self.root)
+        layers |= {name: Layer(SpecError(f"onnx: {reason}"), {}) for name, reason in hints.items()}
 
         def read(choice: Choice) -> Snapshot:
-            reasons = [reason for _, reason in hints[:3]] or ["a recurrent layer of single operations is not recognised"]
+            if choice.spec is not None and layers and not hints:
+                return named.read(choice)
+            reasons = [str(layer.spec).removeprefix("onnx: ") for layer in layers.values()][:3]
+            reasons = reasons or ["a recurrent layer of single operations is not recognised"]
             raise ArgumentError("; ".join(["onnx: the model has no RNN, GRU or LSTM node", *reasons]))
 
-        return Contents("onnx", None, {name: Layer(SpecError(f"onnx: {reason}"), {}) for name, reason in hints}, read)
+        return Contents("onnx", None, layers, read)
 
-    def floats(self, constants: Constants) -> Iterator[tuple[str, StoredArray]]:
+    def floats(self) -> Iterator[tuple[str, StoredArray]]:
         """The initializers of floats that the graph has, and that can be read."""
+        constants = self.constants()
         for name in self.root.initializers:
             try:
-                shape, dtype = constants.described(self.root, name, "weight")
+                dtype = constants.described(self.root, name, "weight")[1]
             except SpecError:
                 continue
             if dtype in DTYPES and isinstance(name, str):
@@ -255,7 +265,10 @@ class _Reader:
                 own = self.recurrent_layer(prefix, leaf, constants)
             else:
                 self.check_claim(leaf)
-                own = {name: self.own_weight(prefix + name, shape, constants) for name, shape in leaf.weight_shapes().items()}
+                own = {
+                    name: self.own_weight(prefix + name, shape, constants)
+                    for name, shape in leaf.weight_shapes().items()
+                }
             arrays |= {prefix + name: array for name, array in own.items()}
         found = contents_of_snapshot("onnx", spec, arrays)
         return replace(found, version=FORMAT)
@@ -350,12 +363,22 @@ def _one(read: Callable[[], Mapping[str, Array]], name: str) -> Callable[[], Arr
 # ---- what is said of a model without layers that can be read ------------------------------------------
 
 
+def _named_error(found: Spec | UnirnnError) -> UnirnnError:
+    """Why a layer whose parameters are there is not read without a spec."""
+    if isinstance(found, UnirnnError):
+        return SpecError(f"onnx: {found}")
+    return SpecError(
+        "onnx: it was written as single operations, and parameters have the names and shapes of a layer; some may be "
+        f"missing; if that is all of it, give as spec {found!r}"
+    )
+
+
 def _looks_recurrent(node: Any) -> bool:
     """Whether an operator that is not ONNX's is a recurrent layer by its name."""
     return node.domain not in ("", "ai.onnx") and any(kind in text(node.op_type) for kind in KINDS)
 
 
-def _hints(root: Scope) -> list[tuple[str, str]]:
+def _hints(root: Scope) -> dict[str, str]:
     """By name what may be a recurrent layer that was written as single operations, and what to do about it."""
     modules: dict[str, str] = {}
     loops: dict[str, str] = {}
@@ -366,22 +389,16 @@ def _hints(root: Scope) -> list[tuple[str, str]]:
         if node.domain in ("", "ai.onnx") and _has_state(node):
             loops.setdefault(scope.path + label(index, node), node.op_type)
     if modules:
-        return [
-            (
-                name,
-                f"{name!r} is a {module}, which PyTorch's exporter wrote as single operations, which are not read; "
-                + _advice(module),
-            )
+        return {
+            name: f"{name!r} is a {module}, which PyTorch's exporter wrote as single operations, which are not read; "
+            + _advice(module)
             for name, module in modules.items()
-        ]
-    return [
-        (
-            name,
-            f"node {name!r} ({kind}) repeats single operations, which are not read; if they are a recurrent "
-            "layer, take it from the model that was exported",
-        )
+        }
+    return {
+        name: f"node {name!r} ({kind}) repeats single operations, which are not read; if they are a recurrent layer, "
+        "take it from the model that was exported"
         for name, kind in loops.items()
-    ]
+    }
 
 
 def _modules(node: Any) -> list[tuple[str, str]]:
@@ -401,7 +418,7 @@ def _has_state(node: Any) -> bool:
     if node.op_type == "Loop":
         return len(node.input) > 2  # after the number of repetitions, and whether to begin
     scanned = sum(a.i for a in node.attribute if a.name == "num_scan_inputs")
-    return node.op_type == "Scan" and len(node.input) > scanned
+    return bool(node.op_type == "Scan" and len(node.input) > scanned)
 
 
 def _advice(module: str) -> str:

@@ -76,9 +76,9 @@ class Scope:
             if tensor.name in self.initializers:
                 raise FileError(f"onnx: an altered file: two initializers are named {tensor.name!r}")
             self.initializers[tensor.name] = tensor
-        named = (lambda value: value) if bound is not None else (lambda value: value.name)
-        self.inputs = {named(value) for value in graph.input}
-        self.results = [named(value) for value in graph.output]
+        self.inputs, self.results = (
+            [value if bound is not None else value.name for value in values] for values in (graph.input, graph.output)
+        )
         self.producers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
         self._bodies: dict[int, Scope] = {}
 
@@ -114,7 +114,7 @@ class Scope:
                 found.append(passed)
         return found
 
-    def function(self, node: Any) -> Any | None:
+    def function(self, node: Any) -> Any:
         """The function of the model that a node calls, or None."""
         return self.functions.get((node.domain, node.op_type, node.overload))
 
@@ -125,7 +125,7 @@ class Scope:
             function = self.function(node)
             budget.take_nodes(len(function.node), f"onnx: function {function.name!r}")
             given = {a.name: a for a in (*function.attribute_proto, *self.attributes(node))}
-            bound = {own: "" for own in function.input} | dict(zip(function.input, node.input, strict=False))
+            bound = dict.fromkeys(function.input, "") | dict(zip(function.input, node.input, strict=False))
             opsets = {entry.domain: entry.version for entry in function.opset_import}
             path = f"{self.path}{label(index, node)}/"
             self._bodies[index] = Scope(function, opsets, self.functions, path, self, bound, given)
