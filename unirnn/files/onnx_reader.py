@@ -132,7 +132,8 @@ def contents_of_model(model: "ModelProto", size: int | None = None, folder: str 
     """
     if not isinstance(model, import_onnx().ModelProto):
         raise ArgumentError(f"onnx: given {type(model).__name__}, expected an onnx.ModelProto, the whole model")
-    spec = spec_from_metadata(reject_duplicates([(entry.key, entry.value) for entry in model.metadata_props]))
+    entries = [(text(entry.key), text(entry.value)) for entry in model.metadata_props]
+    spec = spec_from_metadata(reject_duplicates(entries))
     found = _Reader(model, model.ByteSize() if size is None else size, folder)
     if spec is None:
         return found.contents()
