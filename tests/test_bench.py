@@ -446,7 +446,8 @@ def test_the_documentation_has_all_pictures() -> None:
 
 
 def test_without_matplotlib_a_plot_is_refused_before_measuring(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plotting, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "matplotlib.figure", raising=False)
     result = run(*QUICK, "--plot", "bench.png", status=2)
     assert result.stderr.startswith(
         "unirnn: --plot: needs matplotlib, which is not installed; to install it: python -m"

@@ -13,11 +13,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from strategies import models
 
-from unirnn import GRUSpec, LinearSpec, LSTMSpec, RecurrentSpec, RNNSpec, Sequential, __version__, explain, registry
+from unirnn import (
+    GRUSpec,
+    LinearSpec,
+    LSTMSpec,
+    RecurrentSpec,
+    RNNSpec,
+    Sequential,
+    __version__,
+    explain,
+    registry,
+    snapshot,
+)
 from unirnn.errors import ArgumentError, SpecError
 from unirnn.specs import arguments as names
 
@@ -45,6 +57,10 @@ broken = unirnn_of_others.broken:backend
 lost = unirnn_of_others.good:lost
 wrong = unirnn_of_others.good:wrong
 """
+BROKEN = (
+    "backend 'broken' fails to import: RuntimeError: no [driver]; its entry point 'unirnn_of_others.broken:backend' is "
+    "that of unirnn-of-others 1: update or uninstall that"
+)
 GOOD = """
 from unirnn_numpy import NumpyBackend
 
@@ -91,9 +107,12 @@ def third_parties(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def with_third_parties(third_parties: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(third_parties)
     monkeypatch.setattr(registry, "_loaded", {})
-    registry._entry_points.cache_clear()
+    caches = (registry._claims, registry._entry_points)
+    for cache in caches:
+        cache.cache_clear()
     yield
-    registry._entry_points.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 @pytest.fixture
@@ -113,14 +132,19 @@ def run() -> Run:
 
 
 def run_in_new_process(
-    *arguments: str, path: Path | None = None, before: str = ""
+    *arguments: str, path: Path | None = None, before: str = "", output: Any = subprocess.PIPE, **variables: str
 ) -> "subprocess.CompletedProcess[str]":
     """Run the command in a fresh interpreter, after some code."""
     start = ["-m", "unirnn"] if not before else ["-c", f"{before}\nfrom unirnn.__main__ import main\nmain()"]
     paths = [*([str(path)] if path else []), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **variables}
     return subprocess.run(
-        [sys.executable, *start, *arguments], capture_output=True, text=True, timeout=300, env=environment
+        [sys.executable, *start, *arguments],
+        stdout=output,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=300,
+        env=environment,
     )
 
 
@@ -179,6 +203,90 @@ def test_an_error_is_one_line(run: Run) -> None:
     )
 
 
+# ---- what a terminal, a disk or the memory can't take ---------------------------------------------
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_characters_that_the_terminal_lacks_are_escaped(encoding: str) -> None:
+    result = run_in_new_process("names", "GRU", "--language", "zh", PYTHONIOENCODING=encoding)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert names.arguments("GRU", "constructor")[0].difference_zh.encode("ascii", "backslashreplace").decode() in (
+        result.stdout
+    )
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", [["names"], ["explain", "-b", "numpy"], ["backends", "--json"], ["--help"]])
+def test_a_full_disk_is_told_in_one_line(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        result = run_in_new_process(*arguments, output=full)
+    assert (result.returncode, result.stderr) == (2, "unirnn: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.skipif(os.name != "posix", reason="needs pipes that break")
+def test_a_broken_pipe_ends_the_command_silently() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe:
+        result = run_in_new_process("names", output=pipe)
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+CODES = "\x1b]0;title\x07\x1b[31mred"
+
+
+def test_control_characters_of_names_are_escaped(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    snapshot(GRUSpec(3, 4).build("numpy", seed=0)).save(f"{CODES}.npz")
+    snapshot(GRUSpec(3, 4).build("numpy", seed=0)).save("[red].npz")
+    np.savez(f"{CODES}2.npz", **{f"{CODES}.weight_ih_l0": np.zeros((12, 3))})
+    shown = CODES.encode("unicode_escape").decode()
+    for arguments, status in (
+        (["show", f"{CODES}.npz"], 0),
+        (["show", f"{CODES}2.npz"], 0),
+        (["show", f"{CODES}3.npz"], 2),
+        (["show", "a.npz", f"{CODES}3.npz"], 2),
+        (["convert", f"{CODES}.npz", f"{CODES}.safetensors"], 0),
+        ([CODES], 2),
+        (["explain", f"GRUSpec(3, '{CODES}')"], 2),
+    ):
+        output = run(*arguments, status=status).output
+        assert shown[:10] in output, arguments
+        assert "\x1b" not in output, arguments
+        assert "\x07" not in output, arguments
+    assert "[red].npz" in run("show", "[red].npz").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--steps", "9999999999999"],
+            "parity: given GRUSpec(10, 16), T = 9999999999999, B = 8, which takes 1e+15 num",
+        ),
+        (["--input-size", "99999999999999999999"], "parity: given GRUSpec(99999999999999999999, 16), T = 100, B = 8, "),
+        (["--num-layers", "99999999999999999999"], "num_layers: given 99999999999999999999, expected at most 10000 in"),
+    ],
+)
+def test_sizes_that_no_memory_holds(run: Run, arguments: list[str], message: str) -> None:
+    result = run("parity", "--backend", "numpy", *arguments, status=2)
+    assert result.stderr.startswith(f"unirnn: {message}")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.usefixtures("run")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of the memory")
+def test_too_little_memory() -> None:
+    before = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))"
+    result = run_in_new_process("parity", "--backend", "numpy", "--steps", "1000000000", before=before)
+    assert result.returncode == 2
+    assert result.stderr.startswith("unirnn: too little memory: ")
+    assert result.stderr.count("\n") == 1
+
+
 # ---- unirnn backends -----------------------------------------------------------------------------
 
 
@@ -218,7 +326,7 @@ def test_missing_and_broken_backends_are_shown(run: Run) -> None:
         ["broken"],
     ]
     assert "absent: to install it: python -m pip install a_framework_that_nobody_has" in lines
-    assert "broken: backend 'broken' fails to import: RuntimeError: no [driver]" in lines
+    assert f"broken: {BROKEN}" in lines
     assert "lost: RuntimeError: [driver] lost; in two lines" in lines
 
 
@@ -232,7 +340,7 @@ def test_backends_in_a_new_process(third_parties: Path) -> None:
     for name in ("torch", "mindspore"):
         assert not entries[name]["installed"]
         assert entries[name]["install"] == registry.install_hint(name)
-    assert entries["broken"]["error"] == "backend 'broken' fails to import: RuntimeError: no [driver]"
+    assert entries["broken"]["error"] == BROKEN
 
 
 # ---- unirnn parity -------------------------------------------------------------------------------
@@ -397,11 +505,11 @@ def test_explain_wraps_between_words(run: Run, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_explain_what_cannot_be_built(run: Run) -> None:
-    spec = json.dumps(LSTMSpec(3, 4, proj_size=2).to_dict())
+    spec = json.dumps(LSTMSpec(3, 4).to_dict())
     result = run("explain", spec, "--backend", "numpy", "--device", "npu:1", "--dtype", "bfloat16", status=1)
     assert result.stdout.splitlines() == [
-        "LSTMSpec(3, 4, proj_size=2) on numpy, ascend:1, bfloat16: can't be built",
-        "  can't: numpy has no LSTM with proj_size=2",
+        "LSTMSpec(3, 4) on numpy, ascend:1, bfloat16: can't be built",
+        "  can't: numpy runs on cpu only, not on ascend",
     ]
 
 

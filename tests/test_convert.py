@@ -107,12 +107,13 @@ def test_show_the_layers_of_another_checkpoint(run: Run, tmp_path: Path) -> None
     assert lines[8].startswith("'old.': ")
     assert "tanh or relu" in lines[8]
     assert "give as spec RNNSpec(2, 3) or RNNSpec(2, 3, nonlinearity='relu')" in lines[8]
+    assert lines[9].startswith("batch_first is not said by such a file; give convert --batch-first or --no-batch-first")
     found = json.loads(run("show", str(path), "--json").stdout)
     assert (found["format"], found["version"]) == ("npz", None)
-    assert [(layer["prefix"], layer["parameters"]) for layer in found["layers"]] == [
-        ("encoder.", 120),
-        ("decoder.rnn.", 63),
-        ("old.", None),
+    assert [(layer["prefix"], layer["parameters"], layer["assumed"]) for layer in found["layers"]] == [
+        ("encoder.", 120, ["batch_first"]),
+        ("decoder.rnn.", 63, ["batch_first"]),
+        ("old.", None, []),
     ]
     assert (found["layers"][2]["spec"], found["layers"][2]["weights"]) == (None, [])
     assert "tanh or relu" in found["layers"][2]["error"]
@@ -175,9 +176,13 @@ def test_convert_one_layer_of_several(run: Run, tmp_path: Path) -> None:
     assert result.stderr.startswith(f"unirnn: {source}: prefix: given none, but there are several layers")
     assert "give one of 'encoder.', 'decoder.rnn.', 'old.'" in result.stderr
     assert target.read_bytes() == b"as it was"
-    result = run("convert", str(source), str(target), "--prefix", "decoder.rnn", "--dtype", "float64")
-    assert result.stdout == f"{target}: GRUSpec(2, 3), 63 parameters, float64\n"
+    command = ["convert", str(source), str(target), "--prefix", "decoder.rnn", "--dtype", "float64"]
+    unknown = "batch_first is not said by such a file; give convert --batch-first or --no-batch-first\n"
+    assert run(*command).stdout == f"{target}: GRUSpec(2, 3), 63 parameters, float64\n{unknown}"
     assert files.load(target) == snapshot_of(GRUSpec(2, 3)).cast("float64")
+    for option, spec in {"--batch-first": GRU, "--no-batch-first": GRUSpec(2, 3)}.items():
+        assert run(*command, option).stdout == f"{target}: {spec!r}, 63 parameters, float64\n"
+        assert files.load(target).spec == spec
 
 
 def test_convert_with_a_spec_for_what_the_file_does_not_say(run: Run, tmp_path: Path) -> None:

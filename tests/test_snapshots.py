@@ -109,7 +109,8 @@ def test_equality_is_bit_for_bit() -> None:
 
 
 def test_weights_as_lists() -> None:
-    taken = unirnn.snapshot({"weight_ih_l0": [[1.0]] * 3, "weight_hh_l0": [[2.0]] * 3, "ragged": [[1.0], [2.0, 3.0]]})
+    arrays = {"weight_ih_l0": [[1.0]] * 3, "weight_hh_l0": [[2.0]] * 3, "ragged": [[1.0], [2.0, 3.0]]}
+    taken = unirnn.snapshot(arrays, batch_first=False)
     assert taken.spec == GRUSpec(1, 1, bias=False)
 
 
@@ -146,19 +147,29 @@ def test_unstack_and_stack_again(cell: str, num_layers: int, bias: bool, bidirec
     bidirectional=st.booleans(),
     projected=st.booleans(),
     prefix=st.sampled_from(["", "rnn.", "a.b.c.", "weight_ih_l0.", "x_"]),
+    is_cell=st.booleans(),
 )
 def test_names_and_shapes_determine_the_spec(
-    cell: str, sizes: tuple[int, int, int], bias: bool, bidirectional: bool, projected: bool, prefix: str
+    cell: str,
+    sizes: tuple[int, int, int],
+    bias: bool,
+    bidirectional: bool,
+    projected: bool,
+    prefix: str,
+    is_cell: bool,
 ) -> None:
     input_size, hidden_size, num_layers = sizes
     arguments = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
     if cell == "LSTM" and projected:
         arguments["proj_size"] = hidden_size - 1
+    if is_cell:
+        arguments, bidirectional = {"input_size": input_size, "hidden_size": hidden_size}, False
     spec = RecurrentSpec.from_dict({"kind": cell, **arguments, "bias": bias, "bidirectional": bidirectional})
-    shapes = {prefix + name: shape for name, shape in spec.weight_shapes().items()}
-    shapes |= {"head.weight": (2, 4), "running": (), "weight_ih": (4, 4)}
-    assert state_dicts.find_layers(shapes) == {prefix: spec}
-    assert state_dicts.choose_layer(shapes) == (prefix, spec)
+    sources = {name: prefix + name.removesuffix("_l0" if is_cell else "") for name in spec.weight_shapes()}
+    shapes = {sources[name]: shape for name, shape in spec.weight_shapes().items()}
+    shapes |= {"heads.one.head.weight": (2, 4), "running": (), "attention.weight_ih": (4, 4)}
+    assert state_dicts.find_layers(shapes) == {prefix: (spec, sources)}
+    assert state_dicts.choose_layer(shapes) == (spec, sources)
 
 
 LSTM = LSTMSpec(3, 4)
@@ -172,15 +183,15 @@ def state_dict(*prefixes: str, spec: RecurrentSpec = LSTMSpec(3, 4), **extra: An
 
 def test_a_layer_of_a_state_dict_by_its_prefix() -> None:
     weights = state_dict("encoder.lstm.", "decoder.lstm.")
-    assert unirnn.snapshot(weights, prefix="encoder.lstm.") == drawn(LSTMSpec(3, 4))
-    assert unirnn.snapshot(weights, prefix="encoder.lstm") == drawn(LSTMSpec(3, 4))
-    assert unirnn.snapshot(state_dict("")) == drawn(LSTMSpec(3, 4))
+    for prefix in ("encoder.lstm.", "encoder.lstm"):
+        assert unirnn.snapshot(weights, prefix=prefix, batch_first=False) == drawn(LSTMSpec(3, 4))
+    assert unirnn.snapshot(state_dict(""), batch_first=False) == drawn(LSTMSpec(3, 4))
 
 
 def test_incomplete_layers_are_ignored() -> None:
     less = {"model.dec.weight_ih_l0": np.ones((12, 3)), "old.bias_hh_l0": np.ones(12)}
     weights = state_dict("encoder.") | less
-    assert unirnn.snapshot(weights) == drawn(LSTMSpec(3, 4))
+    assert unirnn.snapshot(weights, batch_first=False) == drawn(LSTMSpec(3, 4))
     with pytest.raises(errors.SpecError, match="expected weight_ih_l0 and weight_hh_l0"):
         unirnn.snapshot(weights, prefix="model.dec.")
 
@@ -205,9 +216,181 @@ def test_a_parametrized_weight(parts: list[str], spec: RecurrentSpec | None, pre
         unirnn.snapshot(weights, spec=spec)
     assert str(caught.value).startswith("weights: given a parametrization of weight_hh_l0, expected the weight itself")
     assert "torch.nn.utils.parametrize.remove_parametrizations" in str(caught.value)
-    # If the weight itself is there as well, its parts do not matter.
+    # If the weight itself is there as well, it may be out of date.
     weights[f"{prefix}weight_hh_l0"] = WEIGHTS["weight_hh_l0"]
-    assert unirnn.snapshot(weights, spec=spec) == Snapshot(LSTM, WEIGHTS)
+    with pytest.raises(errors.SpecError, match=r"^weights: given '.*' beside weight_hh_l0, so the weight may be comp"):
+        unirnn.snapshot(weights, spec=spec)
+
+
+RAW = {
+    "the raw weight alone": {"rnn.weight_hh_l0_raw": "raw"},
+    "beside the copy": {"rnn.weight_hh_l0": "dropped", "rnn.weight_hh_l0_raw": "raw"},
+    "in the module around it": {"weight_hh_l0_raw": "raw", "module.weight_hh_l0": "dropped"},
+    "in the module around it, without the copy": {"0.rnns.0.weight_hh_l0_raw": "raw"},
+}
+
+
+@pytest.mark.parametrize("weights", RAW.values(), ids=RAW.keys())
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_raw_weight_of_weight_dropping_is_the_trained_one(weights: dict[str, str], order: int) -> None:
+    kinds = {"raw": WEIGHTS["weight_hh_l0"], "dropped": WEIGHTS["weight_hh_l0"] * 0}
+    (inner,) = {name.rpartition("weight_hh_l0")[0] for name in weights if name.endswith("_raw")}
+    if inner != "rnn.":
+        inner += "module."
+    arrays = {inner + name: array for name, array in WEIGHTS.items() if name != "weight_hh_l0"}
+    arrays |= {name: kinds[kind] for name, kind in weights.items()}
+    arrays = dict([*arrays.items()][::order])
+    assert unirnn.snapshot(arrays, batch_first=False) == drawn(LSTM)
+    assert unirnn.snapshot(arrays, prefix=inner, spec=LSTM) == drawn(LSTM)
+    model = Sequential(encoder=LSTM)
+    taken = unirnn.snapshot(arrays, spec=model, rename={inner: "encoder."})
+    assert dict(taken.weights).keys() == {f"encoder.{name}" for name in WEIGHTS}
+    np.testing.assert_array_equal(taken.weights["encoder.weight_hh_l0"], kinds["raw"])
+
+
+@pytest.mark.parametrize("name", ["mask", "u", "orig", "scale", "v"])
+@pytest.mark.parametrize("place", ["encoder.", "encoder.module.", "encoder.parametrizations."])
+def test_an_array_beside_a_weight_may_be_what_it_is_computed_from(name: str, place: str) -> None:
+    inner = "encoder.module." if place == "encoder.module." else "encoder."
+    arrays = {inner + weight: array for weight, array in WEIGHTS.items()}
+    end = f"weight_hh_l0.{name}" if "parametrizations" in place else f"weight_hh_l0_{name}"
+    arrays[place.replace("module.", "") + end] = np.ones((16, 4))
+    words = r"beside weight_hh_l0, so the weight may be computed from it at each call; .* out of the mapping if"
+    with pytest.raises(errors.SpecError, match=words):
+        unirnn.snapshot(arrays, batch_first=False)
+    del arrays[place.replace("module.", "") + end]
+    assert unirnn.snapshot(arrays, batch_first=False) == drawn(LSTM)
+
+
+CELL = {f"cell.{name.removesuffix('_l0')}": array for name, array in WEIGHTS.items()}
+
+
+def test_a_cell_with_something_else_in_it() -> None:
+    assert unirnn.snapshot({**CELL, "head.weight": np.ones((4, 4))}, batch_first=False) == drawn(LSTM)
+    for name in ("cell.norm.weight", "cell.peephole"):
+        arrays = {**CELL, name: np.ones(4), "cell.step": np.array(3)}
+        with pytest.raises(errors.SpecError, match=f"beside those of a cell there are '{name}', so it may compute"):
+            unirnn.snapshot(arrays, batch_first=False)
+        assert unirnn.snapshot(arrays, spec=LSTM) == drawn(LSTM)
+
+
+# ---- whether the batch comes first ---------------------------------------------------------------
+
+
+def test_what_a_state_dict_does_not_say() -> None:
+    with pytest.warns(errors.AssumptionWarning, match="batch_first: a state dict does not say it") as caught:
+        taken = unirnn.snapshot(state_dict("rnn."))
+    assert [warning.filename for warning in caught] == [__file__]
+    assert (taken, taken.assumed) == (drawn(LSTM), ("batch_first",))
+    shown = "<snapshot of LSTMSpec(3, 4), 144 numbers, float32, batch_first unknown>"
+    assert repr(taken) == repr(copy.deepcopy(taken)) == shown
+    assert taken.cast("float16").assumed == unirnn.stack([taken]).assumed == unstack(taken)[0].assumed == taken.assumed
+    for known in (
+        unirnn.snapshot(state_dict("rnn."), batch_first=False),
+        unirnn.snapshot(state_dict("rnn."), spec=LSTM),
+        unirnn.snapshot(taken.build("numpy")),
+    ):
+        assert (known, known.assumed) == (drawn(LSTM), ())
+    first = LSTMSpec(3, 4, batch_first=True)
+    assert unirnn.snapshot(state_dict("rnn."), batch_first=True) == Snapshot(first, WEIGHTS)
+    assert unirnn.snapshot(state_dict("rnn."), batch_first=True, spec=first) == Snapshot(first, WEIGHTS)
+
+
+def test_what_a_file_does_not_say(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **state_dict("rnn."))
+    with pytest.warns(errors.AssumptionWarning) as caught:
+        taken = unirnn.load(tmp_path / "a.npz")
+    assert [warning.filename for warning in caught] == [__file__]
+    assert taken.assumed == unirnn.files.contents(tmp_path / "a.npz").layers["rnn."].assumed == ("batch_first",)
+    taken.save(tmp_path / "b.npz")
+    assert unirnn.load(tmp_path / "b.npz", batch_first=False).assumed == ()
+    with pytest.raises(errors.ArgumentError, match=r"b.npz: batch_first: given True, but the file says False: LSTMSp"):
+        unirnn.load(tmp_path / "b.npz", batch_first=True)
+    assert unirnn.load(tmp_path / "a.npz", batch_first=True).spec == LSTMSpec(3, 4, batch_first=True)
+
+
+# ---- a stack out of several ----------------------------------------------------------------------
+
+
+STACK = GRUSpec(3, 4, 3, bidirectional=True)
+
+
+def spread(names: list[str], spec: RecurrentSpec = STACK) -> dict[str, Any]:
+    """The state dict of a stack, each layer of which has a prefix."""
+    return {
+        prefix + name: array
+        for prefix, layer in zip(names, unstack(drawn(spec)), strict=True)
+        for name, array in layer.weights.items()
+    }
+
+
+PREFIXES = {
+    "DeepSpeech": ["module.rnns.0.rnn.", "module.rnns.1.rnn.", "module.rnns.2.rnn."],
+    "by number": ["rnn.0.", "rnn.5.", "rnn.10."],
+    "by name": ["bottom.", "middle.", "encoder.top."],
+    "one in the other": ["", "up.", "up.up."],
+}
+
+
+@pytest.mark.parametrize("names", PREFIXES.values(), ids=PREFIXES.keys())
+@pytest.mark.parametrize("is_sorted", [False, True])
+def test_a_list_of_prefixes_is_a_stack(names: list[str], is_sorted: bool) -> None:
+    arrays = {"embedding.weight": np.ones((9, 3)), **spread(names), "head.weight": np.ones((8, 2))}
+    arrays = dict(sorted(arrays.items())) if is_sorted else arrays
+    if not (is_sorted and names[0] == "bottom."):
+        assert unirnn.snapshot(arrays, prefix=names, batch_first=False) == drawn(STACK)
+        assert unirnn.snapshot(arrays, prefix=tuple(names), spec=STACK) == drawn(STACK)
+    given = RNNSpec(3, 4, 3, nonlinearity="relu", batch_first=True, dropout=0.5)
+    assert unirnn.snapshot(spread(names, given), prefix=names, spec=given) == drawn(given)
+    assert unirnn.snapshot(arrays, prefix=names[:1], batch_first=False) == unstack(drawn(STACK))[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "between"),
+    [
+        (PREFIXES["DeepSpeech"], "module.rnns.1.batch_norm.weight"),
+        (PREFIXES["DeepSpeech"], "module.rnns.2.embedding.weight"),
+        (PREFIXES["by number"], "rnn.7.weight"),
+        (PREFIXES["by name"], "norm.weight"),
+    ],
+)
+@pytest.mark.parametrize("place", ["between", "last", "first"])
+def test_arrays_between_the_layers_of_a_stack(names: list[str], between: str, place: str) -> None:
+    if names is PREFIXES["by name"] and place != "between":
+        pytest.skip("then nothing shows that it is between")
+    items = [*spread(names).items()]
+    position = {"between": 16, "last": len(items), "first": 0}[place]
+    arrays = dict([*items[:position], (between, np.ones(8)), *items[position:]])
+    with pytest.raises(errors.ArgumentError, match=f"prefix: besides the layers of the stack there are '{between}', "):
+        unirnn.snapshot(arrays, prefix=names, batch_first=False)
+    layers = [unirnn.snapshot(arrays, prefix=name, batch_first=False) for name in names]
+    assert unirnn.stack(layers) == drawn(STACK)
+
+
+def test_summed_directions_are_a_model() -> None:
+    """What the error says works, for the first and the second layer of DeepSpeech2."""
+    layers = [drawn(LSTMSpec(size, 4, bidirectional=True)) for size in (3, 4)]
+    arrays = {f"rnns.{k}.rnn.{name}": array for k in (0, 1) for name, array in layers[k].weights.items()}
+    with pytest.raises(errors.SpecError) as caught:
+        unirnn.snapshot(arrays, prefix=["rnns.0.rnn.", "rnns.1.rnn."], batch_first=False)
+    advice = str(caught.value).partition("read the state dict with ")[2].partition(", without")[0]
+    spec, rename = advice.removeprefix("spec=").split(" and rename=")
+    taken = unirnn.snapshot(arrays, spec=eval(spec, vars(unirnn)), rename=eval(rename))
+    x = np.ones((5, 2, 3), np.float32)
+    expected = x
+    for layer in layers:
+        output = layer.build("numpy")(expected)[0]
+        expected = output[..., :4] + output[..., 4:]
+    np.testing.assert_allclose(taken.build("numpy")(x), expected, rtol=1e-6)
+
+
+def test_a_list_of_snapshots_and_state_dicts() -> None:
+    parts = [dict(layer.weights) for layer in unstack(drawn(STACK))]
+    assert unirnn.snapshot(unstack(drawn(STACK))) == drawn(STACK)
+    assert unirnn.snapshot(parts, batch_first=False) == drawn(STACK)
+    with pytest.warns(errors.AssumptionWarning) as caught:
+        unirnn.snapshot(parts)
+    assert len(caught) == 1
 
 
 def test_a_spec_adds_what_names_and_shapes_do_not_say() -> None:
@@ -287,6 +470,71 @@ TAKING: dict[str, Mistake] = {
         lambda: unirnn.snapshot(state_dict("b.", "a."), prefix="c."),
         errors.ArgumentError,
         "prefix: given 'c.', expected one of 'b.', 'a.'",
+    ),
+    "no prefixes": (
+        lambda: unirnn.snapshot(state_dict("a."), prefix=[]),
+        errors.ArgumentError,
+        "prefix: given [], expected a str, or a list of them, the lowest layer first",
+    ),
+    "one prefix twice": (
+        lambda: unirnn.snapshot(state_dict("a.", spec=LSTMSpec(4, 4)), prefix=["a.", "a"]),
+        errors.ArgumentError,
+        "prefix: given ['a.', 'a.'], expected each layer once",
+    ),
+    "prefixes with a model": (
+        lambda: unirnn.snapshot(state_dict("a."), prefix=["a.", "b."], spec=Sequential(a=LSTM)),
+        errors.ArgumentError,
+        "prefix: given a list with Sequential(a=LSTMSpec(3, 4)), expected a recurrent layer, or one prefix",
+    ),
+    "a damaged part of a stack": (
+        lambda: unirnn.snapshot(state_dict("a.") | {"b.weight_ih_l0": np.ones((8, 3))}, prefix=["a.", "b."]),
+        errors.SpecError,
+        "prefix 'b.': weights: given weight_ih_l0 (8, 3); expected weight_ih_l0 and weight_hh_l0",
+    ),
+    "parts of RNNs": (
+        lambda: unirnn.snapshot(spread(["a.", "b."], RNNSpec(3, 4, 2)), prefix=["a.", "b."], batch_first=True),
+        errors.SpecError,
+        "weights: they are those of RNNSpec(3, 4, num_layers=2, batch_first=True), but whether it is tanh or relu",
+    ),
+    "a stack with another spec": (
+        lambda: unirnn.snapshot(spread(["a.", "b."], LSTMSpec(3, 4, 2)), prefix=["a.", "b."], spec=LSTMSpec(3, 4, 3)),
+        errors.SpecError,
+        "spec: given LSTMSpec(3, 4, num_layers=3), but the layers under 'a.', 'b.' are LSTMSpec(3, 4, num_layers=2)",
+    ),
+    "a stack of no snapshots": (
+        lambda: unirnn.stack([LSTM.build("numpy")]),
+        errors.ArgumentError,
+        "layers[0]: given NumpyModule, expected a snapshot; unirnn.snapshot takes a list of layers as a stack",
+    ),
+    "something else in a list": (
+        lambda: unirnn.snapshot([LSTM.build("numpy"), len, LSTMSpec(4, 4).build("numpy"), 3.0]),
+        errors.SpecError,
+        "layers: given 1: builtins.builtin_function_or_method, 3: builtins.float, which a stack would leave out",
+    ),
+    "batch_first of another kind": (
+        lambda: unirnn.snapshot(WEIGHTS, batch_first=1),  # type: ignore[arg-type]
+        errors.ArgumentError,
+        "batch_first: given 1, expected True or False",
+    ),
+    "batch_first against the spec": (
+        lambda: unirnn.snapshot(WEIGHTS, spec=LSTM, batch_first=True),
+        errors.ArgumentError,
+        "batch_first: given True, but the spec says False: LSTMSpec(3, 4); give one of them",
+    ),
+    "batch_first against the module": (
+        lambda: unirnn.snapshot(LSTM.build("numpy"), batch_first=True),
+        errors.ArgumentError,
+        "batch_first: given True, but the module says False: LSTMSpec(3, 4); give one of them",
+    ),
+    "batch_first of what has no steps": (
+        lambda: unirnn.snapshot(WEIGHTS, spec=LinearSpec(3, 4), batch_first=True),
+        errors.ArgumentError,
+        "batch_first: given True with LinearSpec(3, 4), which has none; leave it out",
+    ),
+    "two arrays for one weight": (
+        lambda: unirnn.snapshot({**CELL, **{f"cell.{n}": a for n, a in WEIGHTS.items()}}, batch_first=True),
+        errors.SpecError,
+        "weights: given 'cell.weight_ih_l0' beside weight_ih_l0, ",
     ),
     "an RNN, which may be tanh or relu": (
         lambda: unirnn.snapshot(state_dict("", spec=RNNSpec(3, 4))),

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from .files import load
     from .migrating import Migration, migrate
     from .objects import load_weights, snapshot
-    from .snapshots import Snapshot
+    from .padding import left_to_right, lengths_of, right_to_left
+    from .snapshots import Snapshot, stack
     from .specs import (
         ActivationSpec,
         BatchNormSpec,
@@ -68,10 +69,14 @@ __all__ = [
     "detach",
     "errors",
     "explain",
+    "left_to_right",
+    "lengths_of",
     "load",
     "load_weights",
     "migrate",
+    "right_to_left",
     "snapshot",
+    "stack",
     "state",
     "use_backend",
 ]
@@ -89,7 +94,11 @@ _LAZY = {
     "load": "files",
     "load_weights": "objects",
     "migrate": "migrating",
+    "left_to_right": "padding",
+    "lengths_of": "padding",
+    "right_to_left": "padding",
     "snapshot": "objects",
+    "stack": "snapshots",
     **dict.fromkeys(
         (
             "ActivationSpec",

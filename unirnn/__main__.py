@@ -2,20 +2,21 @@
 
 import sys
 
-from unirnn.registry import install_hint
+from unirnn.errors import BackendError
+from unirnn.registry import import_optional
 
 __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command; if typer or rich is not installed, say how to install them, and exit with 1."""
+    """Run the command; if typer or rich can't be imported, say what to do, and exit with 1."""
     try:
-        from unirnn.cli.app import app
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in ("typer", "rich"):
-            raise
-        sys.exit(f"unirnn: the command needs {missing}, which is not installed; to install it: {install_hint('cli')}")
+        for package in ("typer", "rich"):
+            import_optional(package, "the command", "cli")
+    except BackendError as error:
+        sys.exit(f"unirnn: {error}")
+    from unirnn.cli.app import app
+
     app()
 
 

@@ -77,9 +77,9 @@ def explain(spec: Spec, backend: str | None = None, device: Any = None, *, dtype
     Examples
     --------
     >>> import unirnn
-    >>> print(unirnn.explain(unirnn.LSTMSpec(3, 4, proj_size=2), "numpy"))
-    LSTMSpec(3, 4, proj_size=2) on numpy, cpu, float32: can't be built
-      can't: numpy has no LSTM with proj_size=2
+    >>> print(unirnn.explain(unirnn.LSTMSpec(3, 4), "numpy", dtype="bfloat16"))
+    LSTMSpec(3, 4) on numpy, cpu, bfloat16: can't be built
+      can't: numpy computes in float16, float32, float64, not in bfloat16
     """
     name = registry.default_backend() if backend is None else backend
     chosen = registry.load(name)

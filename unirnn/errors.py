@@ -18,10 +18,13 @@ The messages are the same on every backend. They name the argument, what was giv
         ├── UnknownBackendError   (ValueError)    no such backend
         ├── MissingBackendError   (ImportError)   known, but its framework is not installed
         └── BrokenBackendError    (ImportError)   installed, but its import fails
+
+There is one class of warnings, `AssumptionWarning`, for what is neither given nor known.
 """
 
 __all__ = [
     "ArgumentError",
+    "AssumptionWarning",
     "BackendError",
     "BrokenBackendError",
     "DTypeError",
@@ -87,3 +90,7 @@ class MissingBackendError(BackendError, ImportError):
 
 class BrokenBackendError(BackendError, ImportError):
     """The backend is installed, but its import fails."""
+
+
+class AssumptionWarning(UserWarning):
+    """Something changes how a layer is called, and is neither given nor known: ``batch_first`` of a state dict."""

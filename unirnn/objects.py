@@ -6,7 +6,7 @@ backend, so `unirnn.snapshots` has a module for each of them. ONNX models are re
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from unirnn import registry
-from unirnn.contract.weights import cast_exact, check_weights
+from unirnn.contract.weights import cast_exact, check_weights, format_names
 from unirnn.errors import ArgumentError, SpecError
 from unirnn.files import onnx_reader
-from unirnn.files._contents import Choice, read_state_dict, stored
-from unirnn.snapshots import flax, keras, layouts, state_dicts
+from unirnn.files._contents import Choice, read_state_dict, stored, warn_of_assumptions
+from unirnn.snapshots import flax, keras, layouts
+from unirnn.snapshots._recognition import class_name
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.snapshots.stacking import stack, unstack
 from unirnn.snapshots.state_dicts import Rename
@@ -28,7 +29,12 @@ __all__ = ["load_weights", "snapshot"]
 
 
 def snapshot(
-    obj: Any, *, spec: Spec | None = None, prefix: str | None = None, rename: Rename | None = None
+    obj: Any,
+    *,
+    spec: Spec | None = None,
+    prefix: str | Sequence[str] | None = None,
+    rename: Rename | None = None,
+    batch_first: bool | None = None,
 ) -> Snapshot:
     """Take the spec of an object and a copy of its weights.
 
@@ -43,52 +49,112 @@ def snapshot(
         - ``flax.nnx.RNN``, or ``Bidirectional`` of two, over ``SimpleCell``, ``GRUCell`` or ``OptimizedLSTMCell``;
         - an ``onnx.ModelProto`` with RNN, GRU or LSTM nodes;
         - a mapping of names to arrays or tensors, such as a ``state_dict``; see `unirnn.snapshots.state_dicts`;
-        - a list of recurrent layers, the lowest first.
+        - a list of recurrent layers or of their snapshots, the lowest first; a ``ModuleList`` or ``Sequential`` of
+          torch, or a ``CellList`` or ``SequentialCell`` of MindSpore, is one. Layers of ``Dropout`` may stand between.
     spec
         For a mapping or an ONNX model: the spec of the recurrent layer, None if names and shapes determine it; or the
         spec of a model whose weights the mapping has.
     prefix
-        For a mapping: the beginning of the names of the layer or the model, such as ``"encoder.lstm."``. For an ONNX
-        model: the name of its first node. None if there is only one layer.
+        For a mapping: the beginning of the names of the layer or the model, such as ``"encoder.lstm."``, or a list of
+        them for the layers of a stack, the lowest first. For an ONNX model: the name of its first node. None if there
+        is only one layer.
     rename
         For a mapping with the weights of a model: new beginnings of names by the old ones, of which the longest counts;
         None leaves those arrays out. All other arrays of floats have to be weights of the model, which may have
         MindSpore's names.
+    batch_first
+        For a mapping without a spec: whether the layer takes `(B, T, I)`. Names and shapes do not say it, so without it
+        there is a warning, and False is assumed.
 
     Raises
     ------
     ArgumentError
         If the object is not one of these, or there is no layer, or several and no prefix; or if weights of the model
-        are missing, or arrays are left over; or if two arrays differ that the model ties.
+        are missing, or arrays are left over; or if two arrays differ that the model ties; or if ``batch_first`` is not
+        what the spec or the module says.
     SpecError
         If no spec describes the layer: a subclass with a ``forward`` of its own, a Keras layer that runs backward, an
-        activation that no other framework has, the weights of an RNN without its nonlinearity.
+        activation that no other framework has, the weights of an RNN without its nonlinearity; or a list with anything
+        besides recurrent layers and dropout of one rate.
     ShapeError, DTypeError
         If the arrays do not fit the layer.
+
+    Warns
+    -----
+    AssumptionWarning
+        If ``batch_first`` is neither given nor known.
 
     Examples
     --------
     >>> import numpy, unirnn
     >>> unirnn.snapshot(unirnn.GRUSpec(3, 4).build("numpy", seed=0))
     <snapshot of GRUSpec(3, 4), 108 numbers, float32>
-    >>> unirnn.snapshot({"lstm.weight_ih_l0": numpy.ones((8, 3)), "lstm.weight_hh_l0": numpy.ones((8, 2))})
-    <snapshot of LSTMSpec(3, 2, bias=False), 40 numbers, float64>
+    >>> arrays = {"lstm.weight_ih_l0": numpy.ones((8, 3)), "lstm.weight_hh_l0": numpy.ones((8, 2))}
+    >>> unirnn.snapshot(arrays, batch_first=True)
+    <snapshot of LSTMSpec(3, 2, bias=False, batch_first=True), 40 numbers, float64>
     >>> model = unirnn.Sequential(head=unirnn.LinearSpec(3, 2, bias=False))
     >>> unirnn.snapshot({"fc.weight": numpy.ones((2, 3))}, spec=model, rename={"fc.": "head."})
     <snapshot of Sequential(head=LinearSpec(3, 2, bias=False)), 6 numbers, float64>
     """
-    state_dicts.check_types(prefix, spec, rename)
+    choice = Choice(prefix, spec, rename, batch_first)
+    found = _snapshot(obj, choice)
+    if found is None:
+        raise _unknown(obj)
+    choice.check_layout(found.spec, "the module")
+    warn_of_assumptions(found)
+    return found
+
+
+def _snapshot(obj: Any, choice: Choice) -> Snapshot | None:
+    """As `snapshot`, or None of an object that nobody reads."""
     if isinstance(obj, Mapping):
         arrays = {name: stored(array) for name, array in obj.items() if isinstance(name, str)}
-        return read_state_dict(arrays, Choice(prefix, spec, rename))
-    if rename is None and "onnx" in registry.packages(obj):
-        return onnx_reader.read_model(obj, prefix, spec)
-    if spec is not None or prefix is not None:
-        given = "rename" if rename is not None else "spec" if spec is not None else "prefix"
+        return read_state_dict(arrays, choice)
+    if choice.rename is None and "onnx" in registry.packages(obj):
+        return onnx_reader.read_model(obj, choice.only_prefix, choice.spec)
+    if choice.spec is not None or choice.prefix is not None:
+        given = "rename" if choice.rename is not None else "spec" if choice.spec is not None else "prefix"
         raise ArgumentError(f"{given}: given with a module, whose spec and names are known; leave it out")
-    if _is_list(obj):
-        return stack([snapshot(layer) for layer in obj])
-    return _read(obj)[1]
+    parts = _parts(obj)
+    if parts is not None:
+        return _stack(parts, choice)
+    found = _find(obj)
+    return None if found is None else found[1]
+
+
+def _stack(parts: Sequence[Any], choice: Choice) -> Snapshot:
+    """The snapshot of a list of layers, with the dropout between them."""
+    rates = {position: _dropout_rate(part) for position, part in enumerate(parts)}
+    positions = [position for position, rate in rates.items() if rate != 0]  # what does nothing may stand anywhere
+    layers: list[Snapshot] = []
+    between: list[float] = []
+    others: list[str] = []
+    for k, position in enumerate(positions):
+        part, rate = parts[position], rates[position]
+        if rate is not None and 0 < k < len(positions) - 1 and rates[positions[k - 1]] is None:
+            between.append(rate)
+            continue
+        found = part if isinstance(part, Snapshot) else None if rate is not None else _snapshot(part, choice)
+        if found is None:
+            others.append(f"{position}: {_class_name(part)}")
+        else:
+            layers.append(found)
+    if others:
+        raise SpecError(
+            f"layers: given {format_names(others)}, which a stack would leave out, expected recurrent layers and "
+            "dropout between them; read the state dict with all layers as spec=unirnn.Sequential(...), and rename="
+        )
+    whole = stack(layers)
+    if not between:
+        return whole
+    inner = [layer.spec.dropout for layer in layers if layer.spec.num_layers > 1]
+    missing = [0.0] * (len(layers) - 1 - len(between))
+    if len({*between, *inner, *missing}) > 1:
+        raise SpecError(
+            f"layers: given dropout of the rates {[*between, *inner, *missing]}, expected one rate between all layers; "
+            "a unirnn.Sequential has a DropoutSpec for each"
+        )
+    return replace(whole, spec=replace(whole.spec, dropout=between[0]))
 
 
 def load_weights(module: Any, snapshot: Snapshot) -> None:
@@ -124,7 +190,8 @@ def load_weights(module: Any, snapshot: Snapshot) -> None:
     """
     if not isinstance(snapshot, Snapshot):
         raise ArgumentError(f"snapshot: given {type(snapshot).__name__}, expected one that unirnn.snapshot took")
-    parts = list(module) if _is_list(module) else [module]
+    inner = _parts(module)
+    parts = [module] if inner is None else [part for part in inner if _dropout_rate(part) is None]
     found = [_read(part) for part in parts]
     news = _fitted([old for _, old in found], snapshot)
     written = []
@@ -185,12 +252,62 @@ def _as_held(framework: str, snapshot: Snapshot) -> Snapshot:
     return Snapshot(snapshot.spec, layouts.from_framework(framework, snapshot.spec, snapshot.to(framework)))
 
 
-def _is_list(obj: Any) -> bool:
-    return isinstance(obj, Sequence) and not isinstance(obj, (str, bytes))
+_METHODS = {"torch": "forward", "mindspore": "construct", "keras": "call", "flax": "__call__"}
+"""The method of a framework's modules that computes."""
+
+
+def _known_class(obj: Any, known: tuple[str, ...], frameworks: Iterable[str] = _METHODS) -> str | None:
+    """The name of an object's class, if it is such a class of a framework, or of a subclass that computes the same."""
+    packages = [package for package in frameworks if package in registry.packages(obj)]
+    names = (class_name(obj, package, known, _METHODS[package]) for package in packages)
+    return next(filter(None, names), None)
+
+
+def _parts(obj: Any) -> list[Any] | None:
+    """The items of a list, or of a module that is one; None of anything else."""
+    if isinstance(obj, Sequence) and not isinstance(obj, (str, bytes)):
+        return list(obj)
+    holders = ("ModuleList", "Sequential", "CellList", "SequentialCell")
+    return list(obj) if _known_class(obj, holders, ("torch", "mindspore")) else None
+
+
+def _dropout_rate(obj: Any) -> float | None:
+    """The rate of a layer of dropout, 0 of one that does nothing; None of any other object."""
+    kind = _known_class(obj, ("Dropout", "Identity"))
+    if kind is None:
+        return None
+    if kind == "Identity":
+        return 0.0
+    rate = getattr(obj, "rate", getattr(obj, "p", None))  # of Keras and Flax; of torch and MindSpore
+    return float(1 - obj.keep_prob if rate is None else rate)  # as MindSpore had it before
 
 
 def _read(obj: Any) -> tuple[Any, Snapshot]:
     """What reads and writes the module, a backend or the module for Keras or Flax, and the module's snapshot."""
+    found = _find(obj)
+    if found is None:
+        raise _unknown(obj)
+    return found
+
+
+def _unknown(obj: Any) -> ArgumentError:
+    """The error for an object that nobody reads."""
+    given = _class_name(obj)
+    if isinstance(obj, (str, os.PathLike)):
+        return ArgumentError(f"obj: given {given}, expected an object; unirnn.load(path) reads a file")
+    wrapped = next((f", or what it wraps, its .{name}" for name in ("_orig_mod", "module") if hasattr(obj, name)), "")
+    return ArgumentError(
+        f"obj: given {given}, expected a module that unirnn built, a recurrent layer of torch, mindspore, keras or "
+        f"flax, an ONNX model, a mapping of names to arrays, or a list of layers{wrapped}"
+    )
+
+
+def _class_name(obj: Any) -> str:
+    return f"{type(obj).__module__}.{type(obj).__qualname__}"
+
+
+def _find(obj: Any) -> tuple[Any, Snapshot] | None:
+    """As `_read`, or None of an object that nobody reads."""
     packages = registry.packages(obj)
     readers: list[Any] = [module for module in (keras, flax) if module.name in packages]
     for reader in (*readers, *registry.backends_for(obj)):
@@ -198,11 +315,4 @@ def _read(obj: Any) -> tuple[Any, Snapshot]:
         if found is not None:
             spec, weights = found
             return reader, Snapshot(spec, weights)
-    given = f"{type(obj).__module__}.{type(obj).__qualname__}"
-    if isinstance(obj, (str, os.PathLike)):
-        raise ArgumentError(f"obj: given {given}, expected an object; unirnn.load(path) reads a file")
-    wrapped = next((f", or what it wraps, its .{name}" for name in ("_orig_mod", "module") if hasattr(obj, name)), "")
-    raise ArgumentError(
-        f"obj: given {given}, expected a module that unirnn built, a recurrent layer of torch, mindspore, keras or "
-        f"flax, an ONNX model, a mapping of names to arrays, or a list of layers{wrapped}"
-    )
+    return None

@@ -6,15 +6,18 @@ of third parties. The entry point's name is the backend's name, and loading it g
 """
 
 import functools
+import logging
 import os
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unirnn.errors import BrokenBackendError, MissingBackendError, UnknownBackendError
+from unirnn.errors import BackendError, BrokenBackendError, MissingBackendError, UnknownBackendError
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution, EntryPoint
@@ -27,6 +30,7 @@ __all__ = [
     "backends",
     "backends_for",
     "default_backend",
+    "import_optional",
     "install_hint",
     "load",
     "loaded",
@@ -43,9 +47,63 @@ _scoped: ContextVar[str | None] = ContextVar("unirnn_backend", default=None)
 
 @functools.cache
 def _entry_points() -> "dict[str, EntryPoint]":
+    return {name: claims[0] for name, claims in _claims().items()}
+
+
+@functools.cache
+def _claims() -> "dict[str, tuple[EntryPoint, ...]]":
+    """The entry points by name: one each, unless distributions claim the same name; unirnn keeps its own names."""
+    found: dict[str, dict[tuple[str, str], EntryPoint]] = {}
+    for entry in _read_entry_points():
+        found.setdefault(entry.name, {}).setdefault((_distribution(entry), entry.value), entry)
+    claims = {}
+    for name, entries in found.items():
+        own = tuple(entry for entry in entries.values() if _is_own(entry))
+        claims[name] = own or tuple(entries.values())
+        for entry in entries.values():
+            if own and entry not in own:
+                logging.getLogger("unirnn").warning(
+                    "the backend %r of %s is left out, since unirnn has one of that name", name, _distribution(entry)
+                )
+    return claims
+
+
+def _read_entry_points() -> "Iterable[EntryPoint]":
+    """The entry points of all distributions whose entry points can be read."""
     from importlib import metadata  # here, since it takes a tenth of the time of `import numpy`
 
-    return {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
+    try:
+        return metadata.entry_points(group=GROUP)
+    except Exception:  # one distribution's list is malformed; reading each by itself is slower
+        found: dict[str, Iterable[EntryPoint]] = {}
+        for distribution in metadata.distributions():
+            try:
+                found.setdefault(distribution.metadata["Name"], distribution.entry_points.select(group=GROUP))
+            except Exception as error:
+                logging.getLogger("unirnn").warning(
+                    "a distribution is left out, since its entry points can't be read (%s: %s): %s",
+                    type(error).__name__,
+                    error,
+                    getattr(distribution, "_path", distribution),
+                )
+        return [entry for entries in found.values() for entry in entries]
+
+
+def _distribution(entry: "EntryPoint") -> str:
+    """The name and the version of the distribution that an entry point is of."""
+    try:
+        return " ".join(str(entry.dist.metadata[key]) for key in ("Name", "Version")) if entry.dist else "nobody"
+    except Exception:  # it has no metadata
+        return "an unnamed distribution"
+
+
+def _is_own(entry: "EntryPoint") -> bool:
+    return _distribution(entry).partition(" ")[0] == "unirnn"
+
+
+def _module(entry: "EntryPoint") -> str:
+    """The module that an entry point names; of a malformed one, a name that no module has."""
+    return entry.value.partition(":")[0].strip()
 
 
 def backends() -> tuple[str, ...]:
@@ -60,10 +118,16 @@ def backends() -> tuple[str, ...]:
 
 
 def loaded() -> "tuple[Backend, ...]":
-    """The backends whose packages are imported already, by the registry or otherwise (unpickling a module does)."""
-    return tuple(
-        load(name) for name, entry in _entry_points().items() if name in _loaded or entry.module in sys.modules
-    )
+    """The backends whose packages are imported already, by the registry or otherwise (unpickling a module does).
+
+    One that can't be loaded is left out.
+    """
+    found = []
+    for name, entry in _entry_points().items():
+        if name in _loaded or _module(entry) in sys.modules:
+            with suppress(BackendError):
+                found.append(load(name))
+    return tuple(found)
 
 
 def packages(obj: Any) -> set[str]:
@@ -86,24 +150,39 @@ def backends_for(obj: Any) -> "tuple[Backend, ...]":
     >>> backends_for(np.zeros(3))[0].name
     'numpy'
     """
-    own = packages(obj)
+    own = packages(obj) - sys.stdlib_module_names  # whose objects are of no framework
     named = tuple(load(name) for name in _entry_points() if name in own)
     return tuple(dict.fromkeys((*named, *loaded())))
 
 
-def to_numpy(array: Any) -> "NDArray[Any]":
+def to_numpy(array: Any, argument: str = "array") -> "NDArray[Any]":
     """Convert an array or a tensor of any framework, on any device, to a NumPy array.
+
+    Parameters
+    ----------
+    array
+        An array, a tensor, or anything that NumPy reads.
+    argument
+        What an error calls it.
+
+    Raises
+    ------
+    ArgumentError
+        If it is a masked array, or of another subclass of NumPy's array that computes something else.
 
     Examples
     --------
     >>> to_numpy([1.0, 2.0])
     array([1., 2.])
     """
-    own = packages(array)
-    for backend in backends_for(array):
-        if backend.name in own:
-            return backend.to_numpy(array)
-    return np.asarray(array)
+    from unirnn.contract.call import as_plain  # here, since importing unirnn needs none of it
+
+    if not isinstance(array, np.ndarray):  # NumPy's arrays are those of no other framework
+        own = packages(array)
+        for backend in backends_for(array):
+            if backend.name in own:
+                return backend.to_numpy(array)
+    return as_plain(argument, array)
 
 
 def _entry_point(name: str, argument: str = "backend") -> "EntryPoint":
@@ -142,6 +221,50 @@ def install_hint(extra: str, missing: str | None = None) -> str:
     return " ".join(["python -m pip install", *(f'"{one}"' if set(one) & set("<>=;[ ") else one for one in wanted)])
 
 
+def import_optional(module: str, user: str, extra: str) -> Any:
+    """Import a package that only a part of unirnn needs.
+
+    Parameters
+    ----------
+    module
+        The package, or a module of it.
+    user
+        What needs it, as an error says.
+    extra
+        The extra of unirnn that has it; see `install_hint`.
+
+    Raises
+    ------
+    MissingBackendError
+        If it is not installed; the message says which command installs it.
+    BrokenBackendError
+        If its import fails in any other way, with the cause chained.
+
+    Examples
+    --------
+    >>> import_optional("array_api_compat", "the array API", "array_api_compat").__name__
+    'array_api_compat'
+    """
+    from importlib import import_module
+
+    try:
+        return import_module(module)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        package = module.partition(".")[0]
+        missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        if missing:
+            raise MissingBackendError(
+                f"{user} needs {missing}, which is not installed; to install it: {install_hint(extra, missing)}",
+                name=missing,
+            ) from error
+        raise BrokenBackendError(
+            f"{user} needs {package}, whose import fails: {type(error).__name__}: {error}; "
+            f"to install it again: {install_hint(extra, package)} --force-reinstall"
+        ) from error
+
+
 def _requirements(distribution: "Distribution", extra: str) -> list[str]:
     """What an extra adds to a distribution; a limit on Python's version is shown only if this Python is beyond it."""
     import re
@@ -176,25 +299,62 @@ def load(name: str) -> "Backend":
     if isinstance(name, str) and name in _loaded:
         return _loaded[name]
     entry = _entry_point(name)
+    claims = _claims().get(name, ())
+    if len(claims) > 1:
+        each = " and ".join(f"{_distribution(claim)} ({claim.value})" for claim in claims)
+        raise BrokenBackendError(f"backend {name!r} is registered more than once: by {each}; uninstall all but one")
+    if not _is_well_formed(entry):
+        raise BrokenBackendError(
+            f"backend {name!r}: given the entry point {entry.value!r}, expected 'module:object'{_advice(entry)}"
+        )
     try:
         backend = entry.load()
-    except ModuleNotFoundError as error:
-        raise MissingBackendError(
-            f"backend {name!r} needs {error.name}, which is not installed; "
-            f"to install it: {install_hint(name, error.name)}",
-            name=error.name,
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # no error of one backend, not even SystemExit, must stop the others
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and not f"{_module(entry)}.".startswith(f"{missing}."):
+            raise MissingBackendError(
+                f"backend {name!r} needs {missing}, which is not installed; to install it: "
+                f"{install_hint(name, missing)}",
+                name=missing,
+            ) from error
+        raise BrokenBackendError(
+            f"backend {name!r} fails to import: {type(error).__name__}: {error}{_advice(entry)}"
         ) from error
-    except Exception as error:  # any error of one backend must not stop the others
-        raise BrokenBackendError(f"backend {name!r} fails to import: {type(error).__name__}: {error}") from error
+    _loaded[name] = found = _checked(name, entry, backend)
+    return found
+
+
+def _checked(name: str, entry: "EntryPoint", backend: Any) -> "Backend":
+    """What an entry point gives, if it is a backend of that name."""
     from unirnn.contract.backend import Backend  # here, since importing unirnn needs none of it
+    from unirnn.contract.limits import Support
 
     if not isinstance(backend, Backend):
-        raise BrokenBackendError(
-            f"backend {name!r}: {entry.value} is {type(backend).__qualname__} {backend!r}, expected an instance of a "
-            "subclass of unirnn.contract.backend.Backend"
-        )
-    _loaded[name] = backend
-    return backend
+        found = f"is {type(backend).__qualname__} {backend!r}, expected an instance of a subclass of"
+        wrong = f"{found} unirnn.contract.backend.Backend"
+    elif getattr(backend, "name", None) != name:
+        wrong = f"has the name {getattr(backend, 'name', None)!r}, expected that of its entry point"
+    elif not isinstance(getattr(backend, "support", None), Support):
+        wrong = "has no attribute support, expected a unirnn.contract.limits.Support"
+    else:
+        return backend
+    raise BrokenBackendError(f"backend {name!r}: {entry.value} {wrong}{_advice(entry)}")
+
+
+def _is_well_formed(entry: "EntryPoint") -> bool:
+    try:
+        return bool(entry.module and entry.attr)
+    except Exception:  # which one depends on Python's version
+        return False
+
+
+def _advice(entry: "EntryPoint") -> str:
+    """What to do about a broken backend of a third party; of unirnn's own, the framework is to blame."""
+    if entry.dist is None or _is_own(entry):
+        return ""
+    return f"; its entry point {entry.value!r} is that of {_distribution(entry)}: update or uninstall that"
 
 
 def default_backend() -> str:

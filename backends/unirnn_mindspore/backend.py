@@ -18,7 +18,7 @@ from unirnn.devices import DTYPES, short_name
 from unirnn.errors import DeviceError
 
 from . import dispatch
-from .checkpoints import read_checkpoint
+from .checkpoints import encode, read_checkpoint
 from .definitions import DefinitionCell, build
 from .models import Model
 from .module import Recurrent
@@ -29,6 +29,8 @@ Array = NDArray[Any]
 
 _NATIVE: dict[str, Any] = {"RNN": ms.nn.RNN, "GRU": ms.nn.GRU, "LSTM": ms.nn.LSTM}
 """MindSpore's own layers."""
+_CELLS: dict[str, Any] = {"RNN": ms.nn.RNNCell, "GRU": ms.nn.GRUCell, "LSTM": ms.nn.LSTMCell}
+"""MindSpore's own steps of a layer."""
 _TARGETS: dict[dispatch.DeviceKind, str] = {"cpu": "CPU", "gpu": "GPU", "ascend": "Ascend"}
 
 
@@ -103,8 +105,8 @@ class MindSporeBackend(Backend):
         spec = _spec(module)
         if spec is None:
             return None
-        own = next((kind for kind in (Recurrent, Model, DefinitionCell) if isinstance(module, kind)), None)
-        check_computes_as(own or _NATIVE[spec.kind], module, "construct")
+        known = (Recurrent, Model, DefinitionCell, *_NATIVE.values(), *_CELLS.values())
+        check_computes_as(next(kind for kind in known if isinstance(module, kind)), module, "construct")
         parameters = _parameters(module)
         return spec, {name: parameters[name].asnumpy() for name in spec.weight_shapes()}
 
@@ -139,8 +141,11 @@ class MindSporeBackend(Backend):
         for name, array in weights.items():
             ms.ops.assign(owned[name], ms.Tensor(array, owned[name].dtype))
 
-    def read_file(self, path: str) -> dict[str, Array]:
+    def read_file(self, path: str) -> tuple[dict[str, Array], dict[str, str]]:
         return read_checkpoint(path)
+
+    def encode_file(self, spec: Spec, weights: Arrays, metadata: Mapping[str, str]) -> bytes:
+        return encode(spec, weights, metadata)
 
     def from_numpy(self, array: Array, module: Any) -> ms.Tensor:
         return ms.Tensor(array)
@@ -179,24 +184,27 @@ def _parameters(module: Any) -> dict[str, Any]:
     """A module's parameters by torch's names: without the prefix that a cell around the module adds."""
     if isinstance(module, (Model, DefinitionCell)):
         return dict(module.parameters_and_names())
-    return {p.name.rpartition(".")[2]: p for p in module.get_parameters()}
+    suffix = "_l0" if isinstance(module, tuple(_CELLS.values())) else ""
+    return {p.name.rpartition(".")[2] + suffix: p for p in module.get_parameters()}
 
 
 def _spec(module: Any) -> Spec | None:
-    """The spec of a module of ours, or of a layer of MindSpore's, which has most of its constructor's arguments."""
+    """The spec of a module of ours, or of a layer or a step of MindSpore's, which have what their constructors got."""
     if isinstance(module, (Recurrent, Model, DefinitionCell)):
         return module.spec
-    cell = next((cell for cell, kind in _NATIVE.items() if isinstance(module, kind)), None)
-    if cell is None:
+    kinds = [kind for kind in _NATIVE if isinstance(module, (_NATIVE[kind], _CELLS[kind]))]
+    if not kinds:
         return None
+    is_step = isinstance(module, _CELLS[kinds[0]])
     parameters = _parameters(module)
+    names = () if is_step else ("num_layers", "batch_first", "dropout", "bidirectional")
     arguments: dict[str, Any] = {
-        "kind": cell,
+        "kind": kinds[0],
         "input_size": parameters["weight_ih_l0"].shape[1],
         "bias": "bias_ih_l0" in parameters,
-        **{name: getattr(module, name) for name in ("hidden_size", "num_layers", "batch_first", "dropout")},
-        "bidirectional": module.bidirectional,
+        **{name: getattr(module, name) for name in ("hidden_size", *names)},
     }
-    if cell == "RNN":
-        arguments["nonlinearity"] = {"_DynamicRNNTanh": "tanh", "_DynamicRNNRelu": "relu"}[type(module.rnn).__name__]
+    if kinds == ["RNN"]:
+        functions = {"_DynamicRNNTanh": "tanh", "_DynamicRNNRelu": "relu"}
+        arguments["nonlinearity"] = module.nonlinearity if is_step else functions[type(module.rnn).__name__]
     return RecurrentSpec.from_dict(arguments)

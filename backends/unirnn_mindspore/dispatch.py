@@ -35,10 +35,10 @@ DeviceKind = Literal["cpu", "gpu", "ascend"]
 Route = Literal["compiled", "fallback", "fused", "steps"]
 
 _NATIVE = ("float16", "float32")
+_UNCOMMON = ("reset_after", "proj_size", "gate_activation")  # a layer in reverse is the same operator
 _ALL = replace(
     kernels.SUPPORT["compiled"],
     who="mindspore",
-    lacks=("reverse", "proj_size", "gate_activation"),
     devices=("cpu", "gpu", "ascend"),
     exports=("MindIR",),
 )
@@ -50,11 +50,11 @@ MODELS = replace(_ALL, kinds=ALL_KINDS)
 """What the backend builds."""
 
 FUSED = {
-    ("GRU", "gpu"): Support("CudnnGRU", lacks=("reverse", "reset_after", "gate_activation"), dtypes=_NATIVE),
-    ("LSTM", "gpu"): Support("MindSpore's LSTM on a GPU", lacks=("reverse", "gate_activation"), dtypes=_NATIVE),
-    ("GRU", "ascend"): Support("DynamicGRUV2", lacks=("reverse", "reset_after", "gate_activation"), dtypes=_NATIVE),
-    ("LSTM", "ascend"): Support("DynamicRNN", lacks=("reverse", "gate_activation"), dtypes=_NATIVE),
-    ("LSTM", "cpu"): Support("MindSpore's LSTM on the CPU", lacks=("reverse", "gate_activation"), dtypes=("float32",)),
+    ("GRU", "gpu"): Support("CudnnGRU", lacks=_UNCOMMON, dtypes=_NATIVE),
+    ("LSTM", "gpu"): Support("MindSpore's LSTM on a GPU", lacks=_UNCOMMON, dtypes=_NATIVE),
+    ("GRU", "ascend"): Support("DynamicGRUV2", lacks=_UNCOMMON, dtypes=_NATIVE),
+    ("LSTM", "ascend"): Support("DynamicRNN", lacks=_UNCOMMON, dtypes=_NATIVE),
+    ("LSTM", "cpu"): Support("MindSpore's LSTM on the CPU", lacks=_UNCOMMON, dtypes=("float32",)),
 }
 """MindSpore's fused operators by kind of layer and device; see `unirnn_mindspore.native`. The CPU's ``GRUV2`` is
 missing, since it computes another GRU."""
@@ -142,8 +142,9 @@ def limits(spec: Spec, device: DeviceKind, dtype: str) -> Iterator[Limit]:
         if dtype == "float16":
             yield ROUNDED_FLOAT16
         yield Limit(
-            "on the CPU there are no second derivatives; a MindIR file has MindSpore's own operators: RNN and GRU "
-            "step by step, for a fixed T, and LSTM in float32, with resets step by step too",
+            "on the CPU there are no second derivatives; a MindIR file has MindSpore's own operators: an LSTM in "
+            "float32, with resets step by step; everything else, also an LSTM with proj_size or a hard sigmoid, step "
+            "by step, for a fixed T",
             refuses=False,
         )
         if sys.platform != "linux":
@@ -152,7 +153,7 @@ def limits(spec: Spec, device: DeviceKind, dtype: str) -> Iterator[Limit]:
     if dtype not in _NATIVE:
         yield Limit(f"MindSpore's operators on {device} have no {dtype}; build in float32 or float16")
     if not is_fused(spec, device):
-        variant = "".join(f" with {name}={value!r}" for name, value in spec.uncommon().items())
+        variant = "".join(f" with {name}={value!r}" for name, value in spec.uncommon().items() if name in _UNCOMMON)
         yield Limit(f"{device} has no fused {spec.kind}{variant}: it runs step by step", refuses=False)
         return
     if device == "ascend" and spec.kind == "GRU" and spec.hidden_size % 16:

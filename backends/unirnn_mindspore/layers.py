@@ -6,8 +6,9 @@ with the same signature, so that the stack need not know which one it calls::
     direction(x, h_0, c_0, seq_length, resets, weights) -> outputs, h_n, c_n
 
 with x of `(T, B, I)`, outputs of `(T, B, H)`, states of `(B, H)`, lengths of `(B,)`, resets of `(T, B)`, and the
-weights ``(w_ih, w_hh, b_ih, b_hh)``. Resets of any other rank than 2 mean none. An RNN or GRU has no c: it is given h
-in its place, and what it returns there is ignored. A layer without biases is given zeros.
+weights ``(w_ih, w_hh, b_ih, b_hh)``, of an LSTM with a projection also ``w_hr``, where outputs and h have the size of
+the projection. Resets of any other rank than 2 mean none. An RNN or GRU has no c: it is given h in its place, and what
+it returns there is ignored. A layer without biases is given zeros.
 
 On a CPU every direction exists twice: as a compiled kernel, and, for the file that ``mindspore.export`` writes, as one
 of MindSpore's own operators. `unirnn_mindspore.dispatch.route` says which one is used.
@@ -52,6 +53,7 @@ class Stack(nn.Cell):
         self.spec = replace(spec, batch_first=False)
         self.num_layers = spec.num_layers
         self.hidden_size = spec.hidden_size
+        self.output_size = spec.output_size
         self.num_directions = spec.num_directions
         self.dropout = spec.dropout
         self.bias = spec.bias
@@ -59,14 +61,16 @@ class Stack(nn.Cell):
         self.device: dispatch.DeviceKind = device
         self.kernel = kernel
         has_kernels = device == "cpu" and kernel in ("auto", "compiled") and kernels.is_compiled()
+        input_sizes = [spec.weight_shapes()["weight_ih" + suffix][1] for suffix in spec.suffixes()]
+        self.weights_each = len(spec.weight_shapes()) // len(input_sizes)
         self.operators = nn.CellList(
             [
-                NativeDirection(spec, device, spec.weight_shapes()["weight_ih" + suffix][1], "_reverse" in suffix)
-                for suffix in spec.suffixes()
+                NativeDirection(spec, device, size, spec.is_reverse(position))
+                for position, size in enumerate(input_sizes)
             ]
         )
         self.kernels = nn.CellList(
-            [CompiledDirection(spec, "_reverse" in suffix) for suffix in spec.suffixes() if has_kernels]
+            [CompiledDirection(spec, spec.is_reverse(position)) for position in range(len(input_sizes)) if has_kernels]
         )
         self.no_resets = Tensor([False])
         self.layers = pynative.layers
@@ -103,7 +107,7 @@ class Stack(nn.Cell):
             return super().__call__(x, h_0, c_0, seq_length, resets, weights)
         noise = None
         if self.dropout and self.training and self.num_layers > 1:
-            shape = (self.num_layers - 1, *x.shape[:2], self.hidden_size * self.num_directions)
+            shape = (self.num_layers - 1, *x.shape[:2], self.output_size * self.num_directions)
             noise = ops.dropout(ops.ones(shape, x.dtype), self.dropout, True)
         state = () if h_0 is None else (h_0, c_0) if self.is_lstm else (h_0,)
         output, *final = self.layers(pynative.Call(self.spec, chosen, seq_length, resets, noise), x, state, weights)
@@ -114,8 +118,9 @@ class Stack(nn.Cell):
         steps, batch_size = x.shape[0], x.shape[1]
         if h_0 is None:
             # Not by ops.zeros, which leaks 1.3 KB each time.
-            h_0 = ops.full((self.num_layers * self.num_directions, batch_size, self.hidden_size), 0, dtype=x.dtype)
-            c_0 = h_0
+            positions = self.num_layers * self.num_directions
+            h_0 = ops.full((positions, batch_size, self.output_size), 0, dtype=x.dtype)
+            c_0 = ops.full((positions, batch_size, self.hidden_size), 0, dtype=x.dtype) if self.is_lstm else h_0
         if seq_length is None:
             seq_length = ops.full((batch_size,), steps, dtype=mstype.int64)
         elif self.checks_lengths():
@@ -148,11 +153,11 @@ class Stack(nn.Cell):
 
     def _weights(self, weights: Any, position: int) -> Any:
         """Give the weights of a direction, with biases of zero if it has none."""
+        own = weights[self.weights_each * position : self.weights_each * (position + 1)]
         if self.bias:
-            return weights[4 * position : 4 * position + 4]
-        w_ih, w_hh = weights[2 * position : 2 * position + 2]
-        b_ih = ops.zeros_like(w_ih[:, 0])
-        return w_ih, w_hh, b_ih, b_ih
+            return own
+        zeros = ops.zeros_like(own[0][:, 0])
+        return (*own[:2], zeros, zeros, *own[2:])
 
 
 @functools.cache

@@ -78,6 +78,7 @@ class Recurrent(nn.Cell):
         self.spec = spec
         self.input_size = spec.input_size
         self.hidden_size = spec.hidden_size
+        self.output_size = spec.output_size
         self.num_layers = spec.num_layers
         self.has_bias = spec.bias
         self.batch_first = spec.batch_first
@@ -179,12 +180,11 @@ class Recurrent(nn.Cell):
 
     def zero_state(self, batch_size: Any = None) -> Any:
         """Give the state before the first step of a sequence; see `unirnn.state.zeros`."""
-        directions = 2 if self.bidirectional else 1
-        shape: Any = (self.num_layers * directions, self.hidden_size)
+        leading: Any = (self.num_layers * (2 if self.bidirectional else 1),)
         if batch_size is not None:
-            shape = (self.num_layers * directions, batch_size, self.hidden_size)
-        h = ops.full(shape, 0, dtype=self.weights[0].dtype)
-        return (h, ops.full(shape, 0, dtype=self.weights[0].dtype)) if self.is_lstm else h
+            leading += (batch_size,)
+        h = ops.full((*leading, self.output_size), 0, dtype=self.weights[0].dtype)
+        return (h, ops.full((*leading, self.hidden_size), 0, dtype=self.weights[0].dtype)) if self.is_lstm else h
 
     def _dtype(self) -> Any:
         """Give the dtype that the input must have; None where `to_float` casts it."""
@@ -235,9 +235,9 @@ class Recurrent(nn.Cell):
                 h_0, c_0 = h_0.expand_dims(1), c_0.expand_dims(1)
         if empty:  # MindSpore's operators fail for arrays without elements
             directions = 2 if self.bidirectional else 1
-            output = ops.zeros((x.shape[0], 0, self.hidden_size * directions), x.dtype)
-            h_n = ops.zeros((self.num_layers * directions, 0, self.hidden_size), x.dtype)
-            c_n = h_n
+            output = ops.zeros((x.shape[0], 0, self.output_size * directions), x.dtype)
+            h_n = ops.zeros((self.num_layers * directions, 0, self.output_size), x.dtype)
+            c_n = ops.zeros((self.num_layers * directions, 0, self.hidden_size), x.dtype)
         else:
             output, h_n, c_n = self.stack(x, h_0, c_0, seq_length, resets, weights)
         if not batched:

@@ -8,7 +8,8 @@ LSTM      ``ops.LSTM``          ``DynamicRNN``, float16     ``ops.LSTM``, float3
 RNN       step by step          step by step                step by step
 ========  ====================  ==========================  ========================================
 
-A GRU with ``reset_after=False`` runs step by step everywhere: no fused operator computes it.
+A GRU with ``reset_after=False``, an LSTM with ``proj_size`` and a layer with a ``gate_activation`` other than the
+sigmoid run step by step everywhere: no fused operator computes them.
 
 An operator runs forward over all T steps. `NativeDirection` adds the lengths: it replaces the padding by zeros before
 anything is computed from it (it may be NaN), reads each sequence from its last valid step for the reverse direction,
@@ -28,7 +29,7 @@ from mindspore import dtype as mstype
 from mindspore import nn, ops
 from mindspore.ops.operations._rl_inner_ops import CudnnGRU
 
-from unirnn import GRUSpec, RecurrentSpec, RNNSpec
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
 
 from . import dispatch
 
@@ -62,7 +63,8 @@ class NativeDirection(nn.Cell):
         if dispatch.is_fused(spec, device):
             operator = fused[spec.kind, device]
         else:
-            operator = functools.partial(StepRNN if spec.kind == "RNN" else StepGRU, on_cpu=device == "cpu")
+            by_step = {"RNN": StepRNN, "GRU": StepGRU, "LSTM": StepLSTM}[spec.kind]
+            operator = functools.partial(by_step, on_cpu=device == "cpu")
         # All operators are made with the same arguments; some of them do not need the size.
         self.operator = operator(spec, input_size)
         self.backward = backward
@@ -126,6 +128,18 @@ def _accurate_tanh(x: Any) -> Any:
     return ops.tanh(x.astype(mstype.float64)).astype(x.dtype)
 
 
+def _hard_sigmoid(x: Any) -> Any:
+    return ops.clamp(x / 6 + 0.5, 0, 1)
+
+
+def _hard_sigmoid_02(x: Any) -> Any:
+    return ops.clamp(x / 5 + 0.5, 0, 1)  # 0.2 * x is off in float64: MindSpore rounds constants to float32
+
+
+_GATES = {"sigmoid": ops.sigmoid, "hard_sigmoid": _hard_sigmoid, "hard_sigmoid_0.2": _hard_sigmoid_02}
+"""The functions of the gates, by ``gate_activation``."""
+
+
 def _flat(weights: Any) -> Any:
     """All weights one after the other, as cuDNN takes them: `(n, 1, 1)`."""
     parts: Any = ()
@@ -157,17 +171,18 @@ class StepRNN(nn.Cell):
 
 
 class StepGRU(nn.Cell):
-    """GRU of either variant, step by step.
+    """GRU of any variant, step by step.
 
     ``r = s(W_ir x + b_ir + W_hr h + b_hr)``, z likewise, ``h' = (1 - z) * n + z * h``,
     ``n = tanh(W_in x + b_in + r * (W_hn h + b_hn))`` or ``n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)``.
     """
 
-    def __init__(self, spec: RecurrentSpec, input_size: int, on_cpu: bool = False) -> None:
+    def __init__(self, spec: GRUSpec, input_size: int, on_cpu: bool = False) -> None:
         super().__init__()
         self.tanh = _accurate_tanh if on_cpu else ops.tanh
+        self.gate = _GATES[spec.gate_activation]
         self.size = spec.hidden_size
-        self.reset_after = isinstance(spec, GRUSpec) and spec.reset_after
+        self.reset_after = spec.reset_after
 
     def construct(self, x: Any, h_0: Any, c_0: Any, weights: Any, valid: Any) -> Any:
         """Give the state after each step, `(T, B, H)`, twice."""
@@ -181,7 +196,7 @@ class StepGRU(nn.Cell):
         steps: Any = ()
         for t in range(x.shape[0]):
             of_x, of_h = products[t], ops.matmul(h, w_h.T) + b_h
-            gates = ops.sigmoid(of_x[:, : 2 * size] + of_h[:, : 2 * size])
+            gates = self.gate(of_x[:, : 2 * size] + of_h[:, : 2 * size])
             r, z = gates[:, :size], gates[:, size:]
             of_n = r * of_h[:, 2 * size :] if self.reset_after else ops.matmul(r * h, w_n.T) + b_n
             n = self.tanh(of_x[:, 2 * size :] + of_n)
@@ -189,6 +204,40 @@ class StepGRU(nn.Cell):
             steps += (h,)
         h_steps = ops.stack(steps)
         return h_steps, h_steps
+
+
+class StepLSTM(nn.Cell):
+    """LSTM of any variant, step by step.
+
+    ``i = s(W_ii x + b_ii + W_hi h + b_hi)``, f and o likewise, g with tanh; ``c' = f * c + i * g`` and
+    ``h' = o * tanh(c')``, with a projection ``h' = W_hr (o * tanh(c'))``.
+    """
+
+    def __init__(self, spec: LSTMSpec, input_size: int, on_cpu: bool = False) -> None:
+        super().__init__()
+        self.tanh = _accurate_tanh if on_cpu else ops.tanh
+        self.gate = _GATES[spec.gate_activation]
+        self.size = spec.hidden_size
+        self.projects = spec.proj_size > 0
+
+    def construct(self, x: Any, h_0: Any, c_0: Any, weights: Any, valid: Any) -> Any:
+        """Give h and c after each step, `(T, B, H)` each; with a projection, h has its size."""
+        w_ih, w_hh, b_ih, b_hh = weights[:4]
+        size = self.size
+        products = ops.matmul(x, w_ih.T) + b_ih + b_hh
+        h, c = h_0, c_0
+        h_steps: Any = ()
+        c_steps: Any = ()
+        for t in range(x.shape[0]):
+            gates = products[t] + ops.matmul(h, w_hh.T)
+            i_f, o = self.gate(gates[:, : 2 * size]), self.gate(gates[:, 3 * size :])
+            c = i_f[:, size:] * c + i_f[:, :size] * self.tanh(gates[:, 2 * size : 3 * size])
+            h = o * self.tanh(c)
+            if self.projects:
+                h = ops.matmul(h, weights[4].T)
+            h_steps += (h,)
+            c_steps += (c,)
+        return ops.stack(h_steps), ops.stack(c_steps)
 
 
 class CudnnGRUOperator(nn.Cell):

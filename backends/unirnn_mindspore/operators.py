@@ -12,7 +12,7 @@ from typing import Any
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
-from unirnn import RecurrentSpec, Spec
+from unirnn import LSTMSpec, RecurrentSpec, Spec
 from unirnn.contract.call import Sizes, lengths
 from unirnn.contract.models import check_tokens
 from unirnn.kernels import library
@@ -36,11 +36,13 @@ class CompiledDirection(nn.Cell):
         super().__init__()
         self.kernel = Kernel(spec, reverse)
         self.is_lstm = spec.kind == "LSTM"
+        self.no_projection = Tensor([0.0])
 
     def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, resets: Any, weights: Any) -> Any:
         """Give the outputs `(T, B, H)` and the final state, `(B, H)` each."""
-        w_ih, w_hh, b_ih, b_hh = weights
-        results = self.kernel(x, h_0, c_0, seq_length, resets, w_ih, w_hh, b_ih, b_hh)
+        w_ih, w_hh, b_ih, b_hh = weights[:4]
+        w_hr = weights[4] if len(weights) == 5 else self.no_projection
+        results = self.kernel(x, h_0, c_0, seq_length, resets, w_ih, w_hh, b_ih, b_hh, w_hr)
         return results[0], results[1], results[2] if self.is_lstm else results[1]
 
 
@@ -49,12 +51,15 @@ class Kernel(nn.Cell):
 
     It is a cell since an operator's own ``bprop`` is not called in graph mode if it needs cells. `construct` and
     `bprop` have a parameter for each weight, since graph mode refuses a `bprop` whose parameters are a tuple or
-    ``*weights``. float16 is cast here, and no further out, since `to_float` casts the inputs of every cell.
+    ``*weights``; what stands for ``w_hr`` without a projection is not read. They call no method, which graph mode
+    compiles wrongly in a `bprop`. float16 is cast here, and no further out, since `to_float` casts the inputs of every
+    cell.
     """
 
     def __init__(self, spec: RecurrentSpec, reverse: bool) -> None:
         super().__init__()
         self.run, self.run_back = operators(spec, reverse)
+        self.projects = _projects(spec)
 
     def construct(
         self,
@@ -67,20 +72,17 @@ class Kernel(nn.Cell):
         w_hh: Any,
         b_ih: Any,
         b_hh: Any,
+        w_hr: Any,
     ) -> Any:
         """Give the outputs, h_n, and c_n if it is an LSTM."""
         wide = mstype.float64 if x.dtype == mstype.float64 else mstype.float32
-        results = self.run(
-            x.astype(wide),
-            h_0.astype(wide),
-            c_0.astype(wide),
-            seq_length,
-            resets,
-            w_ih.astype(wide),
-            w_hh.astype(wide),
-            b_ih.astype(wide),
-            b_hh.astype(wide),
-        )
+        inputs: Any = ()
+        for part in (x, h_0, c_0):
+            inputs += (part.astype(wide),)
+        inputs += (seq_length, resets)
+        for part in (w_ih, w_hh, b_ih, b_hh, w_hr)[: 5 if self.projects else 4]:
+            inputs += (part.astype(wide),)
+        results = self.run(*inputs)
         narrow: Any = ()
         for part in results:
             narrow += (part.astype(x.dtype),)
@@ -97,6 +99,7 @@ class Kernel(nn.Cell):
         w_hh: Any,
         b_ih: Any,
         b_hh: Any,
+        w_hr: Any,
         out: Any,
         dout: Any,
     ) -> Any:
@@ -106,7 +109,7 @@ class Kernel(nn.Cell):
         for part in (x, h_0, c_0):
             inputs += (part.astype(wide),)
         inputs += (seq_length, resets)
-        for part in (w_ih, w_hh, b_ih, b_hh):
+        for part in (w_ih, w_hh, b_ih, b_hh, w_hr)[: 5 if self.projects else 4]:
             inputs += (part.astype(wide),)
         for part in dout:
             inputs += (part.astype(wide),)
@@ -114,7 +117,13 @@ class Kernel(nn.Cell):
         for gradient in self.run_back(*inputs):
             found += (gradient.astype(x.dtype),)
         without = (ops.zeros_like(seq_length), ops.zeros_like(resets))  # what has no gradient
+        if not self.projects:
+            found += (ops.zeros_like(w_hr),)
         return (*found[:3], *without, *found[3:])
+
+
+def _projects(spec: RecurrentSpec) -> bool:
+    return isinstance(spec, LSTMSpec) and spec.proj_size > 0
 
 
 @functools.cache
@@ -122,18 +131,19 @@ def operators(spec: RecurrentSpec, reverse: bool) -> tuple[Any, Any]:
     """Make the operator of a direction, and that of its gradient."""
     loaded = library.load()
     assert loaded is not None  # the backend takes MindSpore's own operators where there is no library
-    prefix = f"{loaded._name}:unirnn_mindspore_{cell_of(spec)}{'_reverse' if reverse else ''}"
-    parts = len(spec.states)
+    name = f"{cell_of(spec)}{'_PROJECTED' if _projects(spec) else ''}{'_reverse' if reverse else ''}"
+    prefix = f"{loaded._name}:unirnn_mindspore_{name}"
+    parts, weights = len(spec.states), 5 if _projects(spec) else 4
 
-    def output_shapes(x: Any, h_0: Any, *rest: Any) -> Any:
-        return [x[0], x[1], h_0[1]], *[h_0] * parts
+    def output_shapes(x: Any, h_0: Any, c_0: Any, *rest: Any) -> Any:
+        return [x[0], x[1], h_0[1]], *(h_0, c_0)[:parts]
 
     def output_dtypes(x: Any, *rest: Any) -> Any:
         return (x,) * (1 + parts)
 
     def like_inputs(x: Any, h_0: Any, c_0: Any, seq_length: Any, resets: Any, *rest: Any) -> Any:
         """Give the shapes, or dtypes, of the gradients: those of x, the state and the weights."""
-        return x, h_0, c_0, *rest[:4]
+        return x, h_0, c_0, *rest[:weights]
 
     return (
         shared(ops.Custom(f"{prefix}_forward", output_shapes, output_dtypes, "aot")),

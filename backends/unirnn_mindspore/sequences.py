@@ -46,7 +46,7 @@ def run_as_rows(
     lengths = None if seq_length is None else seq_length.asnumpy()
     found = sequences(steps, batch_size, lengths, resets.asnumpy())
     indices = found.groups()
-    directions = np.tile(np.arange(spec.num_directions), spec.num_layers)
+    directions = np.array([int(spec.is_reverse(position)) for position in range(len(spec.suffixes()))])
     row_of_step = np.full((steps, batch_size), -1)  # where a step is found in the outputs of all groups
     count = 0
     outputs, h_n, c_n = [], [], []

@@ -297,7 +297,7 @@ def recurrent_noise(
     """
     if not spec.dropout or spec.num_layers == 1:
         return None
-    shape = (spec.num_layers - 1, *sizes, spec.num_directions * spec.hidden_size)
+    shape = (spec.num_layers - 1, *sizes, spec.num_directions * spec.output_size)
     return noise(generator, shape, spec.dropout, dtype)
 
 

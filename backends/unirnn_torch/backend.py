@@ -12,6 +12,7 @@ from unirnn.contract.backend import Arrays, Backend, check_computes_as, leaves, 
 from unirnn.contract.limits import Kernel
 from unirnn.devices import DTYPES, short_name
 from unirnn.errors import ArgumentError, DeviceError, DTypeError
+from unirnn.snapshots import layouts
 from unirnn.specs import Conv1dSpec, Spec
 from unirnn.specs import arguments as names
 
@@ -30,6 +31,12 @@ _NATIVE: dict[type[RecurrentSpec], type[torch.nn.RNNBase]] = {
     LSTMSpec: torch.nn.LSTM,
 }
 """torch's own layers."""
+_CELLS: dict[type[RecurrentSpec], type[torch.nn.RNNCellBase]] = {
+    RNNSpec: torch.nn.RNNCell,
+    GRUSpec: torch.nn.GRUCell,
+    LSTMSpec: torch.nn.LSTMCell,
+}
+"""torch's own cells, which are read as layers of one step."""
 
 Array = NDArray[Any]
 
@@ -71,10 +78,14 @@ class TorchBackend(Backend):
             return
         if device.kind == "gpu" and isinstance(spec, RNNSpec) and spec.nonlinearity == "relu":
             yield Limit("the gradient of cuDNN's relu at exactly 0 is 1, elsewhere it is 0", refuses=False)
-        reason = dispatch.unsupported_reason("native", spec)
+        reason = layouts.SUPPORT["torch"].unsupported_reason(spec)
         if reason is not None:
-            is_compiled = dispatch.unsupported_reason("compiled", spec, device.kind, dtype) is None
-            instead = "the compiled kernel computes it" if is_compiled else "the reference computes it, step by step"
+            if dispatch.unsupported_reason("compiled", spec, device.kind, dtype) is None:
+                instead = "the compiled kernel computes it"
+            elif dispatch.has_native(spec):
+                instead = "torch's own layer computes it over the steps in the opposite order"
+            else:
+                instead = "the reference computes it, step by step"
             yield Limit(
                 f"{reason}, so {instead}; torch.nn.{spec.kind} loads its state_dict, but computes the other variant",
                 refuses=False,
@@ -109,12 +120,14 @@ class TorchBackend(Backend):
         if spec is None:
             return None
         if isinstance(spec, RecurrentSpec):
-            check_computes_as(Recurrent if isinstance(module, Recurrent) else _NATIVE[type(spec)], module, "forward")
+            natives = _CELLS if isinstance(module, torch.nn.RNNCellBase) else _NATIVE
+            check_computes_as(Recurrent if isinstance(module, Recurrent) else natives[type(spec)], module, "forward")
         else:
             models.check_layers(module)
         # As attributes, since a parametrization renames what is in the state_dict.
-        weights = {name: attrgetter(name)(module) for name in spec.weight_shapes()}
+        weights = {name: attrgetter(_held_as(name, module))(module) for name in spec.weight_shapes()}
         for name, weight in weights.items():
+            name = _held_as(name, module)
             _check_readable(name, weight)
             layer, _, own = name.rpartition(".")
             if f"{own}_g" in module.get_submodule(layer)._parameters:
@@ -132,7 +145,7 @@ class TorchBackend(Backend):
         return spec, "float32" if dtype == "bfloat16" else dtype
 
     def write(self, module: Any, weights: Arrays) -> None:
-        tensors = {name: torch.tensor(array, device="cpu") for name, array in weights.items()}
+        tensors = {_held_as(name, module): torch.tensor(array, device="cpu") for name, array in weights.items()}
         owned = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
         for name, tensor in tensors.items():
             weight = owned.get(name)
@@ -160,8 +173,8 @@ class TorchBackend(Backend):
             for name, array in weights.items():
                 owned[name].copy_(torch.tensor(array, device="cpu"))
 
-    def read_file(self, path: str) -> dict[str, Array]:
-        return read_checkpoint(path)
+    def read_file(self, path: str) -> tuple[dict[str, Array], dict[str, str]]:
+        return read_checkpoint(path), {}
 
     def from_numpy(self, array: Array, module: Any) -> torch.Tensor:
         weight = models.first_tensor(module)
@@ -218,7 +231,7 @@ def _check_readable(name: str, weight: torch.Tensor) -> None:
 
 
 def _spec(module: Any) -> Spec | None:
-    """The spec of a module of ours, or of torch's own, by the attributes that are its constructor's arguments."""
+    """The spec of a module of ours, or of torch's own layers and cells, by their constructor's arguments."""
     if isinstance(module, (DefinitionModule, ModelModule, Recurrent)):
         spec: Spec = module.spec
         return spec
@@ -226,4 +239,13 @@ def _spec(module: Any) -> Spec | None:
         if isinstance(module, native):
             rows = names.arguments(kind.kind, "constructor")
             return kind.from_kwargs("torch", {row.torch: getattr(module, row.torch) for row in rows if row.torch})
+    for kind, cell in _CELLS.items():
+        if isinstance(module, cell):
+            own: dict[str, Any] = {"nonlinearity": module.nonlinearity} if kind is RNNSpec else {}
+            return kind(module.input_size, module.hidden_size, bias=module.bias, **own)
     return None
+
+
+def _held_as(weight: str, module: Any) -> str:
+    """The attribute of a module that holds a weight; a cell's has no number of a layer."""
+    return weight.removesuffix("_l0") if isinstance(module, torch.nn.RNNCellBase) else weight

@@ -155,7 +155,7 @@ def backward(
 
 
 class Step:
-    """One time step of a stack of layers in one direction, prepared for many steps of equal shapes; without gradients.
+    """One time step of a stack of layers that run forward, prepared for many steps of equal shapes; without gradients.
 
     Parameters
     ----------
@@ -184,7 +184,7 @@ class Step:
     def can_be_had(spec: RecurrentSpec, weights: Iterable[Tensor], x: Tensor) -> bool:
         """Whether the compiled kernels, which must be there, can make such steps."""
         readable = all(w.dtype is x.dtype and w.is_cpu and _in_one_piece(w) is w for w in weights)
-        return readable and x.dtype in _DTYPES and x.is_cpu and x.shape[0] > 0 and not spec.bidirectional
+        return readable and x.dtype in _DTYPES and x.is_cpu and x.shape[0] > 0 and spec.can_stream
 
     def fits(self, weights: Iterable[Tensor], x: Tensor, state: Sequence[Tensor]) -> bool:
         """Whether it can make a step: the weights lie where they lay, and the tensors have those shapes and dtypes."""

@@ -16,7 +16,7 @@ from unirnn.errors import LimitError
 from unirnn.reference import functions
 from unirnn.specs import LinearSpec, Model, Spec
 
-from . import models
+from . import dispatch, models
 
 __all__ = ["DefinitionModule", "build"]
 
@@ -57,6 +57,7 @@ class DefinitionModule(nn.Module):
 
     spec: Any  # a Model; what the subclasses have would have to be asked for at each use
     xp: Any
+    __prepare_scriptable__ = dispatch.refuse_script
 
     def __init__(self, spec: Model, *, device: Any, dtype: torch.dtype, weights: Arrays | None, kernel: str) -> None:
         super().__init__()

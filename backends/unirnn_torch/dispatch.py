@@ -9,7 +9,7 @@ each call. `route` decides, in this order:
    unrolled. On a GPU, and on a CPU without the compiled kernels, the operator is torch's own computation.
 3. If that does not support the call, torch's own layer runs it. Without lengths this is one call; with lengths there
    are two ways, and `valid_steps_are_faster` chooses. With resets it runs over the valid steps only.
-4. If torch has no such layer, the reference computes it step by step.
+4. If torch has no such layer, or `torch.func.vmap` runs over the call, the reference computes it step by step.
 """
 
 import sys
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from enum import Enum
 from functools import cache
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -42,12 +42,15 @@ __all__ = [
     "check_build",
     "describe",
     "has_native",
+    "is_batched",
     "is_exporting_to_onnx",
     "is_jit_tracing",
     "is_plain",
     "is_traced",
+    "refuse_script",
     "route",
     "unsupported_reason",
+    "unwrapped",
     "valid_steps_are_faster",
 ]
 
@@ -60,8 +63,13 @@ _KINDS: dict[str, str] = {type_: kind for kind, type_ in DEVICE_TYPES.items()}
 KERNELS = {
     "auto": Support("torch", kinds=ALL_KINDS, exports=("torch.export", "ONNX")),
     # Its second derivatives are those of the reference.
-    "compiled": replace(kernels.SUPPORT["compiled"], dtypes=("float32", "float64"), derivatives=2),
-    "native": Support("torch", lacks=("reverse", "reset_after", "gate_activation")),
+    "compiled": replace(
+        kernels.SUPPORT["compiled"],
+        lacks=("proj_size", "gate_activation"),
+        dtypes=("float32", "float64"),
+        derivatives=2,
+    ),
+    "native": Support("torch", lacks=("reset_after", "gate_activation")),
     "reference": Support("the reference"),
 }
 """What each kernel can compute at all, by the names that the argument ``kernel`` of `build` may have."""
@@ -69,7 +77,7 @@ SUPPORT = {
     **KERNELS,
     "native operator": Support(
         "the operator for graphs",
-        lacks=("reverse", "proj_size", "reset_after", "gate_activation"),
+        lacks=("proj_size", "reset_after", "gate_activation"),
         devices=("cpu", "gpu"),
     ),
 }
@@ -79,7 +87,8 @@ NO_LIBRARY = library.why_not()
 """Why the compiled kernels are missing on this machine, in a sentence; None if they are there."""
 
 # torch has no public way to ask whether torch.func transforms a call.
-_functorch_level = getattr(getattr(torch._C, "_functorch", None), "maybe_current_level", None)
+_functorch: Any = getattr(torch._C, "_functorch", None)
+_functorch_level = getattr(_functorch, "maybe_current_level", None)
 
 
 def is_jit_tracing() -> bool:
@@ -90,6 +99,37 @@ def is_jit_tracing() -> bool:
 def is_traced() -> bool:
     """Whether a call's tensors have no values to look at, or none that may be looked at."""
     return torch.compiler.is_compiling() or is_jit_tracing() or _is_transformed()
+
+
+def is_batched(*tensors: Any) -> bool:
+    """Whether `torch.func.vmap` runs over any of some values, so that it has no numbers of its own."""
+    if torch.compiler.is_compiling():  # a graph can't ask
+        return False
+    return _is_transformed() and any(_is_batched(t) for t in tensors if isinstance(t, Tensor))
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_batchedtensor(tensor):
+            return True
+        tensor = _functorch.get_unwrapped(tensor)
+    return False
+
+
+def unwrapped(tensor: Tensor) -> Tensor:
+    """What a tensor of `torch.func` holds: of one that is batched, the whole batch."""
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = _functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def refuse_script(module: torch.nn.Module) -> NoReturn:
+    """What the classes of modules have as ``__prepare_scriptable__``, which `torch.jit.script` calls first."""
+    raise LimitError(
+        f"torch.jit.script: given a module of unirnn, {type(module).__name__}, which torch can't compile in this way; "
+        "use torch.export.export, or torch.jit.trace with seq_length as a tensor among the inputs; torch.jit.script "
+        "takes a model that calls what was traced"
+    )
 
 
 def is_exporting_to_onnx() -> bool:
@@ -178,16 +218,16 @@ def check_build(kernel: str, spec: Spec, device: str, dtype: str) -> None:
 
 def describe(spec: RecurrentSpec, device: str, dtype: str) -> Iterator[Kernel]:
     """The kernels that a spec has there, and when ``"auto"`` takes which."""
-    otherwise = "native" if has_native(spec) else "reference"
+    otherwise, but = ("native", ", except under torch.func.vmap") if has_native(spec) else ("reference", "")
     if unsupported_reason("compiled", spec, device, dtype) is None:
         yield Kernel("compiled", "in all cases, except under autocast, torch.func, torch.jit.trace and in forward mode")
-        yield Kernel(otherwise, "in all other cases")
+        yield Kernel(otherwise, f"in all other cases{but}")
     elif device == "cpu" and NO_LIBRARY is not None:
-        yield Kernel(otherwise, f"in all cases, since the compiled kernels are missing: {NO_LIBRARY}")
+        yield Kernel(otherwise, f"in all cases, since the compiled kernels are missing: {NO_LIBRARY}{but}")
     else:
-        yield Kernel(otherwise, "in all cases" if otherwise == "native" else "in all cases, step by step")
+        yield Kernel(otherwise, "in all cases" + (but or ", step by step"))
     if otherwise == "native":
-        yield Kernel("reference", None)
+        yield Kernel("reference", "under torch.func.vmap")
 
 
 # ---- the decision --------------------------------------------------------------------------------
@@ -250,7 +290,8 @@ def route(
     resets
         `(T, B)`, likewise; None if no sequence begins anew.
     native
-        Whether torch has such layers: `has_native`, which was asked when the module was built.
+        Whether torch's own layer can compute the call: `has_native`, which was asked when the module was built, and
+        not `is_batched`.
     needs_grad
         Whether a backward pass may follow.
 

@@ -60,6 +60,10 @@ class Stack(NamedTuple):
         biases = () if self.spec.bias else (None, None)
         return [reference.Weights(*flat[k : k + count], *biases) for k in range(0, len(flat), count)]
 
+    def reverse(self) -> list[bool]:
+        """Whether each layer and direction runs from the last valid step to the first."""
+        return [self.spec.is_reverse(k) for k in range(self.spec.num_layers * self.spec.num_directions)]
+
     def native_arguments(self) -> tuple[list[Tensor], bool, int, float, bool, bool]:
         """What follows input and state in a native call of the whole stack."""
         spec = self.spec
@@ -99,8 +103,10 @@ def run(
     if state is None:
         state = tuple([x.new_zeros(shape) for shape in stack.spec.state_shapes(x.shape[1]).values()])
     if route is Route.DENSE:
+        reverse = stack.spec.reverse  # torch's own layer runs forward
+        x = x.flip(0) if reverse else x
         output, *final = native.NATIVE[stack.mode](x, join_state(state), *stack.native_arguments(), False)
-        return output, tuple(final)
+        return output.flip(0) if reverse else output, tuple(final)
     if route is Route.VALID_STEPS:
         assert not isinstance(lengths, Tensor)
         assert not isinstance(resets, Tensor)
@@ -125,7 +131,6 @@ def _valid_steps(
     stack: Stack, x: Tensor, state: State, lengths: NDArray[np.int64] | None, resets: NDArray[np.bool_] | None
 ) -> tuple[Tensor, State]:
     """One native call over the valid steps, in torch's packed form."""
-    spec = stack.spec
 
     def run(data: Tensor, batch_sizes: Tensor, begin: State) -> tuple[Tensor, ...]:
         results: tuple[Tensor, ...] = native.NATIVE[stack.mode](
@@ -134,7 +139,7 @@ def _valid_steps(
         return results
 
     found = sequences(x.shape[0], x.shape[1], lengths, resets)
-    return native.over_valid_steps(run, x, state, found, list(range(spec.num_directions)) * spec.num_layers)
+    return native.over_valid_steps(run, x, state, found, stack.reverse())
 
 
 def _tensor(array: NDArray[Any] | Tensor | None) -> Tensor | None:
@@ -154,12 +159,12 @@ def _infer(
     begins = [()] * len(weights) if state is None else list(zip(*[part.unbind() for part in state], strict=True))
     output = x
     for k, end in enumerate(zip(*[part.unbind() for part in final], strict=True)):
-        layer, reverse = divmod(k, width)
-        if not reverse:
+        layer, column = divmod(k, width)
+        if not column:
             x = _dropout(stack, output) if layer and stack.dropout else output
             output = x.new_empty((steps, batch_size, width * size))
-        own = output if width == 1 else output[:, :, reverse * size : (reverse + 1) * size]
-        compiled.forward(Call(cell, x, lengths, resets, begins[k], weights[k], reverse == 1), own, end, None)
+        own = output if width == 1 else output[:, :, column * size : (column + 1) * size]
+        compiled.forward(Call(cell, x, lengths, resets, begins[k], weights[k], spec.is_reverse(k)), own, end, None)
     return output, final
 
 
@@ -175,10 +180,10 @@ def _operators(
         stack = stack._replace(weights={name: weight.to(dtype) for name, weight in stack.weights.items()})
     if dispatch.is_exporting_to_onnx():
         layer = exporting.layer
-    cell, width, weights, finals = cell_of(spec), spec.num_directions, stack.directions(), []
+    cell, width, weights, reverse, finals = cell_of(spec), spec.num_directions, stack.directions(), stack.reverse(), []
     for k in range(spec.num_layers):
         own = slice(k * width, (k + 1) * width)
-        x, final = layer(cell, x, lengths, resets, [part[own] for part in state], weights[own])
+        x, final = layer(cell, x, lengths, resets, [part[own] for part in state], weights[own], reverse=reverse[own])
         finals.append(final)
         if stack.dropout and k < spec.num_layers - 1:
             x = _dropout(stack, x)

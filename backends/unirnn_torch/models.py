@@ -49,6 +49,7 @@ class ModelModule(nn.Module):
     """
 
     spec: Any  # a Spec; what the subclasses have would have to be asked for at each use
+    __prepare_scriptable__ = dispatch.refuse_script
 
     def forward(
         self,

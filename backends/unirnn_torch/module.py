@@ -30,10 +30,11 @@ from unirnn.contract.call import (
 from unirnn.contract.module import Module
 from unirnn.devices import short_name
 from unirnn.errors import ArgumentError
+from unirnn.specs.arguments import missing_arguments
 
 from . import dispatch, layers, native, operators
 from .compiled import Step
-from .dispatch import SUPPORT, Route
+from .dispatch import Route
 from .layers import Lengths, Resets, Stack, State
 
 __all__ = ["Recurrent", "read_lengths", "read_resets"]
@@ -74,6 +75,7 @@ class Recurrent(torch.nn.RNNBase):
     """
 
     spec: RecurrentSpec
+    __prepare_scriptable__ = dispatch.refuse_script
     _first_weights: Arrays | None = None
     _last_step: Step | None = None
 
@@ -129,7 +131,7 @@ class Recurrent(torch.nn.RNNBase):
     def extra_repr(self) -> str:
         """What `repr` shows: as for the native layers, and the variant that they don't have."""
         own = self.spec.uncommon()
-        lacking = [f", {name}={own[name]!r}" for name in SUPPORT["native"].lacks if name in own]
+        lacking = [f", {name}={own[name]!r}" for name in missing_arguments("torch") if name in own]
         return super().extra_repr() + "".join(lacking)
 
     def forward(
@@ -216,10 +218,10 @@ class Recurrent(torch.nn.RNNBase):
         self, x: Tensor, state: State | None, lengths: Lengths, resets: Resets, weights: dict[str, Tensor]
     ) -> tuple[Route, Stack]:
         """How a call over `(T, B, I)` is computed, and what layers it has."""
-        needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *(state or ()), *weights.values()))
-        route = dispatch.route(
-            self.kernel, self.spec, x, lengths, resets, native=self._has_native, needs_grad=needs_grad
-        )
+        tensors = (x, *(state or ()), *weights.values())
+        needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        native_can = self._has_native and not dispatch.is_batched(lengths, *tensors)
+        route = dispatch.route(self.kernel, self.spec, x, lengths, resets, native=native_can, needs_grad=needs_grad)
         training = self.training or (needs_grad and native.needs_training_flag(x))
         dropout = self.dropout if self.training else 0.0
         return route, Stack(self.spec, self.mode, weights, dropout, training, needs_grad)
@@ -245,7 +247,7 @@ class Recurrent(torch.nn.RNNBase):
             state = tuple(part.index_select(1, order) for part in state)
         ns: NDArray[np.int64] = (np.arange(batch_size)[:, None] < batch_sizes.numpy()).sum(axis=1)
         route, stack = self._decide(call.input, state, ns, None, weights)
-        if route is Route.REFERENCE or route.by_operators:
+        if route is Route.REFERENCE or route.by_operators or spec.reverse:
             padded, _ = pad_packed_sequence(PackedSequence(data, batch_sizes))
             padded, final = layers.run(route, stack, padded, state, ns, None)
             output = pack_padded_sequence(padded, torch.from_numpy(ns)).data
@@ -283,7 +285,8 @@ def read_lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64] | Tensor:
     """Check the lengths, whatever they come in: `(B,)`.
 
     They are read on the host. In a graph and in a trace they stay a tensor: other lengths will follow. Our operators
-    check the values when they run.
+    check the values when they run. They also stay a tensor where `torch.func.vmap` runs over them, with several values
+    for each sequence.
     """
     if torch.compiler.is_compiling() or dispatch.is_jit_tracing():
         values = torch.as_tensor(seq_length)
@@ -291,6 +294,10 @@ def read_lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64] | Tensor:
         return values.to(torch.int64).reshape(-1)
     if isinstance(seq_length, Tensor):
         check_lengths(tuple(seq_length.shape), short_name(seq_length.dtype), sizes)
+        if dispatch.is_batched(seq_length):
+            values = dispatch.unwrapped(seq_length).flatten()
+            lengths(values.tolist(), Sizes(sizes.steps, len(values)))
+            return seq_length.to(torch.int64).reshape(-1)
         # Not by `numpy`, which does not work under the gradients of torch.func.
         seq_length = np.array(seq_length.tolist(), short_name(seq_length.dtype))
     return lengths(seq_length, sizes)

@@ -4,7 +4,7 @@ The packed form of torch takes the valid steps only, of sequences that are sorte
 between resets as well, which are sequences of their own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -87,7 +87,7 @@ def over_valid_steps(
     x: Tensor,
     state: tuple[Tensor, ...],
     found: Sequences,
-    directions: list[int],
+    reverse: Sequence[bool],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run layers over the valid steps only, in torch's packed form.
 
@@ -101,9 +101,9 @@ def over_valid_steps(
         The initial state, `(L*D, B, H)` each.
     found
         The sequences of the batch. There must be a valid step.
-    directions
-        For each layer and direction, 0 if it runs forward, 1 in the reverse direction. For ``[1]``, ``run`` is given
-        the steps in the opposite order, and runs forward.
+    reverse
+        Whether each layer and direction runs from the last valid step to the first. If all do, ``run`` is given the
+        steps in the opposite order, and runs forward.
 
     Returns
     -------
@@ -126,13 +126,14 @@ def over_valid_steps(
     active = there(batch_sizes)
     step = torch.repeat_interleave(active, output_size=count)
     place = torch.arange(count, device=x.device) - (active.cumsum(0) - active).index_select(0, step)
-    if directions == [1]:
+    if all(reverse):
         step = there(found.begins + found.lengths - 1).index_select(0, place) - step
     else:
         step = there(found.begins).index_select(0, place) + step
     rows = step * batch_size + there(found.columns).index_select(0, place)
 
-    at, has_initial = found.initial(np.array(directions))
+    directions = np.array(reverse, np.int64)
+    at, has_initial = found.initial(directions)
     begin = [_rows(part).index_select(0, there(at.reshape(-1))).view(*at.shape, -1) for part in state]
     if not has_initial.all():
         begun = there(has_initial).unsqueeze(-1)
@@ -141,7 +142,7 @@ def over_valid_steps(
 
     # Under autocast the results may be narrower than the input.
     output = results.new_zeros((steps * batch_size, results.shape[1])).index_copy(0, rows, results)
-    source, target = (there(rows) for rows in found.final(np.array(directions)))
+    source, target = (there(rows) for rows in found.final(directions))
     final = tuple(
         _rows(whole.to(part.dtype)).index_copy(0, target, _rows(part).index_select(0, source)).view(whole.shape)
         for whole, part in zip(state, ends, strict=True)
@@ -173,7 +174,7 @@ def direction_with_resets(spec: RecurrentSpec, call: Call, lengths: NDArray[np.i
         return results
 
     state = tuple(part.unsqueeze(0) for part in call.state)
-    output, final = over_valid_steps(run, x, state, found, [int(call.reverse)])
+    output, final = over_valid_steps(run, x, state, found, [call.reverse])
     return output, *(part.squeeze(0) for part in final)
 
 

@@ -344,6 +344,7 @@ def layer(
     state: Sequence[Tensor],
     weights: Sequence[reference.Weights],
     *,
+    reverse: Sequence[bool],
     kernel: str,
     direct: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -363,6 +364,8 @@ def layer(
         Initial state, `(D, B, H)` each.
     weights
         Those of each direction; without a projection.
+    reverse
+        Whether each direction runs from the last valid step to the first.
     kernel
         ``"compiled"`` or ``"native"``.
     direct
@@ -384,11 +387,11 @@ def layer(
     for k, of_direction in enumerate(weights):
         tensors = (x, lengths, resets, *(part[k] for part in state), *of_direction[:4])
         if direct:
-            output, *results = _Direct.apply(*tensors, k == 1, kernel, cell)  # type: ignore[no-untyped-call]
+            output, *results = _Direct.apply(*tensors, reverse[k], kernel, cell)  # type: ignore[no-untyped-call]
         else:
             keeps = kernel == "compiled" and torch.is_grad_enabled()
             keep = keeps and any(t is not None and t.requires_grad for t in tensors)
-            output, *results = _OPERATORS[cell](*tensors, k == 1, kernel, keep)
+            output, *results = _OPERATORS[cell](*tensors, reverse[k], kernel, keep)
         outputs.append(output)
         finals.append(results[: len(state)])
     if len(outputs) == 1:

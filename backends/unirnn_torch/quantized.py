@@ -20,6 +20,7 @@ from unirnn.contract.module import Module
 from unirnn.contract.sequences import sequences
 from unirnn.errors import LimitError
 
+from . import dispatch
 from .module import Recurrent
 from .native import over_valid_steps
 
@@ -29,7 +30,7 @@ _LIKE = (Tensor, torch.float32)
 _KINDS: dict[str, Any] = {"GRU": dynamic.GRU, "LSTM": dynamic.LSTM}
 _SUPPORT = Support(
     "torch's quantisation",
-    lacks=("reverse", "proj_size", "reset_after", "gate_activation"),
+    lacks=("proj_size", "reset_after", "gate_activation"),
     devices=("cpu",),
     derivatives=0,
 )
@@ -50,6 +51,8 @@ class DynamicQuantized(torch.nn.Module):
     ``quantize_dynamic(model, {Recurrent, torch.nn.Linear}, mapping={**mapping, Recurrent: DynamicQuantized})`` with
     ``mapping = torch.ao.quantization.get_default_dynamic_quant_module_mappings()``.
     """
+
+    __prepare_scriptable__ = dispatch.refuse_script
 
     def __init__(self, spec: RecurrentSpec, layers: torch.nn.Module) -> None:
         super().__init__()
@@ -98,8 +101,9 @@ class DynamicQuantized(torch.nn.Module):
         steps, batch_size, _ = x.shape
         state = call.state or tuple(x.new_zeros(shape) for shape in spec.state_shapes(batch_size).values())
         if call.lengths is None and call.resets is None and batch_size:
-            output, hx = self.layers(x, join_state(state))
-            return call.restore(output, state_parts(spec, hx) or ())
+            # The layers run forward.
+            output, hx = self.layers(x.flip(0) if spec.reverse else x, join_state(state))
+            return call.restore(output.flip(0) if spec.reverse else output, state_parts(spec, hx) or ())
         found = sequences(steps, batch_size, call.lengths, call.resets)
         if not found.lengths.any():
             return call.restore(x.new_zeros((steps, batch_size, spec.num_directions * spec.output_size)), state)
@@ -108,4 +112,5 @@ class DynamicQuantized(torch.nn.Module):
             output, hx = self.layers(PackedSequence(data, batch_sizes), join_state(begin))
             return output.data, *(state_parts(spec, hx) or ())
 
-        return call.restore(*over_valid_steps(run, x, state, found, [*range(spec.num_directions)] * spec.num_layers))
+        reverse = [spec.is_reverse(k) for k in range(len(state[0]))]
+        return call.restore(*over_valid_steps(run, x, state, found, reverse))

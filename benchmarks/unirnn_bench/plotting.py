@@ -1,11 +1,11 @@
 """Draws the rows of a benchmark: a panel for each cell and pass, and each baseline that ours is compared with."""
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from unirnn.errors import ArgumentError, FileError
+from unirnn import registry
+from unirnn.errors import FileError
 
 from .baselines import DESCRIPTIONS
 
@@ -21,15 +21,12 @@ def check_plot_file(path: Path) -> None:
     ------
     FileError
         If the path does not end in ``.png``.
-    ArgumentError
-        If matplotlib is not installed.
+    BackendError
+        If matplotlib can't be imported.
     """
     if path.suffix != ".png":
         raise FileError(f"--plot: given {str(path)!r}, expected a name that ends in .png")
-    if not find_spec("matplotlib"):
-        raise ArgumentError(
-            "--plot: needs matplotlib, which is not installed; to install it: python -m pip install matplotlib"
-        )
+    registry.import_optional("matplotlib.figure", "--plot:", "matplotlib")
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from subjects import Subject
 
-from unirnn import GRUSpec, LSTMSpec, errors
+from unirnn import GRUSpec, LinearSpec, LSTMSpec, Sequential, errors
 
 T, B, I, H = 5, 3, 2, 4  # noqa: E741
 Mistake = tuple[Callable[[Any, Any], Any], type[errors.UnirnnError], str]
@@ -321,6 +322,75 @@ def test_a_device_that_does_not_exist(subject: Subject, device: str) -> None:
     words = f"device: given '{device}', not present; {subject.backend.name} sees cpu"
     with pytest.raises(errors.DeviceError, match=re.escape(words)):
         subject.build(GRUSpec(I, H), device=device)
+
+
+ma: Any = np.ma  # which has no types in the stubs of NumPy 1
+SUBCLASSES: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "masked array": ("numpy.MaskedArray", lambda array: ma.masked_array(array, True)),
+    "matrix": ("numpy.matrix", lambda array: array.reshape(len(array), -1).view(np.matrix)),
+    "record array": ("numpy.recarray", lambda array: array.view(np.recarray)),
+    "Kelvins": (r"\w+\.Kelvins", lambda array: array.view(Kelvins)),
+}
+LENGTHS = np.array([1, 2, 0])
+# Each row: what is wrong, and a function of (gru, to, T, change).
+GIVEN: dict[str, tuple[str, Callable[..., Any]]] = {
+    "input": ("input", lambda gru, to, steps, change: gru(change(zeros(steps, B, I)))),
+    "hx": ("h_0", lambda gru, to, steps, change: gru(to(zeros(steps, B, I)), change(zeros(1, B, H)))),
+    "step": ("x", lambda gru, to, steps, change: gru.step(change(zeros(B, I)))),
+    "lengths": ("seq_length", lambda gru, to, steps, change: gru(to(zeros(steps, B, I)), None, change(LENGTHS))),
+    "lengths in a list": (
+        "seq_length",
+        lambda gru, to, steps, change: gru(to(X), None, [*map(change, LENGTHS[:, None])]),
+    ),
+    "resets": ("resets", lambda gru, to, steps, change: gru(to(X), resets=change(np.zeros((T, B), bool)))),
+    "resets in a list": (
+        "resets",
+        lambda gru, to, steps, change: gru(to(X), resets=[*map(change, np.zeros((T, B), bool))]),
+    ),
+}
+
+
+class Kelvins(np.ndarray[Any, Any]):
+    """An array of a third party."""
+
+
+@pytest.mark.parametrize("place", GIVEN)
+@pytest.mark.parametrize("kind", SUBCLASSES)
+def test_subclasses_of_numpy_arrays(subject: Subject, kind: str, place: str) -> None:
+    gru = subject.build(GRUSpec(I, H), seed=0)
+    name, change = SUBCLASSES[kind]
+    argument, action = GIVEN[place]
+    for steps in (2, 6):
+        with pytest.raises(errors.ArgumentError, match=rf"^{argument}: given {name}, expected a ") as caught:
+            action(gru, lambda array: subject.array(array, gru), steps, change)
+    if kind == "masked array" and ("seq_length" in argument or "resets" in argument):
+        assert "its mask would be ignored" in str(caught.value)
+
+
+def test_subclasses_of_numpy_arrays_in_a_model(subject: Subject) -> None:
+    model = Sequential(head=LinearSpec(I, I), encoder=GRUSpec(I, H))
+    net = model.build(subject.backend.name, seed=0, **subject.options)
+    masked, words = ma.masked_array(X, True), "given numpy.MaskedArray, expected a "
+    x = subject.array(X, net)
+    actions: dict[str, Callable[[], Any]] = {
+        "input": lambda: net(masked),
+        r"hx\[0\] \(encoder\)": lambda: net(x, (masked[:1],)),
+        "seq_length": lambda: net(x, None, ma.masked_array(LENGTHS, True)),
+        "x": lambda: net.step(masked[0]),
+    }
+    for argument, action in actions.items():
+        with pytest.raises(errors.ArgumentError, match=f"^{argument}: {words}"):
+            action()
+
+
+def test_memory_mapped_arrays_are_taken(subject: Subject, tmp_path: Path) -> None:
+    gru = subject.build(GRUSpec(I, H), seed=0)
+    x, ns = (
+        np.memmap(tmp_path / str(k), dtype, "w+", shape=shape)
+        for k, (dtype, shape) in enumerate(((np.float32, X.shape), (np.int64, B)))
+    )
+    x[:] = 1
+    assert subject.call(gru, x, seq_length=ns)[0].shape == (T, B, H)
 
 
 def test_a_module_still_works_after_a_mistake(subject: Subject) -> None:

@@ -6,9 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from ctypes import CDLL
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -116,11 +118,40 @@ def test_a_missing_library_is_explained(elsewhere: ModuleType) -> None:
     assert elsewhere.load() is None
 
 
-def test_a_broken_library_is_explained(elsewhere: ModuleType) -> None:
+BROKEN: dict[str, Callable[[Path], Any]] = {
+    "text": lambda path: path.write_bytes(b"not a library"),
+    "nothing": lambda path: path.touch(),
+    "a folder": lambda path: path.mkdir(),
+    "another library": lambda path: shutil.copy(sys.modules["_ctypes"].__file__ or "", path),
+    "a reason that is no text": lambda path: path.with_name(library._REASON).write_bytes(b"\xff\xfe\xff"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_library_is_explained(elsewhere: ModuleType, what: str) -> None:
     path = Path(elsewhere.__file__ or "").with_name(elsewhere._NAME)
-    path.write_bytes(b"not a library")
-    assert elsewhere.why_not().startswith(f"{path} can't be loaded: ")
+    BROKEN[what](path)
+    words = "is of another version" if what == "another library" else "can't be loaded"
+    assert elsewhere.why_not().startswith(f"{path} {words}")
     assert elsewhere.load() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="changes the header of a library for Linux")
+def test_a_library_for_another_processor_is_explained(compiled: CDLL, elsewhere: ModuleType) -> None:
+    contents = bytearray(Path(compiled._name).read_bytes())
+    contents[18:20] = b"\xff\xfe"  # the processor, in the header
+    path = Path(elsewhere.__file__ or "").with_name(elsewhere._NAME)
+    path.write_bytes(contents)
+    assert elsewhere.why_not().startswith(f"{path} can't be loaded: OSError: ")
+
+
+def test_a_library_of_another_version_is_refused(
+    compiled: CDLL, elsewhere: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its structs may be others, so it would read memory that is not meant for it."""
+    shutil.copy(library._FOLDER / library._NAME, Path(elsewhere.__file__ or "").parent)
+    monkeypatch.setattr(elsewhere, "_INTERFACE", compiled.unirnn_interface() + 1)
+    assert elsewhere.why_not().endswith("is of another version; install unirnn again to build it")
 
 
 # ---- the build hook ------------------------------------------------------------------------------

@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mindspore import nn
 from mindspore.train.checkpoint_pb2 import Checkpoint
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, files
 from unirnn.errors import ArgumentError, FileError, SpecError, UnirnnError
+
+# The files of these tests do not say batch_first; what is done then is tested in test_snapshots.py.
+pytestmark = pytest.mark.filterwarnings("ignore::unirnn.errors.AssumptionWarning")
 
 GRU = GRUSpec(2, 3)
 SPECS = [RNNSpec(2, 3, nonlinearity="relu"), GRUSpec(2, 3, 2, bidirectional=True), LSTMSpec(2, 3, 2, bias=False)]
@@ -32,14 +36,54 @@ def snapshot_of(layer: Any, spec: RecurrentSpec) -> Snapshot:
 # ---- files of unirnn -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("format", ["safetensors", "ckpt"])
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
-def test_mindspore_loads_a_saved_snapshot(tmp_path: Path, spec: RecurrentSpec) -> None:
-    snapshot = unirnn.snapshot(spec.build("numpy", seed=0))
-    snapshot.save(tmp_path / "a.safetensors")
-    loaded = ms.load_checkpoint(str(tmp_path / "a.safetensors"), format="safetensors")
-    layer = layer_of(spec)
-    assert ms.load_param_into_net(layer, loaded, strict_load=True) == ([], [])
-    assert snapshot_of(layer, spec) == snapshot
+def test_mindspore_loads_a_saved_snapshot(tmp_path: Path, spec: RecurrentSpec, format: str) -> None:
+    snapshot, path = unirnn.snapshot(spec.build("numpy", seed=0)), str(tmp_path / f"a.{format}")
+    snapshot.save(path)
+    assert files.load(path) == snapshot
+    loaded = ms.load_checkpoint(path, format=format)
+    for layer in (layer_of(spec), spec.build("mindspore")):
+        assert ms.load_param_into_net(layer, loaded, strict_load=True) == ([], [])
+        assert snapshot_of(layer, spec) == snapshot
+
+
+class Net(nn.Cell):
+    """`MODEL` by MindSpore's own layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4)
+        self.conv = nn.Conv1d(4, 6, 3, pad_mode="valid", has_bias=True)
+        self.norm = nn.BatchNorm1d(6)
+        self.block = nn.CellDict({"encoder": nn.GRU(6, 6), "scale": nn.LayerNorm((6,))})
+        self.head = nn.Dense(6, 2)
+
+
+MODEL = unirnn.Sequential(
+    embedding=unirnn.EmbeddingSpec(7, 4),
+    conv=unirnn.Conv1dSpec(4, 6, 3),
+    norm=unirnn.BatchNormSpec(6),
+    block=unirnn.Sequential(encoder=GRUSpec(6, 6), scale=unirnn.LayerNormSpec(6)),
+    head=unirnn.LinearSpec(6, 2),
+)
+
+
+def test_mindspores_own_layers_load_a_saved_model(tmp_path: Path) -> None:
+    path, net = str(tmp_path / "a.ckpt"), Net()
+    snapshot = unirnn.snapshot(MODEL.build("numpy", seed=0))
+    snapshot.save(path)
+    assert ms.load_param_into_net(net, ms.load_checkpoint(path), strict_load=True) == ([], [])
+    theirs = {name: parameter.asnumpy() for name, parameter in net.parameters_dict().items()}
+    assert len(theirs) == len(snapshot.weights)
+    assert theirs["conv.weight"].shape == (6, 4, 1, 3)
+    assert unirnn.snapshot(theirs, spec=MODEL) == snapshot == files.load(path)
+    built = MODEL.build("mindspore")
+    unirnn.load_weights(built, files.load(path))
+    assert unirnn.snapshot(built) == snapshot
+    data = Path(path).read_bytes()
+    snapshot.save(path)
+    assert Path(path).read_bytes() == data
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------
@@ -144,11 +188,15 @@ def test_a_weight_of_another_dtype_is_refused(tmp_path: Path, dtype: str, dims: 
         files.load(tmp_path / "a.ckpt")
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["checked", "unchecked"])
+@pytest.fixture(scope="module", params=["checked", "unchecked", "unirnn"])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Snapshot, bytes, bool]:
     layer, path = layer_of(GRU), tmp_path_factory.mktemp("whole") / "a.ckpt"
-    ms.save_checkpoint(layer, str(path), crc_check=request.param)
-    return snapshot_of(layer, GRU), path.read_bytes(), request.param
+    snapshot, is_checked = snapshot_of(layer, GRU), request.param == "checked"
+    if request.param == "unirnn":
+        snapshot.save(path)
+    else:
+        ms.save_checkpoint(layer, str(path), crc_check=is_checked)
+    return snapshot, path.read_bytes(), is_checked
 
 
 def load_or_refuse(path: Path, data: bytes) -> Snapshot | None:

@@ -27,9 +27,9 @@ SPECS: list[RecurrentSpec] = [
     RNNSpec(2, 16, 2, bidirectional=True, batch_first=True),
     GRUSpec(2, 16, 2, bidirectional=True, batch_first=True),
     LSTMSpec(2, 16, 2, bidirectional=True, batch_first=True),
-    GRUSpec(2, 16, bias=False),
-    GRUSpec(2, 5, 2, bidirectional=True, reset_after=False),
-    LSTMSpec(2, 16, bias=False),
+    GRUSpec(2, 16, bias=False, reverse=True),
+    GRUSpec(2, 5, 2, bidirectional=True, reset_after=False, gate_activation="hard_sigmoid_0.2"),
+    LSTMSpec(2, 5, 2, bias=False, reverse=True, proj_size=3, gate_activation="hard_sigmoid"),
 ]
 
 
@@ -190,6 +190,10 @@ def test_the_export_of_a_layer_without_a_fused_operator_needs_a_known_t(spec: Re
 
 @pytest.mark.parametrize("device", ["gpu", "ascend"])
 def test_limits_of_a_layer_without_a_fused_operator(device: str) -> None:
-    for spec, name in ((RNNSpec(3, 20), "RNN"), (GRUSpec(3, 20, reset_after=False), "GRU with reset_after=False")):
+    for spec, name in (
+        (RNNSpec(3, 20, reverse=True), "RNN"),
+        (GRUSpec(3, 20, reset_after=False), "GRU with reset_after=False"),
+        (LSTMSpec(3, 20, proj_size=4), "LSTM with proj_size=4"),
+    ):
         explained = unirnn.explain(spec, "mindspore", device)
         assert [str(limit) for limit in explained] == [f"differs: {device} has no fused {name}: it runs step by step"]

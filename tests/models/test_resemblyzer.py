@@ -43,8 +43,8 @@ def theirs() -> Any:
 
 
 def test_the_layer_in_the_file_is_the_layer_in_the_module(theirs: Any) -> None:
-    snapshot = unirnn.load(PRETRAINED)  # it has no other recurrent layer
-    assert snapshot.spec == unirnn.LSTMSpec(40, 256, 3)
+    snapshot = unirnn.load(PRETRAINED, batch_first=True)  # it has no other recurrent layer
+    assert snapshot.spec == unirnn.LSTMSpec(40, 256, 3, batch_first=True)
     of_layer = unirnn.snapshot(theirs.lstm)
     assert of_layer.spec == MODEL["lstm"]
     assert all(np.array_equal(array, of_layer.weights[name]) for name, array in snapshot.weights.items())

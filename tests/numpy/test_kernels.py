@@ -105,6 +105,7 @@ def test_a_pullback_checks_shapes_and_can_be_called_again(cell: Any, kernel: str
         GRUSpec(3, 4, 3, bidirectional=True, dropout=0.5),
         GRUSpec(3, 4, 3, bidirectional=True, dropout=0.5, reset_after=False),
         LSTMSpec(3, 4, 3, bidirectional=True, dropout=0.5),
+        LSTMSpec(3, 4, 3, bidirectional=True, dropout=0.5, proj_size=2, gate_activation="hard_sigmoid"),
     ],
     ids=repr,
 )
@@ -112,7 +113,7 @@ def test_dropout_is_seeded_and_has_gradients(spec: RecurrentSpec) -> None:
     rng = np.random.default_rng(0)
     weights = unirnn.snapshot(spec.build("numpy", dtype="float64", seed=0)).weights
     arrays = {"input": rng.standard_normal((5, 2, 3)), **weights}
-    arrays |= {f"{state}_0": rng.standard_normal((6, 2, 4)) for state in spec.states}
+    arrays |= {f"{state}_0": rng.standard_normal(shape) for state, shape in spec.state_shapes(2).items()}
 
     def run(arrays: dict[str, Any]) -> Any:
         module = Snapshot(spec, {name: arrays[name] for name in weights}).build("numpy", seed=7).train()

@@ -20,6 +20,7 @@ SPECS: list[RecurrentSpec] = [
     RNNSpec(3, 4, batch_first=True, bias=False),
     GRUSpec(3, 4, 2, batch_first=True),
     LSTMSpec(3, 4, 2),
+    LSTMSpec(3, 4, 2, proj_size=2, gate_activation="hard_sigmoid_0.2"),
 ]
 each = pytest.mark.parametrize("spec", SPECS, ids=repr)
 STEPS = 7
@@ -47,7 +48,7 @@ class Streamed:
         self.spec = spec
         self.module = spec.build("numpy", dtype="float64", seed=0)
         self.input = rng.standard_normal((*leading, 3))
-        self.d_output = rng.standard_normal((*leading, 4))
+        self.d_output = rng.standard_normal((*leading, spec.output_size))
         shapes = spec.state_shapes(len(LENGTHS)).values()
         self.state, self.d_state = (join_state([rng.standard_normal(shape) for shape in shapes]) for _ in range(2))
 

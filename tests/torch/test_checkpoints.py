@@ -23,6 +23,9 @@ import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, files
 from unirnn.errors import ArgumentError, FileError, SpecError, UnirnnError
 
+# The files of these tests do not say batch_first; what is done then is tested in test_snapshots.py.
+pytestmark = pytest.mark.filterwarnings("ignore::unirnn.errors.AssumptionWarning")
+
 GRU = GRUSpec(2, 3)
 SPECS = [RNNSpec(2, 3, nonlinearity="relu"), GRUSpec(2, 3, 2, bidirectional=True), LSTMSpec(2, 4, 2, proj_size=3)]
 each_layout = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before 1.6"])

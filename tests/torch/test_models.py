@@ -331,6 +331,15 @@ def test_torch_export_with_any_lengths(spec: Spec) -> None:
     torch.testing.assert_close(exported(x, seq_length=ns), net(x, seq_length=ns))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@each
+def test_torch_jit_script_is_refused_in_words(spec: Spec) -> None:
+    net = spec.build("torch")
+    for module in (net, nn.Sequential(net)):
+        with pytest.raises(errors.LimitError, match=r"^torch.jit.script: .* use torch.export.export, or torch.jit.tr"):
+            torch.jit.script(module)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @each
@@ -368,10 +377,12 @@ def test_onnx_export_with_any_lengths(name: str, tmp_path: Path) -> None:
 
 
 def test_transforms_of_torch_func() -> None:
-    net = FEATURES.build("torch", seed=0, kernel="reference").eval()  # torch can't batch its own layers there
+    net = FEATURES.build("torch", seed=0).eval()
     x, _ = batch(FEATURES, (9, 9, 9, 9))
     ns = torch.tensor([9, 5, 0, 7])
     torch.testing.assert_close(torch.vmap(net)(x), net(x))
+    by_vmap = torch.vmap(lambda x, n: net(x, seq_length=n))(x, ns)
+    torch.testing.assert_close(by_vmap, net(x, seq_length=ns)[:, : by_vmap.shape[1]])
     parameters = {name: p.detach() for name, p in net.named_parameters()}
 
     def loss(parameters: dict[str, Tensor], x: Tensor, ns: Tensor | None = None) -> Any:

@@ -27,6 +27,12 @@ SPECS: list[RecurrentSpec] = [
 ]
 RESET_BEFORE = GRUSpec(3, 4, 2, bidirectional=True, batch_first=True, dropout=0.25, reset_after=False)
 """torch has no such layer."""
+VARIANTS: list[RecurrentSpec] = [
+    GRUSpec(3, 4, batch_first=True, reset_after=False),
+    GRUSpec(3, 4, 2, reverse=True),
+    LSTMSpec(3, 4, proj_size=2, batch_first=True, reverse=True, gate_activation="hard_sigmoid_0.2"),
+]
+"""Nor such ones."""
 each = pytest.mark.parametrize("spec", SPECS, ids=repr)
 LENGTHS = [5, 0, 2]
 
@@ -53,8 +59,8 @@ def assert_equal(actual: Any, expected: Any, tolerance: float = 0.0) -> None:
 
 def skip_unless_torch_computes_in_bfloat16(spec: RecurrentSpec) -> None:
     """Some processors lack what oneDNN needs for an LSTM in bfloat16: torch's own layer raises there."""
-    if "reset_after" in spec.uncommon():
-        return  # torch has no such layer
+    if spec in VARIANTS:
+        return
     try:
         with torch.autocast("cpu", torch.bfloat16):
             native(spec)(batch(spec)[0])
@@ -121,9 +127,14 @@ def test_a_packed_sequence_has_its_own_lengths() -> None:
 
 
 @pytest.mark.parametrize("enforce_sorted", [True, False])
-def test_a_packed_sequence_without_a_native_layer(enforce_sorted: bool) -> None:
-    gru = RESET_BEFORE.build("torch", dtype="float64", seed=0).eval()
-    x, hx = (part.double() for part in batch(RESET_BEFORE))
+@pytest.mark.parametrize(
+    ("spec", "kernel"),
+    [(RESET_BEFORE, "auto"), *((GRUSpec(3, 4, 2, batch_first=True, reverse=True), k) for k in ("auto", "native"))],
+    ids=str,
+)
+def test_a_packed_sequence_without_a_native_layer(spec: RecurrentSpec, enforce_sorted: bool, kernel: str) -> None:
+    gru = spec.build("torch", dtype="float64", seed=0, kernel=kernel).eval()
+    x, hx = (part.double() for part in batch(spec))
     lengths = [5, 2, 2] if enforce_sorted else [2, 5, 2]
     packed = pack_padded_sequence(x, torch.tensor(lengths), True, enforce_sorted)
     for state in (None, hx):
@@ -143,6 +154,11 @@ def test_explain_and_repr_tell_of_a_variant_that_torch_lacks() -> None:
     assert not list(unirnn.explain(GRUSpec(3, 4), "torch"))
     gru = RESET_BEFORE.build("torch", seed=0).eval()
     assert repr(gru).endswith("dropout=0.25, bidirectional=True, reset_after=False)")
+    reverse = GRUSpec(3, 4, reverse=True, gate_activation="hard_sigmoid")
+    assert repr(reverse.build("torch")) == "GRU(3, 4, reverse=True, gate_activation='hard_sigmoid')"
+    assert "torch has no GRU with reverse=True, so torch's own layer computes it" in str(
+        unirnn.explain(GRUSpec(3, 4, reverse=True), "torch", "gpu")
+    )
     theirs = torch.nn.GRU(3, 4, 2, bidirectional=True, batch_first=True).eval()
     theirs.load_state_dict(gru.state_dict(), strict=True)
     x, hx = batch(RESET_BEFORE)
@@ -178,7 +194,7 @@ def test_a_projection_has_the_guarantees() -> None:
     assert (output[:, 1] == 0).all()
 
 
-@pytest.mark.parametrize("spec", [*SPECS, GRUSpec(3, 4, batch_first=True, reset_after=False)], ids=repr)
+@pytest.mark.parametrize("spec", [*SPECS, *VARIANTS], ids=repr)
 @pytest.mark.parametrize("seq_length", [None, LENGTHS], ids=["dense", "ragged"])
 class TestAsPartOfTorch:
     def test_compile_as_one_graph(self, spec: RecurrentSpec, seq_length: Any) -> None:

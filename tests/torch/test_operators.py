@@ -604,20 +604,54 @@ def test_auto_falls_back_to_native(lengths: Any) -> None:
     torch.testing.assert_close(results_of(auto), results_of(native), rtol=0, atol=0)
 
 
-def test_per_sample_gradients() -> None:
-    gru = GRUSpec(3, 4).build("torch", seed=0)
-    x = torch.linspace(-1, 1, 180).reshape(3, 20, 1, 3)
+each_under_vmap = pytest.mark.parametrize(
+    ("spec", "kernel"),
+    [
+        *((GRUSpec(3, 4, bidirectional=True), kernel) for kernel in ("auto", "native", "reference")),
+        *((LSTMSpec(3, 4, 2, reverse=True), kernel) for kernel in ("auto", "native")),
+        (GRUSpec(3, 4, reset_after=False), "auto"),
+    ],
+    ids=str,
+)
 
-    def total(weights: dict[str, Tensor], x: Tensor) -> Tensor:
-        result: Tensor = torch.func.functional_call(gru, weights, (x,))[0].square().sum()
+
+@each_under_vmap
+def test_per_sample_gradients(spec: RecurrentSpec, kernel: str) -> None:
+    module = spec.build("torch", seed=0, kernel=kernel)
+    x, lengths = torch.linspace(-1, 1, 54).reshape(3, 6, 1, 3), torch.tensor([[6], [0], [2]])
+
+    def total(weights: dict[str, Tensor], x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        result: Tensor = torch.func.functional_call(module, weights, (x, None, lengths))[0].square().sum()
         return result
 
-    found = torch.func.vmap(torch.func.grad(total), (None, 0))(dict(gru.named_parameters()), x)
+    weights = dict(module.named_parameters())
+    dense = torch.func.vmap(torch.func.grad(total), (None, 0))(weights, x)
+    ragged = torch.func.vmap(torch.func.grad(total), (None, 0, 0))(weights, x, lengths)
     for k, sample in enumerate(x):
-        gru.zero_grad()
-        gru(sample)[0].square().sum().backward()
-        for name, parameter in gru.named_parameters():
-            torch.testing.assert_close(found[name][k], parameter.grad)
+        for found, n in ((dense, None), (ragged, lengths[k])):
+            module.zero_grad()
+            module(sample, None, n)[0].square().sum().backward()
+            for name, parameter in module.named_parameters():
+                torch.testing.assert_close(found[name][k], parameter.grad)
+    with pytest.raises(errors.LengthError, match=r"seq_length\[0\]: given 7, expected 0 <= n <= 6"):
+        torch.func.vmap(total, (None, 0, 0))(weights, x, lengths + 1)
+
+
+@each_under_vmap
+def test_vmap_over_an_ensemble(spec: RecurrentSpec, kernel: str) -> None:
+    modules = [spec.build("torch", seed=seed, kernel=kernel) for seed in (0, 1)]
+    x, hx, lengths = batch(spec, 5, [5, 0, 2])
+    weights, _ = torch.func.stack_module_state(modules)
+    for args in ((x.nan_to_num(), hx), (x, None, lengths)):
+        found = torch.vmap(lambda w, args=args: torch.func.functional_call(modules[0], w, args))(weights)
+        for k, module in enumerate(modules):
+            torch.testing.assert_close([part[k] for part in flat(found)], flat(module(*args)))
+
+
+def test_the_compiled_kernel_by_name_has_no_vmap() -> None:
+    gru = GRUSpec(3, 4).build("torch", seed=0, kernel="compiled")
+    with pytest.raises(errors.LimitError, match=r"does not support transforms of torch\.func; build with 'auto'"):
+        torch.vmap(lambda x, n: gru(x, None, n)[0])(torch.ones(2, 5, 3), torch.tensor([5, 1]))
 
 
 @pytest.fixture
@@ -668,7 +702,9 @@ def test_the_compiled_kernel_by_name_where_it_is_missing() -> None:
     ):
         GRUSpec(3, 4).build("torch", kernel="compiled")
     told = unirnn.explain(GRUSpec(3, 4), "torch").kernels[0]
-    assert told == ("native", "in all cases, since the compiled kernels are missing: no compiler was found")
+    assert told.name == "native"
+    assert told.when is not None
+    assert told.when.startswith("in all cases, since the compiled kernels are missing: no compiler was found, except")
     assert RESET_BEFORE.build("torch", seed=0)(torch.ones(5, 2, 3))[0].shape == (5, 2, 4)
 
 
@@ -794,12 +830,13 @@ def test_copies_keep_the_kernel() -> None:
 def test_explain_says_when_which_kernel_is_taken() -> None:
     assert unirnn.explain(GRUSpec(3, 4), "torch").kernels == (
         ("compiled", "in all cases, except under autocast, torch.func, torch.jit.trace and in forward mode"),
-        ("native", "in all other cases"),
-        ("reference", None),
+        ("native", "in all other cases, except under torch.func.vmap"),
+        ("reference", "under torch.func.vmap"),
     )
     assert [kernel.name for kernel in unirnn.explain(RESET_BEFORE, "torch").kernels] == ["compiled", "reference"]
-    assert unirnn.explain(LSTMSpec(3, 4, proj_size=2), "torch").kernels[0] == ("native", "in all cases")
-    assert unirnn.explain(GRUSpec(3, 4), "torch", dtype="bfloat16").kernels[0] == ("native", "in all cases")
+    for spec, dtype in ((LSTMSpec(3, 4, proj_size=2), "float32"), (GRUSpec(3, 4), "bfloat16")):
+        told = unirnn.explain(spec, "torch", dtype=dtype).kernels[0]
+        assert told == ("native", "in all cases, except under torch.func.vmap")
     (kernel,) = unirnn.explain(RESET_BEFORE, "torch", "gpu").kernels
     assert kernel == ("reference", "in all cases, step by step")
     assert not unirnn.explain(GRUSpec(3, 4), "array_api").kernels

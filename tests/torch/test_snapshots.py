@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,18 +59,96 @@ print(sorted(others & (set(sys.modules) - before)))
 def test_a_state_dict_as_it_is() -> None:
     model = torch.nn.ModuleDict({"encoder": torch.nn.GRU(3, 4), "head": torch.nn.Linear(4, 2)})
     expected = unirnn.snapshot(model["encoder"])
-    assert unirnn.snapshot(model.state_dict()) == expected
-    assert unirnn.snapshot(dict(model.named_parameters()), prefix="encoder.") == expected
-    narrow = unirnn.snapshot(model.to(torch.bfloat16).state_dict())
+    assert unirnn.snapshot(model.state_dict(), batch_first=False) == expected
+    assert unirnn.snapshot(dict(model.named_parameters()), prefix="encoder.", batch_first=False) == expected
+    narrow = unirnn.snapshot(model.to(torch.bfloat16).state_dict(), batch_first=False)
     for name, array in narrow.weights.items():
         np.testing.assert_allclose(array, expected.weights[name], rtol=2**-8)
 
 
-def test_a_list_of_layers_is_a_stack() -> None:
-    layers = [torch.nn.GRU(3, 4, bidirectional=True), torch.nn.GRU(8, 4, bidirectional=True)]
+@pytest.mark.parametrize("holder", [list, torch.nn.ModuleList, lambda layers: torch.nn.Sequential(*layers)])
+def test_a_list_of_layers_is_a_stack(holder: Any) -> None:
+    layers = [torch.nn.GRU(3, 4, bidirectional=True), torch.nn.GRU(8, 4, 2, bidirectional=True)]
     x = torch.randn(5, 2, 3)
-    output, _ = unirnn.snapshot(layers).build("torch")(x)
+    taken = unirnn.snapshot(holder(layers))
+    output, _ = taken.build("torch")(x)
     torch.testing.assert_close(output, layers[1](layers[0](x)[0])[0])
+    prefixes = ["stack.0.", "stack.1."]
+    state = torch.nn.ModuleDict({"stack": torch.nn.ModuleList(layers), "head": torch.nn.Linear(8, 2)}).state_dict()
+    assert unirnn.snapshot(state, prefix=prefixes, batch_first=False) == taken
+    other = [torch.nn.GRU(3, 4, bidirectional=True), torch.nn.GRU(8, 4, 2, bidirectional=True)]
+    unirnn.load_weights(holder(other), taken)
+    assert unirnn.snapshot(other) == taken
+
+
+def test_dropout_in_a_list_of_layers() -> None:
+    def layer(size: int, num_layers: int = 1, dropout: float = 0.0) -> torch.nn.Module:
+        return torch.nn.GRU(size, 4, num_layers, dropout=dropout)
+
+    half, third = torch.nn.Dropout(0.5), torch.nn.Dropout(0.3)
+    nothing = [torch.nn.Identity(), torch.nn.Dropout(0.0)]
+    taken = {
+        0.5: [layer(3), half, layer(4), half, layer(4, 2, 0.5)],
+        0.3: [*nothing, layer(3, 3, 0.3), *nothing, third, *nothing, layer(4), *nothing],
+        0.0: [layer(3), *nothing, layer(4, 3)],
+    }
+    for rate, layers in taken.items():
+        found = unirnn.snapshot(torch.nn.Sequential(*layers))
+        assert found.spec == GRUSpec(3, 4, 4, dropout=rate)
+        unirnn.load_weights(torch.nn.Sequential(*layers), found)
+    for wrong in ([layer(3), half, layer(4), third, layer(4)], [layer(3), half, layer(4), layer(4)]):
+        with pytest.raises(errors.SpecError, match=r"layers: given dropout of the rates .*, expected one rate between"):
+            unirnn.snapshot(wrong)
+    with pytest.raises(errors.SpecError, match=r"layers: given dropout of the rates \[0.5, 0.3\]"):
+        unirnn.snapshot([layer(3, 2, 0.3), half, layer(4)])
+    others = {"0": [half, layer(3)], "1": [layer(3), half], "2": [layer(3), half, third, layer(4)]}
+    for position, layers in others.items():
+        words = rf"layers: given {position}: torch\.nn\.modules\.dropout\.Dropout, which a stack would leave out"
+        with pytest.raises(errors.SpecError, match=words):
+            unirnn.snapshot(layers)
+
+
+def test_other_layers_in_a_list() -> None:
+    norm, linear = torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 4)
+    layers = torch.nn.ModuleList([torch.nn.GRU(3, 4), norm, torch.nn.GRU(4, 4), linear])
+    with pytest.raises(
+        errors.SpecError, match=r"given 1: .*\.BatchNorm1d, 3: .*\.Linear, which a stack would leave out"
+    ):
+        unirnn.snapshot(layers)
+
+    class Residual(torch.nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self:
+                x = x + layer(x)[0]
+            return x
+
+    with pytest.raises(errors.SpecError, match="Residual, whose forward is its own, expected that of Sequential"):
+        unirnn.snapshot(Residual(torch.nn.GRU(4, 4), torch.nn.GRU(4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [
+        (lambda bias: torch.nn.RNNCell(3, 4, bias=bias, nonlinearity="relu"), RNNSpec(3, 4, nonlinearity="relu")),
+        (lambda bias: torch.nn.GRUCell(3, 4, bias=bias), GRUSpec(3, 4)),
+        (lambda bias: torch.nn.LSTMCell(3, 4, bias=bias), LSTMSpec(3, 4)),
+    ],
+    ids=["RNN", "GRU", "LSTM"],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_state_dict_of_a_cell(kind: Any, spec: RecurrentSpec, bias: bool) -> None:
+    cell = kind(bias)
+    spec = replace(spec, bias=bias)
+    weights = torch.nn.ModuleDict({"cell": cell, "head": torch.nn.Linear(4, 2)}).state_dict()
+    taken = unirnn.snapshot(weights, **({"spec": spec} if spec.kind == "RNN" else {"batch_first": False}))
+    assert taken.spec == spec
+    x = torch.randn(5, 2, 3)
+    output, _ = taken.build("numpy")(x.numpy())
+    state: Any = None
+    for step in range(5):
+        state = cell(x[step], state)
+        expected = state[0] if spec.kind == "LSTM" else state
+        np.testing.assert_allclose(output[step], expected.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_module_that_is_no_layer() -> None:

@@ -1,13 +1,17 @@
 """The command ``unirnn`` as a whole: its commands, and how errors are shown.
 
 Results go to the standard output: tables as wide as the terminal, or, in a pipe or a file, as wide as their contents.
-Errors of unirnn, and those of files, go to the standard error, in one line. The exit status is
+Errors of unirnn, and those of files and of memory, go to the standard error, in one line. Control characters in names
+are escaped, and so is what the terminal's encoding lacks. The exit status is
 
 - 0 if all is well;
 - 1 if a backend is out of tolerance, fails, or can't build the layer that is explained;
 - 2 if the arguments are wrong, or name something that is not there.
 """
 
+import io
+import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -17,27 +21,55 @@ from unirnn import __version__, registry
 from unirnn.errors import UnirnnError
 
 from . import backends, explain, files, names, parity
-from .printing import one_line
+from .printing import one_line, visible
 
 __all__ = ["app"]
 
 
+_UsageError: Any = typer.BadParameter.__base__  # of click, which newer versions of typer hold a copy of
+
+
 class _Commands(TyperGroup):
-    """The commands, which show unirnn's errors as one line instead of a traceback."""
+    """The commands, which show errors of unirnn and of the system as one line instead of a traceback."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a terminal may lack characters of Chinese, or of a name
+        try:
+            return super().main(*args, **options)
+        except UnirnnError as error:
+            message = one_line(error)
+        except MemoryError as error:
+            message = f"too little memory: {one_line(error)}"
+        except OSError as error:  # of a file, or of the output: a full disk
+            if error.errno is None:
+                raise
+            message = one_line(error)
+        _discard_output()
+        typer.echo(f"unirnn: {message}", err=True)
+        sys.exit(2)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (UnirnnError, OSError) as error:
-            if isinstance(error, OSError) and error.filename is None and not isinstance(error, UnirnnError):
-                raise  # no error of a file: a broken pipe
-            typer.echo(f"unirnn: {one_line(error)}", err=True)
-            raise typer.Exit(2) from None
+        except _UsageError as error:
+            error.message = visible(error.message)
+            raise
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] == "bench":
             self.commands["bench"] = _import_bench()
         return super().resolve_command(ctx, args)
+
+
+def _discard_output() -> None:
+    """Discard what could not be written, or Python would try it again at its end, and show the error as its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _import_bench() -> Any:

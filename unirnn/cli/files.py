@@ -1,5 +1,6 @@
 """The commands on files: ``unirnn show`` and ``unirnn convert``."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from unirnn import Spec, files
-from unirnn.errors import ArgumentError
+from unirnn.errors import ArgumentError, AssumptionWarning
 from unirnn.specs import ModelSpec
 from unirnn.specs.summary import COLUMNS
 
@@ -16,6 +17,8 @@ from .printing import AsJson, busy, new_table, one_line, print_json, print_parts
 from .specs import parse_spec
 
 __all__ = ["convert", "show"]
+
+_UNKNOWN = "batch_first is not said by such a file; give convert --batch-first or --no-batch-first"
 
 _File = Annotated[Path, typer.Argument(metavar="FILE", help=f"Ends in {', '.join(files.READ)}.", show_default=False)]
 
@@ -46,6 +49,8 @@ def show(file: _File, as_json: AsJson = False) -> None:
             )
             if layer.note:
                 notes.append(f"{prefix!r}: {layer.note}")
+        if any(layer.assumed for layer in found.layers.values()):
+            notes.append(_UNKNOWN)
         title = f"{file}: {found.format}, no unirnn snapshot"
         print_parts(*([f"{title}: no recurrent layer in it"] if not layers else [title, table, *notes]))
     else:
@@ -79,6 +84,7 @@ def _layer(prefix: str, layer: files.Layer) -> dict[str, Any]:
         "error": None if known else one_line(layer.spec),
         "parameters": layer.spec.summary().parameters if isinstance(layer.spec, Spec) else None,
         "bytes": layer.num_bytes if known else None,
+        "assumed": list(layer.assumed),
         "weights": [
             {"name": name, "shape": list(shape), "dtype": dtype} for name, (shape, dtype) in layer.weights.items()
         ],
@@ -112,6 +118,14 @@ def convert(
             help="With a model as --spec: a new beginning for the names that begin so. May be repeated.",
         ),
     ] = None,
+    batch_first: Annotated[
+        bool | None,
+        typer.Option(
+            "--batch-first/--no-batch-first",
+            help="Whether the layer takes (B, T, I), if neither the file nor --spec says it.",
+            show_default=False,
+        ),
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option("--dtype", "-d", help="Round to float16, float32 or float64. Default: keep the dtype."),
@@ -127,9 +141,11 @@ def convert(
         if not separator:
             raise ArgumentError(f"--rename: given {old!r}, expected OLD=NEW")
     renamed = {old: new for old, _, new in pairs} if pairs else None
-    with busy(f"converting {source}"):
-        snapshot = files.load(source, prefix=prefix, spec=parsed, rename=renamed)
+    with busy(f"converting {source}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", AssumptionWarning)  # it is said below
+        snapshot = files.load(source, prefix=prefix, spec=parsed, rename=renamed, batch_first=batch_first)
         if dtype is not None:
             snapshot = snapshot.cast(dtype)
         files.save(snapshot, target)
-    print_parts(f"{target}: {snapshot.spec!r}, {snapshot.spec.summary().parameters} parameters, {snapshot.dtype}")
+    written = f"{target}: {snapshot.spec!r}, {snapshot.spec.summary().parameters} parameters, {snapshot.dtype}"
+    print_parts(written, *([_UNKNOWN] if snapshot.assumed else []))

@@ -8,32 +8,51 @@ from rich import box
 from rich.console import Console, RenderableType
 from rich.status import Status
 from rich.table import Table
+from rich.text import Text
 
 from unirnn.errors import UnirnnError
 
-__all__ = ["AsJson", "busy", "new_table", "one_line", "print_json", "print_parts", "reason"]
+__all__ = ["AsJson", "busy", "new_table", "one_line", "print_json", "print_parts", "reason", "visible"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 """The option of every command that can print JSON."""
 
 
+def visible(text: object) -> str:
+    """Text with its control characters escaped, which would move a terminal's cursor or change its colours."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
+
+
+class _Table(Table):
+    """A table whose cells are visible; see `visible`."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(
+            *(
+                Text(visible(cell.plain), cell.style) if isinstance(cell, Text) else Text(visible(cell))
+                for cell in cells
+            ),
+            **options,
+        )
+
+
 def new_table(*columns: str) -> Table:
-    """A table whose cells are folded, never cut off."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    """A table whose cells are text, and folded, never cut off."""
+    table = _Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
 
 
 def print_parts(*parts: RenderableType) -> None:
-    """Print tables and text; a str is not wrapped, so that a command in it can be copied."""
+    """Print tables and text; a str is not wrapped, so that a command in it can be copied, and is made `visible`."""
     console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = 10_000  # in a pipe or a file, a table is as wide as its contents
     for before, part in enumerate(parts):
         if before and (isinstance(part, Table) or isinstance(parts[before - 1], Table)):
             console.print()
-        console.print(part, soft_wrap=isinstance(part, str))
+        console.print(visible(part) if isinstance(part, str) else part, soft_wrap=isinstance(part, str))
 
 
 def print_json(value: Any) -> None:
@@ -43,7 +62,7 @@ def print_json(value: Any) -> None:
 
 def busy(what: str) -> Status:
     """Show that something is going on while frameworks are imported and run; on a terminal only."""
-    return Console(stderr=True).status(f"{what} ...")
+    return Console(stderr=True).status(Text(f"{visible(what)} ..."))
 
 
 def reason(error: Exception) -> str:
@@ -53,5 +72,5 @@ def reason(error: Exception) -> str:
 
 
 def one_line(message: object) -> str:
-    """A message of several lines as one."""
-    return "; ".join(line.strip() for line in str(message).splitlines())
+    """A message of several lines as one, made `visible`."""
+    return visible("; ".join(line.strip() for line in str(message).splitlines()))

@@ -31,6 +31,7 @@ _SPECS: dict[str, type[Spec]] = {
 }
 _DEFAULTS = {"input_size": 10, "hidden_size": 16}
 """Of a layer that is given by its cell alone."""
+_MOST_LAYERS = 10_000
 
 _SPEC = Annotated[
     str,
@@ -95,6 +96,7 @@ def takes_spec(command: Callable[..., None]) -> Callable[..., None]:
             elif given or not isinstance(parsed, wanted):
                 what = f" with the option {next(iter(given))}" if given else ""
                 raise SpecError(f"SPEC: given {parsed!r}{what}, expected a recurrent layer")
+        _check_layers(parsed)
         command(parsed, **arguments)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -134,9 +136,8 @@ def parse_spec(text: str) -> Spec:
     GRUSpec(10, 16)
     """
     try:
-        if text.lstrip().startswith("{"):
-            return Spec.from_dict(json.loads(text))
-        return _read_call(ast.parse(text.strip(), mode="eval").body)
+        is_json = text.lstrip().startswith("{")
+        spec = Spec.from_dict(json.loads(text)) if is_json else _read_call(ast.parse(text.strip(), mode="eval").body)
     except UnirnnError:
         raise
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
@@ -144,6 +145,15 @@ def parse_spec(text: str) -> Spec:
             f"SPEC: given {text!r}, expected what Python prints, such as 'GRUSpec(10, 16, num_layers=2)', "
             "or the JSON of its to_dict()"
         ) from None
+    _check_layers(spec)
+    return spec
+
+
+def _check_layers(spec: Spec) -> None:
+    """Refuse so many layers that naming their weights would never end."""
+    for leaf in spec.leaves().values():
+        if isinstance(leaf, RecurrentSpec) and leaf.num_layers > _MOST_LAYERS:
+            raise SpecError(f"num_layers: given {leaf.num_layers}, expected at most {_MOST_LAYERS} in a command")
 
 
 def _read_call(node: ast.AST) -> Spec:

@@ -124,9 +124,31 @@ class Backend(ABC):
         assert found is not None
         self.write(module, {**found[1], **weights})
 
-    def read_file(self, path: str) -> dict[str, Array]:
-        """The floating arrays of a checkpoint of the framework, by name; nothing in the file is executed."""
+    # A backend whose framework has a file format that unirnn does not know overrides these two.
+
+    def read_file(self, path: str) -> tuple[dict[str, Array], dict[str, str]]:
+        """The floating arrays of a checkpoint by name, and the metadata that `encode_file` put there, else an empty dict.
+
+        Nothing in the file is executed.
+        """
         raise LimitError(f"{self.name} has no checkpoints that unirnn reads")
+
+    def encode_file(self, spec: Any, weights: Arrays, metadata: Mapping[str, str]) -> bytes:
+        """The bytes of a checkpoint, which the framework itself loads into its module of this spec.
+
+        The same arguments give the same bytes.
+
+        Parameters
+        ----------
+        spec
+            What the weights are of.
+        weights
+            One array for each name of `Spec.weight_shapes`; the framework's own names may be others.
+        metadata
+            At most one text by its name, which says the spec. It is written where the framework's own loader does not
+            see it, and left out if there is no such place.
+        """
+        raise LimitError(f"{self.name} has no checkpoints that unirnn writes")
 
     # A backend whose framework has arrays of its own overrides these four.
 

@@ -40,7 +40,9 @@ __all__ = [
     "Layout",
     "Sizes",
     "array_names",
+    "as_plain",
     "bind",
+    "check_array",
     "check_arrays",
     "check_call",
     "check_dtype",
@@ -339,9 +341,8 @@ def _check(
     """Check that input and state are arrays of the framework, then their shapes and dtypes."""
     found: list[tuple[tuple[int, ...], Any]] = []
     for array in (input, *(state or ())):
-        if not isinstance(array, array_type):
-            name = array_names(spec, is_step=is_step)[len(found)]
-            raise ArgumentError(f"{name}: given {type_name(type(array))}, expected a {type_name(array_type)}")
+        if type(array) is not array_type:
+            check_array(array_names(spec, is_step=is_step)[len(found)], array, array_type)
         found.append((tuple(array.shape), array.dtype))
     return check_arrays(spec, dtype, found[0], found[1:], is_step=is_step)
 
@@ -351,6 +352,47 @@ def array_names(spec: RecurrentSpec, *, is_step: bool) -> tuple[str, ...]:
     if not is_step:
         return "input", *(f"{part}_0" for part in spec.states)
     return ("x", "state") if len(spec.states) == 1 else ("x", "state[0]", "state[1]")
+
+
+def check_array(argument: str, array: Any, array_type: type[Any]) -> None:
+    """Check that an argument is an array of the framework.
+
+    Of NumPy's arrays, only memory-mapped ones may be of a subclass: others hide numbers, as masked arrays do, or
+    compute something else, as matrices do.
+
+    Raises
+    ------
+    ArgumentError
+        If it is none.
+    """
+    if not isinstance(array, array_type):
+        raise ArgumentError(f"{argument}: given {type_name(type(array))}, expected a {type_name(array_type)}")
+    _check_plain(argument, type(array))
+
+
+def as_plain(argument: str, given: Any) -> NDArray[Any]:
+    """A NumPy array of anything that NumPy reads, but not of a subclass; see `check_array`.
+
+    Raises
+    ------
+    ArgumentError
+        If it is of a subclass, or a list of such arrays.
+    Exception
+        Whatever an array of some framework raises.
+    """
+    for kind in {*map(type, given)} if isinstance(given, (list, tuple)) else ():
+        _check_plain(argument, kind)
+    values: NDArray[Any] = np.asanyarray(given)
+    _check_plain(argument, type(values))
+    return values
+
+
+def _check_plain(argument: str, kind: type[Any]) -> None:
+    if issubclass(kind, np.ndarray) and kind not in (np.ndarray, np.memmap):
+        advice = "numpy.asarray makes one of it"
+        if issubclass(kind, np.ma.MaskedArray):
+            advice = "its mask would be ignored, so say what counts by seq_length, and give the numbers by filled()"
+        raise ArgumentError(f"{argument}: given {type_name(kind)}, expected a numpy.ndarray, not a subclass; {advice}")
 
 
 def type_name(kind: type) -> str:
@@ -494,8 +536,10 @@ def lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64]:
         If a value is below 0 or above T; the message names its position.
     """
     try:
-        values = np.asarray(seq_length)
-    except (ValueError, TypeError, RuntimeError) as error:  # whatever an array of some framework raises
+        values = as_plain("seq_length", seq_length)
+    except ArgumentError:
+        raise
+    except Exception as error:  # whatever an array of some framework raises
         raise DTypeError(f"seq_length: given {type_name(type(seq_length))}, expected integers ({error})") from None
     # An empty list is an array of floats. Getting a dtype's name, and NumPy's min and max, are slow for small batches.
     is_integer = values.dtype.kind in "iu" or not values.size
@@ -569,8 +613,10 @@ def resets(resets: Any, sizes: Sizes, batch_first: bool) -> NDArray[np.bool_] | 
         If it does not hold bools.
     """
     try:
-        values = np.asarray(resets)
-    except (ValueError, TypeError, RuntimeError) as error:  # whatever an array of some framework raises
+        values = as_plain("resets", resets)
+    except ArgumentError:
+        raise
+    except Exception as error:  # whatever an array of some framework raises
         raise DTypeError(f"resets: given {type_name(type(resets))}, expected bools ({error})") from None
     # An empty list is an array of floats.
     check_resets(values.shape, values.dtype.name if values.size else "bool", sizes, batch_first)

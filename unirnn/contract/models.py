@@ -279,8 +279,7 @@ def check_steps_of_batch_norms(
 
 def _check_input(name: str, spec: Spec, array: Any, array_type: type[Any], dtype: Any) -> tuple[int, ...]:
     """The shape of an input whose class, dtype and last axis are right."""
-    if not isinstance(array, array_type):
-        raise ArgumentError(f"{name}: given {_call.type_name(type(array))}, expected a {_call.type_name(array_type)}")
+    _call.check_array(name, array, array_type)
     shape = tuple(array.shape)
     if spec.takes_tokens:
         if not short_name(array.dtype).startswith(("int", "uint")):
@@ -328,10 +327,7 @@ def _read_states(
         name = f"{argument}[{position}] ({layer})"
         parts = _state_parts(leaf, item, name)
         for part, expected in zip(parts or (), leaf.state_shapes(batch_size).values(), strict=False):
-            if not isinstance(part, array_type):
-                raise ArgumentError(
-                    f"{name}: given {_call.type_name(type(part))}, expected a {_call.type_name(array_type)}"
-                )
+            _call.check_array(name, part, array_type)
             if tuple(part.shape) != expected:
                 raise ShapeError(f"{name}: given shape {tuple(part.shape)}, expected {expected}")
             _call.check_dtype(name, part.dtype, dtype)

@@ -1,15 +1,16 @@
 """What a file holds, described without its data: arrays by name, and the layers that they make up."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from unirnn.contract.weights import Array, check_dtype, check_weights, format_names
 from unirnn.devices import DTYPES, short_name
-from unirnn.errors import ArgumentError, DTypeError, FileError, SpecError, UnirnnError
+from unirnn.errors import ArgumentError, AssumptionWarning, DTypeError, FileError, SpecError, UnirnnError
 from unirnn.files._header import FORMAT
 from unirnn.registry import to_numpy
 from unirnn.snapshots import state_dicts
@@ -27,7 +28,11 @@ __all__ = [
     "floats",
     "read_state_dict",
     "stored",
+    "warn_of_assumptions",
 ]
+
+_ASSUMED = ("batch_first",)
+"""What the names and shapes of a state dict do not say, and what changes how a layer is called."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Layer:
     ----------
     spec
         Its spec, or the error that says why it is not known.
+    assumed
+        The arguments of the spec that the file does not say; see `unirnn.Snapshot`.
     weights
         The shape and dtype of each weight, by the names of `Spec.weight_shapes`; empty if there is no spec. The dtype
         is the one after reading: float32 for bfloat16.
@@ -47,6 +54,7 @@ class Layer:
 
     spec: Spec | UnirnnError
     weights: Mapping[str, tuple[tuple[int, ...], str]]
+    assumed: tuple[str, ...] = ()
     note: str = ""
 
     @property
@@ -67,19 +75,78 @@ class Choice:
     Parameters
     ----------
     prefix
-        The beginning of the names of the layer or the model.
+        The beginning of the names of the layer or the model; or several of them, a stack of layers of a state dict.
     spec
         What the layer or the model is.
     rename
         New beginnings of names by the old ones.
     batch_first
-        Whether the layer takes ``(B, T, I)``; None if nobody says so.
+        Whether the layer takes `(B, T, I)`; None if nobody says so.
+
+    Raises
+    ------
+    ArgumentError
+        If one of them has the wrong type, or they contradict each other.
     """
 
-    prefix: str | None = None
+    prefix: str | Sequence[str] | None = None
     spec: Spec | None = None
     rename: Rename | None = None
     batch_first: bool | None = None
+
+    def __post_init__(self) -> None:
+        spec, rename = self.spec, self.rename
+        if isinstance(self.prefix, (list, tuple)):
+            self._check_prefixes(self.prefix)
+        elif not isinstance(spec, Spec | None) or not isinstance(self.prefix, str | None):
+            raise ArgumentError(
+                f"spec, prefix: given {spec!r}, {self.prefix!r}, expected a spec such as GRUSpec(3, 4), and a str"
+            )
+        if not isinstance(self.batch_first, bool | None):
+            raise ArgumentError(f"batch_first: given {self.batch_first!r}, expected True or False")
+        if spec is not None:
+            self.check_layout(spec, "the spec")
+        if rename is None:
+            return
+        if not isinstance(rename, Mapping) or not all(
+            isinstance(old, str) and isinstance(new, str | None) for old, new in rename.items()
+        ):
+            raise ArgumentError(f"rename: given {rename!r}, expected new beginnings of names by the old ones")
+        if spec is None or isinstance(spec, RecurrentSpec):
+            given = "without a spec" if spec is None else f"with {spec!r}"
+            raise ArgumentError(
+                f"rename: given {given}, expected a model as spec; a recurrent layer is chosen by prefix"
+            )
+
+    def _check_prefixes(self, prefixes: Sequence[object]) -> None:
+        if not prefixes or not all(isinstance(prefix, str) for prefix in prefixes):
+            raise ArgumentError(
+                f"prefix: given {prefixes!r}, expected a str, or a list of them, the lowest layer first"
+            )
+        if not isinstance(self.spec, RecurrentSpec | None):
+            raise ArgumentError(f"prefix: given a list with {self.spec!r}, expected a recurrent layer, or one prefix")
+
+    @property
+    def only_prefix(self) -> str | None:
+        """The prefix, where a list of them is an ArgumentError: the layers are known, and what is between them."""
+        if isinstance(self.prefix, str | None):
+            return self.prefix
+        raise ArgumentError(
+            f"prefix: given {list(self.prefix)!r}, expected one: a list is for the names of a state dict; read the "
+            "layers one by one and join them by unirnn.stack, if there is nothing between them"
+        )
+
+    def check_layout(self, spec: Spec, whose: str) -> None:
+        """Check that ``batch_first``, if it is given, is what a spec says; an ArgumentError if it is not."""
+        if self.batch_first is None:
+            return
+        known = getattr(spec, "batch_first", None)
+        if known is None:
+            raise ArgumentError(f"batch_first: given {self.batch_first} with {spec!r}, which has none; leave it out")
+        if known is not self.batch_first:
+            raise ArgumentError(
+                f"batch_first: given {self.batch_first}, but {whose} says {known}: {_short(spec)}; give one of them"
+            )
 
 
 @dataclass(frozen=True)
@@ -162,9 +229,12 @@ def contents_of_state_dict(format: str, arrays: Mapping[str, StoredArray]) -> Co
         return read_state_dict(arrays, choice)
 
     layers: dict[str, Layer] = {}
-    for prefix, spec in state_dicts.find_layers(shapes).items():
+    for prefix, match in state_dicts.find_layers(shapes).items():
+        if isinstance(match, UnirnnError):
+            layers[prefix] = Layer(match, {})
+            continue
         try:
-            layers[prefix] = Layer(spec, {}) if isinstance(spec, UnirnnError) else _describe(arrays, prefix, spec)
+            layers[prefix] = replace(_describe(arrays, *match), assumed=_ASSUMED)
         except DTypeError as error:
             layers[prefix] = Layer(error, {})
     return Contents(format, None, layers, read, arrays)
@@ -175,10 +245,11 @@ def read_state_dict(arrays: Mapping[str, StoredArray], choice: Choice) -> Snapsh
     shapes = {name: array.shape for name, array in arrays.items()}
     spec = choice.spec
     if spec is None or isinstance(spec, RecurrentSpec):
-        prefix, spec = state_dicts.choose_layer(shapes, prefix=choice.prefix, spec=spec)
-        return _read_layer(arrays, prefix, spec)
+        assumed = _ASSUMED if spec is None and choice.batch_first is None else ()
+        found = state_dicts.choose_layer(shapes, prefix=choice.prefix, spec=spec, batch_first=choice.batch_first)
+        return replace(_read_layer(arrays, *found), assumed=assumed)
     floating = [name for name, array in arrays.items() if array.dtype in DTYPES]
-    sources = state_dicts.choose_weights(spec, shapes, floating, prefix=choice.prefix, rename=choice.rename)
+    sources = state_dicts.choose_weights(spec, shapes, floating, prefix=choice.only_prefix, rename=choice.rename)
     for source in sources.values():
         check_dtype(source, arrays[source].dtype)
     for name, other in (spec.tied() if isinstance(spec, ModelSpec) else {}).items():
@@ -191,6 +262,17 @@ def read_state_dict(arrays: Mapping[str, StoredArray], choice: Choice) -> Snapsh
     return Snapshot(spec, {name: arrays[sources[name]].read().reshape(expected[name]) for name in expected})
 
 
+def warn_of_assumptions(found: Snapshot) -> None:
+    """Warn the caller of `unirnn.load` or `unirnn.snapshot`, who calls this, of what is neither given nor known."""
+    if "batch_first" in found.assumed:
+        warnings.warn(
+            "batch_first: a state dict does not say it, and it is not given; assumed to be False, so that the layer "
+            "takes (T, B, I); give batch_first=True or batch_first=False",
+            AssumptionWarning,
+            stacklevel=3,
+        )
+
+
 def contents_of_snapshot(format: str, spec: Spec, arrays: Mapping[str, StoredArray]) -> Contents:
     """Describe a file whose metadata says that its arrays are the weights of a spec."""
     # A spec may claim any number of layers. Compare it with the number of arrays before listing the names of weights.
@@ -199,18 +281,19 @@ def contents_of_snapshot(format: str, spec: Spec, arrays: Mapping[str, StoredArr
         raise FileError(f"unirnn: given {_short(spec)}, but the file has {len(arrays)} arrays")
     try:
         check_weights(spec, {name: array.shape for name, array in arrays.items()})
-        layer = _describe(arrays, "", spec)
+        layer = _describe(arrays, spec, {name: name for name in spec.weight_shapes()})
     except UnirnnError as error:
         raise FileError(f"unirnn: given {_short(spec)}, which doesn't fit the arrays: {error}") from error
 
     def read(choice: Choice) -> Snapshot:
-        prefix, given = choice.prefix, choice.spec
+        prefix, given = choice.only_prefix, choice.spec
         if choice.rename is not None:  # the file of one model, opened as another
             return read_state_dict(arrays, choice)
         inner = _inner(spec, prefix or "")
         if given is not None and not given.fits(inner):
             raise SpecError(f"spec: given {given!r}, but the file says {inner!r}")
-        return _read_layer(arrays, f"{prefix.removesuffix('.')}." if prefix else "", given or inner)
+        begin = f"{prefix.removesuffix('.')}." if prefix else ""
+        return _read_layer(arrays, given or inner, {name: begin + name for name in inner.weight_shapes()})
 
     return Contents(format, FORMAT, {"": layer}, read, arrays)
 
@@ -234,14 +317,14 @@ def _short(spec: Spec) -> str:
     return text if len(text) <= 1_000 else text[:1_000] + "..."
 
 
-def _describe(arrays: Mapping[str, StoredArray], prefix: str, spec: Spec) -> Layer:
-    """Describe the layer whose arrays have a prefix; a DTypeError if one of them is not of floats."""
-    weights = {name: arrays[prefix + name] for name in spec.weight_shapes()}
-    for name, array in weights.items():
-        check_dtype(prefix + name, array.dtype)
-    return Layer(spec, {name: (array.shape, array.dtype) for name, array in weights.items()})
+def _describe(arrays: Mapping[str, StoredArray], spec: Spec, sources: Mapping[str, str]) -> Layer:
+    """Describe a layer by the names of the arrays of its weights; a DTypeError if one of them is not of floats."""
+    for source in sources.values():
+        check_dtype(source, arrays[source].dtype)
+    held = {name: arrays[sources[name]] for name in spec.weight_shapes()}
+    return Layer(spec, {name: (array.shape, array.dtype) for name, array in held.items()})
 
 
-def _read_layer(arrays: Mapping[str, StoredArray], prefix: str, spec: Spec) -> Snapshot:
-    layer = _describe(arrays, prefix, spec)
-    return Snapshot(spec, {name: arrays[prefix + name].read() for name in layer.weights})
+def _read_layer(arrays: Mapping[str, StoredArray], spec: Spec, sources: Mapping[str, str]) -> Snapshot:
+    layer = _describe(arrays, spec, sources)
+    return Snapshot(spec, {name: arrays[sources[name]].read() for name in layer.weights})

@@ -188,7 +188,7 @@ class _Reader:
             return self.contents_without_nodes()
 
         def read(choice: Choice) -> Snapshot:
-            name = choose_name(layers, choice.prefix)
+            name = choose_name(layers, choice.only_prefix)
             found: Any = layers[name].spec
             if isinstance(found, UnirnnError):
                 raise found
@@ -333,7 +333,7 @@ def _layer(chain: Sequence[Part]) -> Layer:
         return Layer(spec, {})
     whole = replace(spec, num_layers=len(chain))
     weights = {name: (shape, chain[0].nodes[0].dtype) for name, shape in whole.weight_shapes().items()}
-    return Layer(whole, weights, _note(chain))
+    return Layer(whole, weights, note=_note(chain))
 
 
 def _note(chain: Sequence[Part]) -> str:

@@ -27,7 +27,7 @@ from unirnn import registry
 from unirnn.contract.limits import ALL_KINDS, Support
 from unirnn.contract.models import is_batch_first
 from unirnn.contract.weights import Array
-from unirnn.errors import LimitError, MissingBackendError
+from unirnn.errors import LimitError
 from unirnn.files._header import spec_to_metadata
 from unirnn.files.onnx_layers import LayersBuilder
 from unirnn.snapshots.snapshot import Snapshot
@@ -47,16 +47,8 @@ _MAX_BYTES = 2**31 - 2**20  # of weights: a model ends at 2 GiB, and the graph i
 
 
 def import_onnx() -> Any:
-    """The package onnx; a MissingBackendError that says how to install it, if it is missing."""
-    try:
-        import onnx
-    except ModuleNotFoundError as error:
-        raise MissingBackendError(
-            "reading and writing .onnx needs onnx, which is not installed; "
-            f"to install it: {registry.install_hint('onnx')}",
-            name="onnx",
-        ) from error
-    return onnx
+    """The package onnx; a BackendError that says what to do, if it can't be had."""
+    return registry.import_optional("onnx", "reading and writing .onnx", "onnx")
 
 
 def oversize_reason(num_bytes: int) -> str | None:

@@ -1,14 +1,21 @@
 """Reading files without trusting them; see `unirnn.files`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 
 from unirnn import registry
 from unirnn.errors import ArgumentError, FileError, UnirnnError
-from unirnn.files._contents import Choice, Contents, StoredArray, contents_of_state_dict
+from unirnn.files._contents import (
+    Choice,
+    Contents,
+    StoredArray,
+    contents_of_snapshot,
+    contents_of_state_dict,
+    warn_of_assumptions,
+)
+from unirnn.files._header import spec_from_metadata
 from unirnn.files._paths import Path, known_suffix, path_string
-from unirnn.snapshots import state_dicts
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.snapshots.state_dicts import Rename
 from unirnn.specs import Spec
@@ -22,7 +29,14 @@ _READERS = {".safetensors": "safetensors", ".onnx": "onnx_reader", ".npz": "npz"
 """The module with the function ``read``, by suffix; imported when it is needed."""
 
 
-def load(path: Path, *, prefix: str | None = None, spec: Spec | None = None, rename: Rename | None = None) -> Snapshot:
+def load(
+    path: Path,
+    *,
+    prefix: str | Sequence[str] | None = None,
+    spec: Spec | None = None,
+    rename: Rename | None = None,
+    batch_first: bool | None = None,
+) -> Snapshot:
     """Read a snapshot, or a layer or a model in a file of another program; nothing in the file is executed.
 
     Parameters
@@ -39,6 +53,9 @@ def load(path: Path, *, prefix: str | None = None, spec: Spec | None = None, ren
         ``nonlinearity``, and nothing about a model but the names and shapes of its weights.
     rename
         With a model as ``spec``: new beginnings of names by the old ones; see `unirnn.snapshot`.
+    batch_first
+        For a state dict without a spec: whether the layer takes `(B, T, I)`. The file does not say it, so without it
+        there is a warning, and False is assumed.
 
     Raises
     ------
@@ -48,27 +65,35 @@ def load(path: Path, *, prefix: str | None = None, spec: Spec | None = None, ren
         As `unirnn.snapshot` raises them over a state dict or an ONNX model. There may be no recurrent layer, or several
         and no prefix, or none under the prefix. No spec may describe the layer, or it is not the given spec's. Or names
         and shapes do not tell whether an RNN is tanh or relu: then give ``spec``. Weights of a model may be missing, or
-        arrays be left over; the message lists both.
+        arrays be left over; the message lists both. ``batch_first`` may not be what the spec or the file says.
     MissingBackendError
         If the package that reads such a file is not installed.
     OSError
         If there is no such file, or it may not be read.
+
+    Warns
+    -----
+    AssumptionWarning
+        If ``batch_first`` is neither given nor known.
 
     Examples
     --------
     >>> import tempfile, numpy
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     numpy.savez(f"{folder}/a.npz", **{"rnn.weight_ih_l0": [[1.0]] * 3, "rnn.weight_hh_l0": [[0.5]] * 3})
-    ...     load(f"{folder}/a.npz")
-    <snapshot of GRUSpec(1, 1, bias=False), 6 numbers, float64>
+    ...     load(f"{folder}/a.npz", batch_first=True)
+    <snapshot of GRUSpec(1, 1, bias=False, batch_first=True), 6 numbers, float64>
     """
     path = path_string(path)
-    state_dicts.check_types(prefix, spec, rename)
+    choice = Choice(prefix, spec, rename, batch_first)
     found = contents(path)
     if rename is not None and found.format == "onnx":
         raise ArgumentError("rename: given with an ONNX model, which has no names of weights; leave it out")
     with _errors_name(path):
-        return found.read(Choice(prefix, spec, rename))
+        snapshot = found.read(choice)
+        choice.check_layout(snapshot.spec, "the file")
+    warn_of_assumptions(snapshot)
+    return snapshot
 
 
 def contents(path: Path) -> Contents:
@@ -105,8 +130,10 @@ def contents(path: Path) -> Contents:
     name = "mindspore" if suffix == ".ckpt" and first != b"PK" else "torch"
     backend = registry.load(name)
     with _errors_name(path):
-        arrays = backend.read_file(path)
-        return contents_of_state_dict(name, {key: StoredArray.from_array(array) for key, array in arrays.items()})
+        arrays, metadata = backend.read_file(path)
+        stored = {key: StoredArray.from_array(array) for key, array in arrays.items()}
+        spec = spec_from_metadata(metadata)
+        return contents_of_state_dict(name, stored) if spec is None else contents_of_snapshot(name, spec, stored)
 
 
 @contextmanager

@@ -4,16 +4,21 @@ import os
 import stat
 from importlib import import_module
 
+from unirnn import registry
+from unirnn.files._header import spec_to_metadata
 from unirnn.files._paths import Path, known_suffix, path_string
 from unirnn.snapshots.snapshot import Snapshot
 
 __all__ = ["WRITTEN", "save"]
 
-WRITTEN = (".safetensors", ".npz", ".onnx")
+WRITTEN = (".safetensors", ".npz", ".onnx", ".pt", ".pth", ".ckpt")
 """The suffixes that `save` knows."""
 
 _ENCODERS = {".safetensors": "safetensors", ".npz": "npz", ".onnx": "onnx_writer"}
 """The module with the function ``encode``, by suffix; imported when it is needed."""
+
+_BACKENDS = {".pt": "torch", ".pth": "torch", ".ckpt": "mindspore"}
+"""The backend that writes such a file, by suffix."""
 
 
 def save(snapshot: Snapshot, path: Path) -> None:
@@ -53,7 +58,12 @@ def save(snapshot: Snapshot, path: Path) -> None:
     """
     path = path_string(path)
     suffix = known_suffix(path, WRITTEN, "written")
-    _write(path, import_module(f"unirnn.files.{_ENCODERS[suffix]}").encode(snapshot))
+    if suffix in _BACKENDS:
+        backend = registry.load(_BACKENDS[suffix])
+        data = backend.encode_file(snapshot.spec, snapshot.weights, spec_to_metadata(snapshot.spec))
+    else:
+        data = import_module(f"unirnn.files.{_ENCODERS[suffix]}").encode(snapshot)
+    _write(path, data)
 
 
 def _write(path: str, data: bytes) -> None:

@@ -57,7 +57,7 @@ def forward(one: Direction, output: Array, final: State, *, keep: bool) -> Array
     if keep:
         steps, batch_size, _ = one.x.shape
         rows = steps * batch_size if one.lengths is None else int(one.lengths.sum())
-        kept = np.empty((rows, compiled.KEPT[compiled.cell_of(one.spec)] * output.shape[2]), one.x.dtype)
+        kept = np.empty((rows, compiled.KEPT[compiled.cell_of(one.spec)] * one.hidden_size), one.x.dtype)
     compiled.forward(_layer(one, kept, output, final))
     return kept
 
@@ -85,10 +85,9 @@ class Step:
 
     def __init__(self, spec: RecurrentSpec, weights: Mapping[str, Array], x: Array) -> None:
         self._weights, self._shape, self._dtype = dict(weights), x.shape, x.dtype
-        self._y_shape = (*x.shape[:-1], spec.hidden_size)
-        self._state_shape = (spec.num_layers, *self._y_shape)
-        self._parts = len(spec.states)
-        layers = [Weights(*(weights.get(name + suffix) for name in Weights._fields[:4])) for suffix in spec.suffixes()]
+        self._y_shape = (*x.shape[:-1], spec.output_size)
+        self._state_shapes = list(spec.state_shapes(x.shape[0] if x.ndim == 2 else None).values())
+        layers = [Weights(*(weights.get(name + suffix) for name in Weights._fields)) for suffix in spec.suffixes()]
         batch_size = x.shape[0] if x.ndim == 2 else 1
         self._run = compiled.Step(_MEMORY, compiled.cell_of(spec), _NAMES[x.dtype], layers, batch_size).run
 
@@ -97,10 +96,10 @@ class Step:
 
     @staticmethod
     def can_be_had(spec: RecurrentSpec, weights: Mapping[str, Array], x: Array) -> bool:
-        """Whether the compiled kernels can make such steps; the layers must have no projection."""
+        """Whether the compiled kernels can make such steps."""
         return (
             library.load() is not None
-            and not spec.bidirectional
+            and spec.can_stream
             and x.dtype in _NAMES
             and all(array.dtype == x.dtype and _is_whole(array) for array in weights.values())
         )
@@ -109,15 +108,15 @@ class Step:
         """Whether it can make a step: with the same weights, and arrays of the same shapes and dtype."""
         if type(x) is not np.ndarray or x.shape != self._shape or x.dtype != self._dtype:
             return False
-        for part in state:
-            if type(part) is not np.ndarray or part.shape != self._state_shape or part.dtype != self._dtype:
+        for part, shape in zip(state, self._state_shapes, strict=False):
+            if type(part) is not np.ndarray or part.shape != shape or part.dtype != self._dtype:
                 return False
         return all(weights.get(name) is array for name, array in self._weights.items())
 
     def run(self, x: Array, state: State) -> tuple[Array, State]:
         """Make a step: the output, `(B, H)` or `(H,)`, and the state after it; no state is zeros."""
         y = np.empty(self._y_shape, self._dtype)
-        final = tuple([np.empty(self._state_shape, self._dtype) for _ in range(self._parts)])
+        final = tuple([np.empty(shape, self._dtype) for shape in self._state_shapes])
         given = [part if _is_whole(part) else np.require(part, None, ["C", "A"]) for part in (x, *state)]
         at, *before = [_address(part) for part in given]
         self._run(at, before, _address(y), [_address(part) for part in final], compiled.num_threads())

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from unirnn.reference import Weights
-from unirnn.specs import GRUSpec, RecurrentSpec, RNNSpec
+from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
 
 from . import library
 
@@ -29,11 +29,21 @@ __all__ = [
     "num_threads",
 ]
 
-_CELLS = {name: k for k, name in enumerate(("RNN_TANH", "RNN_RELU", "GRU", "GRU_RESET_BEFORE", "LSTM"))}
-_DTYPES = {"float32": 0, "float64": 1}
+_GATES = {"sigmoid": "", "hard_sigmoid": "_HARD_SIGMOID", "hard_sigmoid_0.2": "_HARD_SIGMOID_02"}
 
-KEPT = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 5, "GRU_RESET_BEFORE": 4, "LSTM": 6}
+KEPT = {
+    "RNN_TANH": 1,
+    "RNN_RELU": 1,
+    **{
+        cell + gates: arrays
+        for cell, arrays in {"GRU": 5, "GRU_RESET_BEFORE": 4, "LSTM": 6}.items()
+        for gates in _GATES.values()
+    },
+}
 """How many arrays `(H,)` a cell keeps for each valid step: the output, and what its backward pass needs besides."""
+
+_CELLS = {name: k for k, name in enumerate(KEPT)}
+_DTYPES = {"float32": 0, "float64": 1}
 
 
 class _Steps(ctypes.Structure):
@@ -50,9 +60,8 @@ class Layer(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("cell", "dtype", "reverse", "num_threads")),
-        *((name, ctypes.c_int64) for name in ("steps", "batch_size", "input_size", "hidden_size")),
-        *((name, ctypes.c_void_p) for name in ("lengths", "resets")),
-        *((name, ctypes.c_void_p) for name in Weights._fields[:4]),
+        *((name, ctypes.c_int64) for name in ("steps", "batch_size", "input_size", "hidden_size", "proj_size")),
+        *((name, ctypes.c_void_p) for name in ("lengths", "resets", *Weights._fields)),
         ("input", _Steps),
         *((name, ctypes.c_void_p) for name in ("h_0", "c_0")),
         ("output", _Steps),
@@ -68,7 +77,7 @@ class Gradients(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("d_h_n", "d_c_n")),
         ("d_input", _Steps),
         *((name, ctypes.c_void_p) for name in ("d_h_0", "d_c_0")),
-        *((f"d_{name}", ctypes.c_void_p) for name in Weights._fields[:4]),
+        *((f"d_{name}", ctypes.c_void_p) for name in Weights._fields),
     )
 
 
@@ -99,12 +108,12 @@ class Memory(NamedTuple):
 
 
 def cell_of(spec: RecurrentSpec) -> str:
-    """The name of a spec's cell in the compiled kernels."""
+    """The name of a spec's cell in the compiled kernels: a key of `KEPT`."""
     if isinstance(spec, RNNSpec):
         return f"RNN_{spec.nonlinearity.upper()}"
-    if isinstance(spec, GRUSpec) and not spec.reset_after:
-        return "GRU_RESET_BEFORE"
-    return spec.kind
+    assert isinstance(spec, (GRUSpec, LSTMSpec))
+    cell = "GRU_RESET_BEFORE" if isinstance(spec, GRUSpec) and not spec.reset_after else spec.kind
+    return cell + _GATES[spec.gate_activation]
 
 
 @functools.cache  # asking takes as long as a small step
@@ -146,7 +155,7 @@ def layer(
     dtype
         ``"float32"`` or ``"float64"``, of all arrays but the lengths.
     weights
-        Of one layer and direction, contiguous.
+        Of one layer and direction, contiguous. With a projection, h and the output are `(..., proj_size)`.
     x
         `(T, B, I)`, the last axis contiguous.
     state
@@ -160,12 +169,13 @@ def layer(
     num_threads
         How many threads may compute.
     output, final
-        `(T, B, H)`, the last axis contiguous, and `(B, H)` each, contiguous: to be written; not in a backward pass.
+        The layout of ``x`` and ``state``, and the size of h: to be written; not in a backward pass.
     kept
         `(N, KEPT[cell] * H)` for the sum N of the lengths: what the forward pass leaves for the backward pass; None if
         there will be none.
     """
     steps, batch_size, input_size = x.shape
+    hidden_size, proj_size = _sizes(weights)
     return Layer(
         _CELLS[cell],
         _DTYPES[dtype],
@@ -174,8 +184,9 @@ def layer(
         steps,
         batch_size,
         input_size,
-        weights.weight_hh.shape[1],
-        *memory._addresses((lengths, resets, *weights[:4])),
+        hidden_size,
+        proj_size,
+        *memory._addresses((lengths, resets, *weights)),
         memory._steps(x),
         *memory._pair(state),
         memory._steps(output),
@@ -208,7 +219,7 @@ def gradients(
         *memory._pair(d_final),
         memory._steps(d_x),
         *memory._pair(d_state),
-        *memory._addresses(d_weights[:4]),
+        *memory._addresses(d_weights),
     )
 
 
@@ -228,15 +239,17 @@ class Step:
     """
 
     def __init__(self, memory: Memory, cell: str, dtype: str, weights: Sequence[Weights], batch_size: int) -> None:
-        self._stride = batch_size * weights[0].weight_hh.shape[1] * (4 if dtype == "float32" else 8)
+        hidden_size, proj_size = _sizes(weights[0])
+        output_size, sequence = proj_size or hidden_size, batch_size * (4 if dtype == "float32" else 8)
+        self._h_stride, self._c_stride = sequence * output_size, sequence * hidden_size
         self._run = _library().unirnn_forward
         self._layers = []
         for w in weights:
-            input_size, hidden_size = w.weight_ih.shape[1], w.weight_hh.shape[1]
-            one = Layer(_CELLS[cell], _DTYPES[dtype], 0, 1, 1, batch_size, input_size, hidden_size)
-            for name, address in zip(Weights._fields, memory._addresses(w[:4]), strict=False):
+            input_size = w.weight_ih.shape[1]
+            one = Layer(_CELLS[cell], _DTYPES[dtype], 0, 1, 1, batch_size, input_size, hidden_size, proj_size)
+            for name, address in zip(Weights._fields, memory._addresses(w), strict=True):
                 setattr(one, name, address)
-            one.input.sequence, one.output.sequence = input_size, hidden_size
+            one.input.sequence, one.output.sequence = input_size, output_size
             self._layers.append(bytes(one))
 
     def run(self, x: int, state: Sequence[int], y: int, final: Sequence[int], num_threads: int) -> None:
@@ -245,10 +258,10 @@ class Step:
         Parameters
         ----------
         x, y
-            Addresses of the input `(B, I)` and of the output `(B, H)`, which is written.
+            Addresses of the input `(B, I)` and of the output, of the size of h, which is written.
         state, final
             Addresses of the state before it, `(L, B, H)` each, empty for zeros; and of the state after it, which is
-            written. All arrays are contiguous.
+            written. With a projection, h is `(L, B, proj_size)`. All arrays are contiguous.
         num_threads
             How many threads may compute.
 
@@ -257,21 +270,30 @@ class Step:
         MemoryError
             If there is too little.
         """
-        at, left = 0, len(self._layers)
+        h, c, left = 0, 0, len(self._layers)
         for described in self._layers:
             one = Layer.from_buffer_copy(described)  # another thread may be making a step at the same time
             left -= 1
             one.num_threads, one.input.data = num_threads, x
-            x = final[0] + at  # the output of a layer is its state, and the next one's input
+            x = final[0] + h  # the output of a layer is its state, and the next one's input
             one.h_n, one.output.data = x, x if left else y
             if state:
-                one.h_0 = state[0] + at
+                one.h_0 = state[0] + h
             if len(final) == 2:
-                one.c_n = final[1] + at
+                one.c_n = final[1] + c
                 if state:
-                    one.c_0 = state[1] + at
+                    one.c_0 = state[1] + c
             _check(self._run(ctypes.byref(one)))
-            at += self._stride
+            h += self._h_stride
+            c += self._c_stride
+
+
+def _sizes(weights: Weights) -> tuple[int, int]:
+    """``hidden_size`` and ``proj_size``, which is 0 without a projection."""
+    if weights.weight_hr is None:
+        return weights.weight_hh.shape[1], 0
+    proj_size, hidden_size = weights.weight_hr.shape
+    return hidden_size, proj_size
 
 
 def forward(described: Layer) -> None:

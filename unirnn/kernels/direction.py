@@ -28,7 +28,7 @@ class Direction(NamedTuple):
     x
         `(T, B, I)`, the last axis contiguous.
     state
-        The initial state, `(B, H)` each, contiguous.
+        The initial state, `(B, H)` each (`(B, proj_size)` for h), contiguous.
     lengths
         `(B,)`, checked; None if every step is valid.
     resets
@@ -43,6 +43,11 @@ class Direction(NamedTuple):
     lengths: NDArray[np.int64] | None
     resets: NDArray[np.bool_] | None = None
 
+    @property
+    def hidden_size(self) -> int:
+        """H; the size of h is less with a projection."""
+        return len(self.weights.weight_hh) // len(self.spec.gates)
+
     def blank_gradients(self) -> Weights:
-        """Arrays for the gradients of the weights; None where there is no bias."""
+        """Arrays for the gradients of the weights; None where there is no bias or projection."""
         return Weights(*(None if w is None else np.empty(w.shape, w.dtype) for w in self.weights))

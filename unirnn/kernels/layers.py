@@ -27,11 +27,9 @@ KernelName = Literal["compiled", "fallback"]
 
 _DTYPES = ("float16", "float32", "float64")
 
-_LACKS = ("reverse", "proj_size", "gate_activation")
-
 SUPPORT = {
-    "compiled": Support("the compiled kernel", lacks=_LACKS, devices=("cpu",), dtypes=_DTYPES, derivatives=1),
-    "fallback": Support("the fallback kernel", lacks=_LACKS, devices=("cpu",), dtypes=_DTYPES, derivatives=1),
+    "compiled": Support("the compiled kernel", devices=("cpu",), dtypes=_DTYPES, derivatives=1),
+    "fallback": Support("the fallback kernel", devices=("cpu",), dtypes=_DTYPES, derivatives=1),
 }
 """What the kernels compute: compiled, and by NumPy."""
 
@@ -54,7 +52,7 @@ def check_compiled() -> None:
         raise LimitError(f"kernel: given 'compiled', but {reason}; build with 'auto'")
 
 
-_NAMES = Weights._fields[:4]
+_NAMES = Weights._fields
 _MODULES: dict[KernelName, Any] = {"compiled": arrays, "fallback": fallback}
 """What computes one layer in one direction: two modules with the same functions."""
 
@@ -78,14 +76,16 @@ class _Stack:
 
     def forward(self, x: Array, initial: State, final: State, *, keep: bool) -> Array:
         """Give the output, `(T, B, D*H)`, and write the final state; all in the dtype that is computed with."""
-        spec, width, size = self._spec, self._spec.num_directions, self._spec.hidden_size
+        spec, width, size = self._spec, self._spec.num_directions, self._spec.output_size
         for layer in range(spec.num_layers):
             output = np.empty((*x.shape[:2], width * size), x.dtype)
             for k in range(width):
                 position = layer * width + k
                 suffix = spec.suffixes()[position]
                 weights = Weights(*[_get(self._weights, name + suffix, x.dtype) for name in _NAMES])
-                one = Direction(spec, weights, k == 1, x, _at(position, initial), self._lengths, self._resets)
+                one = Direction(
+                    spec, weights, spec.is_reverse(position), x, _at(position, initial), self._lengths, self._resets
+                )
                 into = output[:, :, k * size : (k + 1) * size]
                 kept = self._kernel.forward(one, into, _at(position, final), keep=keep)
                 if keep:
@@ -95,7 +95,7 @@ class _Stack:
 
     def backward(self, d_output: Array, d_final: State, d_initial: State) -> Gradients:
         """Give the gradients of the input and the weights, and write those of the initial state."""
-        spec, width, size = self._spec, self._spec.num_directions, self._spec.hidden_size
+        spec, width, size = self._spec, self._spec.num_directions, self._spec.output_size
         gradients: Gradients = {}
         for layer in reversed(range(spec.num_layers)):
             d_output = self._drop(d_output, layer)
@@ -108,7 +108,7 @@ class _Stack:
                 )
                 d_inputs.append(d_x)
                 suffix = spec.suffixes()[position]
-                gradients |= {name + suffix: d for name, d in zip(_NAMES, d_weights, strict=False) if d is not None}
+                gradients |= {name + suffix: d for name, d in zip(_NAMES, d_weights, strict=True) if d is not None}
             d_output = d_inputs[0] if width == 1 else d_inputs[0] + d_inputs[1]
         return {"input": d_output, **gradients}
 
@@ -137,13 +137,13 @@ def recurrent(
     Parameters
     ----------
     spec
-        The layers; ``proj_size`` must be 0.
+        The layers.
     weights
         By the names of `Spec.weight_shapes`, of the input's dtype.
     x
         `(T, B, I)`; float16, float32 or float64.
     hx
-        Initial state, `(L*D, B, H)` each; None is zeros.
+        Initial state, by the shapes of `RecurrentSpec.state_shapes`; None is zeros.
     lengths
         `(B,)`, checked; None if every step is valid.
     resets

@@ -15,6 +15,8 @@ __all__ = ["load", "why_not"]
 _FOLDER = Path(__file__).parent
 _NAME = "libunirnn" + {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 _REASON = "libunirnn.txt"
+_INTERFACE = 2
+"""``UNIRNN_INTERFACE`` of the ``csrc/unirnn.h`` that `unirnn.kernels.compiled` is written for."""
 
 _lock = threading.Lock()
 
@@ -43,18 +45,19 @@ def _open() -> tuple[ctypes.CDLL | None, str | None]:
 @functools.cache
 def _open_once() -> tuple[ctypes.CDLL | None, str | None]:
     """The library, or why there is none."""
-    path = _FOLDER / _NAME
-    if not path.exists():
-        written = _FOLDER / _REASON
+    path, written = _FOLDER / _NAME, _FOLDER / _REASON
+    try:
+        if path.exists():
+            library = ctypes.CDLL(str(path))
+            if not hasattr(library, "unirnn_interface") or library.unirnn_interface() != _INTERFACE:
+                return None, f"{path} is of another version; install unirnn again to build it"
+            _declare(library)
+            return library, None
         if written.exists():
             return None, written.read_text(encoding="utf-8").strip()
-        return None, f"{path} is missing; install unirnn again to build it"
-    try:
-        library = ctypes.CDLL(str(path))
-        _declare(library)
-    except (OSError, AttributeError) as error:  # not a library for this system, or one of another version
-        return None, f"{path} can't be loaded: {error}"
-    return library, None
+    except Exception as error:  # not a library for this system, or not readable
+        return None, f"{path} can't be loaded: {type(error).__name__}: {error}"
+    return None, f"{path} is missing; install unirnn again to build it"
 
 
 def _declare(library: ctypes.CDLL) -> None:

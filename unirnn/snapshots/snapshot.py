@@ -31,6 +31,9 @@ class Snapshot:
         One array or tensor for each name of `Spec.weight_shapes`, of that shape, and of float16, float32 or float64.
         They are copied, and the copies are read-only. NumPy has no bfloat16, so it becomes float32, which holds each of
         its values.
+    assumed
+        The arguments of the spec that nobody has said: ``("batch_first",)`` for a layer from a state dict, if it was
+        not given. The snapshot shows it when it is printed. It counts neither for equality nor for files.
 
     Raises
     ------
@@ -49,6 +52,7 @@ class Snapshot:
 
     spec: Any  # a Spec; what the subclasses have would have to be asked for at each use
     weights: Mapping[str, Array]
+    assumed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.spec, Spec) or not isinstance(self.weights, Mapping):
@@ -76,12 +80,13 @@ class Snapshot:
         )
 
     def __reduce__(self) -> Any:
-        return Snapshot, (self.spec, dict(self.weights))
+        return Snapshot, (self.spec, dict(self.weights), self.assumed)
 
     __hash__ = None  # type: ignore[assignment]  # a hash would have to read all numbers
 
     def __repr__(self) -> str:
-        return f"<snapshot of {self.spec!r}, {self.spec.num_weights} numbers, {self.dtype}>"
+        unknown = "".join(f", {name} unknown" for name in self.assumed)
+        return f"<snapshot of {self.spec!r}, {self.spec.num_weights} numbers, {self.dtype}{unknown}>"
 
     def build(
         self,
@@ -171,7 +176,7 @@ class Snapshot:
                 weights[name] = array.astype(kind)
             if np.isinf(weights[name]).any() and not np.isinf(array).any():
                 raise DTypeError(f"dtype: given {kind}, which can't hold {name}: it reaches {np.abs(array).max():.3g}")
-        return Snapshot(self.spec, weights)
+        return Snapshot(self.spec, weights, self.assumed)
 
     def save(self, path: "str | os.PathLike[str]") -> None:
         """Save the snapshot; see `unirnn.files.save`, which raises the errors.
@@ -192,7 +197,7 @@ class Snapshot:
 
 def _copy(name: str, array: Any) -> Array:
     """A read-only copy as NumPy's floats, in this machine's byte order."""
-    given = registry.to_numpy(array)
+    given = registry.to_numpy(array, f"weights[{name!r}]")
     # The package ml_dtypes, which JAX uses, adds bfloat16 to NumPy.
     dtype = "float32" if given.dtype.name == "bfloat16" else given.dtype.name
     check_dtype(name, dtype)

@@ -7,6 +7,9 @@
      GRU, reset before  r, z = s(W + U)    n = tanh(W_n + U_n(r * h))     h' = n + z * (h - n)
      LSTM               i, f, o = s(W + U)   g = tanh(W + U)   c' = f * c + i * g   h' = o * tanh(c')
 
+   s is the sigmoid, or the straight line slope * x + 1/2 that is cut off at 0 and 1. Of an LSTM with a projection this h'
+   is only what is projected: the state after the step is W_hr h'.
+
    The gates are computed in blocks, each by one product with the state. Only the GRU whose reset gate comes before the
    product needs two: its n waits for r. */
 
@@ -24,6 +27,27 @@ typedef struct {
     int of_hidden_first; /* where those of U begin, which are in torch's order */
 } cell_plan;
 
+/* The cell with the same equations whose gates are sigmoids, and the slope of the line that they are instead. */
+typedef struct {
+    int cell;
+    double slope; /* 0: they are sigmoids */
+} cell_variant;
+
+static const cell_variant VARIANTS[UNIRNN_CELLS] = {
+    [RNN_TANH] = {RNN_TANH, 0},
+    [RNN_RELU] = {RNN_RELU, 0},
+    [GRU] = {GRU, 0},
+    [GRU_HARD_SIGMOID] = {GRU, 1.0 / 6},
+    [GRU_HARD_SIGMOID_02] = {GRU, 0.2},
+    [GRU_RESET_BEFORE] = {GRU_RESET_BEFORE, 0},
+    [GRU_RESET_BEFORE_HARD_SIGMOID] = {GRU_RESET_BEFORE, 1.0 / 6},
+    [GRU_RESET_BEFORE_HARD_SIGMOID_02] = {GRU_RESET_BEFORE, 0.2},
+    [LSTM] = {LSTM, 0},
+    [LSTM_HARD_SIGMOID] = {LSTM, 1.0 / 6},
+    [LSTM_HARD_SIGMOID_02] = {LSTM, 0.2},
+};
+
+/* Of each of those cells. */
 static const cell_plan PLANS[UNIRNN_CELLS] = {
     [RNN_TANH] = {1, 1, {{1, {0}, 2}}, 1, 1, {0}, 0},
     [RNN_RELU] = {1, 1, {{1, {0}, 2}}, 1, 1, {0}, 0},
@@ -39,8 +63,9 @@ typedef struct {
     real *c;       /* of an LSTM: before, and then after */
     real *reset;   /* r * h, and */
     real *update;  /* z, of a GRU whose reset gate comes before the product */
-    real *output;
-    real *kept; /* (kept, size), or NULL */
+    real *output; /* NULL if the state after is yet to be projected */
+    real *kept;   /* (kept, size), or NULL */
+    real slope;   /* of the gates' line; 0 of sigmoids */
     int64_t size, first, left; /* H; the first unit of the vector; how many there are from it on */
 } step;
 
@@ -50,8 +75,17 @@ INLINE void keep(const step *s, int place, vec x) {
 
 INLINE void finish(const step *s, vec h) {
     store(s->next + s->first, h);
+    if (!s->output) return;
     store_some(s->output + s->first, h, s->left);
     keep(s, 0, h);
+}
+
+/* The function s of a gate. */
+INLINE vec gate_of(const step *s, vec x) {
+    if (s->slope == 0) return sigmoid(x);
+    vec line = x * splat(s->slope) + splat((real)0.5);
+    line = choose(line < splat(0), splat(0), line); /* NaN stays NaN */
+    return choose(line > splat(1), splat(1), line);
 }
 
 /* Where the sums of a block's product with the state begin: for most gates at W. */
@@ -64,12 +98,12 @@ INLINE void step_forward(int cell, int block, const vec *sums, vec w_n, const st
     if (cell == RNN_TANH) finish(s, tanh_of(sums[0]));
     if (cell == RNN_RELU) finish(s, choose(sums[0] < splat(0), splat(0), sums[0]));
     if (cell == GRU) {
-        vec r = sigmoid(sums[0]), z = sigmoid(sums[1]), n = tanh_of(w_n + r * sums[2]);
+        vec r = gate_of(s, sums[0]), z = gate_of(s, sums[1]), n = tanh_of(w_n + r * sums[2]);
         keep(s, 1, r), keep(s, 2, z), keep(s, 3, n), keep(s, 4, sums[2]);
         finish(s, n + z * (load(s->h + s->first) - n));
     }
     if (cell == GRU_RESET_BEFORE && block == 0) {
-        vec r = sigmoid(sums[0]), z = sigmoid(sums[1]);
+        vec r = gate_of(s, sums[0]), z = gate_of(s, sums[1]);
         store(s->reset + s->first, r * load(s->h + s->first));
         store(s->update + s->first, z);
         keep(s, 1, r), keep(s, 2, z);
@@ -80,7 +114,7 @@ INLINE void step_forward(int cell, int block, const vec *sums, vec w_n, const st
         finish(s, n + z * (load(s->h + s->first) - n));
     }
     if (cell == LSTM) {
-        vec i = sigmoid(sums[0]), f = sigmoid(sums[1]), g = tanh_of(sums[2]), o = sigmoid(sums[3]);
+        vec i = gate_of(s, sums[0]), f = gate_of(s, sums[1]), g = tanh_of(sums[2]), o = gate_of(s, sums[3]);
         vec c = f * load(s->c + s->first) + i * g;
         store(s->c + s->first, c);
         keep(s, 1, i), keep(s, 2, f), keep(s, 3, g), keep(s, 4, o), keep(s, 5, c);
@@ -96,6 +130,7 @@ typedef struct {
     const real *d_output;  /* or NULL */
     real *gradients;       /* (gradients, size): of W and U */
     real *d_reset;         /* that of r * h, by the first block's product, of a GRU with the reset gate before */
+    real slope;            /* of the gates' line; 0 of sigmoids */
     int64_t size, first, left;
 } step_back;
 
@@ -105,7 +140,11 @@ INLINE void give(const step_back *s, int place, vec x) {
     store_some(s->gradients + place * s->size + s->first, x, s->left);
 }
 
-INLINE vec slope_of_sigmoid(vec s) { return s * (splat(1) - s); }
+/* The slope of the function s, by what it gave. */
+INLINE vec slope_of_gate(const step_back *s, vec gate) {
+    if (s->slope == 0) return gate * (splat(1) - gate);
+    return choose((gate > splat(0)) & (gate < splat(1)), splat(s->slope), splat(0));
+}
 
 INLINE vec slope_of_tanh(vec t) { return splat(1) - t * t; }
 
@@ -118,27 +157,27 @@ INLINE void step_backward(int cell, int block, const step_back *s) {
     if (cell == GRU || (cell == GRU_RESET_BEFORE && block == 0)) {
         vec z = kept_of(s, 2), n = kept_of(s, 3);
         vec d_n = d_h * (splat(1) - z) * slope_of_tanh(n);
-        vec d_z = d_h * (load_some(s->h + s->first, s->left) - n) * slope_of_sigmoid(z);
+        vec d_z = d_h * (load_some(s->h + s->first, s->left) - n) * slope_of_gate(s, z);
         store(s->d_h + s->first, d_h * z);
         if (cell == GRU) {
             vec r = kept_of(s, 1), d_k = d_n * r;
-            give(s, 0, d_n), give(s, 1, d_n * kept_of(s, 4) * slope_of_sigmoid(r)), give(s, 2, d_z), give(s, 3, d_k);
+            give(s, 0, d_n), give(s, 1, d_n * kept_of(s, 4) * slope_of_gate(s, r)), give(s, 2, d_z), give(s, 3, d_k);
         } else {
             give(s, 1, d_z), give(s, 2, d_n);
         }
     }
     if (cell == GRU_RESET_BEFORE && block == 1) {
         vec r = kept_of(s, 1), d_reset = load(s->d_reset + s->first);
-        give(s, 0, d_reset * load_some(s->h + s->first, s->left) * slope_of_sigmoid(r));
+        give(s, 0, d_reset * load_some(s->h + s->first, s->left) * slope_of_gate(s, r));
         store(s->d_h + s->first, d_h + d_reset * r);
     }
     if (cell == LSTM) {
         vec i = kept_of(s, 1), f = kept_of(s, 2), g = kept_of(s, 3), o = kept_of(s, 4), t = tanh_of(kept_of(s, 5));
         vec d_c = load(s->d_c + s->first) + d_h * o * slope_of_tanh(t);
-        give(s, 0, d_c * g * slope_of_sigmoid(i));
-        give(s, 1, d_c * load_some(s->c + s->first, s->left) * slope_of_sigmoid(f));
+        give(s, 0, d_c * g * slope_of_gate(s, i));
+        give(s, 1, d_c * load_some(s->c + s->first, s->left) * slope_of_gate(s, f));
         give(s, 2, d_c * i * slope_of_tanh(g));
-        give(s, 3, d_h * t * slope_of_sigmoid(o));
+        give(s, 3, d_h * t * slope_of_gate(s, o));
         store(s->d_c + s->first, d_c * f);
     }
 }

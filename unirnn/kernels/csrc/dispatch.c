@@ -72,12 +72,18 @@ static const instruction_set *chosen(void) {
     return found = best;
 }
 
+static int is_lstm(int cell) { return cell >= LSTM && cell < UNIRNN_CELLS; }
+
 static int refuse(const unirnn_layer *layer) {
     if (layer->cell < 0 || layer->cell >= UNIRNN_CELLS) return UNIRNN_BAD_CELL;
+    int can_project = is_lstm(layer->cell) && layer->proj_size > 0 && layer->proj_size < layer->hidden_size;
+    if (layer->weight_hr ? !can_project : layer->proj_size != 0) return UNIRNN_BAD_PROJECTION;
     for (int64_t b = 0; layer->lengths && b < layer->batch_size; b++)
         if (layer->lengths[b] < 0 || layer->lengths[b] > layer->steps) return UNIRNN_BAD_LENGTH;
     return UNIRNN_OK;
 }
+
+int unirnn_interface(void) { return UNIRNN_INTERFACE; }
 
 int unirnn_forward(const unirnn_layer *layer) {
     int status = refuse(layer);
@@ -90,8 +96,9 @@ int unirnn_backward(const unirnn_layer *layer, const unirnn_gradients *gradients
 }
 
 int unirnn_kept(int cell) {
-    const int kept[UNIRNN_CELLS] = {[RNN_TANH] = 1, [RNN_RELU] = 1, [GRU] = 5, [GRU_RESET_BEFORE] = 4, [LSTM] = 6};
-    return cell < 0 || cell >= UNIRNN_CELLS ? 0 : kept[cell];
+    if (cell < 0 || cell >= UNIRNN_CELLS) return 0;
+    if (cell < GRU) return 1;
+    return cell < GRU_RESET_BEFORE ? 5 : cell < LSTM ? 4 : 6;
 }
 
 const char *unirnn_isa(void) { return chosen()->name; }

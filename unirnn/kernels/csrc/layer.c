@@ -44,6 +44,8 @@ typedef struct {
     real *gates[2];  /* W of a chunk's rows, for each block */
     real *input;     /* a chunk's input */
     real *h, *next;  /* the state of each sequence, before and after a step */
+    real *gated;     /* of an LSTM with a projection: o * tanh(c'), which is projected to the state after a step */
+    real **outputs;  /* and the rows of a step's output */
     real *reset, *update;
 } thread_memory;
 
@@ -56,20 +58,27 @@ typedef struct {
     const unirnn_layer *layer;
     const unirnn_gradients *d; /* NULL in a forward pass */
     const cell_plan *plan;
-    int cell, few, num_threads;
-    int64_t T, B, I, H, stride; /* the stride of a state: H, filled up to whole panels */
+    int cell, few, num_threads; /* the cell whose gates are sigmoids */
+    real slope;                 /* of the line that the gates are instead; or 0 */
+    int64_t T, B, I, H, P;      /* P: the size of h, less than H if it is projected */
+    int64_t stride;             /* of a state: H, filled up to whole panels */
     int64_t num_sequences, num_rows, num_steps;
     sequence *sequences;
     int64_t *active, *first_row, *shares;
     real *zeros;
     real *w_ih[2], *w_hh[2], *bias[2], *bias_n; /* packed, for each block */
+    real *w_hr;                                 /* packed, too */
     real *c; /* the cell states; backward, their gradients */
     thread_memory threads[MOST_THREADS];
     /* backward */
     int64_t chunk_rows, gradient_stride;
     real *d_h, *d_reset, *gradients, *inputs, *before, *reset_h, *w_back, *w_hh_back[2];
     real **d_h_rows, **d_reset_rows, **d_input_rows;
+    real *gated, *d_gated, *d_projected; /* what a chunk projects, its gradient, and that of what this gives */
+    real **d_gated_rows;
 } call;
+
+static int has_projection(const call *c) { return c->layer->weight_hr != NULL; }
 
 /* Step t of the sequence at a place. */
 static const real *row_of(const call *c, const unirnn_steps *array, int64_t t, int64_t place) {
@@ -121,7 +130,7 @@ static void arrange(call *c) {
     }
     c->active[c->T] = 0;
     int64_t nonempty = c->active[0];
-    double work = (double)c->num_rows * c->plan->num_gates * c->H * (c->I + c->H);
+    double work = (double)c->num_rows * c->H * (c->plan->num_gates * (c->I + c->P) + (has_projection(c) ? c->P : 0));
     int64_t most = least_of(nonempty / THREAD_SEQUENCES, (int64_t)(work / THREAD_WORK));
     c->num_threads = (int)most_of(1, least_of(least_of(c->layer->num_threads, MOST_THREADS), most));
     int64_t place = 0, rows = 0;
@@ -147,10 +156,11 @@ static void lay_out_forward(call *c, memory *m) {
         c->bias[k] = REALS(m, columns);
         if (c->few) continue;
         c->w_ih[k] = REALS(m, columns * c->I);
-        c->w_hh[k] = REALS(m, columns * c->H);
+        c->w_hh[k] = REALS(m, columns * c->P);
     }
+    c->w_hr = REALS(m, has_projection(c) && !c->few ? panels_size(c->H, c->P) : 0);
     c->bias_n = REALS(m, c->stride);
-    c->c = REALS(m, c->plan == &PLANS[LSTM] ? c->num_sequences * c->stride : 0);
+    c->c = REALS(m, c->cell == LSTM ? c->num_sequences * c->stride : 0);
     for (int k = 0; k < c->num_threads; k++) {
         thread_memory *own = &c->threads[k];
         int64_t sequences = c->shares[k + 1] - c->shares[k], rows = most_of(CHUNK, sequences);
@@ -158,6 +168,8 @@ static void lay_out_forward(call *c, memory *m) {
         own->next = REALS(m, sequences * c->stride);
         own->reset = REALS(m, c->cell == GRU_RESET_BEFORE ? sequences * c->stride : 0);
         own->update = REALS(m, c->cell == GRU_RESET_BEFORE ? sequences * c->stride : 0);
+        own->gated = REALS(m, has_projection(c) ? sequences * c->stride : 0);
+        own->outputs = give_out(m, has_projection(c) ? sequences : 0, sizeof(real *));
         if (c->few) continue;
         rows = least_of(rows, c->num_rows);
         own->input = REALS(m, rows * c->I);
@@ -190,8 +202,10 @@ static void pack_forward(call *c) {
         pack_bias(c, k, c->bias[k]);
         if (c->few) continue;
         pack_columns(c->layer->weight_ih, c->I, c->H, b->gates, b->num_gates, b->units, c->w_ih[k]);
-        pack_columns(c->layer->weight_hh, c->H, c->H, b->gates, b->num_gates, b->units, c->w_hh[k]);
+        pack_columns(c->layer->weight_hh, c->P, c->H, b->gates, b->num_gates, b->units, c->w_hh[k]);
     }
+    const int only[] = {0};
+    if (has_projection(c) && !c->few) pack_columns(c->layer->weight_hr, c->H, c->P, only, 1, PANEL, c->w_hr);
     const real *bias_hh = c->layer->bias_hh;
     int has_bias_n = c->cell == GRU && bias_hh;
     for (int64_t i = 0; i < c->stride; i++) c->bias_n[i] = has_bias_n && i < c->H ? bias_hh[2 * c->H + i] : 0;
@@ -203,14 +217,21 @@ typedef struct {
     thread_memory *own;
     int64_t t, share, row; /* the step, the first sequence of the share, and its row */
     const real *gates;     /* W of these rows, in panels */
+    real *next;            /* where the cell's h' goes: the state after the step, or what is projected to it */
 } rows_of_step;
+
+/* Where the cell writes its output; NULL if it is yet to be projected. */
+INLINE real *output_of(const rows_of_step *s, int64_t place) {
+    if (has_projection(s->c)) return NULL;
+    return (real *)row_of(s->c, &s->c->layer->output, s->t, s->share + place);
+}
 
 INLINE void forward_rows(int cell, int k, int rows, int panels, const rows_of_step *s, int64_t first_row,
                          int64_t first_panel) {
     const call *c = s->c;
     const block *b = &PLANS[cell].blocks[k];
     const int units = b->units, gates = b->num_gates, width = units * gates;
-    const int64_t H = c->H, stride = c->stride, num_panels = divide_up(H, units * LANES);
+    const int64_t H = c->H, P = c->P, stride = c->stride, num_panels = divide_up(H, units * LANES);
     const int64_t row_size = num_panels * width * LANES;
     const real *w = s->gates + first_row * row_size + first_panel * width * LANES;
     vec sums[SUMS];
@@ -220,19 +241,20 @@ INLINE void forward_rows(int cell, int k, int rows, int panels, const rows_of_st
                 begin_sums(cell, b->gates[v % gates], w + i * row_size + (p * width + v) * LANES,
                            c->bias_n + (first_panel + p) * units * LANES, &sums[(p * rows + i) * width + v]);
     const real *factor = (cell == GRU_RESET_BEFORE && k == 1 ? s->own->reset : s->own->h) + first_row * stride;
-    const int64_t panel_size = width * LANES * H;
-    multiply_add(rows, width, panels, factor, stride, 1, c->w_hh[k] + first_panel * panel_size, panel_size, H, sums);
+    const int64_t panel_size = width * LANES * P;
+    multiply_add(rows, width, panels, factor, stride, 1, c->w_hh[k] + first_panel * panel_size, panel_size, P, sums);
     for (int i = 0; i < rows; i++) {
         const int64_t place = first_row + i, kept = PLANS[cell].kept * H;
         real *all_kept = c->layer->kept;
         step at = {
             .h = s->own->h + place * stride,
-            .next = s->own->next + place * stride,
+            .next = s->next + place * stride,
             .c = c->c + (s->share + place) * stride,
             .reset = s->own->reset + place * stride,
             .update = s->own->update + place * stride,
-            .output = (real *)row_of(c, &c->layer->output, s->t, s->share + place),
+            .output = output_of(s, place),
             .kept = all_kept ? all_kept + (s->row + place) * kept : NULL,
+            .slope = c->slope,
             .size = H,
         };
         for (int p = 0; p < panels; p++)
@@ -278,7 +300,7 @@ static const forward_block FORWARD_BLOCKS[UNIRNN_CELLS][2] = {
 static void forward_few(const rows_of_step *s, int k, int64_t count) {
     const call *c = s->c;
     const block *b = &c->plan->blocks[k];
-    const int64_t H = c->H, kept = c->plan->kept * H;
+    const int64_t H = c->H, P = c->P, kept = c->plan->kept * H;
     const real *w_ih = c->layer->weight_ih, *w_hh = c->layer->weight_hh, *bias = c->bias[k];
     for (int64_t place = 0; place < count; place++) {
         const real *x = row_of(c, &c->layer->input, s->t, s->share + place);
@@ -286,12 +308,13 @@ static void forward_few(const rows_of_step *s, int k, int64_t count) {
         real *all_kept = c->layer->kept;
         step at = {
             .h = h,
-            .next = s->own->next + place * c->stride,
+            .next = s->next + place * c->stride,
             .c = c->c + (s->share + place) * c->stride,
             .reset = reset,
             .update = s->own->update + place * c->stride,
-            .output = (real *)row_of(c, &c->layer->output, s->t, s->share + place),
+            .output = output_of(s, place),
             .kept = all_kept ? all_kept + (s->row + place) * kept : NULL,
+            .slope = c->slope,
             .size = H,
         };
         for (at.first = 0; at.first < H; at.first += LANES) {
@@ -302,7 +325,7 @@ static void forward_few(const rows_of_step *s, int k, int64_t count) {
                 int64_t row = b->gates[g] * H + at.first;
                 vec w = load(bias + at.first * b->num_gates + g * LANES);
                 w += dot_products(w_ih + row * c->I, c->I, lanes, x);
-                vec u = dot_products(w_hh + row * H, H, lanes, k ? reset : h);
+                vec u = dot_products(w_hh + row * P, P, lanes, k ? reset : h);
                 if (c->cell == GRU && g == 2) w_n = w, w = load(c->bias_n + at.first);
                 sums[g] = w + u;
             }
@@ -316,6 +339,26 @@ static void forward_few(const rows_of_step *s, int k, int64_t count) {
                     else step_forward(GRU_RESET_BEFORE, 1, sums, w_n, &at);
             }
         }
+    }
+}
+
+/* Project a step's h', and write what the cell would have written without a projection. */
+static void project_step(const rows_of_step *s, int64_t count) {
+    const call *c = s->c;
+    const int64_t H = c->H, P = c->P, kept = c->plan->kept * H;
+    const real *gated = s->own->gated, *w_hr = c->layer->weight_hr;
+    real **outputs = s->own->outputs, *all_kept = c->layer->kept;
+    for (int64_t i = 0; i < count; i++) {
+        outputs[i] = (real *)row_of(c, &c->layer->output, s->t, s->share + i);
+        for (int64_t unit = 0; c->few && unit < P; unit += LANES) {
+            int64_t lanes = least_of(LANES, P - unit);
+            store_some(outputs[i] + unit, dot_products(w_hr + unit * H, H, lanes, gated + i * c->stride), lanes);
+        }
+    }
+    if (!c->few) product(count, P, H, gated, c->stride, 1, c->w_hr, H, s->t % 2, 0, outputs);
+    for (int64_t i = 0; i < count; i++) {
+        memcpy(s->own->next + i * c->stride, outputs[i], P * sizeof(real));
+        if (all_kept) memcpy(all_kept + (s->row + i) * kept, outputs[i], P * sizeof(real));
     }
 }
 
@@ -339,15 +382,13 @@ static void project_chunk(const call *c, thread_memory *own, int64_t first, int6
     }
 }
 
-/* The row of a column of a state (B, H); zeros without one. */
-static const real *state_of(const call *c, const void *state, int64_t column, int there) {
-    return state && there ? (const real *)state + column * c->H : c->zeros;
+/* The row of a column of a state (B, size); zeros without one. */
+static const real *state_of(const call *c, const void *state, int64_t size, int64_t column, int there) {
+    return state && there ? (const real *)state + column * size : c->zeros;
 }
 
-static void copy_state(const call *c, const real *from, real *to) { memcpy(to, from, c->H * sizeof(real)); }
-
-static void write_state(const call *c, const real *row, int64_t column, void *state) {
-    copy_state(c, row, (real *)state + column * c->H);
+static void write_state(const real *row, int64_t size, int64_t column, void *state) {
+    memcpy((real *)state + column * size, row, size * sizeof(real));
 }
 
 /* The padding that follows the last sequences of columns. */
@@ -365,9 +406,11 @@ static void zero_padding(const call *c, const unirnn_steps *array, int64_t size,
 static void begin_sequences(call *c, thread_memory *own, int64_t share, int64_t from, int64_t to) {
     for (int64_t i = from; i < to; i++) {
         const sequence *s = &c->sequences[share + i];
-        copy_state(c, state_of(c, c->layer->h_0, s->column, s->has_initial), own->h + i * c->stride);
+        const real *h = state_of(c, c->layer->h_0, c->P, s->column, s->has_initial);
+        write_state(h, c->P, 0, own->h + i * c->stride);
         if (c->cell != LSTM) continue;
-        copy_state(c, state_of(c, c->layer->c_0, s->column, s->has_initial), c->c + (share + i) * c->stride);
+        const real *cell_state = state_of(c, c->layer->c_0, c->H, s->column, s->has_initial);
+        write_state(cell_state, c->H, 0, c->c + (share + i) * c->stride);
     }
 }
 
@@ -375,8 +418,8 @@ static void end_sequences(const call *c, const thread_memory *own, int64_t share
     for (int64_t i = from; i < to; i++) {
         const sequence *s = &c->sequences[share + i];
         if (!s->has_final) continue;
-        write_state(c, own->h + i * c->stride, s->column, c->layer->h_n);
-        if (c->cell == LSTM) write_state(c, c->c + (share + i) * c->stride, s->column, c->layer->c_n);
+        write_state(own->h + i * c->stride, c->P, s->column, c->layer->h_n);
+        if (c->cell == LSTM) write_state(c->c + (share + i) * c->stride, c->H, s->column, c->layer->c_n);
     }
 }
 
@@ -393,10 +436,12 @@ static void forward_step(const rows_of_step *s, int64_t count, int64_t row_of_ch
     for (int k = 0; k < c->plan->num_blocks; k++) {
         const block *b = &c->plan->blocks[k];
         rows_of_step at = *s;
+        at.next = has_projection(c) ? s->own->gated : s->own->next;
         at.gates = c->few ? NULL : s->own->gates[k] + row_of_chunk * panels_of_block(c, b) * b->units * b->num_gates * LANES;
         if (c->few) forward_few(&at, k, count);
         else FORWARD_BLOCKS[c->cell][k](&at, count);
     }
+    if (has_projection(c)) project_step(s, count);
 }
 
 static void forward_share(void *argument, int number, team *t_) {
@@ -404,7 +449,7 @@ static void forward_share(void *argument, int number, team *t_) {
     call *c = argument;
     thread_memory *own = &c->threads[number];
     const int64_t first = c->shares[number], end = c->shares[number + 1], turn = c->layer->reverse ? -1 : 1;
-    zero_padding(c, &c->layer->output, c->H, first, end);
+    zero_padding(c, &c->layer->output, c->P, first, end);
     int64_t steps = 0, nonempty = active_in(c, first, end, 0), before = turn > 0 ? nonempty : 0;
     while (steps < c->T && active_in(c, first, end, steps)) steps++;
     begin_sequences(c, own, first, 0, before);
@@ -445,24 +490,33 @@ static void lay_out_backward(call *c, memory *m) {
     c->gradient_stride = divide_up(c->plan->gradients * c->H, LANES) * LANES + 64 / sizeof(real);
     c->gradients = REALS(m, rows * c->gradient_stride);
     c->inputs = REALS(m, panels_size(rows, c->I));
-    c->before = REALS(m, panels_size(rows, c->H));
+    c->before = REALS(m, panels_size(rows, c->P));
     c->reset_h = REALS(m, c->cell == GRU_RESET_BEFORE ? panels_size(rows, c->H) : 0);
     c->w_back = REALS(m, c->d->d_input.data ? panels_size(gates * c->H, c->I) : 0);
-    c->w_hh_back[0] = REALS(m, panels_size(of_reset_h(c) * c->H, c->H));
-    c->w_hh_back[1] = REALS(m, panels_size((gates - of_reset_h(c)) * c->H, c->H));
+    c->w_hh_back[0] = REALS(m, panels_size(of_reset_h(c) * c->H, c->P));
+    c->w_hh_back[1] = REALS(m, panels_size((gates - of_reset_h(c)) * c->H, c->P));
     c->d_h_rows = give_out(m, c->num_sequences, sizeof(real *));
     c->d_reset_rows = give_out(m, c->num_sequences, sizeof(real *));
     c->d_input_rows = give_out(m, rows, sizeof(real *));
+    if (!has_projection(c)) return;
+    c->w_hr = REALS(m, panels_size(c->P, c->H));
+    c->gated = REALS(m, panels_size(rows, c->H));
+    c->d_gated = REALS(m, c->num_sequences * c->stride);
+    c->d_gated_rows = give_out(m, c->num_sequences, sizeof(real *));
+    c->d_projected = REALS(m, rows * c->stride);
 }
 
-INLINE void step_back_rows(int cell, int k, const call *c, int64_t t, int64_t first, int64_t n, int64_t chunk_row) {
-    const int64_t H = c->H, kept = PLANS[cell].kept * H, gradients = c->gradient_stride;
+/* `is_plain`: the gates are sigmoids and nothing is projected, which is known while this is compiled. */
+INLINE void step_back_rows(int cell, int k, int is_plain, const call *c, int64_t t, int64_t first, int64_t n,
+                           int64_t chunk_row) {
+    const int64_t H = c->H, P = c->P, kept = PLANS[cell].kept * H, gradients = c->gradient_stride;
+    const int projected = !is_plain && cell == LSTM && has_projection(c);
     const int64_t before = c->layer->reverse ? t + 1 : t - 1;
     const real *all_kept = c->layer->kept;
     for (int64_t s = first; s < first + n; s++) {
         const sequence *own = &c->sequences[s];
-        const real *h = state_of(c, c->layer->h_0, own->column, own->has_initial);
-        const real *cell_state = state_of(c, c->layer->c_0, own->column, own->has_initial);
+        const real *h = state_of(c, c->layer->h_0, P, own->column, own->has_initial);
+        const real *cell_state = state_of(c, c->layer->c_0, H, own->column, own->has_initial);
         if (before >= 0 && s < c->active[before]) {
             h = all_kept + (c->first_row[before] + s) * kept;
             cell_state = h + 5 * H;
@@ -471,11 +525,12 @@ INLINE void step_back_rows(int cell, int k, const call *c, int64_t t, int64_t fi
             .kept = all_kept + (c->first_row[t] + s) * kept,
             .h = h,
             .c = cell_state,
-            .d_h = c->d_h + s * c->stride,
+            .d_h = (projected ? c->d_gated : c->d_h) + s * c->stride,
             .d_c = c->c + s * c->stride,
-            .d_output = c->d->d_output.data ? row_of(c, &c->d->d_output, t, s) : NULL,
+            .d_output = c->d->d_output.data && !projected ? row_of(c, &c->d->d_output, t, s) : NULL,
             .gradients = c->gradients + (chunk_row + s) * gradients,
             .d_reset = c->d_reset + s * c->stride,
+            .slope = is_plain ? 0 : c->slope,
             .size = H,
         };
         for (at.first = 0; at.first < H; at.first += LANES) {
@@ -487,28 +542,53 @@ INLINE void step_back_rows(int cell, int k, const call *c, int64_t t, int64_t fi
         int64_t row = chunk_row + s;
         if (c->d->d_weight_ih) {
             pack_row(row_of(c, &c->layer->input, t, s), c->I, c->chunk_rows, row, c->inputs);
-            pack_row(h, H, c->chunk_rows, row, c->before);
+            pack_row(h, P, c->chunk_rows, row, c->before);
         }
         if (c->d->d_input.data) c->d_input_rows[row] = (real *)row_of(c, &c->d->d_input, t, s);
-        if (cell == GRU_RESET_BEFORE && c->d->d_weight_ih)
+        if ((cell == GRU_RESET_BEFORE || projected) && c->d->d_weight_ih)
             for (int64_t i = 0; i < H; i += LANES) {
-                vec reset = load_some(h + i, H - i) * load_some(at.kept + H + i, H - i);
+                vec gate = load_some(at.kept + (projected ? 4 : 1) * H + i, H - i);
+                vec state = load_some(projected ? at.kept + 5 * H + i : h + i, H - i);
+                vec gated = gate * (projected ? tanh_of(state) : state);
                 int64_t panel = i / (PANEL * LANES), v = i / LANES % PANEL;
-                store(c->reset_h + (panel * c->chunk_rows + row) * PANEL * LANES + v * LANES, reset);
+                real *to = projected ? c->gated : c->reset_h;
+                store(to + (panel * c->chunk_rows + row) * PANEL * LANES + v * LANES, gated);
             }
     }
 }
 
 static void step_back_block(const call *c, int k, int64_t t, int64_t first, int64_t n, int64_t chunk_row) {
+    const int is_plain = c->slope == 0 && !has_projection(c);
+#define STEP_BACK(CELL, K) \
+    if (is_plain) step_back_rows(CELL, K, 1, c, t, first, n, chunk_row); \
+    else step_back_rows(CELL, K, 0, c, t, first, n, chunk_row);
     switch (c->cell) {
-        case RNN_TANH: step_back_rows(RNN_TANH, 0, c, t, first, n, chunk_row); break;
-        case RNN_RELU: step_back_rows(RNN_RELU, 0, c, t, first, n, chunk_row); break;
-        case GRU: step_back_rows(GRU, 0, c, t, first, n, chunk_row); break;
-        case LSTM: step_back_rows(LSTM, 0, c, t, first, n, chunk_row); break;
+        case RNN_TANH: step_back_rows(RNN_TANH, 0, 1, c, t, first, n, chunk_row); break;
+        case RNN_RELU: step_back_rows(RNN_RELU, 0, 1, c, t, first, n, chunk_row); break;
+        case GRU: STEP_BACK(GRU, 0) break;
+        case LSTM: STEP_BACK(LSTM, 0) break;
         default:
-            if (k == 0) step_back_rows(GRU_RESET_BEFORE, 0, c, t, first, n, chunk_row);
-            else step_back_rows(GRU_RESET_BEFORE, 1, c, t, first, n, chunk_row);
+            if (k == 0) {
+                STEP_BACK(GRU_RESET_BEFORE, 0)
+            } else {
+                STEP_BACK(GRU_RESET_BEFORE, 1)
+            }
     }
+#undef STEP_BACK
+}
+
+/* Back through the projection of a step: from the gradient of the state after it to that of the cell's h'. */
+static void step_back_projection(const call *c, int64_t t, int64_t first, int64_t n, int64_t chunk_row) {
+    for (int64_t s = first; s < first + n; s++) {
+        real *d_h = c->d_h + s * c->stride, *d = c->d_projected + (chunk_row + s) * c->stride;
+        const real *d_output = c->d->d_output.data ? row_of(c, &c->d->d_output, t, s) : NULL;
+        for (int64_t i = 0; i < c->P; i++) {
+            d[i] = d_h[i] + (d_output ? d_output[i] : 0);
+            d_h[i] = 0; /* the products with W_hh are added to it */
+        }
+    }
+    const real *d = c->d_projected + (chunk_row + first) * c->stride;
+    product(n, c->H, c->P, d, c->stride, 1, c->w_hr, c->P, t % 2, 0, c->d_gated_rows + first);
 }
 
 static void step_back_share(const call *c, int64_t t, int64_t first, int64_t end, int64_t chunk_row) {
@@ -516,28 +596,35 @@ static void step_back_share(const call *c, int64_t t, int64_t first, int64_t end
     if (!n) return;
     const real *of_hidden = c->gradients + (chunk_row + first) * width + c->plan->of_hidden_first * H;
     int of_h = of_reset_h(c);
+    if (has_projection(c)) step_back_projection(c, t, first, n, chunk_row);
     step_back_block(c, 0, t, first, n, chunk_row);
     if (c->cell == GRU_RESET_BEFORE) {
         product(n, H, H, of_hidden + 2 * H, width, 1, c->w_hh_back[1], H, t % 2, 0, c->d_reset_rows + first);
         step_back_block(c, 1, t, first, n, chunk_row);
     }
-    product(n, H, of_h * H, of_hidden, width, 1, c->w_hh_back[0], of_h * H, t % 2, 1, c->d_h_rows + first);
+    product(n, c->P, of_h * H, of_hidden, width, 1, c->w_hh_back[0], of_h * H, t % 2, 1, c->d_h_rows + first);
 }
 
-/* What a chunk adds to the gradients of the weights: the rows [first, end) of those of W and then of U. */
+/* What a chunk adds to the gradients of the weights: the rows [first, end) of W's, U's and the projection's. */
 static void add_to_weights(const call *c, int64_t rows, int64_t first, int64_t end, int add) {
-    const int64_t H = c->H, width = c->gradient_stride, gates = c->plan->num_gates;
+    const int64_t H = c->H, gates = c->plan->num_gates;
     while (first < end) {
-        int of_hidden = first >= gates * H;
-        int64_t at = first - of_hidden * gates * H, place = at / H, unit = at % H;
-        int64_t count = least_of(least_of(GROUP, H - unit), end - first);
-        int64_t gate = of_hidden ? place : c->plan->of_input[place], columns = of_hidden ? H : c->I;
+        int of_projection = first >= 2 * gates * H, of_hidden = !of_projection && first >= gates * H;
+        int64_t at = first - (of_projection ? 2 : of_hidden) * gates * H, place = at / H, unit = at % H;
+        int64_t count = least_of(least_of(GROUP, H - unit), end - first), width = c->gradient_stride;
+        int64_t gate = of_hidden ? place : c->plan->of_input[place], columns = of_hidden ? c->P : c->I;
         const real *from = c->gradients + ((of_hidden ? c->plan->of_hidden_first : 0) + place) * H + unit;
-        real *to = (real *)(of_hidden ? c->d->d_weight_hh : c->d->d_weight_ih) + (gate * H + unit) * columns;
+        real *to = of_hidden ? c->d->d_weight_hh : c->d->d_weight_ih;
         real *bias = of_hidden ? c->d->d_bias_hh : c->d->d_bias_ih;
+        const real *factor = !of_hidden ? c->inputs : gate >= of_reset_h(c) ? c->reset_h : c->before;
+        if (of_projection) {
+            from = c->d_projected + unit, width = c->stride;
+            to = c->d->d_weight_hr, bias = NULL;
+            factor = c->gated, columns = H, gate = 0;
+        }
+        to += (gate * H + unit) * columns;
         real *to_rows[GROUP];
         for (int64_t i = 0; i < count; i++) to_rows[i] = to + i * columns;
-        const real *factor = !of_hidden ? c->inputs : gate >= of_reset_h(c) ? c->reset_h : c->before;
         product(count, columns, rows, from, 1, width, factor, c->chunk_rows, 0, add, to_rows);
         if (bias) {
             bias += gate * H + unit;
@@ -557,14 +644,19 @@ static void backward_share(void *argument, int number, team *t_) {
     const int64_t turn = c->layer->reverse ? 1 : -1, gates = c->plan->num_gates;
     for (int64_t s = first; s < end; s++) {
         const sequence *own = &c->sequences[s];
-        copy_state(c, state_of(c, c->d->d_h_n, own->column, own->has_final), c->d_h + s * c->stride);
-        if (c->cell == LSTM) copy_state(c, state_of(c, c->d->d_c_n, own->column, own->has_final), c->c + s * c->stride);
+        const real *d_h = state_of(c, c->d->d_h_n, c->P, own->column, own->has_final);
+        write_state(d_h, c->P, 0, c->d_h + s * c->stride);
+        if (c->cell == LSTM) {
+            const real *d_c = state_of(c, c->d->d_c_n, H, own->column, own->has_final);
+            write_state(d_c, H, 0, c->c + s * c->stride);
+        }
         c->d_h_rows[s] = c->d_h + s * c->stride;
         c->d_reset_rows[s] = c->d_reset + s * c->stride;
+        if (has_projection(c)) c->d_gated_rows[s] = c->d_gated + s * c->stride;
     }
     if (c->d->d_input.data) zero_padding(c, &c->d->d_input, c->I, first, end);
     /* The shares of the rows of the weights' gradients, in whole vectors. */
-    int64_t all = 2 * gates * H;
+    int64_t all = 2 * gates * H + (has_projection(c) ? c->P : 0);
     int64_t from = all * number / t_->size / LANES * LANES;
     int64_t to = number + 1 == t_->size ? all : all * (number + 1) / t_->size / LANES * LANES;
     if (!c->num_steps && c->d->d_weight_ih) add_to_weights(c, 0, from, to, 0);
@@ -587,9 +679,9 @@ static void backward_share(void *argument, int number, team *t_) {
         /* Forward, a column whose step 0 is a reset has no use for its initial state. */
         int is_without = !c->layer->reverse && own->begin == 0 && !own->has_initial;
         if (!own->has_initial && !is_without) continue;
-        write_state(c, is_without ? c->zeros : c->d_h + s * c->stride, own->column, c->d->d_h_0);
+        write_state(is_without ? c->zeros : c->d_h + s * c->stride, c->P, own->column, c->d->d_h_0);
         if (c->cell != LSTM) continue;
-        write_state(c, is_without ? c->zeros : c->c + s * c->stride, own->column, c->d->d_c_0);
+        write_state(is_without ? c->zeros : c->c + s * c->stride, H, own->column, c->d->d_c_0);
     }
 }
 
@@ -597,8 +689,9 @@ static void pack_backward(call *c) {
     const int hidden[] = {0, 1, 2, 3};
     int first = of_reset_h(c), gates = c->plan->num_gates;
     if (c->d->d_input.data) pack_rows(c->layer->weight_ih, c->I, c->H, c->plan->of_input, gates, c->w_back);
-    pack_rows(c->layer->weight_hh, c->H, c->H, hidden, first, c->w_hh_back[0]);
-    pack_rows(c->layer->weight_hh, c->H, c->H, hidden + first, gates - first, c->w_hh_back[1]);
+    pack_rows(c->layer->weight_hh, c->P, c->H, hidden, first, c->w_hh_back[0]);
+    pack_rows(c->layer->weight_hh, c->P, c->H, hidden + first, gates - first, c->w_hh_back[1]);
+    if (has_projection(c)) pack_rows(c->layer->weight_hr, c->H, c->P, hidden, 1, c->w_hr);
 }
 
 /* ---- the entrances -------------------------------------------------------------------------------------------- */
@@ -609,8 +702,10 @@ static void lay_out(call *c, memory *m) {
 }
 
 static int run(const unirnn_layer *layer, const unirnn_gradients *d) {
-    call c = {.layer = layer, .d = d, .plan = &PLANS[layer->cell], .cell = layer->cell};
+    const cell_variant *variant = &VARIANTS[layer->cell];
+    call c = {.layer = layer, .d = d, .plan = &PLANS[variant->cell], .cell = variant->cell, .slope = variant->slope};
     c.T = layer->steps, c.B = layer->batch_size, c.I = layer->input_size, c.H = layer->hidden_size;
+    c.P = has_projection(&c) ? layer->proj_size : c.H;
     c.stride = divide_up(c.H, PANEL * LANES) * PANEL * LANES;
     memory m = {NULL, 0};
     if (layer->resets) FOR_SEQUENCES(&c, s) c.num_sequences++;

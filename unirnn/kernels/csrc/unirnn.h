@@ -17,9 +17,33 @@
 #define UNIRNN_EXPORT __attribute__((visibility("default")))
 #endif
 
-enum unirnn_status { UNIRNN_OK = 0, UNIRNN_NO_MEMORY = 1, UNIRNN_BAD_LENGTH = 2, UNIRNN_BAD_CELL = 3 };
+/* The number of this interface: another one for each change of the structs or of the functions. */
+#define UNIRNN_INTERFACE 2
 
-enum unirnn_cell { RNN_TANH, RNN_RELU, GRU, GRU_RESET_BEFORE, LSTM, UNIRNN_CELLS };
+enum unirnn_status {
+    UNIRNN_OK = 0,
+    UNIRNN_NO_MEMORY = 1,
+    UNIRNN_BAD_LENGTH = 2,
+    UNIRNN_BAD_CELL = 3,
+    UNIRNN_BAD_PROJECTION = 4
+};
+
+/* The gates of a cell are sigmoids, or straight lines that are cut off at 0 and 1: x/6 + 1/2 (HARD_SIGMOID), or
+   0.2 x + 0.5 (HARD_SIGMOID_02). */
+enum unirnn_cell {
+    RNN_TANH,
+    RNN_RELU,
+    GRU,
+    GRU_HARD_SIGMOID,
+    GRU_HARD_SIGMOID_02,
+    GRU_RESET_BEFORE,
+    GRU_RESET_BEFORE_HARD_SIGMOID,
+    GRU_RESET_BEFORE_HARD_SIGMOID_02,
+    LSTM,
+    LSTM_HARD_SIGMOID,
+    LSTM_HARD_SIGMOID_02,
+    UNIRNN_CELLS
+};
 
 enum unirnn_dtype { UNIRNN_FLOAT32, UNIRNN_FLOAT64 };
 
@@ -35,24 +59,30 @@ typedef struct {
     int32_t reverse;     /* whether it runs from the last valid step to the first */
     int32_t num_threads; /* how many threads may compute; the results do not depend on it */
     int64_t steps, batch_size, input_size, hidden_size;
+    int64_t proj_size;      /* P: to what the h of an LSTM is projected, less than H; 0: it is not, and P is H below */
     const int64_t *lengths; /* (B,): 0 <= n <= T; NULL if every step is valid */
     const uint8_t *resets;  /* (T, B): whether a new sequence begins at a step; NULL if none does */
-    const void *weight_ih, *weight_hh;  /* (G*H, I) and (G*H, H), gates as torch has them */
+    const void *weight_ih, *weight_hh;  /* (G*H, I) and (G*H, P), gates as torch has them */
     const void *bias_ih, *bias_hh;      /* (G*H,), or both NULL */
+    const void *weight_hr;              /* (P, H), of the projection */
     unirnn_steps input;                 /* (T, B, I); its padding is never read */
-    const void *h_0, *c_0;              /* (B, H); NULL is zeros */
-    unirnn_steps output;                /* (T, B, H), zero in the padding; in a backward pass not used */
-    void *h_n, *c_n;                    /* (B, H); in a backward pass not used */
+    const void *h_0, *c_0;              /* (B, P) and (B, H); NULL is zeros */
+    unirnn_steps output;                /* (T, B, P), zero in the padding; in a backward pass not used */
+    void *h_n, *c_n;                    /* (B, P) and (B, H); in a backward pass not used */
     void *kept; /* (sum of the lengths, unirnn_kept * H): what a forward pass leaves for the backward pass; or NULL */
 } unirnn_layer;
 
 typedef struct {
-    unirnn_steps d_output;      /* (T, B, H), or NULL */
-    const void *d_h_n, *d_c_n;  /* (B, H), or NULL */
+    unirnn_steps d_output;      /* (T, B, P), or NULL */
+    const void *d_h_n, *d_c_n;  /* (B, P) and (B, H), or NULL */
     unirnn_steps d_input;       /* (T, B, I), zero in the padding, or NULL if not wanted */
-    void *d_h_0, *d_c_0;        /* (B, H) */
-    void *d_weight_ih, *d_weight_hh, *d_bias_ih, *d_bias_hh; /* those of the weights; NULL if not wanted */
+    void *d_h_0, *d_c_0;        /* (B, P) and (B, H) */
+    /* Those of the weights; NULL if not wanted. */
+    void *d_weight_ih, *d_weight_hh, *d_bias_ih, *d_bias_hh, *d_weight_hr;
 } unirnn_gradients;
+
+/* UNIRNN_INTERFACE, of the sources that the library was built from. */
+UNIRNN_EXPORT int unirnn_interface(void);
 
 /* Run a layer. */
 UNIRNN_EXPORT int unirnn_forward(const unirnn_layer *layer);

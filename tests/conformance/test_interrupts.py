@@ -1,0 +1,91 @@
+"""Ctrl-C in the middle of a call leaves nothing behind: the process and the module are as they were before.
+
+A profiler raises KeyboardInterrupt at one point after another where Python may raise it in unirnn: at the beginning of
+a function, and after a call of a function in C. So the compiled kernels are never interrupted, and the threads that
+they start end with their call.
+"""
+
+import inspect
+import os
+import pickle
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from itertools import count
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import Case, built
+from subjects import Subject, gradients
+
+
+def is_ours(frame: FrameType) -> bool:
+    """Whether a frame runs code of unirnn, or of one of its backends, and is no generator, which may be closing."""
+    if frame.f_code.co_flags & inspect.CO_GENERATOR:
+        return False
+    name = frame.f_globals.get("__name__", "")
+    return str(name).startswith("unirnn")
+
+
+def interrupt_at(point: int, action: Callable[[], Any]) -> bool:
+    """Run an action, and interrupt it at that point, counted from 0; False if it ends before."""
+    passed = count()
+
+    def profile(frame: FrameType, event: str, argument: Any) -> None:
+        if event in ("call", "c_return") and is_ours(frame) and next(passed) == point:
+            raise KeyboardInterrupt
+
+    sys.setprofile(profile)
+    try:
+        action()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+def state_of_the_process() -> dict[str, Any]:
+    """What a call could change."""
+    found: dict[str, Any] = {
+        "environment": dict(os.environ),
+        "NumPy's errors": np.geterr(),
+        "warnings": list(warnings.filters),
+        "threads": threading.active_count(),
+        "signals": signal.getsignal(signal.SIGINT),
+        "random": pickle.dumps(np.random.get_state()),
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        found |= {
+            "torch's threads": torch.get_num_threads(),
+            "torch's gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+            "torch's random": torch.get_rng_state().tolist(),
+        }
+    return found
+
+
+def test_an_interrupted_call_changes_nothing(subject: Subject) -> None:
+    if subject.backend.name not in ("numpy", "torch", "onnxruntime"):
+        pytest.skip("there are too many points in a namespace in Python, and MindSpore calls Python from C++")
+    case = Case(steps=3, lengths=(3, 1, 0, 2), num_layers=2, dtype="float32")
+    module, batch = built(subject, "GRU", case)
+
+    def call() -> Any:
+        return subject.call(module, batch.input, batch.hx, case.seq_length)[0]
+
+    def differentiate() -> Any:
+        cotangents = batch.d_output, batch.d_state
+        return gradients(subject.backend, module, batch.input, batch.hx, batch.lengths, *cotangents)["input"]
+
+    for action in (call, differentiate) if subject.backend.support.derivatives else (call,):
+        expected = action()
+        before = state_of_the_process()
+        points = next(point for point in range(5000) if not interrupt_at(point, action))
+        assert points > 10
+        assert state_of_the_process() == before
+        np.testing.assert_array_equal(action(), expected)
