@@ -119,8 +119,8 @@ class OnnxRuntimeModule(WithSessions, Module):
         batch_size = x.shape[1]
         state = tuple(self._zeros(batch_size).values()) if call.state is None else call.state
         if call.resets is not None and batch_size:
-            directions = np.arange(len(self.spec.suffixes())) % self.spec.num_directions
-            return run_sequences(x, state, ns, call.resets, [directions] * len(state), self._run_columns)
+            directions = [_directions(self.spec)] * len(state)
+            return run_sequences(x, state, ns, call.resets, directions, self._run_columns)
         return self._run_columns(x, state, ns)
 
     def _run_columns(self, x: Array, state: Sequence[Array], ns: Array | None) -> tuple[Array, tuple[Array, ...]]:
@@ -140,7 +140,7 @@ class OnnxRuntimeModule(WithSessions, Module):
         if n == len(x):
             output, *final = self._dense.run(self._outputs, feeds)
             return output, tuple(final)
-        output = np.zeros((*x.shape[:-1], self.spec.num_directions * self.spec.hidden_size), self._dtype)
+        output = np.zeros((*x.shape[:-1], self.spec.output_features(0)), self._dtype)
         if n == 0:
             return output, tuple(part.copy() for part in state)
         output[:n], *final = self._dense.run(self._outputs, {**feeds, "input": x[:n]})
@@ -281,7 +281,12 @@ class OnnxRuntimeModel(WithSessions, ModelModule):
     def _directions(self) -> list[Array]:
         """For each part of the state the direction of its rows. A model that takes resets has no other states."""
         layers = [leaf for leaf in self._stateful.values() if isinstance(leaf, RecurrentSpec)]
-        return [np.arange(len(leaf.suffixes())) % leaf.num_directions for leaf in layers for _ in leaf.states]
+        return [_directions(leaf) for leaf in layers for _ in leaf.states]
+
+
+def _directions(spec: RecurrentSpec) -> Array:
+    """For each row of the state 0 if its layer and direction runs forward, 1 if in reverse."""
+    return np.array([spec.is_reverse(position) for position in range(len(spec.suffixes()))], np.int64)
 
 
 def _signature(input: Any, hx: Any) -> tuple[Any, ...] | None:

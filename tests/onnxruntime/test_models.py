@@ -272,7 +272,10 @@ ALTERED: dict[str, tuple[Callable[[Any], None], str]] = {
     "data cut short": (fewer_bytes, "tensor 'head.weight': dims [2, 18] need 144 bytes, and it holds 0"),
     "integers": (integers, "head.bias: given int32 of shape (2,), expected floats of (2,)"),
     "a node that is missing": (without_a_node, "but it has no node 'encoder.LSTM_l1'"),
-    "another direction": (another_direction, "direction='reverse', which no spec describes"),
+    "another direction": (
+        another_direction,
+        "node 'encoder.LSTM_l0' (LSTM): given weights of shapes {'W': (2, 12, 4), ",
+    ),
 }
 
 

@@ -136,11 +136,7 @@ def texts(spec: RecurrentSpec, **arguments: Any) -> list[str]:
 INFERENCE = "differs: onnxruntime is for inference: no gradients, and dropout is never applied"
 LIMITS: dict[str, tuple[RecurrentSpec, dict[str, Any], list[str]]] = {
     "inference only": (GRUSpec(3, 4), {}, []),
-    "a projection": (
-        LSTMSpec(3, 4, proj_size=2),
-        {},
-        ["can't: onnxruntime has no LSTM with proj_size=2"],
-    ),
+    "a projection": (LSTMSpec(3, 4, proj_size=2), {}, []),
     "float64": (
         GRUSpec(3, 4),
         {"dtype": "float64"},

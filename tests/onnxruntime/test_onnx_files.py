@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -22,11 +21,22 @@ from strategies import specs
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, errors
 from unirnn.files import onnx_reader, onnx_writer
+from unirnn.files._contents import Choice
+from unirnn.files.onnx_constants import Constants
 from unirnn.snapshots.stacking import unstack
 
 
 def drawn(spec: RecurrentSpec, dtype: str = "float32") -> Snapshot:
     return unirnn.snapshot(spec.build("numpy", dtype=dtype, seed=0))
+
+
+def layers_of(model: Any) -> dict[str, Any]:
+    """The snapshot of each layer by name, or the error in its place."""
+    found = onnx_reader.contents_of_model(model)
+    return {
+        name: layer.spec if isinstance(layer.spec, errors.UnirnnError) else found.read(Choice(name))
+        for name, layer in found.layers.items()
+    }
 
 
 # ---- models that unirnn wrote -------------------------------------------------------------------------------------
@@ -40,6 +50,18 @@ def test_a_written_graph_is_valid_and_is_read_back(spec: RecurrentSpec, dtype: s
     onnx.checker.check_model(model, full_check=True)
     assert onnx_reader.read_model(model) == taken
     assert unirnn.snapshot(model) == taken
+
+
+@pytest.mark.parametrize("lengths", [True, False])
+@pytest.mark.parametrize(
+    "options", [{}, {"bidirectional": True, "bias": False}, {"reverse": True, "batch_first": True}]
+)
+def test_a_projection_is_written_as_a_scan_and_read_back(options: dict[str, Any], lengths: bool) -> None:
+    spec = LSTMSpec(3, 4, 2, proj_size=2, gate_activation="hard_sigmoid", **options)
+    taken = unirnn.snapshot(spec.build("onnxruntime", seed=0))
+    model = onnx_writer.emit(spec, taken.weights, lengths=lengths)
+    onnx.checker.check_model(model, full_check=True)
+    assert onnx_reader.read_model(model) == taken
 
 
 def test_weights_are_read_back_bit_for_bit() -> None:
@@ -97,13 +119,7 @@ def test_the_metadata_holds_the_whole_spec() -> None:
     assert json.loads(metadata["unirnn"]) == {"format": 2, "spec": taken.spec.to_dict()}
 
 
-def test_layers_that_onnx_cannot_hold() -> None:
-    taken = unirnn.snapshot(
-        {"weight_ih_l0": np.ones((16, 3)), "weight_hh_l0": np.ones((16, 2)), "weight_hr_l0": np.ones((2, 4))},
-        batch_first=False,
-    )
-    with pytest.raises(errors.LimitError, match="onnx has no LSTM with proj_size=2"):
-        onnx_writer.emit(taken.spec, taken.weights)
+def test_weights_that_are_too_large_for_a_model() -> None:
     shape = (2**15, 2**14)
     huge = {name: np.broadcast_to(np.float32(0), shape) for name in ("weight_ih_l0", "weight_hh_l0")}
     with pytest.raises(errors.LimitError, match="onnx: given weights of 4294967296 bytes, expected at most 2146435072"):
@@ -115,7 +131,7 @@ def test_a_spec_adds_what_the_nodes_do_not_say() -> None:
     model = onnx_writer.emit(taken.spec, taken.weights)
     wanted = GRUSpec(3, 4, 2, dropout=0.5, batch_first=True)
     assert onnx_reader.read_model(model, spec=wanted) == Snapshot(wanted, taken.weights)
-    with pytest.raises(errors.SpecError, match=r"^spec: given .*, but the model says GRUSpec\(3, 4, num_layers=2\)$"):
+    with pytest.raises(errors.SpecError, match=r"^spec: given .*, but the file says GRUSpec\(3, 4, num_layers=2\)$"):
         onnx_reader.read_model(model, spec=GRUSpec(3, 4, 2, reset_after=False))
 
 
@@ -220,7 +236,7 @@ def test_nodes_that_feed_each_other_are_one_stack(
     cls, options = KINDS[kind]
     taken = drawn(cls(3, 4, num_layers, bidirectional=bidirectional, bias=bias, **options))
     model = other_model(unstack(taken), initializers=initializers)
-    assert list(onnx_reader.find_layers(model)) == ["rnn0"]
+    assert list(layers_of(model)) == ["rnn0"]
     assert onnx_reader.read_model(model) == taken
     assert onnx_reader.read_model(model, prefix="rnn0") == taken
 
@@ -258,7 +274,7 @@ def test_nodes_between_layers_that_change_nothing(joints: Any) -> None:
 def test_nodes_between_layers_that_change_something(joints: Any) -> None:
     parts = unstack(drawn(GRUSpec(4, 4, 2)))
     model = other_model(parts, joints=joints)
-    assert onnx_reader.find_layers(model) == {"rnn0": parts[0], "rnn1": parts[1]}
+    assert layers_of(model) == {"rnn0": parts[0], "rnn1": parts[1]}
     with pytest.raises(
         errors.ArgumentError,
         match=r"^prefix: given none, but there are several layers; give one of 'rnn0', 'rnn1'$",
@@ -273,7 +289,7 @@ def test_an_output_of_the_model_ends_a_stack() -> None:
     parts = unstack(drawn(GRUSpec(4, 4, 2)))
     model = other_model(parts)
     model.graph.output.append(helper.make_tensor_value_info("x1", TensorProto.FLOAT, None))
-    assert onnx_reader.find_layers(model) == {"rnn0": parts[0], "rnn1": parts[1]}
+    assert layers_of(model) == {"rnn0": parts[0], "rnn1": parts[1]}
 
 
 def test_a_cycle_of_nodes() -> None:
@@ -295,28 +311,28 @@ DIFFERENT = {
 @pytest.mark.parametrize("specs", DIFFERENT.values(), ids=DIFFERENT.keys())
 def test_layers_that_differ_are_not_one_stack(specs: list[RecurrentSpec]) -> None:
     parts = [drawn(spec) for spec in specs]
-    assert onnx_reader.find_layers(other_model(parts)) == {"rnn0": parts[0], "rnn1": parts[1]}
+    assert layers_of(other_model(parts)) == {"rnn0": parts[0], "rnn1": parts[1]}
 
 
 def test_nodes_of_two_modules_are_two_layers() -> None:
     parts = unstack(drawn(GRUSpec(4, 4, 2)))
     model = other_model(parts)
     model.graph.node[0].name, model.graph.node[2].name = "/encoder/GRU", "/decoder/GRU"
-    assert list(onnx_reader.find_layers(model)) == ["/encoder/GRU", "/decoder/GRU"]
+    assert list(layers_of(model)) == ["/encoder/GRU", "/decoder/GRU"]
 
 
 def test_a_node_without_a_name_is_named_by_its_output() -> None:
     model = other_model(unstack(drawn(GRUSpec(4, 4, 2))), joints=STOPPED["a node that computes"])
     for node in model.graph.node:
         node.name = ""
-    assert list(onnx_reader.find_layers(model)) == ["Y0", "Y1"]
+    assert list(layers_of(model)) == ["Y0", "Y1"]
 
 
 def test_nodes_with_the_same_name_get_different_names() -> None:
     model = other_model(unstack(drawn(GRUSpec(4, 4, 2))), joints=STOPPED["a node that computes"])
     for node in model.graph.node:
         node.name = "rnn"
-    assert list(onnx_reader.find_layers(model)) == ["rnn", "Y1"]
+    assert list(layers_of(model)) == ["rnn", "Y1"]
 
 
 def test_every_layer_gets_a_unique_name() -> None:
@@ -326,7 +342,7 @@ def test_every_layer_gets_a_unique_name() -> None:
     for node, name in zip(nodes, ["Y1", "", f"node {index}", "Y1", ""], strict=True):
         node.name = name
     nodes[3].output[0] = nodes[3].output[1] = ""
-    assert list(onnx_reader.find_layers(model)) == ["Y1", "Y_h1", f"node {index}", f"node {index + 1}", "Y4"]
+    assert list(layers_of(model)) == ["Y1", "Y_h1", f"node {index}", f"node {index + 1}", "Y4"]
 
 
 @pytest.mark.parametrize("part", [lambda m: m.graph, lambda m: m.graph.node[0]], ids=["graph", "node"])
@@ -343,17 +359,22 @@ def test_infinite_padding_ends_a_stack() -> None:
     parts = unstack(drawn(GRUSpec(4, 4, 2)))
     model = other_model(parts, joints=joints)
     model.graph.initializer.append(numpy_helper.from_array(np.array(-np.inf, np.float32), "infinity"))
-    assert onnx_reader.find_layers(model) == {"rnn0": parts[0], "rnn1": parts[1]}
+    assert layers_of(model) == {"rnn0": parts[0], "rnn1": parts[1]}
 
 
-def test_each_weight_of_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = Mock(wraps=onnx_reader._array)
-    monkeypatch.setattr(onnx_reader, "_array", decode)
+def test_only_the_weights_of_the_chosen_layer_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    class Watched(Constants):
+        def read(self, tensor: Any) -> Any:
+            read.append(tensor.name)
+            return super().read(tensor)
+
+    monkeypatch.setattr(onnx_reader, "Constants", Watched)
     parts = unstack(drawn(GRUSpec(4, 4, 2)))
     onnx.save(other_model(parts, joints=STOPPED["a node that computes"]), tmp_path / "a.onnx")
     assert unirnn.load(tmp_path / "a.onnx", prefix="rnn1") == parts[1]
-    read = [call.args[0].name for call in decode.call_args_list]
-    assert sorted(name for name in read if name[0] in "WRB") == ["B0", "B1", "R0", "R1", "W0", "W1"]
+    assert sorted(name for name in read if name[0] in "WRB") == ["B1", "R1", "W1"]
     onnx.save(other_model(parts[:1], clip=3.0), tmp_path / "a.onnx")
     with pytest.raises(
         errors.SpecError, match=r"a\.onnx: onnx: node 'rnn0' \(GRU\): clip=3.0, which no spec describes"
@@ -379,18 +400,39 @@ def test_bfloat16_is_read_as_float32() -> None:
 
 
 def test_a_model_without_recurrent_nodes() -> None:
-    with pytest.raises(errors.ArgumentError, match=r"^onnx: the model has no RNN, GRU or LSTM node; an exporter may "):
+    with pytest.raises(
+        errors.ArgumentError, match=r"^onnx: the model has no RNN, GRU or LSTM node; a recurrent layer "
+    ):
         onnx_reader.read_model(other_model([]))
 
 
 ATTRIBUTES: dict[str, tuple[RecurrentSpec, dict[str, Any], str]] = {
     "clip": (GRUSpec(3, 4), {"clip": 3.0}, "clip=3.0, which no spec describes"),
     "input_forget": (LSTMSpec(3, 4), {"input_forget": 1}, "input_forget=1, which no spec describes"),
-    "reverse": (GRUSpec(3, 4), {"direction": "reverse"}, "direction='reverse', which no spec describes; "),
+    "a direction": (
+        GRUSpec(3, 4),
+        {"direction": "up"},
+        "direction='up', which no spec describes; expected 'forward', ",
+    ),
     "activations of a GRU": (
         GRUSpec(3, 4),
-        {"activations": ["HardSigmoid", "Tanh"]},
-        "activations=['hardsigmoid', 'tanh'], which no spec describes; expected ['sigmoid', 'tanh']",
+        {"activations": ["Sigmoid", "Relu"]},
+        "activations=['sigmoid', 'relu'], which no spec describes; expected ['sigmoid', 'tanh']",
+    ),
+    "another hard sigmoid": (
+        GRUSpec(3, 4),
+        {"activations": ["HardSigmoid", "Tanh"], "activation_alpha": [0.25]},
+        "activations=['hardsigmoid', 'tanh'] with alpha=0.25 and beta=0.5 of the hard sigmoid, which no spec",
+    ),
+    "two hard sigmoids": (
+        GRUSpec(3, 4, bidirectional=True),
+        {"activations": ["HardSigmoid", "Tanh"] * 2, "activation_alpha": [1 / 6]},
+        "activations=['hardsigmoid', 'tanh', 'hardsigmoid', 'tanh'], which no spec describes; ",
+    ),
+    "a parameter that is left over": (
+        GRUSpec(3, 4),
+        {"activations": ["HardSigmoid", "Tanh"], "activation_alpha": [0.2, 0.3]},
+        "activation_alpha=[0.3",
     ),
     "activations of an RNN": (
         RNNSpec(3, 4),
@@ -413,7 +455,7 @@ def test_an_attribute_that_no_spec_describes(spec: RecurrentSpec, attributes: di
     expected = f"onnx: node 'rnn0' ({spec.kind}): {words}"
     with pytest.raises(errors.SpecError, match=f"^{re.escape(expected)}"):
         onnx_reader.read_model(model)
-    found = onnx_reader.find_layers(model)["rnn0"]
+    found = layers_of(model)["rnn0"]
     assert isinstance(found, errors.SpecError)
     assert str(found).startswith(expected)
 
@@ -430,8 +472,10 @@ def test_attributes_with_their_default_values() -> None:
 def test_peepholes_are_refused() -> None:
     model = other_model([drawn(LSTMSpec(3, 4))])
     model.graph.node[0].input.extend(["", "", "", "P"])
-    with pytest.raises(errors.SpecError, match=r"^onnx: node 'rnn0' \(LSTM\): it has peepholes \(P\), which no spec"):
+    with pytest.raises(errors.SpecError, match=r"^onnx: node 'rnn0' \(LSTM\): it has peepholes \(P\), 'P', which no"):
         onnx_reader.read_model(model)
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 12), np.float32), "P"))
+    assert onnx_reader.read_model(model) == drawn(LSTMSpec(3, 4))
 
 
 def test_weights_that_are_not_constants_are_refused() -> None:
@@ -545,7 +589,7 @@ ALTERED: dict[str, tuple[Callable[[Any], None], str]] = {
         "its numbers are in another file, and a path in a file is not followed",
     ),
     "two initializers with one name": (twice, "two initializers are named 'W_l0'"),
-    "a cycle of identities": (cycle, "its W, 'W_l0', is computed by node '' (Identity)"),
+    "a cycle of identities": (cycle, "its W, 'W_l0', is computed from itself"),
     "another hidden_size": (attribute("hidden_size", 5), "hidden_size is not that of R, 4"),
     "an unknown direction": (attribute("direction", b"\xff"), "direction='\ufffd', which no spec describes"),
     "another direction": (attribute("direction", "bidirectional"), "given weights of shapes {'W': (1, 12, 3), "),

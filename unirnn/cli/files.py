@@ -58,6 +58,8 @@ def show(file: _File, format: _Format = None, as_json: AsJson = False) -> None:
             table.add_row(
                 repr(prefix), repr(layer.spec), str(entry["parameters"]), str(entry["bytes"]), ", ".join(dtypes)
             )
+            if layer.note:
+                notes.append(f"{prefix!r}: {layer.note}")
         if any(layer.assumed for layer in found.layers.values()):
             notes.append(_UNKNOWN)
         title = f"{file}: {found.format}, no unirnn snapshot"

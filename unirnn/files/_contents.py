@@ -48,11 +48,14 @@ class Layer:
     weights
         The shape and dtype of each weight, by the names of `Spec.weight_shapes`; empty if there is no spec. The dtype
         is the one after reading: float32 for bfloat16.
+    note
+        What else a user should know of it.
     """
 
     spec: Spec | UnirnnError
     weights: Mapping[str, tuple[tuple[int, ...], str]]
     assumed: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def num_weights(self) -> int:

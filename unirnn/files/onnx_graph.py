@@ -8,7 +8,10 @@ import numpy as np
 
 from unirnn.contract.weights import Array
 
-__all__ = ["Flow", "GraphBuilder", "Lengths"]
+__all__ = ["HARD_SIGMOIDS", "Flow", "GraphBuilder", "Lengths"]
+
+HARD_SIGMOIDS = {"hard_sigmoid": (1 / 6, 0.5), "hard_sigmoid_0.2": (0.2, 0.5)}
+"""The slope and the offset of each hard sigmoid that a spec can have; ONNX calls them alpha and beta."""
 
 
 class GraphBuilder:

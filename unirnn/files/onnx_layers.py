@@ -25,6 +25,7 @@ from unirnn.specs import (
     GRUSpec,
     LayerNormSpec,
     LinearSpec,
+    LSTMSpec,
     ModelSpec,
     NormalizeSpec,
     PoolSpec,
@@ -37,9 +38,9 @@ from unirnn.specs import (
 )
 from unirnn.specs.base import LengthRule
 
-from .onnx_graph import Flow, GraphBuilder, Lengths
+from .onnx_graph import HARD_SIGMOIDS, Flow, GraphBuilder, Lengths
 
-__all__ = ["LayersBuilder"]
+__all__ = ["LayersBuilder", "is_by_steps"]
 
 _OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "relu": ("Relu", {}),
@@ -54,15 +55,20 @@ _OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
 _END = 2**63 - 1  # of a slice: as far as there is anything
 
 
+def is_by_steps(spec: RecurrentSpec) -> bool:
+    """Whether ONNX has no operator for a layer, so that it is written as a Scan over its steps."""
+    return layouts.SUPPORT["onnx"].unsupported_reason(spec) is not None
+
+
 class LayersBuilder(GraphBuilder):
     """Adds layers to a graph. What belongs to a layer in a model has a name that begins with the layer's, and a dot."""
 
     def add_weights(self, spec: Spec, weights: Mapping[str, Array]) -> None:
-        """Add the weights: those of recurrent layers as ONNX lays them out, the others under their own names."""
+        """Add the weights: those of recurrent nodes as ONNX lays them out, the others under their own names."""
         for layer, leaf in spec.leaves().items():
             prefix = f"{layer}." if layer else ""
             arrays = {name: weights[prefix + name] for name in leaf.weight_shapes()}
-            if isinstance(leaf, RecurrentSpec):
+            if isinstance(leaf, RecurrentSpec) and not is_by_steps(leaf):
                 arrays = layouts.to_framework("onnx", leaf, arrays)
             for name, array in arrays.items():
                 self.add_constant(prefix + name, array, self.dtype)
@@ -120,7 +126,7 @@ class LayersBuilder(GraphBuilder):
     # ---- recurrent layers ------------------------------------------------------------------------
 
     def _add_recurrent(self, prefix: str, spec: RecurrentSpec, flow: Flow) -> Flow:
-        """Add one recurrent node for each layer, for both of its directions."""
+        """Add one recurrent node for each layer, for both of its directions; or a Scan for each direction."""
         self._finals.append((prefix, spec, flow.lengths))
         # All masks come first, as they always have, so that a layer's file is the same, byte for byte.
         masks = [] if flow.lengths is None else [flow.lengths.is_valid, flow.lengths.has_steps, flow.lengths.int32]
@@ -133,7 +139,10 @@ class LayersBuilder(GraphBuilder):
             y = last if layer == spec.num_layers - 1 else f"{prefix}output_l{layer}"
             joined = f"{y}_padded" if masks else y
             inputs = [flow.x, ns, *(initial[name][layer] for name in spec.states)]
-            self._add_node_of_layer(prefix, spec, layer, inputs, joined)
+            if isinstance(spec, LSTMSpec) and is_by_steps(spec):
+                self._add_steps_of_layer(prefix, spec, layer, [flow.x, *masks[:1], *inputs[2:]], joined)
+            else:
+                self._add_node_of_layer(prefix, spec, layer, inputs, joined)
             flow = self.select(replace(flow, x=joined, is_clean=False), y)
         return flow
 
@@ -155,10 +164,16 @@ class LayersBuilder(GraphBuilder):
         weights = [f"{prefix}W_l{layer}", f"{prefix}R_l{layer}", f"{prefix}B_l{layer}" if spec.bias else ""]
         attributes: dict[str, Any] = {
             "hidden_size": spec.hidden_size,
-            "direction": "bidirectional" if spec.bidirectional else "forward",
+            "direction": "bidirectional" if spec.bidirectional else "reverse" if spec.reverse else "forward",
         }
         if isinstance(spec, RNNSpec):
             attributes["activations"] = [spec.nonlinearity.capitalize()] * spec.num_directions
+        if isinstance(spec, (GRUSpec, LSTMSpec)) and spec.gate_activation != "sigmoid":
+            alpha, beta = HARD_SIGMOIDS[spec.gate_activation]
+            others = ["Tanh"] * len(spec.states)
+            attributes["activations"] = ["HardSigmoid", *others] * spec.num_directions
+            attributes["activation_alpha"] = [alpha] * spec.num_directions
+            attributes["activation_beta"] = [beta] * spec.num_directions
         if isinstance(spec, GRUSpec):
             attributes["linear_before_reset"] = int(spec.reset_after)
         directions = f"{y}_directions"
@@ -171,6 +186,103 @@ class LayersBuilder(GraphBuilder):
         side_by_side = self.add_node("Transpose", [directions], f"{y}_side_by_side", perm=[0, 2, 1, 3])
         shape = self.add_constant(f"{prefix}shape_joined", [0, 0, 2 * spec.hidden_size])  # 0: keep this axis
         self.add_node("Reshape", [side_by_side, shape], y)
+
+    def _add_steps_of_layer(self, prefix: str, spec: LSTMSpec, layer: int, inputs: list[str], y: str) -> None:
+        """Add a Scan over the steps for each direction of a layer, since ONNX has no LSTM with a projection.
+
+        The inputs are the array, which steps are valid unless all are, and the initial states. In the padding the state
+        stays as it is, so that the reverse direction begins at the last valid step with the initial state.
+        """
+        x, *masks = inputs[:-2]
+        x, h, c = (self._to_float32(value, f"{value}_float32") for value in (x, *inputs[-2:]))  # no step is rounded
+        first = self.add_constant("axis_0", [0])
+        directions: list[str] = []
+        finals: dict[str, list[str]] = {name: [] for name in spec.states}
+        for direction in range(spec.num_directions):
+            position = layer * spec.num_directions + direction
+            suffix = spec.suffixes()[position]
+            name = f"{prefix}{spec.kind}{suffix}"
+            weights = {
+                weight: self._to_float32(prefix + weight, f"{prefix}{weight}_float32")
+                for weight in spec.weight_shapes()
+                if weight.endswith(suffix)
+            }
+            gates = self._add_gates_of_input(prefix, spec, suffix, x, weights)
+            which = self.add_constant(f"int_{direction}", direction)
+            begin = [self.add_node("Gather", [state, which], f"{state}{suffix}", axis=0) for state in (h, c)]
+            outputs = [f"{name}_{part}" for part in ("h_n", "c_n", "output")]
+            backwards = int(spec.is_reverse(position))
+            self.add_node(
+                "Scan",
+                [*begin, gates, *masks],
+                outputs,
+                name=name,
+                body=self._body_of_steps(prefix, spec, suffix, weights, bool(masks)),
+                num_scan_inputs=1 + len(masks),
+                scan_input_directions=[backwards] * (1 + len(masks)),
+                scan_output_directions=[backwards],
+            )
+            *ends, output = (self._from_float32(value) for value in outputs)
+            directions.append(output)
+            for state, final in zip(spec.states, ends, strict=True):
+                finals[state].append(self.add_node("Unsqueeze", [final, first], f"{final}_row"))
+        self.add_node("Concat", directions, y, axis=-1)
+        for state, rows in finals.items():
+            self.add_node("Concat", rows, f"{prefix}{state}_n_l{layer}", axis=0)
+
+    def _add_gates_of_input(self, prefix: str, spec: LSTMSpec, suffix: str, x: str, weights: Mapping[str, str]) -> str:
+        """Add ``W_ih x + b_ih`` of all steps: `(T, B, I)` to `(T, B, 4*H)`."""
+        y = f"{prefix}gates{suffix}"
+        shape = self.add_constant(f"{y}_shape_of_rows", [-1, spec.weight_shapes()[f"weight_ih{suffix}"][1]])
+        affine = [weights[f"{name}_ih{suffix}"] for name in ("weight", "bias")[: 1 + spec.bias]]
+        rows = self.add_node("Reshape", [x, shape], f"{y}_rows_of_input")
+        rows = self.add_node("Gemm", [rows, *affine], f"{y}_rows", transB=1)
+        leading = self.add_node("Shape", [x], f"{y}_leading", start=0, end=2)
+        size = self.add_constant(f"{y}_size", [4 * spec.hidden_size])
+        return self.add_node("Reshape", [rows, self.add_node("Concat", [leading, size], f"{y}_shape", axis=0)], y)
+
+    def _body_of_steps(
+        self, prefix: str, spec: LSTMSpec, suffix: str, weights: Mapping[str, str], has_padding: bool
+    ) -> Any:
+        """The graph of one step of a Scan: from the state, ``W_ih x + b_ih``, and which sequences go on."""
+        body = GraphBuilder(self.onnx, np.dtype(self._wide))
+        kind = self.onnx.helper.np_dtype_to_tensor_dtype(body.dtype)
+        name = f"{prefix}step{suffix}_"
+
+        def add(op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+            return body.add_node(op, inputs, name + output, **attributes)
+
+        def value(part: str, size: int, kind: int = kind) -> Any:
+            return self.onnx.helper.make_tensor_value_info(name + part, kind, ["B", size])
+
+        def gate(part: str) -> str:
+            if spec.gate_activation == "sigmoid":
+                return add("Sigmoid", [f"{name}a_{part}"], part)
+            alpha, beta = HARD_SIGMOIDS[spec.gate_activation]
+            return add("HardSigmoid", [f"{name}a_{part}"], part, alpha=alpha, beta=beta)
+
+        affine = [weights[f"{one}_hh{suffix}"] for one in ("weight", "bias")[: 1 + spec.bias]]
+        hidden = add("Gemm", [f"{name}h", *affine], "hidden", transB=1)
+        gates = add("Add", [f"{name}gates", hidden], "all_gates")
+        body.add_node("Split", [gates], [f"{name}a_{part}" for part in spec.gates], axis=-1)
+        kept = add("Mul", [gate("f"), f"{name}c"], "kept")
+        c = add("Add", [kept, add("Mul", [gate("i"), add("Tanh", [f"{name}a_g"], "g")], "added")], "c_valid")
+        h = add("Mul", [gate("o"), add("Tanh", [c], "tanh_c")], "h_wide")
+        h = add("Gemm", [h, weights[f"weight_hr{suffix}"]], "h_valid", transB=1)
+        inputs = [value("h", spec.output_size), value("c", spec.hidden_size), value("gates", 4 * spec.hidden_size)]
+        if has_padding:
+            inputs.append(value("is_valid", 1, self.onnx.TensorProto.BOOL))
+            h = add("Where", [f"{name}is_valid", h, f"{name}h"], "h_next")
+            c = add("Where", [f"{name}is_valid", c, f"{name}c"], "c_next")
+        outputs = [
+            self.onnx.helper.make_tensor_value_info(own, kind, ["B", size])
+            for own, size in (
+                (h, spec.output_size),
+                (c, spec.hidden_size),
+                (add("Identity", [h], "output"), spec.output_size),
+            )
+        ]
+        return self.onnx.helper.make_graph(body.nodes, f"{name}graph", inputs, outputs)
 
     def _add_final_state(self, prefix: str, spec: RecurrentSpec, lengths: Lengths | None) -> None:
         for name in (f"{prefix}{state}" for state in spec.states):

@@ -1,59 +1,52 @@
 """Reading ``.onnx``: the recurrent layers that a model holds, whoever wrote it, and whole models that unirnn wrote.
 
-Nothing is executed: nodes and constants are only inspected. Whatever is not understood is an error that names the
-node. The size that a tensor claims is checked against its bytes before an array is made.
+Nothing is executed but single operators of ONNX over constants; see `unirnn.files.onnx_constants`. Whatever is not
+understood is an error that names the node. The size that a tensor claims is checked against its bytes before an array
+is made, and all that is made has one budget.
 """
 
 import itertools
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from unirnn.contract.weights import Array
+from unirnn.contract.weights import Array, Weights
 from unirnn.devices import DTYPES
 from unirnn.errors import ArgumentError, FileError, SpecError, UnirnnError
-from unirnn.files._contents import Choice, Contents, Layer, StoredArray, contents_of_snapshot
+from unirnn.files._contents import (
+    Choice,
+    Contents,
+    Layer,
+    StoredArray,
+    contents_of_snapshot,
+    contents_of_state_dict,
+)
 from unirnn.files._header import FORMAT, reject_duplicates, spec_from_metadata
+from unirnn.files.onnx_chains import Part, chains
+from unirnn.files.onnx_constants import Constants, external_size
+from unirnn.files.onnx_layers import is_by_steps
+from unirnn.files.onnx_nodes import KINDS, QUANTIZED, Node, describe, is_recurrent
+from unirnn.files.onnx_scopes import Budget, Scope, label, text, walk
 from unirnn.files.onnx_writer import import_onnx
-from unirnn.snapshots import layouts
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.snapshots.stacking import stack
 from unirnn.snapshots.state_dicts import choose_name
-from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Spec
+from unirnn.specs import RecurrentSpec, Spec
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["choose_layer", "find_layers", "parse", "read", "read_model"]
-
-_SPECS: dict[str, type[RecurrentSpec]] = {cls.kind: cls for cls in (RNNSpec, GRUSpec, LSTMSpec)}
-_ATTRIBUTES = {
-    "activations": "STRINGS",
-    "direction": "STRING",
-    "hidden_size": "INT",
-    "input_forget": "INT",
-    "layout": "INT",
-    "linear_before_reset": "INT",
-}
-_ACTIVATIONS = {"RNN": ("tanh",), "GRU": ("sigmoid", "tanh"), "LSTM": ("sigmoid", "tanh", "tanh")}
+__all__ = ["contents_of_model", "parse", "read", "read_model"]
 
 
 def read(path: str) -> Contents:
     """Describe what a file holds."""
     with open(path, "rb") as file:
-        found = find_layers(parse(file.read()))
-    layers: dict[str, Layer] = {}
-    for name, layer in found.items():
-        if isinstance(layer, Snapshot):
-            weights = {key: (array.shape, array.dtype.name) for key, array in layer.weights.items()}
-            layers[name] = Layer(layer.spec, weights)
-        else:
-            layers[name] = Layer(layer, {})
-    version = FORMAT if "" in found else None
-    return Contents("onnx", version, layers, lambda choice: choose_layer(found, choice.only_prefix, choice.spec))
+        data = file.read()
+    return contents_of_model(parse(data), len(data), os.path.dirname(os.path.abspath(path)))
 
 
 def parse(data: bytes) -> "ModelProto":
@@ -87,8 +80,8 @@ def read_model(model: "ModelProto", prefix: str | None = None, spec: Spec | None
     model
         A model.
     prefix
-        The name of the layer's first node, if there are several layers; see `find_layers`. Of a model that unirnn
-        wrote, the name of one of its layers.
+        The name of the layer's first node, if there are several layers; see `contents_of_model`. Of a model that
+        unirnn wrote, the name of one of its layers.
     spec
         The layer's spec, which adds what a graph does not say: ``dropout`` and ``batch_first``.
 
@@ -109,36 +102,26 @@ def read_model(model: "ModelProto", prefix: str | None = None, spec: Spec | None
     >>> read_model(onnx_writer.emit(snapshot.spec, snapshot.weights)) == snapshot
     True
     """
-    return choose_layer(find_layers(model), prefix, spec)
+    return contents_of_model(model).read(Choice(prefix, spec))
 
 
-def choose_layer(found: Mapping[str, Snapshot | SpecError], prefix: str | None, spec: Spec | None) -> Snapshot:
-    """Choose one of the layers that `find_layers` found; see `read_model`, which raises the same errors."""
-    if not found:
-        raise ArgumentError(
-            "onnx: the model has no RNN, GRU or LSTM node; an exporter may have written the layer out as single "
-            "operations, as PyTorch's does with torch.nn.RNN: export it with dynamo=False"
-        )
-    whole = found.get("")
-    if isinstance(whole, Snapshot) and not isinstance(whole.spec, RecurrentSpec):
-        arrays = {name: StoredArray.from_array(array) for name, array in whole.weights.items()}
-        return contents_of_snapshot("onnx", whole.spec, arrays).read(Choice(prefix, spec))
-    layer = found[choose_name(found, prefix)]
-    if isinstance(layer, SpecError):
-        raise layer
-    if spec is None:
-        return layer
-    if not spec.fits(layer.spec):
-        raise SpecError(f"spec: given {spec!r}, but the model says {layer.spec!r}")
-    return Snapshot(spec, layer.weights)
+def contents_of_model(model: "ModelProto", size: int | None = None, folder: str | None = None) -> Contents:
+    """Describe the recurrent layers of a model, by the names of their first nodes.
 
+    A node in a branch of ``If``, in the body of ``Loop`` or ``Scan``, or in a function is named by its path, such as
+    ``"If_0/then_branch/lstm"``. Nodes that feed each other, and nothing else, are one layer of several, if one spec
+    describes them; so are a forward and a reverse node over one input, whose outputs are joined. A node without a name,
+    or with a name that another node has, goes by the name of its first output, or by its number. If `emit` made the
+    model, there is one entry, of all of it, and its name is empty.
 
-def find_layers(model: "ModelProto") -> dict[str, Snapshot | SpecError]:
-    """The recurrent layers of a model, by the name of their first node: a snapshot, or the reason why there is none.
-
-    Nodes that feed each other, and nothing else, are one snapshot of several layers if one spec describes them. A node
-    without a name, or with a name that another node has, goes by the name of its first output, or by its number. If
-    `emit` made the model, there is one snapshot, of all of it, and its name is empty.
+    Parameters
+    ----------
+    model
+        A model.
+    size
+        The bytes of its file; None to measure the model.
+    folder
+        Where the file is, if files beside it may hold its numbers.
 
     Raises
     ------
@@ -149,314 +132,297 @@ def find_layers(model: "ModelProto") -> dict[str, Snapshot | SpecError]:
     """
     if not isinstance(model, import_onnx().ModelProto):
         raise ArgumentError(f"onnx: given {type(model).__name__}, expected an onnx.ModelProto, the whole model")
-    graph = _Graph(model.graph)
-    spec = spec_from_metadata(reject_duplicates([(entry.key, entry.value) for entry in model.metadata_props]))
-    if spec is not None and not isinstance(spec, RecurrentSpec):
-        try:
-            return {"": graph.model(spec)}
-        except FileError:
-            raise
-        except UnirnnError as error:
-            raise FileError(f"onnx: an altered file: {error}") from error
-    found = graph.stacks()
-    if spec is None or len(found) > 1:  # several: ours was merged into another model, and only the nodes are right
-        return found
-    for layer in found.values():
-        if isinstance(layer, SpecError):
-            raise FileError(f"onnx: an altered file: {layer}")
-        if not spec.fits(layer.spec):
-            raise FileError(f"onnx: an altered file: its metadata says {spec!r}, its nodes are {layer.spec!r}")
-        return {"": Snapshot(spec, layer.weights)}
-    raise FileError("onnx: an altered file: its metadata is unirnn's, and it has no RNN, GRU or LSTM node")
+    entries = [(text(entry.key), text(entry.value)) for entry in model.metadata_props]
+    spec = spec_from_metadata(reject_duplicates(entries))
+    found = _Reader(model, model.ByteSize() if size is None else size, folder)
+    if spec is None:
+        return found.contents()
+    try:
+        whole = found.whole(spec)
+        return found.contents() if whole is None else whole
+    except FileError:
+        raise
+    except UnirnnError as error:
+        raise FileError(f"onnx: an altered file: {error}") from error
 
 
-@dataclass
-class _Node:
-    """A recurrent node, with its snapshot, or the reason why no spec describes it."""
+class _Reader:
+    """What describes a model and reads from it."""
 
-    name: str
-    index: int
-    proto: Any
-    found: Snapshot | SpecError
-
-
-class _Graph:
-    """The nodes of a graph, and for each value by name the node that produces it and the nodes that consume it."""
-
-    def __init__(self, graph: Any) -> None:
-        self.onnx = import_onnx()
-        self.nodes = graph.node
-        self.initializers: dict[str, Any] = {}
-        for tensor in graph.initializer:
-            if tensor.name in self.initializers:
-                raise FileError(f"onnx: an altered file: two initializers are named {tensor.name!r}")
-            self.initializers[tensor.name] = tensor
-        self.producers = {name: node for node in graph.node for name in node.output if name}
-        self.consumers: dict[str, list[int]] = {}
-        for index, node in enumerate(graph.node):
-            for name in node.input:
-                self.consumers.setdefault(name, []).append(index)
-        self.results = {value.name for value in graph.output}
-
-    def stacks(self) -> dict[str, Snapshot | SpecError]:
-        """The recurrent layers, each chain of nodes as one snapshot."""
-        nodes = list(self.recurrent())
-        by_index = {node.index: node for node in nodes}
-        after = {node.index: by_index.get(self.next_index(node)) for node in nodes}
-        taken: set[int] = set()
-        found: dict[str, Snapshot | SpecError] = {}
-        for node in nodes:
-            if node.index in taken:
+    def __init__(self, model: Any, size: int, folder: str | None) -> None:
+        self.root, self.folder = Scope.of_model(model), folder
+        self.is_by_pytorch = model.producer_name == "pytorch"
+        self.size = size + external_size(model, folder)
+        constants = self.constants()
+        self.nodes: list[Node] = []
+        self.others: dict[str, SpecError] = {}
+        names: set[str] = set()
+        for scope, index in walk(self.root, frozenset({*KINDS, QUANTIZED}), constants.budget):
+            node = scope.nodes[index]
+            is_known = is_recurrent(node)
+            if not is_known and (scope.function(node) or not _looks_recurrent(node)):
                 continue
-            chain = [node]
-            while (following := after[chain[-1].index]) and _continues(chain[0], following):
-                chain.append(following)
-            taken |= {part.index for part in chain}
-            parts = [part.found for part in chain if isinstance(part.found, Snapshot)]
-            found[node.name] = stack(parts) if len(parts) > 1 else node.found
-        return found
-
-    def model(self, spec: Spec) -> Snapshot:
-        """Read a model that unirnn wrote: its recurrent layers from their nodes, all other weights by their names."""
-        nodes = {node.name: node.found for node in self.recurrent()}
-        weights: dict[str, Array] = {}
-        for layer, leaf in spec.leaves().items():
-            prefix = f"{layer}." if layer else ""
-            if isinstance(leaf, RecurrentSpec):
-                own = self.recurrent_layer(prefix, leaf, nodes)
+            possible = itertools.chain((node.name, *node.output), (f"node {i}" for i in itertools.count(index)))
+            name = next(path for name in possible if name and (path := scope.path + text(name)) not in names)
+            names.add(name)
+            if is_known:
+                self.nodes.append(describe(name, scope, index, constants))
             else:
-                own = {name: self.weight(prefix + name, shape) for name, shape in leaf.weight_shapes().items()}
-            weights |= {prefix + name: array for name, array in own.items()}
-        return Snapshot(spec, weights)
+                operator = f"{text(node.domain)}::{text(node.op_type)}"
+                self.others[name] = SpecError(
+                    f"onnx: node {name!r}: {operator} is no operator of ONNX, and is not read"
+                )
+        self.chains = chains(self.nodes, constants)
 
-    def recurrent_layer(
-        self, prefix: str, spec: RecurrentSpec, nodes: Mapping[str, Snapshot | SpecError]
-    ) -> Mapping[str, Array]:
+    def constants(self) -> Constants:
+        """The constants of the model, with a budget of their own."""
+        return Constants(Budget(self.size), self.folder)
+
+    # ---- layers of any model ----
+
+    def contents(self) -> Contents:
+        """Describe the layers one by one."""
+        layers = {name: _layer(chain) for name, chain in self.chains.items()}
+        layers |= {name: Layer(error, {}) for name, error in self.others.items()}
+        if not layers:
+            return self.contents_without_nodes()
+
+        def read(choice: Choice) -> Snapshot:
+            name = choose_name(layers, choice.only_prefix)
+            found: Any = layers[name].spec
+            if isinstance(found, UnirnnError):
+                raise found
+            given = choice.spec
+            if given is None and choice.batch_first is not None:
+                given = replace(found, batch_first=choice.batch_first)
+            if given is not None and not given.fits(found):
+                raise SpecError(f"spec: given {given!r}, but the model says {found!r}")
+            return self.read(self.chains[name], given or found)
+
+        return Contents("onnx", None, layers, read)
+
+    def contents_without_nodes(self) -> Contents:
+        """Describe a model in which whatever is recurrent was written as single operations.
+
+        If PyTorch's exporter wrote it, parameters of a layer may be there under their names, but it renames those that
+        it changes. So the layer is read only if it is known what it is.
+        """
+        named = contents_of_state_dict("onnx", dict(self.floats()) if self.is_by_pytorch else {})
+        names = tuple(named.arrays)
+        layers = {
+            prefix: Layer(_named_error(layer.spec), {})
+            for prefix, layer in named.layers.items()
+            if any(name.startswith(f"{prefix}weight_hh") for name in names)
+        }
+        hints = {} if layers else _hints(self.root)
+        layers |= {name: Layer(SpecError(f"onnx: {reason}"), {}) for name, reason in hints.items()}
+
+        def read(choice: Choice) -> Snapshot:
+            if choice.spec is not None and layers and not hints:
+                return named.read(choice)
+            reasons = [str(layer.spec).removeprefix("onnx: ") for layer in layers.values()][:3]
+            reasons = reasons or ["a recurrent layer of single operations is not recognised"]
+            raise ArgumentError("; ".join(["onnx: the model has no RNN, GRU or LSTM node", *reasons]))
+
+        return Contents("onnx", None, layers, read)
+
+    def floats(self) -> Iterator[tuple[str, StoredArray]]:
+        """The initializers of floats that the graph has, and that can be read."""
+        constants = self.constants()
+        for name in self.root.initializers:
+            try:
+                dtype = constants.described(self.root, name, "weight")[1]
+            except SpecError:
+                continue
+            if dtype in DTYPES and isinstance(name, str):
+                yield name, self.weight(name, constants)
+
+    def read(self, chain: Sequence[Part], spec: Spec) -> Snapshot:
+        """Read the parts of a layer, the lowest first."""
+        note = _note(chain)
+        if note:
+            warnings.warn(f"{chain[0].nodes[0].name!r}: {note}", UserWarning, stacklevel=2)
+        constants = self.constants()
+        parts = [Snapshot(part.spec, part.read(constants)) for part in chain]
+        return Snapshot(spec, stack(parts).weights)
+
+    # ---- models that unirnn wrote ----
+
+    def whole(self, spec: Spec) -> Contents | None:
+        """Describe all of a model that unirnn wrote; None if it was merged into another, and only the nodes are right.
+
+        Recurrent layers are read from their nodes, all other weights by their names.
+        """
+        is_layer = isinstance(spec, RecurrentSpec) and not is_by_steps(spec)
+        if is_layer and len(self.chains) > 1:
+            return None
+        constants = self.constants()
+        arrays: dict[str, StoredArray] = {}
+        if is_layer:
+            arrays = self.only_layer(spec, constants)
+        for layer, leaf in spec.leaves().items() if not is_layer else ():
+            prefix = f"{layer}." if layer else ""
+            if isinstance(leaf, RecurrentSpec) and not is_by_steps(leaf):
+                own = self.recurrent_layer(prefix, leaf, constants)
+            else:
+                self.check_claim(leaf)
+                own = {
+                    name: self.own_weight(prefix + name, shape, constants)
+                    for name, shape in leaf.weight_shapes().items()
+                }
+            arrays |= {prefix + name: array for name, array in own.items()}
+        found = contents_of_snapshot("onnx", spec, arrays)
+        return replace(found, version=FORMAT)
+
+    def only_layer(self, spec: Any, constants: Constants) -> dict[str, StoredArray]:
+        """The weights of a layer that unirnn wrote by itself, whose nodes may have been renamed."""
+        if not self.chains:
+            raise FileError("onnx: an altered file: its metadata is unirnn's, and it has no RNN, GRU or LSTM node")
+        (chain,) = self.chains.values()
+        layer = _layer(chain).spec
+        if isinstance(layer, UnirnnError):
+            raise FileError(f"onnx: an altered file: {layer}")
+        if not spec.fits(layer):
+            raise FileError(f"onnx: an altered file: its metadata says {spec!r}, its nodes are {layer!r}")
+        return _stored(chain, constants)
+
+    def recurrent_layer(self, prefix: str, spec: RecurrentSpec, constants: Constants) -> dict[str, StoredArray]:
         """The weights of a recurrent layer of a model that unirnn wrote."""
-        parts = []
+        nodes = {node.name: node for node in self.nodes}
+        chain = []
         for number in range(spec.num_layers):  # a hostile spec may claim any number of them
             name = f"{prefix}{spec.kind}_l{number}"
-            found = nodes.get(name)
-            if not isinstance(found, Snapshot):
-                reason = found or f"it has no node {name!r}"
+            node = nodes.get(name)
+            if node is None or isinstance(node.spec, SpecError):
+                reason = f"it has no node {name!r}" if node is None else node.spec
                 raise FileError(f"onnx: an altered file: its metadata says {spec!r}, but {reason}")
-            parts.append(found)
-        taken = stack(parts)
-        if not spec.fits(taken.spec):
-            raise FileError(f"onnx: an altered file: its metadata says {spec!r}, its nodes are {taken.spec!r}")
-        return taken.weights
+            width = spec.output_features(0) if number else spec.input_size
+            expected = replace(spec, input_size=width, num_layers=1, dropout=0.0)
+            if not expected.fits(node.spec):
+                raise FileError(f"onnx: an altered file: its metadata says {spec!r}, node {name!r} is {node.spec!r}")
+            chain.append(Part((node,), node.spec))
+        return _stored(chain, constants)
 
-    def weight(self, name: str, shape: tuple[int, ...]) -> Array:
+    def check_claim(self, spec: Spec) -> None:
+        """Refuse a hostile spec that claims more layers than there are initializers, before its weights are listed."""
+        if isinstance(spec, RecurrentSpec) and spec.num_layers > len(self.root.initializers):
+            raise FileError(f"onnx: an altered file: its metadata says {spec!r}, which has more weights than the file")
+
+    def own_weight(self, name: str, expected: tuple[int, ...], constants: Constants) -> StoredArray:
         """A weight of a model that unirnn wrote."""
-        if name not in self.initializers:
+        if name not in self.root.initializers:
             raise FileError(f"onnx: an altered file: it has no initializer {name!r}")
-        array = _array(self.initializers[name], self.onnx)
-        if array.shape != shape or array.dtype.name not in DTYPES:
+        found = self.weight(name, constants)
+        if found.shape != expected or found.dtype not in DTYPES:
             raise FileError(
-                f"onnx: an altered file: {name}: given {array.dtype} of shape {array.shape}, expected floats of {shape}"
+                f"onnx: an altered file: {name}: given {found.dtype} of shape {found.shape}, expected floats of "
+                f"{expected}"
             )
-        return array
+        return found
 
-    def recurrent(self) -> Iterator[_Node]:
-        """The recurrent nodes in order, each under a name of its own."""
-        names: set[str] = set()
-        for index, node in enumerate(self.nodes):
-            if node.op_type in _SPECS and node.domain in ("", "ai.onnx"):
-                possible = itertools.chain((node.name, *node.output), (f"node {i}" for i in itertools.count(index)))
-                name = next(name for name in possible if name and name not in names)
-                names.add(name)
-                found: Snapshot | SpecError
-                where = f"onnx: node {name!r} ({node.op_type})"
-                try:
-                    found = self.layer(node)
-                except SpecError as error:
-                    found = SpecError(f"{where}: {error}")
-                except FileError as error:
-                    raise FileError(f"{where}: {error}") from None
-                yield _Node(name, index, node, found)
-
-    # ---- one node ----
-
-    def layer(self, node: Any) -> Snapshot:
-        """Read a recurrent node as a snapshot of one layer."""
-        given = {a.name: self.attribute(a) for a in node.attribute}
-        kind = _SPECS[node.op_type]
-        inputs = [*node.input, *[""] * 8][:8]
-        if inputs[7]:
-            raise SpecError("it has peepholes (P), which no spec describes")
-        arrays = {role: self.array(name, role) for role, name in zip("WRB", inputs[1:4], strict=True) if name}
-        shapes = {role: array.shape for role, array in arrays.items()}
-        if len(shapes.get("W", ())) != 3 or len(shapes.get("R", ())) != 3:
-            raise FileError(f"given weights of shapes {shapes}, expected W (D, gates*H, I) and R (D, gates*H, H)")
-        spec = self.spec(kind, given, arrays)
-        rows = len(spec.gates) * spec.hidden_size
-        expected = {
-            "W": (spec.num_directions, rows, spec.input_size),
-            "R": (spec.num_directions, rows, spec.hidden_size),
-            **({"B": (spec.num_directions, 2 * rows)} if spec.bias else {}),
-        }
-        if shapes != expected:
-            raise FileError(f"given weights of shapes {shapes}, expected {expected}")
-        dtypes = {array.dtype.name for array in arrays.values()}
-        if len(dtypes) > 1 or not dtypes <= set(DTYPES):
-            raise FileError(f"its weights are {', '.join(sorted(dtypes))}, expected one floating dtype")
-        return Snapshot(
-            spec, layouts.from_framework("onnx", spec, {f"{role}_l0": array for role, array in arrays.items()})
-        )
-
-    def attribute(self, attribute: Any) -> Any:
-        """The value of an attribute; a FileError if it is not of the type that ONNX prescribes."""
-        kind = self.onnx.AttributeProto.AttributeType.Name(attribute.type)
-        expected = _ATTRIBUTES.get(attribute.name, kind)
-        if kind != expected or kind == "UNDEFINED":
-            raise FileError(f"attribute {attribute.name!r}: given type {kind}, expected {expected}")
-        return self.onnx.helper.get_attribute_value(attribute)
-
-    def spec(self, cls: type[RecurrentSpec], given: dict[str, Any], arrays: dict[str, Array]) -> RecurrentSpec:
-        """The spec that the attributes and the shapes of a node give."""
-        input_size, hidden_size = arrays["W"].shape[-1], arrays["R"].shape[-1]
-        if given.pop("hidden_size", hidden_size) != hidden_size:
-            raise FileError(f"hidden_size is not that of R, {hidden_size}")
-        direction = given.pop("direction", b"forward").decode(errors="replace")
-        if direction not in ("forward", "bidirectional"):
-            raise SpecError(f"direction={direction!r}, which no spec describes; expected 'forward' or 'bidirectional'")
-        directions = 1 + (direction == "bidirectional")
-        options: dict[str, Any] = {
-            "bias": "B" in arrays,
-            "bidirectional": directions == 2,
-            "batch_first": bool(given.pop("layout", 0)),
-        }
-        if cls is GRUSpec:
-            options["reset_after"] = bool(given.pop("linear_before_reset", 0))
-        wanted = _ACTIVATIONS[cls.kind] * directions
-        activations = tuple(a.decode(errors="replace").lower() for a in given.pop("activations", ())) or wanted
-        if cls is RNNSpec and activations == ("relu",) * directions:
-            options["nonlinearity"] = "relu"
-        elif activations != wanted:
-            raise SpecError(f"activations={list(activations)}, which no spec describes; expected {list(wanted)}")
-        given.pop("output_sequence", None)  # an attribute of opset 1, which says which outputs are wanted
-        if not given.get("input_forget", 1):
-            del given["input_forget"]
-        for name, value in given.items():
-            raise SpecError(f"{name}={value!r}, which no spec describes")
-        return cls(input_size, hidden_size, **options)
-
-    def array(self, name: str, role: str) -> Array:
-        """The array of a constant: an initializer, or the value of a Constant node."""
-        tensor = self.tensor(name)
-        if tensor is None:
-            producer = self.producers.get(name)
-            source = f"computed by node {producer.name!r} ({producer.op_type})" if producer else "an input of the graph"
-            raise SpecError(
-                f"its {role}, {name!r}, is {source}, expected a constant; "
-                "export the model with its weights, and its constants folded"
-            )
-        return _array(tensor, self.onnx)
-
-    def tensor(self, name: str) -> Any | None:
-        """The tensor of a constant, also behind Identity nodes; None if it is not a constant."""
-        for _ in range(len(self.nodes) + 1):  # the nodes of a hostile graph may form a ring
-            if name in self.initializers:
-                return self.initializers[name]
-            producer = self.producers.get(name)
-            if producer is None or producer.op_type not in ("Constant", "Identity"):
-                return None
-            if producer.op_type == "Constant":
-                return next((a.t for a in producer.attribute if a.name == "value"), None)
-            name = producer.input[0] if producer.input else ""
-        return None
-
-    # ---- from one node to the next ----
-
-    def next_index(self, node: _Node) -> int:
-        """The index of the recurrent node whose X is this node's output, if nothing else consumes it; else -1."""
-        if not node.proto.output or isinstance(node.found, SpecError):
-            return -1
-        spec = node.found.spec
-        name, axes = node.proto.output[0], ["B", "T", "D", "H"] if spec.batch_first else ["T", "D", "B", "H"]
-        index = node.index
-        while True:
-            taking = [i for i in self.consumers.get(name, ()) if self.nodes[i].op_type != "Shape"]
-            if name in self.results or len(taking) != 1 or taking[0] <= index:
-                return -1
-            (index,) = taking
-            following = self.nodes[index]
-            if following.op_type in _SPECS:
-                wanted = ["B", "T", "D*H"] if spec.batch_first else ["T", "B", "D*H"]
-                return index if following.input[0] == name and axes == wanted else -1
-            moved = self.axes_after(following, name, axes, spec)
-            if moved is None or not following.output:
-                return -1
-            name, axes = following.output[0], moved
-
-    def axes_after(self, node: Any, name: str, axes: list[str], spec: RecurrentSpec) -> list[str] | None:
-        """The axes of a value after a node that only changes its layout; None if the node does anything else."""
-        kind = node.op_type
-        if kind in ("Identity", "Dropout"):
-            return axes if node.input[0] == name else None
-        if kind == "Where":  # fills the padding
-            zero = self.ints(node.input[2]) if len(node.input) == 3 else None
-            return axes if zero == [0] and node.input[1] == name else None
-        if not node.input or node.input[0] != name:
-            return None
-        attributes = {a.name: list(a.ints) for a in node.attribute}
-        if kind == "Transpose":
-            order = attributes.get("perm", [])
-            return [axes[i] for i in order] if sorted(order) == list(range(len(axes))) else None
-        given = attributes.get("axes") if len(node.input) < 2 else self.ints(node.input[1])
-        if kind == "Squeeze" and spec.num_directions == 1 and given and len(given) == 1 and "D" in axes:
-            at = given[0] % len(axes)
-            left = [axis for axis in axes if axis != "D"]
-            return [*left[:2], "D*H"] if axes[at] == "D" and left[-1:] == ["H"] else None
-        if kind == "Reshape" and axes[2:] == ["D", "H"] and given and len(given) == 3:
-            return [*axes[:2], "D*H"] if given[2] in (-1, spec.num_directions * spec.hidden_size) else None
-        return None
-
-    def ints(self, name: str) -> list[int] | None:
-        """The values of a small constant; None if it is not a constant, or not of integers."""
-        tensor = self.tensor(name)
-        if tensor is None or len(tensor.dims) > 1 or math.prod(tensor.dims) > 8:
-            return None
-        values = _array(tensor, self.onnx).reshape(-1).tolist()
-        return [int(value) for value in values] if all(float(value).is_integer() for value in values) else None
+    def weight(self, name: str, constants: Constants) -> StoredArray:
+        """A weight that is read when it is asked for."""
+        shape, dtype = constants.described(self.root, name, "weight")
+        return StoredArray(dtype, shape, lambda: constants.array(self.root, name, "weight"))
 
 
-def _continues(first: _Node, node: _Node) -> bool:
-    """Whether a node is another layer of the stack that begins with ``first``."""
-    if not (isinstance(first.found, Snapshot) and isinstance(node.found, Snapshot)):
-        return False
-    # Exporters name a node after its module: /encoder/GRU, /encoder/GRU_1, /decoder/GRU.
-    if first.name.rpartition("/")[0] != node.name.rpartition("/")[0]:
-        return False
-    spec, above = first.found.spec, node.found.spec
+def _layer(chain: Sequence[Part]) -> Layer:
+    """Describe the parts of one layer."""
+    spec = chain[0].spec
+    if isinstance(spec, UnirnnError):
+        return Layer(spec, {})
+    whole = replace(spec, num_layers=len(chain))
+    weights = {name: (shape, chain[0].nodes[0].dtype) for name, shape in whole.weight_shapes().items()}
+    return Layer(whole, weights, note=_note(chain))
+
+
+def _note(chain: Sequence[Part]) -> str:
+    """What a user should know of the weights of a layer."""
+    if not any(node.is_quantized for part in chain for node in part.nodes):
+        return ""
     return (
-        above.input_size == spec.num_directions * spec.hidden_size
-        and replace(above, input_size=spec.input_size) == spec
-        and first.found.dtype == node.found.dtype
+        "its weights are 8-bit integers in the file, and floats after reading; the model itself also rounds the input "
+        "and the state of each step, so that its numbers differ by that"
     )
 
 
-def _array(tensor: Any, onnx: Any) -> Array:
-    """The array of a tensor, once the size that it claims has been checked against its data."""
-    kinds = onnx.TensorProto
-    sizes = {kinds.FLOAT: 4, kinds.DOUBLE: 8, kinds.FLOAT16: 2, kinds.BFLOAT16: 2, kinds.INT64: 8, kinds.INT32: 4}
-    fields = {kinds.FLOAT: tensor.float_data, kinds.DOUBLE: tensor.double_data, kinds.INT64: tensor.int64_data}
-    where = f"tensor {tensor.name!r}"
-    if tensor.data_location == kinds.EXTERNAL or len(tensor.external_data):
-        raise FileError(
-            f"{where}: its numbers are in another file, and a path in a file is not followed; if you trust it, "
-            "unirnn.snapshot(onnx.load(path)) reads both"
-        )
-    if tensor.HasField("segment") or any(size < 0 for size in tensor.dims):
-        raise FileError(f"{where}: not a complete tensor; given dims {list(tensor.dims)}")
-    if tensor.data_type not in sizes:
-        kind = kinds.DataType.Name(tensor.data_type) if tensor.data_type in kinds.DataType.values() else "unknown"
-        raise SpecError(f"{where}: given {kind}, expected FLOAT, DOUBLE, FLOAT16 or BFLOAT16")
-    held, unit = len(fields.get(tensor.data_type, tensor.int32_data)), 1
-    if tensor.HasField("raw_data"):
-        held, unit = len(tensor.raw_data), sizes[tensor.data_type]
-    if held != (claimed := math.prod(tensor.dims) * unit):
-        numbers = "bytes" if unit > 1 else "numbers"
-        raise FileError(f"{where}: dims {list(tensor.dims)} need {claimed} {numbers}, and it holds {held}")
-    array: Array = onnx.numpy_helper.to_array(tensor)
-    return array.astype(np.float32) if tensor.data_type == kinds.BFLOAT16 else array
+def _stored(chain: Sequence[Part], constants: Constants) -> dict[str, StoredArray]:
+    """The weights of a layer that are read when they are asked for."""
+    found = {}
+    for number, part in enumerate(chain):
+        read: Callable[[], Weights] = cache(lambda part=part: part.read(constants))
+        for name, shape in part.spec.weight_shapes().items():
+            own = name.replace("_l0", f"_l{number}")
+            found[own] = StoredArray(part.nodes[0].dtype, shape, _one(read, name))
+    return found
+
+
+def _one(read: Callable[[], Mapping[str, Array]], name: str) -> Callable[[], Array]:
+    return lambda: read()[name]
+
+
+# ---- what is said of a model without layers that can be read ------------------------------------------
+
+
+def _named_error(found: Spec | UnirnnError) -> UnirnnError:
+    """Why a layer whose parameters are there is not read without a spec."""
+    if isinstance(found, UnirnnError):
+        return SpecError(f"onnx: {found}")
+    return SpecError(
+        "onnx: it was written as single operations, and parameters have the names and shapes of a layer; some may be "
+        f"missing; if that is all of it, give as spec {found!r}"
+    )
+
+
+def _looks_recurrent(node: Any) -> bool:
+    """Whether an operator that is not ONNX's is a recurrent layer by its name."""
+    return node.domain not in ("", "ai.onnx") and any(kind in text(node.op_type) for kind in KINDS)
+
+
+def _hints(root: Scope) -> dict[str, str]:
+    """By name what may be a recurrent layer that was written as single operations, and what to do about it."""
+    modules: dict[str, str] = {}
+    loops: dict[str, str] = {}
+    for scope, index in walk(root, frozenset({"Loop", "Scan"}), Budget(2**30)):
+        node = scope.nodes[index]
+        for name, module in _modules(node):
+            modules.setdefault(name, module)
+        if node.domain in ("", "ai.onnx") and _has_state(node):
+            loops.setdefault(scope.path + label(index, node), node.op_type)
+    if modules:
+        return {
+            name: f"{name!r} is a {module}, which PyTorch's exporter wrote as single operations, which are not read; "
+            + _advice(module)
+            for name, module in modules.items()
+        }
+    return {
+        name: f"node {name!r} ({kind}) repeats single operations, which are not read; if they are a recurrent layer, "
+        "take it from the model that was exported"
+        for name, kind in loops.items()
+    }
+
+
+def _modules(node: Any) -> list[tuple[str, str]]:
+    """The recurrent modules of PyTorch from which an exporter says that it made a node: their names and classes."""
+    entries = {entry.key: entry.value for entry in node.metadata_props}
+    found = []
+    for part in text(entries.get("namespace", "")).split("/"):
+        name, _, module = part.partition(": ")
+        kind = module.removeprefix("torch.nn.modules.rnn.")
+        if kind != module and kind.isidentifier():
+            found.append((name or f"torch.nn.{kind}", f"torch.nn.{kind}"))
+    return found
+
+
+def _has_state(node: Any) -> bool:
+    """Whether it is a Loop or a Scan that passes something from each repetition to the next."""
+    if node.op_type == "Loop":
+        return len(node.input) > 2  # after the number of repetitions, and whether to begin
+    scanned = sum(a.i for a in node.attribute if a.name == "num_scan_inputs")
+    return bool(node.op_type == "Scan" and len(node.input) > scanned)
+
+
+def _advice(module: str) -> str:
+    if module.removeprefix("torch.nn.") in KINDS:
+        return "export it with dynamo=False, or take it from the module or its state dict"
+    return "take it from the module or its state dict"

@@ -2,7 +2,8 @@
 
 The graph of a recurrent layer takes ``input``, ``seq_length`` `(B,)` and ``h_0`` (and ``c_0``), with any T and B, and
 gives ``output`` and ``h_n`` (and ``c_n``), by the rules of `unirnn.contract.call`. Each layer is one recurrent node,
-for both directions. ONNX leaves open what a node does with the padding and with sequences of length 0, so ``Where``
+for both directions. An LSTM with ``proj_size``, for which ONNX has no operator, is a ``Scan`` over the steps for each
+layer and direction. ONNX leaves open what a node does with the padding and with sequences of length 0, so ``Where``
 nodes decide it: they replace the padding by zeros before the first layer and after each, and they take the initial
 state as the final state of a sequence of length 0. A product with a mask would not do, since 0 * NaN is NaN.
 
@@ -17,20 +18,18 @@ is dropped, and a batch normalisation uses the running statistics.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import unirnn
 from unirnn import registry
-from unirnn.contract.limits import ALL_KINDS
+from unirnn.contract.limits import ALL_KINDS, Support
 from unirnn.contract.models import is_batch_first
 from unirnn.contract.weights import Array
 from unirnn.errors import LimitError
 from unirnn.files._header import spec_to_metadata
 from unirnn.files.onnx_layers import LayersBuilder
-from unirnn.snapshots import layouts
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.specs import RecurrentSpec, Spec
 
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SUPPORT", "emit", "encode", "import_onnx", "oversize_reason"]
 
-SUPPORT = replace(layouts.SUPPORT["onnx"], kinds=tuple(kind for kind in ALL_KINDS if kind != "Model"))
+SUPPORT = Support("onnx", kinds=tuple(kind for kind in ALL_KINDS if kind != "Model"))
 """What a graph can be made of: layers and models, but not a model that is code, which would have to be traced."""
 
 _OPSET = 17  # of 2022: ONNX Runtime 1.12 and later read it

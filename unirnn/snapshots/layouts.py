@@ -57,7 +57,7 @@ SUPPORT = {
     "flax": Support("flax", lacks=("reset_after", "proj_size")),
     "haste": Support("haste", kinds=("GRU", "LSTM"), lacks=("reset_after", "proj_size", "gate_activation")),
     "tensorflow1": Support("tensorflow1", lacks=("proj_size", "gate_activation")),
-    "onnx": Support("onnx", lacks=("reverse", "proj_size", "gate_activation")),
+    "onnx": Support("onnx", lacks=("proj_size",)),
 }
 """What the layers of each framework lack."""
 
