@@ -22,6 +22,7 @@ from cases import (
     built,
     cases,
     in_its_dtype,
+    skip_if_brief,
 )
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -120,6 +121,8 @@ def assert_guarantees(subject: Subject, kind: str, case: Case, filler: float, *,
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("kind", KINDS)
 def test_guarantees(subject: Subject, kind: str, case: Case) -> None:
+    if case not in VARIANT_CASES.values():
+        skip_if_brief(subject, kind)
     skip_unsupported(subject, kind, case)
     assert_guarantees(subject, kind, case, np.nan)
 
@@ -266,6 +269,7 @@ def test_saturated_gates_in_the_padding_leave_the_cell_state(subject: Subject) -
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e5])
 def test_the_state_of_an_empty_sequence_changes_no_other_number(subject: Subject, kind: str, value: float) -> None:
+    skip_if_brief(subject, kind)
     spec = Case(bidirectional=True, num_layers=2).spec(kind)
     taken = unirnn.snapshot(spec.build("numpy", dtype="float64", seed=0))
     rng = np.random.default_rng(0)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import KINDS, Batch, Case, built, cases, in_its_dtype
+from cases import KINDS, Batch, Case, built, cases, in_its_dtype, skip_if_brief
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from subjects import Subject, close
@@ -40,6 +40,7 @@ def streams(draw: st.DrawFn) -> tuple[Case, list[int]]:
 @settings(max_examples=15)  # of each kind
 @given(stream=streams())
 def test_chunks_of_any_sizes(subject: Subject, kind: str, stream: tuple[Case, list[int]]) -> None:
+    skip_if_brief(subject, kind)
     case, cuts = stream
     case = in_its_dtype(subject, case)
     module, batch = built(subject, kind, case)

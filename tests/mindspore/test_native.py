@@ -96,15 +96,10 @@ def test_numbers_without_lengths(spec: RecurrentSpec, device: dispatch.DeviceKin
     run.assert_result(run.module(Tensor(run.x), join_state([Tensor(p) for p in run.hx])))
 
 
-@pytest.mark.parametrize(
-    ("spec", "device"),
-    [
-        (RNNSpec(2, 16, bidirectional=True), "gpu"),
-        *((cell(2, 16, bidirectional=True), device) for cell in (GRUSpec, LSTMSpec) for device in ("gpu", "ascend")),
-        (GRUSpec(2, 16, bias=False, reset_after=False), "gpu"),
-    ],
-)
+@each_device
+@pytest.mark.parametrize("spec", [GRUSpec(2, 16, bidirectional=True), LSTMSpec(2, 16, bidirectional=True)], ids=repr)
 def test_jit(spec: RecurrentSpec, device: dispatch.DeviceKind) -> None:
+    """Of the fused operators; those that run step by step compile in a graph on the CPU too."""
     run = Run(spec, device, LENGTHS["ragged"])
     module = run.module
 

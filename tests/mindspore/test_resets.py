@@ -18,11 +18,11 @@ SPECS: list[RecurrentSpec] = [
     LSTMSpec(3, 4, bidirectional=True, bias=False),
 ]
 each = pytest.mark.parametrize("spec", SPECS, ids=repr)
-STEPS = 7
-LENGTHS = [7, 5, 0, 6, 3]
+STEPS = 4  # few, since in a graph MindSpore compiles the operators of each step
+LENGTHS = [4, 3, 0, 4, 2]
 RESETS = np.zeros((STEPS, 5), bool)
-RESETS[[0, 3, 4], 0] = True  # at step 0, and one step after another
-RESETS[[2, 5], 1] = True  # the second is in the padding
+RESETS[[0, 2, 3], 0] = True  # at step 0, and one step after another
+RESETS[[1, 3], 1] = True  # the second is in the padding
 RESETS[:, 2] = True  # nothing but padding
 RESETS[:, 3] = True  # every step
 
@@ -57,20 +57,17 @@ class Run:
     def check(self, module: Any, *, compiled: bool) -> None:
         is_lstm = self.spec.kind == "LSTM"
 
-        def call(x: Tensor, h: Tensor, c: Tensor, seq_length: Tensor, resets: Tensor) -> Any:
-            output, final = module(x, (h, c) if is_lstm else h, seq_length, resets)
-            return output, final[0] if is_lstm else final, final[1] if is_lstm else final
-
         def total(x: Tensor, h: Tensor, c: Tensor, seq_length: Tensor, resets: Tensor) -> Any:
-            output, h_n, c_n = call(x, h, c, seq_length, resets)
-            return output.sum() + h_n.sum() + c_n.sum() if is_lstm else output.sum() + h_n.sum()
+            output, final = module(x, (h, c) if is_lstm else h, seq_length, resets)
+            h_n, c_n = final[0] if is_lstm else final, final[1] if is_lstm else final
+            return output.sum() + h_n.sum() + c_n.sum() if is_lstm else output.sum() + h_n.sum(), output, h_n, c_n
 
-        gradient = ms.grad(total, (0, 1, 2), module.trainable_params())
+        gradient = ms.value_and_grad(total, (0, 1, 2), module.trainable_params(), has_aux=True)
         if compiled:
-            call, gradient = ms.jit(call), ms.jit(gradient)
-        for actual, expected in zip(call(*self.arguments()), self.results, strict=False):
+            gradient = ms.jit(gradient)
+        (_, *results), ((d_input, *d_state), d_weights) = gradient(*self.arguments())
+        for actual, expected in zip(results, self.results, strict=False):
             close(actual.asnumpy(), expected, 1e-5)
-        (d_input, *d_state), d_weights = gradient(*self.arguments())
         names = ("input", *(f"{part}_0" for part in self.spec.states))
         for name, actual in zip(names, (d_input, *d_state), strict=False):
             close(actual.asnumpy(), self.gradients[name], 1e-5, name)
@@ -79,9 +76,9 @@ class Run:
 
 
 @each
-@pytest.mark.parametrize("kernel", ["compiled", "fallback", "native"])
-def test_numbers_and_gradients_in_pynative_mode(spec: RecurrentSpec, kernel: str) -> None:
-    Run(spec).check(spec.build("mindspore", seed=0, kernel=kernel), compiled=False)
+def test_numbers_and_gradients_of_the_fallback(spec: RecurrentSpec) -> None:
+    """Those of the other kernels in PyNative mode are tested in conformance."""
+    Run(spec).check(spec.build("mindspore", seed=0, kernel="fallback"), compiled=False)
 
 
 @each
@@ -170,12 +167,12 @@ def leaves(tree: Any) -> list[Any]:
 def test_steps_are_one_call(spec: RecurrentSpec, kernel: str) -> None:
     """Their gradients too, in PyNative mode and in a graph."""
     module = spec.build("mindspore", seed=0, kernel=kernel)
-    x = Tensor(np.random.default_rng(0).standard_normal((4, 2, 3)).astype(np.float32))
+    x = Tensor(np.random.default_rng(0).standard_normal((3, 2, 3)).astype(np.float32))
 
     def steps(x: Tensor) -> Any:
         state = None
         outputs: Any = ()
-        for t in range(4):
+        for t in range(3):
             y, state = module.step(x[t], state)
             outputs += (y,)
         return ops.stack(outputs), state
@@ -186,12 +183,13 @@ def test_steps_are_one_call(spec: RecurrentSpec, kernel: str) -> None:
 
     def train(run: Any) -> Any:
         def loss(x: Tensor) -> Any:
-            return ops.square(run(x)[0]).sum()
+            outputs, state = run(x)
+            return ops.square(outputs).sum(), outputs, state
 
-        return ms.value_and_grad(loss, 0, module.trainable_params())
+        return ms.value_and_grad(loss, 0, module.trainable_params(), has_aux=True)
 
-    expected = leaves((whole(x), train(whole)(x)))
-    for actual in ((steps(x), train(steps)(x)), (ms.jit(steps)(x), ms.jit(train(steps))(x))):
+    expected = leaves(train(whole)(x))
+    for actual in (train(steps)(x), ms.jit(train(steps))(x)):
         for a, b in zip(leaves(actual), expected, strict=True):
             close(a.asnumpy(), b.asnumpy(), 1e-5)
 

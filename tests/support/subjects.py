@@ -28,7 +28,8 @@ class Subject:
 
     ``options`` are further arguments of every build. ``kernel`` is the kernel to build with, if the backend has it for
     the spec. ``change`` is applied to every module that was built. Tolerances are multiplied by ``tolerance_factor``,
-    and ``relu_at_zero`` is the slope that the backend gives relu at zero.
+    and ``relu_at_zero`` is the slope that the backend gives relu at zero. ``is_brief`` says that the subject treats all
+    kinds of layers alike but for the cell itself, and takes long: most cases are tested with some kinds only.
     """
 
     label: str
@@ -38,6 +39,7 @@ class Subject:
     change: Callable[[Any], None] = lambda module: None
     tolerance_factor: float = 1.0
     relu_at_zero: float = 0.0
+    is_brief: bool = False
 
     def build(self, spec: RecurrentSpec, **arguments: Any) -> Any:
         module = spec.build(self.backend.name, **{**self.options, **self._kernel(spec, **arguments), **arguments})
@@ -103,7 +105,7 @@ def installed() -> list[str]:
 
 def subjects(name: str) -> list[Subject]:
     if name == ASYNCHRONOUS:
-        return [Subject(name, registry.load("mindspore"))]
+        return [Subject(name, registry.load("mindspore"), is_brief=True)]
     backend = registry.load(name)
     if name == "numpy":
         return [Subject(name, backend), Subject("numpy-fallback", backend, kernel="fallback")]
@@ -115,8 +117,8 @@ def subjects(name: str) -> list[Subject]:
         mindspore.runtime.launch_blocking()  # during collection, since it has no effect after the first operator
         return [
             Subject(name, backend),
-            Subject("mindspore-custom", backend, kernel="compiled", change=use_custom_operators),
-            Subject("mindspore-native", backend, kernel="native"),
+            Subject("mindspore-custom", backend, kernel="compiled", change=use_custom_operators, is_brief=True),
+            Subject("mindspore-native", backend, kernel="native", is_brief=True),
         ]
     if name != "array_api":
         return [Subject(name, backend)]
