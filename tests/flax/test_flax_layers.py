@@ -138,6 +138,11 @@ class Echo(nnx.RNNCellBase):  # type: ignore[misc]
         return carry, inputs
 
 
+def beginning_with_ones(layer: Any) -> Any:
+    layer.cell.carry_init = jax.nn.initializers.ones  # as an argument, it warns
+    return layer
+
+
 MISTAKES: dict[str, tuple[Callable[[], Any], type[errors.UnirnnError], str]] = {
     "gives its output backwards": (
         lambda: rnn(nnx.GRUCell, reverse=True),
@@ -173,6 +178,16 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[errors.UnirnnError], str]] = {
         lambda: rnn(nnx.GRUCell, options={"activation_fn": same_name}),
         errors.SpecError,
         "flax: given activation_fn=<function same_name",
+    ),
+    "a state that does not begin with zeros": (
+        lambda: beginning_with_ones(rnn(nnx.LSTMCell)),
+        errors.SpecError,
+        "flax: given carry_init=<function ones",
+    ),
+    "a cell with its own beginning": (
+        lambda: rnn(type("Own", (nnx.GRUCell,), {"initialize_carry": lambda *given: None})),
+        errors.SpecError,
+        f"module: given {__name__}.Own, whose initialize_carry is its own, expected that of GRUCell",
     ),
     "a residual": (
         lambda: rnn(nnx.SimpleCell, options={"residual": True}),

@@ -33,6 +33,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 X = np.random.default_rng(0).standard_normal((2, 5, 3)).astype("float32")
 EACH: dict[str, Any] = {"return_sequences": True}
 
+
+def frozen() -> Any:
+    """A layer whose forward direction is not trained, so that a file ``.h5`` has its arrays last."""
+    layer = layers.Bidirectional(layers.LSTM(4, **EACH))
+    layer.forward_layer.trainable = False
+    return layer
+
+
 # Each layer reads the input of the model; its name, and its spec.
 LAYERS: dict[str, tuple[Callable[[], Any], RecurrentSpec]] = {
     "tanh": (lambda: layers.SimpleRNN(4, **EACH), RNNSpec(3, 4)),
@@ -51,6 +59,7 @@ LAYERS: dict[str, tuple[Callable[[], Any], RecurrentSpec]] = {
     "backwards": (lambda: layers.GRU(4, go_backwards=True), GRUSpec(3, 4, reverse=True)),
     "cell": (lambda: layers.RNN(layers.LSTMCell(4), **EACH), LSTMSpec(3, 4)),
     "both": (lambda: layers.Bidirectional(layers.LSTM(4, **EACH)), LSTMSpec(3, 4, bidirectional=True)),
+    "frozen": (frozen, LSTMSpec(3, 4, bidirectional=True)),
     "two": (
         lambda: layers.Bidirectional(layers.GRU(4, **EACH), backward_layer=layers.GRU(4, go_backwards=True, **EACH)),
         GRUSpec(3, 4, bidirectional=True),
