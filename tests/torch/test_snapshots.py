@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -191,15 +192,18 @@ def test_weights_without_numbers() -> None:
         unirnn.snapshot(torch.nn.GRU(3, 4, device="meta"))
 
 
-def dropped(layer: torch.nn.GRU) -> None:
+pruned: Any = partial(prune.random_unstructured, amount=0.5)
+
+
+def dropped(layer: Any) -> None:
     """As AWD-LSTM does in a call: the weight is a copy of the raw one with elements dropped out."""
     layer.weight_hh_l0_raw = layer.weight_hh_l0
     layer.weight_hh_l0 = torch.nn.Parameter(torch.nn.functional.dropout(layer.weight_hh_l0))
 
 
-def dropped_from_above(layer: torch.nn.GRU) -> None:
+def dropped_from_above(layer: Any) -> None:
     """As fastai does, whose wrapper has the raw weight."""
-    layer._parameters["weight_hh_l0"] = torch.nn.functional.dropout(layer.weight_hh_l0)  # type: ignore[assignment]
+    layer._parameters["weight_hh_l0"] = torch.nn.functional.dropout(layer.weight_hh_l0)
 
 
 @pytest.mark.filterwarnings("ignore:`?torch.nn.utils.weight_norm`? is deprecated:FutureWarning")
@@ -208,7 +212,7 @@ def dropped_from_above(layer: torch.nn.GRU) -> None:
     [
         (torch.nn.utils.weight_norm, "weight_norm last computed, maybe out of date; call remove"),
         (torch.nn.utils.spectral_norm, "spectral_norm last computed, maybe out of date; call prune.remove or remove"),
-        (lambda layer, name: prune.random_unstructured(layer, name, 0.5), "prune or spectral_norm last"),
+        (pruned, "prune or spectral_norm last computed"),
         (lambda layer, _: dropped(layer), "weight_hh_l0 is what was last dropped out of its raw weight; take"),
         (lambda layer, _: dropped_from_above(layer), "weight_hh_l0 is no torch.nn.Parameter, so it may have been"),
     ],
