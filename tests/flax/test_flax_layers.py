@@ -128,6 +128,11 @@ class OwnCell(nnx.OptimizedLSTMCell):  # type: ignore[misc]
         return state, 2 * output
 
 
+class OwnBeginning(nnx.GRUCell):  # type: ignore[misc]
+    def initialize_carry(self, *given: Any) -> Any:
+        return 1 + super().initialize_carry(*given)
+
+
 class OwnRNN(nnx.RNN):  # type: ignore[misc]
     def __call__(self, *given: Any, **options: Any) -> Any:
         return 2 * super().__call__(*given, **options)
@@ -185,9 +190,9 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[errors.UnirnnError], str]] = {
         "flax: given carry_init=<function ones",
     ),
     "a cell with its own beginning": (
-        lambda: rnn(type("Own", (nnx.GRUCell,), {"initialize_carry": lambda *given: None})),
+        lambda: rnn(OwnBeginning),
         errors.SpecError,
-        f"module: given {__name__}.Own, whose initialize_carry is its own, expected that of GRUCell",
+        f"module: given {__name__}.OwnBeginning, whose initialize_carry is its own, expected that of GRUCell",
     ),
     "a residual": (
         lambda: rnn(nnx.SimpleCell, options={"residual": True}),

@@ -510,6 +510,10 @@ def linked(link: Any) -> Callable[[Any], None]:
     return fill
 
 
+def half_written(file: Any) -> None:
+    file.create_dataset("a", (4,), "f4", chunks=(2,), fillvalue=3)[:2] = 1
+
+
 def deflated(rows: int) -> Callable[[Any], None]:
     def fill(file: Any) -> None:
         file.create_dataset("a", (rows, 1024), "f4", chunks=(1024, 1024), compression="gzip", fillvalue=0)
@@ -528,6 +532,7 @@ NOT_READ: dict[str, tuple[bytes, str]] = {
         h5(lambda file: file.create_dataset("a", data=np.ones((9, 9), "f4"), compression="lzf")),
         "a dataset went through filter 32000; only deflate and shuffle are read",
     ),
+    "chunks that are not there": (h5(half_written), "a dataset has chunks that were never written"),
     "zeros that expand": (h5(deflated(20_000)), "more than 100 times the file's"),
     "no HDF5": (b"\x89HDF\r\n\x1a\x0b" + bytes(100), "no HDF5 file"),
 }
