@@ -274,6 +274,14 @@ def test_a_cell_with_something_else_in_it() -> None:
         assert unirnn.snapshot(arrays, spec=LSTM) == drawn(LSTM)
 
 
+def test_a_subclass_with_something_else_in_it() -> None:
+    for name in ("rnn.norm.weight", "rnn.h_0"):
+        arrays = {**state_dict("rnn."), name: np.ones(4)}
+        with pytest.raises(errors.SpecError, match=f"beside those of a layer there are '{name}', so it may compute"):
+            unirnn.snapshot(arrays, batch_first=False)
+        assert unirnn.snapshot(arrays, spec=LSTM) == drawn(LSTM)
+
+
 # ---- whether the batch comes first ---------------------------------------------------------------
 
 

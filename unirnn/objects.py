@@ -38,6 +38,8 @@ def snapshot(
 ) -> Snapshot:
     """Take the spec of an object and a copy of its weights.
 
+    Hooks of a module are not taken along: whatever they do to its input or output, nobody can see from outside.
+
     Parameters
     ----------
     obj
@@ -76,9 +78,9 @@ def snapshot(
         are missing, or arrays are left over; or if two arrays differ that the model ties; or if ``batch_first`` is not
         what the spec or the module says.
     SpecError
-        If no spec describes the layer: a subclass with a ``forward`` of its own, a Keras layer whose output runs
-        backward, an activation that no other framework has, the weights of an RNN without its nonlinearity; or a list
-        with anything besides recurrent layers and dropout of one rate.
+        If no spec describes the layer: a subclass or an object with a ``forward`` of its own, a Keras layer whose
+        output runs backward, an activation that no other framework has, the weights of an RNN without its nonlinearity;
+        or a list with anything besides recurrent layers and dropout of one rate.
     ShapeError, DTypeError
         If the arrays do not fit the layer.
 

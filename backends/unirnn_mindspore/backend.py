@@ -106,7 +106,7 @@ class MindSporeBackend(Backend):
         if spec is None:
             return None
         known = (Recurrent, Model, DefinitionCell, *_NATIVE.values(), *_CELLS.values())
-        check_computes_as(next(kind for kind in known if isinstance(module, kind)), module, "construct")
+        check_computes_as(next(kind for kind in known if isinstance(module, kind)), module, "__call__", "construct")
         parameters = _parameters(module)
         return spec, {name: parameters[name].asnumpy() for name in spec.weight_shapes()}
 

@@ -121,7 +121,8 @@ class TorchBackend(Backend):
             return None
         if isinstance(spec, RecurrentSpec):
             natives = _CELLS if isinstance(module, torch.nn.RNNCellBase) else _NATIVE
-            check_computes_as(Recurrent if isinstance(module, Recurrent) else natives[type(spec)], module, "forward")
+            kind = Recurrent if isinstance(module, Recurrent) else natives[type(spec)]
+            check_computes_as(kind, module, "__call__", "forward")
         else:
             models.check_layers(module)
         # As attributes, since a parametrization renames what is in the state_dict.
@@ -129,12 +130,7 @@ class TorchBackend(Backend):
         for name, weight in weights.items():
             name = _held_as(name, module)
             _check_readable(name, weight)
-            layer, _, own = name.rpartition(".")
-            if f"{own}_g" in module.get_submodule(layer)._parameters:
-                raise ArgumentError(
-                    f"module: its {name} is what torch.nn.utils.weight_norm last computed, maybe out of date; call "
-                    "remove_weight_norm, or use torch.nn.utils.parametrizations.weight_norm"
-                )
+            _check_current(name, weight, module)
         return spec, {name: self.to_numpy(weight) for name, weight in weights.items()}
 
     def describe(self, module: Any) -> tuple[Spec, str] | None:
@@ -228,6 +224,31 @@ def _check_readable(name: str, weight: torch.Tensor) -> None:
         raise ArgumentError(f"module: its {name} is on the device 'meta' and has no values; load or draw it first")
     if torch.nn.parameter.is_lazy(weight):
         raise ArgumentError(f"module: its {name} has no shape yet; call the module once first")
+
+
+_COMPUTED = {
+    "g": "torch.nn.utils.weight_norm last computed, maybe out of date; call remove_weight_norm, or use "
+    "torch.nn.utils.parametrizations.weight_norm",
+    "orig": "torch.nn.utils.prune or spectral_norm last computed, maybe out of date; call prune.remove or "
+    "remove_spectral_norm",
+    "raw": "was last dropped out of its raw weight; take the snapshot of a plain layer with the raw one, or of the "
+    "state dict, whose raw weights are found",
+}
+"""What a weight is, by the ends of the names of the parameters from which some hooks compute it at each call."""
+
+
+def _check_current(name: str, weight: torch.Tensor, module: torch.nn.Module) -> None:
+    """Refuse a weight that is made anew at each call, so that what it is now may be out of date."""
+    layer, _, own = name.rpartition(".")
+    owner = module.get_submodule(layer)
+    for end, words in _COMPUTED.items():
+        if f"{own}_{end}" in owner._parameters:
+            raise ArgumentError(f"module: its {name} is what {words}")
+    if own in owner._parameters and not isinstance(weight, torch.nn.Parameter):
+        raise ArgumentError(
+            f"module: its {name} is no torch.nn.Parameter, so it may have been computed for a call from another "
+            "weight, as by fastai's WeightDropout; read the state dict of the whole model"
+        )
 
 
 def _spec(module: Any) -> Spec | None:

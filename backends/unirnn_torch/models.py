@@ -362,7 +362,7 @@ def check_layers(module: nn.Module) -> None:
     """
     spec: Any = module.spec
     if isinstance(module, ModelModule):
-        check_computes_as(ModelModule, module, "forward")
+        check_computes_as(ModelModule, module, "__call__", "forward")
     if isinstance(module, Model):
         check_computes_as(Model, module, "_run")
     if not isinstance(spec, ModelSpec):
@@ -392,7 +392,7 @@ def _is_layer(layer: nn.Module | None, spec: Spec) -> bool:
         computed = {name: value for name, value in arguments.items() if name not in spec._not_computed}
         is_same = isinstance(layer, kind) and all(_has(layer, *item) for item in computed.items())
     if is_same:
-        check_computes_as(ModelModule if isinstance(layer, LayerModule) else kind, layer, "forward")
+        check_computes_as(ModelModule if isinstance(layer, LayerModule) else kind, layer, "__call__", "forward")
     return is_same
 
 

@@ -128,6 +128,11 @@ class OwnCell(nnx.OptimizedLSTMCell):  # type: ignore[misc]
         return state, 2 * output
 
 
+class OwnBeginning(nnx.GRUCell):  # type: ignore[misc]
+    def initialize_carry(self, *given: Any) -> Any:
+        return 1 + super().initialize_carry(*given)
+
+
 class OwnRNN(nnx.RNN):  # type: ignore[misc]
     def __call__(self, *given: Any, **options: Any) -> Any:
         return 2 * super().__call__(*given, **options)
@@ -136,6 +141,11 @@ class OwnRNN(nnx.RNN):  # type: ignore[misc]
 class Echo(nnx.RNNCellBase):  # type: ignore[misc]
     def __call__(self, carry: Any, inputs: Any) -> Any:
         return carry, inputs
+
+
+def beginning_with_ones(layer: Any) -> Any:
+    layer.cell.carry_init = jax.nn.initializers.ones  # as an argument, it warns
+    return layer
 
 
 MISTAKES: dict[str, tuple[Callable[[], Any], type[errors.UnirnnError], str]] = {
@@ -173,6 +183,16 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[errors.UnirnnError], str]] = {
         lambda: rnn(nnx.GRUCell, options={"activation_fn": same_name}),
         errors.SpecError,
         "flax: given activation_fn=<function same_name",
+    ),
+    "a state that does not begin with zeros": (
+        lambda: beginning_with_ones(rnn(nnx.LSTMCell)),
+        errors.SpecError,
+        "flax: given carry_init=<function ones",
+    ),
+    "a cell with its own beginning": (
+        lambda: rnn(OwnBeginning),
+        errors.SpecError,
+        f"module: given {__name__}.OwnBeginning, whose initialize_carry is its own, expected that of GRUCell",
     ),
     "a residual": (
         lambda: rnn(nnx.SimpleCell, options={"residual": True}),

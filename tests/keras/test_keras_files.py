@@ -33,6 +33,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 X = np.random.default_rng(0).standard_normal((2, 5, 3)).astype("float32")
 EACH: dict[str, Any] = {"return_sequences": True}
 
+
+def frozen() -> Any:
+    """A layer whose forward direction is not trained, so that a file ``.h5`` has its arrays last."""
+    layer = layers.Bidirectional(layers.LSTM(4, **EACH))
+    layer.forward_layer.trainable = False
+    return layer
+
+
 # Each layer reads the input of the model; its name, and its spec.
 LAYERS: dict[str, tuple[Callable[[], Any], RecurrentSpec]] = {
     "tanh": (lambda: layers.SimpleRNN(4, **EACH), RNNSpec(3, 4)),
@@ -51,6 +59,7 @@ LAYERS: dict[str, tuple[Callable[[], Any], RecurrentSpec]] = {
     "backwards": (lambda: layers.GRU(4, go_backwards=True), GRUSpec(3, 4, reverse=True)),
     "cell": (lambda: layers.RNN(layers.LSTMCell(4), **EACH), LSTMSpec(3, 4)),
     "both": (lambda: layers.Bidirectional(layers.LSTM(4, **EACH)), LSTMSpec(3, 4, bidirectional=True)),
+    "frozen": (frozen, LSTMSpec(3, 4, bidirectional=True)),
     "two": (
         lambda: layers.Bidirectional(layers.GRU(4, **EACH), backward_layer=layers.GRU(4, go_backwards=True, **EACH)),
         GRUSpec(3, 4, bidirectional=True),
@@ -501,6 +510,10 @@ def linked(link: Any) -> Callable[[Any], None]:
     return fill
 
 
+def half_written(file: Any) -> None:
+    file.create_dataset("a", (4,), "f4", chunks=(2,), fillvalue=3)[:2] = 1
+
+
 def deflated(rows: int) -> Callable[[Any], None]:
     def fill(file: Any) -> None:
         file.create_dataset("a", (rows, 1024), "f4", chunks=(1024, 1024), compression="gzip", fillvalue=0)
@@ -519,6 +532,7 @@ NOT_READ: dict[str, tuple[bytes, str]] = {
         h5(lambda file: file.create_dataset("a", data=np.ones((9, 9), "f4"), compression="lzf")),
         "a dataset went through filter 32000; only deflate and shuffle are read",
     ),
+    "chunks that are not there": (h5(half_written), "a dataset has chunks that were never written"),
     "zeros that expand": (h5(deflated(20_000)), "more than 100 times the file's"),
     "no HDF5": (b"\x89HDF\r\n\x1a\x0b" + bytes(100), "no HDF5 file"),
 }

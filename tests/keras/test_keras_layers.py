@@ -149,6 +149,13 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[errors.UnirnnError], str]] = {
         errors.SpecError,
         f"module: given {__name__}.Own, whose call is its own, expected that of GRU",
     ),
+    "a subclass with its own beginning": (
+        lambda: built(
+            type("Own", (layers.GRU,), {"get_initial_state": lambda self, size: [keras.ops.ones((size, 4))]})(4)
+        ),
+        errors.SpecError,
+        f"module: given {__name__}.Own, whose get_initial_state is its own, expected that of GRU",
+    ),
     "a cell that computes something else": (
         lambda: with_own_cell(built(layers.GRU(4))),
         errors.SpecError,

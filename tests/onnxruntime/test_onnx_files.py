@@ -193,7 +193,7 @@ def other_model(
         x = f"x{k + 1}"
     constants += [
         numpy_helper.from_array(np.array(value, np.int64), key)
-        for key, value in {"axis": [1], "last": [0, 0, -1]}.items()
+        for key, value in {"axis": [1], "last": [0, 0, -1], "none": 0}.items()
     ]
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
@@ -257,6 +257,9 @@ STOPPED = {
         helper.make_node("Shape", [f"Y{k}"], [f"shape{k}"]),
         helper.make_node("Reshape", [f"Y{k}", f"shape{k}"], [f"x{k + 1}"]),
     ],
+    "an operator of another domain": through(lambda x, y: helper.make_node("Identity", [x], [y], domain="theirs")),
+    "dropout of a model in training": through(lambda x, y: helper.make_node("Dropout", [x, "", "axis"], [y])),
+    "zeros, but not where the padding is": through(lambda x, y: helper.make_node("Where", ["axis", x, "none"], [y])),
     "another node uses the output": lambda k, spec: [
         *joined(k, spec),
         helper.make_node("Relu", [f"x{k + 1}"], [f"seen{k}"]),
@@ -283,6 +286,31 @@ def test_nodes_between_layers_that_change_something(joints: Any) -> None:
     assert onnx_reader.read_model(model, prefix="rnn1") == parts[1]
     with pytest.raises(errors.ArgumentError, match=r"^prefix: given 'rnn', expected one of 'rnn0', 'rnn1'$"):
         onnx_reader.read_model(model, prefix="rnn")
+
+
+@pytest.mark.parametrize(
+    ("lengths", "filled", "is_stack"),
+    [
+        (("n", "n"), None, True),
+        (("n", "n"), "valid", True),
+        (("n", "cast"), "valid", True),
+        (("n", "n"), "kept", False),
+        (("", ""), "valid", False),
+        (("n", "m"), None, False),
+        (("n", ""), None, False),
+    ],
+)
+def test_lengths_of_a_stack_are_the_same_in_all_layers(
+    lengths: tuple[str, str], filled: str | None, is_stack: bool
+) -> None:
+    taken = drawn(GRUSpec(4, 4, 2))
+    fill = through(lambda x, y: helper.make_node("Where", [filled or "", x, "none"], [y]))
+    model = other_model(unstack(taken), joints=fill if filled else None)
+    for node, name in zip([node for node in model.graph.node if node.op_type == "GRU"], lengths, strict=True):
+        node.input.append(name)
+    model.graph.node.insert(0, helper.make_node("Cast", ["n"], ["cast"], to=TensorProto.INT32))
+    model.graph.node.insert(0, helper.make_node("Less", ["axis", "n"], ["valid"]))
+    assert list(layers_of(model)) == (["rnn0"] if is_stack else ["rnn0", "rnn1"])
 
 
 def test_an_output_of_the_model_ends_a_stack() -> None:

@@ -4,6 +4,7 @@ import math
 import re
 import tracemalloc
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -382,6 +383,32 @@ def test_activations_and_directions_are_those_of_onnx_runtime(kind: str, attribu
     expected = directions.transpose(0, 2, 1, 3).reshape(5, 2, -1)
     built = found.build("array_api", namespace=array_api_strict)  # the reference, which computes all of them
     np.testing.assert_allclose(np.asarray(built(array_api_strict.asarray(X))[0]), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("role", "value", "words"),
+    [
+        (
+            4,
+            np.array([3, 2], np.int32),
+            "lengths that are no part of the layer, its sequence_lens; give them to each call",
+        ),
+        (
+            5,
+            np.ones((1, 2, 4), np.float32),
+            "a state that is no part of the layer, its initial_h; give it to each call",
+        ),
+        (5, np.zeros((1, 2, 4), np.float32), ""),
+    ],
+)
+def test_lengths_and_states_that_are_constants_are_said(role: int, value: Array, words: str) -> None:
+    inputs = ["x", *"WRB", "", ""]
+    inputs[role] = "given"
+    of = model([node("GRU", inputs, ["y"], hidden_size=4, linear_before_reset=1)], {**WEIGHTS, "given": value})
+    (layer,) = onnx_reader.contents_of_model(of).layers.values()
+    assert (words in layer.note) if words else not layer.note
+    with pytest.warns(UserWarning, match=words) if words else nullcontext():
+        assert onnx_reader.read_model(of) == GRU
 
 
 def pair(**second: Any) -> Any:

@@ -3,11 +3,13 @@
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils import prune
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors
@@ -190,10 +192,35 @@ def test_weights_without_numbers() -> None:
         unirnn.snapshot(torch.nn.GRU(3, 4, device="meta"))
 
 
+pruned: Any = partial(prune.random_unstructured, amount=0.5)
+
+
+def dropped(layer: Any) -> None:
+    """As AWD-LSTM does in a call: the weight is a copy of the raw one with elements dropped out."""
+    layer.weight_hh_l0_raw = layer.weight_hh_l0
+    layer.weight_hh_l0 = torch.nn.Parameter(torch.nn.functional.dropout(layer.weight_hh_l0))
+
+
+def dropped_from_above(layer: Any) -> None:
+    """As fastai does, whose wrapper has the raw weight."""
+    layer._parameters["weight_hh_l0"] = torch.nn.functional.dropout(layer.weight_hh_l0)
+
+
 @pytest.mark.filterwarnings("ignore:`?torch.nn.utils.weight_norm`? is deprecated:FutureWarning")
-def test_weights_that_a_hook_will_compute() -> None:
-    native = torch.nn.utils.weight_norm(torch.nn.GRU(3, 4), "weight_hh_l0")
-    with pytest.raises(errors.ArgumentError, match="weight_norm last computed, maybe out of date; call remove"):
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (torch.nn.utils.weight_norm, "weight_norm last computed, maybe out of date; call remove"),
+        (torch.nn.utils.spectral_norm, "spectral_norm last computed, maybe out of date; call prune.remove or remove"),
+        (pruned, "prune or spectral_norm last computed"),
+        (lambda layer, _: dropped(layer), "weight_hh_l0 is what was last dropped out of its raw weight; take"),
+        (lambda layer, _: dropped_from_above(layer), "weight_hh_l0 is no torch.nn.Parameter, so it may have been"),
+    ],
+)
+def test_weights_that_a_hook_will_compute(change: Any, words: str) -> None:
+    native = torch.nn.GRU(3, 4)
+    change(native, "weight_hh_l0")
+    with pytest.raises(errors.ArgumentError, match=words):
         unirnn.snapshot(native)
 
 
@@ -240,3 +267,10 @@ def test_a_subclass_that_computes_something_else_is_refused() -> None:
     built.__class__ = own
     with pytest.raises(errors.SpecError, match=r"module: given .*Own, whose forward is its own"):
         unirnn.snapshot(built)
+    own = type("Own", (torch.nn.GRU,), {"__call__": ComputesElse.forward})
+    with pytest.raises(errors.SpecError, match=r"module: given .*Own, whose __call__ is its own"):
+        unirnn.snapshot(own(3, 4))
+    native = torch.nn.GRU(3, 4)
+    native.forward = lambda x: (2 * x, None)  # type: ignore[assignment]
+    with pytest.raises(errors.SpecError, match=r"given torch.nn.modules.rnn.GRU, whose forward is its own"):
+        unirnn.snapshot(native)

@@ -197,7 +197,7 @@ class Backend(ABC):
 
 
 def check_computes_as(kind: type, module: Any, *methods: str) -> None:
-    """Refuse a module of a subclass with its own way to compute; one that only adds methods passes.
+    """Refuse a module with its own way to compute, by its class or by itself; one that only adds methods passes.
 
     Parameters
     ----------
@@ -211,7 +211,7 @@ def check_computes_as(kind: type, module: Any, *methods: str) -> None:
     Raises
     ------
     SpecError
-        If the module's class has another method of such a name.
+        If the module or its class has another method of such a name.
 
     Examples
     --------
@@ -219,7 +219,7 @@ def check_computes_as(kind: type, module: Any, *methods: str) -> None:
     >>> check_computes_as(unirnn.contract.module.Module, unirnn.GRUSpec(3, 4).build("numpy"), "__call__")
     """
     for method in methods:
-        if getattr(type(module), method) is not getattr(kind, method):
+        if getattr(type(module), method) is not getattr(kind, method) or method in getattr(module, "__dict__", ()):
             own = f"{type(module).__module__}.{type(module).__qualname__}"
             raise SpecError(
                 f"module: given {own}, whose {method} is its own, expected that of {kind.__name__}: no spec describes "

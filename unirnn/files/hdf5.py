@@ -291,13 +291,13 @@ class _Reader:
         return self.chunks(tree, sizes[:-1], _filters(filters), shape, size)
 
     def chunks(self, tree: int, sizes: list[int], filters: list[int], shape: tuple[int, ...], size: int) -> bytes:
-        """The bytes of a dataset in chunks; where there is none it is zero."""
+        """The bytes of a dataset in chunks, all of which have to be there; HDF5 would fill in a value of the file's."""
         self.left = 4 * self.size + _FEW  # for each dataset, as what they claim has been added up
         length = math.prod(sizes) * size
         if length > self.most:
             raise FileError(f"HDF5: a chunk claims {length} bytes, more than {_MAX_RATIO} times the file's size")
         whole = np.zeros((*shape, size), np.uint8)
-        left = 2 * math.prod(-(-have // each) * each for have, each in zip(shape, sizes, strict=True)) * size
+        left = math.prod(-(-have // each) * each for have, each in zip(shape, sizes, strict=True)) * size
         for key, address in self.leaves(tree, 1, 16 + 8 * len(shape)) if tree != 0xFFFFFFFFFFFFFFFF else ():
             stored, mask, *offset = struct.unpack(f"<II{len(shape)}Q", key[:-8])
             left -= length
@@ -312,6 +312,8 @@ class _Reader:
             place = tuple(slice(at, at + each) for at, each in zip(offset, sizes, strict=True))
             there = whole[place]
             there[...] = chunk[tuple(slice(0, count) for count in there.shape)]
+        if left:
+            raise FileError("HDF5: a dataset has chunks that were never written")
         return whole.tobytes()
 
 

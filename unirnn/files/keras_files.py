@@ -297,9 +297,21 @@ def _both(entry: Config, stored: Stored, where: str) -> list[tuple[Config, Store
     if isinstance(stored, hdf5.Group):
         groups = stored.groups
         return [(forward, groups.get("forward_layer")), (backward, groups.get("backward_layer"))]
-    named = stored if isinstance(stored, list) else []
-    half = len(named) // 2
-    return [(forward, named[:half]), (backward, named[half:])]
+    first, second = _by_direction(stored if isinstance(stored, list) else [], _name(forward))
+    return [(forward, first), (backward, second)]
+
+
+def _by_direction(named: Named, forward: str) -> tuple[Named, Named]:
+    """The arrays of the two directions. An ``.h5`` file has those of a frozen layer last, so their names decide."""
+    paths = [match["path"].split("/") if (match := _ROLE.fullmatch(key)) else [] for key, _ in named]
+    parts = next((parts for parts in zip(*paths, strict=False) if len({*parts}) > 1), ())  # where the names differ
+    is_forward = [part == forward or part.startswith("forward_") for part in parts]
+    if not parts or 2 * sum(is_forward) != len(named):  # the names do not say it
+        return named[: len(named) // 2], named[len(named) // 2 :]
+    first, second = (
+        [one for one, is_own in zip(named, is_forward, strict=True) if is_own is own] for own in (True, False)
+    )
+    return first, second
 
 
 def _arrays(stored: Stored) -> list[StoredArray]:

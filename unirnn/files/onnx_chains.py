@@ -12,7 +12,6 @@ from unirnn.errors import SpecError
 from unirnn.files.onnx_constants import Constants
 from unirnn.files.onnx_nodes import Node
 from unirnn.files.onnx_scopes import Scope
-from unirnn.specs import RecurrentSpec
 
 __all__ = ["Part", "chains"]
 
@@ -123,7 +122,7 @@ class _Links:
         spec = forward.spec
         axis = [a.i for a in self.scope.attributes(concat) if a.name == "axis"]
         if (
-            concat.op_type != "Concat"
+            (concat.domain, concat.op_type) not in (("", "Concat"), ("ai.onnx", "Concat"))
             or list(concat.input) != [end.name, other.name]
             or end.axes != other.axes
             or end.axes[2:] != ["D*H"]
@@ -133,12 +132,13 @@ class _Links:
             or reverse.spec != replace(spec, reverse=True)
             or spec.reverse
             or forward.dtype != reverse.dtype
-            or any(forward.input(role) != reverse.input(role) for role in ("X", "sequence_lens"))
+            or forward.input("X") != reverse.input("X")
+            or self.lengths(forward) != self.lengths(reverse)
         ):
             return
         part = Part((forward, reverse), replace(spec, bidirectional=True))
         self._part_of |= {forward.index: part, reverse.index: part}
-        self._ends[id(part)] = self.follow(concat.output[0], end.axes, taking, part.spec)
+        self._ends[id(part)] = self.follow(concat.output[0], end.axes, taking, part)
 
     def next(self, part: Part) -> Part | None:
         """The part whose input is this part's output, if nothing else takes it."""
@@ -151,38 +151,69 @@ class _Links:
         is_input = all(
             node.input("X") == end.name and list(node.proto.input).count(end.name) == 1 for node in following.nodes
         )
-        return following if is_all and is_input and end.axes == wanted else None
+        is_padded_alike = self.lengths(following.nodes[0]) == self.lengths(part.nodes[0])
+        return following if is_all and is_input and is_padded_alike and end.axes == wanted else None
+
+    def lengths(self, node: Node) -> tuple[int, str] | None:
+        """What the lengths of the sequences come from: a scope and a name in it; None if all have all steps."""
+        scope, name = self.scope.find(node.input("sequence_lens"))
+        seen: set[str] = set()
+        while name in scope.producers and name not in seen:
+            seen.add(name)
+            producer = scope.nodes[scope.producers[name]]
+            if producer.op_type not in ("Cast", "Identity") or not producer.input:
+                break
+            scope, name = scope.find(producer.input[0])
+        return (id(scope), name) if name else None
+
+    def sources(self, name: str) -> set[tuple[int, str]]:
+        """The inputs of the model from which a value is computed; what is known of their sizes does not count."""
+        found: set[tuple[int, str]] = set()
+        seen: set[tuple[int, str]] = set()
+        left = [self.scope.find(name)] if name else []
+        while left:
+            scope, name = left.pop()
+            if (id(scope), name) in seen or name in scope.initializers:
+                continue
+            seen.add((id(scope), name))
+            node = scope.nodes[scope.producers[name]] if name in scope.producers else None
+            if node is None or any(a.HasField("g") or len(a.graphs) for a in node.attribute):
+                found.add((id(scope), name))
+            elif node.op_type not in ("Shape", "Size"):
+                left += [scope.find(given) for given in node.input if given]
+        return found
 
     def end(self, node: Node) -> _End | None:
         """How far the output of a node goes."""
         if not node.proto.output or isinstance(node.spec, SpecError):
             return None
         axes = ["B", "T", "D", "H"] if node.spec.batch_first else ["T", "D", "B", "H"]
-        return self.follow(node.proto.output[0], axes, node.index, node.spec)
+        return self.follow(node.proto.output[0], axes, node.index, Part((node,), node.spec))
 
-    def follow(self, name: str, axes: list[str], index: int, spec: RecurrentSpec) -> _End:
+    def follow(self, name: str, axes: list[str], index: int, part: Part) -> _End:
         """Follow a value through the nodes that only change its layout."""
         while True:
             taking = [i for i in self.consumers.get(name, ()) if self.scope.nodes[i].op_type != "Shape"]
-            end = _End(name, axes, index, [] if name in self.scope.results else taking, spec.reverse)
+            end = _End(name, axes, index, [] if name in self.scope.results else taking, part.spec.reverse)
             if len(end.taking) != 1 or taking[0] <= index or taking[0] in self.nodes:
                 return end
             following = self.scope.nodes[taking[0]]
-            moved = self.axes_after(following, name, axes, spec)
+            moved = self.axes_after(following, name, axes, part)
             if moved is None or not following.output:
                 return end
             name, axes, index = following.output[0], moved, taking[0]
 
-    def axes_after(self, node: Any, name: str, axes: list[str], spec: RecurrentSpec) -> list[str] | None:
+    def axes_after(self, node: Any, name: str, axes: list[str], part: Part) -> list[str] | None:
         """The axes of a value after a node that only changes its layout; None if the node does anything else."""
-        kind = node.op_type
-        if kind in ("Identity", "Dropout"):
-            return axes if node.input[0] == name else None
-        if kind == "Where":  # fills the padding
-            fills = len(node.input) == 3 and node.input[1] == name
-            return axes if fills and self.constants.is_zero(self.scope, node.input[2]) else None
+        kind, spec = node.op_type, part.spec
+        if node.domain not in ("", "ai.onnx"):
+            return None
+        if kind == "Where":
+            return axes if self.fills_padding(node, name, part) else None
         if not node.input or node.input[0] != name:
             return None
+        if kind == "Identity" or (kind == "Dropout" and self.does_nothing(node)):
+            return axes
         attributes = {a.name: list(a.ints) for a in self.scope.attributes(node)}
         if kind == "Transpose":
             order = attributes.get("perm", [])
@@ -197,6 +228,16 @@ class _Links:
             features = spec.num_directions * spec.hidden_size
             return [*axes[:2], "D*H"] if given and len(given) == 3 and given[2] in (-1, features) else None
         return None
+
+    def fills_padding(self, node: Any, name: str, part: Part) -> bool:
+        """Whether a ``Where`` puts zeros where a part has none but padding: by nothing else than the lengths."""
+        fills = len(node.input) == 3 and node.input[1] == name and self.constants.is_zero(self.scope, node.input[2])
+        lengths = self.sources(part.nodes[0].input("sequence_lens")) if fills else set()
+        return bool(lengths) and self.sources(node.input[0]) <= lengths
+
+    def does_nothing(self, dropout: Any) -> bool:
+        """Whether dropout is not that of a model in training."""
+        return len(dropout.input) < 3 or not dropout.input[2] or self.constants.is_zero(self.scope, dropout.input[2])
 
     def last_size(self, name: str) -> list[int] | None:
         """A shape of three sizes of which only the last is known; None if the name is no such shape."""

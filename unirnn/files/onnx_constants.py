@@ -159,6 +159,13 @@ class Constants:
         except (_NotConstantError, SpecError):
             return False
 
+    def is_nonzero(self, scope: Scope, name: str) -> bool:
+        """Whether a value is a constant, and not only zeros."""
+        try:
+            return bool(self._value(scope, name, 0).any())
+        except (_NotConstantError, SpecError, FileError):
+            return False
+
     # ---- values ----
 
     def _value(self, scope: Scope, name: str, depth: int) -> Array:

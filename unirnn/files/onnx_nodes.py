@@ -1,6 +1,6 @@
 """One recurrent node of an ONNX model: the spec that its attributes and the shapes of its weights give."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,8 @@ class Node:
         Its spec, of one layer, or the error that says why none describes it.
     dtype
         The dtype of its weights after reading.
+    notes
+        What a user should know of it.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Node:
     index: int
     spec: RecurrentSpec | SpecError
     dtype: str = "float32"
+    notes: tuple[str, ...] = ()
 
     @property
     def proto(self) -> Any:
@@ -111,7 +114,22 @@ def describe(name: str, scope: Scope, index: int, constants: Constants) -> Node:
         return Node(name, scope, index, SpecError(f"{where}: {error}"))
     except FileError as error:
         raise FileError(f"{where}: {error}") from None
-    return Node(name, scope, index, spec, dtype)
+    return Node(name, scope, index, spec, dtype, tuple(_notes(scope, node, constants)))
+
+
+def _notes(scope: Scope, node: Any, constants: Constants) -> Iterator[str]:
+    """What a user should know of a node, besides its spec and its weights."""
+    inputs = _inputs(node)
+    if node.op_type == QUANTIZED:
+        yield (
+            "its weights are 8-bit integers in the file, and floats after reading; the model itself also rounds the "
+            "input and the state of each step, so that its numbers differ by that"
+        )
+    for role in ("initial_h", "initial_c"):
+        if inputs[role] and constants.is_nonzero(scope, inputs[role]):
+            yield f"the model begins with a state that is no part of the layer, its {role}; give it to each call"
+    if inputs["sequence_lens"] and constants.is_nonzero(scope, inputs["sequence_lens"]):
+        yield "the model has lengths that are no part of the layer, its sequence_lens; give them to each call"
 
 
 def _describe(scope: Scope, node: Any, constants: Constants) -> tuple[RecurrentSpec, str]:

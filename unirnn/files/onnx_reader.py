@@ -337,13 +337,8 @@ def _layer(chain: Sequence[Part]) -> Layer:
 
 
 def _note(chain: Sequence[Part]) -> str:
-    """What a user should know of the weights of a layer."""
-    if not any(node.is_quantized for part in chain for node in part.nodes):
-        return ""
-    return (
-        "its weights are 8-bit integers in the file, and floats after reading; the model itself also rounds the input "
-        "and the state of each step, so that its numbers differ by that"
-    )
+    """What a user should know of a layer."""
+    return "; ".join(dict.fromkeys(note for part in chain for node in part.nodes for note in node.notes))
 
 
 def _stored(chain: Sequence[Part], constants: Constants) -> dict[str, StoredArray]:

@@ -8,13 +8,13 @@ from unirnn.errors import SpecError
 __all__ = ["activation_name", "class_name"]
 
 
-def class_name(obj: Any, package: str, known: tuple[str, ...], method: str) -> str | None:
+def class_name(obj: Any, package: str, known: tuple[str, ...], *methods: str) -> str | None:
     """The name of the first of an object's classes that is a known class of a package; None if there is none.
 
     Raises
     ------
     SpecError
-        If the object is of a subclass with a method of its own that computes.
+        If the object, or its class, has one of the methods, which compute, of its own.
 
     Examples
     --------
@@ -25,7 +25,7 @@ def class_name(obj: Any, package: str, known: tuple[str, ...], method: str) -> s
     found = next((kind for kind in kinds if kind.__name__ in known), None)
     if found is None:
         return None
-    check_computes_as(found, obj, method)
+    check_computes_as(found, obj, *methods)
     return found.__name__
 
 

@@ -101,9 +101,11 @@ def _spec(module: Any, cells: list[Any]) -> RecurrentSpec:
 
 def _cell_spec(cell: Any) -> RecurrentSpec:
     """The spec of a cell in one direction."""
-    kind = class_name(cell, "flax.nnx", tuple(_KINDS), "__call__")
+    kind = class_name(cell, "flax.nnx", tuple(_KINDS), "__call__", "initialize_carry")
     if kind is None:
         raise SpecError(f"flax: given a cell {type(cell).__name__}, expected one of {', '.join(_KINDS)}")
+    if cell.carry_init is not None:  # what the state is before the first step
+        activation_name(cell, "carry_init", "jax", ("zeros",), name)
     arguments = {"kind": _KINDS[kind], "input_size": cell.in_features, "hidden_size": cell.hidden_features}
     if kind == "SimpleCell":
         arguments["nonlinearity"] = activation_name(cell, "activation_fn", "jax", ("tanh", "relu"), name)

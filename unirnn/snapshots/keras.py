@@ -20,6 +20,9 @@ __all__ = ["name", "read", "write"]
 _KINDS = ("SimpleRNN", "GRU", "LSTM")
 _CELLS = {"SimpleRNNCell": "RNN", "GRUCell": "GRU", "LSTMCell": "LSTM"}
 
+_COMPUTES = ("__call__", "call", "inner_loop", "get_initial_state")
+_CELL_COMPUTES = ("__call__", "call", "get_initial_state")
+
 name = "keras"
 """The name of the framework."""
 
@@ -52,7 +55,7 @@ def write(module: Any, weights: Weights) -> None:
 
 def _spec(module: Any) -> RecurrentSpec | None:
     """The spec of a layer; None if it is not recurrent."""
-    if class_name(module, "keras", (*_KINDS, "Bidirectional"), "call") != "Bidirectional":
+    if class_name(module, "keras", ("Bidirectional",), "__call__", "call") is None:
         spec = _one_direction(module)
         if spec is not None and spec.reverse and module.return_sequences:
             raise SpecError(
@@ -73,12 +76,12 @@ def _spec(module: Any) -> RecurrentSpec | None:
 
 def _one_direction(module: Any) -> RecurrentSpec | None:
     """The spec of a layer in one direction; None if it is not recurrent."""
-    if class_name(module, "keras", (*_KINDS, "RNN"), "call") is None:
+    if class_name(module, "keras", (*_KINDS, "RNN"), *_COMPUTES) is None:
         return None
     where, cell = f"keras: {module.name}", module.cell
     if not module.built:
         raise ArgumentError(f"{where}: given a layer without weights; call it, or its build, first")
-    kind = _CELLS.get(class_name(cell, "keras", tuple(_CELLS), "call") or "")
+    kind = _CELLS.get(class_name(cell, "keras", tuple(_CELLS), *_CELL_COMPUTES) or "")
     if kind is None:
         raise SpecError(f"{where}: given a cell {type(cell).__name__}, expected one of {', '.join(_CELLS)}")
     arguments = {

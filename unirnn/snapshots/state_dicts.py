@@ -489,7 +489,7 @@ class _Layer:
     sources: dict[str, str] = field(default_factory=dict)
     beside: dict[str, str] = field(default_factory=dict)
     is_cell: bool = True  # the names have no number of a layer
-    others: list[str] = field(default_factory=list)  # of a cell: arrays under its prefix that no cell has
+    others: list[str] = field(default_factory=list)  # arrays under its prefix that no layer has
 
     def spec(self, shapes: Shapes) -> RecurrentSpec:
         """What names and shapes say."""
@@ -551,7 +551,8 @@ def _by_prefix(shapes: Shapes) -> dict[str, _Layer]:
     for name, source in others.items():
         parent = _split(name)[0]
         for prefix in {parent, _split(parent.removesuffix("."))[0]}:
-            if prefix in found and found[prefix].is_cell and math.prod(shapes[source]) > 1:
+            # Beside a numbered layer without a prefix, they may be a whole model's, from which its names were cut off.
+            if prefix in found and (prefix or found[prefix].is_cell) and math.prod(shapes[source]) > 1:
                 found[prefix].others.append(source)
     return found
 
@@ -563,10 +564,11 @@ def _layer_spec(own: _Layer, shapes: Shapes, spec: RecurrentSpec | None = None) 
         raise SpecError(_parametrization(absent))
     if own.beside:
         raise SpecError(_derived(own.beside, " of the mapping"))
-    if spec is None and own.others:  # cells are often written by hand, with a normalisation in them, for example
+    if spec is None and own.others:  # a cell written by hand, or a subclass, with a normalisation in it, for example
+        what = "cell" if own.is_cell else "layer"
         raise SpecError(
-            f"weights: beside those of a cell there are {format_names(map(repr, own.others))}, so it may compute "
-            "something else; if it is a plain cell, give its spec"
+            f"weights: beside those of a {what} there are {format_names(map(repr, own.others))}, so it may compute "
+            f"something else; if it is a plain {what}, give its spec"
         )
     found = spec or own.spec(shapes)
     check_weights(found, {weight: tuple(shapes[source]) for weight, source in own.sources.items()})
