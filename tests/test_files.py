@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -822,9 +823,15 @@ def zipped(**members: bytes) -> bytes:
         (lzma.compress(b"weights"), "compressed by xz; decompress it first"),
         (bz2.compress(b"weights"), "compressed by bzip2; decompress it first"),
         (b"weights.bin".ljust(257, b"\0") + b"ustar\x0000", "a tar archive; unpack it, by: tar -xf"),
+        (zlib.compress(b"weights" * 9, 3), "compressed by zlib, as joblib.dump does; load it by joblib.load"),
+        (b"lmgg\x0a\0\0\0", "a GGML file"),
+        (b"lCRF\xed\x01\0\0", "a model of CRFsuite, which has no recurrent layer"),
+        (b"#Parameter# /rnn/vanilla-lstm-builder/_0 {400,64} 5 ZERO_GRAD\n", "the parameters of a DyNet model"),
+        (b"\x08\x04\x12\x9a\x02\x0a\x1b\x0a\x05image", "a Core ML model"),
+        (b"\x00\x00\x06\x08\x01\x1a\x02\x08\x01\x00", "the index of a TensorFlow checkpoint"),
         (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'", "a single array of NumPy"),
         (b"\x1c\0\0\0TFL3\x14\0", "a TensorFlow Lite model"),
-        (b"\x08\x01\x12\xb4\x51\x0a\x93\x51\x12\x05serve", "the graph of a TensorFlow SavedModel, without weights"),
+        (b"\x08\x01\x12\xa0\x8d\x09\x0a\xf0\x2f\x12", "the graph of a TensorFlow SavedModel, without weights"),
         (b"\x0a\x2a\x0a\x05input\x12\x0bPlaceholder", "a frozen graph of TensorFlow"),
         (b"\x0a\x031.1\x12\x09MindSpore", "a MindIR graph of MindSpore"),
         (
@@ -838,6 +845,7 @@ def zipped(**members: bytes) -> bytes:
         ),
         (zipped(**{"word/document.xml": b""}), "a zip archive, but none of PyTorch, NumPy or Keras of 'word/document"),
         (zipped(**{"a/archive_format": b"pt2"}), "a program of torch.export; load it by torch.export.load"),
+        (zipped(**{"a/.data/extern_modules": b""}), "a package of torch.package; load its module by torch.package"),
         (pickle.dumps({"a": [1, "b"]}), "a pickle, and no checkpoint: there is no tensor in it"),
         (pickle.dumps(Fraction(1, 2)), "a pickle of an object fractions.Fraction, and no checkpoint"),
     ],
@@ -847,6 +855,12 @@ def test_what_is_no_model_is_named(tmp_path: Path, data: bytes, message: str) ->
     path = tmp_path / "a.bin"
     path.write_bytes(data)
     assert_refused(path, message)
+
+
+def test_the_name_tells_what_a_part_of_a_checkpoint_is(tmp_path: Path) -> None:
+    path = tmp_path / "variables.data-00000-of-00001"
+    path.write_bytes(np.full(9, 0.1, "<f4").tobytes())
+    assert_refused(path, "a part of a TensorFlow checkpoint, without names")
 
 
 # ---- paths -----------------------------------------------------------------------------------------------
@@ -981,9 +995,29 @@ def text_of(count: int) -> bytes:
 @pytest.mark.parametrize("kind", ["zip", "pickle"])
 def test_a_pickle_takes_no_more_memory_than_it_has_operations(tmp_path: Path, pickled: bytes, kind: str) -> None:
     path = tmp_path / "a.pt"
-    path.write_bytes(torch_zip(pickled) if kind == "zip" else pickled)
+    # What follows the end of a pickle is ignored, but a pickle without one of some words need not be read.
+    path.write_bytes(torch_zip(pickled) if kind == "zip" else pickled + b"ndarray")
     with limited_memory(64 << 20), suppress(FileError):
         assert files.contents(path).layers == {}
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("dtype", ["<f4", ">f8", "<f2"])
+def test_a_pickle_of_arrays_of_numpy(tmp_path: Path, dtype: str, protocol: int) -> None:
+    path, expected = tmp_path / "a.pkl", snapshot_of(GRU)
+    arrays = {f"rnn.{name}": np.asfortranarray(array.astype(dtype)) for name, array in expected.weights.items()}
+    others = {"count": np.array(3), "words": np.array(["a"]), "objects": np.array([None])}
+    path.write_bytes(pickle.dumps({"model": {**arrays, **others}, "vocabulary": ["a", "b"]}, protocol))
+    assert files.load(path, format="torch") == expected.cast(np.dtype(dtype).name)
+    found = files.contents(path, format="torch")
+    assert found.arrays.keys() == {f"model.{name}" for name in [*arrays, "count"]}
+
+
+def test_an_array_in_a_pickle_that_claims_more_than_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "a.pkl"
+    pickled = pickle.dumps({"rnn.weight_ih_l0": np.ones((3, 1), "f4")}, 4)
+    path.write_bytes(pickled.replace(b"K\x03K\x01\x86", b"K\x7fK\x01\x86"))
+    assert_refused(path, "an array of shape (127, 1) and float32 has 12 bytes")
 
 
 # ---- models --------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ documented layout, with h5py; what they should compute is worked out step by ste
 
 import io
 import json
+import re
 import struct
 import tracemalloc
 import zipfile
@@ -413,6 +414,31 @@ def test_a_layer_that_no_spec_describes(
     assert type(caught.value) is kind
     assert words in str(caught.value)
     assert unirnn.load(path, prefix="tanh") == unirnn.load(folder / "model.keras", prefix="tanh")
+
+
+@pytest.mark.parametrize(
+    ("layer", "arguments"),
+    [("both", {"merge_mode": "sum"}), ("both", {"merge_mode": None}), ("backwards", {"return_sequences": True})],
+)
+def test_a_layer_whose_output_is_put_together_otherwise(
+    layer: str, arguments: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.keras"
+    altered(folder, path, layer, **arguments)
+    expected = unirnn.load(folder / "model.keras", prefix=layer)
+    with pytest.raises(SpecError, match=re.escape(f"give as spec {expected.spec!r}")):
+        unirnn.load(path, prefix=layer)
+    assert unirnn.load(path, prefix=layer, spec=expected.spec) == expected
+    other = unirnn.RecurrentSpec.from_dict({**expected.spec.to_dict(), "gate_activation": "hard_sigmoid"})
+    with pytest.raises(SpecError, match=f"but the file says that '{layer}' is"):
+        unirnn.load(path, prefix=layer, spec=other)
+
+
+def test_names_with_slashes(tmp_path: Path) -> None:
+    entries, expected = keras_2("GRU", "zrh")
+    (kind, config, arrays), path = entries[0], tmp_path / "a.h5"
+    write_h5(path, [("InputLayer", {"name": "cqt/mag"}, {}), (kind, {**config, "name": "deep/rnn"}, arrays)])
+    np.testing.assert_allclose(run(unirnn.load(path), X.astype("float64"))[0][..., :4], expected, atol=1e-12)
 
 
 def test_arguments_that_do_not_fit(folder: Path, tmp_path: Path) -> None:

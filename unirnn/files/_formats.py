@@ -43,17 +43,35 @@ _OTHERS = {
         "a web page in place of the file, which is what a download without the right address or permission gives; "
         "download it again"
     ),
-    rb"\x1f\x8b": "compressed by gzip; decompress it first, by: gunzip",
-    rb"BZh[1-9]": "compressed by bzip2; decompress it first, by: bunzip2",
-    rb"\xfd7zXZ": "compressed by xz; decompress it first, by: unxz",
-    rb"\x28\xb5\x2f\xfd": "compressed by zstd; decompress it first, by: unzstd",
+    rb"\x1f\x8b": "compressed by gzip; decompress it first, by: gzip -dc FILE > OUT",
+    rb"BZh[1-9]": "compressed by bzip2; decompress it first, by: bzip2 -dc FILE > OUT",
+    rb"\xfd7zXZ": "compressed by xz; decompress it first, by: xz -dc FILE > OUT",
+    rb"\x28\xb5\x2f\xfd": "compressed by zstd; decompress it first, by: zstd -dc FILE > OUT",
+    # The first two bytes of zlib's are a multiple of 31.
+    rb"x[\x01\x5e\x9c\xda]": (
+        "compressed by zlib, as joblib.dump does; load it by joblib.load, and save its arrays by numpy.savez"
+    ),
     rb".{257}ustar": "a tar archive; unpack it, by: tar -xf, and open the file in it that holds the weights",
     rb"\x93NUMPY": "a single array of NumPy, without a name; save arrays by their names, by numpy.savez",
     rb".{4}TFL3": "a TensorFlow Lite model; open the Keras model that it was made from, saved as .keras or .h5",
     rb"GGUF": "a GGUF file, whose weights are packed for another program; open what it was made from",
-    rb"\x08\x01\x12.*\x0a.*serve": (
+    rb"lmgg": "a GGML file, whose weights are packed for another program; open what it was made from",
+    rb"lCRF": "a model of CRFsuite, which has no recurrent layer",
+    rb"#Parameter# /": (
+        "the parameters of a DyNet model, as text; unirnn has no layers of DyNet's; load it in DyNet, which knows the "
+        "order of its gates"
+    ),
+    # Both begin with a version and a message, whereas the second field of an ONNX model is the name of a program.
+    rb"\x08\x01\x12[\x80-\xff]{0,4}[\x00-\x7f]\x0a": (
         "the graph of a TensorFlow SavedModel, without weights; load the folder in TensorFlow, and save the model as "
         ".keras or .h5"
+    ),
+    rb"\x08[\x02-\x0f]\x12[\x80-\xff]{0,4}[\x00-\x7f]\x0a": (
+        "a Core ML model; open what it was made from, or read its weights by coremltools, and save them by numpy.savez"
+    ),
+    rb"\x00.{1,2}\x08[\x01-\x7f]\x1a\x02\x08": (
+        "the index of a TensorFlow checkpoint; load the model in TensorFlow, and save it as .keras or .h5, or read its "
+        "arrays by tf.train.load_checkpoint, and those of a cell by unirnn.snapshots.layouts.from_framework"
     ),
     rb"\x0a[\x03-\x08]\d+\.\d+": "a MindIR graph of MindSpore; save its parameters by mindspore.save_checkpoint",
     rb"\x0a[\x80-\xff]{0,4}[\x00-\x7f]\x0a[\x00-\x7f][ -~]+\x12[\x00-\x7f][A-Za-z]{3}": (
@@ -117,6 +135,11 @@ def recognise(path: str) -> str:
             return name
     if suffix in _SUFFIXES:
         return _SUFFIXES[suffix]
+    if re.search(r"\.data-\d{5}-of-\d{5}$", path):
+        raise FileError(
+            "it is a part of a TensorFlow checkpoint, without names; load the model in TensorFlow, and save it as "
+            ".keras or .h5"
+        )
     text = first.decode("latin-1")
     begins = repr(text[:40]) if text.isascii() and text.replace("\n", "").isprintable() else repr(first[:8])
     raise FileError(
@@ -137,6 +160,11 @@ def _recognise_zip(path: str, suffix: str) -> str:
     if any(name.endswith(("serialized_exported_program.json", "archive_format")) for name in names):
         raise FileError(
             "it is a program of torch.export; load it by torch.export.load, and save its state_dict by torch.save"
+        )
+    if any(name.endswith(".data/extern_modules") for name in names):
+        raise FileError(
+            "it is a package of torch.package; load its module by torch.package.PackageImporter(FILE).load_pickle, and "
+            "save the module's state_dict by torch.save"
         )
     inside = next((name for name in names if suffix_of(name) in (*_SUFFIXES, ".ckpt", ".bin")), None)
     more = f"; unpack it and open {inside!r}" if inside else f" of {', '.join(map(repr, names[:4]))}"

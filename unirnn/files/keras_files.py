@@ -69,14 +69,17 @@ class _Found:
     spec
         Its spec, or why there is none.
     guess
-        Without a spec: the one that its shapes would fit; None if there is none.
+        Without a spec: the one that a user may give, since its shapes fit; None if there is none.
     directions
         For each direction the input kernel, the recurrent kernel and the bias, if there is one.
+    sure
+        Whether the guess is what the configuration says, and only the output is put together otherwise.
     """
 
     spec: RecurrentSpec | UnirnnError
     guess: RecurrentSpec | None
     directions: list[list[StoredArray]]
+    sure: bool = False
 
 
 def read(path: str) -> Contents:
@@ -120,8 +123,9 @@ def _choose(found: Mapping[str, _Found], choice: Choice) -> Snapshot:
     if spec is None:
         assert isinstance(layer.spec, RecurrentSpec)
         spec = layer.spec
-    elif isinstance(layer.spec, RecurrentSpec) and not spec.fits(layer.spec):
-        raise SpecError(f"spec: given {spec!r}, but the file says that {name!r} is {layer.spec!r}")
+    said = layer.guess if layer.sure else layer.spec
+    if isinstance(said, RecurrentSpec) and not spec.fits(said):
+        raise SpecError(f"spec: given {spec!r}, but the file says that {name!r} is {said!r}")
     return Snapshot(spec, _weights(spec, layer.directions))
 
 
@@ -261,23 +265,27 @@ def _configured(entry: Config, stored: Stored, major: int, where: str) -> _Found
         if entry["class_name"] == "Bidirectional":
             kinds = _both(entry, stored, where)
         directions = [_arrays(place) for _, place in kinds]
-        merge_mode = _config(entry, where).get("merge_mode", "concat")
-        if merge_mode != "concat":
-            raise SpecError(f"{where}: given merge_mode={merge_mode!r}, expected 'concat'")
         specs = [_spec(one, parts, major, where) for (one, _), parts in zip(kinds, directions, strict=True)]
-        if len(specs) == 1:
-            if specs[0].reverse and _config(entry, where).get("return_sequences"):
+        spec, config, problem = specs[0], _config(entry, where), ""
+        if len(specs) == 2:
+            if spec.reverse or specs[1] != replace(spec, reverse=True):
                 raise SpecError(
-                    f"{where}: given go_backwards=True with return_sequences=True, whose output is in the order in "
-                    "which it was computed; a spec with reverse=True has it in the order of the input"
+                    f"{where}: given directions of {spec} and {specs[1]}, expected the same, the first forward"
                 )
-            return _Found(specs[0], None, directions)
-        forward, backward = specs
-        if forward.reverse or not backward.reverse or replace(backward, reverse=False) != forward:
-            raise SpecError(
-                f"{where}: given directions of {forward} and {backward}, expected the same, the first forward"
+            spec, merge_mode = replace(spec, bidirectional=True), config.get("merge_mode", "concat")
+            if merge_mode != "concat":
+                problem = (
+                    f"merge_mode={merge_mode!r}, expected 'concat'; to join the two halves of the output by yourself"
+                )
+        elif spec.reverse and config.get("return_sequences"):
+            problem = (
+                "go_backwards=True with return_sequences=True, whose output is in the order in which it was computed; "
+                "to have it in the order of the input"
             )
-        return _Found(replace(forward, bidirectional=True), None, directions)
+        if not problem:
+            return _Found(spec, None, directions)
+        reason = SpecError(f"{where}: given {problem}, give as spec {spec!r}")
+        return _Found(reason, spec, directions, sure=True)
     except FileError:
         raise
     except UnirnnError as error:
@@ -492,9 +500,9 @@ def _by_layer(group: hdf5.Group) -> dict[str, Named]:
     """The arrays of each layer in an ``.h5`` file, in the order of its weights."""
     found: dict[str, Named] = {}
     for layer in _names(group, "layer_names"):
-        if layer not in group.groups:
+        own = _group(group, layer.split("/"))  # a name may have slashes, as "cqt/mag"
+        if own is None:
             raise FileError(f"keras: the file has no group of its layer {layer!r}")
-        own = group.groups[layer]
         found[layer] = [(name, _dataset(own, name)) for name in _names(own, "weight_names")]
     return found
 
@@ -511,11 +519,19 @@ def _names(group: hdf5.Group, attribute: str) -> list[str]:
 def _dataset(group: hdf5.Group, path: str) -> StoredArray:
     """The dataset at a path."""
     *folders, name = path.strip("/").split("/")
-    for folder in folders:
-        group = group.groups.get(folder, hdf5.Group())
-    if name not in group.datasets:
+    inner = _group(group, folders)
+    if inner is None or name not in inner.datasets:
         raise FileError(f"keras: the file has no array {path!r}, which it lists")
-    return group.datasets[name]
+    return inner.datasets[name]
+
+
+def _group(group: hdf5.Group, names: Iterable[str]) -> hdf5.Group | None:
+    """The group within others, by their names; None if there is none."""
+    for name in names:
+        if name not in group.groups:
+            return None
+        group = group.groups[name]
+    return group
 
 
 def _open_archive(data: bytes) -> tuple[Any, str, bytes]:

@@ -2,7 +2,8 @@
 
 There are three formats. Today's is a zip: ``data.pkl`` is a pickle in which tensors refer to storages, and the bytes of
 each storage are a record of their own. Before PyTorch 1.6, the storages followed behind several pickles. And
-``pickle.dump`` of tensors gives a pickle in which each storage is a string of bytes, in the second format again.
+``pickle.dump`` of tensors gives a pickle in which each storage is a string of bytes, in the second format again. A
+pickle of NumPy's arrays is read as well: models that run without torch have such weights.
 
 All tensors are found by name, wherever they are: the keys of mappings, the positions in lists and the attributes of
 objects are joined by dots, and of a module the names are those of its ``state_dict``. Objects of classes are not made
@@ -11,8 +12,10 @@ objects are joined by dots, and of a module the names are those of its ``state_d
 
 import functools
 import io
+import itertools
 import math
 import os
+import pickletools
 import re
 import struct
 import sys
@@ -86,6 +89,9 @@ _WRAPPERS = {
 
 _TENSORS = [("torch._utils", f"_rebuild_tensor{version}") for version in ("", "_v2", "_v3")]
 """Functions that make a tensor of a storage, an offset, sizes and strides; the last is given a dtype as well."""
+
+_NUMPY = re.compile(r"numpy\.(?:_?core\.multiarray _reconstruct|_?core\.numeric _frombuffer)")
+"""The functions that make NumPy's arrays, the second since protocol 5 of pickles."""
 
 _LAYERS: dict[tuple[str, str], type[RecurrentSpec]] = {
     ("torch.nn.modules.rnn", cls.kind): cls for cls in (RNNSpec, GRUSpec, LSTMSpec)
@@ -214,12 +220,16 @@ def _named_parts(pickle: Pickle, find: _Find) -> list[_Named]:
     # number of them, what is visited, and how long the names are, is held against the size of the pickle.
     left = 10_000 + 100 * pickle.operations
     within: set[int] = set()
+    of_numpy: set[str] = set()
     known: dict[int, tuple[Any, list[tuple[Any, Any]]]] = {}  # members, by the identity of the object, which is held
 
     def walk(value: Any, name: str) -> Iterator[_Named]:
         nonlocal left
         value = _unwrapped(value)
         tensor = _tensor(value, find)
+        if tensor is None:
+            tensor = _numpy_array(value)
+            of_numpy.update([name] if tensor else [])
         if tensor is not None:
             yield name, tensor
         if tensor is not None or id(value) in within:  # a mapping may contain itself
@@ -243,7 +253,10 @@ def _named_parts(pickle: Pickle, find: _Find) -> list[_Named]:
                 yield from walk(item, f"{name}.{key}" if name else key)
         within.remove(id(value))
 
-    return list(walk(pickle.value, ""))
+    found = list(walk(pickle.value, ""))
+    of_torch = [(name, part) for name, part in found if name not in of_numpy]
+    # Beside tensors, arrays of NumPy are no weights, but what was measured in training.
+    return of_torch if any(isinstance(part, _Tensor) for _, part in of_torch) else found
 
 
 def _members(value: Any) -> list[tuple[Any, Any]]:
@@ -364,6 +377,42 @@ def _tensor(value: Any, find: _Find) -> _Tensor | None:
     if math.prod(sizes) > count:  # an expanded tensor claims more numbers than are stored
         return None
     return _Tensor(found, dtype, start, sizes, steps)
+
+
+def _numpy_array(value: Any) -> _Tensor | None:
+    """The array of NumPy that an object is; None if it is none, or not of numbers."""
+    if not isinstance(value, Object) or not _NUMPY.fullmatch(" ".join(_function(value) or ())):
+        return None
+    data: Any = None
+    kind: Any = None
+    shape: Any = ()
+    is_fortran: Any = False
+    if isinstance(value.state, tuple) and len(value.state) == 5:
+        _, shape, kind, is_fortran, data = value.state
+    elif isinstance(value.arguments, tuple) and len(value.arguments) == 4:
+        data, kind, shape, order = value.arguments
+        is_fortran = order == "F"
+    if isinstance(data, Object) and _function(data) == ("_codecs", "encode") and isinstance(data.arguments, tuple):
+        data = data.arguments[0]  # bytes, before protocol 3
+    dtype, little = _numpy_dtype(kind)
+    if dtype is None or not isinstance(data, (bytes, bytearray, str)):
+        return None
+    sizes = _integers(shape)
+    if math.prod(sizes) * _SIZES[dtype] != len(data):
+        raise FileError(f"an array of shape {sizes} and {dtype} has {len(data)} bytes")
+    strides = [math.prod(sizes[:axis] if is_fortran else sizes[axis + 1 :]) for axis in range(len(sizes))]
+    read = functools.partial(str.encode, data, "latin-1") if isinstance(data, str) else functools.partial(bytes, data)
+    return _Tensor(_Storage(dtype, len(data), little, read), dtype, 0, sizes, tuple(strides))
+
+
+def _numpy_dtype(value: Any) -> tuple[str | None, bool]:
+    """The name of a pickled dtype, None if it is not one of numbers, and whether it is little-endian."""
+    arguments = value.arguments if isinstance(value, Object) and _function(value) == ("numpy", "dtype") else None
+    code = arguments[0] if isinstance(arguments, tuple) and arguments else None
+    if not isinstance(code, str) or not re.fullmatch("f[248]|[iu][1248]|b1", code):
+        return None, True
+    order = value.state[1] if isinstance(value.state, tuple) and len(value.state) > 1 else "<"
+    return np.dtype(code).name, order != ">"
 
 
 def _integers(values: Any) -> tuple[int, ...]:
@@ -509,6 +558,8 @@ def _part(whole: memoryview, begin: int, end: int) -> memoryview:
 
 def _read_plain(content: bytes) -> list[_Named]:
     """A pickle that torch.save did not write. Each storage in it is a call with the bytes of a file before 1.6."""
+    if not any(word in content for word in (b"_load_from_bytes", b"ndarray", b"_frombuffer")):
+        raise _no_checkpoint(_first_name(content))  # millions of words, maybe, which need not be read
     pickle = read_pickle(io.BytesIO(content))
     storages: dict[int, _Storage] = {}
 
@@ -525,10 +576,28 @@ def _read_plain(content: bytes) -> list[_Named]:
 
     found = _named_parts(pickle, find)
     if not any(isinstance(part, _Tensor) for _, part in found):
-        function = _function(pickle.value) if isinstance(pickle.value, Object) else None
-        what = f" of an object {'.'.join(function)[:80]}" if function else ""
-        raise FileError(
-            f"a pickle{what}, and no checkpoint: there is no tensor in it; save a state dict by torch.save, or arrays "
-            "by numpy.savez"
-        )
+        raise _no_checkpoint(_function(pickle.value) if isinstance(pickle.value, Object) else None)
     return found
+
+
+def _no_checkpoint(function: tuple[str, str] | None) -> FileError:
+    what = f" of an object {'.'.join(function)[:80]}" if function else ""
+    return FileError(
+        f"a pickle{what}, and no checkpoint: there is no tensor in it; save a state dict by torch.save, or arrays "
+        "by numpy.savez"
+    )
+
+
+def _first_name(content: bytes) -> tuple[str, str] | None:
+    """The class or the function that a pickle begins with; None if its value is something else."""
+    words: list[str] = []
+    for opcode, argument, _ in itertools.islice(pickletools.genops(content), 8):
+        if opcode.name == "GLOBAL":
+            words = str(argument).split(" ", 1)
+        elif isinstance(argument, str):
+            words.append(argument)
+        elif opcode.name not in ("PROTO", "FRAME", "MEMOIZE", "STACK_GLOBAL"):
+            break
+        if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
+            return (words[0], words[1]) if len(words) == 2 else None
+    return None
