@@ -263,7 +263,8 @@ class Recurrent(torch.nn.RNNBase):
 def _lengths_of(batch_sizes: Tensor) -> NDArray[np.int64] | Tensor:
     """`(B,)`: the lengths of a packed sequence, the longest first; in a trace a tensor, since others will follow."""
     if dispatch.is_jit_tracing():
-        return (torch.arange(batch_sizes[0]).unsqueeze(1) < batch_sizes).sum(1)  # type: ignore[call-overload]
+        size: Any = batch_sizes[0]
+        return (torch.arange(size).unsqueeze(1) < batch_sizes).sum(1)
     lengths: NDArray[np.int64] = (np.arange(int(batch_sizes[0]))[:, None] < batch_sizes.numpy()).sum(axis=1)
     return lengths
 
