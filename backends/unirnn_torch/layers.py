@@ -115,6 +115,8 @@ def run(
     ns, begins = (None if t is None else t.to(x.device, non_blocking=True) for t in (_tensor(lengths), _tensor(resets)))
     if route.by_operators:
         return _operators(stack, x, state, ns, begins, partial(operators.layer, kernel=route.value, direct=direct))
+    if route is Route.REFERENCE and dispatch.is_jit_tracing():
+        x = _with_as_many_steps_as_traced(x)
     return reference.recurrent(
         xp,
         stack.spec,
@@ -126,6 +128,15 @@ def run(
         dropout=partial(_dropout, stack) if stack.dropout else None,
         direction=_direction(route, stack.spec),
     )
+
+
+def _with_as_many_steps_as_traced(x: Tensor) -> Tensor:
+    """The same `(T, B, I)`, by an operation that fails in the trace's graph at another T.
+
+    `torch.jit.trace` and the older exporter to ONNX record the reference as the steps of the example, and these would
+    run over a part of a longer input. Only its shape is recorded, so no words of ours can be said there.
+    """
+    return x.reshape(int(x.shape[0]), *x.shape[1:])
 
 
 def _direction(route: Route, spec: RecurrentSpec) -> reference.Direction:

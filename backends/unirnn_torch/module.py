@@ -242,21 +242,31 @@ class Recurrent(torch.nn.RNNBase):
         call = prepare(spec, data[:1].expand(*leading, -1), hx, None, None, {}, like=like)
         state = call.state
         if state is None:
-            state = tuple(data.new_zeros(shape) for shape in spec.state_shapes(batch_size).values())
+            size: Any = batch_sizes[0] if dispatch.is_jit_tracing() else batch_size
+            state = tuple(data.new_zeros(shape) for shape in spec.state_shapes(size).values())
         elif order is not None:
             state = tuple(part.index_select(1, order) for part in state)
-        ns: NDArray[np.int64] = (np.arange(batch_size)[:, None] < batch_sizes.numpy()).sum(axis=1)
+        ns = _lengths_of(batch_sizes)
         route, stack = self._decide(call.input, state, ns, None, weights)
         if route is Route.REFERENCE or route.by_operators or spec.reverse:
             padded, _ = pad_packed_sequence(PackedSequence(data, batch_sizes))
             padded, final = layers.run(route, stack, padded, state, ns, None)
-            output = pack_padded_sequence(padded, torch.from_numpy(ns)).data
+            output = pack_padded_sequence(padded, torch.as_tensor(ns)).data
         else:
             output, *parts = native.NATIVE[self.mode](data, batch_sizes, join_state(state), *stack.native_arguments())
             final = tuple(parts)
         if inverse is not None:
             final = tuple(part.index_select(1, inverse) for part in final)
         return PackedSequence(output, batch_sizes, order, inverse), join_state(final)
+
+
+def _lengths_of(batch_sizes: Tensor) -> NDArray[np.int64] | Tensor:
+    """`(B,)`: the lengths of a packed sequence, the longest first; in a trace a tensor, since others will follow."""
+    if dispatch.is_jit_tracing():
+        size: Any = batch_sizes[0]
+        return (torch.arange(size).unsqueeze(1) < batch_sizes).sum(1)
+    lengths: NDArray[np.int64] = (np.arange(int(batch_sizes[0]))[:, None] < batch_sizes.numpy()).sum(axis=1)
+    return lengths
 
 
 def _parts(state: Any) -> tuple[Any, ...]:
