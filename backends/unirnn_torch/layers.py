@@ -115,6 +115,8 @@ def run(
     ns, begins = (None if t is None else t.to(x.device, non_blocking=True) for t in (_tensor(lengths), _tensor(resets)))
     if route.by_operators:
         return _operators(stack, x, state, ns, begins, partial(operators.layer, kernel=route.value, direct=direct))
+    if route is Route.REFERENCE and dispatch.is_jit_tracing():
+        x = _of_so_many_steps(x)
     return reference.recurrent(
         xp,
         stack.spec,
@@ -126,6 +128,13 @@ def run(
         dropout=partial(_dropout, stack) if stack.dropout else None,
         direction=_direction(route, stack.spec),
     )
+
+
+def _of_so_many_steps(x: Tensor) -> Tensor:
+    """Make a trace fail for another T: it holds the steps of the reference one by one."""
+    steps = int(x.shape[0])
+    # Each of the two raises an error for other numbers of steps than this one, except where one of the numbers is 1.
+    return x.expand(steps, -1, -1) + x.new_zeros(steps, 1, 1).expand_as(x)
 
 
 def _direction(route: Route, spec: RecurrentSpec) -> reference.Direction:
