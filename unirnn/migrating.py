@@ -182,7 +182,8 @@ def _known_layers(source: Any) -> Mapping[str, Spec]:
             return {}
         return whole.spec.leaves()
     if isinstance(source, Snapshot):
-        return source.spec.leaves()
+        spec: Spec = source.spec
+        return spec.leaves()
     if isinstance(source, Mapping):
         return {}
     backend, _ = _owned(source, "source")
