@@ -252,4 +252,4 @@ def test_weights_of_a_layer_that_computes_something_else(
     same = nn.ModuleDict({"encoder": spec.build("torch", seed=1)})
     for source in (*sources, model.state_dict()):
         unirnn.migrate(source, to=same)
-        assert torch.equal(same["encoder"].weight_ih_l0, layer.weight_ih_l0)
+        assert torch.equal(same.state_dict()["encoder.weight_ih_l0"], layer.weight_ih_l0)
