@@ -30,7 +30,7 @@ def without_second_biases(snapshot: Snapshot) -> Snapshot:
 WRITTEN = [framework for framework in layouts.FRAMEWORKS if framework != "tensorflow1"]
 
 
-@given(spec=specs(max_layers=12, projections=True), framework=st.sampled_from(WRITTEN))
+@given(spec=specs(max_layers=12), framework=st.sampled_from(WRITTEN))
 def test_converting_there_and_back_changes_nothing(spec: RecurrentSpec, framework: str) -> None:
     reason = layouts.SUPPORT[framework].unsupported_reason(spec)
     if reason is not None:
@@ -46,7 +46,7 @@ def test_converting_there_and_back_changes_nothing(spec: RecurrentSpec, framewor
     assert Snapshot(spec, layouts.from_framework(framework, spec, arrays)) == snapshot
 
 
-@given(spec=specs(max_layers=12, projections=True), framework=st.sampled_from(WRITTEN))
+@given(spec=specs(max_layers=12), framework=st.sampled_from(WRITTEN))
 def test_arrays_are_copies(spec: RecurrentSpec, framework: str) -> None:
     snapshot = without_second_biases(drawn(spec))
     try:

@@ -227,3 +227,29 @@ def test_a_model_that_unirnn_built() -> None:
     other = model.build("mindspore", seed=1)
     unirnn.migrate(unirnn.snapshot(trained), to=other)
     assert unirnn.snapshot(other) == unirnn.snapshot(trained)
+
+
+VARIANTS = {
+    "reverse": unirnn.GRUSpec(3, 4, reverse=True),
+    "gate_activation": unirnn.GRUSpec(3, 4, gate_activation="hard_sigmoid"),
+    "reset_after": unirnn.GRUSpec(3, 4, reset_after=False),
+    "nonlinearity": unirnn.RNNSpec(3, 4, nonlinearity="relu"),
+}
+
+
+@pytest.mark.parametrize(("argument", "spec"), VARIANTS.items())
+def test_weights_of_a_layer_that_computes_something_else(
+    argument: str, spec: unirnn.RecurrentSpec, tmp_path: Path
+) -> None:
+    layer, model = spec.build("torch", seed=0), unirnn.Sequential(encoder=spec).build("torch", seed=0)
+    unirnn.snapshot(model).save(tmp_path / "model.pt")
+    natives = nn.ModuleDict({"encoder": getattr(nn, spec.kind)(3, 4)}), mnn.CellList([getattr(mnn, spec.kind)(3, 4)])
+    sources = (nn.ModuleDict({"encoder": layer}), model, unirnn.snapshot(model), tmp_path / "model.pt")
+    for native, rename in zip(natives, (None, {"encoder.": "0."}), strict=True):
+        for source in sources:
+            with pytest.raises(errors.SpecError, match=f"weight_ih_l0' is of a {spec.kind} with {argument}="):
+                unirnn.migrate(source, to=native, rename=rename)
+    same = nn.ModuleDict({"encoder": spec.build("torch", seed=1)})
+    for source in (*sources, model.state_dict()):
+        unirnn.migrate(source, to=same)
+        assert torch.equal(same.state_dict()["encoder.weight_ih_l0"], layer.weight_ih_l0)

@@ -24,7 +24,7 @@ from unirnn.specs.base import Random
 SPECS = (RNNSpec, GRUSpec, LSTMSpec)
 
 
-@given(specs(projections=True))
+@given(specs())
 def test_a_spec_is_a_value(spec: RecurrentSpec) -> None:
     same = dataclasses.replace(spec)
     assert same == spec
@@ -36,7 +36,7 @@ def test_a_spec_is_a_value(spec: RecurrentSpec) -> None:
         spec.hidden_size = 3  # type: ignore[misc]
 
 
-@given(specs(projections=True))
+@given(specs())
 def test_shapes_of_weights_and_states(spec: RecurrentSpec) -> None:
     shapes = spec.weight_shapes()
     assert spec.num_weights == sum(math.prod(shape) for shape in shapes.values())
@@ -47,7 +47,7 @@ def test_shapes_of_weights_and_states(spec: RecurrentSpec) -> None:
         assert spec.state_shapes(None)[name] == (shape[0], shape[2])
 
 
-@given(specs(projections=True), st.sampled_from(names.FRAMEWORKS))
+@given(specs(), st.sampled_from(names.FRAMEWORKS))
 def test_arguments_of_a_framework_and_back(spec: RecurrentSpec, framework: str) -> None:
     reason = layouts.SUPPORT[framework].unsupported_reason(spec)
     if reason is not None:

@@ -10,11 +10,12 @@ import numpy as np
 from unirnn import registry
 from unirnn.contract.weights import Array, cast_exact, format_names
 from unirnn.devices import DTYPES
-from unirnn.errors import ArgumentError, DTypeError, ShapeError
+from unirnn.errors import ArgumentError, DTypeError, ShapeError, SpecError
 from unirnn.files import contents
 from unirnn.files._contents import StoredArray, stored
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.snapshots.state_dicts import Rename, check_derived, mismatch, renamed, without_dropped
+from unirnn.specs import RecurrentSpec, Spec
 
 __all__ = ["Migration", "migrate"]
 
@@ -25,6 +26,9 @@ _SPELLINGS = (
     ("running_var", "moving_variance"),
 )
 """What torch and MindSpore call the same weight of a layer: w is that of MindSpore's PReLU."""
+
+_VARIANTS = ("nonlinearity", "reset_after", "gate_activation", "reverse")
+"""What weights do not show of a recurrent layer."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,9 @@ def migrate(source: Any, *, to: Any, rename: Rename | None = None, strict: bool 
     an axis of size 1 more. Either all weights are written or, after an error, none.
 
     Only weights move. What is not in a checkpoint is the model's own business: MindSpore's ``LayerNorm`` has an epsilon
-    of 1e-7 by default, and PyTorch's one of 1e-5; MindSpore's ``GELU`` is approximated by default.
+    of 1e-7 by default, and PyTorch's one of 1e-5; MindSpore's ``GELU`` is approximated by default. A snapshot, a file
+    of one and a module say what their recurrent layers compute, and these must be the same; a state dict does not say
+    whether a layer runs in reverse, or what its gates are.
 
     Parameters
     ----------
@@ -96,7 +102,8 @@ def migrate(source: Any, *, to: Any, rename: Rename | None = None, strict: bool 
     ShapeError
         If an array has another shape than the weight.
     SpecError
-        If weights are computed from other arrays at each call, as by weight normalisation, and the module's are not.
+        If weights are computed from other arrays at each call, as by weight normalisation, and the module's are not; or
+        if recurrent layers are known to compute something else.
     DTypeError
         If the dtype of the module would round a weight.
     FileError, OSError
@@ -133,6 +140,7 @@ def migrate(source: Any, *, to: Any, rename: Rename | None = None, strict: bool 
         message = mismatch("the module", expected, missing, shapes, {name: sources[name] for name in left_over})
         advice = "; strict=False leaves the rest as it is" if found else ""
         raise ArgumentError(message + advice)
+    _check_variants(_known_layers(source), backend.known_layers(to), found)
     values = {names[0]: array for names, array in owned.items()}
     _write(backend, to, values, {name: _laid_out(given, floats, expected[name]) for name, given in found.items()})
     written = {name: given[0] for name, given in found.items()}
@@ -163,6 +171,39 @@ def _owned(module: Any, argument: str = "to") -> tuple[Any, Mapping[tuple[str, .
     given = f"{type(module).__module__}.{type(module).__qualname__}"
     expected = "a torch.nn.Module, a mindspore.nn.Cell, or a module that unirnn built"
     raise ArgumentError(f"{argument}: given {given}, expected {expected}")
+
+
+def _known_layers(source: Any) -> Mapping[str, Spec]:
+    """The layers of a source that says what they are, by the beginnings of their weights' names."""
+    if isinstance(source, (str, os.PathLike)):
+        found = contents(source)
+        whole = found.layers.get("")
+        if found.version is None or whole is None or not isinstance(whole.spec, Spec):
+            return {}
+        return whole.spec.leaves()
+    if isinstance(source, Snapshot):
+        spec: Spec = source.spec
+        return spec.leaves()
+    if isinstance(source, Mapping):
+        return {}
+    backend, _ = _owned(source, "source")
+    layers: Mapping[str, Spec] = backend.known_layers(source)
+    return layers
+
+
+def _check_variants(given: Mapping[str, Spec], own: Mapping[str, Spec], found: Mapping[str, list[str]]) -> None:
+    """Refuse weights of a recurrent layer for one that computes something else."""
+    for name, sources in found.items():
+        theirs, ours = (layers.get(one.rpartition(".")[0]) for layers, one in ((given, sources[0]), (own, name)))
+        if not isinstance(theirs, RecurrentSpec) or not isinstance(ours, RecurrentSpec):
+            continue
+        for argument in _VARIANTS:
+            value, expected = (getattr(spec, argument, None) for spec in (theirs, ours))
+            if value != expected:
+                raise SpecError(
+                    f"source: {sources[0]!r} is of a {theirs.kind} with {argument}={value!r}, expected {expected!r}, "
+                    f"as that of {name!r}"
+                )
 
 
 def _matched(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from unirnn import Device, Limit, RecurrentSpec, Spec
 from unirnn.contract import weights as _weights
-from unirnn.contract.backend import Arrays, Backend, check_computes_as, leaves, with_leaves
+from unirnn.contract.backend import Arrays, Backend, check_computes_as, leaves, leaves_by_path, with_leaves
 from unirnn.contract.limits import Kernel
 from unirnn.devices import DTYPES, short_name
 from unirnn.errors import DeviceError
@@ -135,6 +135,9 @@ class MindSporeBackend(Backend):
         return {
             (*names[id(p)],): (p.astype(ms.float32) if p.dtype == ms.bfloat16 else p).asnumpy() for p in owned.values()
         }
+
+    def known_layers(self, module: Any) -> dict[str, Spec]:
+        return leaves_by_path({path: _spec(cell) for path, cell in module.cells_and_names()})
 
     def write_some(self, module: Any, weights: Arrays) -> None:
         owned = module.parameters_dict()

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from unirnn import Device, GRUSpec, Limit, LSTMSpec, RecurrentSpec, RNNSpec
-from unirnn.contract.backend import Arrays, Backend, check_computes_as, leaves, with_leaves
+from unirnn.contract.backend import Arrays, Backend, check_computes_as, leaves, leaves_by_path, with_leaves
 from unirnn.contract.limits import Kernel
 from unirnn.devices import DTYPES, short_name
 from unirnn.errors import ArgumentError, DeviceError, DTypeError
@@ -162,6 +162,10 @@ class TorchBackend(Backend):
             _check_readable(name, weight)
             names.setdefault(id(weight), []).append(name)
         return {(*own,): self.to_numpy(weights[own[0]]) for own in names.values()}
+
+    def known_layers(self, module: Any) -> dict[str, Spec]:
+        found = {path: _spec(own) for path, own in module.named_modules(remove_duplicate=False)}
+        return leaves_by_path(found)
 
     def write_some(self, module: Any, weights: Arrays) -> None:
         owned = _checkpointed(module)

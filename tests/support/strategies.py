@@ -20,22 +20,27 @@ from unirnn import (
     PoolSpec,
     RecurrentSpec,
     Residual,
+    RNNSpec,
     Sequential,
     Spec,
     SumDirectionsSpec,
 )
 from unirnn.specs.layers import Activation
+from unirnn.specs.recurrent import GateActivation
 
 __all__ = ["models", "specs"]
 
 
 @st.composite
-def specs(draw: st.DrawFn, *, max_layers: int = 3, projections: bool = False) -> RecurrentSpec:
-    """Any spec of recurrent layers; projections only on request, since not every backend supports them."""
+def specs(draw: st.DrawFn, *, max_layers: int = 3, uncommon: bool = True) -> RecurrentSpec:
+    """Any spec of recurrent layers; ``uncommon``: also what torch and MindSpore have no layer for."""
     cls, kind_options = KINDS[draw(st.sampled_from(list(KINDS)))]
     options: dict[str, Any] = dict(kind_options)
     hidden_size, num_layers = draw(st.integers(1, 5)), draw(st.integers(1, max_layers))
-    if cls is LSTMSpec and projections:
+    directions = draw(st.sampled_from([(False, False), (True, False), *([(False, True)] if uncommon else ())]))
+    if uncommon and cls is not RNNSpec:
+        options["gate_activation"] = draw(st.sampled_from(get_args(GateActivation)))
+    if uncommon and cls is LSTMSpec:
         options["proj_size"] = draw(st.integers(0, hidden_size - 1))
     return cls(
         draw(st.integers(1, 4)),
@@ -44,7 +49,8 @@ def specs(draw: st.DrawFn, *, max_layers: int = 3, projections: bool = False) ->
         bias=draw(st.booleans()),
         batch_first=draw(st.booleans()),
         dropout=draw(st.sampled_from([0.0, 0.25])) if num_layers > 1 else 0.0,
-        bidirectional=draw(st.booleans()),
+        bidirectional=directions[0],
+        reverse=directions[1],
         **options,
     )
 

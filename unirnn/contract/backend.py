@@ -17,7 +17,7 @@ from unirnn.errors import ArgumentError, LimitError, SpecError
 
 from .limits import Kernel, Limit, Support
 
-__all__ = ["Arrays", "Backend", "check_computes_as", "leaves", "with_leaves"]
+__all__ = ["Arrays", "Backend", "check_computes_as", "leaves", "leaves_by_path", "with_leaves"]
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -117,6 +117,11 @@ class Backend(ABC):
         """
         found = self.read(module)
         return None if found is None else {(name,): array for name, array in found[1].items()}
+
+    def known_layers(self, module: Any) -> dict[str, Any]:
+        """The specs of the layers in any module of its framework, by the beginnings of their weights' names."""
+        found = self.read(module)
+        return {} if found is None else found[0].leaves()
 
     def write_some(self, module: Any, weights: Arrays) -> None:
         """Replace some of the weights that `all_weights` found, by their first names; they are of the same shapes."""
@@ -242,6 +247,23 @@ def leaves(arguments: Mapping[str, Any]) -> dict[str, Any]:
         elif value is not None and not isinstance(value, bool):
             found[name] = value
     return found
+
+
+def leaves_by_path(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The layers of specs that modules have, by the modules' paths; None is a module without a spec.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> leaves_by_path({"": None, "net": unirnn.Sequential(encoder=unirnn.GRUSpec(3, 4))})
+    {'net.encoder': GRUSpec(3, 4)}
+    """
+    return {
+        ".".join(filter(None, (path, name))): leaf
+        for path, spec in found.items()
+        if spec is not None
+        for name, leaf in spec.leaves().items()
+    }
 
 
 def with_leaves(arguments: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:

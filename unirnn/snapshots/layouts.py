@@ -55,7 +55,7 @@ SUPPORT = {
     "mindspore": Support("mindspore", lacks=missing_arguments("mindspore")),
     "keras": Support("keras", lacks=("proj_size",)),
     "flax": Support("flax", lacks=("reset_after", "proj_size")),
-    "haste": Support("haste", kinds=("GRU", "LSTM"), lacks=("reset_after", "proj_size", "gate_activation")),
+    "haste": Support("haste", kinds=("GRU", "LSTM"), lacks=("reverse", "reset_after", "proj_size", "gate_activation")),
     "tensorflow1": Support("tensorflow1", lacks=("proj_size", "gate_activation")),
     "onnx": Support("onnx", lacks=("proj_size",)),
 }

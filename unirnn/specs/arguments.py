@@ -115,8 +115,8 @@ ARGUMENTS: tuple[Argument, ...] = (
         None,
         cells=("LSTM",),
         without=0,
-        difference="only PyTorch has it; of unirnn's backends, torch and array_api compute it, the others refuse it",
-        difference_zh="仅 PyTorch 有此参数；unirnn 的后端中只有 torch 和 array_api 支持，其他后端会拒绝构建",
+        difference="only PyTorch has it; all of unirnn's backends compute it",
+        difference_zh="仅 PyTorch 有此参数；unirnn 的所有后端都支持",
     ),
     Argument(
         "gate_activation",

@@ -369,7 +369,7 @@ class LSTMSpec(RecurrentSpec):
     ----------
     proj_size
         If positive, ``h' = W_hr (o * tanh(c'))`` has this size (Sak et al., 2014), which is less than ``hidden_size``.
-        The backends torch and ``array_api`` compute it; the others refuse it.
+        All backends of unirnn compute it; of the frameworks' own layers, only torch's does.
     gate_activation
         The function s of the gates i, f and o; see `GRUSpec`.
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, reverse, has_bias
