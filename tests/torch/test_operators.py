@@ -924,19 +924,6 @@ def test_torch_jit_trace(training: bool) -> None:
     torch.testing.assert_close(traced(x), gru(x))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("spec", [GRUSpec(3, 4, gate_activation="hard_sigmoid"), GRUSpec(3, 4, reset_after=False)])
-def test_a_trace_of_single_steps_takes_no_other_number_of_them(spec: GRUSpec) -> None:
-    gru = spec.build("torch", seed=0)
-    for steps in (1, 5):
-        traced: Any = torch.jit.trace(gru, (torch.ones(steps, 2, 3),))  # type: ignore[no-untyped-call]
-        torch.testing.assert_close(traced(torch.ones(steps, 4, 3)), gru(torch.ones(steps, 4, 3)))
-        for other in (1, 4, 8):
-            if other != steps:
-                with pytest.raises(RuntimeError, match="expanded size of the tensor"):
-                    traced(torch.ones(other, 2, 3))
-
-
 @pytest.mark.parametrize("grad", [True, False])
 def test_fake_tensors(grad: bool) -> None:
     with FakeTensorMode(), torch.set_grad_enabled(grad):

@@ -570,7 +570,10 @@ def _read_plain(content: bytes) -> list[_Named]:
         if isinstance(data, Object) and _function(data) == ("_codecs", "encode"):  # bytes, before protocol 3
             data = data.arguments[0]
         if id(data) not in storages:
-            inner, find_inner = _read_legacy(data.encode("latin-1") if isinstance(data, str) else data)
+            held = data.encode("latin-1") if isinstance(data, str) else data
+            if not isinstance(held, bytes):
+                raise FileError("its storages are no strings of bytes; it may be altered")
+            inner, find_inner = _read_legacy(held)
             storages[id(data)] = find_inner(inner.value)
         return storages[id(data)]
 
