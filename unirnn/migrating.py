@@ -122,7 +122,7 @@ def migrate(source: Any, *, to: Any, rename: Rename | None = None, strict: bool 
     >>> print(unirnn.migrate(arrays, to=net, rename={"fc.": "head."}))
     4 weights written, 0 missing, 0 left over
     """
-    arrays = _arrays(source)
+    arrays, layers = _opened(source)
     backend, owned = _owned(to)
     floats = {name: array for name, array in arrays.items() if array.dtype in DTYPES}
     # A module that drops weights itself has the raw one, too.
@@ -140,26 +140,28 @@ def migrate(source: Any, *, to: Any, rename: Rename | None = None, strict: bool 
         message = mismatch("the module", expected, missing, shapes, {name: sources[name] for name in left_over})
         advice = "; strict=False leaves the rest as it is" if found else ""
         raise ArgumentError(message + advice)
-    _check_variants(_known_layers(source), backend.known_layers(to), found)
+    _check_variants(layers, backend.known_layers(to), found)
     values = {names[0]: array for names, array in owned.items()}
     _write(backend, to, values, {name: _laid_out(given, floats, expected[name]) for name, given in found.items()})
     written = {name: given[0] for name, given in found.items()}
     return Migration(written, tuple(missing), tuple(sources[name] for name in left_over))
 
 
-def _arrays(source: Any) -> Mapping[str, StoredArray]:
-    """The arrays of a source by name."""
+def _opened(source: Any) -> tuple[Mapping[str, StoredArray], Mapping[str, Spec]]:
+    """The arrays of a source by name, and its layers, if it says what they are, by how their weights' names begin."""
     if isinstance(source, (str, os.PathLike)):
         found = contents(source)
         if not found.arrays:
             raise ArgumentError(f"source: given {source!r}, a file of format {found.format} without weights by name")
-        return found.arrays
+        whole = found.layers.get("") if found.version is not None else None
+        return found.arrays, whole.spec.leaves() if whole is not None and isinstance(whole.spec, Spec) else {}
     if isinstance(source, Snapshot):
-        source = source.weights
+        return {name: stored(array) for name, array in source.weights.items()}, source.spec.leaves()
     if isinstance(source, Mapping):
-        return {name: stored(array) for name, array in source.items() if isinstance(name, str)}
-    _, owned = _owned(source, "source")
-    return {name: StoredArray.from_array(array) for names, array in owned.items() for name in names}
+        return {name: stored(array) for name, array in source.items() if isinstance(name, str)}, {}
+    backend, owned = _owned(source, "source")
+    arrays = {name: StoredArray.from_array(array) for names, array in owned.items() for name in names}
+    return arrays, backend.known_layers(source)
 
 
 def _owned(module: Any, argument: str = "to") -> tuple[Any, Mapping[tuple[str, ...], Array]]:
@@ -171,24 +173,6 @@ def _owned(module: Any, argument: str = "to") -> tuple[Any, Mapping[tuple[str, .
     given = f"{type(module).__module__}.{type(module).__qualname__}"
     expected = "a torch.nn.Module, a mindspore.nn.Cell, or a module that unirnn built"
     raise ArgumentError(f"{argument}: given {given}, expected {expected}")
-
-
-def _known_layers(source: Any) -> Mapping[str, Spec]:
-    """The layers of a source that says what they are, by the beginnings of their weights' names."""
-    if isinstance(source, (str, os.PathLike)):
-        found = contents(source)
-        whole = found.layers.get("")
-        if found.version is None or whole is None or not isinstance(whole.spec, Spec):
-            return {}
-        return whole.spec.leaves()
-    if isinstance(source, Snapshot):
-        spec: Spec = source.spec
-        return spec.leaves()
-    if isinstance(source, Mapping):
-        return {}
-    backend, _ = _owned(source, "source")
-    layers: Mapping[str, Spec] = backend.known_layers(source)
-    return layers
 
 
 def _check_variants(given: Mapping[str, Spec], own: Mapping[str, Spec], found: Mapping[str, list[str]]) -> None:
