@@ -251,7 +251,8 @@ class Recurrent(torch.nn.RNNBase):
         if route is Route.REFERENCE or route.by_operators or spec.reverse:
             padded, _ = pad_packed_sequence(PackedSequence(data, batch_sizes))
             padded, final = layers.run(route, stack, padded, state, ns, None)
-            output = pack_padded_sequence(padded, torch.as_tensor(ns)).data
+            lengths = ns if isinstance(ns, Tensor) else torch.from_numpy(ns)
+            output = pack_padded_sequence(padded, lengths).data
         else:
             output, *parts = native.NATIVE[self.mode](data, batch_sizes, join_state(state), *stack.native_arguments())
             final = tuple(parts)
@@ -264,7 +265,7 @@ def _lengths_of(batch_sizes: Tensor) -> NDArray[np.int64] | Tensor:
     """`(B,)`: the lengths of a packed sequence, the longest first; in a trace a tensor, since others will follow."""
     if dispatch.is_jit_tracing():
         size: Any = batch_sizes[0]
-        return (torch.arange(size).unsqueeze(1) < batch_sizes).sum(1)
+        return (torch.arange(size, device=batch_sizes.device).unsqueeze(1) < batch_sizes).sum(1)
     lengths: NDArray[np.int64] = (np.arange(int(batch_sizes[0]))[:, None] < batch_sizes.numpy()).sum(axis=1)
     return lengths
 
