@@ -4,7 +4,8 @@ import functools
 from typing import Any
 
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import PYNATIVE_MODE, Tensor, get_context, nn, ops
+from mindspore.nn import cell as _cells
 
 from unirnn import Spec
 from unirnn.contract import call as _call
@@ -15,7 +16,27 @@ from unirnn.devices import short_name
 from . import dispatch
 from .operators import shared
 
-__all__ = ["as_tuples", "described", "described_state", "known", "on_host", "traced", "with_batch", "without_batch"]
+__all__ = [
+    "as_tuples",
+    "described",
+    "described_state",
+    "end_mixed_precision",
+    "known",
+    "on_host",
+    "traced",
+    "with_batch",
+    "without_batch",
+]
+
+
+def end_mixed_precision(cell: nn.Cell) -> None:
+    """End what `to_float` began for a call that has failed: MindSpore ends it for calls that succeed.
+
+    All that follows in the process would be computed in that dtype.
+    """
+    # MindSpore has no public way to do so. In graphs there is nothing to end.
+    if cell.mixed_precision_type is not None and get_context("mode") == PYNATIVE_MODE:
+        _cells._pynative_executor.set_mixed_precision_type(_cells.MixedPrecisionType.NOTSET, False)
 
 
 def on_host(given: Any) -> Any:

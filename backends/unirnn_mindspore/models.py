@@ -56,7 +56,17 @@ from unirnn.errors import LimitError
 from unirnn.specs import ModelSpec
 
 from . import dispatch
-from .calls import as_tuples, described, described_state, known, on_host, traced, with_batch, without_batch
+from .calls import (
+    as_tuples,
+    described,
+    described_state,
+    end_mixed_precision,
+    known,
+    on_host,
+    traced,
+    with_batch,
+    without_batch,
+)
 from .lengths import (
     in_graph,
     is_compiling,
@@ -382,7 +392,11 @@ class Model(Layers):
         if get_context("mode") == GRAPH_MODE:  # values are known here, and no more when `construct` is compiled
             return super().__call__(*self._checked_on_host(*args, **kwargs))
         # For gradients of the model itself, MindSpore must see the caller's own arguments.
-        return super().__call__(*args, **kwargs)
+        try:
+            return super().__call__(*args, **kwargs)
+        except BaseException:
+            end_mixed_precision(self)
+            raise
 
     __call__.__doc__ = ModelOnHost.__call__.__doc__
 

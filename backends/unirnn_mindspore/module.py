@@ -27,6 +27,7 @@ from unirnn.devices import short_name
 from unirnn.errors import ArgumentError, LimitError, ShapeError
 
 from . import dispatch
+from .calls import end_mixed_precision
 from .layers import Stack
 from .lengths import in_graph
 from .operators import shared
@@ -100,7 +101,11 @@ class Recurrent(nn.Cell):
         if get_context("mode") == GRAPH_MODE:  # values are known here, and no more when `construct` is compiled
             return super().__call__(*self._checked_on_host(*args, **kwargs))
         # For gradients of the module itself, MindSpore must see the caller's own arguments.
-        return super().__call__(*args, **kwargs)
+        try:
+            return super().__call__(*args, **kwargs)
+        except BaseException:
+            end_mixed_precision(self)
+            raise
 
     __call__.__doc__ = Module.__call__.__doc__
 

@@ -10,7 +10,7 @@ import pytest
 from mindspore import Tensor, nn, ops
 from subjects import close
 
-from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Sequential, Spec, errors
 from unirnn.contract.call import join_state, state_parts
 from unirnn.state import last_layer
 
@@ -191,6 +191,16 @@ def test_to_float_computes_in_that_dtype(spec: RecurrentSpec, dtype: Any, given:
     assert {part.dtype for part in (output, *(state_parts(spec, final) or ()))} == {dtype}
     with pytest.raises(errors.DTypeError, match="input: given dtype int32, expected a floating one"):
         layer(ops.ones((16, 5, 3), ms.int32), hx, lengths)
+
+
+@pytest.mark.parametrize("spec", [STACKED, Sequential(STACKED)], ids=["layer", "model"])
+def test_an_error_in_a_call_ends_its_mixed_precision(spec: Spec) -> None:
+    net = spec.build("mindspore", seed=0).to_float(ms.float16)
+    with pytest.raises(errors.ShapeError):
+        net(ops.ones((2, 5, 7)))
+    # MindSpore would go on to compute in float16, whatever is computed.
+    third = ms.Tensor(np.full(3, 1 / 3))
+    assert (ms.grad(lambda x: (x * third).sum())(ms.Tensor(np.ones(3))).asnumpy() == 1 / 3).all()
 
 
 class WithState(nn.Cell):
