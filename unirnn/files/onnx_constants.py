@@ -221,7 +221,7 @@ class Constants:
         return self._run(scope, name, arrays)[position]
 
     def _run(self, scope: Scope, name: str, arrays: Sequence[Array | None]) -> list[Array]:
-        """Compute the node that gives a value, once there is room for what it makes."""
+        """Compute the node that gives a value, if the budget allows for the size of what it makes."""
         from onnx.reference import ReferenceEvaluator
 
         node = scope.nodes[scope.producers[name]]
