@@ -64,6 +64,7 @@ def specs(draw: st.DrawFn, *, max_layers: int = 3, uncommon: bool = True) -> Rec
 @st.composite
 def ragged(
     draw: st.DrawFn,
+    /,
     model: Any = None,
     *,
     max_steps: int = 6,
