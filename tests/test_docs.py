@@ -22,6 +22,7 @@ import pytest
 from unirnn.errors import MissingBackendError
 
 ROOT = Path(__file__).resolve().parent.parent
+CONFORMANCE = "unirnn/testing/conformance"
 BLOCK = re.compile(
     r"(?:^<!-- needs: (?P<needs>[^>]+?) -->\n)?^```(?P<kind>python|text)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL
 )
@@ -119,7 +120,7 @@ def test_the_backend_of_the_guide_passes_the_conformance_suite(tmp_path: Path) -
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: unirnn-loop\nVersion: 0.1.0\n")
     (installed / "entry_points.txt").write_text("[unirnn.backends]\nloop = unirnn_loop:backend\n")
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/conformance", "--backend", "loop", "-q", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", CONFORMANCE, "--rnn-backends=loop", "-q", "-p", "no:cacheprovider"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,

@@ -12,17 +12,17 @@ from unittest import mock
 import numpy as np
 import onnxruntime
 import pytest
-from cases import KINDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from strategies import specs
-from subjects import close
 
 import unirnn
 from unirnn import Device, GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors
 from unirnn.files import onnx_writer
+from unirnn.testing.cases import KINDS
 from unirnn.testing.oracle import recurrent
+from unirnn.testing.strategies import specs
+from unirnn.testing.tolerances import close
 
 STEPS = 6
 
@@ -316,7 +316,7 @@ def test_a_provider_that_does_not_start_is_a_device_error(monkeypatch: pytest.Mo
 
 
 def test_gradients_are_refused() -> None:
-    with pytest.raises(errors.ArgumentError, match=r"^onnxruntime has no gradients"):
+    with pytest.raises(errors.LimitError, match=r"^onnxruntime has no gradients"):
         unirnn.registry.load("onnxruntime").gradients(None, {"input": X}, ())
 
 
