@@ -1,0 +1,230 @@
+"""Batches to test with: ragged, drawn from a seed, as NumPy arrays."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirnn.contract.call import join_state
+from unirnn.contract.models import check_takes_resets, is_batch_first
+from unirnn.errors import ArgumentError, ShapeError
+from unirnn.specs import RecurrentSpec, Spec
+
+__all__ = ["Batch", "batch"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The arguments of a call.
+
+    Parameters
+    ----------
+    input
+        `(B, T, F)`, or `(B, T)` for tokens; B and T change places unless ``batch_first``.
+    seq_length
+        `(B,)` integers; None if every step is valid.
+    hx
+        The initial state, as the model takes it: an array, or tuples of them, each `(.., B, ..)`; None is zeros.
+    resets
+        Bools, `(B, T)` or `(T, B)`; None: no sequence begins anew.
+    batch_first
+        Whether the first axis of the input is B.
+    num_tokens
+        The number of tokens of an input of tokens; None if it has features.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> b = Batch(np.ones((2, 3, 1)), np.array([1, 3]))
+    >>> b.filled(np.nan).input[..., 0]
+    array([[ 1., nan, nan],
+           [ 1.,  1.,  1.]])
+    """
+
+    input: Array
+    seq_length: NDArray[np.int64] | None = None
+    hx: Any = None
+    resets: NDArray[np.bool_] | None = None
+    batch_first: bool = True
+    num_tokens: int | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return self.input.shape[0 if self.batch_first else 1]
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return self.input.shape[1 if self.batch_first else 0]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """The number of valid steps of each sequence, `(B,)`."""
+        return np.full(self.batch_size, self.steps) if self.seq_length is None else self.seq_length
+
+    @property
+    def padding(self) -> NDArray[np.bool_]:
+        """Where the padding is: `(B, T)`, or `(T, B)`."""
+        padding = np.arange(self.steps) >= self.lengths[:, None]
+        return padding if self.batch_first else padding.T
+
+    def filled(self, value: float) -> "Batch":
+        """The same batch with a value, or with a token, in its padding."""
+        input = self.input.copy()
+        input[self.padding] = value
+        return replace(self, input=input)
+
+    def with_more_padding(self, steps: int, value: float = 0) -> "Batch":
+        """The same sequences, with further steps of padding at their end."""
+        axis = 1 if self.batch_first else 0
+
+        def longer(array: Array, value: float) -> Array:
+            widths = [(0, steps if k == axis else 0) for k in range(array.ndim)]
+            return np.pad(array, widths, constant_values=value)
+
+        resets = None if self.resets is None else longer(self.resets, False)
+        return replace(self, input=longer(self.input, value), seq_length=self.lengths, resets=resets)
+
+    def alone(self, b: int) -> "Batch":
+        """Sequence b by itself, without its padding: a batch of 1."""
+        valid = slice(self.lengths[b])
+        at = (slice(b, b + 1), valid) if self.batch_first else (valid, slice(b, b + 1))
+        resets = None if self.resets is None else self.resets[at]
+        hx = _mapped(lambda part: part[:, b : b + 1], self.hx)
+        return replace(self, input=self.input[at], seq_length=self.lengths[b : b + 1], hx=hx, resets=resets)
+
+
+def batch(
+    model: Any = None,
+    *,
+    seed: int = 0,
+    features: int | None = None,
+    num_tokens: int | None = None,
+    batch_first: bool | None = None,
+    steps: int = 6,
+    batch_size: int = 4,
+    dtype: str = "float32",
+    min_length: int = 0,
+    with_state: bool = False,
+    with_resets: bool = False,
+) -> Batch:
+    """Draw a ragged batch: its lengths are in no order, one of them is the least and one is T.
+
+    Parameters
+    ----------
+    model
+        A spec, or a module that unirnn built, for which the batch is: it says the features or the tokens, the layout and the
+        states. None: the arguments say it.
+    seed
+        Draws the batch.
+    features, num_tokens
+        F, or the number of tokens, where no model says it.
+    batch_first
+        Whether the input is `(B, T, ...)`. None: as the model takes it, and True without a model.
+    steps, batch_size
+        T and B.
+    dtype
+        The name of the input's dtype, if it is not tokens.
+    min_length
+        The least length, from 0 to T.
+    with_state
+        Whether there is an initial state; needs a model.
+    with_resets
+        Whether sequences begin anew within the batch.
+
+    Returns
+    -------
+    Batch
+        What stands in its padding is drawn like the rest.
+
+    Raises
+    ------
+    ArgumentError
+        If neither a model nor the arguments say the features, or if there are both and they differ, or if the model
+        can't take a state or resets.
+    ShapeError
+        If a size is less than 1, or ``min_length`` is not in 0..T.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> b = batch(unirnn.GRUSpec(3, 4), steps=5, batch_size=3)
+    >>> b.input.shape, b.seq_length.tolist()
+    ((5, 3, 3), [3, 5, 0])
+    """
+    spec = _spec_of(model)
+    if spec is not None:
+        features, num_tokens, batch_first = _as_the_spec_says(spec, features, num_tokens, batch_first)
+    if (features is None) == (num_tokens is None):
+        raise ArgumentError(f"features, num_tokens: given {features}, {num_tokens}, expected one of them")
+    if steps < 1 or batch_size < 1 or not 0 <= min_length <= steps:
+        raise ShapeError(
+            f"steps, batch_size, min_length: given {steps}, {batch_size}, {min_length}, expected at least 1, at least 1, "
+            "and 0 <= min_length <= steps"
+        )
+    is_first = True if batch_first is None else batch_first
+    rng = np.random.default_rng([seed, 3])
+    leading = (batch_size, steps) if is_first else (steps, batch_size)
+    if num_tokens is not None:
+        input = rng.integers(0, num_tokens, leading)
+    else:
+        assert features is not None
+        input = rng.standard_normal((*leading, features)).astype(dtype)
+    lengths = rng.integers(min_length, steps + 1, batch_size)
+    lengths[-2:] = (steps, min_length)[-batch_size:] if batch_size > 1 else (steps,)
+    hx = None
+    if with_state:
+        hx = _draw_state(spec, batch_size, lambda shape: rng.standard_normal(shape).astype(dtype))
+    resets = None
+    if with_resets:
+        if spec is not None:
+            check_takes_resets(spec)
+        resets = rng.random(leading) < 0.3
+    return Batch(input, lengths, hx, resets, is_first, num_tokens)
+
+
+def _spec_of(model: Any) -> Spec | None:
+    """The spec of a model, if it is one or has one; raises ArgumentError for anything else but None."""
+    spec = getattr(model, "spec", model)
+    if spec is None or isinstance(spec, Spec):
+        return spec
+    raise ArgumentError(
+        f"model: given {type(model).__module__}.{type(model).__qualname__}, expected a spec, or a module that unirnn "
+        "built; for any other model, say features= or num_tokens="
+    )
+
+
+def _as_the_spec_says(
+    spec: Spec, features: int | None, num_tokens: int | None, batch_first: bool | None
+) -> tuple[int | None, int | None, bool]:
+    """Features, the number of tokens and the layout: those of the spec, and those given where it has none."""
+    size = spec.input_features or None
+    own = {"features": None if spec.takes_tokens else size, "num_tokens": size if spec.takes_tokens else None}
+    own["batch_first"] = is_batch_first(spec)
+    given = {"features": features, "num_tokens": num_tokens, "batch_first": batch_first}
+    for name, value in given.items():
+        if value is not None and own[name] not in (None, value):
+            raise ArgumentError(f"{name}: given {value}, expected {own[name]}, the model's; leave it out")
+    return own["features"] or features, own["num_tokens"] or num_tokens, is_batch_first(spec)
+
+
+def _draw_state(spec: Spec | None, batch_size: int, draw: Callable[[tuple[int, ...]], Array]) -> Any:
+    """A state as a model of this spec takes it."""
+    if spec is None or not spec.stateful:
+        raise ArgumentError(f"with_state: given {spec!r}, expected a model with a layer that has a state")
+    states = tuple(
+        join_state([draw(shape) for shape in leaf.state_shapes(batch_size).values()]) for leaf in spec.stateful.values()
+    )
+    return states[0] if isinstance(spec, RecurrentSpec) else states
+
+
+def _mapped(function: Callable[[Array], Array], state: Any) -> Any:
+    """The same nesting of tuples, with other arrays; None stays None."""
+    if isinstance(state, tuple):
+        return tuple(_mapped(function, part) for part in state)
+    return None if state is None else function(state)
