@@ -1,13 +1,13 @@
 """What unirnn asks of the framework: to build modules, and to move arrays."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
 from unirnn import Device, RecurrentSpec, Spec
-from unirnn.contract.backend import Backend, leaves, with_leaves
+from unirnn.contract.backend import Backend
 from unirnn.contract.limits import ALL_KINDS, Support
 from unirnn.contract.weights import draw_globally
 
@@ -80,13 +80,14 @@ class LoopBackend(Backend):
     def like(self, array: Array, other: Any) -> torch.Tensor | None:
         return torch.as_tensor(array, device=other.device) if isinstance(other, torch.Tensor) else None
 
-    def gradients(
-        self, module: LoopModule | LoopModel, arguments: Mapping[str, Any], cotangents: Sequence[Array]
-    ) -> dict[str, Array]:
-        arrays = {name: torch.tensor(array) for name, array in leaves(arguments).items()}
-        inputs = {name: array.requires_grad_() for name, array in arrays.items() if array.is_floating_point()}
-        results = leaves({"result": module(**with_leaves(arguments, arrays))}).values()
-        loss = sum((result * torch.tensor(d)).sum() for result, d in zip(results, cotangents, strict=True))
-        inputs |= {name: array for name, array in module.weights.items() if array.requires_grad}
-        gradients = torch.autograd.grad(loss, list(inputs.values()), materialize_grads=True)
-        return {name: self.to_numpy(gradient) for name, gradient in zip(inputs, gradients, strict=True)}
+    def gradient(
+        self, function: Callable[..., Any], arrays: Sequence[Any], module: LoopModule | LoopModel | None = None
+    ) -> tuple[list[Array | None], dict[str, Array]]:
+        inputs = [array.detach().clone() for array in arrays]
+        floats = [array.requires_grad_() for array in inputs if array.is_floating_point()]
+        weights = {} if module is None else module.weights
+        trained = {name: array for name, array in weights.items() if array.requires_grad}
+        found = torch.autograd.grad(function(*inputs), [*floats, *trained.values()], materialize_grads=True)
+        gradients = iter(map(self.to_numpy, found))
+        by_input = [next(gradients) if array.is_floating_point() else None for array in inputs]
+        return by_input, dict(zip(trained, gradients, strict=True))
