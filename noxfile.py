@@ -53,15 +53,24 @@ BENCHMARKS = {
     "threads2": f"--threads=2 {FRAMEWORKS} --size=M --size=L {LENGTHS} --seconds=0.5",
     "threads2-mindspore": f"--threads=2 {BLOCKING} --size=M --size=L --lengths=dense --seconds=0.25",
 }
+CONFORMANCE = "unirnn/testing/conformance"
 # What each environment runs. The core's own tests need no framework, and run in NumPy's.
 TESTS = {
     "numpy": ["tests", "unirnn"],
-    "torch": ["tests/torch", "tests/array_api", "tests/conformance"],
-    "mindspore": ["tests/mindspore", "tests/conformance"],
-    "onnxruntime": ["tests/onnxruntime", "tests/conformance"],
+    "torch": ["tests/torch", "tests/array_api", CONFORMANCE],
+    "mindspore": ["tests/mindspore", CONFORMANCE],
+    "onnxruntime": ["tests/onnxruntime", CONFORMANCE],
 }
-# Where conformance is tested once more with another kernel, or launching mode, of the recurrent layers.
-WITHOUT_MODELS = ["--ignore=tests/conformance/test_models.py"]
+# The backends under test in each of them; see the option --rnn-backends of the test kit.
+BACKENDS = {
+    "numpy": "numpy,numpy[kernel=fallback],array_api[namespace=array_api_strict]",
+    "torch": "torch,torch[kernel=native],array_api[namespace=torch]",
+    "mindspore": "mindspore,mindspore[kernel=native]",
+    "onnxruntime": "onnxruntime",
+    "all": "numpy,torch,mindspore,onnxruntime",
+}
+# Where conformance is tested once more with another instruction set, or launching mode, of the recurrent layers.
+WITHOUT_MODELS = [f"--ignore={CONFORMANCE}/test_models.py"]
 # What only several backends beside each other can show.
 TOGETHER = [
     "test_cross_backend.py",
@@ -157,7 +166,7 @@ def tests(session: nox.Session, backend: str) -> None:
     if backend == "all":
         chosen = session.posargs or [f"tests/{name}" for name in TOGETHER]
         python = together(session, "test", "test-torch")
-        session.run(python, "-m", "pytest", *PARALLEL, *chosen, external=True)
+        session.run(python, "-m", "pytest", f"--rnn-backends={BACKENDS[backend]}", *PARALLEL, *chosen, external=True)
         return
     run_backend(session, backend, session.posargs or TESTS[backend])
 
@@ -176,20 +185,22 @@ def run_backend(session: nox.Session, backend: str, files: list[str], *options: 
     """Install a backend alone, and run tests and its doctests."""
     install(session, *(["test", "test-torch"] if backend == "torch" else ["test"]), extras=EXTRAS[backend])
     names = ["numpy", "array_api"] if backend == "numpy" else [backend]
-    chosen = [f"--backend={name}" for name in names]
     doctests = [] if session.posargs else [f"backends/unirnn_{name}" for name in names]
-    session.run("pytest", *files, *doctests, *chosen, *PARALLEL, *options)
+    session.run("pytest", *files, *doctests, f"--rnn-backends={BACKENDS[backend]}", *PARALLEL, *options)
     if backend == "numpy" and not session.posargs:
         # The library chose the best instruction set in the first run; now the others that this machine has.
         code = "from unirnn.kernels import library; print(library.load().unirnn_isas().decode())"
         _, *others = str(session.run("python", "-c", code, silent=True)).split()
         for name in others:
-            files = ["tests/kernels", "tests/conformance", *WITHOUT_MODELS]
-            session.run("pytest", *files, "--backend=numpy", *PARALLEL, *options, env={"UNIRNN_ISA": name})
+            files = ["tests/kernels", CONFORMANCE, *WITHOUT_MODELS]
+            session.run("pytest", *files, "--rnn-backends=numpy", *PARALLEL, *options, env={"UNIRNN_ISA": name})
     if backend == "mindspore" and not session.posargs:
         # launch_blocking() can't be undone in a process, so MindSpore's default mode has a process of its own.
-        files = ["tests/conformance", *WITHOUT_MODELS]
-        session.run("pytest", *files, "--backend=mindspore-asynchronous", *PARALLEL, *options)
+        files = [CONFORMANCE, *WITHOUT_MODELS, *PARALLEL, *options]
+        session.run("pytest", *files, "--rnn-backends=mindspore", "--rnn-asynchronous")
+        # In PyNative mode on a CPU, `auto` uses a function instead of the custom operators, which graphs have.
+        custom = ["--rnn-backends=mindspore[kernel=compiled]", "-p", "custom_operators"]
+        session.run("pytest", *files, *custom, env={"PYTHONPATH": "tests/support"})
 
 
 @nox.session(python=newest("all"))

@@ -1,4 +1,4 @@
-"""Which tests are collected, and for which backends."""
+"""Which tests are collected."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -6,10 +6,9 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
-from subjects import Subject, installed, subjects
 
-hypothesis.settings.register_profile("unirnn", deadline=None, derandomize=True, max_examples=40)
-hypothesis.settings.register_profile("thorough", deadline=None, max_examples=400)
+import unirnn.testing.strategies  # noqa: F401 - it registers the other profiles
+
 hypothesis.settings.register_profile("sanitizers", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile("unirnn")
 
@@ -30,15 +29,6 @@ collect_ignore = [
 ]
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--backend",
-        action="append",
-        metavar="NAME",
-        help="test this backend (repeatable); default: every registered backend that is installed",
-    )
-
-
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Collect the tests for a GPU only if torch sees one."""
     if collection_path.name != "test_gpu.py" or not find_spec("torch"):
@@ -46,27 +36,6 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     import torch
 
     return None if torch.cuda.is_available() else True
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    names = metafunc.config.getoption("--backend") or installed()
-    for fixture in {"subject", "model_subject"} & set(metafunc.fixturenames):
-        found = [subject for name in names for subject in subjects(name)]
-        if fixture == "model_subject":  # kernels are for recurrent layers; models are the same with each of them
-            found = [s for s in found if s.kernel is None and "Sequential" in s.backend.support.kinds]
-        metafunc.parametrize(fixture, found, indirect=True, ids=lambda subject: subject.label)
-
-
-@pytest.fixture(scope="session")
-def subject(request: pytest.FixtureRequest) -> Subject:
-    found: Subject = request.param
-    return found
-
-
-@pytest.fixture(scope="session")
-def model_subject(request: pytest.FixtureRequest) -> Subject:
-    found: Subject = request.param
-    return found
 
 
 @pytest.fixture

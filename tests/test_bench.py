@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from subjects import close
 from unirnn_bench import baselines, plotting, processes, timing
 from unirnn_bench.baselines._floor import floor
 from unirnn_bench.jobs import Grid, Job, plan
@@ -37,6 +36,7 @@ from unirnn import (
 )
 from unirnn.errors import ArgumentError, BackendError, UnknownBackendError
 from unirnn.kernels import library
+from unirnn.testing.tolerances import close
 
 if TYPE_CHECKING:
     from typer.testing import Result

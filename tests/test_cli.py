@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from strategies import models
 
 from unirnn import (
     GRUSpec,
@@ -32,6 +31,7 @@ from unirnn import (
 )
 from unirnn.errors import ArgumentError, SpecError
 from unirnn.specs import arguments as names
+from unirnn.testing.strategies import models
 
 if TYPE_CHECKING:
     from typer.testing import Result

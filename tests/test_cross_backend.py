@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from subjects import close, installed
-from subjects import gradients as gradients_of
 
 import unirnn
-from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, registry
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
 from unirnn.contract.backend import Backend
 from unirnn.contract.call import join_state
+from unirnn.testing.subjects import Subject, subjects
+from unirnn.testing.subjects import gradients as gradients_of
+from unirnn.testing.tolerances import close
 
 SPECS: list[RecurrentSpec] = [
     RNNSpec(3, 4, 2, bidirectional=True, nonlinearity="relu"),
@@ -21,7 +22,7 @@ SPECS: list[RecurrentSpec] = [
 ]
 
 
-BACKENDS = [backend for backend in map(registry.load, installed()) if backend.support.derivatives]
+BACKENDS = [s.backend for s in subjects() if isinstance(s, Subject) and s.backend.support.derivatives]
 PAIRS = list(itertools.combinations(BACKENDS, 2))
 
 

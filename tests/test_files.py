@@ -30,7 +30,6 @@ import safetensors.numpy
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from strategies import models
 
 import unirnn
 from unirnn import (
@@ -65,6 +64,7 @@ from unirnn.errors import (
 from unirnn.files import writing
 from unirnn.files._header import spec_to_metadata
 from unirnn.files.pickles import Global, Object, PickledDict, read_pickle
+from unirnn.testing.strategies import models
 
 # The files of these tests do not say batch_first; what is done then is tested in test_snapshots.py.
 pytestmark = pytest.mark.filterwarnings("ignore::unirnn.errors.AssumptionWarning")

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import specs
 
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, errors
 from unirnn.contract import weights
 from unirnn.snapshots import layouts
+from unirnn.testing.strategies import specs
 
 
 def drawn(spec: RecurrentSpec) -> Snapshot:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from subjects import close
+
+from unirnn.testing.tolerances import close
 
 LOOPS = Path(__file__).resolve().parent.parent / "docs" / "loops"
 needs_torch = pytest.mark.skipif(not find_spec("torch"), reason="needs torch")

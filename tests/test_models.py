@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given
-from strategies import models
 
 import unirnn
 from unirnn import (
@@ -35,6 +34,7 @@ from unirnn import (
     errors,
 )
 from unirnn.contract import weights as _weights
+from unirnn.testing.strategies import models
 
 TAGGER = Sequential(
     embedding=EmbeddingSpec(50, 8),

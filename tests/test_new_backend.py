@@ -16,7 +16,6 @@ from unirnn.cli.app import app
 from unirnn.cli.new_backend import TEMPLATE, write_distribution
 from unirnn.errors import ArgumentError, FileError
 
-ROOT = Path(__file__).resolve().parent.parent
 FILES = [
     "README.md",
     "pyproject.toml",
@@ -108,16 +107,10 @@ def test_it_installs_and_is_found_and_passes_the_tests(tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(installed)
     if not find_spec("torch"):
         pytest.skip("the backend that is written computes with torch")
-    run(written, "pytest", "-p", "no:cacheprovider", path=installed)
-    run(
-        ROOT,
-        "pytest",
-        "tests/conformance/test_states.py",
-        "--backend=my_frame",
-        "-p",
-        "no:cacheprovider",
-        path=installed,
-    )
+    # A part of the conformance suite that takes seconds: each file of it, and of the longest the plainest tests.
+    part = "not test_models and not test_guarantees or test_whole_models or resets_of_any_type"
+    suite = ["--pyargs", "unirnn.testing.conformance", "--rnn-backends=my_frame", "-k", part]
+    run(written, "pytest", "tests", *suite, path=installed)
 
 
 def run(folder: Path, *module: str, path: Path | None = None) -> None:

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from subjects import Subject
 
 import unirnn
 from unirnn import GRUSpec, errors
+from unirnn.testing.subjects import Subject
 
 LENGTHS = [3, 0, 5, 1]
 B, T = len(LENGTHS), 5
@@ -36,28 +36,28 @@ def moved(x: NDArray[Any], lengths: list[int], *, to_the_right: bool) -> NDArray
 @pytest.mark.parametrize("shape", [(B, T), (B, T, 2), (B, T, 2, 3)])
 @pytest.mark.parametrize("dtype", ["float32", "int64", "bool"])
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_steps_are_moved(model_subject: Subject, shape: tuple[int, ...], dtype: str, batch_first: bool) -> None:
+def test_steps_are_moved(rnn_backend: Subject, shape: tuple[int, ...], dtype: str, batch_first: bool) -> None:
     x = (np.arange(np.prod(shape)).reshape(shape) % (3 if dtype == "bool" else 1_000)).astype(dtype)
-    to_numpy = model_subject.backend.to_numpy
+    to_numpy = rnn_backend.backend.to_numpy
     for function, to_the_right in ((unirnn.left_to_right, True), (unirnn.right_to_left, False)):
-        given = native(model_subject, x if batch_first else x.swapaxes(0, 1))
-        found = function(given, native(model_subject, np.array(LENGTHS)), batch_first=batch_first)
+        given = native(rnn_backend, x if batch_first else x.swapaxes(0, 1))
+        found = function(given, native(rnn_backend, np.array(LENGTHS)), batch_first=batch_first)
         assert (type(found), found.dtype) == (type(given), given.dtype)
         expected = moved(x, LENGTHS, to_the_right=to_the_right)
         np.testing.assert_array_equal(to_numpy(found), expected if batch_first else expected.swapaxes(0, 1))
 
 
-def test_gradients_are_moved_back(model_subject: Subject) -> None:
-    name = model_subject.backend.name
+def test_gradients_are_moved_back(rnn_backend: Subject) -> None:
+    name = rnn_backend.backend.name
     if name not in ("torch", "mindspore"):
         pytest.skip("arrays without gradients")
     x, d = np.random.default_rng(0).standard_normal((2, B, T, 2)).astype(np.float32)
-    weight = native(model_subject, d)
+    weight = native(rnn_backend, d)
 
     def loss(x: Any) -> Any:
         return (unirnn.left_to_right(x, LENGTHS, batch_first=True) * weight).sum()
 
-    given = native(model_subject, x)
+    given = native(rnn_backend, x)
     if name == "torch":
         loss(given.requires_grad_()).backward()
         gradient = given.grad
@@ -66,21 +66,21 @@ def test_gradients_are_moved_back(model_subject: Subject) -> None:
 
         gradient = mindspore.grad(loss)(given)
     expected = moved(d, LENGTHS, to_the_right=False)
-    np.testing.assert_array_equal(model_subject.backend.to_numpy(gradient), expected)
+    np.testing.assert_array_equal(rnn_backend.backend.to_numpy(gradient), expected)
 
 
-def test_a_batch_padded_on_the_left(model_subject: Subject) -> None:
+def test_a_batch_padded_on_the_left(rnn_backend: Subject) -> None:
     """Each sequence gives what it gives by itself, at the steps where it is."""
-    net = GRUSpec(2, 3, bidirectional=True).build(model_subject.backend.name, seed=0, **model_subject.options)
+    net = GRUSpec(2, 3, bidirectional=True).build(rnn_backend.backend.name, seed=0, **rnn_backend.options)
     x = np.random.default_rng(0).standard_normal((T, B, 2)).astype(np.float32)
-    to_numpy = model_subject.backend.to_numpy
-    right = unirnn.left_to_right(native(model_subject, x), LENGTHS, batch_first=False)
+    to_numpy = rnn_backend.backend.to_numpy
+    right = unirnn.left_to_right(native(rnn_backend, x), LENGTHS, batch_first=False)
     output, _ = net(right, seq_length=LENGTHS)
     left = to_numpy(unirnn.right_to_left(output, LENGTHS, batch_first=False))
     for b, n in enumerate(LENGTHS):
         assert not left[: T - n, b].any()
         if n:
-            alone, _ = net(native(model_subject, x[T - n :, b : b + 1]))
+            alone, _ = net(native(rnn_backend, x[T - n :, b : b + 1]))
             np.testing.assert_allclose(left[T - n :, b], to_numpy(alone)[:, 0], rtol=1e-5, atol=1e-6)
 
 
@@ -101,10 +101,10 @@ def test_the_lengths_of_a_mask(data: st.DataObject, batch_size: int, steps: int,
     assert (found.tolist(), found.dtype.name, found.shape) == (lengths, "int64", (batch_size,))
 
 
-def test_a_mask_of_a_framework(model_subject: Subject) -> None:
+def test_a_mask_of_a_framework(rnn_backend: Subject) -> None:
     mask = np.arange(T) < np.array(LENGTHS)[:, None]
     for dtype in ("bool", "int32", "int64"):
-        assert unirnn.lengths_of(native(model_subject, mask.astype(dtype))).tolist() == LENGTHS
+        assert unirnn.lengths_of(native(rnn_backend, mask.astype(dtype))).tolist() == LENGTHS
 
 
 ON_THE_LEFT = (

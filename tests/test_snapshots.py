@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import models
 
 import unirnn
 from unirnn import (
@@ -35,6 +34,7 @@ from unirnn import (
 from unirnn.contract import weights as _weights
 from unirnn.snapshots import state_dicts
 from unirnn.snapshots.stacking import stack, unstack
+from unirnn.testing.strategies import models
 
 
 def drawn(spec: RecurrentSpec, seed: int = 0, dtype: str = "float32") -> Snapshot:

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from strategies import specs
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Spec, errors
@@ -20,6 +19,7 @@ from unirnn.contract import weights as _weights
 from unirnn.snapshots import layouts
 from unirnn.specs import arguments as names
 from unirnn.specs.base import Random
+from unirnn.testing.strategies import specs
 
 SPECS = (RNNSpec, GRUSpec, LSTMSpec)
 

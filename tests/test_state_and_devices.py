@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from subjects import close
 
 import unirnn
 from unirnn import Device, GRUSpec, errors, state
 from unirnn.contract import weights as _weights
 from unirnn.devices import dtype_name
+from unirnn.testing.tolerances import close
 
 SPEC = GRUSpec(3, 4, 2, bidirectional=True)
 

@@ -7,7 +7,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn import Device, Limit, RecurrentSpec
+from unirnn import Device, Limit, RecurrentSpec, registry
 from unirnn.contract import weights as _weights
 from unirnn.contract.backend import Arrays, Backend
 from unirnn.contract.definitions import BuiltDefinition, build_definition, own_weights
@@ -51,6 +51,8 @@ class ArrayBackend(Backend):
         options: Mapping[str, Any],
     ) -> ArrayModel | ArrayModule | BuiltDefinition:
         namespace: Any = options.get("namespace")
+        if isinstance(namespace, str):
+            namespace = registry.import_optional(namespace, "the backend array_api", namespace)
         if not hasattr(namespace, "asarray"):
             raise ArgumentError(
                 f"namespace: given {namespace!r}, expected a module of the array API standard, "

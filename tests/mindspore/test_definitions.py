@@ -8,12 +8,12 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
-from subjects import close
 from unirnn_mindspore import namespace
 
 import unirnn
 from unirnn.contract.backend import leaves
 from unirnn.reference.functions import namespace as with_functions
+from unirnn.testing.tolerances import close
 
 OURS: Any = namespace
 NUMPY: Any = array_api_compat.numpy

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 from mindspore.dataset import NumpySlicesDataset
-from subjects import close
 
 import unirnn
 from unirnn import (
@@ -32,6 +31,7 @@ from unirnn import (
     Spec,
 )
 from unirnn.contract.backend import leaves
+from unirnn.testing.tolerances import close
 
 TOKENS = Sequential(
     embedding=EmbeddingSpec(9, 6, padding_idx=0),

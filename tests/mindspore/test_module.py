@@ -13,12 +13,12 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
-from subjects import close
 from unirnn_mindspore import pynative
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors, kernels
 from unirnn.contract.call import join_state, state_parts
+from unirnn.testing.tolerances import close
 
 SPECS: list[RecurrentSpec] = [
     RNNSpec(3, 4, 2, nonlinearity="relu", bidirectional=True, batch_first=True),

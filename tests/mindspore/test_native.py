@@ -8,14 +8,14 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, ops
-from subjects import close
-from subjects import gradients as gradients_of
 from unirnn_mindspore import Recurrent, dispatch, native
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors
 from unirnn.contract import weights as _weights
 from unirnn.contract.call import join_state, state_parts
+from unirnn.testing.subjects import gradients as gradients_of
+from unirnn.testing.tolerances import close
 
 # float16 where a fused operator computes in it
 TOLERANCES = {("RNN", "ascend"): 1e-5, ("GRU", "ascend"): 5e-3, ("LSTM", "ascend"): 5e-3}

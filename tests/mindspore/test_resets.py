@@ -7,10 +7,10 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
-from subjects import close
 
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors, explain
 from unirnn.contract.call import join_state, state_parts
+from unirnn.testing.tolerances import close
 
 SPECS: list[RecurrentSpec] = [
     GRUSpec(3, 4),

@@ -7,12 +7,12 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import nn
-from subjects import close
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors
 from unirnn.contract.call import join_state, state_parts
 from unirnn.testing.oracle import recurrent
+from unirnn.testing.tolerances import close
 
 LAYERS: dict[str, tuple[RecurrentSpec, type[nn.Cell], dict[str, Any]]] = {
     "RNN": (RNNSpec(3, 4, bidirectional=True), nn.RNN, {"bidirectional": True}),

@@ -8,11 +8,11 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
-from subjects import close
 
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Sequential, Spec, errors
 from unirnn.contract.call import join_state, state_parts
 from unirnn.state import last_layer
+from unirnn.testing.tolerances import close
 
 SPECS: list[RecurrentSpec] = [
     RNNSpec(3, 4, 2, nonlinearity="relu", batch_first=True, bias=False),

@@ -15,10 +15,10 @@ from unittest import mock
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from subjects import close
 
 import unirnn
 from unirnn.contract.backend import Backend
+from unirnn.testing.tolerances import close
 
 # The magnitudes of what a gate adds up reach a sum of 50, so that float32 can round it by 50 * 2**-24 = 3e-6 more than
 # once, and three gates make a state. Their own states in float32 are 9.4e-6 away from those in float64.

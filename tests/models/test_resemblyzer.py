@@ -13,10 +13,10 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from subjects import close
 
 import unirnn
 from unirnn.contract.backend import Backend
+from unirnn.testing.tolerances import close
 
 # These read audio; they are not needed for prediction, since the encoder takes spectrograms.
 NOT_NEEDED = ("librosa", "webrtcvad", "scipy", "scipy.ndimage", "scipy.ndimage.morphology")

@@ -20,10 +20,10 @@ import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from subjects import close
 
 import unirnn
 from unirnn.contract.backend import Backend
+from unirnn.testing.tolerances import close
 
 Array = NDArray[Any]
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from subjects import close
 from unirnn_numpy import backend
 
 import unirnn
@@ -31,6 +30,7 @@ from unirnn import (
     errors,
 )
 from unirnn.contract.backend import leaves
+from unirnn.testing.tolerances import close
 
 Array = NDArray[Any]
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from subjects import close
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors
 from unirnn.contract.call import join_state
+from unirnn.testing.tolerances import close
 
 Array = NDArray[Any]
 SPECS: list[RecurrentSpec] = [

@@ -19,8 +19,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
-from strategies import models
-from subjects import close
 
 import unirnn
 from unirnn import (
@@ -44,6 +42,8 @@ from unirnn import (
     errors,
 )
 from unirnn.files import onnx_reader, onnx_writer
+from unirnn.testing.strategies import models
+from unirnn.testing.tolerances import close
 
 CLASSIFIER = Sequential(
     embedding=EmbeddingSpec(7, 4, padding_idx=0),

@@ -12,17 +12,17 @@ from unittest import mock
 import numpy as np
 import onnxruntime
 import pytest
-from cases import KINDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from strategies import specs
-from subjects import close
 
 import unirnn
 from unirnn import Device, GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors
 from unirnn.files import onnx_writer
+from unirnn.testing.cases import KINDS
 from unirnn.testing.oracle import recurrent
+from unirnn.testing.strategies import specs
+from unirnn.testing.tolerances import close
 
 STEPS = 6
 

@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from cases import KINDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from strategies import specs
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, errors
@@ -24,6 +22,8 @@ from unirnn.files import onnx_reader, onnx_writer
 from unirnn.files._contents import Choice
 from unirnn.files.onnx_constants import Constants
 from unirnn.snapshots.stacking import unstack
+from unirnn.testing.cases import KINDS
+from unirnn.testing.strategies import specs
 
 
 def drawn(spec: RecurrentSpec, dtype: str = "float32") -> Snapshot:

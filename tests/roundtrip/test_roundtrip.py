@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 from frameworks import CASES, FRAMEWORKS, Case, Framework, draw_input, installed
-from subjects import close
 
 import unirnn
 from unirnn.contract.call import state_parts
 from unirnn.errors import LimitError, SpecError
+from unirnn.testing.tolerances import close
 
 # Keras reads its variables in a way that NumPy 2 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

@@ -1,6 +1,6 @@
 """Resets and steps in what torch makes of a call: graphs, traces, transforms, mixed precision; and prepared steps.
 
-The numbers themselves are checked in ``tests/conformance``.
+The numbers themselves are checked in ``unirnn/testing/conformance``.
 """
 
 import copy

@@ -12,6 +12,7 @@ from unirnn import RecurrentSpec, registry
 from unirnn import explain as explain_limits
 from unirnn.errors import ArgumentError
 from unirnn.testing import parity as comparing
+from unirnn.testing.subjects import launch_blocking
 
 from .printing import AsJson, busy, new_table, one_line, print_json, print_parts
 from .specs import takes_spec
@@ -44,8 +45,9 @@ def parity(
     _check_sizes(spec, steps, batch_size)
     batch = {"steps": steps, "batch_size": batch_size, "seed": seed}
     with busy("comparing the backends"):
-        if "mindspore" in (backend or registry.backends()):
-            _make_mindspore_blocking()
+        # If MindSpore was imported before the command, whoever did so decides how it runs.
+        if "mindspore" in (backend or registry.backends()) and "mindspore" not in sys.modules:
+            launch_blocking()
         found = comparing.compare(spec, backend or None, dtype or None, **batch)
     if as_json:
         print_json(
@@ -71,21 +73,6 @@ def _check_sizes(spec: RecurrentSpec, steps: int, batch_size: int) -> None:
             f"parity: given {spec!r}, T = {steps}, B = {batch_size}, which takes {largest:.0e} numbers, expected at "
             "most 1e12; give smaller sizes"
         )
-
-
-def _make_mindspore_blocking() -> None:
-    """Make MindSpore run each operator at once, which is faster on a CPU, before it runs any.
-
-    A process can't go back from that, so it is left alone if MindSpore was imported before the command.
-    """
-    if "mindspore" in sys.modules:
-        return
-    try:
-        import mindspore
-    except Exception:  # `compare` says so
-        return
-    if hasattr(mindspore, "runtime"):
-        mindspore.runtime.launch_blocking()
 
 
 def _comparison(comparison: comparing.Comparison) -> dict[str, Any]:

@@ -1,1 +1,24 @@
-"""For tests: an oracle that computes recurrent layers, and the comparison of backends with it."""
+"""The test kit: one's own model on several backends, and a backend of one's own against every guarantee.
+
+With ``pip install unirnn[testing]``, pytest has the fixture ``rnn_backend``, and ``python -m unirnn.testing NAME`` runs
+the conformance suite for a backend.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from .batches import Batch, batch
+from .subjects import Subject, launch_blocking
+from .tolerances import close, tolerance
+
+if TYPE_CHECKING:
+    from .strategies import ragged
+
+__all__ = ["Batch", "Subject", "batch", "close", "launch_blocking", "ragged", "tolerance"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ragged":  # needs hypothesis
+        from .strategies import ragged
+
+        return ragged
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

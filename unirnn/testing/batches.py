@@ -118,8 +118,8 @@ def batch(
     Parameters
     ----------
     model
-        A spec, or a module that unirnn built, for which the batch is: it says the features or the tokens, the layout and the
-        states. None: the arguments say it.
+        A spec, or a module that unirnn built, for which the batch is: it says the features or the tokens, the layout
+        and the states. None: the arguments say it.
     seed
         Draws the batch.
     features, num_tokens
@@ -155,7 +155,7 @@ def batch(
     >>> import unirnn
     >>> b = batch(unirnn.GRUSpec(3, 4), steps=5, batch_size=3)
     >>> b.input.shape, b.seq_length.tolist()
-    ((5, 3, 3), [3, 5, 0])
+    ((5, 3, 3), [4, 5, 0])
     """
     spec = _spec_of(model)
     if spec is not None:
@@ -164,8 +164,8 @@ def batch(
         raise ArgumentError(f"features, num_tokens: given {features}, {num_tokens}, expected one of them")
     if steps < 1 or batch_size < 1 or not 0 <= min_length <= steps:
         raise ShapeError(
-            f"steps, batch_size, min_length: given {steps}, {batch_size}, {min_length}, expected at least 1, at least 1, "
-            "and 0 <= min_length <= steps"
+            f"steps, batch_size, min_length: given {steps}, {batch_size}, {min_length}, expected at least 1, at least "
+            "1, and 0 <= min_length <= steps"
         )
     is_first = True if batch_first is None else batch_first
     rng = np.random.default_rng([seed, 3])

@@ -12,7 +12,6 @@ them is 0 and one is T, the initial state is not zero, and the padding is NaN.
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,20 +26,11 @@ from unirnn.errors import ArgumentError, BackendError, ShapeError, UnirnnError
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.specs import RecurrentSpec, RNNSpec
 from unirnn.testing import oracle
+from unirnn.testing.tolerances import tolerance
 
-__all__ = ["TOLERANCES", "Comparison", "Note", "Parity", "compare"]
+__all__ = ["Comparison", "Note", "Parity", "compare"]
 
 Array = NDArray[Any]
-
-TOLERANCES: Mapping[str, float] = MappingProxyType(
-    {"float64": 1e-12, "float32": 1e-5, "float16": 2e-2, "bfloat16": 1.6e-1}
-)
-"""The largest relative difference that is within tolerance, by dtype.
-
-Those of float64 and float32 are what unirnn guarantees. Those of float16 and bfloat16 are twenty times the dtype's
-epsilon, since a framework may round after each operation: torch does in its gradients on a CPU, which are up to six
-epsilons off at T = 100.
-"""
 
 
 @dataclass(frozen=True)
@@ -75,8 +65,8 @@ class Comparison:
 
     @property
     def tolerance(self) -> float:
-        """The largest difference that is allowed; see `TOLERANCES`."""
-        return TOLERANCES[self.dtype]
+        """The largest difference that is allowed; see `unirnn.testing.tolerances.tolerance`."""
+        return tolerance(self.dtype, self.device)
 
     @property
     def within(self) -> bool:

@@ -4,14 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import TOLERANCES, available
 from numpy.typing import NDArray
-from subjects import Subject, close
 
 import unirnn
 from unirnn import errors
 from unirnn.contract.weights import draw
 from unirnn.testing import model_oracle as oracle
+from unirnn.testing.cases import available
+from unirnn.testing.subjects import Subject
+from unirnn.testing.tolerances import close
 
 Array = NDArray[Any]
 B, T = 3, 5
@@ -63,17 +64,17 @@ class LanguageModel(unirnn.Model):
 
 
 @pytest.fixture
-def definition_subject(model_subject: Subject) -> Subject:
-    if "Model" not in model_subject.backend.support.kinds:
-        with pytest.raises(errors.LimitError, match=f"{model_subject.backend.name} has no Model"):
-            LanguageModel().build(model_subject.backend.name)
-        pytest.skip(f"{model_subject.backend.name} has no Model")
-    return model_subject
+def definition_backend(model_backend: Subject) -> Subject:
+    if "Model" not in model_backend.backend.support.kinds:
+        with pytest.raises(errors.LimitError, match=f"{model_backend.backend.name} has no Model"):
+            LanguageModel().build(model_backend.backend.name)
+        pytest.skip(f"{model_backend.backend.name} has no Model")
+    return model_backend
 
 
-def built(subject: Subject, spec: unirnn.Model, dtype: str) -> tuple[Any, dict[str, Array]]:
-    net = spec.build(subject.backend.name, **subject.options, dtype=dtype, seed=0)
-    found = subject.backend.read(net)
+def built(rnn_backend: Subject, spec: unirnn.Model, dtype: str) -> tuple[Any, dict[str, Array]]:
+    net = spec.build(rnn_backend.backend.name, **rnn_backend.options, dtype=dtype, seed=0)
+    found = rnn_backend.backend.read(net)
     assert found is not None
     assert found[0] == spec
     return net, {name: np.array(array, np.float64) for name, array in found[1].items()}
@@ -99,26 +100,26 @@ def tagger_by_hand(spec: Tagger, weights: dict[str, Array], x: Array, lengths: A
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_tagger(definition_subject: Subject, dtype: str) -> None:
-    subject, dtype = definition_subject, available(definition_subject, dtype)
+def test_a_tagger(definition_backend: Subject, dtype: str) -> None:
+    dtype = available(definition_backend, dtype)
     spec = Tagger(3, 3)
-    net, weights = built(subject, spec, dtype)
+    net, weights = built(definition_backend, spec, dtype)
     x = np.random.default_rng(0).standard_normal((B, T, 3)).astype(dtype)
     expected = tagger_by_hand(spec, weights, x.astype(np.float64), LENGTHS)
     x[np.arange(T) >= LENGTHS[:, None]] = np.nan
-    lengths = subject.array(LENGTHS, net)
-    output = subject.backend.to_numpy(net(subject.array(x, net), lengths))
-    close(output, expected, TOLERANCES[dtype] * subject.tolerance_factor)
-    assert tuple(net.encode(subject.array(x, net), lengths).shape) == (B, T, 8)
+    lengths = definition_backend.array(LENGTHS, net)
+    output = definition_backend.backend.to_numpy(net(definition_backend.array(x, net), lengths))
+    close(output, expected, definition_backend.tolerance_of(dtype))
+    assert tuple(net.encode(definition_backend.array(x, net), lengths).shape) == (B, T, 8)
 
 
-def test_a_tied_weight_and_a_method(definition_subject: Subject) -> None:
-    subject, spec = definition_subject, LanguageModel()
-    net, weights = built(subject, spec, "float32")
+def test_a_tied_weight_and_a_method(definition_backend: Subject) -> None:
+    spec = LanguageModel()
+    net, weights = built(definition_backend, spec, "float32")
     assert weights.keys() == spec.weight_shapes().keys()
     assert "head.weight" not in weights
     tokens = np.array([[1, 2], [6, 0]])
-    found = subject.backend.to_numpy(net.generate(subject.array(tokens, net), 4))
+    found = definition_backend.backend.to_numpy(net.generate(definition_backend.array(tokens, net), 4))
     whole = tokens
     for _ in range(4):
         embedded = weights["embedding.weight"][whole]
@@ -129,22 +130,22 @@ def test_a_tied_weight_and_a_method(definition_subject: Subject) -> None:
     np.testing.assert_array_equal(found, whole[:, 2:])
 
 
-def test_a_snapshot_is_built_again(definition_subject: Subject) -> None:
-    subject, spec = definition_subject, LanguageModel()
-    net, _ = built(subject, spec, "float32")
-    other, _ = built(subject, spec, "float32")
+def test_a_snapshot_is_built_again(definition_backend: Subject) -> None:
+    spec = LanguageModel()
+    net, _ = built(definition_backend, spec, "float32")
+    other, _ = built(definition_backend, spec, "float32")
     changed = {name: np.float32(2) * array for name, array in unirnn.snapshot(net).weights.items()}
     unirnn.load_weights(other, unirnn.Snapshot(spec, changed))
-    again = unirnn.snapshot(other).build(subject.backend.name, **subject.options)
-    tokens = subject.array(np.array([[1, 2], [6, 0]]), net)
-    one, another = (subject.backend.to_numpy(module(tokens)[0]) for module in (other, again))
+    again = unirnn.snapshot(other).build(definition_backend.backend.name, **definition_backend.options)
+    tokens = definition_backend.array(np.array([[1, 2], [6, 0]]), net)
+    one, another = (definition_backend.backend.to_numpy(module(tokens)[0]) for module in (other, again))
     np.testing.assert_array_equal(one, another)
     np.testing.assert_array_equal(
-        subject.backend.to_numpy(other.embedding(tokens)), changed["embedding.weight"][[[1, 2], [6, 0]]]
+        definition_backend.backend.to_numpy(other.embedding(tokens)), changed["embedding.weight"][[[1, 2], [6, 0]]]
     )
 
 
-def test_one_seed_draws_the_same_model(definition_subject: Subject) -> None:
-    _, weights = built(definition_subject, LanguageModel(), "float32")
+def test_one_seed_draws_the_same_model(definition_backend: Subject) -> None:
+    _, weights = built(definition_backend, LanguageModel(), "float32")
     for name, array in draw(LanguageModel(), 0).items():
         np.testing.assert_array_equal(weights[name], array.astype("float32"), name)

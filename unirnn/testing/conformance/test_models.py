@@ -9,12 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import TOLERANCES, available
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from strategies import models
-from subjects import Subject, close
 
 import unirnn
 from unirnn import (
@@ -40,6 +37,10 @@ from unirnn.contract.models import is_batch_first
 from unirnn.contract.weights import draw
 from unirnn.errors import ArgumentError, DTypeError, LengthError, ShapeError
 from unirnn.testing import model_oracle as oracle
+from unirnn.testing.cases import available
+from unirnn.testing.strategies import models
+from unirnn.testing.subjects import Subject
+from unirnn.testing.tolerances import close
 
 Array = NDArray[Any]
 
@@ -149,12 +150,12 @@ def switch(net: Any, training: bool) -> None:
 class Call:
     """A model of a backend, the arguments of a call as NumPy arrays, and what the oracle gives for them."""
 
-    def __init__(self, subject: Subject, spec: Spec, batch: Batch) -> None:
-        batch = replace(batch, dtype=available(subject, batch.dtype))
-        self.subject, self.spec, self.batch = subject, spec, batch
-        self.net = spec.build(subject.backend.name, **subject.options, dtype=batch.dtype, seed=batch.seed)
+    def __init__(self, rnn_backend: Subject, spec: Spec, batch: Batch) -> None:
+        batch = replace(batch, dtype=available(rnn_backend, batch.dtype))
+        self.rnn_backend, self.spec, self.batch = rnn_backend, spec, batch
+        self.net = spec.build(rnn_backend.backend.name, **rnn_backend.options, dtype=batch.dtype, seed=batch.seed)
         switch(self.net, batch.training)
-        found = subject.backend.read(self.net)
+        found = rnn_backend.backend.read(self.net)
         assert found is not None
         assert found[0] == spec
         self.weights = {name: np.array(array, np.float64) for name, array in found[1].items()}
@@ -184,7 +185,7 @@ class Call:
     def options(self) -> dict[str, Any]:
         batch_first = is_batch_first(self.spec)
         # A backend for inference says that train() changes nothing.
-        training = self.batch.training and self.subject.backend.support.dropout
+        training = self.batch.training and self.rnn_backend.backend.support.dropout
         return {"lengths": self.lengths, "resets": self.resets, "batch_first": batch_first, "training": training}
 
     def expected(self) -> tuple[Array, list[Array]]:
@@ -210,13 +211,15 @@ class Call:
         def native(value: Any) -> Any:
             if isinstance(value, tuple):
                 return tuple(native(part) for part in value)
-            return self.subject.array(value, self.net) if isinstance(value, np.ndarray) else value
+            return self.rnn_backend.array(value, self.net) if isinstance(value, np.ndarray) else value
 
         output, states = self.net(**{name: native(value) for name, value in self.arguments(input).items()})
-        return self.subject.backend.to_numpy(output), [self.subject.backend.to_numpy(part) for part in flat(states)]
+        return self.rnn_backend.backend.to_numpy(output), [
+            self.rnn_backend.backend.to_numpy(part) for part in flat(states)
+        ]
 
     def gradients(self, input: Array, cotangents: list[Array]) -> dict[str, Array]:
-        return self.subject.backend.gradients(self.net, self.arguments(input), cotangents)
+        return self.rnn_backend.backend.gradients(self.net, self.arguments(input), cotangents)
 
     def filled(self) -> Array:
         """The input with NaN, or with no token, in the padding."""
@@ -242,10 +245,10 @@ def assert_equal(actual: list[Array], expected: list[Array], what: str) -> None:
         np.testing.assert_array_equal(one, other, what)
 
 
-def assert_guarantees(subject: Subject, spec: Spec, batch: Batch) -> None:
+def assert_guarantees(rnn_backend: Subject, spec: Spec, batch: Batch) -> None:
     """Results and gradients are the oracle's, and stay the same bit for bit with NaN in the padding."""
-    call = Call(subject, spec, batch)
-    tolerance = TOLERANCES[call.batch.dtype] * subject.tolerance_factor
+    call = Call(rnn_backend, spec, batch)
+    tolerance = rnn_backend.tolerance_of(call.batch.dtype)
     output, states = call.run(call.input)
     expected, expected_states = call.expected()
     close(output, expected, tolerance, "output", scale=max(1, np.abs(expected).max(initial=0)))
@@ -256,7 +259,7 @@ def assert_guarantees(subject: Subject, spec: Spec, batch: Batch) -> None:
     if call.padding.any() and not batch.training:
         again, again_states = call.run(call.filled())
         assert_equal([again, *again_states], [output, *states], "with NaN in the padding")
-    if subject.backend.support.derivatives:
+    if rnn_backend.backend.support.derivatives:
         assert_gradients(call, expected, expected_states, tolerance)
 
 
@@ -303,15 +306,15 @@ def cases() -> list[Any]:
 
 
 @pytest.mark.parametrize(("spec", "batch"), cases())
-def test_guarantees(model_subject: Subject, spec: Spec, batch: Batch) -> None:
-    assert_guarantees(model_subject, spec, batch)
+def test_guarantees(model_backend: Subject, spec: Spec, batch: Batch) -> None:
+    assert_guarantees(model_backend, spec, batch)
 
 
 @settings(max_examples=30)
 @given(data=st.data())
-def test_random_models(model_subject: Subject, data: st.DataObject) -> None:
+def test_random_models(model_backend: Subject, data: st.DataObject) -> None:
     spec = data.draw(models())
-    assume(model_subject.backend.support.unsupported_reason(spec) is None)
+    assume(model_backend.backend.support.unsupported_reason(spec) is None)
     lengths = data.draw(st.none() | st.tuples(*[st.integers(0, STEPS)] * 3))
     assume(not spec.length_rules or spec.ends_steps or spec.output_lengths(STEPS))
     batch = Batch(
@@ -322,15 +325,15 @@ def test_random_models(model_subject: Subject, data: st.DataObject) -> None:
         dtype=data.draw(st.sampled_from(["float32", "float64"])),
         seed=data.draw(st.integers(0, 2**16)),
     )
-    assert_guarantees(model_subject, spec, batch)
+    assert_guarantees(model_backend, spec, batch)
 
 
 STREAMS = {name: spec for name, spec in SPECS.items() if spec.can_stream and not is_random(spec)}
 
 
 @pytest.mark.parametrize("spec", STREAMS.values(), ids=STREAMS.keys())
-def test_steps_and_chunks_are_one_call(model_subject: Subject, spec: Spec) -> None:
-    call = Call(model_subject, spec, Batch())
+def test_steps_and_chunks_are_one_call(model_backend: Subject, spec: Spec) -> None:
+    call = Call(model_backend, spec, Batch())
     whole, final = call.run(call.input)
     axis = 1 if is_batch_first(spec) else 0
     hx = call.arguments(call.input)["hx"]
@@ -338,14 +341,14 @@ def test_steps_and_chunks_are_one_call(model_subject: Subject, spec: Spec) -> No
     def native(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(native(part) for part in value)
-        return value if value is None else model_subject.array(np.ascontiguousarray(value), call.net)
+        return value if value is None else model_backend.array(np.ascontiguousarray(value), call.net)
 
-    to_numpy = model_subject.backend.to_numpy
+    to_numpy = model_backend.backend.to_numpy
     state, outputs = native(hx), []
     for t in range(STEPS):
         y, state = call.net.step(native(call.input.take(t, axis)), state)
         outputs.append(to_numpy(y))
-    tolerance = TOLERANCES[call.batch.dtype] * model_subject.tolerance_factor
+    tolerance = model_backend.tolerance_of(call.batch.dtype)
     close(np.stack(outputs, axis), whole, tolerance, "steps")
     for part, expected in zip(flat(state), final, strict=True):
         close(to_numpy(part), expected, tolerance, "state after the steps")
@@ -360,14 +363,14 @@ def test_steps_and_chunks_are_one_call(model_subject: Subject, spec: Spec) -> No
         close(to_numpy(part), expected, tolerance, "state after the chunks")
 
 
-def test_running_statistics_see_valid_steps_only(model_subject: Subject) -> None:
-    call = Call(model_subject, BatchNormSpec(3, momentum=0.25), Batch(RAGGED, training=True))
+def test_running_statistics_see_valid_steps_only(model_backend: Subject) -> None:
+    call = Call(model_backend, BatchNormSpec(3, momentum=0.25), Batch(RAGGED, training=True))
     call.run(call.filled())
-    found = model_subject.backend.read(call.net)
+    found = model_backend.backend.read(call.net)
     assert found is not None
     rows = call.input[~call.padding].astype(np.float64)
-    tolerance = TOLERANCES[call.batch.dtype]
-    if model_subject.backend.support.derivatives or model_subject.backend.support.dropout:
+    tolerance = model_backend.tolerance_of(call.batch.dtype)
+    if model_backend.backend.support.derivatives or model_backend.backend.support.dropout:
         close(found[1]["running_mean"], 0.25 * rows.mean(axis=0), tolerance)
         close(found[1]["running_var"], 0.75 + 0.25 * rows.var(axis=0, ddof=1), tolerance)
 
@@ -393,15 +396,15 @@ NEEDS_TWO_STEPS: dict[str, tuple[Spec, tuple[int, ...], list[int] | None, int]] 
 
 @pytest.mark.parametrize(("spec", "shape", "lengths", "count"), NEEDS_TWO_STEPS.values(), ids=NEEDS_TWO_STEPS.keys())
 def test_one_step_has_no_variance_and_changes_no_statistics(
-    model_subject: Subject, spec: Spec, shape: tuple[int, ...], lengths: list[int] | None, count: int
+    model_backend: Subject, spec: Spec, shape: tuple[int, ...], lengths: list[int] | None, count: int
 ) -> None:
-    backend = model_subject.backend
+    backend = model_backend.backend
     if not backend.support.dropout:
         pytest.skip("it does not train")
-    net = spec.build(backend.name, **model_subject.options, seed=0)
+    net = spec.build(backend.name, **model_backend.options, seed=0)
     switch(net, True)
     before = {name: np.array(array) for name, array in (backend.read(net) or ({}, {}))[1].items()}
-    x = model_subject.array(np.ones(shape, np.float32), net)
+    x = model_backend.array(np.ones(shape, np.float32), net)
     numbers = lengths[0] if lengths and len(shape) == 2 else lengths
     words = rf"input: given {count} valid steps to BatchNormSpec\(3\) while training, expected at least 2"
     with pytest.raises(ArgumentError, match=words):
@@ -413,11 +416,11 @@ def test_one_step_has_no_variance_and_changes_no_statistics(
 
 
 @pytest.mark.parametrize("locked", [False, True])
-def test_dropout(model_subject: Subject, locked: bool) -> None:
-    call = Call(model_subject, DropoutSpec(0.25, locked), Batch(batch_size=2, training=True))
+def test_dropout(model_backend: Subject, locked: bool) -> None:
+    call = Call(model_backend, DropoutSpec(0.25, locked), Batch(batch_size=2, training=True))
     ones = np.ones((2, 50, 40), call.batch.dtype)
-    output = model_subject.backend.to_numpy(call.net(model_subject.array(ones, call.net)))
-    if not model_subject.backend.support.dropout:
+    output = model_backend.backend.to_numpy(call.net(model_backend.array(ones, call.net)))
+    if not model_backend.backend.support.dropout:
         np.testing.assert_array_equal(output, ones)
         return
     values = np.unique(output)
@@ -427,12 +430,12 @@ def test_dropout(model_subject: Subject, locked: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int32", "int64"])
-def test_lengths_of_the_output(model_subject: Subject, dtype: str) -> None:
+def test_lengths_of_the_output(model_backend: Subject, dtype: str) -> None:
     spec = Sequential(conv=Conv1dSpec(3, 4, 3, stride=2), encoder=GRUSpec(4, 3, batch_first=True))
-    net = spec.build(model_subject.backend.name, **model_subject.options, seed=0)
+    net = spec.build(model_backend.backend.name, **model_backend.options, seed=0)
     lengths = np.array([127, 5, 1, 0], dtype)
     after = [net.output_lengths(lengths), net.output_lengths(lengths.tolist())]
-    after.append(model_subject.backend.to_numpy(net.output_lengths(model_subject.array(lengths, net))))
+    after.append(model_backend.backend.to_numpy(net.output_lengths(model_backend.array(lengths, net))))
     assert [numbers.tolist() for numbers in after] == [[63, 2, 0, 0]] * 3
     assert net.output_lengths(5) == 2
     for wrong in ([1.5], None, True, "5"):
@@ -440,24 +443,24 @@ def test_lengths_of_the_output(model_subject: Subject, dtype: str) -> None:
             net.output_lengths(wrong)
 
 
-def test_states_of_a_batch(model_subject: Subject) -> None:
+def test_states_of_a_batch(model_backend: Subject) -> None:
     spec = Sequential(conv=Conv1dSpec(3, 4, 3, padding="causal"), encoder=LSTMSpec(4, 5, batch_first=True))
-    net = spec.build(model_subject.backend.name, **model_subject.options, seed=0)
+    net = spec.build(model_backend.backend.name, **model_backend.options, seed=0)
     zeros = unirnn.state.zeros(net, 3)
     shapes = [(2, 3, 3), (1, 3, 5), (1, 3, 5)]
     assert [tuple(part.shape) for part in flat(zeros)] == shapes
-    x = model_subject.array(np.ones((3, 4, 3), np.float32), net)
+    x = model_backend.array(np.ones((3, 4, 3), np.float32), net)
     _, state = net(x, hx=zeros, seq_length=[4, 0, 2], return_state=True)
     found = {
         "select": (unirnn.state.select(state, [2, 1]), [2, 1]),
         "repeat": (unirnn.state.repeat(state, 2), [0, 0, 1, 1, 2, 2]),
         "where": (unirnn.state.where([True, True, False], state, zeros), [0, 1, 1]),  # the length of 1 is 0
     }
-    if model_subject.backend.support.derivatives:
+    if model_backend.backend.support.derivatives:
         found["detach"] = unirnn.detach(state), [0, 1, 2]
     for name, (result, rows) in found.items():
         for part, whole in zip(flat(result), flat(state), strict=True):
-            actual, expected = map(model_subject.backend.to_numpy, (part, whole))
+            actual, expected = map(model_backend.backend.to_numpy, (part, whole))
             np.testing.assert_array_equal(actual, expected[:, rows], name)
 
 
@@ -534,41 +537,41 @@ MISTAKES: dict[str, tuple[Spec, dict[str, Any], type[Exception], str]] = {
 }
 
 
-def arrays(subject: Subject, net: Any, value: Any) -> Any:
+def arrays(rnn_backend: Subject, net: Any, value: Any) -> Any:
     """Shapes as arrays of zeros of a framework; lists as they are."""
     if isinstance(value, tuple) and all(isinstance(size, int) for size in value) and value:
-        return subject.array(np.zeros(value, np.float32), net)
-    return tuple(arrays(subject, net, part) for part in value) if isinstance(value, tuple) else value
+        return rnn_backend.array(np.zeros(value, np.float32), net)
+    return tuple(arrays(rnn_backend, net, part) for part in value) if isinstance(value, tuple) else value
 
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES.keys())
-def test_mistakes(model_subject: Subject, mistake: tuple[Spec, dict[str, Any], type[Exception], str]) -> None:
+def test_mistakes(model_backend: Subject, mistake: tuple[Spec, dict[str, Any], type[Exception], str]) -> None:
     spec, arguments, exception, words = mistake
-    net = spec.build(model_subject.backend.name, **model_subject.options, seed=0)
+    net = spec.build(model_backend.backend.name, **model_backend.options, seed=0)
     with pytest.raises(exception, match=words):
-        net(**{name: arrays(model_subject, net, value) for name, value in arguments.items()})
+        net(**{name: arrays(model_backend, net, value) for name, value in arguments.items()})
 
 
 @pytest.mark.parametrize("token", [-1, 7])
-def test_a_token_out_of_range(model_subject: Subject, token: int) -> None:
-    net = LAYER.build(model_subject.backend.name, **model_subject.options, seed=0)
+def test_a_token_out_of_range(model_backend: Subject, token: int) -> None:
+    net = LAYER.build(model_backend.backend.name, **model_backend.options, seed=0)
     tokens = np.array([[1, 2, 6], [0, 3, token]])
     with pytest.raises(ArgumentError, match=f"input: given token {token}, expected 0 <= token < 7"):
-        net(model_subject.array(tokens, net), seq_length=[3, 3])
-    net(model_subject.array(tokens, net), seq_length=[3, 2])
+        net(model_backend.array(tokens, net), seq_length=[3, 3])
+    net(model_backend.array(tokens, net), seq_length=[3, 2])
 
 
-def test_steps_of_a_model_that_needs_whole_sequences(model_subject: Subject) -> None:
+def test_steps_of_a_model_that_needs_whole_sequences(model_backend: Subject) -> None:
     spec = SPECS["classifier"]
-    net = spec.build(model_subject.backend.name, **model_subject.options, seed=0)
+    net = spec.build(model_backend.backend.name, **model_backend.options, seed=0)
     with pytest.raises(ArgumentError, match=r"step: given a model with encoder, .*, which needs whole sequences"):
-        net.step(model_subject.array(np.zeros(2, np.int64), net))
+        net.step(model_backend.array(np.zeros(2, np.int64), net))
 
 
-def test_one_seed_draws_the_same_model(model_subject: Subject) -> None:
+def test_one_seed_draws_the_same_model(model_backend: Subject) -> None:
     spec = SPECS["language model"]
-    net = spec.build(model_subject.backend.name, **model_subject.options, seed=5)
-    found = model_subject.backend.read(net)
+    net = spec.build(model_backend.backend.name, **model_backend.options, seed=5)
+    found = model_backend.backend.read(net)
     assert found is not None
     drawn = {name: array.astype("float32") for name, array in draw(spec, 5).items()}
     assert found[1].keys() == drawn.keys() == spec.weight_shapes().keys()

@@ -1,9 +1,10 @@
-"""Hypothesis strategies."""
+"""Hypothesis strategies, and the profiles with which the conformance suite uses them."""
 
 from dataclasses import replace
 from typing import Any, get_args
 
-from cases import KINDS
+import hypothesis
+import numpy as np
 from hypothesis import strategies as st
 
 from unirnn import (
@@ -27,8 +28,13 @@ from unirnn import (
 )
 from unirnn.specs.layers import Activation
 from unirnn.specs.recurrent import GateActivation
+from unirnn.testing.batches import Batch, batch
+from unirnn.testing.cases import KINDS
 
-__all__ = ["models", "specs"]
+__all__ = ["models", "ragged", "specs"]
+
+hypothesis.settings.register_profile("unirnn", deadline=None, derandomize=True, max_examples=40)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=400)
 
 
 @st.composite
@@ -53,6 +59,66 @@ def specs(draw: st.DrawFn, *, max_layers: int = 3, uncommon: bool = True) -> Rec
         reverse=directions[1],
         **options,
     )
+
+
+@st.composite
+def ragged(
+    draw: st.DrawFn,
+    /,
+    model: Any = None,
+    *,
+    max_steps: int = 6,
+    max_batch_size: int = 4,
+    min_length: int = 0,
+    with_state: bool = False,
+    with_resets: bool = False,
+    nan_padding: bool = False,
+    **arguments: Any,
+) -> Batch:
+    """Batches of any sizes, with lengths in any order.
+
+    Parameters
+    ----------
+    model
+        For what the batches are; see `unirnn.testing.batch`.
+    max_steps, max_batch_size
+        The largest T and B.
+    min_length
+        The least length; 0 for sequences of no step at all.
+    with_state, with_resets
+        Whether some of the batches have an initial state, or resets.
+    nan_padding
+        Whether the padding of some of the batches is NaN.
+    **arguments
+        ``features``, ``num_tokens``, ``batch_first`` and ``dtype`` of `unirnn.testing.batch`.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> from hypothesis import given, settings
+    >>> spec = unirnn.GRUSpec(3, 4)
+    >>> gru = spec.build("numpy", seed=0)
+    >>> @settings(max_examples=5)
+    ... @given(ragged(spec, nan_padding=True))
+    ... def test_padding_is_zero(batch):
+    ...     output, _ = gru(batch.input, batch.hx, batch.seq_length)
+    ...     assert (output[batch.padding] == 0).all()
+    >>> test_padding_is_zero()
+    """
+    steps, batch_size = draw(st.integers(max(1, min_length), max_steps)), draw(st.integers(1, max_batch_size))
+    found = batch(
+        model,
+        seed=draw(st.integers(0, 2**16)),
+        steps=steps,
+        batch_size=batch_size,
+        min_length=min_length,
+        with_state=with_state and draw(st.booleans()),
+        with_resets=with_resets and draw(st.booleans()),
+        **arguments,
+    )
+    lengths = draw(st.lists(st.integers(min_length, steps), min_size=batch_size, max_size=batch_size))
+    found = replace(found, seq_length=np.array(lengths))
+    return found.filled(np.nan) if nan_padding and found.num_tokens is None and draw(st.booleans()) else found
 
 
 @st.composite

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import Case, built
-from subjects import Subject, gradients
+
+from unirnn.testing.cases import Case, built
+from unirnn.testing.subjects import Subject, gradients
 
 
 def is_ours(frame: FrameType) -> bool:
@@ -69,20 +70,20 @@ def state_of_the_process() -> dict[str, Any]:
     return found
 
 
-def test_an_interrupted_call_changes_nothing(subject: Subject) -> None:
-    if subject.backend.name not in ("numpy", "torch", "onnxruntime"):
+def test_an_interrupted_call_changes_nothing(rnn_backend: Subject) -> None:
+    if rnn_backend.backend.name not in ("numpy", "torch", "onnxruntime"):
         pytest.skip("there are too many points in a namespace in Python, and MindSpore calls Python from C++")
     case = Case(steps=3, lengths=(3, 1, 0, 2), num_layers=2, dtype="float32")
-    module, batch = built(subject, "GRU", case)
+    module, batch = built(rnn_backend, "GRU", case)
 
     def call() -> Any:
-        return subject.call(module, batch.input, batch.hx, case.seq_length)[0]
+        return rnn_backend.call(module, batch.input, batch.hx, case.seq_length)[0]
 
     def differentiate() -> Any:
         cotangents = batch.d_output, batch.d_state
-        return gradients(subject.backend, module, batch.input, batch.hx, batch.lengths, *cotangents)["input"]
+        return gradients(rnn_backend.backend, module, batch.input, batch.hx, batch.lengths, *cotangents)["input"]
 
-    for action in (call, differentiate) if subject.backend.support.derivatives else (call,):
+    for action in (call, differentiate) if rnn_backend.backend.support.derivatives else (call,):
         expected = action()
         before = state_of_the_process()
         points = next(point for point in range(5000) if not interrupt_at(point, action))

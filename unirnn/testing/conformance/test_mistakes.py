@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from subjects import Subject
 
 from unirnn import GRUSpec, LinearSpec, LSTMSpec, Sequential, errors
+from unirnn.testing.subjects import Subject
 
 T, B, I, H = 5, 3, 2, 4  # noqa: E741
 Mistake = tuple[Callable[[Any, Any], Any], type[errors.UnirnnError], str]
@@ -285,43 +285,51 @@ def expect(exception: type[Exception], words: str, action: Callable[[], Any]) ->
     assert type(caught.value) is exception
 
 
-def in_words_of(subject: Subject, module: Any, words: str) -> str:
-    kind = type(subject.array(X, module))
+def in_words_of(rnn_backend: Subject, module: Any, words: str) -> str:
+    kind = type(rnn_backend.array(X, module))
     return words.replace("{array}", f"{kind.__module__.partition('.')[0]}.{kind.__name__}").replace(
         "{type}", kind.__name__
     )
 
 
 @pytest.mark.parametrize("mistake", CALLS.values(), ids=CALLS.keys())
-def test_in_a_call(subject: Subject, mistake: Mistake) -> None:
+def test_in_a_call(rnn_backend: Subject, mistake: Mistake) -> None:
     action, exception, words = mistake
-    gru = subject.build(GRUSpec(I, H, bidirectional=True), seed=0)
-    expect(exception, in_words_of(subject, gru, words), lambda: action(gru, lambda array: subject.array(array, gru)))
+    gru = rnn_backend.build(GRUSpec(I, H, bidirectional=True), seed=0)
+    expect(
+        exception,
+        in_words_of(rnn_backend, gru, words),
+        lambda: action(gru, lambda array: rnn_backend.array(array, gru)),
+    )
 
 
 @pytest.mark.parametrize("mistake", LSTM_CALLS.values(), ids=LSTM_CALLS.keys())
-def test_in_a_call_of_an_lstm(subject: Subject, mistake: Mistake) -> None:
+def test_in_a_call_of_an_lstm(rnn_backend: Subject, mistake: Mistake) -> None:
     action, exception, words = mistake
-    lstm = subject.build(LSTMSpec(I, H), seed=0)
-    expect(exception, in_words_of(subject, lstm, words), lambda: action(lstm, lambda array: subject.array(array, lstm)))
+    lstm = rnn_backend.build(LSTMSpec(I, H), seed=0)
+    expect(
+        exception,
+        in_words_of(rnn_backend, lstm, words),
+        lambda: action(lstm, lambda array: rnn_backend.array(array, lstm)),
+    )
 
 
 @pytest.mark.parametrize("mistake", BUILDS.values(), ids=BUILDS.keys())
-def test_in_a_build(subject: Subject, mistake: tuple[dict[str, Any], type[errors.UnirnnError], str]) -> None:
+def test_in_a_build(rnn_backend: Subject, mistake: tuple[dict[str, Any], type[errors.UnirnnError], str]) -> None:
     arguments, exception, words = mistake
-    expect(exception, words, lambda: subject.build(GRUSpec(I, H), **arguments))
+    expect(exception, words, lambda: rnn_backend.build(GRUSpec(I, H), **arguments))
 
 
-def test_an_unknown_option_of_a_build(subject: Subject) -> None:
+def test_an_unknown_option_of_a_build(rnn_backend: Subject) -> None:
     with pytest.raises(errors.ArgumentError, match="unknown argument 'colour'"):
-        subject.build(GRUSpec(I, H), colour="red")
+        rnn_backend.build(GRUSpec(I, H), colour="red")
 
 
 @pytest.mark.parametrize("device", ["cuda:7", "ascend:7"])
-def test_a_device_that_does_not_exist(subject: Subject, device: str) -> None:
-    words = f"device: given '{device}', not present; {subject.backend.name} sees cpu"
+def test_a_device_that_does_not_exist(rnn_backend: Subject, device: str) -> None:
+    words = f"device: given '{device}', not present; {rnn_backend.backend.name} sees cpu"
     with pytest.raises(errors.DeviceError, match=re.escape(words)):
-        subject.build(GRUSpec(I, H), device=device)
+        rnn_backend.build(GRUSpec(I, H), device=device)
 
 
 ma: Any = np.ma  # which has no types in the stubs of NumPy 1
@@ -356,22 +364,22 @@ class Kelvins(np.ndarray[Any, Any]):
 
 @pytest.mark.parametrize("place", GIVEN)
 @pytest.mark.parametrize("kind", SUBCLASSES)
-def test_subclasses_of_numpy_arrays(subject: Subject, kind: str, place: str) -> None:
-    gru = subject.build(GRUSpec(I, H), seed=0)
+def test_subclasses_of_numpy_arrays(rnn_backend: Subject, kind: str, place: str) -> None:
+    gru = rnn_backend.build(GRUSpec(I, H), seed=0)
     name, change = SUBCLASSES[kind]
     argument, action = GIVEN[place]
     for steps in (2, 6):
         with pytest.raises(errors.ArgumentError, match=rf"^{argument}: given {name}, expected a ") as caught:
-            action(gru, lambda array: subject.array(array, gru), steps, change)
+            action(gru, lambda array: rnn_backend.array(array, gru), steps, change)
     if kind == "masked array" and ("seq_length" in argument or "resets" in argument):
         assert "its mask would be ignored" in str(caught.value)
 
 
-def test_subclasses_of_numpy_arrays_in_a_model(subject: Subject) -> None:
+def test_subclasses_of_numpy_arrays_in_a_model(rnn_backend: Subject) -> None:
     model = Sequential(head=LinearSpec(I, I), encoder=GRUSpec(I, H))
-    net = model.build(subject.backend.name, seed=0, **subject.options)
+    net = model.build(rnn_backend.backend.name, seed=0, **rnn_backend.options)
     masked, words = ma.masked_array(X, True), "given numpy.MaskedArray, expected a "
-    x = subject.array(X, net)
+    x = rnn_backend.array(X, net)
     actions: dict[str, Callable[[], Any]] = {
         "input": lambda: net(masked),
         r"hx\[0\] \(encoder\)": lambda: net(x, (masked[:1],)),
@@ -383,21 +391,21 @@ def test_subclasses_of_numpy_arrays_in_a_model(subject: Subject) -> None:
             action()
 
 
-def test_memory_mapped_arrays_are_taken(subject: Subject, tmp_path: Path) -> None:
-    gru = subject.build(GRUSpec(I, H), seed=0)
+def test_memory_mapped_arrays_are_taken(rnn_backend: Subject, tmp_path: Path) -> None:
+    gru = rnn_backend.build(GRUSpec(I, H), seed=0)
     x, ns = (
         np.memmap(tmp_path / str(k), dtype, "w+", shape=shape)
         for k, (dtype, shape) in enumerate(((np.float32, X.shape), (np.int64, B)))
     )
     x[:] = 1
-    assert subject.call(gru, x, seq_length=ns)[0].shape == (T, B, H)
+    assert rnn_backend.call(gru, x, seq_length=ns)[0].shape == (T, B, H)
 
 
-def test_a_module_still_works_after_a_mistake(subject: Subject) -> None:
-    gru = subject.build(GRUSpec(I, H, bidirectional=True), seed=0)
+def test_a_module_still_works_after_a_mistake(rnn_backend: Subject) -> None:
+    gru = rnn_backend.build(GRUSpec(I, H, bidirectional=True), seed=0)
     x = np.ones((T, B, I), np.float32)
-    expected = subject.call(gru, x, seq_length=[5, 0, 2])[0]
+    expected = rnn_backend.call(gru, x, seq_length=[5, 0, 2])[0]
     for action, exception, _ in CALLS.values():
         with pytest.raises(exception):
-            action(gru, lambda array: subject.array(array, gru))
-    np.testing.assert_array_equal(subject.call(gru, x, seq_length=[5, 0, 2])[0], expected)
+            action(gru, lambda array: rnn_backend.array(array, gru))
+    np.testing.assert_array_equal(rnn_backend.call(gru, x, seq_length=[5, 0, 2])[0], expected)

@@ -6,17 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import KINDS, TOLERANCES, Case, available, built, cases, skip_if_brief
 from hypothesis import given, settings
-from subjects import Subject, close
 
 from unirnn import GRUSpec, LSTMSpec, errors
 from unirnn.contract.call import join_state, state_parts
+from unirnn.testing.cases import KINDS, Case, available, built, cases, skip_if_brief
+from unirnn.testing.subjects import Subject
+from unirnn.testing.tolerances import close
 
 B, I, H = 3, 2, 4  # noqa: E741
 
 
-def call_in_steps(subject: Subject, module: Any, case: Case, batch: Any) -> Any:
+def call_in_steps(rnn_backend: Subject, module: Any, case: Case, batch: Any) -> Any:
     """The outputs `(T, B, H)` or `(T, H)`, and the final state, step by step."""
     steps, resets = batch.input, batch.resets
     if case.batch_first and case.batch_size is not None:
@@ -25,39 +26,39 @@ def call_in_steps(subject: Subject, module: Any, case: Case, batch: Any) -> Any:
     for t, x in enumerate(steps):
         if resets is not None and state is not None:
             state = tuple(np.where(resets[t][..., None], 0, part).astype(part.dtype) for part in state)
-        given = None if state is None else join_state([subject.array(part, module) for part in state])
-        y, after = module.step(subject.array(x, module), given)
-        outputs.append(subject.backend.to_numpy(y))
-        state = tuple(subject.backend.to_numpy(part) for part in state_parts(module.spec, after) or ())
+        given = None if state is None else join_state([rnn_backend.array(part, module) for part in state])
+        y, after = module.step(rnn_backend.array(x, module), given)
+        outputs.append(rnn_backend.backend.to_numpy(y))
+        state = tuple(rnn_backend.backend.to_numpy(part) for part in state_parts(module.spec, after) or ())
     return np.stack(outputs), state
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=15)  # of each kind
 @given(case=cases())
-def test_steps_are_one_call(subject: Subject, kind: str, case: Case) -> None:
-    skip_if_brief(subject, kind)
-    case = replace(case, bidirectional=False, reverse=False, lengths=None, dtype=available(subject, case.dtype))
-    module, batch = built(subject, kind, case)
-    outputs, final = call_in_steps(subject, module, case, batch)
-    whole, whole_final = subject.call(module, batch.input, batch.hx if case.state else None, None, batch.resets)
+def test_steps_are_one_call(rnn_backend: Subject, kind: str, case: Case) -> None:
+    skip_if_brief(rnn_backend, kind)
+    case = replace(case, bidirectional=False, reverse=False, lengths=None, dtype=available(rnn_backend, case.dtype))
+    module, batch = built(rnn_backend, kind, case)
+    outputs, final = call_in_steps(rnn_backend, module, case, batch)
+    whole, whole_final = rnn_backend.call(module, batch.input, batch.hx if case.state else None, None, batch.resets)
     if case.batch_first and case.batch_size is not None:
         outputs = outputs.swapaxes(0, 1)
-    close(outputs, whole, TOLERANCES[case.dtype], "output")
+    close(outputs, whole, rnn_backend.tolerance_of(case.dtype), "output")
     for part, expected in zip(final, whole_final, strict=True):
-        close(part, expected, TOLERANCES[case.dtype], "state")
+        close(part, expected, rnn_backend.tolerance_of(case.dtype), "state")
         assert part.dtype == case.dtype
 
 
-def test_dropout_of_a_step(subject: Subject) -> None:
-    module = subject.build(GRUSpec(I, 64, 2, dropout=0.5), seed=0)
-    x = subject.array(np.ones((B, I), np.float32), module)
+def test_dropout_of_a_step(rnn_backend: Subject) -> None:
+    module = rnn_backend.build(GRUSpec(I, 64, 2, dropout=0.5), seed=0)
+    x = rnn_backend.array(np.ones((B, I), np.float32), module)
     switch = module.set_train if hasattr(module, "set_train") else module.train
     switch(True)
-    first, second = (subject.backend.to_numpy(module.step(x)[0]) for _ in range(2))
-    assert (first != second).any() == subject.backend.support.dropout
+    first, second = (rnn_backend.backend.to_numpy(module.step(x)[0]) for _ in range(2))
+    assert (first != second).any() == rnn_backend.backend.support.dropout
     switch(False)
-    first, second = (subject.backend.to_numpy(module.step(x)[0]) for _ in range(2))
+    first, second = (rnn_backend.backend.to_numpy(module.step(x)[0]) for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
@@ -126,10 +127,10 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES.keys())
-def test_mistakes(subject: Subject, mistake: Any) -> None:
+def test_mistakes(rnn_backend: Subject, mistake: Any) -> None:
     spec, action, exception, words = mistake
-    module = subject.build(spec, seed=0)
-    kind = type(subject.array(X, module))
+    module = rnn_backend.build(spec, seed=0)
+    kind = type(rnn_backend.array(X, module))
     words = words.replace("{array}", f"{kind.__module__.partition('.')[0]}.{kind.__name__}")
     with pytest.raises(exception, match=f"^{re.escape(words.replace('{type}', kind.__name__))}$"):
-        action(module, lambda array: subject.array(array, module))
+        action(module, lambda array: rnn_backend.array(array, module))

@@ -5,17 +5,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import KINDS, Batch, Case, built, cases, in_its_dtype, skip_if_brief
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from subjects import Subject, close
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, errors
 from unirnn.contract.call import join_state
+from unirnn.testing.cases import KINDS, Batch, Case, built, cases, in_its_dtype, skip_if_brief
+from unirnn.testing.subjects import Subject
+from unirnn.testing.tolerances import close
 
 
-def chunked(subject: Subject, module: Any, batch: Batch, case: Case, cuts: list[int]) -> Any:
+def chunked(rnn_backend: Subject, module: Any, batch: Batch, case: Case, cuts: list[int]) -> Any:
     """Feed the steps between the cuts chunk by chunk; the lengths are what is left of each sequence."""
     axis = 1 if case.batch_first and case.batch_size is not None else 0
     state = batch.hx if case.state else None
@@ -24,7 +25,7 @@ def chunked(subject: Subject, module: Any, batch: Batch, case: Case, cuts: list[
         chunk = batch.input.take(range(start, stop), axis)
         left = None if batch.lengths is None else np.clip(batch.lengths - start, 0, stop - start)
         given_lengths = left if left is None or case.batch_size is not None else int(left[0])
-        output, state = subject.call(module, chunk, state, given_lengths)
+        output, state = rnn_backend.call(module, chunk, state, given_lengths)
         outputs.append(output)
     return np.concatenate(outputs, axis), state
 
@@ -39,32 +40,32 @@ def streams(draw: st.DrawFn) -> tuple[Case, list[int]]:
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=15)  # of each kind
 @given(stream=streams())
-def test_chunks_of_any_sizes(subject: Subject, kind: str, stream: tuple[Case, list[int]]) -> None:
-    skip_if_brief(subject, kind)
+def test_chunks_of_any_sizes(rnn_backend: Subject, kind: str, stream: tuple[Case, list[int]]) -> None:
+    skip_if_brief(rnn_backend, kind)
     case, cuts = stream
-    case = in_its_dtype(subject, case)
-    module, batch = built(subject, kind, case)
-    output, final = chunked(subject, module, batch, case, cuts)
-    whole, whole_final = subject.call(module, batch.input, batch.hx if case.state else None, case.seq_length)
+    case = in_its_dtype(rnn_backend, case)
+    module, batch = built(rnn_backend, kind, case)
+    output, final = chunked(rnn_backend, module, batch, case, cuts)
+    whole, whole_final = rnn_backend.call(module, batch.input, batch.hx if case.state else None, case.seq_length)
     tolerance = 1e-12 if case.dtype == "float64" else 1e-5
     close(output, whole, tolerance, "output")
     for part, expected in zip(final, whole_final, strict=True):
         close(part, expected, tolerance, "state")
 
 
-def test_a_detached_state_has_the_same_numbers(subject: Subject) -> None:
-    if not subject.backend.support.derivatives:
+def test_a_detached_state_has_the_same_numbers(rnn_backend: Subject) -> None:
+    if not rnn_backend.backend.support.derivatives:
         return
     for spec in (GRUSpec(3, 4), LSTMSpec(3, 4)):
-        module = subject.build(spec, seed=0)
-        _, final = module(subject.array(np.ones((5, 2, 3), np.float32), module), seq_length=[5, 0])
+        module = rnn_backend.build(spec, seed=0)
+        _, final = module(rnn_backend.array(np.ones((5, 2, 3), np.float32), module), seq_length=[5, 0])
         detached = unirnn.detach(final)
         assert isinstance(detached, tuple) == isinstance(final, tuple)
         parts = (detached, final) if isinstance(final, tuple) else ((detached,), (final,))
         for actual, expected in zip(*parts, strict=True):
             assert type(actual) is type(expected)
-            np.testing.assert_array_equal(subject.backend.to_numpy(actual), subject.backend.to_numpy(expected))
-        module(subject.array(np.ones((5, 2, 3), np.float32), module), join_state(parts[0]))
+            np.testing.assert_array_equal(rnn_backend.backend.to_numpy(actual), rnn_backend.backend.to_numpy(expected))
+        module(rnn_backend.array(np.ones((5, 2, 3), np.float32), module), join_state(parts[0]))
 
 
 def test_detach_refuses_other_objects() -> None:

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from subjects import Subject
 
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, errors, state
 from unirnn.contract.call import join_state, state_parts
 from unirnn.devices import short_name
+from unirnn.testing.subjects import Subject
 
 SPECS = [GRUSpec(3, 4, 2), LSTMSpec(3, 4, 2, bidirectional=True)]
 each = pytest.mark.parametrize("spec", SPECS, ids=repr)
@@ -24,90 +24,90 @@ def drawn(spec: RecurrentSpec, seed: int) -> list[NDArray[Any]]:
 class Held:
     """A module, and states as its framework has them."""
 
-    def __init__(self, subject: Subject, spec: RecurrentSpec) -> None:
-        self.subject, self.module = subject, subject.build(spec, seed=0)
+    def __init__(self, rnn_backend: Subject, spec: RecurrentSpec) -> None:
+        self.rnn_backend, self.module = rnn_backend, rnn_backend.build(spec, seed=0)
 
     def native(self, parts: list[NDArray[Any]]) -> Any:
-        return join_state([self.subject.array(part, self.module) for part in parts])
+        return join_state([self.rnn_backend.array(part, self.module) for part in parts])
 
     def check(self, actual: Any, expected: list[NDArray[Any]]) -> None:
         parts = state_parts(self.module.spec, actual) or ()
-        kind = self.subject.array(np.zeros(1, np.float32), self.module)
+        kind = self.rnn_backend.array(np.zeros(1, np.float32), self.module)
         for part, other in zip(parts, expected, strict=True):
             assert type(part) is type(kind)
             assert getattr(part, "device", None) == getattr(kind, "device", None)
-            np.testing.assert_array_equal(self.subject.backend.to_numpy(part), other)
+            np.testing.assert_array_equal(self.rnn_backend.backend.to_numpy(part), other)
 
 
 @each
-def test_zeros(subject: Subject, spec: RecurrentSpec) -> None:
-    held = Held(subject, spec)
+def test_zeros(rnn_backend: Subject, spec: RecurrentSpec) -> None:
+    held = Held(rnn_backend, spec)
     for batch_size in (3, 0, None):
         shapes = spec.state_shapes(batch_size).values()
         held.check(state.zeros(held.module, batch_size), [np.zeros(shape, np.float32) for shape in shapes])
-    x = subject.array(np.ones((5, 3, 3), np.float32), held.module)
+    x = rnn_backend.array(np.ones((5, 3, 3), np.float32), held.module)
     output, _ = held.module(x, state.zeros(held.module, 3))
-    np.testing.assert_array_equal(subject.backend.to_numpy(output), subject.backend.to_numpy(held.module(x)[0]))
+    np.testing.assert_array_equal(rnn_backend.backend.to_numpy(output), rnn_backend.backend.to_numpy(held.module(x)[0]))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_zeros_of_the_dtype_of_the_module(subject: Subject, dtype: str) -> None:
+def test_zeros_of_the_dtype_of_the_module(rnn_backend: Subject, dtype: str) -> None:
     try:
-        module = subject.build(GRUSpec(3, 4), dtype=dtype)
+        module = rnn_backend.build(GRUSpec(3, 4), dtype=dtype)
     except errors.LimitError:
         pytest.skip(f"no {dtype}")
     assert short_name(state.zeros(module, 2).dtype) == dtype
 
 
 @each
-def test_select(subject: Subject, spec: RecurrentSpec) -> None:
-    held, parts = Held(subject, spec), drawn(spec, 0)
+def test_select(rnn_backend: Subject, spec: RecurrentSpec) -> None:
+    held, parts = Held(rnn_backend, spec), drawn(spec, 0)
     for index in ([2, 0, 0, 1], [1], []):
         expected = [part[:, index] for part in parts]
         for given in (
             index,
             np.array(index, np.int64),
-            subject.array(np.array(index, np.int64), held.module),
-            subject.array(np.array(index, np.int32), held.module),
+            rnn_backend.array(np.array(index, np.int64), held.module),
+            rnn_backend.array(np.array(index, np.int32), held.module),
         ):
             held.check(state.select(held.native(parts), given), expected)
 
 
 @each
-def test_repeat(subject: Subject, spec: RecurrentSpec) -> None:
-    held, parts = Held(subject, spec), drawn(spec, 0)
+def test_repeat(rnn_backend: Subject, spec: RecurrentSpec) -> None:
+    held, parts = Held(rnn_backend, spec), drawn(spec, 0)
     for n in (1, 3):
         held.check(state.repeat(held.native(parts), n), [part.repeat(n, axis=1) for part in parts])
 
 
 @each
-def test_where(subject: Subject, spec: RecurrentSpec) -> None:
-    held, a, b = Held(subject, spec), drawn(spec, 0), drawn(spec, 1)
+def test_where(rnn_backend: Subject, spec: RecurrentSpec) -> None:
+    held, a, b = Held(rnn_backend, spec), drawn(spec, 0), drawn(spec, 1)
     mask = [True, False, True]
     expected = [np.where(np.array(mask)[:, None], *parts) for parts in zip(a, b, strict=True)]
     for part, other in zip(a, b, strict=True):
         part[:, 1], other[:, [0, 2]] = np.nan, np.inf
-    for given in (mask, np.array(mask), subject.array(np.array(mask), held.module)):
+    for given in (mask, np.array(mask), rnn_backend.array(np.array(mask), held.module)):
         held.check(state.where(given, held.native(a), held.native(b)), expected)
 
 
-def test_what_comes_out_goes_into_a_step(subject: Subject) -> None:
+def test_what_comes_out_goes_into_a_step(rnn_backend: Subject) -> None:
     """A beam of two, reordered, and a sequence that begins anew."""
-    module = subject.build(LSTMSpec(3, 4), seed=0)
-    x = subject.array(np.ones((2, 3), np.float32), module)
+    module = rnn_backend.build(LSTMSpec(3, 4), seed=0)
+    x = rnn_backend.array(np.ones((2, 3), np.float32), module)
     _, before = module.step(x, state.zeros(module, 2))
     beams = state.select(state.repeat(before, 2), [3, 0])
     after = state.where([True, False], state.zeros(module, 2), beams)
     y, _ = module.step(x, after)
-    expected = [subject.backend.to_numpy(module.step(x, given)[0]) for given in (None, before)]
-    found = subject.backend.to_numpy(y)
+    expected = [rnn_backend.backend.to_numpy(module.step(x, given)[0]) for given in (None, before)]
+    found = rnn_backend.backend.to_numpy(y)
     np.testing.assert_allclose(found, [expected[0][0], expected[1][0]], atol=1e-6)
 
 
 class TestMistakes:
     @pytest.fixture
-    def held(self, subject: Subject) -> Held:
-        return Held(subject, LSTMSpec(3, 4))
+    def held(self, rnn_backend: Subject) -> Held:
+        return Held(rnn_backend, LSTMSpec(3, 4))
 
     @pytest.fixture
     def pair(self, held: Held) -> Any:
@@ -128,7 +128,7 @@ class TestMistakes:
 
     @pytest.mark.parametrize("outside", [3, -1])
     def test_a_native_index_out_of_range(self, held: Held, pair: Any, outside: int) -> None:
-        index = held.subject.array(np.array([1, outside]), held.module)
+        index = held.rnn_backend.array(np.array([1, outside]), held.module)
         if "cuda" in str(getattr(index, "device", "")):
             pytest.skip("the device itself stops")
         with pytest.raises(errors.ArgumentError, match=r"index.*: .*expected 0 <= i < 3, the number of sequences"):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from subjects import Subject
 
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
 from unirnn.testing.oracle import recurrent
+from unirnn.testing.subjects import Subject
 
 KINDS: dict[str, tuple[type[RecurrentSpec], dict[str, Any]]] = {
     "RNN-tanh": (RNNSpec, {"nonlinearity": "tanh"}),
@@ -27,10 +27,6 @@ VARIANTS: dict[str, tuple[type[RecurrentSpec], dict[str, Any]]] = {
     "LSTM-projected-hard-sigmoid": (LSTMSpec, {"proj_size": 3, "gate_activation": "hard_sigmoid"}),
 }
 """What not every backend computes; checked with some of the cases."""
-
-
-# relative to the largest value; float16 may be rounded after each operation
-TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "float16": 5e-3}
 
 
 @dataclass(frozen=True)

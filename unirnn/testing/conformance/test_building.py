@@ -1,0 +1,135 @@
+"""Building on every backend: seeds, weights, snapshots, and the examples of the frameworks' documentation."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import unirnn
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
+from unirnn.contract import weights as _weights
+from unirnn.testing.cases import available
+from unirnn.testing.subjects import Subject
+from unirnn.testing.tolerances import close
+
+SPECS = {
+    "RNN": RNNSpec(3, 4, 2, nonlinearity="relu"),
+    "GRU": GRUSpec(3, 4, bidirectional=True),
+    "GRU-reset-before": GRUSpec(3, 4, reset_after=False),
+    "LSTM": LSTMSpec(3, 4, 2, bias=False, bidirectional=True),
+}
+each_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+
+
+def weights(rnn_backend: Subject, module: Any) -> dict[str, Any]:
+    found = rnn_backend.backend.read(module)
+    assert found is not None
+    return found[1]
+
+
+@each_spec
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_seed_gives_the_same_bits_everywhere(rnn_backend: Subject, spec: RecurrentSpec, dtype: str) -> None:
+    dtype = available(rnn_backend, dtype)
+    expected = _weights.draw(spec, 7)
+    rnn_backend.build(GRUSpec(5, 6), seed=1)  # earlier builds have no influence
+    found = weights(rnn_backend, rnn_backend.build(spec, seed=7, dtype=dtype))
+    assert list(found) == list(spec.weight_shapes())
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array.astype(dtype), strict=True)
+
+
+def test_a_seed_leaves_the_global_generator_alone(rnn_backend: Subject) -> None:
+    np.random.seed(0)
+    expected = np.random.random_sample()
+    np.random.seed(0)
+    rnn_backend.build(GRUSpec(3, 4), seed=0)
+    assert np.random.random_sample() == expected
+
+
+def test_without_a_seed_two_modules_differ(rnn_backend: Subject) -> None:
+    first, second = (weights(rnn_backend, rnn_backend.build(GRUSpec(3, 4))) for _ in range(2))
+    assert (first["weight_ih_l0"] != second["weight_ih_l0"]).any()
+    assert np.abs(first["weight_ih_l0"]).max() <= 0.5
+
+
+@each_spec
+def test_snapshot_round_trip(rnn_backend: Subject, spec: RecurrentSpec) -> None:
+    module = rnn_backend.build(spec, seed=3)
+    taken = unirnn.snapshot(module)
+    assert taken.spec == spec
+    again = rnn_backend.rebuild(taken)
+    assert unirnn.snapshot(again) == taken
+    on_numpy = taken.build("numpy")
+    input = np.random.default_rng(0).standard_normal((5, 2, 3)).astype(np.float32)
+    output, _ = rnn_backend.call(again, input, seq_length=[5, 2])
+    close(output, on_numpy(input, seq_length=[5, 2])[0], rnn_backend.tolerance_of("float32"))
+
+
+@each_spec
+def test_load_weights_replaces_them_in_place(rnn_backend: Subject, spec: RecurrentSpec) -> None:
+    module, taken = rnn_backend.build(spec, seed=3), unirnn.snapshot(rnn_backend.build(spec, seed=4))
+    input = np.random.default_rng(0).standard_normal((5, 2, 3)).astype(np.float32)
+    for seq_length in (None, [5, 2]):
+        rnn_backend.call(module, input, seq_length=seq_length)  # so that the module has cached what it caches
+    unirnn.load_weights(module, taken)
+    assert unirnn.snapshot(module) == taken
+    fresh = rnn_backend.rebuild(taken)
+    for seq_length in (None, [5, 2]):
+        expected, _ = rnn_backend.call(fresh, input, seq_length=seq_length)
+        np.testing.assert_array_equal(rnn_backend.call(module, input, seq_length=seq_length)[0], expected)
+
+
+def test_load_weights_that_do_not_fit_changes_nothing(rnn_backend: Subject) -> None:
+    module, wider = rnn_backend.build(GRUSpec(3, 4), seed=3), unirnn.snapshot(rnn_backend.build(GRUSpec(3, 5), seed=3))
+    before = unirnn.snapshot(module)
+    with pytest.raises(unirnn.errors.ShapeError, match=r"weights\['weight_ih_l0'\]: given shape \(15, 3\)"):
+        unirnn.load_weights(module, wider)
+    assert unirnn.snapshot(module) == before
+
+
+def test_a_snapshot_is_a_read_only_copy(rnn_backend: Subject) -> None:
+    module = rnn_backend.build(GRUSpec(3, 4), seed=0)
+    taken, other = unirnn.snapshot(module), unirnn.snapshot(rnn_backend.build(GRUSpec(3, 4), seed=1))
+    before = {name: array.copy() for name, array in taken.weights.items()}
+    unirnn.load_weights(module, other)
+    built = rnn_backend.rebuild(taken)
+    unirnn.load_weights(built, other)
+    for name, array in taken.weights.items():
+        np.testing.assert_array_equal(array, before[name])
+        with pytest.raises(ValueError, match="read-only"):
+            array += 1
+
+
+def test_the_rnn_example_of_mindspores_documentation(rnn_backend: Subject) -> None:
+    spec = RNNSpec(2, 3, 4, nonlinearity="relu", bias=False)
+    module = rnn_backend.build(spec, seed=0)
+    x = np.array([[[3.0, 4.0]]], np.float32)
+    h_0 = np.array([[[1, 2, 3]], [[3, 4, 5]], [[3, 4, 5]], [[3, 4, 5]]], np.float32)
+    output, (h_n,) = rnn_backend.call(module, x, (h_0,))
+
+    h, expected = x[0, 0].astype(np.float64), []
+    for layer in range(4):
+        w = {name: array.astype(np.float64) for name, array in weights(rnn_backend, module).items()}
+        h = np.maximum(w[f"weight_ih_l{layer}"] @ h + w[f"weight_hh_l{layer}"] @ h_0[layer, 0], 0)
+        expected.append(h)
+    close(output, h[None, None], 1e-6)
+    close(h_n, np.stack(expected)[:, None], 1e-6)
+
+
+def test_the_gru_example_of_mindspores_documentation(rnn_backend: Subject) -> None:
+    module = rnn_backend.build(GRUSpec(10, 16, 2, batch_first=True), seed=0)
+    output, (h_n,) = rnn_backend.call(module, np.ones((3, 5, 10), np.float32), (np.ones((2, 3, 16), np.float32),))
+    assert output.shape == (3, 5, 16)
+    assert h_n.shape == (2, 3, 16)
+
+
+@pytest.mark.parametrize("spelling", ["input", "x"])
+@pytest.mark.parametrize("state", ["hx", "h_0"])
+def test_argument_names_of_both_frameworks(rnn_backend: Subject, spelling: str, state: str) -> None:
+    module = rnn_backend.build(GRUSpec(3, 4), seed=0)
+    x = rnn_backend.array(np.ones((5, 2, 3), np.float32), module)
+    h_0 = rnn_backend.array(np.ones((1, 2, 4), np.float32), module)
+    expected = rnn_backend.backend.to_numpy(module(x, h_0, [5, 0])[0])
+    output, _ = module(**{spelling: x, state: h_0, "seq_length": [5, 0]})
+    np.testing.assert_array_equal(rnn_backend.backend.to_numpy(output), expected)

@@ -1,0 +1,286 @@
+"""The backends under test: which there are, and what the fixture ``rnn_backend`` gives."""
+
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirnn import Device, GRUSpec, Snapshot, explain, registry
+from unirnn.contract.backend import Backend
+from unirnn.contract.call import join_state, state_parts
+from unirnn.devices import dtype_name
+from unirnn.errors import ArgumentError, BackendError, LimitError
+from unirnn.specs import Spec
+
+from .tolerances import tolerance
+
+__all__ = ["Missing", "Subject", "gradients", "launch_blocking", "subjects"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A backend under test; the fixture ``rnn_backend`` gives one.
+
+    Parameters
+    ----------
+    backend
+        The backend.
+    options
+        Further arguments of every build, such as ``kernel``. A kernel is left out for a spec that it can't compute.
+    device
+        Where modules are built, None: the backend's default device.
+    dtype
+        The name of the dtype of modules, and of the arrays that `native` makes.
+    is_brief
+        Whether it takes long, and differs from another subject only in what computes a layer: most cases of the
+        conformance suite are then tested with some kinds of layers only.
+
+    Examples
+    --------
+    >>> import numpy, unirnn
+    >>> numpy_backend = Subject(unirnn.registry.load("numpy"))
+    >>> gru = numpy_backend.build(unirnn.GRUSpec(3, 4), seed=0)
+    >>> output, h_n = gru(numpy_backend.native(numpy.ones((5, 2, 3))))
+    >>> numpy_backend.to_numpy(output).dtype.name, numpy_backend.tolerance
+    ('float32', 1e-05)
+    """
+
+    backend: Backend
+    options: Mapping[str, Any] = field(default_factory=dict)
+    device: Device | None = None
+    dtype: str = "float32"
+    is_brief: bool = False
+
+    @property
+    def name(self) -> str:
+        """The backend's name, as `Spec.build` takes it."""
+        return self.backend.name
+
+    @property
+    def label(self) -> str:
+        """The name in the names of tests, such as ``torch`` or ``numpy-fallback``."""
+        parts = [self.name, *(str(value) for value in self.options.values())]
+        parts += [] if self.device is None else [str(self.device)]
+        parts += [] if self.dtype == "float32" else [self.dtype]
+        return "-".join(parts)
+
+    @property
+    def tolerance(self) -> float:
+        """The largest relative difference that is within tolerance for this dtype and device."""
+        return self.tolerance_of(self.dtype)
+
+    def tolerance_of(self, dtype: str) -> float:
+        """The largest relative difference that is within tolerance for a dtype, on this device."""
+        return tolerance(dtype, self.device or self.backend.default_device())
+
+    def build(self, spec: Spec, **arguments: Any) -> Any:
+        """Build a module, as `Spec.build` does, on this backend, with this device, dtype and these options.
+
+        A test that builds what the backend can't do is skipped; the reason is the limit's own text.
+
+        Parameters
+        ----------
+        spec
+            What to build.
+        **arguments
+            Arguments of `Spec.build`, such as ``seed``; they take the place of the subject's own.
+
+        Raises
+        ------
+        ArgumentError, SpecError, DTypeError, DeviceError
+            As `Spec.build`.
+        """
+        try:
+            return spec.build(self.name, **self._arguments(spec, arguments))
+        except LimitError as error:
+            import pytest  # where there is no test to skip, pytest need not be installed
+
+            pytest.skip(str(error))
+
+    def rebuild(self, snapshot: Snapshot) -> Any:
+        """Build a snapshot, in its own dtype; see `build`."""
+        return snapshot.build(self.name, **self._arguments(snapshot.spec, {"dtype": snapshot.dtype}))
+
+    def _arguments(self, spec: Spec, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        found = {"device": self.device, "dtype": self.dtype, **self.options, **arguments}
+        kernel = self.options.get("kernel")
+        if kernel is not None and "kernel" not in arguments:
+            kernels = explain(spec, self.name, found["device"], dtype=found["dtype"]).kernels
+            if all(kernel != own.name for own in kernels):
+                del found["kernel"]
+        return found
+
+    @functools.cached_property
+    def _place(self) -> Any:
+        """A module, to whose device arrays are put."""
+        return self.build(GRUSpec(1, 1), seed=0)
+
+    def native(self, array: Any) -> Any:
+        """An array of the framework, on the device.
+
+        Parameters
+        ----------
+        array
+            An array or a list; floats get this dtype.
+        """
+        given = np.asarray(array)
+        if given.dtype.kind == "f" and self.dtype != "bfloat16":
+            given = given.astype(self.dtype)
+        return self.backend.from_numpy(given, self._place)
+
+    def to_numpy(self, array: Any) -> Array:
+        """An array of the framework as a NumPy array."""
+        return self.backend.to_numpy(array)
+
+    def array(self, array: Array, module: Any) -> Any:
+        """A NumPy array as an array of the framework, of its own dtype, where a module is."""
+        return self.backend.from_numpy(array, module)
+
+    def call(
+        self,
+        module: Any,
+        input: Array,
+        hx: tuple[Array, ...] | None = None,
+        seq_length: Any = None,
+        resets: Any = None,
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """Call a recurrent layer with NumPy arrays: its output, and the parts of its final state."""
+        state = None if hx is None else join_state([self.array(part, module) for part in hx])
+        output, final = module(self.array(input, module), state, seq_length, resets)
+        parts = state_parts(module.spec, final)
+        assert parts is not None
+        return self.to_numpy(output), tuple(self.to_numpy(part) for part in parts)
+
+
+def gradients(
+    backend: Backend,
+    module: Any,
+    input: Array,
+    hx: tuple[Array, ...],
+    seq_length: Any,
+    d_output: Array,
+    d_state: tuple[Array, ...],
+    resets: NDArray[np.bool_] | None = None,
+) -> dict[str, Array]:
+    """The gradients of a recurrent layer by name: ``input``, ``h_0`` (and ``c_0``), and each weight."""
+    lengths = None if seq_length is None else np.asarray(seq_length)
+    arguments = {"input": input, "hx": join_state(hx), "seq_length": lengths, "resets": resets}
+    found = backend.gradients(module, arguments, (d_output, *d_state))
+    states = module.spec.states
+    named = {"hx": "h_0"} if len(states) == 1 else {f"hx[{k}]": f"{name}_0" for k, name in enumerate(states)}
+    return {named.get(name, name): gradient for name, gradient in found.items()}
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A backend that can't be tested here, and why."""
+
+    label: str
+    reason: str
+
+
+def launch_blocking() -> None:
+    """Make MindSpore run each operator at once, which is many times as fast for small ones on a CPU.
+
+    It has no effect once MindSpore has run an operator, and a process can't go back from it. Where MindSpore is not
+    installed, nothing happens.
+
+    Examples
+    --------
+    >>> launch_blocking()
+    """
+    try:
+        import mindspore
+    except Exception:  # whoever uses MindSpore is told why it can't be imported
+        return
+    if hasattr(mindspore, "runtime"):
+        mindspore.runtime.launch_blocking()
+
+
+def subjects(
+    names: Sequence[str] | None = None,
+    devices: Sequence[str] = (),
+    dtypes: Sequence[str] = (),
+    *,
+    is_brief: bool = False,
+) -> list[Subject | Missing]:
+    """The backends to test, each on each device and in each dtype.
+
+    Parameters
+    ----------
+    names
+        Their names, with options of the build in brackets, as in ``"numpy[kernel=fallback]"``. None: all that are
+        installed and need no options. ``"all"``: all that are registered.
+    devices
+        Names of devices; none: each backend's default device.
+    dtypes
+        Names of dtypes; none: float32.
+    is_brief
+        Whether all of them are to be tested briefly; see `Subject`.
+
+    Returns
+    -------
+    list
+        A `Missing` stands for a backend that is not installed, or that lacks the device or the dtype. Without
+        ``names`` those that are not installed are left out.
+
+    Raises
+    ------
+    ArgumentError, DeviceError, DTypeError
+        If a name can't be read.
+
+    Examples
+    --------
+    >>> [found.label for found in subjects(["numpy[kernel=fallback]", "numpy"], dtypes=["float32", "float64"])]
+    ['numpy-fallback', 'numpy-fallback-float64', 'numpy', 'numpy-float64']
+    """
+    wanted = registry.backends() if names is None or list(names) == ["all"] else names
+    found: list[Subject | Missing] = []
+    for text in wanted:
+        name, options = _read(text)
+        try:
+            backend = registry.load(name)
+        except BackendError as error:
+            found += [] if names is None else [Missing(name, str(error))]
+            continue
+        lacking = [option for option in backend.required_options if option not in options]
+        if lacking:
+            reason = f"{name} needs the option {lacking[0]} of build; name it, as in {name}[{lacking[0]}=...]"
+            found += [] if names is None else [Missing(name, reason)]
+            continue
+        subject = Subject(backend, options, is_brief=is_brief or "kernel" in options)
+        found += _variants(subject, [Device.parse(device) for device in devices], [dtype_name(d) for d in dtypes])
+    return found
+
+
+def _read(text: str) -> tuple[str, dict[str, Any]]:
+    """A name and its options: of ``numpy[kernel=fallback]``."""
+    match = re.fullmatch(r"([^\[\]]+)(?:\[([^\[\]]*)\])?", text)
+    pairs = [] if match is None or not match[2] else [pair.partition("=") for pair in match[2].split(",")]
+    if match is None or not all(key and equals and value for key, equals, value in pairs):
+        raise ArgumentError(f"backends: given {text!r}, expected a name, or name[option=value,...]")
+    return match[1].strip(), {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _variants(subject: Subject, devices: Sequence[Device], dtypes: Sequence[str]) -> Iterator[Subject | Missing]:
+    for device in devices or (None,):
+        for dtype in dtypes or ("float32",):
+            variant = replace(subject, device=device, dtype=dtype)
+            reason = _why_not(variant)
+            yield variant if reason is None else Missing(variant.label, reason)
+
+
+def _why_not(subject: Subject) -> str | None:
+    """Why a backend can't build anything on this device, or in this dtype."""
+    present = subject.backend.devices()
+    device = subject.device or subject.backend.default_device()
+    if not any(device == own or (device.kind == own.kind and device.index is None) for own in present):
+        return f"device: given '{device}', not present; {subject.name} sees {', '.join(map(str, present))}"
+    limits = explain(GRUSpec(1, 1), subject.name, device, dtype=subject.dtype).limits
+    return next((str(limit) for limit in limits if limit.refuses), None)

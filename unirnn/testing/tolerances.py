@@ -1,0 +1,83 @@
+"""How much numbers may differ."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirnn.devices import Device
+
+__all__ = ["TOLERANCES", "close", "tolerance"]
+
+TOLERANCES: Mapping[str, float] = MappingProxyType(
+    {"float64": 1e-12, "float32": 1e-5, "float16": 2e-2, "bfloat16": 1.6e-1}
+)
+"""The largest relative difference that is within tolerance on a CPU, by dtype.
+
+Those of float64 and float32 are what unirnn guarantees. Those of float16 and bfloat16 are twenty times the dtype's
+epsilon, since a framework may round after each operation: torch does in its gradients on a CPU, which are up to six
+epsilons off at T = 100.
+"""
+
+
+def tolerance(dtype: str, device: Device | None = None) -> float:
+    """The largest relative difference that is within tolerance.
+
+    On a GPU or an Ascend it is ten times that of `TOLERANCES`: cuDNN's tanh alone is off by 1e-6. On an Ascend it is
+    never less than that of float16, in which the fused operators compute.
+
+    Parameters
+    ----------
+    dtype
+        The name of a dtype.
+    device
+        The device; None is a CPU.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> tolerance("float32"), tolerance("float32", unirnn.Device("gpu"))
+    (1e-05, 0.0001)
+    """
+    kind = "cpu" if device is None else device.kind
+    if kind == "ascend":
+        return max(TOLERANCES[dtype], TOLERANCES["float16"])
+    return TOLERANCES[dtype] * (1 if kind == "cpu" else 10)
+
+
+def close(
+    actual: NDArray[Any], expected: NDArray[Any], tolerance: float, what: str = "", *, scale: float | None = None
+) -> None:
+    """Assert equal shapes, no NaN, and differences within a tolerance.
+
+    Parameters
+    ----------
+    actual, expected
+        Arrays of any shape.
+    tolerance
+        Relative to the largest expected value, or to ``scale`` if it is given.
+    what
+        The name of the array, for the message.
+    scale
+        See ``tolerance``.
+
+    Raises
+    ------
+    AssertionError
+        If they differ by more.
+
+    Examples
+    --------
+    >>> close(np.array([1.0, 2.0]), np.array([1.0, 2.1]), 0.01, "output")
+    Traceback (most recent call last):
+    ...
+    AssertionError: output: off by 1.00e-01
+    """
+    assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
+    if not expected.size:
+        return
+    difference = np.abs(actual.astype(np.float64) - expected).max()
+    largest = np.abs(expected).max() if scale is None else scale
+    assert difference <= tolerance * largest, f"{what}: off by {difference:.2e}"
