@@ -26,7 +26,7 @@ TEMPLATE = Path(__file__).parent / "unirnn-loop"
 
 def new_backend(
     name: Annotated[
-        str, typer.Argument(help="What build() will call it, such as the name of the framework's package.")
+        str, typer.Argument(metavar="NAME", help="What build() calls it, such as the name of the framework's package.")
     ],
 ) -> None:
     """Write a package with a backend, to begin one of your own with.
