@@ -223,7 +223,8 @@ def test_the_library_is_built_again_only_after_a_change(
     monkeypatch.setenv("UNIRNN_NATIVE", "1")
     assert is_built()
     assert not is_built()
-    finished = shutil.copy(built, tmp_path / "finished")
+    finished = tmp_path / "finished"
+    shutil.copy(built, finished)
     monkeypatch.setenv("UNIRNN_BUILT", str(finished))
     monkeypatch.setattr(hook, "ThreadPoolExecutor", None)  # nothing can be compiled any more
     built.unlink()
