@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Symptoms", "layer_at", "padding_cause"]
+__all__ = ["Symptoms", "is_recurrent", "layer_at", "padding_cause"]
 
 OF_EMPTY = "a sequence of length 0 has no last step: index n - 1 is -1, which reads the end of the padding"
 OF_NAN_IN_GRADIENTS = (
@@ -42,7 +42,6 @@ BY_KIND = (
     (("attention", "softmax", "transformer"), "its softmax runs over all T steps: the padding is not masked"),
 )
 """What is usually wrong with a layer, by a part of the name of its class."""
-RECURRENT = ("lstm", "gru", "rnn", "bidirectional")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +75,11 @@ class Symptoms:
     is_of_empty: bool
 
 
+def is_recurrent(kind: str) -> bool:
+    """Whether a class is a recurrent layer, by its name."""
+    return kind.lower() in ("lstm", "gru", "rnn", "simplernn", "bidirectional", "recurrent")
+
+
 def padding_cause(seen: Symptoms) -> str | None:
     """The usual cause; None if there is none that is known."""
     if seen.is_of_empty:
@@ -85,7 +89,7 @@ def padding_cause(seen: Symptoms) -> str | None:
     if seen.name is None or seen.kind is None or seen.is_of_gradients:
         return None
     kind = seen.kind.lower()
-    if any(part in kind for part in RECURRENT) and not seen.has_inner:
+    if any(part in kind for part in ("lstm", "gru", "rnn", "bidirectional")) and not seen.has_inner:
         return _of_recurrent(seen, kind)
     if seen.has_inner:
         own = "the model's own code" if seen.name == "" else f"the code of {seen.kind}"

@@ -12,7 +12,7 @@ from unirnn.contract.backend import Backend, Watched
 from unirnn.errors import ArgumentError, LimitError
 from unirnn.specs import Model, Spec
 
-from ._padding_causes import Symptoms, layer_at, padding_cause
+from ._padding_causes import Symptoms, is_recurrent, layer_at, padding_cause
 from ._places import Difference, Places, arrays_by_path, difference, difference_alone, find_places
 from .batches import Batch
 from .calling import Call, call_model, in_layout_of
@@ -485,17 +485,17 @@ class _Check:
         first = (values or found)[0]
         _, base = self.watch(self.base, training=first.training)
         _, changed = self.watch(first.change.batch, training=first.training)
-        moved: tuple[str, int, str] | None = None
+        moved: list[tuple[str, int, str]] = []
         before: list[str] = []
         for key, array in base.items():
             places = self.layer_places.get(key)
             if places is None or (key not in changed and first.change.alone is not None):
                 continue
             if self._difference(array, changed.get(key), places, first.change) is not None:
-                moved = key
-                break
-            before.append(key[0])
-        name = None if moved is None else moved[0]
+                moved.append(key)
+            elif not moved:
+                before.append(key[0])
+        name = self._outer([key[0] for key in moved])
         inner = [] if name is None else [key[0] for key in base if _is_within(key[0], name)]
         earlier = [layer for layer in before if name is None or (layer != name and not _is_within(name, layer))]
         after = f"{earlier[-1]} ({self.kinds[earlier[-1]]})" if earlier else None
@@ -508,9 +508,9 @@ class _Check:
                 layer=None if name is None else layer_at(self.model, name),
                 kind=None if name is None else self.kinds[name],
                 name=name,
-                path="" if moved is None else moved[2],
+                path=next((key[2] for key in moved if key[0] == name), ""),
                 after=after,
-                has_inner=bool(inner),
+                has_inner=bool(inner) and not is_recurrent(self.kinds[name or ""]),
                 is_of_gradients=not values,
                 is_of_nan=all(row.change.short == "NaN" for row in found),
                 is_of_training=all(row.training for row in values),
@@ -518,6 +518,13 @@ class _Check:
             )
         )
         return [*lines, *([] if cause is None else [f"usual cause: {cause}"])]
+
+    def _outer(self, moved: list[str]) -> str | None:
+        """The first of the layers that moved; of one within a recurrent layer, that layer."""
+        if not moved:
+            return None
+        outer = [name for name in moved if _is_within(moved[0], name) and name and is_recurrent(self.kinds[name])]
+        return outer[-1] if outer else moved[0]
 
     def _is_of_empty(self, d: Difference) -> bool:
         return d.sequence is not None and self.base.lengths[d.sequence] == 0
