@@ -14,6 +14,7 @@ from unirnn.errors import ArgumentError
 from unirnn.testing.batches import Batch, batch
 from unirnn.testing.frameworks import to_numpy
 from unirnn.testing.inert import padding_is_inert
+from unirnn.testing.subjects import launch_blocking
 
 BATCH = batch(features=3, min_length=1, dtype="float64")
 RAGGED = batch(features=3, dtype="float64")
@@ -41,7 +42,13 @@ def nested(x: Any, lengths: Any) -> Any:
     """Padding as it likes, in a dict of tuples; integers; a number; and two axes of steps."""
     scores = np.einsum("btf,bsf->bts", x, x)
     pooled = masked_mean(x, lengths)
-    return {"r": Results(x * 2, (pooled, pooled.argmax(-1))), "scores": scores, "lengths": lengths, "total": 3.0, "no": None}
+    return {
+        "r": Results(x * 2, (pooled, pooled.argmax(-1))),
+        "scores": scores,
+        "lengths": lengths,
+        "total": 3.0,
+        "no": None,
+    }
 
 
 def strided(x: Any, lengths: Any) -> Any:
@@ -128,8 +135,12 @@ WRONG: dict[str, tuple[Any, Batch, list[str]]] = {
     ),
     "multiplied mask": (multiplied_mask, BATCH, ["NaN is in the padding$", r"usual cause: only NaN .* give nan=False"]),
     "reversed": (reversed_whole, BATCH, [r"first in sequence 0 \(length 3 of 6\), step 0, when"]),
-    "length 0": (last, RAGGED, [r"sequence 3 \(length 0 of 6\)", "usual cause: a sequence of length 0 has no last step"]),
-    "a shape": (lambda x, lengths: np.unique(x), BATCH, [r"output: its shape \(\d+,\) became \(\d+,\)"]),
+    "length 0": (
+        last,
+        RAGGED,
+        [r"sequence 3 \(length 0 of 6\)", "usual cause: a sequence of length 0 has no last step"],
+    ),
+    "a shape": (lambda x, lengths: x[x > 5], BATCH, [r"output: its shape \(\d+,\) became \(\d+,\)"]),
     "integers": (lambda x, lengths: (x, (x > 0).sum(1)), BATCH, [r"output\[1\]: off by"]),
     "nested": (
         lambda x, lengths: {"a": Results(x, x.max(1))},
@@ -163,7 +174,11 @@ def test_tokens() -> None:
     [
         (masked_mean, replace(BATCH, seq_length=np.full(4, 6)), r"^batch: all of its sequences have T steps"),
         (Keeps(), BATCH, None),  # a copy each time: the state is not kept
-        (lambda x, lengths: x + np.random.default_rng().random(), BATCH, r"^model: given one whose output differs in evaluation"),
+        (
+            lambda x, lengths: x + np.random.default_rng().random(),
+            BATCH,
+            r"^model: given one whose output differs in evaluation",
+        ),
         (lambda x: x, BATCH, r"^call: not given"),
     ],
 )
@@ -228,8 +243,8 @@ def torch_model(**options: Any) -> Any:
 TORCH_RIGHT: list[dict[str, Any]] = [
     {"bidirectional": True, "num_layers": 2, "dropout": 0.4},
     {"kind": "LSTM", "pool": "masked mean", "norm": "dropout"},
-    {"packed": False, "pool": "last"},
-    {"norm": "strided"},
+    {"packed": False, "pool": "last"},  # its gradients are right for finite numbers
+    {"norm": "strided"},  # and these, too
     {"bidirectional": True, "pool": "attention"},
 ]
 
@@ -240,7 +255,8 @@ def test_right_models_of_torch(options: dict[str, Any]) -> None:
     model = torch_model(**options)
     model.rnn.eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    padding_is_inert(model, BATCH, nan=options.get("norm") != "strided")
+    is_computed = options.get("norm") == "strided" or options.get("pool") == "last"
+    padding_is_inert(model, batch(features=3, min_length=2, dtype="float64"), nan=not is_computed)
     assert all((tensor == before[name]).all() for name, tensor in model.state_dict().items())
     assert (model.training, model.rnn.training) == (True, False)
 
@@ -265,7 +281,11 @@ TORCH_WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "mean": (
         {"pool": "mean"},
-        [r"sequence \d alone", r"first layer that moved: head \(Linear\); before it: rnn \(GRU\)", "code between rnn .GRU. and"],
+        [
+            r"sequence \d alone",
+            r"first layer that moved: head \(Linear\); before it: rnn \(GRU\)",
+            "code between rnn .GRU. and",
+        ],
     ),
     "batch norm": (
         {"norm": "batch"},
@@ -279,7 +299,7 @@ TORCH_WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "instance norm": ({"norm": "instance"}, ["usual cause: it takes its mean and its variance over all T steps"]),
     "convolution": ({"norm": "conv"}, [r"norm \(Conv1d\)", "usual cause: its window reaches from a valid step"]),
     "attention": (
-        {"pool": "attention without mask"},
+        {"pool": "attention without mask", "bidirectional": True},
         [r"first layer that moved: attention \(MultiheadAttention\)", "usual cause: its softmax runs over all T steps"],
     ),
 }
@@ -303,7 +323,11 @@ def test_only_the_gradient_of_a_weight_sees_nan() -> None:
             return self.project(x)
 
     padding_is_inert(Projected(), BATCH, nan=False)
-    assert_found(Projected(), BATCH, [r"the gradient of project.weight: became NaN", "only NaN does this.*gradient of its weights"])
+    assert_found(
+        Projected(),
+        BATCH,
+        [r"the gradient of project.weight: became NaN", "only NaN does this.*gradient of its weights"],
+    )
     padding_is_inert(Projected(), BATCH, gradients=False)
 
 
@@ -327,6 +351,7 @@ def test_a_model_that_takes_one_size_only() -> None:
 
 def mindspore_model(**options: Any) -> Any:
     ms = pytest.importorskip("mindspore")
+    launch_blocking()
     nn, ops = ms.nn, ms.ops
 
     class Tagger(nn.Cell):
@@ -392,9 +417,12 @@ LAYER = unirnn.LSTMSpec(3, 4, num_layers=2, bidirectional=True, dropout=0.3)
 
 
 @pytest.mark.parametrize("name", ["numpy", "torch", "mindspore"])
-@pytest.mark.parametrize("given", [batch(LAYER, with_state=True, with_resets=True), batch(CHAIN)], ids=["layer", "chain"])
+@pytest.mark.parametrize(
+    "given", [batch(LAYER, with_state=True, with_resets=True), batch(CHAIN)], ids=["layer", "chain"]
+)
 def test_modules_of_unirnn(name: str, given: Batch) -> None:
     pytest.importorskip(name)
+    launch_blocking()
     padding_is_inert((LAYER if given.num_tokens is None else CHAIN).build(name, seed=0), given)
 
 

@@ -18,9 +18,7 @@ OF_CODE = (
     "reads the padding: a mean, a maximum or a softmax over all T steps, a sequence that was reversed together with its "
     "padding, or step -1 in the place of step n - 1"
 )
-OF_FINAL_STATE = (
-    "its final state is that of step T, after the padding, instead of that of step n - 1; pack the batch, or give the lengths"
-)
+OF_FINAL_STATE = "its final state is that of step T, after the padding, instead of that of step n - 1; pack the batch, or give the lengths"
 OF_REVERSE = "its reverse direction begins in the padding, at step T; pack the batch, or give the lengths"
 OF_REVERSED = (
     "it reads the padding before the valid steps, as when a sequence is reversed together with its padding; reverse the "
@@ -99,7 +97,9 @@ def padding_cause(seen: Symptoms) -> str | None:
     for parts, words in BY_KIND:
         if any(part in kind for part in parts):
             return words
-    # Any other layer computes each step by itself, unless its input has all steps in one.
+    if seen.after and "Flatten" in seen.after:
+        return "it mixes all T steps, and the padding is among them"
+    # Any other layer computes each step by itself.
     between = f"between {seen.after} and it " if seen.after else "before it "
     return f"the code {between}{OF_CODE}"
 

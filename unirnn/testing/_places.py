@@ -138,9 +138,7 @@ def find_places(base: Array, longer: Array | None, alone: Mapping[int, Array], b
 def _valid_steps(axis: int, size: int, alone: Mapping[int, Array], batch: Batch) -> NDArray[np.int64]:
     """How many steps of each sequence are valid on an axis; where that can't be known, none are."""
     as_many = size in (batch.steps, batch.lengths.max())
-    found = [
-        alone[b].shape[axis] if b in alone else n if as_many else 0 for b, n in enumerate(batch.lengths.tolist())
-    ]
+    found = [alone[b].shape[axis] if b in alone else n if as_many else 0 for b, n in enumerate(batch.lengths.tolist())]
     return np.minimum(found, batch.lengths) if as_many else np.array(found)
 
 
@@ -226,9 +224,9 @@ def _compare(
         off = moved.astype(np.float64)
         largest = 1.0
     else:
-        old, new = before.astype(np.float64), after.astype(np.float64)
+        old, new = np.asarray(before, np.float64), np.asarray(after, np.float64)
         with np.errstate(invalid="ignore"):
-            off = np.abs(new - old)
+            off = np.asarray(np.abs(new - old))
         off[(old == new) | (np.isnan(old) & np.isnan(new))] = 0
         off[np.isnan(off)] = np.inf  # NaN came or went
         finite = np.abs(old[valid & np.isfinite(old)])
