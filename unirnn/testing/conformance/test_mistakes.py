@@ -369,10 +369,11 @@ def test_subclasses_of_numpy_arrays(rnn_backend: Subject, kind: str, place: str)
         assert "its mask would be ignored" in str(caught.value)
 
 
-def test_subclasses_of_numpy_arrays_in_a_model(model_backend: Subject) -> None:
-    net = model_backend.build(Sequential(head=LinearSpec(I, I), encoder=GRUSpec(I, H)), seed=0)
+def test_subclasses_of_numpy_arrays_in_a_model(rnn_backend: Subject) -> None:
+    model = Sequential(head=LinearSpec(I, I), encoder=GRUSpec(I, H))
+    net = rnn_backend.build(model, seed=0)
     masked, words = ma.masked_array(X, True), "given numpy.MaskedArray, expected a "
-    x = model_backend.array(X, net)
+    x = rnn_backend.array(X, net)
     actions: dict[str, Callable[[], Any]] = {
         "input": lambda: net(masked),
         r"hx\[0\] \(encoder\)": lambda: net(x, (masked[:1],)),
