@@ -134,8 +134,8 @@ def test_the_conformance_suite_leaves_models_out_for_a_backend_without(installed
     code, count = re.subn(r"\n +kinds=.*", "", backend.read_text("utf-8"))
     assert count == 1
     backend.write_text(code, "utf-8")
-    chosen = [f"{SUITE}.{name}" for name in ("test_building", "test_mistakes", "test_states", "test_streaming")]
-    run("pytest", "--pyargs", *chosen, "--rnn-backends=my_frame", folder=installed.parent, path=installed)
+    chosen = ["--pyargs", f"{SUITE}.test_mistakes", "--rnn-backends=my_frame"]
+    run("pytest", *chosen, folder=installed.parent, path=installed)
 
 
 def run(*module: str, folder: Path, path: Path | None = None) -> None:
