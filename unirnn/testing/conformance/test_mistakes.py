@@ -371,7 +371,7 @@ def test_subclasses_of_numpy_arrays(rnn_backend: Subject, kind: str, place: str)
 
 def test_subclasses_of_numpy_arrays_in_a_model(rnn_backend: Subject) -> None:
     model = Sequential(head=LinearSpec(I, I), encoder=GRUSpec(I, H))
-    net = model.build(rnn_backend.backend.name, seed=0, **rnn_backend.options)
+    net = rnn_backend.build(model, seed=0)
     masked, words = ma.masked_array(X, True), "given numpy.MaskedArray, expected a "
     x = rnn_backend.array(X, net)
     actions: dict[str, Callable[[], Any]] = {
