@@ -222,8 +222,8 @@ def test_gradients_are_not_borrowed(
     borrowed = recorded(monkeypatch)
     rnn_backend.backend.gradients(module, {"input": input}, cotangents)
     assert not borrowed, (
-        f"{rnn_backend.name}: its gradients are computed by {borrowed[0]} of the numpy backend, so they say nothing about "
-        "what the backend itself computes; take those of its framework, or declare derivatives=0"
+        f"{rnn_backend.name}: its gradients are computed by {borrowed[0]} of the numpy backend, so they say nothing "
+        "about what the backend itself computes; take those of its framework, or declare derivatives=0"
     )
 
 
@@ -251,15 +251,17 @@ def test_results_and_arguments_stay_as_they_are(rnn_backend: Subject, kind: str)
     """Another call changes neither what an earlier one returned, nor what it was given."""
     case = in_its_dtype(rnn_backend, Case(lengths=RAGGED, num_layers=2))
     module, batch = built(rnn_backend, kind, case)
-    input, *hx = given_arrays = [rnn_backend.array(array, module) for array in (batch.input, *batch.hx)]
-    x, *later = [rnn_backend.array(array, module) for array in (batch.input[0], *batch.hx)]
+    given = [batch.input, *batch.hx, batch.input[0], *batch.hx]
+    arrays = [rnn_backend.array(array.copy(), module) for array in given]
+    input, *hx = arrays[: len(given) // 2]
+    x, *state = arrays[len(given) // 2 :]
 
     def parts(results: Any) -> list[Any]:
         return [results[0], *(state_parts(module.spec, results[1]) or ())]
 
     for what, call, other in (
         ("call", lambda: module(input, join_state(hx), RAGGED), lambda: module(-input)),
-        ("step", lambda: module.step(x, join_state(later)), lambda: module.step(-x)),
+        ("step", lambda: module.step(x, join_state(state)), lambda: module.step(-x)),
     ):
         first = parts(call())
         before = [np.array(rnn_backend.to_numpy(part)) for part in first]
@@ -267,9 +269,7 @@ def test_results_and_arguments_stay_as_they_are(rnn_backend: Subject, kind: str)
         for part, expected in zip(first, before, strict=True):
             message = f"a later {what} changes what an earlier one returned"
             np.testing.assert_array_equal(rnn_backend.to_numpy(part), expected, message)
-    for array, expected in zip(
-        (*given_arrays, x, *later), (batch.input, *batch.hx, batch.input[0], *batch.hx), strict=True
-    ):
+    for array, expected in zip(arrays, given, strict=True):
         np.testing.assert_array_equal(rnn_backend.to_numpy(array), expected, "an argument is changed in place")
 
 
