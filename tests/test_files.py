@@ -819,7 +819,7 @@ def zipped(**members: bytes) -> bytes:
         (b"\n<!DOCTYPE html>\n<html>", "a web page in place of the file"),
         (b"<HTML><head>", "a web page in place of the file"),
         (b'<?xml version="1.0"?><Error>', "a web page in place of the file"),
-        (gzip.compress(b"weights"), "compressed by gzip; decompress it first"),
+        (gzip.compress(b"weights", mtime=0), "compressed by gzip; decompress it first"),
         (lzma.compress(b"weights"), "compressed by xz; decompress it first"),
         (bz2.compress(b"weights"), "compressed by bzip2; decompress it first"),
         (b"weights.bin".ljust(257, b"\0") + b"ustar\x0000", "a tar archive; unpack it, by: tar -xf"),

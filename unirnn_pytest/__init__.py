@@ -5,12 +5,13 @@ unirnn only once a test asks for the fixture.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from unirnn.testing.subjects import Subject
+    from unirnn.testing.subjects import Missing, Subject
 
 __all__ = ["rnn_backend"]
 
@@ -18,6 +19,7 @@ MARKER = (
     "rnn_backend(*names, devices=(), dtypes=()): the backends, devices and dtypes for which the fixture rnn_backend "
     "runs a test; those that the options leave out, or that are not installed, are skipped."
 )
+MADE = pytest.StashKey["dict[str, list[Subject | Missing]]"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,37 +45,77 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER)
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Refuse wrong options before any test is collected."""
+    if any(session.config.getoption(name) for name in ("rnn_backends", "rnn_devices", "rnn_dtypes")):
+        from unirnn.errors import UnirnnError
+
+        try:
+            _under_test(session.config, (), {})
+        except UnirnnError as error:
+            raise pytest.UsageError(str(error)) from None
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that has the fixture for each backend."""
     if "rnn_backend" not in metafunc.fixturenames:
         return
     from unirnn.errors import UnirnnError
-    from unirnn.testing.subjects import Missing, Subject, launch_blocking, subjects
 
-    option = metafunc.config.getoption
-    named = _names(option("rnn_backends"))
     marker = metafunc.definition.get_closest_marker("rnn_backend")
-    marked: dict[str, Any] = {} if marker is None else dict(marker.kwargs)
-    names = named or (list(marker.args) if marker is not None and marker.args else None)
-    devices = marked.get("devices") or _names(option("rnn_devices"))
-    dtypes = marked.get("dtypes") or _names(option("rnn_dtypes"))
     try:
-        found = subjects(names, devices, dtypes, is_brief=bool(option("rnn_asynchronous")))
+        found = _under_test(metafunc.config, *((), {}) if marker is None else (marker.args, marker.kwargs))
     except UnirnnError as error:
-        raise pytest.UsageError(str(error)) from None
-    missing = [one for one in found if isinstance(one, Missing)]
-    if missing and named not in ([], ["all"]):
-        raise pytest.UsageError(f"--rnn-backends: {missing[0].label}: {missing[0].reason}")
-    if marker is not None and marker.args and named:
-        found = [one for one in found if isinstance(one, Missing) or one.name in marker.args]
-    if not option("rnn_asynchronous") and any(isinstance(s, Subject) and s.name == "mindspore" for s in found):
-        launch_blocking()
+        pytest.fail(f"{metafunc.definition.nodeid}: {error}", pytrace=False)
     metafunc.parametrize("rnn_backend", found, indirect=True, ids=lambda subject: subject.label, scope="session")
 
 
-def _names(text: str | None) -> list[str]:
-    """The names in a list; a comma within brackets separates options."""
-    return [name.strip() for name in re.split(r",(?![^\[]*\])", text or "") if name.strip()]
+def _under_test(config: pytest.Config, marked: Sequence[str], given: Mapping[str, Any]) -> "list[Subject | Missing]":
+    """What the fixture gives by the options, and by the arguments of a test's marker."""
+    from unirnn.errors import ArgumentError
+    from unirnn.testing.subjects import Missing
+
+    if not set(given) <= {"devices", "dtypes"}:
+        raise ArgumentError(f"rnn_backend: given {', '.join(given)}, expected names of backends, devices= and dtypes=")
+    named = _names(config.getoption("rnn_backends"))
+    is_named = named not in ([], ["all"])
+    found = _subjects(
+        config,
+        named if is_named else list(marked) or named or None,
+        _names(given.get("devices") or config.getoption("rnn_devices")),
+        _names(given.get("dtypes") or config.getoption("rnn_dtypes")),
+    )
+    absent = [one for one in found if isinstance(one, Missing) and not one.is_installed]
+    if is_named and absent:
+        raise ArgumentError(f"--rnn-backends: {absent[0].reason}")
+    if is_named and marked:
+        found = [one for one in found if one.name in {text.partition("[")[0] for text in marked}]
+    # Where nothing is left, pytest would say no more than that there are no parameters.
+    names = ", ".join(marked)
+    none = f"the test is for {names}, and --rnn-backends={config.getoption('rnn_backends')} leaves that out"
+    return found or [Missing(names, names, none if marked else "no backend is installed")]
+
+
+def _subjects(
+    config: pytest.Config, names: list[str] | None, devices: list[str], dtypes: list[str]
+) -> "list[Subject | Missing]":
+    """The backends to test, the same objects for all tests of a run, so that pytest makes the fixture once for each."""
+    from unirnn.testing.subjects import Subject, launch_blocking, subjects
+
+    made = config.stash.setdefault(MADE, {})
+    key = repr((names, devices, dtypes))
+    if key not in made:
+        is_asynchronous = bool(config.getoption("rnn_asynchronous"))
+        made[key] = subjects(names, devices, dtypes, is_brief=is_asynchronous)
+        if not is_asynchronous and any(isinstance(one, Subject) and one.name == "mindspore" for one in made[key]):
+            launch_blocking()
+    return made[key]
+
+
+def _names(names: str | Sequence[str] | None) -> list[str]:
+    """A list of names; in a text, they are separated by commas, and a comma within brackets separates options."""
+    parts = re.split(r",(?![^\[]*\])", names or "") if names is None or isinstance(names, str) else names
+    return [name.strip() for name in parts if name.strip()]
 
 
 @pytest.fixture(scope="session")

@@ -2,17 +2,17 @@
 
 import functools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import mindspore as ms
-import numpy as np
 from mindspore import nn
 from numpy.typing import NDArray
 
 from unirnn import Device, Limit, RecurrentSpec, Spec
 from unirnn.contract import weights as _weights
-from unirnn.contract.backend import Arrays, Backend, check_computes_as, leaves, leaves_by_path, with_leaves
+from unirnn.contract.backend import Arrays, Backend, Watched, check_computes_as, leaves, leaves_by_path, map_arrays
 from unirnn.contract.limits import Kernel
 from unirnn.devices import DTYPES, short_name
 from unirnn.errors import DeviceError
@@ -154,7 +154,8 @@ class MindSporeBackend(Backend):
         return ms.Tensor(array)
 
     def to_numpy(self, array: Any) -> Array:
-        result: Array = array.asnumpy()
+        # NumPy has no bfloat16; float32 holds all of its values.
+        result: Array = (array.astype(ms.float32) if array.dtype == ms.bfloat16 else array).asnumpy()
         return result
 
     def detach(self, array: Any) -> Any | None:
@@ -163,24 +164,53 @@ class MindSporeBackend(Backend):
     def like(self, array: Array, other: Any) -> Any | None:
         return ms.Tensor(array) if isinstance(other, ms.Tensor) else None
 
-    def gradients(self, module: Any, arguments: Mapping[str, Any], cotangents: Sequence[Array]) -> dict[str, Array]:
-        arrays = leaves(arguments)
-        floats = {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
-        given = {name: ms.Tensor(np.asarray(array)) for name, array in arrays.items()}
-        ds = [ms.Tensor(d) for d in cotangents]
+    def gradient(
+        self, function: Callable[..., Any], arrays: Sequence[Any], module: Any = None
+    ) -> tuple[list[Array | None], dict[str, Array]]:
+        floats = [k for k, array in enumerate(arrays) if ms.ops.is_floating_point(array)]
 
-        def weighted(*tensors: ms.Tensor) -> ms.Tensor:
-            moved = {**given, **dict(zip(floats, tensors, strict=True))}
-            results = leaves({"results": module(**with_leaves(arguments, moved))})
-            return sum((r * d).sum() for r, d in zip(results.values(), ds, strict=True))
+        def of_floats(*tensors: ms.Tensor) -> Any:
+            moved = dict(zip(floats, tensors, strict=True))
+            return function(*(moved.get(k, array) for k, array in enumerate(arrays)))
 
-        parameters = {name: p for name, p in _parameters(module).items() if p.requires_grad}
+        parameters = {} if module is None else _named(module)
+        weights = {name: p for name, p in parameters.items() if p.requires_grad}
+        by_input: list[Array | None] = [None] * len(arrays)
+        if not floats and not weights:  # MindSpore refuses to be asked for nothing
+            return by_input, {}
         positions = tuple(range(len(floats)))
-        found = ms.grad(weighted, positions or None, list(parameters.values()) or None)(
-            *map(ms.Tensor, floats.values())
-        )
-        gradients = leaves({"gradients": found}).values()  # in tuples, if there are arrays as well as weights
-        return {name: g.asnumpy() for name, g in zip((*floats, *parameters), gradients, strict=True)}
+        inputs = [arrays[k] for k in floats]
+        found = ms.grad(of_floats, positions or None, list(weights.values()) or None)(*inputs)
+        # In tuples, if there are arrays as well as weights.
+        gradients = [self.to_numpy(gradient) for gradient in leaves({"gradients": found}).values()]
+        for k, gradient in zip(floats, gradients, strict=False):
+            by_input[k] = gradient
+        return by_input, dict(zip(weights, gradients[len(floats) :], strict=True))
+
+    @contextmanager
+    def watch(self, module: Any) -> Iterator[list[Watched]]:
+        found: list[Watched] = []
+
+        def hook(name: str) -> Callable[..., None]:
+            def add(cell: nn.Cell, inputs: Any, results: Any) -> None:
+                found.append(Watched(name, type(cell).__name__, map_arrays(results, _copied)))
+
+            return add
+
+        handles = [cell.register_forward_hook(hook(name)) for name, cell in module.cells_and_names()]
+        try:
+            yield found
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def random_seed(self, seed: int) -> None:
+        ms.set_seed(seed)
+
+
+def _copied(value: Any) -> Any:
+    """A tensor's copy; anything else as it is."""
+    return value.copy() if isinstance(value, ms.Tensor) else value
 
 
 def _parameters(module: Any) -> dict[str, Any]:
@@ -189,6 +219,11 @@ def _parameters(module: Any) -> dict[str, Any]:
         return dict(module.parameters_and_names())
     suffix = "_l0" if isinstance(module, tuple(_CELLS.values())) else ""
     return {p.name.rpartition(".")[2] + suffix: p for p in module.get_parameters()}
+
+
+def _named(module: nn.Cell) -> dict[str, Any]:
+    """The parameters of any cell: by torch's names where it has a spec, and otherwise by their paths."""
+    return dict(module.parameters_and_names()) if _spec(module) is None else _parameters(module)
 
 
 def _spec(module: Any) -> Spec | None:

@@ -1,6 +1,7 @@
 """The ``torch`` backend's own answers to `unirnn.contract.backend.Backend`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from unirnn import Device, GRUSpec, Limit, LSTMSpec, RecurrentSpec, RNNSpec
-from unirnn.contract.backend import Arrays, Backend, check_computes_as, leaves, leaves_by_path, with_leaves
+from unirnn.contract.backend import Arrays, Backend, Watched, check_computes_as, leaves_by_path, map_arrays
 from unirnn.contract.limits import Kernel
 from unirnn.devices import DTYPES, short_name
 from unirnn.errors import ArgumentError, DeviceError, DTypeError
@@ -177,7 +178,9 @@ class TorchBackend(Backend):
         return encode_checkpoint(spec, weights, metadata)
 
     def from_numpy(self, array: Array, module: Any) -> torch.Tensor:
-        weight = models.first_tensor(module)
+        weight = None if module is None else models.find_tensor(module)
+        if weight is None:
+            return torch.tensor(array)
         # NumPy has no bfloat16, so for such a module every float is meant to be one.
         dtype = weight.dtype if weight.dtype == torch.bfloat16 and array.dtype.kind == "f" else None
         return torch.tensor(array, device=weight.device, dtype=dtype)
@@ -194,21 +197,48 @@ class TorchBackend(Backend):
     def like(self, array: Array, other: Any) -> Any | None:
         return torch.as_tensor(array, device=other.device) if isinstance(other, torch.Tensor) else None
 
-    def gradients(self, module: Any, arguments: Mapping[str, Any], cotangents: Sequence[Array]) -> dict[str, Array]:
-        tensors = {
-            name: self.from_numpy(array, module).requires_grad_(array.dtype.kind == "f")
-            for name, array in leaves(arguments).items()
-        }
-        results = leaves({"results": module(**with_leaves(arguments, tensors))})
-        parameters = dict(module.named_parameters())
-        wanted = {name: t for name, t in {**tensors, **parameters}.items() if t.requires_grad}
-        gradients = torch.autograd.grad(
-            list(results.values()),
-            list(wanted.values()),
-            [self.from_numpy(d, module) for d in cotangents],
-            materialize_grads=True,
-        )
-        return {name: self.to_numpy(gradient) for name, gradient in zip(wanted, gradients, strict=True)}
+    def gradient(
+        self, function: Callable[..., Any], arrays: Sequence[Any], module: Any = None
+    ) -> tuple[list[Array | None], dict[str, Array]]:
+        # Copies, so that a gradient of the caller's own tensors is neither asked for nor changed.
+        inputs = [array.detach().clone() for array in arrays]
+        floats = [tensor.requires_grad_() for tensor in inputs if tensor.is_floating_point()]
+        parameters = {} if module is None else dict(module.named_parameters())
+        weights = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+        with torch.enable_grad():
+            value = function(*inputs)
+        wanted = [*floats, *weights.values()]
+        if isinstance(value, torch.Tensor) and value.requires_grad and wanted:
+            found = iter(torch.autograd.grad(value, wanted, materialize_grads=True))
+        else:  # it depends on nothing that has a gradient
+            found = map(torch.zeros_like, wanted)
+        by_input = [self.to_numpy(next(found)) if tensor.is_floating_point() else None for tensor in inputs]
+        return by_input, {name: self.to_numpy(gradient) for name, gradient in zip(weights, found, strict=True)}
+
+    @contextmanager
+    def watch(self, module: Any) -> Iterator[list[Watched]]:
+        found: list[Watched] = []
+
+        def hook(name: str) -> Callable[..., None]:
+            def add(layer: torch.nn.Module, inputs: Any, results: Any) -> None:
+                found.append(Watched(name, type(layer).__name__, map_arrays(results, _copied)))
+
+            return add
+
+        handles = [layer.register_forward_hook(hook(name)) for name, layer in module.named_modules()]
+        try:
+            yield found
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def random_seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+
+def _copied(value: Any) -> Any:
+    """A tensor's copy; anything else as it is."""
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
 
 def _checkpointed(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -24,7 +24,17 @@ def test_a_namespace_with_nothing_beyond_the_standard(spec: Any) -> None:
     np.testing.assert_allclose(np.asarray(output), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("namespace", [None, "torch", 3])
+def test_a_namespace_by_its_name() -> None:
+    by_name, by_module = (
+        GRUSpec(3, 4).build("array_api", namespace=namespace, seed=0)
+        for namespace in ("array_api_strict", array_api_strict)
+    )
+    assert unirnn.snapshot(by_name) == unirnn.snapshot(by_module)
+    with pytest.raises(errors.MissingBackendError, match="the backend array_api needs a_namespace_that_is_missing"):
+        GRUSpec(3, 4).build("array_api", namespace="a_namespace_that_is_missing")
+
+
+@pytest.mark.parametrize("namespace", [None, "json", 3])
 def test_a_namespace_is_needed(namespace: Any) -> None:
     with pytest.raises(errors.ArgumentError, match=r"namespace: given .*, expected a module of the array API standard"):
         GRUSpec(3, 4).build("array_api", namespace=namespace)

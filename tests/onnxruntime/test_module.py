@@ -316,7 +316,7 @@ def test_a_provider_that_does_not_start_is_a_device_error(monkeypatch: pytest.Mo
 
 
 def test_gradients_are_refused() -> None:
-    with pytest.raises(errors.ArgumentError, match=r"^onnxruntime has no gradients"):
+    with pytest.raises(errors.LimitError, match=r"^onnxruntime has no gradients"):
         unirnn.registry.load("onnxruntime").gradients(None, {"input": X}, ())
 
 

@@ -6,21 +6,51 @@ conformance suite) is the core's, and works on NumPy arrays.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unirnn.devices import Device
-from unirnn.errors import ArgumentError, LimitError, SpecError
+from unirnn.errors import LimitError, SpecError
 
 from .limits import Kernel, Limit, Support
 
-__all__ = ["Arrays", "Backend", "check_computes_as", "leaves", "leaves_by_path", "with_leaves"]
+__all__ = [
+    "Arrays",
+    "Backend",
+    "Watched",
+    "check_computes_as",
+    "leaves",
+    "leaves_by_path",
+    "map_arrays",
+    "with_leaves",
+]
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """What one layer returned in a run; see `Backend.watch`.
+
+    Parameters
+    ----------
+    name
+        The path of the layer in the module, such as ``encoder.rnn``; empty for the module itself.
+    kind
+        The name of its class.
+    results
+        What it returned, with a copy of each array: a later layer may write over the array itself.
+    """
+
+    name: str
+    kind: str
+    results: Any
 
 
 class Backend(ABC):
@@ -160,6 +190,7 @@ class Backend(ABC):
     def from_numpy(self, array: Array, module: Any) -> Any:
         """An array as the module takes it: of its framework, on its device, of the array's own dtype.
 
+        The module is any of the framework, or None, which has no device.
         NumPy lacks bfloat16: for a module of that dtype, floats become bfloat16.
         """
         return array
@@ -178,10 +209,37 @@ class Backend(ABC):
         """
         return array if isinstance(other, np.ndarray) else None
 
+    # A backend whose framework has gradients overrides this one.
+
+    def gradient(
+        self, function: Callable[..., Any], arrays: Sequence[Any], module: Any = None
+    ) -> tuple[list[Array | None], dict[str, Array]]:
+        """Gradients of ``function(*arrays)`` by the framework's own autodiff.
+
+        Parameters
+        ----------
+        function
+            Gives one number, in an array of the framework.
+        arrays
+            Arrays of the framework.
+        module
+            A module of the framework, whether built by unirnn or not, whose weights are wanted as well.
+
+        Returns
+        -------
+        list
+            The gradient with respect to each array of floats; None for an array of integers or flags.
+        dict
+            The gradient of each weight of the module that is trained, by its name. It is zeros where the function does
+            not depend on the weight.
+        """
+        raise LimitError(f"{self.name} has no gradients of functions; use another backend")
+
     def gradients(self, module: Any, arguments: Mapping[str, Any], cotangents: Sequence[Array]) -> dict[str, Array]:
         """Gradients of ``sum((result * cotangent).sum() for ...)`` over the results of ``module(**arguments)``.
 
-        They are those of the framework's own autodiff.
+        They are those of `gradient`. A backend overrides this method only if its framework has no autodiff for
+        functions, but its modules have gradients.
 
         Parameters
         ----------
@@ -198,7 +256,39 @@ class Backend(ABC):
             The gradient of each array of floats among the arguments, by its name, and of each weight. The parts of a
             tuple are named ``hx[0]``, ``hx[1]``.
         """
-        raise ArgumentError(f"{self.name} has no gradients; use another backend")
+        given = leaves(arguments)
+        arrays = [self.from_numpy(np.asarray(array), module) for array in given.values()]
+        factors = [self.from_numpy(cotangent, module) for cotangent in cotangents]
+
+        def weighted(*inputs: Any) -> Any:
+            moved = with_leaves(arguments, dict(zip(given, inputs, strict=True)))
+            results = leaves({"results": module(**moved)}).values()
+            return sum((result * factor).sum() for result, factor in zip(results, factors, strict=True))
+
+        found, weights = self.gradient(weighted, arrays, module)
+        named = zip(given, found, strict=True)
+        return {**{name: gradient for name, gradient in named if gradient is not None}, **weights}
+
+    # These three are for the test kit, and take any module of the framework, not only those that unirnn built.
+
+    @contextmanager
+    def watch(self, module: Any) -> Iterator[list[Watched]]:
+        """Within the context, each call of a layer of the module is added to the list, in the order of the run.
+
+        A layer is added when it returns, so after the layers within it. A framework without such hooks gives a list
+        that stays empty.
+        """
+        yield []
+
+    def set_training(self, module: Any, mode: bool) -> None:
+        """Switch between training and evaluation, as ``set_train`` or ``train`` of the module does, if it has one."""
+        switch = getattr(module, "set_train", None) or getattr(module, "train", None)
+        if switch is not None:
+            switch(mode)
+
+    def random_seed(self, seed: int) -> None:
+        """Seed the framework's generators, so that the same calls draw the same numbers again."""
+        np.random.seed(seed)
 
 
 def check_computes_as(kind: type, module: Any, *methods: str) -> None:
@@ -247,6 +337,24 @@ def leaves(arguments: Mapping[str, Any]) -> dict[str, Any]:
         elif value is not None and not isinstance(value, bool):
             found[name] = value
     return found
+
+
+def map_arrays(results: Any, change: Callable[[Any], Any]) -> Any:
+    """The same structure of tuples, named tuples, lists and dicts, with each value in it changed.
+
+    Examples
+    --------
+    >>> map_arrays({"output": 1, "state": (2, [3])}, lambda value: 10 * value)
+    {'output': 10, 'state': (20, [30])}
+    """
+    if isinstance(results, Mapping):
+        return {name: map_arrays(part, change) for name, part in results.items()}
+    if isinstance(results, tuple):
+        parts = (map_arrays(part, change) for part in results)
+        return type(results)(*parts) if hasattr(results, "_fields") else tuple(parts)
+    if isinstance(results, list):
+        return [map_arrays(part, change) for part in results]
+    return change(results)
 
 
 def leaves_by_path(found: Mapping[str, Any]) -> dict[str, Any]:

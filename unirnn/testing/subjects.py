@@ -2,9 +2,10 @@
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from unirnn import Device, GRUSpec, Snapshot, explain, registry
 from unirnn.contract.backend import Backend
 from unirnn.contract.call import join_state, state_parts
 from unirnn.devices import dtype_name
-from unirnn.errors import ArgumentError, BackendError, LimitError
+from unirnn.errors import ArgumentError, BackendError, LimitError, MissingBackendError
 from unirnn.specs import Spec
 
 from .tolerances import tolerance
@@ -99,9 +100,7 @@ class Subject:
         try:
             return spec.build(self.name, **self._arguments(spec, arguments))
         except LimitError as error:
-            from .promises import DeclaredLimit  # where there is no test to skip, pytest need not be installed
-
-            raise DeclaredLimit(str(error)) from None
+            _skip(error)
 
     def rebuild(self, snapshot: Snapshot) -> Any:
         """Build a snapshot, in its own dtype; see `build`."""
@@ -138,6 +137,41 @@ class Subject:
         """An array of the framework as a NumPy array."""
         return self.backend.to_numpy(array)
 
+    def gradient(
+        self, function: Callable[..., Any], *arrays: Any, module: Any = None
+    ) -> tuple[list[Array | None], dict[str, Array]]:
+        """Gradients of ``function(*arrays)``, one number, by the framework's own autodiff.
+
+        A test is skipped if the framework has none, as `build` does it.
+
+        Parameters
+        ----------
+        function
+            Takes arrays of the framework, and gives one number in an array of the framework.
+        *arrays
+            Arrays of NumPy or lists, of floats or integers; see `native`.
+        module
+            A module of the framework, whose weights are wanted as well.
+
+        Returns
+        -------
+        list
+            The gradient with respect to each array of floats; None for an array of integers or flags.
+        dict
+            The gradient of each weight of the module, by its name; empty without a module.
+
+        Examples
+        --------
+        In a test with the fixture::
+
+            gru = rnn_backend.build(unirnn.GRUSpec(3, 4), seed=0)
+            (d_x,), weights = rnn_backend.gradient(lambda x: gru(x)[0].sum(), np.ones((5, 2, 3)), module=gru)
+        """
+        try:
+            return self.backend.gradient(function, [self.native(array) for array in arrays], module)
+        except LimitError as error:
+            _skip(error)
+
     def array(self, array: Array, module: Any) -> Any:
         """A NumPy array as an array of the framework, of its own dtype, where a module is."""
         return self.backend.from_numpy(array, module)
@@ -156,6 +190,15 @@ class Subject:
         parts = state_parts(module.spec, final)
         assert parts is not None
         return self.to_numpy(output), tuple(self.to_numpy(part) for part in parts)
+
+
+def _skip(limit: LimitError) -> NoReturn:
+    """Skip the test, if there is one: where pytest is not in use, the limit stays the error that it is."""
+    if "pytest" not in sys.modules:
+        raise limit
+    from .promises import DeclaredLimit
+
+    raise DeclaredLimit(str(limit))
 
 
 def gradients(
@@ -179,10 +222,12 @@ def gradients(
 
 @dataclass(frozen=True)
 class Missing:
-    """A backend that can't be tested here, and why."""
+    """What can't be tested here, and why: a backend, or a device or a dtype that it lacks."""
 
+    name: str
     label: str
     reason: str
+    is_installed: bool = True
 
 
 def launch_blocking() -> None:
@@ -233,7 +278,7 @@ def subjects(
     Raises
     ------
     ArgumentError, DeviceError, DTypeError
-        If a name can't be read.
+        If a name can't be read, or names an option that the backend does not have, or not one that it needs.
 
     Examples
     --------
@@ -247,12 +292,16 @@ def subjects(
         try:
             backend = registry.load(name)
         except BackendError as error:
-            found += [] if names is None else [Missing(name, str(error))]
+            if names is not None or not isinstance(error, MissingBackendError):  # it may be there, and be broken
+                found.append(Missing(name, name, str(error), is_installed=False))
             continue
+        _check_options(backend, options)
         lacking = [option for option in backend.required_options if option not in options]
         if lacking:
             reason = f"{name} needs the option {lacking[0]} of build; name it, as in {name}[{lacking[0]}=...]"
-            found += [] if names is None else [Missing(name, reason)]
+            if names is not None and list(names) != ["all"]:
+                raise ArgumentError(f"backends: given {text!r}, but {reason}")
+            found += [] if names is None else [Missing(name, name, reason)]
             continue
         subject = Subject(backend, options, is_brief=is_brief or "kernel" in options)
         found += _variants(subject, [Device.parse(device) for device in devices], [dtype_name(d) for d in dtypes])
@@ -268,12 +317,19 @@ def _read(text: str) -> tuple[str, dict[str, Any]]:
     return match[1].strip(), {key.strip(): value.strip() for key, _, value in pairs}
 
 
+def _check_options(backend: Backend, options: Mapping[str, Any]) -> None:
+    for name in options:
+        if name not in backend.options:
+            known = ", ".join(backend.options) or "none"
+            raise ArgumentError(f"backends: given {backend.name}[{name}=...], expected an option that it has: {known}")
+
+
 def _variants(subject: Subject, devices: Sequence[Device], dtypes: Sequence[str]) -> Iterator[Subject | Missing]:
     for device in devices or (None,):
         for dtype in dtypes or ("float32",):
             variant = replace(subject, device=device, dtype=dtype)
             reason = _why_not(variant)
-            yield variant if reason is None else Missing(variant.label, reason)
+            yield variant if reason is None else Missing(variant.name, variant.label, reason)
 
 
 def _why_not(subject: Subject) -> str | None:

@@ -1,6 +1,5 @@
 """Steps are one call: T steps give what a call over T steps gives, and a reset is a state of zeros."""
 
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from unirnn.testing.cases import (
     available,
     built,
     cases,
+    in_words_of,
     no_dropout,
     skip_if_brief,
     unequal,
@@ -147,7 +147,5 @@ MISTAKES = {
 def test_mistakes(rnn_backend: Subject, mistake: Any) -> None:
     spec, action, exception, words = mistake
     module = rnn_backend.build(spec, seed=0)
-    kind = type(rnn_backend.array(X, module))
-    words = words.replace("{array}", f"{kind.__module__.partition('.')[0]}.{kind.__name__}")
-    with pytest.raises(exception, match=f"^{re.escape(words.replace('{type}', kind.__name__))}$"):
+    with pytest.raises(exception, match=f"^{in_words_of(rnn_backend.array(X, module), words)}$"):
         action(module, lambda array: rnn_backend.array(array, module))

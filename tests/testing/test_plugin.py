@@ -1,0 +1,231 @@
+"""The pytest plugin: which backends a test gets, what is skipped and why, and what it imports."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import unirnn
+from unirnn import registry
+from unirnn.errors import BackendError
+from unirnn.testing.subjects import Subject, subjects
+
+pytest_plugins = ["pytester"]
+
+TEST = "def test_it(rnn_backend): pass\n"
+MARKED = "import pytest\n@pytest.mark.rnn_backend({})\n" + TEST
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frameworks_stay_imported() -> None:
+    """What is imported within a run of pytester is forgotten after it, and no framework can be imported twice."""
+    for name in registry.backends():
+        with suppress(BackendError):
+            registry.load(name)
+
+
+@pytest.fixture
+def absent(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of a backend that is registered, and whose framework is not installed."""
+    folder = tmp_path_factory.mktemp("absent")
+    (folder / "unirnn_absent.py").write_text("import a_framework_that_nobody_has\n")
+    info = folder / "unirnn_absent-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: unirnn-absent\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[unirnn.backends]\nabsent = unirnn_absent:backend\n")
+    monkeypatch.syspath_prepend(folder)
+    caches = registry._claims, registry._entry_points
+    for cache in caches:
+        cache.cache_clear()
+    yield "absent"
+    for cache in caches:
+        cache.cache_clear()
+
+
+def run(pytester: pytest.Pytester, code: str, *options: str) -> dict[str, str]:
+    """The tests of a file by their parameters, and how they end: the reason, if they are skipped."""
+    pytester.makepyfile(code)
+    found = {}
+    for report in pytester.inline_run("-p", "no:cacheprovider", *options).getreports("pytest_runtest_logreport"):
+        name = report.nodeid.partition("[")[2].rstrip("]")
+        if report.skipped:
+            assert isinstance(report.longrepr, tuple)
+            found[name] = report.longrepr[2]
+        elif report.when == "call":
+            found[name] = report.outcome
+    return found
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "expected"),
+    [
+        (TEST, "--rnn-backends=numpy", ["numpy"]),
+        (TEST, "--rnn-backends=numpy[kernel=fallback],numpy", ["numpy-fallback", "numpy"]),
+        (
+            TEST,
+            "--rnn-backends=numpy --rnn-dtypes=float32,float64 --rnn-devices=cpu",
+            ["numpy-cpu", "numpy-cpu-float64"],
+        ),
+        (MARKED.format("'numpy'"), "", ["numpy"]),
+        (MARKED.format("'numpy[kernel=fallback]', dtypes='float64'"), "", ["numpy-fallback-float64"]),
+        (
+            MARKED.format("'numpy', dtypes=['float16', 'float64']"),
+            "--rnn-backends=all",
+            ["numpy-float16", "numpy-float64"],
+        ),
+        (MARKED.format("dtypes=('float64',)"), "--rnn-backends=numpy --rnn-dtypes=float32", ["numpy-float64"]),
+        (MARKED.format("'numpy'"), "--rnn-backends=numpy[kernel=fallback]", ["numpy-fallback"]),
+    ],
+)
+def test_what_a_test_runs_for(pytester: pytest.Pytester, code: str, options: str, expected: list[str]) -> None:
+    assert run(pytester, code, *options.split()) == dict.fromkeys(expected, "passed")
+
+
+def test_by_default_it_runs_for_all_that_are_installed_and_need_no_option(
+    pytester: pytest.Pytester, absent: str
+) -> None:
+    installed = [one.name for one in subjects(["all"]) if isinstance(one, Subject)]
+    assert "numpy" in installed
+    assert absent not in installed
+    assert run(pytester, TEST) == dict.fromkeys(installed, "passed")
+
+
+NOT_INSTALLED = "backend 'absent' needs a_framework_that_nobody_has, which is not installed; to install it: "
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "name", "reason"),
+    [
+        (TEST, "--rnn-backends=all", "absent", NOT_INSTALLED),
+        (TEST, "--rnn-backends=all", "array_api", "array_api needs the option namespace of build; name it, as in "),
+        (MARKED.format("'absent'"), "", "absent", NOT_INSTALLED),
+        (
+            MARKED.format("'absent', 'torch'"),
+            "--rnn-backends=numpy",
+            "absent, torch",
+            "the test is for absent, torch, and --rnn-backends=numpy leaves that out",
+        ),
+        (
+            TEST,
+            "--rnn-backends=numpy --rnn-devices=cuda",
+            "numpy-gpu",
+            "device: given 'gpu', not present; numpy sees cpu",
+        ),
+        (
+            TEST,
+            "--rnn-backends=numpy --rnn-dtypes=bfloat16",
+            "numpy-bfloat16",
+            "can't: numpy computes in float16, float32, float64, not in bfloat16",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("absent")
+def test_what_is_skipped_says_why(pytester: pytest.Pytester, code: str, options: str, name: str, reason: str) -> None:
+    assert run(pytester, code, *options.split())[name].startswith(f"Skipped: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "message"),
+    [
+        (TEST, "--rnn-backends=numpy,absent", f"--rnn-backends: {NOT_INSTALLED}"),
+        (TEST, "--rnn-backends=nympy", "--rnn-backends: backend: given 'nympy', expected one of "),
+        (
+            TEST,
+            "--rnn-backends=numpy[kernel",
+            "backends: given 'numpy[kernel', expected a name, or name[option=value,...]",
+        ),
+        (
+            TEST,
+            "--rnn-backends=numpy[kernels=fallback]",
+            "given numpy[kernels=...], expected an option that it has: kernel",
+        ),
+        (TEST, "--rnn-backends=array_api", "given 'array_api', but array_api needs the option namespace of build"),
+        (TEST, "--rnn-dtypes=int8", "dtype: given 'int8', expected one of float16, "),
+        (TEST, "--rnn-devices=abacus", "device: given 'abacus', expected "),
+        (
+            MARKED.format("device='cpu'"),
+            "",
+            "test_it: rnn_backend: given device, expected names of backends, devices= and",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("absent")
+def test_what_cannot_be_understood_is_an_error_before_any_test_runs(
+    pytester: pytest.Pytester, code: str, options: str, message: str
+) -> None:
+    pytester.makepyfile(code)
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", *options.split())
+    assert result.ret in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED)
+    text = result.stdout.str() + result.stderr.str()
+    assert message in text
+    assert "Traceback" not in text
+
+
+LIMIT = """
+import unirnn
+
+def test_it(rnn_backend):
+    rnn_backend.build(unirnn.GRUSpec(3, 4), dtype="bfloat16")
+"""
+
+
+def test_a_build_that_a_backend_cannot_do_skips_with_the_limit(pytester: pytest.Pytester) -> None:
+    with pytest.raises(unirnn.errors.LimitError) as caught:
+        unirnn.GRUSpec(3, 4).build("numpy", dtype="bfloat16")
+    assert run(pytester, LIMIT, "--rnn-backends=numpy") == {"numpy": f"Skipped: {caught.value}"}
+
+
+SHARED = """
+import pytest
+
+@pytest.fixture(scope="session")
+def once(rnn_backend):
+    return []
+
+def test_a(rnn_backend, once): once.append(rnn_backend)
+def test_b(rnn_backend, once): assert once == [rnn_backend]
+"""
+
+
+def test_all_tests_get_the_same_object(pytester: pytest.Pytester) -> None:
+    assert run(pytester, SHARED, "--rnn-backends=numpy") == {"numpy": "passed"}
+
+
+@pytest.mark.parametrize("array", [[1, 2], [0.5, 2.0], np.array([True, False])])
+def test_arrays_go_to_the_framework_and_back(rnn_backend: Subject, array: object) -> None:
+    given = np.asarray(array)
+    native = rnn_backend.native(array)
+    back = rnn_backend.to_numpy(native)
+    assert back.tolist() == given.tolist()
+    assert back.dtype == (rnn_backend.dtype if given.dtype.kind == "f" else given.dtype)
+    if rnn_backend.name == "torch":
+        assert type(native).__module__ == "torch"
+
+
+def test_gradients_of_a_function(rnn_backend: Subject) -> None:
+    linear = rnn_backend.build(unirnn.LinearSpec(2, 1, bias=False), seed=0)
+    x = np.array([[1.0, 2.0], [3.0, 4.0]])
+
+    def total(x: object, index: object) -> object:
+        return linear(x).sum()
+
+    (d_x, d_index), weights = rnn_backend.gradient(total, x, [1, 0], module=linear)
+    own = unirnn.snapshot(linear).weights["weight"]
+    assert d_x is not None
+    assert d_index is None
+    np.testing.assert_allclose(d_x, np.repeat(own, 2, 0), rtol=1e-5)
+    np.testing.assert_allclose(weights["weight"], x.sum(0, keepdims=True), rtol=1e-5)
+
+
+def test_it_imports_nothing_heavy_unless_a_test_has_the_fixture(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import sys\n\ndef test_it():\n    assert 'unirnn_pytest' in sys.modules\n"
+        "    assert not {'numpy', 'unirnn', 'torch', 'hypothesis.strategies'} & set(sys.modules)\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    result = subprocess.run([*command, tmp_path], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr

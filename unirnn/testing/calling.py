@@ -1,0 +1,234 @@
+"""How the kit calls a model: what `assert_same` and `padding_is_inert` share."""
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirnn import registry
+from unirnn.contract.models import is_batch_first
+from unirnn.errors import ArgumentError
+from unirnn.specs import Model, RecurrentSpec, Spec
+
+from .batches import Batch
+
+__all__ = ["Call", "call_model", "in_layout_of"]
+
+Call = Callable[[Any, Any, Any], Any]
+"""``call(model, input, seq_length)``, with native arrays, returns what the model returns."""
+
+LENGTHS = (
+    "seq_length",
+    "seq_lengths",
+    "seq_len",
+    "seq_lens",
+    "sequence_length",
+    "sequence_lengths",
+    "lengths",
+    "lens",
+    "input_lengths",
+    "x_lengths",
+    "x_len",
+    "x_lens",
+    "src_lengths",
+    "text_lengths",
+)
+"""Names of an argument that takes the lengths, `(B,)`."""
+VALID = ("mask", "attention_mask", "valid_mask")
+"""Names of an argument that takes a mask in which True, or 1, is a valid step."""
+PADDING = ("padding_mask", "key_padding_mask", "src_key_padding_mask", "pad_mask")
+"""Names of an argument that takes a mask in which True is padding; in Keras, True in a ``padding_mask`` is valid."""
+STATES = ("hx", "initial_state", "h_0", "h0", "hidden", "state")
+"""Names of an argument that takes the initial state."""
+
+
+def call_model(model: Any, batch: Batch, call: Call | None = None) -> Any:
+    """Call a model with a batch.
+
+    A module that unirnn built is called with all that the batch has, and returns its final state too. ``torch.nn.RNN``,
+    ``GRU`` and ``LSTM`` get a packed sequence, and their output is padded again. Any other model is called by the names
+    of its arguments: of the lengths, or of a mask.
+
+    Parameters
+    ----------
+    model
+        A module or a layer of any framework, or a function.
+    batch
+        ``input`` and ``hx`` are arrays of the model's framework, or NumPy's if it computes with these.
+    call
+        ``call(model, input, seq_length)`` says how the model is called, where its arguments don't.
+
+    Returns
+    -------
+    object
+        What the model returns.
+
+    Raises
+    ------
+    ArgumentError
+        If the model has no argument for what the batch has.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> def total(x, lengths):
+    ...     return np.array([row[:n].sum() for row, n in zip(x, lengths)])
+    >>> call_model(total, Batch(np.ones((2, 3, 1)), np.array([1, 3]))).tolist()
+    [1.0, 3.0]
+    """
+    lengths = None if batch.seq_length is None else _like(batch.seq_length, batch.input)
+    if call is not None:
+        if batch.hx is not None or batch.resets is not None:
+            raise ArgumentError("call: given together with a batch with hx or resets, expected a batch without them")
+        return call(model, batch.input, lengths)
+    spec = getattr(model, "spec", None)
+    if isinstance(spec, Spec) and not isinstance(spec, Model):
+        given = {"hx": batch.hx, "seq_length": batch.seq_length, "resets": batch.resets}
+        if isinstance(spec, RecurrentSpec):
+            return model(batch.input, **given)
+        return model(batch.input, **given, return_state=bool(spec.stateful))
+    if not isinstance(spec, Spec) and _is_recurrent_layer_of_torch(model):
+        return _call_packed(model, batch)
+    return model(batch.input, **_named_arguments(model, batch, lengths))
+
+
+def in_layout_of(model: Any, batch: Batch) -> Batch:
+    """The batch in the layout that a model takes: `(B, T, ...)` or `(T, B, ...)`.
+
+    A module of unirnn, and a layer with an attribute ``batch_first``, says it. Keras has one layout only. Any other
+    model is taken to want the layout of the batch.
+
+    Parameters
+    ----------
+    model
+        A module or a layer of any framework, or a function.
+    batch
+        With arrays of NumPy.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> b = Batch(np.ones((2, 3, 1)))
+    >>> in_layout_of(unirnn.GRUSpec(1, 4).build("numpy"), b).input.shape
+    (3, 2, 1)
+    """
+    spec, own = getattr(model, "spec", None), getattr(model, "batch_first", None)
+    wanted = is_batch_first(spec) if isinstance(spec, Spec) else True if _is_of_keras(model) else own
+    if not isinstance(wanted, bool) or wanted == batch.batch_first:
+        return batch
+    resets = None if batch.resets is None else batch.resets.T
+    return replace(batch, input=batch.input.swapaxes(0, 1), resets=resets, batch_first=wanted)
+
+
+def _named_arguments(model: Any, batch: Batch, lengths: Any) -> dict[str, Any]:
+    """The arguments besides the input, by the names in the signature of the model."""
+    names = _argument_names(model)
+    found: dict[str, Any] = {}
+    if lengths is not None:
+        for name, argument in _ways_to_say_lengths(model, batch, lengths).items():
+            if name in names:
+                found[name] = argument()
+                break
+        else:
+            raise ArgumentError(
+                f"call: not given, and {_class_name(model)} has no argument with a known name for the lengths or for a "
+                f"mask: it has {', '.join(names) or 'none'}; give call=lambda model, input, seq_length: ..."
+            )
+    for wanted, value in ((STATES, batch.hx), (("resets",), batch.resets)):
+        if value is not None:
+            own = [name for name in wanted if name in names]
+            if not own:
+                raise ArgumentError(
+                    f"batch: given with {'hx' if wanted is STATES else 'resets'}, expected a batch without: "
+                    f"{_class_name(model)} has no argument of such a name; it has {', '.join(names) or 'none'}"
+                )
+            found[own[0]] = value
+    return found
+
+
+def _ways_to_say_lengths(model: Any, batch: Batch, lengths: Any) -> dict[str, Callable[[], Any]]:
+    """The known names of arguments, and what each of them takes."""
+    by_sequence = np.arange(batch.steps) < batch.lengths[:, None]  # `(B, T)`
+
+    def mask(array: NDArray[Any]) -> Any:
+        return _like(np.ascontiguousarray(array), batch.input)
+
+    if _is_of_keras(model):  # Keras calls both of them masks of valid steps
+        return {name: lambda: mask(by_sequence) for name in (*VALID, "padding_mask")} | dict.fromkeys(
+            LENGTHS, lambda: lengths
+        )
+    return {
+        **dict.fromkeys(LENGTHS, lambda: lengths),
+        **dict.fromkeys(VALID, lambda: mask(~batch.padding)),
+        "attention_mask": lambda: mask(by_sequence.astype(np.int64)),  # as in transformers, `(B, T)` of 1 and 0
+        **dict.fromkeys(PADDING, lambda: mask(~by_sequence)),  # as in torch.nn, `(B, T)` whatever the input's layout
+    }
+
+
+def _argument_names(model: Any) -> tuple[str, ...]:
+    """The names of the arguments of a call besides the first, as the framework's own methods have them."""
+    spec = getattr(model, "spec", None)
+    if isinstance(spec, Model):
+        own: Any = spec.forward
+        skipped = 2  # xp and the input
+    else:
+        methods = ("call",) if _is_of_keras(model) else ("forward", "construct")
+        own = next((getattr(model, name) for name in methods if hasattr(model, name)), model)
+        skipped = 1
+    try:
+        parameters = list(inspect.signature(own).parameters.values())[skipped:]
+    except (TypeError, ValueError):  # a function in C
+        return ()
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+    return tuple(parameter.name for parameter in parameters if parameter.kind not in variable)
+
+
+def _call_packed(layer: Any, batch: Batch) -> tuple[Any, Any]:
+    """Output and final state of one of torch's own layers."""
+    if batch.resets is not None:
+        raise ArgumentError(f"batch: given with resets, expected a batch without: {_class_name(layer)} has none")
+    if batch.seq_length is None:
+        result: tuple[Any, Any] = layer(batch.input, batch.hx)
+        return result
+    if not batch.seq_length.all():
+        raise ArgumentError(
+            "seq_length: given a length of 0, expected at least 1, since torch packs no empty sequence; give "
+            "batch(..., min_length=1)"
+        )
+    rnn: Any = sys.modules["torch.nn.utils.rnn"]
+    lengths = _like(batch.seq_length, batch.input).cpu()
+    packed = rnn.pack_padded_sequence(batch.input, lengths, batch.batch_first, enforce_sorted=False)
+    output, final = layer(packed, batch.hx)
+    padded, _ = rnn.pad_packed_sequence(output, batch.batch_first, total_length=batch.steps)
+    return padded, final
+
+
+def _is_recurrent_layer_of_torch(model: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.nn.RNNBase)
+
+
+def _is_of_keras(model: Any) -> bool:
+    return "keras" in registry.packages(model)
+
+
+def _like(array: NDArray[Any], other: Any) -> Any:
+    """An array of NumPy as an array of the framework, and on the device, of another."""
+    if isinstance(other, np.ndarray):
+        return array
+    if "mindspore" in registry.packages(other) and array.dtype == np.int64:
+        array = array.astype(np.int32)  # the integers of MindSpore's own layers
+    for backend in registry.backends_for(other):
+        found = backend.like(array, other)
+        if found is not None:
+            return found
+    return array
+
+
+def _class_name(model: Any) -> str:
+    kind = model if inspect.isroutine(model) else type(model)
+    return f"{kind.__module__}.{kind.__qualname__}"
