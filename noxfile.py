@@ -84,6 +84,7 @@ TOGETHER = [
     "test_docs.py",
     "test_loops_in_docs.py",
     "test_registry.py",
+    "test_new_backend.py",
     "test_onnx_exported_by_torch.py",
 ]
 EXAMPLES = [

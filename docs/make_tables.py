@@ -2,9 +2,9 @@
 
 ``python docs/make_tables.py`` writes the pages ``docs/names/{rnn,gru,lstm}[.zh].md`` from
 `unirnn.specs.arguments.ARGUMENTS`, the list of backends in ``docs/backends.md`` from `unirnn.explain`, the tables of
-layers in ``docs/models.md`` from their specs and what is built from them, and the tables of figures from what
-``nox -s bench`` has written to ``benchmarks/figures``. With ``--check`` it writes nothing, and the exit status is 1 if
-a page is out of date.
+layers in ``docs/models.md`` from their specs and what is built from them, the code in ``docs/writing-a-backend.md``
+from the files that ``unirnn new-backend`` writes, and the tables of figures from what ``nox -s bench`` has written to
+``benchmarks/figures``. With ``--check`` it writes nothing, and the exit status is 1 if a page is out of date.
 
 The list of backends needs every backend installed, and the tables of layers need PyTorch and MindSpore; without them
 they are left as they are.
@@ -51,8 +51,10 @@ ROOT = Path(__file__).resolve().parent.parent
 BACKENDS = ROOT / "docs" / "backends.md"
 MODELS = ROOT / "docs" / "models.md"
 BENCHMARK = ROOT / "docs" / "contributing" / "benchmark.md"
+GUIDE = ROOT / "docs" / "writing-a-backend.md"
 HOW_FAST = ROOT / "docs" / "how-fast.md"
 FIGURES = ROOT / "benchmarks" / "figures"
+TEMPLATE = ROOT / "unirnn" / "cli" / "unirnn-loop"
 BARS = ROOT / "benchmarks" / "bars.py"
 
 # ---- the pages of names ----------------------------------------------------------------------------
@@ -341,6 +343,19 @@ def _child_name(backend: str, spec: Spec) -> str:
     return {"torch.nn.Module": "a module of ours", "mindspore.nn.Cell": "a cell of ours"}.get(name, f"`{name}`")
 
 
+# ---- the code of a backend -----------------------------------------------------------------------
+
+
+def guide() -> str:
+    """The guide to writing a backend, with each file that `unirnn new-backend loop` writes, as Markdown."""
+    page = GUIDE.read_text("utf-8")
+    for suffix, language in ((".py", "python"), (".toml", "toml")):
+        for path in TEMPLATE.rglob(f"*{suffix}"):
+            code = f"```{language}\n{path.read_text('utf-8')}```"
+            page = with_table(page, path.relative_to(TEMPLATE).as_posix(), code)
+    return page
+
+
 # ---- the figures of the benchmark ----------------------------------------------------------------
 
 
@@ -452,6 +467,7 @@ def main() -> int:
     pages = names_pages()
     pages[BENCHMARK] = with_table(BENCHMARK.read_text("utf-8"), "figures", figures_tables())
     pages[BENCHMARK] = with_table(pages[BENCHMARK], "bars", bars_table())
+    pages[GUIDE] = guide()
     pages[HOW_FAST] = with_table(HOW_FAST.read_text("utf-8"), "machine", machine())
     for page, name, make in ((BACKENDS, "support", support_list), (MODELS, "layers", layers_tables)):
         try:

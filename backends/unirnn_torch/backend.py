@@ -178,7 +178,9 @@ class TorchBackend(Backend):
         return encode_checkpoint(spec, weights, metadata)
 
     def from_numpy(self, array: Array, module: Any) -> torch.Tensor:
-        weight = models.first_tensor(module)
+        weight = None if module is None else models.find_tensor(module)
+        if weight is None:
+            return torch.tensor(array)
         # NumPy has no bfloat16, so for such a module every float is meant to be one.
         dtype = weight.dtype if weight.dtype == torch.bfloat16 and array.dtype.kind == "f" else None
         return torch.tensor(array, device=weight.device, dtype=dtype)

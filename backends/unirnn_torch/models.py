@@ -36,7 +36,17 @@ from . import dispatch, native, operators
 from .model_layers import RUN, Flow, Layer, Padding, batch_norm, described
 from .module import Recurrent, read_lengths, read_resets
 
-__all__ = ["Model", "ModelModule", "build", "check_layers", "first_tensor", "tie", "under", "with_tensor"]
+__all__ = [
+    "Model",
+    "ModelModule",
+    "build",
+    "check_layers",
+    "find_tensor",
+    "first_tensor",
+    "tie",
+    "under",
+    "with_tensor",
+]
 
 
 class ModelModule(nn.Module):
@@ -122,19 +132,20 @@ class ModelModule(nn.Module):
 
 def first_tensor(module: nn.Module) -> Tensor:
     """A tensor of the dtype and on the device of a module: its first parameter, or a buffer."""
-    found = _find_tensor(module)
+    found = find_tensor(module)
     assert found is not None
     return found
 
 
-def _find_tensor(module: nn.Module) -> Tensor | None:
+def find_tensor(module: nn.Module) -> Tensor | None:
+    """The first floating parameter or buffer of a module, if it has one."""
     # Each call of a model asks for it, and `parameters` takes longer than a small layer.
     for held in (module._parameters, module._buffers):
         for tensor in held.values():
             if tensor is not None and tensor.is_floating_point():
                 return tensor
     for child in module._modules.values():
-        found = None if child is None else _find_tensor(child)
+        found = None if child is None else find_tensor(child)
         if found is not None:
             return found
     return None
@@ -304,7 +315,7 @@ def build(spec: Spec, *, device: Any, dtype: torch.dtype, weights: Arrays | None
 
 def with_tensor(module: nn.Module, device: Any, dtype: torch.dtype) -> nn.Module:
     """The same module; one without weights gets a buffer, by which it knows its dtype and its device."""
-    if _find_tensor(module) is None:
+    if find_tensor(module) is None:
         module.register_buffer("_like", torch.empty(0, device=device, dtype=dtype), persistent=False)
     return module
 

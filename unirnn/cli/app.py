@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 from unirnn import __version__, registry
 from unirnn.errors import UnirnnError
 
-from . import backends, explain, files, names, parity
+from . import backends, explain, files, names, new_backend, parity
 from .printing import one_line, visible
 
 __all__ = ["app"]
@@ -119,6 +119,7 @@ app.command()(explain.explain)
 app.command(no_args_is_help=True)(files.show)
 app.command(no_args_is_help=True)(files.convert)
 app.command()(names.names)
+app.command(no_args_is_help=True)(new_backend.new_backend)
 
 
 @app.command("bench")

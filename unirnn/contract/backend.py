@@ -190,6 +190,7 @@ class Backend(ABC):
     def from_numpy(self, array: Array, module: Any) -> Any:
         """An array as the module takes it: of its framework, on its device, of the array's own dtype.
 
+        The module is any of the framework, or None, which has no device.
         NumPy lacks bfloat16: for a module of that dtype, floats become bfloat16.
         """
         return array

@@ -398,7 +398,8 @@ def _check_plain(argument: str, kind: type[Any]) -> None:
 def type_name(kind: type) -> str:
     """What a message calls a class: ``list``, ``torch.Tensor``."""
     package = kind.__module__.partition(".")[0]
-    return kind.__name__ if package == "builtins" else f"{package}.{kind.__name__}"
+    name = kind.__name__.rpartition(".")[2]  # that of jax.Array is "jaxlib._jax.Array"
+    return name if package == "builtins" else f"{package}.{name}"
 
 
 def check_arrays(

@@ -1,5 +1,6 @@
 """The cases of the conformance tests: a table of cases and a matching hypothesis strategy."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
+from unirnn.contract.call import type_name
 from unirnn.testing.oracle import recurrent
 from unirnn.testing.subjects import Subject
 
@@ -210,3 +212,13 @@ def cases(draw: st.DrawFn) -> Case:
         hidden_size=draw(st.integers(1, 5)),
         seed=draw(st.integers(0, 2**16)),
     )
+
+
+def in_words_of(array: Any, words: str) -> str:
+    """A pattern of an error's words with the framework's names: of ``{array}``, and of the array's own ``{type}``.
+
+    ``{array}`` may be any class of the array, since frameworks have base classes for arrays, such as ``jax.Array``.
+    """
+    kinds = "|".join(re.escape(type_name(kind)) for kind in type(array).__mro__[:-1])
+    pattern = re.escape(words.replace("{type}", type(array).__name__))
+    return pattern.replace(re.escape("{array}"), f"(?:{kinds})")

@@ -47,7 +47,7 @@ Array = NDArray[Any]
 ACTIVATIONS = ("relu", "tanh", "sigmoid", "gelu", "silu", "hard_sigmoid", "softmax", "log_softmax")
 SPECS: dict[str, Spec] = {
     "Embedding": EmbeddingSpec(7, 3),
-    "Embedding, padding_idx": EmbeddingSpec(7, 3, padding_idx=2),
+    "Embedding, padding_idx": EmbeddingSpec(7, 3, padding_idx=5),  # which is among the tokens of `Call`
     "Linear": LinearSpec(3, 5),
     "Linear, no bias": LinearSpec(3, 5, bias=False),
     **{f"Activation, {function}": ActivationSpec(function) for function in ACTIVATIONS},  # type: ignore[arg-type]
@@ -167,6 +167,8 @@ class Call:
         else:
             features = spec.input_features or 4
             self.input = rng.standard_normal((*self.leading, features)).astype(batch.dtype)
+            if isinstance(spec, PoolSpec):
+                self.input -= 3  # so that a maximum which counts the padding as zeros is another number
         self.states: list[tuple[Array, ...] | None] = [
             tuple(rng.standard_normal(shape).astype(batch.dtype) for shape in leaf.state_shapes(columns).values())
             if batch.state

@@ -94,6 +94,7 @@ def test_where(rnn_backend: Subject, spec: RecurrentSpec) -> None:
 def test_what_comes_out_goes_into_a_step(rnn_backend: Subject) -> None:
     """A beam of two, reordered, and a sequence that begins anew."""
     module = rnn_backend.build(LSTMSpec(3, 4), seed=0)
+    whole, _ = rnn_backend.call(module, np.ones((2, 2, 3), np.float32))
     x = rnn_backend.array(np.ones((2, 3), np.float32), module)
     _, before = module.step(x, state.zeros(module, 2))
     beams = state.select(state.repeat(before, 2), [3, 0])
@@ -102,6 +103,7 @@ def test_what_comes_out_goes_into_a_step(rnn_backend: Subject) -> None:
     expected = [rnn_backend.backend.to_numpy(module.step(x, given)[0]) for given in (None, before)]
     found = rnn_backend.backend.to_numpy(y)
     np.testing.assert_allclose(found, [expected[0][0], expected[1][0]], atol=1e-6)
+    np.testing.assert_allclose(found, whole[:, 0], atol=1e-6, err_msg="the steps 0 and 1 are not those of one call")
 
 
 class TestMistakes:

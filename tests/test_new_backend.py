@@ -1,0 +1,128 @@
+"""What ``unirnn new-backend`` writes: it installs, is found, builds, and keeps the guarantees; and what it refuses."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("typer", reason="the command needs typer and rich")
+from typer.testing import CliRunner
+
+from unirnn.cli.app import app
+from unirnn.cli.new_backend import TEMPLATE, write_distribution
+from unirnn.errors import ArgumentError, FileError
+
+FILES = [
+    "README.md",
+    "pyproject.toml",
+    "src/unirnn_my_frame/__init__.py",
+    "src/unirnn_my_frame/backend.py",
+    "src/unirnn_my_frame/models.py",
+    "src/unirnn_my_frame/module.py",
+    "tests/test_my_frame.py",
+]
+FULL = """
+import resource, sys
+from unirnn.__main__ import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+sys.argv[1:] = ["new-backend", "my_frame"]
+main()
+"""
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_every_file_is_written_with_the_new_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["new-backend", "my_frame"])
+    assert result.exit_code == 0, result.output
+    assert "python -m unirnn.testing my_frame\n" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["unirnn-my-frame"]
+    assert files(tmp_path / "unirnn-my-frame") == FILES
+    for name in FILES:
+        assert "loop" not in (tmp_path / "unirnn-my-frame" / name).read_text("utf-8").lower()
+
+
+def test_with_the_name_of_the_guide_the_files_are_those_of_the_guide(tmp_path: Path) -> None:
+    written = write_distribution("loop", tmp_path)
+    for name in files(written):
+        assert (written / name).read_text("utf-8") == (TEMPLATE / name).read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        *(
+            (name, "expected lower-case letters")
+            for name in ("", "My_frame", "my-frame", "_frame", "frame_", "2d", "ä")
+        ),
+        ("torch", "which is a backend already"),
+        ("bench", "the package unirnn_bench is there already"),
+        ("json", "which is a module of Python's own library"),
+        ("all", "which means every backend"),
+    ],
+)
+def test_a_name_that_is_malformed_or_taken_is_refused(name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        write_distribution(name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("there", ["a folder with a file", "an empty folder", "a file", "a link to nothing"])
+def test_what_is_there_is_never_overwritten(there: str, tmp_path: Path) -> None:
+    taken = tmp_path / "unirnn-my-frame"
+    if there == "a link to nothing":
+        taken.symlink_to("nowhere")
+    elif there == "a file":
+        taken.write_text("mine")
+    else:
+        taken.mkdir()
+        if there == "a folder with a file":
+            (taken / "README.md").write_text("mine")
+    before = [(path, path.lstat()) for path in tmp_path.rglob("*")]
+    with pytest.raises(FileError, match="unirnn-my-frame: it is there already"):
+        write_distribution("my_frame", tmp_path)
+    assert [(path, path.lstat()) for path in tmp_path.rglob("*")] == before
+
+
+def test_after_an_error_nothing_is_left(tmp_path: Path) -> None:
+    result = subprocess.run([sys.executable, "-c", FULL], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "File too large" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_installs_and_is_found_and_passes_the_tests(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    written = write_distribution("my_frame", tmp_path)
+    run(written, "hatchling", "build", "-t", "wheel", "-d", str(tmp_path))
+    (wheel,) = tmp_path.glob("*.whl")
+    installed = tmp_path / "installed"
+    zipfile.ZipFile(wheel).extractall(installed)
+    if not find_spec("torch"):
+        pytest.skip("the backend that is written computes with torch")
+    # Of the conformance suite, which takes half a minute, the two tests that have something of everything.
+    suite = "unirnn.testing.conformance"
+    chosen = [f"{suite}.test_guarantees::test_random_specs", f"{suite}.test_models::test_random_models"]
+    run(written, "pytest", "tests", "--pyargs", *chosen, "--rnn-backends=my_frame", path=installed)
+
+
+def run(folder: Path, *module: str, path: Path | None = None) -> None:
+    """Run a module of Python in a folder, with another folder on Python's path."""
+    paths = [] if path is None else [str(path)]
+    paths += filter(None, [os.environ.get("PYTHONPATH")])
+    result = subprocess.run(
+        [sys.executable, "-m", *module],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr

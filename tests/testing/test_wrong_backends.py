@@ -1,0 +1,70 @@
+"""The conformance suite catches each of many wrong backends, and names the cause of most."""
+
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import unirnn.testing
+from unirnn import registry
+from unirnn.contract.backend import Backend
+
+pytest.importorskip("torch", reason="the wrong backends compute with torch's tensors")
+from wrong_backends import WRONG, Handmade, Wrong
+
+SUITE = Path(unirnn.testing.__file__).parent / "conformance"
+NAME = Handmade.name
+
+
+class Reports:
+    """A plugin of pytest that keeps what the tests reported."""
+
+    def __init__(self) -> None:
+        self.found: list[pytest.TestReport] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.found.append(report)
+
+
+def run_suite(*tests: str) -> list[pytest.TestReport]:
+    """Run tests of the conformance suite, in this process, for the backend that is installed."""
+    reports = Reports()
+    names = [f"{SUITE}/{test.replace('[', f'[{NAME}-')}" for test in tests]
+    names = [name if name.endswith("]") else f"{name}[{NAME}]" for name in names]
+    off = [f"--override-ini=addopts=", "-pno:cacheprovider", "-pno:xdist", "-pno:faulthandler", "-pno:unraisableexception"]
+    pytest.main([*names, "-x", "-q", "-s", "--import-mode=importlib", f"--rnn-backends={NAME}", *off], [reports])
+    return reports.found
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Backend], None]:
+    """A function that registers a backend, as if its distribution were installed."""
+    entry = metadata.EntryPoint(NAME, "wrong_backends:Handmade", registry.GROUP)
+    entries = {**registry._entry_points(), NAME: entry}
+    monkeypatch.setattr(registry, "_entry_points", lambda: entries)
+    return lambda backend: monkeypatch.setitem(registry._loaded, NAME, backend)
+
+
+def test_the_right_backend_passes_the_same_tests(install: Callable[[Backend], None]) -> None:
+    install(Handmade())
+    tests = {wrong.test for wrong in WRONG.values()}
+    found = run_suite(*tests)
+    assert not [report.longreprtext for report in found if not report.passed]
+    assert len(found) == 3 * len(tests)  # setup, call and teardown of each
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_backend_is_caught(install: Callable[[Backend], None], wrong: Wrong) -> None:
+    install(wrong.backend)
+    failed = [report for report in run_suite(wrong.test) if report.failed]
+    assert [report.when for report in failed] == ["call"], failed
+    crash: Any = failed[0].longrepr
+    message = crash.reprcrash.message
+    assert wrong.words is None or wrong.words in message, message
+
+
+def test_most_messages_name_the_cause() -> None:
+    assert len(WRONG) >= 40
+    assert sum(wrong.words is not None for wrong in WRONG.values()) >= 20

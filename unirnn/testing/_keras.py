@@ -1,0 +1,137 @@
+"""Models of Keras 3, on PyTorch or JAX; see `unirnn.testing.frameworks.Framework`."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from unirnn.contract.backend import Watched, map_arrays
+from unirnn.errors import LimitError
+
+__all__ = ["KerasFramework"]
+
+Array = NDArray[Any]
+
+
+class _Outer(keras.layers.Layer):
+    """A layer whose call is a function: layers that it calls are in its mode, as all layers within another are."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        return self.function()
+
+
+class KerasFramework:
+    """Layers and models of Keras."""
+
+    name = "keras"
+
+    def __init__(self) -> None:
+        self._training = False
+
+    def from_numpy(self, array: Array, module: Any) -> Any:
+        return keras.ops.convert_to_tensor(array)
+
+    def to_numpy(self, array: Any) -> Array:
+        return np.asarray(keras.ops.convert_to_numpy(array))
+
+    def gradient(
+        self, function: Callable[..., Any], arrays: Sequence[Any], module: Any = None
+    ) -> tuple[list[Array | None], dict[str, Array]]:
+        variables = [] if module is None else list(module.trainable_variables)
+        floats = [k for k, array in enumerate(arrays) if keras.backend.is_float_dtype(array.dtype)]
+        tensors = [arrays[k] for k in floats]
+
+        def of_floats(inputs: Sequence[Any]) -> Any:
+            moved = dict(zip(floats, inputs, strict=True))
+            return function(*(moved.get(k, array) for k, array in enumerate(arrays)))
+
+        kind = keras.backend.backend()
+        if kind == "torch":
+            by_input, by_weight = _gradients_of_torch(of_floats, tensors, variables)
+        elif kind == "jax":
+            by_input, by_weight = _gradients_of_jax(of_floats, tensors, variables)
+        else:
+            raise LimitError(f"unirnn takes no gradients of Keras on {kind}; it takes those on torch and jax")
+        found = dict(zip(floats, map(self.to_numpy, by_input), strict=True))
+        weights = {v.path: self.to_numpy(g) for v, g in zip(variables, by_weight, strict=True)}
+        return [found.get(k) for k in range(len(arrays))], weights
+
+    @contextmanager
+    def watch(self, module: Any) -> Iterator[list[Watched]]:
+        found: list[Watched] = []
+
+        def watched(layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+            def add(*args: Any, **kwargs: Any) -> Any:
+                results = call(*args, **kwargs)
+                copied = map_arrays(
+                    results, lambda value: np.array(self.to_numpy(value)) if _is_array(value) else value
+                )
+                found.append(Watched("" if layer is module else layer.path, type(layer).__name__, copied))
+                return results
+
+            return add
+
+        # Keras has no hooks, and no public list of the layers within layers.
+        layers = list(module._flatten_layers())
+        for layer in layers:
+            layer.call = watched(layer, layer.call)
+        try:
+            yield found
+        finally:
+            for layer in layers:
+                del layer.call
+
+    def set_training(self, module: Any, mode: bool) -> None:
+        self._training = mode
+
+    def run(self, function: Callable[[], Any]) -> Any:
+        """What a function returns, with the layers that it calls in the mode that was set."""
+        return _Outer(function)(keras.ops.zeros((1, 1)), training=self._training)
+
+    def random_seed(self, seed: int) -> None:
+        keras.utils.set_random_seed(seed)
+
+    def all_weights(self, module: Any) -> dict[tuple[str, ...], Array] | None:
+        """All variables: the states of its own generators of random numbers are among them."""
+        return {(variable.path,): self.to_numpy(variable) for variable in module.variables}
+
+    def write_some(self, module: Any, weights: Mapping[str, Array]) -> None:
+        for variable in module.variables:
+            if variable.path in weights:
+                variable.assign(weights[variable.path])
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _gradients_of_torch(function: Any, inputs: Sequence[Any], variables: Sequence[Any]) -> tuple[Any, Any]:
+    import torch
+
+    moved = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    wanted = [*moved, *(variable.value for variable in variables)]
+    with torch.enable_grad():
+        value = function(moved)
+    if value.requires_grad and wanted:
+        found = torch.autograd.grad(value, wanted, materialize_grads=True)
+    else:
+        found = tuple(map(torch.zeros_like, wanted))
+    return found[: len(inputs)], found[len(inputs) :]
+
+
+def _gradients_of_jax(function: Any, inputs: Sequence[Any], variables: Sequence[Any]) -> tuple[Any, Any]:
+    import jax
+
+    def of_all(inputs: Sequence[Any], values: Sequence[Any]) -> Any:
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return function(inputs)
+
+    found: tuple[Any, Any] = jax.grad(of_all, (0, 1))(list(inputs), [variable.value for variable in variables])
+    return found

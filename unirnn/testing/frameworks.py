@@ -1,0 +1,209 @@
+"""One way to work with a model of any framework: to call it on arrays, to take gradients, and to watch its layers."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirnn import registry
+from unirnn.contract.backend import Backend, Watched
+from unirnn.errors import ArgumentError, LimitError
+from unirnn.registry import to_numpy
+
+__all__ = ["Framework", "framework_of", "gradient", "kept", "native", "to_numpy"]
+
+Array = NDArray[Any]
+
+
+class Framework(Protocol):
+    """What the kit asks of the framework of a model: a part of `unirnn.contract.backend.Backend`, which says more."""
+
+    name: Any
+
+    def from_numpy(self, array: Array, module: Any) -> Any:
+        """An array as the model takes it."""
+
+    def to_numpy(self, array: Any) -> Array:
+        """An array of the framework as a NumPy array."""
+
+    def gradient(
+        self, function: Callable[..., Any], arrays: Sequence[Any], module: Any = None
+    ) -> tuple[list[Array | None], dict[str, Array]]:
+        """Gradients of a function that gives one number, with respect to arrays of floats and to weights."""
+
+    def watch(self, module: Any) -> AbstractContextManager[list[Watched]]:
+        """Each call of a layer within the context, in the order of the run."""
+
+    def set_training(self, module: Any, mode: bool) -> None:
+        """Switch between training and evaluation."""
+
+    def random_seed(self, seed: int) -> None:
+        """Seed the generators of the framework."""
+
+    def all_weights(self, module: Any) -> Mapping[tuple[str, ...], Array] | None:
+        """Floating weights and buffers, by all of their names."""
+
+    def write_some(self, module: Any, weights: Mapping[str, Array]) -> None:
+        """Replace some of what `all_weights` found, by their first names."""
+
+
+class PlainFramework:
+    """A callable of Python that computes with NumPy: it has no gradients, and no layers that can be watched."""
+
+    name = "numpy"
+
+    def from_numpy(self, array: Array, module: Any) -> Array:
+        return array
+
+    def to_numpy(self, array: Any) -> Array:
+        return np.asarray(array)
+
+    def gradient(
+        self, function: Callable[..., Any], arrays: Sequence[Any], module: Any = None
+    ) -> tuple[list[Array | None], dict[str, Array]]:
+        raise LimitError("numpy has no gradients of functions")
+
+    @contextmanager
+    def watch(self, module: Any) -> Iterator[list[Watched]]:
+        yield []
+
+    def set_training(self, module: Any, mode: bool) -> None:
+        if hasattr(module, "train"):
+            module.train(mode)
+
+    def random_seed(self, seed: int) -> None:
+        np.random.seed(seed)
+
+    def all_weights(self, module: Any) -> dict[tuple[str, ...], Array] | None:
+        return None
+
+    def write_some(self, module: Any, weights: Mapping[str, Array]) -> None:
+        """There are none."""
+
+
+def framework_of(model: Any) -> Framework:
+    """The framework that a model is of.
+
+    Parameters
+    ----------
+    model
+        A ``torch.nn.Module``, a ``mindspore.nn.Cell``, a layer or a model of Keras, what unirnn built for any backend, or
+        a callable that computes with NumPy.
+
+    Raises
+    ------
+    ArgumentError
+        If it can't be called.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> framework_of(unirnn.GRUSpec(3, 4).build("numpy")).name, framework_of(lambda x, lengths: x).name
+    ('numpy', 'numpy')
+    """
+    if not callable(model):
+        raise ArgumentError(f"model: given {type(model).__name__}, expected something that can be called")
+    own = registry.packages(model)
+    if "keras" in own:  # first, since on PyTorch a layer of Keras is a torch.nn.Module as well
+        from ._keras import KerasFramework
+
+        return KerasFramework()
+    named = [name for name in registry.backends() if name in own]
+    if named:
+        return registry.load(named[0])
+    for backend in registry.backends_for(model):
+        if backend.describe(model) is not None:
+            return backend
+    return PlainFramework()
+
+
+def native(array: Any, model: Any) -> Any:
+    """An array as a model takes it: of its framework, and on its device.
+
+    Parameters
+    ----------
+    array
+        An array of NumPy, or a list.
+    model
+        A model of any framework; see `framework_of`.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> native([1, 2], unirnn.GRUSpec(3, 4).build("numpy"))
+    array([1, 2])
+    """
+    return framework_of(model).from_numpy(np.asarray(array), model)
+
+
+def gradient(
+    backend: Backend | str, function: Callable[..., Any], *arrays: Any, module: Any = None
+) -> tuple[list[Array | None], dict[str, Array]]:
+    """Gradients of ``function(*arrays)``, one number, by the autodiff of a framework.
+
+    Parameters
+    ----------
+    backend
+        The backend of the framework, or its name.
+    function
+        Takes arrays of the framework, and gives one number in an array of the framework.
+    *arrays
+        Arrays of NumPy, of floats or integers, or lists.
+    module
+        A module of the framework whose weights are wanted as well; the arrays are put on its device.
+
+    Returns
+    -------
+    list
+        The gradient with respect to each array of floats; None for an array of integers or flags.
+    dict
+        The gradient of each weight of the module that is trained, by its name; empty without a module.
+
+    Raises
+    ------
+    LimitError
+        If the framework has no gradients of functions.
+
+    Examples
+    --------
+    The function may use whatever its framework has::
+
+        gru = unirnn.GRUSpec(3, 4).build("torch")
+        (d_x,), weights = gradient("torch", lambda x: gru(x)[0].sum(), np.ones((5, 2, 3), "float32"), module=gru)
+    """
+    loaded = registry.load(backend) if isinstance(backend, str) else backend
+    given = [loaded.from_numpy(np.asarray(array), module) for array in arrays]
+    return loaded.gradient(function, given, module)
+
+
+@contextmanager
+def kept(framework: Framework, model: Any) -> Iterator[Any]:
+    """A model to run: what the run changes, such as running statistics, is as before after the context.
+
+    A model of NumPy is a copy, with its own generators of random numbers.
+    """
+    weights = framework.all_weights(model)
+    if framework.name == "torch":  # not all buffers are of floats, or among the weights
+        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        modes = [(layer, layer.training) for layer in model.modules()]
+        try:
+            yield model
+        finally:
+            for buffer, before in buffers:
+                buffer.data.copy_(before)
+            for layer, mode in modes:
+                layer.training = mode
+    elif weights is None or framework.name not in ("keras", "mindspore"):
+        yield copy.deepcopy(model)
+    else:
+        before = {names[0]: array.copy() for names, array in weights.items()}
+        mode = getattr(model, "training", None)
+        try:
+            yield model
+        finally:
+            framework.write_some(model, before)
+            if isinstance(mode, bool):
+                framework.set_training(model, mode)
