@@ -4,6 +4,7 @@ The matrix is backend by Python version, only where the framework has a build fo
 runs the version that nox itself runs on (or, where a framework lacks it, the newest that it has).
 """
 
+import os
 import re
 import shutil
 import sys
@@ -247,11 +248,15 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def examples(session: nox.Session) -> None:
     """The programs in examples, besides the demo; each ends with an error if it does not do what it is to show."""
-    python = together(session, "demo")
+    python = together(session, "demo", "test", "typing")
     data = ["--no-deps", *nox.project.dependency_groups(PROJECT, "data")]
     session.run(python, "-m", "pip", "install", "--quiet", "-c", "constraints.txt", *data, external=True)
     for name in EXAMPLES:
         session.run(python, f"examples/{name}", external=True)
+    # A project with a noxfile of its own, here without its environments: this one has all frameworks.
+    path = os.pathsep.join([str(Path(python).parent), os.environ["PATH"]])
+    matrix = ["-f", "examples/matrix/noxfile.py", "--no-venv", "--no-install"]
+    session.run(python, "-m", "nox", *matrix, env={"PATH": path, "PYTHONPATH": "src"}, external=True)
 
 
 @nox.session
