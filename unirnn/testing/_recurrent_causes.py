@@ -17,7 +17,7 @@ from unirnn.contract.call import state_parts
 from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
 
 from . import oracle
-from ._numbers import close, rounding
+from ._numbers import NOT_ZEROED, close, rounding
 from .batches import Batch
 
 __all__ = ["agrees", "hypotheses", "recurrent_cause", "trial_of"]
@@ -141,7 +141,7 @@ def recurrent_cause(
 
 def trial_of(spec: RecurrentSpec, weights: Mapping[str, Array], batch: Batch) -> Trial:
     """What the oracle is given for a batch."""
-    spec_of_trial = replace(spec, batch_first=False, dropout=0.0)
+    spec_of_trial = replace(spec, batch_first=False, dropout=spec.dropout if spec.num_layers > 1 else 0.0)
     parts = state_parts(spec, batch.hx)
     shapes = spec.state_shapes(batch.batch_size).values()
     hx = tuple(np.zeros(shape) for shape in shapes) if parts is None else parts
@@ -356,6 +356,7 @@ def _walk(trial: Trial, run: Run) -> Results:
                 spec,
                 input_size=x.shape[-1],
                 num_layers=1,
+                dropout=0.0,
                 bidirectional=False,
                 reverse=spec.is_reverse(position),
             )
@@ -747,7 +748,7 @@ def _output_in_the_padding(t: Trial, right: Results, given: _Given, tolerance: f
         return None
     if not agrees(right, _Given(t.zeroed(given.output), given.state), tolerance):
         return None
-    return "the output is not set to zero in the padding"
+    return NOT_ZEROED
 
 
 def _nan(t: Trial, right: Results, given: _Given, tolerance: float) -> str | None:
@@ -779,7 +780,7 @@ def _dropout(t: Trial, right: Results, given: _Given, tolerance: float) -> str |
 def _wrong_from_a_layer(t: Trial, right: Results, given: _Given, tolerance: float) -> str | None:
     """A first layer that is right, and others that are not, as dropout between the layers gives."""
     directions = t.spec.num_directions
-    if given.state is None or t.spec.num_layers == 1 or len(given.state) != len(right.state):
+    if given.state is None or not t.spec.dropout or len(given.state) != len(right.state):
         return None
     pairs = list(zip(given.state, right.state, strict=True))
     if not all(
@@ -788,7 +789,7 @@ def _wrong_from_a_layer(t: Trial, right: Results, given: _Given, tolerance: floa
         return None
     if any(close(part[directions:], own[directions:], tolerance) for part, own in pairs):
         return None
-    return "the first layer is right and those above it are not: there may be dropout between them, as while training"
+    return "the first layer is right and those above it are not, as by dropout between them, which is for training"
 
 
 def _precision(t: Trial, right: Results, given: _Given, tolerance: float) -> str | None:
