@@ -30,9 +30,11 @@ from unirnn import (
     Residual,
     RNNSpec,
     Sequential,
+    Snapshot,
     Spec,
     SumDirectionsSpec,
     errors,
+    registry,
 )
 from unirnn.contract.backend import Arrays, Backend
 from unirnn.contract.call import Call
@@ -1401,3 +1403,78 @@ class TiedWeightCopied(Net):
 
     def tied_weight(self, name: str) -> Tensor:
         return super().tied_weight(name).detach().clone()
+
+
+# ---- what a call leaves behind, and what a backend says about itself -----------------------------
+
+
+@caught_by("test_guarantees.py::test_results_and_arguments_stay_as_they_are[GRU]", "an argument is changed in place")
+class InputZeroedInPlace(Layers):
+    """The padding of the caller's own array is set to zeros."""
+
+    def zeroed_input(self, x: Tensor, lengths: Tensor) -> Tensor:
+        if x.requires_grad:
+            return super().zeroed_input(x, lengths)
+        x[~valid_steps(len(x), lengths).T] = 0
+        return x
+
+
+@caught_by("test_guarantees.py::test_results_and_arguments_stay_as_they_are[GRU]", "an argument is changed in place")
+class StateChangedInPlace(Layers):
+    """The final state is written into the caller's initial state."""
+
+    def run(self, x: Tensor, hx: State | None, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor, State]:
+        output, final = super().run(x, hx, lengths, resets)
+        for part, new in zip(hx or (), final, strict=False):
+            part.detach().copy_(new.detach())
+        return output, final
+
+
+@caught_by(
+    "test_guarantees.py::test_results_and_arguments_stay_as_they_are[GRU]", "changes what an earlier one returned"
+)
+class BufferReused(Layers):
+    """The final state is in a buffer that the next call writes to."""
+
+    def run(self, x: Tensor, hx: State | None, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor, State]:
+        output, final = super().run(x, hx, lengths, resets)
+        if x.requires_grad:
+            return output, final
+        if not hasattr(self, "buffers") or self.buffers[0].shape != final[0].shape:
+            self.buffers = tuple(torch.empty_like(part) for part in final)
+        for buffer, part in zip(self.buffers, final, strict=True):
+            buffer.detach().copy_(part.detach())
+        return output, self.buffers
+
+
+@caught_by("test_guarantees.py::test_gradients_are_not_borrowed[GRU]", "gradients are computed by")
+class GradientsBorrowed(Handmade):
+    """The gradients are those of the numpy backend, whatever the backend computes."""
+
+    def gradients(
+        self, module: Any, arguments: Mapping[str, Any], cotangents: Sequence[NDArray[Any]]
+    ) -> dict[str, NDArray[Any]]:
+        spec, weights = self.read(module) or (None, {})
+        other = Snapshot(spec, weights).build("numpy")
+        return registry.load("numpy").gradients(other, arguments, cotangents)
+
+
+@caught_by(f"{CALL}[GRU-reverse, ragged, resets, 2 layers]", "remove the limit")
+class LimitThatWorks(Handmade):
+    """A limit is declared, and what it refuses is computed."""
+
+    support = replace(Handmade.support, lacks=("gate_activation", "proj_size", "reverse"))
+
+
+@caught_by(f"{CALL}[GRU-ragged]", "remove the limit")
+class GradientsThatWork(Handmade):
+    """No gradients are declared, and there are."""
+
+    support = replace(Handmade.support, derivatives=0)
+
+
+@caught_by("test_guarantees.py::test_dropout_is_off_unless_training[GRU]", "remove the limit")
+class DropoutThatWorks(Handmade):
+    """No dropout is declared, and there is."""
+
+    support = replace(Handmade.support, dropout=False)
