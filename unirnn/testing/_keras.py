@@ -1,5 +1,6 @@
 """Models of Keras 3, on PyTorch or JAX; see `unirnn.testing.frameworks.Framework`."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ __all__ = ["KerasFramework"]
 Array = NDArray[Any]
 
 
-class _Outer(keras.layers.Layer):
+class _Outer(keras.layers.Layer):  # type: ignore[misc]
     """A layer whose call is a function: layers that it calls are in its mode, as all layers within another are."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
@@ -68,12 +69,11 @@ class KerasFramework:
         found: list[Watched] = []
 
         def watched(layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(call)  # with the signature, by which a model is called
             def add(*args: Any, **kwargs: Any) -> Any:
                 results = call(*args, **kwargs)
-                copied = map_arrays(
-                    results, lambda value: np.array(self.to_numpy(value)) if _is_array(value) else value
-                )
-                found.append(Watched("" if layer is module else layer.path, type(layer).__name__, copied))
+                name = "" if layer is module else layer.path
+                found.append(Watched(name, type(layer).__name__, map_arrays(results, self._copied)))
                 return results
 
             return add
@@ -88,6 +88,10 @@ class KerasFramework:
             for layer in layers:
                 del layer.call
 
+    def _copied(self, value: Any) -> Any:
+        """An array's copy, as NumPy's; anything else as it is."""
+        return np.array(self.to_numpy(value)) if keras.ops.is_tensor(value) else value
+
     def set_training(self, module: Any, mode: bool) -> None:
         self._training = mode
 
@@ -100,16 +104,12 @@ class KerasFramework:
 
     def all_weights(self, module: Any) -> dict[tuple[str, ...], Array] | None:
         """All variables: the states of its own generators of random numbers are among them."""
-        return {(variable.path,): self.to_numpy(variable) for variable in module.variables}
+        return {(variable.path,): self.to_numpy(variable.value) for variable in module.variables}
 
     def write_some(self, module: Any, weights: Mapping[str, Array]) -> None:
         for variable in module.variables:
             if variable.path in weights:
                 variable.assign(weights[variable.path])
-
-
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def _gradients_of_torch(function: Any, inputs: Sequence[Any], variables: Sequence[Any]) -> tuple[Any, Any]:
