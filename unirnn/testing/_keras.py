@@ -68,24 +68,24 @@ class KerasFramework:
     def watch(self, module: Any) -> Iterator[list[Watched]]:
         found: list[Watched] = []
 
-        def watched(layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(name: str, layer: Any) -> Callable[..., Any]:
+            call = layer.call
+
             @functools.wraps(call)  # with the signature, by which a model is called
             def add(*args: Any, **kwargs: Any) -> Any:
                 results = call(*args, **kwargs)
-                name = "" if layer is module else layer.path
                 found.append(Watched(name, type(layer).__name__, map_arrays(results, self._copied)))
                 return results
 
             return add
 
-        # Keras has no hooks, and no public list of the layers within layers.
-        layers = list(module._flatten_layers())
-        for layer in layers:
-            layer.call = watched(layer, layer.call)
+        layers = _by_path(module)
+        for path, layer in layers.items():
+            layer.call = watched(path, layer)
         try:
             yield found
         finally:
-            for layer in layers:
+            for layer in layers.values():
                 del layer.call
 
     def _copied(self, value: Any) -> Any:
@@ -97,6 +97,8 @@ class KerasFramework:
 
     def run(self, function: Callable[[], Any]) -> Any:
         """What a function returns, with the layers that it calls in the mode that was set."""
+        if not self._training:  # as without a mode; the names of layers that this builds are then their own
+            return function()
         return _Outer(function)(keras.ops.zeros((1, 1)), training=self._training)
 
     def random_seed(self, seed: int) -> None:
@@ -110,6 +112,15 @@ class KerasFramework:
         for variable in module.variables:
             if variable.path in weights:
                 variable.assign(weights[variable.path])
+
+
+def _by_path(layer: Any, path: str = "") -> dict[str, Any]:
+    """A layer and all those within it, each under its first path; Keras has no public list of them."""
+    found = {path: layer}
+    for inner in layer._layers:
+        own = _by_path(inner, f"{path}.{inner.name}" if path else inner.name)
+        found |= {name: one for name, one in own.items() if all(one is not other for other in found.values())}
+    return found
 
 
 def _gradients_of_torch(function: Any, inputs: Sequence[Any], variables: Sequence[Any]) -> tuple[Any, Any]:

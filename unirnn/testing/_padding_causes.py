@@ -18,7 +18,10 @@ OF_CODE = (
     "reads the padding: a mean, a maximum or a softmax over all T steps, a sequence that was reversed together with "
     "its padding, or step -1 in the place of step n - 1"
 )
-OF_FINAL_STATE = "its final state is that of step T, after the padding, instead of that of step n - 1; pack the batch, or give the lengths"
+OF_FINAL_STATE = (
+    "its final state is that of step T, after the padding, instead of that of step n - 1; pack the batch, or give the "
+    "lengths"
+)
 OF_REVERSE = "its reverse direction begins in the padding, at step T; pack the batch, or give the lengths"
 OF_REVERSED = (
     "it reads the padding before the valid steps, as when a sequence is reversed together with its padding; reverse "

@@ -171,9 +171,9 @@ class _Check:
 
     def find_places(self) -> None:
         """Run once in evaluation, with other sizes too, to learn which axes of the results are which."""
+        first = self.run(self.base, training=False, gradients=False)  # which may build the layers of the model
         self.base_outputs, layers = self.watch(self.base, training=False)
-        again, _ = self.watch(self.base, training=False)
-        self._check_repeats(self.base_outputs, again, "in evaluation")
+        self._check_repeats(first.outputs, self.base_outputs, "in evaluation")
         # Whatever is wrong with these runs is said by the checks; a model may also refuse other sizes.
         longer, longer_layers = self._try(self.longer)
         alone: dict[int, Arrays] = {}
@@ -190,9 +190,11 @@ class _Check:
         for path, array in self.base_outputs.items():
             others = {b: arrays[path] for b, arrays in alone.items() if path in arrays}
             self.places[path] = find_places(array, (longer or {}).get(path), others, self.base)
+        # A cell in a loop is called once for each step, and nobody says for which: it is left out.
+        loops = {key[0] for key in {*layers} ^ {*(layers if longer_layers is None else longer_layers)}}
         for key, array in layers.items():
             others = {b: arrays[key] for b, arrays in alone_layers.items() if key in arrays}
-            if longer_layers is None or key in longer_layers:
+            if key[0] not in loops:
                 self.layer_places[key] = find_places(array, (longer_layers or {}).get(key), others, self.base)
 
     def _try(self, change: _Change) -> tuple[Arrays | None, Any]:
