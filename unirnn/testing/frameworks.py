@@ -90,8 +90,8 @@ def framework_of(model: Any) -> Framework:
     Parameters
     ----------
     model
-        A ``torch.nn.Module``, a ``mindspore.nn.Cell``, a layer or a model of Keras, what unirnn built for any backend, or
-        a callable that computes with NumPy.
+        A ``torch.nn.Module``, a ``mindspore.nn.Cell``, a layer or a model of Keras, what unirnn built for any backend,
+        or a callable that computes with NumPy.
 
     Raises
     ------
@@ -200,10 +200,11 @@ def kept(framework: Framework, model: Any) -> Iterator[Any]:
         yield copy.deepcopy(model)
     else:
         before = {names[0]: array.copy() for names, array in weights.items()}
-        mode = getattr(model, "training", None)
+        cells = [] if framework.name == "keras" else [cell for _, cell in model.cells_and_names()]
+        cell_modes = [(cell, cell.training) for cell in cells]
         try:
             yield model
         finally:
             framework.write_some(model, before)
-            if isinstance(mode, bool):
-                framework.set_training(model, mode)
+            for cell, mode in cell_modes:  # a cell comes before those in it, whose modes it sets
+                cell.set_train(mode)

@@ -1,0 +1,250 @@
+"""Where in a model's results the sequences and their valid steps are.
+
+Nobody says which axis of a result is the batch and which the steps, or how many steps a strided convolution leaves. The
+same model called with other sizes tells: the axis that is 1 for a sequence alone is the batch, and those that grow with
+more padding, or shrink for a sequence alone, are steps. A sequence alone has as many of them as are valid.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .batches import Batch
+
+__all__ = ["Difference", "Places", "arrays_by_path", "difference", "difference_alone", "find_places"]
+
+Array = NDArray[Any]
+
+
+def arrays_by_path(results: Any, path: str = "") -> dict[str, Any]:
+    """The arrays and numbers in nested results, by their paths in them.
+
+    Examples
+    --------
+    >>> arrays_by_path((1, {"h": [2.0, None]}))
+    {'[0]': 1, "[1]['h'][0]": 2.0}
+    """
+    if isinstance(results, Mapping):
+        parts = {f"{path}[{key!r}]": part for key, part in results.items()}
+    elif hasattr(results, "batch_sizes") and hasattr(results, "sorted_indices"):
+        parts = {f"{path}.data": results.data}  # a PackedSequence: the rest of it says how it is packed
+    elif isinstance(results, tuple) and hasattr(results, "_fields"):
+        parts = {f"{path}.{name}": part for name, part in zip(results._fields, results, strict=True)}
+    elif isinstance(results, (tuple, list)):
+        parts = {f"{path}[{k}]": part for k, part in enumerate(results)}
+    elif dataclasses.is_dataclass(results) and not isinstance(results, type):
+        parts = {f"{path}.{row.name}": getattr(results, row.name) for row in dataclasses.fields(results)}
+    elif isinstance(results, (bool, int, float)) or (hasattr(results, "shape") and hasattr(results, "dtype")):
+        return {path: results}
+    else:
+        return {}
+    return {name: array for key, part in parts.items() for name, array in arrays_by_path(part, key).items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """The axes of an array, and what of it is valid.
+
+    Parameters
+    ----------
+    shape
+        The array's, with its first axis split in two where it was `(B*T, ...)` or `(T*B, ...)`.
+    batch_axis
+        The axis of the sequences, if there is one.
+    step_axes
+        The axes of steps: attention may have two.
+    valid_steps
+        `(B,)`: how many steps of each sequence are valid, by the axis.
+    """
+
+    shape: tuple[int, ...]
+    batch_axis: int | None
+    step_axes: tuple[int, ...]
+    valid_steps: Mapping[int, NDArray[np.int64]]
+
+    def valid(self) -> NDArray[np.bool_]:
+        """Where the array is valid, of its shape."""
+        valid = np.ones(self.shape, bool)
+        if self.batch_axis is None:
+            return valid
+        for axis in self.step_axes:
+            steps = np.arange(self.shape[axis])
+            allowed = steps < self.valid_steps[axis][:, None]  # `(B, T)`
+            if axis < self.batch_axis:
+                allowed = allowed.T
+            around = [size if k in (axis, self.batch_axis) else 1 for k, size in enumerate(self.shape)]
+            valid &= allowed.reshape(around)
+        return valid
+
+    def split(self, array: Array, batch_size: int) -> Array:
+        """An array of the same layout, maybe with other steps, with its axes as here; `(B*T, ...)` becomes two."""
+        if array.ndim == len(self.shape) or self.batch_axis is None:
+            return array
+        sizes = (batch_size, -1) if self.batch_axis == 0 else (-1, batch_size)
+        return array.reshape(*sizes, *array.shape[1:])
+
+
+def find_places(base: Array, longer: Array | None, alone: Mapping[int, Array], batch: Batch) -> Places:
+    """Find the axes of an array.
+
+    Parameters
+    ----------
+    base
+        The array for the batch.
+    longer
+        The array for the batch with more padding; None if there is none.
+    alone
+        The arrays of single sequences without padding, by their indices, as far as there are any.
+    batch
+        The batch.
+    """
+    size, steps, lengths = batch.batch_size, batch.steps, batch.lengths
+    shape = base.shape
+    everything = Places(shape, None, (), {})
+    others = [array for array in (longer, *alone.values()) if array is not None]
+    if not shape or any(other.ndim != base.ndim for other in others):
+        return everything
+    if shape[0] == lengths.sum() != steps and shape[0] != size and (longer is None or longer.shape == shape):
+        return everything  # the valid steps alone, as in a packed sequence
+    is_flat = size > 1 and shape[0] == size * steps and (longer is None or longer.shape[0] % size == 0)
+    if is_flat and (longer is None or longer.shape[0] > shape[0]):
+        split = (size, steps) if batch.batch_first else (steps, size)
+        axis = 1 if batch.batch_first else 0
+        return Places((*split, *shape[1:]), 1 - axis, (axis,), {axis: lengths})
+    own = 0 if batch.batch_first else 1  # the axis of the batch, where that is not known otherwise
+    order = sorted(range(len(shape)), key=lambda axis: (axis != own, axis))
+    if alone:
+        found = [a for a in order if shape[a] == size and all(array.shape[a] == 1 for array in alone.values())]
+    else:
+        found = [a for a in order if shape[a] == size and a < 2]
+    if longer is not None:
+        found = [a for a in found if longer.shape[a] == size]
+    if not found:
+        return everything
+    batch_axis = found[0]
+    step_axes = tuple(
+        axis
+        for axis in range(len(shape))
+        if axis != batch_axis
+        and (any(o.shape[axis] != shape[axis] for o in others) if others else axis < 2 and shape[axis] == steps)
+    )
+    return Places(shape, batch_axis, step_axes, {a: _valid_steps(a, shape[a], alone, batch) for a in step_axes})
+
+
+def _valid_steps(axis: int, size: int, alone: Mapping[int, Array], batch: Batch) -> NDArray[np.int64]:
+    """How many steps of each sequence are valid on an axis; where that can't be known, none are."""
+    as_many = size in (batch.steps, batch.lengths.max())
+    found = [alone[b].shape[axis] if b in alone else n if as_many else 0 for b, n in enumerate(batch.lengths.tolist())]
+    return np.minimum(found, batch.lengths) if as_many else np.array(found)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much an array moved, and where first.
+
+    Parameters
+    ----------
+    size, largest
+        The largest difference, and the largest absolute value before.
+    sequence, step
+        The first place: the first step that moved, and the first sequence that moved there; None where there is none.
+    text
+        Says it, where it is no difference of numbers.
+    """
+
+    size: float
+    largest: float
+    sequence: int | None = None
+    step: int | None = None
+    text: str = ""
+
+
+def difference(
+    base: Array, other: Array, places: Places, batch: Batch, tolerance: float, floor: float = 0.0
+) -> Difference | None:
+    """What moved at the valid places; None if nothing did, within the tolerance.
+
+    Parameters
+    ----------
+    base, other
+        The arrays; the other one may have more steps.
+    places
+        Those of the base.
+    batch
+        The batch of the base.
+    tolerance
+        Relative to the largest value of the base, or to ``floor`` if that is larger.
+    floor
+        See ``tolerance``.
+    """
+    before = places.split(base, batch.batch_size)
+    after = places.split(other, batch.batch_size)
+    if before.ndim == after.ndim:
+        cut = [slice(None)] * before.ndim
+        for axis in places.step_axes:
+            cut[axis] = slice(before.shape[axis])
+        after = after[tuple(cut)]
+    if before.shape != after.shape:
+        return Difference(np.inf, 0, text=f"its shape {base.shape} became {other.shape}")
+    return _compare(before, after, places.valid(), places, tolerance, floor)
+
+
+def difference_alone(
+    base: Array, other: Array, b: int, places: Places, batch: Batch, tolerance: float, floor: float = 0.0
+) -> Difference | None:
+    """The same between sequence b in the batch, and alone without its padding."""
+    if places.batch_axis is None:
+        return None  # it has no part that is this sequence's
+    before = places.split(base, batch.batch_size)
+    after = places.split(other, 1)
+    if before.ndim != after.ndim:
+        return None
+    own = [slice(None)] * before.ndim
+    own[places.batch_axis] = slice(b, b + 1)
+    cut = [slice(None)] * before.ndim
+    for axis in places.step_axes:
+        steps = min(int(places.valid_steps[axis][b]), after.shape[axis])
+        own[axis] = cut[axis] = slice(steps)
+    before, after = before[tuple(own)], after[tuple(cut)]
+    if before.shape != after.shape:
+        return None
+    found = _compare(before, after, np.ones(before.shape, bool), places, tolerance, floor)
+    return None if found is None else dataclasses.replace(found, sequence=b)
+
+
+def _compare(
+    before: Array, after: Array, valid: NDArray[np.bool_], places: Places, tolerance: float, floor: float
+) -> Difference | None:
+    if before.dtype.kind not in "fiub":  # complex numbers, and what is no number at all
+        moved = (before != after) & valid
+        off = moved.astype(np.float64)
+        largest = 1.0
+    else:
+        old, new = np.asarray(before, np.float64), np.asarray(after, np.float64)
+        with np.errstate(invalid="ignore"):
+            off = np.asarray(np.abs(new - old))
+        off[(old == new) | (np.isnan(old) & np.isnan(new))] = 0
+        off[np.isnan(off)] = np.inf  # NaN came or went
+        finite = np.abs(old[valid & np.isfinite(old)])
+        largest = float(finite.max()) if finite.size else 0.0
+        limit = tolerance * max(largest, floor) if before.dtype.kind == "f" else 0.0
+        moved = (off > limit) & valid
+    if not moved.any():
+        return None
+    axis = places.step_axes[0] if places.step_axes else None
+    indices = np.argwhere(moved)
+    rows: Sequence[tuple[int | None, int | None]] = [
+        (
+            None if axis is None else int(index[axis]),
+            None if places.batch_axis is None else int(index[places.batch_axis]),
+        )
+        for index in indices
+    ]
+    step, sequence = min(rows, key=lambda row: (row[0] or 0, row[1] or 0))
+    size = float(off[moved].max())
+    text = "became NaN" if np.isinf(size) and np.isnan(after[moved].astype(np.float64)).any() else ""
+    return Difference(size, largest, sequence, step, text)

@@ -1,0 +1,580 @@
+"""Whether the padding of a batch has an influence on a model, of any framework."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirnn.contract.backend import Backend, Watched
+from unirnn.errors import ArgumentError, LimitError
+from unirnn.specs import Model, Spec
+
+from ._padding_causes import Symptoms, is_recurrent, layer_at, padding_cause
+from ._places import Difference, Places, arrays_by_path, difference, difference_alone, find_places
+from .batches import Batch
+from .calling import Call, call_model, in_layout_of
+from .frameworks import Framework, framework_of, kept
+
+__all__ = ["padding_is_inert"]
+
+Array = NDArray[Any]
+Arrays = Mapping[str, Array]
+
+GARBAGE = 1000.0
+MORE_STEPS = 3
+TOLERANCES = {"float16": 2e-2, "float32": 1e-4, "float64": 1e-9}
+"""The default tolerance by the dtype of the results. A sequence alone is computed by other kernels, which round
+otherwise, and what stands in the padding is large: whatever reads it moves by far more."""
+
+
+def padding_is_inert(
+    model: Any,
+    batch: Batch,
+    *,
+    call: Call | None = None,
+    gradients: bool = True,
+    training: bool = True,
+    nan: bool = True,
+    tolerance: float | None = None,
+) -> None:
+    """Check that the padding of a batch has no influence on a model.
+
+    The model runs with zeros in the padding, and then with large numbers and with NaN in it (or with other tokens), with
+    more steps of padding, and on each sequence alone without padding. None of this may move the results at the valid
+    steps, the final states, the gradients, or the running statistics, and the gradient of the padding is exactly 0. All
+    of that is checked in evaluation and, but for the sequences alone, in training with the same seed each time. What
+    stands in the results after the end of a sequence may be anything.
+
+    Parameters
+    ----------
+    model
+        A ``torch.nn.Module``, a ``mindspore.nn.Cell``, a layer or a model of Keras, what unirnn built for any backend,
+        or a callable that computes with NumPy. Its weights and its running statistics are afterwards as before.
+    batch
+        With padding; see `unirnn.testing.batch`.
+    call
+        ``call(model, input, seq_length)``, with arrays of the framework, calls the model; by default it is called by the
+        names of its arguments, see `unirnn.testing.calling.call_model`.
+    gradients
+        Whether gradients are checked, as far as the framework has them.
+    training
+        Whether the model is checked in training as well.
+    nan
+        Whether NaN stands in the padding too. A model that multiplies by a mask is right for finite numbers only, and so
+        are the gradients of the weights of a layer that computes the padding, such as a linear one.
+    tolerance
+        By how much results may differ, relative to the largest of an array. None: 1e-9 for float64, 1e-4 for float32,
+        0.02 for float16.
+
+    Raises
+    ------
+    AssertionError
+        If the padding has an influence. The message says what moved, by how much, in which sequence and at which step
+        first, which layer moved first, and the usual cause.
+    ArgumentError
+        If the batch has no padding, if it can't be told how the model is called, or if the model returns something else
+        each time that it is called.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from unirnn.testing import Batch
+    >>> batch = Batch(np.ones((2, 3, 1)), np.array([1, 3]))
+    >>> def mean(x, lengths):
+    ...     return x.sum(1) / lengths[:, None]
+    >>> padding_is_inert(mean, batch)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    AssertionError: the padding has an influence on mean (numpy)
+      in evaluation:
+        output: off by 2e+03 (the largest value is 1), first in sequence 0 (length 1 of 3), when -1000 is in the padding...
+    """
+    framework = framework_of(model)
+    batch = in_layout_of(model, batch)
+    if not batch.padding.any():
+        raise ArgumentError("batch: all of its sequences have T steps, expected some with padding")
+    base = batch.filled(0)
+    with kept(framework, model):  # whatever happens in it
+        check = _Check(framework, model, base, call, gradients, nan, tolerance)
+        check.find_places()
+        found = check.find(training=False)
+        if training:
+            found += check.find(training=True)
+        if found:
+            raise AssertionError(check.text(found))
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Another batch with the same valid steps."""
+
+    words: str
+    short: str
+    batch: Batch
+    alone: int | None = None
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """Something that a change moved."""
+
+    training: bool
+    what: str
+    change: _Change
+    difference: Difference
+    is_of_weight: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What one run gave: results by path, gradients and, after training, weights and statistics by name."""
+
+    outputs: Arrays
+    gradients: Arrays
+    statistics: Arrays
+
+
+class _Check:
+    """The runs of one model, and what differs between them."""
+
+    def __init__(
+        self,
+        framework: Framework,
+        model: Any,
+        base: Batch,
+        call: Call | None,
+        gradients: bool,
+        nan: bool,
+        tolerance: float | None,
+    ) -> None:
+        self.framework, self.model, self.base, self.call = framework, model, base, call
+        self.with_gradients, self.nan, self.given_tolerance = gradients, nan, tolerance
+        self.without_dropout = False
+        more = base.with_more_padding(MORE_STEPS)
+        self.longer = _Change(f"there are {MORE_STEPS} more steps of padding", "more padding", more)
+        self.alone = [
+            _Change(f"sequence {b} is alone, without its padding", f"sequence {b} alone", base.alone(b), b)
+            for b, n in enumerate(base.lengths.tolist())
+            if 0 < n < base.steps
+        ]
+        self.places: dict[str, Places] = {}
+        self.layer_places: dict[tuple[str, int, str], Places] = {}
+        self.base_outputs: Arrays = {}
+        self.kinds: dict[str, str] = {}
+        self.notes: list[str] = []
+
+    # ---- runs ------------------------------------------------------------------------------------
+
+    def find_places(self) -> None:
+        """Run once in evaluation, with other sizes too, to learn which axes of the results are which."""
+        self.base_outputs, layers = self.watch(self.base, training=False)
+        again, _ = self.watch(self.base, training=False)
+        self._check_repeats(self.base_outputs, again, "in evaluation")
+        # Whatever is wrong with these runs is said by the checks; a model may also refuse other sizes.
+        longer, longer_layers = self._try(self.longer)
+        alone: dict[int, Arrays] = {}
+        alone_layers: dict[int, Any] = {}
+        for change in list(self.alone):
+            assert change.alone is not None
+            outputs, found = self._try(change)
+            if outputs is None:
+                self.alone.remove(change)
+            else:
+                alone[change.alone], alone_layers[change.alone] = outputs, found
+        if longer is None:
+            self.longer = replace(self.longer, batch=self.base)  # nothing to compare
+        for path, array in self.base_outputs.items():
+            others = {b: arrays[path] for b, arrays in alone.items() if path in arrays}
+            self.places[path] = find_places(array, (longer or {}).get(path), others, self.base)
+        for key, array in layers.items():
+            others = {b: arrays[key] for b, arrays in alone_layers.items() if key in arrays}
+            if longer_layers is None or key in longer_layers:
+                self.layer_places[key] = find_places(array, (longer_layers or {}).get(key), others, self.base)
+
+    def _try(self, change: _Change) -> tuple[Arrays | None, Any]:
+        try:
+            return self.watch(change.batch, training=False)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            self.notes.append(f"not checked, since the model raised {reason[:150]}: when {change.words}")
+            return None, None
+
+    def _check_repeats(self, first: Arrays, second: Arrays, when: str) -> None:
+        for path, array in first.items():
+            other = second.get(path)
+            if other is None or other.shape != array.shape or not np.array_equal(array, other, _has_nan(array)):
+                if other is not None and self._is_close(array, other):
+                    continue
+                raise ArgumentError(
+                    f"model: given one whose {_name(path)} differs {when} when the same batch is given again, with the same "
+                    "seed, so nothing can be said about the padding; it may keep a state from call to call, or draw random "
+                    "numbers that the framework's seed does not determine"
+                    + ("; give training=False" if "training" in when else "")
+                )
+
+    def _is_close(self, array: Array, other: Array) -> bool:
+        """Whether two runs of the same differ by rounding only, as on some devices."""
+        if array.shape != other.shape or array.dtype.kind != "f":
+            return False
+        scale = np.nanmax(np.abs(array), initial=0)
+        return bool(np.allclose(array, other, rtol=0, atol=self._tolerance(array) * scale, equal_nan=True))
+
+    @contextmanager
+    def _mode(self, training: bool, seed: int) -> Iterator[Any]:
+        """The model in a mode, with the seed set; what the run changes is as before afterwards."""
+        with kept(self.framework, self.model) as net:
+            self.framework.set_training(net, training)
+            if training and self.without_dropout:
+                _switch_off_dropout(net)
+            self.framework.random_seed(seed)
+            yield net
+
+    def _results(self, net: Any, batch: Batch, input: Any) -> dict[str, Any]:
+        """Call the model; the arrays in what it returns, by path."""
+        hx = _natively(batch.hx, lambda part: self.framework.from_numpy(part, net))
+        given = replace(batch, input=input, hx=hx)
+
+        def run() -> Any:
+            return call_model(net, given, self.call)
+
+        run_in_mode: Any = getattr(self.framework, "run", None)  # Keras has no mode of a layer, but one of a call
+        return arrays_by_path(run() if run_in_mode is None else run_in_mode(run))
+
+    def _numpy(self, arrays: Mapping[str, Any]) -> dict[str, Array]:
+        return {
+            path: np.array(value if isinstance(value, (bool, int, float)) else self.framework.to_numpy(value))
+            for path, value in arrays.items()
+        }
+
+    def watch(self, batch: Batch, *, training: bool) -> tuple[Arrays, dict[tuple[str, int, str], Array]]:
+        """What the model, and each of its layers at each call, returned."""
+        with self._mode(training, seed=0) as net:
+            with self.framework.watch(net) as layers:
+                outputs = self._numpy(self._results(net, batch, self.framework.from_numpy(batch.input, net)))
+            self.kinds = {layer.name: layer.kind for layer in layers}
+            return outputs, self._by_call(layers)
+
+    def _by_call(self, layers: list[Watched]) -> dict[tuple[str, int, str], Array]:
+        """The arrays that layers returned, by their names, the number of the call, and the path."""
+        calls: dict[str, int] = {}
+        found: dict[tuple[str, int, str], Array] = {}
+        for layer in layers:
+            calls[layer.name] = calls.get(layer.name, -1) + 1
+            for path, array in self._numpy(arrays_by_path(layer.results)).items():
+                found[layer.name, calls[layer.name], path] = array
+        return found
+
+    def run(self, batch: Batch, *, training: bool, seed: int = 0, gradients: bool = True) -> _Run:
+        """Results, gradients, and what training changes."""
+        with self._mode(training, seed) as net:
+            outputs = self._numpy(self._results(net, batch, self.framework.from_numpy(batch.input, net)))
+            weights = self.framework.all_weights(net) if training else None
+            statistics = {names[0]: np.array(array) for names, array in (weights or {}).items()}
+        found: Arrays = {}
+        if gradients and self.with_gradients and not (self._is_cudnn() and not training):
+            with self._mode(training, seed) as net:
+                found = self._gradients(net, batch, self._cotangents(outputs))
+        return _Run(outputs, found, statistics)
+
+    def _is_cudnn(self) -> bool:
+        """Whether it may be on cuDNN, whose layers have no gradients in evaluation."""
+        if self.framework.name != "torch":
+            return False
+        return any(parameter.device.type == "cuda" for parameter in self.model.parameters())
+
+    def _cotangents(self, outputs: Arrays) -> dict[str, Array]:
+        """What the results are multiplied with before they are summed: zeros at what is not valid."""
+        rng = np.random.default_rng(0)
+        found = {}
+        for path, base in self.base_outputs.items():
+            if base.dtype.kind != "f" or path not in outputs:
+                continue
+            places, shape = self.places[path], outputs[path].shape
+            weights = rng.standard_normal(places.shape) * places.valid()
+            if outputs[path].ndim == base.ndim and shape != base.shape:  # more padding, or fewer steps
+                full = np.zeros(places.split(outputs[path], self.base.batch_size).shape)
+                common = tuple(slice(min(a, b)) for a, b in zip(full.shape, weights.shape, strict=True))
+                full[common] = weights[common]
+                weights = full
+            found[path] = weights.reshape(shape).astype(base.dtype)
+        return found
+
+    def _gradients(self, net: Any, batch: Batch, cotangents: Arrays) -> Arrays:
+        """Gradients with respect to the input, named ``input``, and to the weights; empty if there are none."""
+        native = self.framework.from_numpy
+        factors = {path: native(array, net) for path, array in cotangents.items()}
+
+        def weighted(input: Any) -> Any:
+            results = self._results(net, batch, input)
+            parts = [(results[path] * factor).sum() for path, factor in factors.items() if path in results]
+            return sum(parts[1:], parts[0])
+
+        if not factors:
+            return {}
+        try:
+            (d_input,), weights = self.framework.gradient(weighted, [native(batch.input, net)], net)
+        except LimitError:
+            return self._gradients_of_ours(net, batch, cotangents)
+        return {**weights, **({} if d_input is None else {"input": d_input})}
+
+    def _gradients_of_ours(self, net: Any, batch: Batch, cotangents: Arrays) -> Arrays:
+        """The same of a module of unirnn whose framework has no gradients of functions."""
+        spec = getattr(net, "spec", None)
+        if (
+            not isinstance(self.framework, Backend)
+            or not isinstance(spec, Spec)
+            or isinstance(spec, Model)
+            or self.call
+        ):
+            return {}
+        arguments = {"input": batch.input, "hx": batch.hx, "seq_length": batch.seq_length, "resets": batch.resets}
+        if not hasattr(net, "step") or not hasattr(spec, "state_shapes"):
+            arguments["return_state"] = bool(spec.stateful)
+        try:
+            found = self.framework.gradients(net, arguments, list(cotangents.values()))
+        except (ArgumentError, LimitError):  # such as a kernel without gradients
+            return {}
+        return {name: array for name, array in found.items() if not name.startswith("hx")}
+
+    # ---- what differs ----------------------------------------------------------------------------
+
+    def find(self, *, training: bool) -> list[_Moved]:
+        """All that moved in one mode."""
+        base = self.run(self.base, training=training)
+        is_random = False
+        if training:
+            again = self.run(self.base, training=True, gradients=False)
+            try:
+                self._check_repeats(base.outputs, again.outputs, "in training")
+            except ArgumentError:  # such as MindSpore's own dropout, which no seed determines
+                self.without_dropout = True
+                base = self.run(self.base, training=True)
+                again = self.run(self.base, training=True, gradients=False)
+                self._check_repeats(base.outputs, again.outputs, "in training")
+            is_random = self._is_random(base.outputs)
+        found: list[_Moved] = []
+        for change in self._changes(training, is_random):
+            with_gradients = change.alone is None
+            run = self.run(change.batch, training=training, gradients=with_gradients)
+            for what, d in self._differences(base, run, change):
+                weight = what.removeprefix("the gradient of ")
+                found.append(_Moved(training, what, change, d, weight != what and weight in base.gradients))
+        if "input" in base.gradients:
+            zeros = _Change("0 is in the padding", "0", self.base)
+            differences = self._gradient_of_padding(base.gradients["input"], zeros)
+            found += [_Moved(training, what, zeros, d) for what, d in differences]
+        return found
+
+    def _is_random(self, outputs: Arrays) -> bool:
+        """Whether what the model returns in training is random, as with dropout."""
+        others = self.base_outputs
+        if self.framework.name in ("torch", "mindspore"):
+            others = self.run(self.base, training=True, seed=1, gradients=False).outputs
+        # Elsewhere, generators belong to layers, and don't depend on the seed: then evaluation is what differs.
+        return any(not np.array_equal(a, others.get(path), _has_nan(a)) for path, a in outputs.items())
+
+    def _changes(self, training: bool, is_random: bool) -> Iterator[_Change]:
+        base = self.base
+        if base.input.dtype.kind == "f":
+            values = [(f"{value:g}", value) for value in (GARBAGE, -GARBAGE)]
+            values += [("NaN", float("nan"))] if self.nan else []
+        else:
+            last = int(base.num_tokens or base.input.max() + 1) - 1
+            values = [(f"token {token}", token) for token in dict.fromkeys((last, (last + 1) // 2))]
+        for short, value in values:
+            yield _Change(f"{short} is in the padding", short, base.filled(value))
+        if base.resets is not None:
+            yield _Change("resets are in the padding", "resets", replace(base, resets=base.resets ^ base.padding))
+        # Dropout draws other numbers for another size.
+        if self.longer.batch is not base and not is_random:
+            yield self.longer
+        if not training:  # where the sequences of a batch may have to do with each other
+            yield from self.alone
+
+    def _differences(self, base: _Run, run: _Run, change: _Change) -> Iterator[tuple[str, Difference]]:
+        for path, array in base.outputs.items():
+            found = self._difference(array, run.outputs.get(path), self.places[path], change)
+            if found is not None:
+                yield _name(path), found
+        if change.alone is not None:
+            return
+        whole = Places((), None, (), {})
+        largest = max((_largest(array) for name, array in base.gradients.items() if name != "input"), default=0.0)
+        for name, array in base.gradients.items():
+            other = run.gradients.get(name)
+            if other is None:
+                continue
+            if name == "input":
+                yield from self._differences_of_input(array, other, change)
+                continue
+            places = replace(whole, shape=array.shape)
+            found = difference(array, other, places, self.base, self._tolerance(array), 1e-3 * largest)
+            if found is not None:
+                yield f"the gradient of {name}", found
+        for name, array in base.statistics.items():
+            places = replace(whole, shape=array.shape)
+            found = difference(array, run.statistics[name], places, self.base, self._tolerance(array))
+            if found is not None:
+                yield f"{name} after training", found
+
+    def _difference(self, array: Array, other: Array | None, places: Places, change: _Change) -> Difference | None:
+        if other is None:
+            return None if change.alone is not None else Difference(np.inf, 0, text="it is not returned")
+        if change.alone is None:
+            return difference(array, other, places, self.base, self._tolerance(array))
+        return difference_alone(array, other, change.alone, places, self.base, self._tolerance(array))
+
+    def _differences_of_input(self, array: Array, other: Array, change: _Change) -> Iterator[tuple[str, Difference]]:
+        axis = 1 if self.base.batch_first else 0
+        places = Places(array.shape, 1 - axis, (axis,), {axis: self.base.lengths})
+        found = difference(array, other, places, self.base, self._tolerance(array))
+        if found is not None:
+            yield "the gradient of the input", found
+        yield from self._gradient_of_padding(other, change)
+
+    def _gradient_of_padding(self, d_input: Array, change: _Change) -> Iterator[tuple[str, Difference]]:
+        """It is exactly 0, whatever the gradient of the valid part is."""
+        padding = d_input[change.batch.padding]
+        if (padding == 0).all():
+            return
+        axis = 1 if self.base.batch_first else 0
+        where = np.argwhere((d_input != 0).any(tuple(range(2, d_input.ndim))) & change.batch.padding)
+        step, sequence = min((int(row[axis]), int(row[1 - axis])) for row in where)
+        size = float(np.abs(padding).max())
+        text = "it is NaN" if np.isnan(size) else f"it is up to {size:.2g}, expected 0"
+        yield "the gradient of the padding", Difference(size, _largest(d_input), sequence, step, text)
+
+    def _tolerance(self, array: Array) -> float:
+        return TOLERANCES.get(array.dtype.name, 1e-9) if self.given_tolerance is None else self.given_tolerance
+
+    # ---- words -----------------------------------------------------------------------------------
+
+    def text(self, found: list[_Moved]) -> str:
+        """The message."""
+        lines = [f"the padding has an influence on {_model_name(self.model)} ({self.framework.name})"]
+        for training in (False, True):
+            rows = [moved for moved in found if moved.training is training]
+            if rows:
+                lines.append(f"  in {'training' if training else 'evaluation'}:")
+                lines += [f"    {line}" for line in self._lines(rows)]
+        lines += [f"  {line}" for line in self._first_layer(found)]
+        lines += [f"  {note}" for note in dict.fromkeys(self.notes)]
+        return "\n".join(lines)
+
+    def _lines(self, rows: list[_Moved]) -> list[str]:
+        """One line for each thing that moved; one for the gradients of all weights."""
+        by_what: dict[str, list[_Moved]] = {}
+        weights: set[str] = set()
+        for row in rows:
+            if row.is_of_weight:
+                weights.add(row.what)
+            by_what.setdefault("a weight" if row.is_of_weight else row.what, []).append(row)
+        lines = []
+        for what, moves in by_what.items():
+            worst = max(moves, key=lambda m: (np.isfinite(m.difference.size), m.difference.size))
+            d = worst.difference
+            size = d.text or f"off by {d.size:.2g} (the largest value is {d.largest:.2g})"
+            line = f"{what if what != 'a weight' else worst.what}: {size}{self._where(d)}, when {worst.change.words}"
+            others = list(dict.fromkeys(m.change.short for m in moves if m.change is not worst.change))
+            lines.append(line + (f" (also: {', '.join(others)})" if others else ""))
+            if what == "a weight" and len(weights) > 1:
+                lines[-1] += f"; {len(weights) - 1} more weights"
+        return lines
+
+    def _where(self, d: Difference) -> str:
+        if d.sequence is None:
+            return ""
+        length = int(self.base.lengths[d.sequence])
+        step = "" if d.step is None else f", step {d.step}"
+        return f", first in sequence {d.sequence} (length {length} of {self.base.steps}){step}"
+
+    def _first_layer(self, found: list[_Moved]) -> list[str]:
+        """The first layer that moved, and the usual cause."""
+        values = [moved for moved in found if "gradient" not in moved.what]
+        first = (values or found)[0]
+        _, base = self.watch(self.base, training=first.training)
+        _, changed = self.watch(first.change.batch, training=first.training)
+        moved: list[tuple[str, int, str]] = []
+        before: list[str] = []
+        for key, array in base.items():
+            places = self.layer_places.get(key)
+            if places is None or (key not in changed and first.change.alone is not None):
+                continue
+            if "flatten" in self.kinds[key[0]].lower():  # it moves the padding along, and reads nothing
+                before.append(key[0])
+                continue
+            if self._difference(array, changed.get(key), places, first.change) is not None:
+                moved.append(key)
+            elif not moved:
+                before.append(key[0])
+        name = self._outer([key[0] for key in moved])
+        inner = [] if name is None else [key[0] for key in base if _is_within(key[0], name)]
+        earlier = [layer for layer in before if name is None or (layer != name and not _is_within(name, layer))]
+        after = f"{earlier[-1]} ({self.kinds[earlier[-1]]})" if earlier else None
+        lines = []
+        if name is not None:
+            where = f"{name} ({self.kinds[name]})" if name else "none; what the model returns moved"
+            lines.append(f"first layer that moved: {where}" + ("" if after is None else f"; before it: {after}"))
+        cause = padding_cause(
+            Symptoms(
+                layer=None if name is None else layer_at(self.model, name),
+                kind=None if name is None else self.kinds[name],
+                name=name,
+                path=next((key[2] for key in moved if key[0] == name), ""),
+                after=after,
+                has_inner=bool(inner) and not is_recurrent(self.kinds[name or ""]),
+                is_of_gradients=not values,
+                is_of_nan=all(row.change.short == "NaN" for row in found),
+                is_of_training=all(row.training for row in values),
+                is_of_empty=bool(values) and all(self._is_of_empty(row.difference) for row in values),
+            )
+        )
+        return [*lines, *([] if cause is None else [f"usual cause: {cause}"])]
+
+    def _outer(self, moved: list[str]) -> str | None:
+        """The first of the layers that moved; of one within a recurrent layer, that layer."""
+        if not moved:
+            return None
+        outer = [name for name in moved if _is_within(moved[0], name) and name and is_recurrent(self.kinds[name])]
+        return outer[-1] if outer else moved[0]
+
+    def _is_of_empty(self, d: Difference) -> bool:
+        return d.sequence is not None and self.base.lengths[d.sequence] == 0
+
+
+def _is_within(name: str, layer: str) -> bool:
+    """Whether a layer is within another one."""
+    return name != layer and (layer == "" or name.startswith(f"{layer}."))
+
+
+def _natively(state: Any, change: Callable[[Array], Any]) -> Any:
+    if isinstance(state, tuple):
+        return tuple(_natively(part, change) for part in state)
+    return None if state is None else change(state)
+
+
+def _has_nan(array: Array) -> bool:
+    return array.dtype.kind == "f"
+
+
+def _largest(array: Array) -> float:
+    finite = np.abs(array[np.isfinite(array)])
+    return float(finite.max()) if finite.size else 0.0
+
+
+def _name(path: str) -> str:
+    return f"output{path}"
+
+
+def _model_name(model: Any) -> str:
+    return getattr(model, "__name__", type(model).__name__)
+
+
+def _switch_off_dropout(model: Any) -> None:
+    """Put the dropout layers of MindSpore into evaluation: their generators take no seed after they are made."""
+    for _, cell in model.cells_and_names() if hasattr(model, "cells_and_names") else ():
+        if "Dropout" in type(cell).__name__:
+            cell.set_train(False)
