@@ -1,6 +1,7 @@
 """Models of Keras 3, on PyTorch or JAX; see `unirnn.testing.frameworks.Framework`."""
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 from unirnn.contract.backend import Watched, map_arrays
 from unirnn.errors import LimitError
+
+from ._places import arrays_by_path
 
 __all__ = ["KerasFramework"]
 
@@ -74,7 +77,8 @@ class KerasFramework:
             @functools.wraps(call)  # with the signature, by which a model is called
             def add(*args: Any, **kwargs: Any) -> Any:
                 results = call(*args, **kwargs)
-                found.append(Watched(name, type(layer).__name__, map_arrays(results, self._copied)))
+                if not any(map(_is_traced, arrays_by_path(results).values())):
+                    found.append(Watched(name, type(layer).__name__, map_arrays(results, self._copied)))
                 return results
 
             return add
@@ -112,6 +116,12 @@ class KerasFramework:
         for variable in module.variables:
             if variable.path in weights:
                 variable.assign(weights[variable.path])
+
+
+def _is_traced(value: Any) -> bool:
+    """Whether an array has no values, as of a cell within the loop of a layer on JAX."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(value, jax.core.Tracer)
 
 
 def _by_path(layer: Any, path: str = "") -> dict[str, Any]:
