@@ -2,8 +2,9 @@
 
 The compiler is the one that the environment variable CC names, else the system's, else the one in the package
 ``ziglang``, which is then a requirement of the build (as it is with ``CC=ziglang``). ``UNIRNN_PURE=1`` builds without a
-compiler, and ``UNIRNN_CFLAGS`` adds options for compiling and linking. If the library can't be compiled, the build goes
-on: the wheel is then pure Python.
+compiler, ``UNIRNN_NATIVE=1`` for the processor of this machine only, and ``UNIRNN_CFLAGS`` adds options for compiling
+and linking. ``UNIRNN_BUILT`` names a library, which is taken if it was built from the same sources in the same way. If
+the library can't be compiled, the build goes on: the wheel is then pure Python.
 """
 
 import hashlib
@@ -38,7 +39,7 @@ INSTRUCTION_SETS: dict[str, dict[str, list[str]]] = {
     },
     "aarch64": {"neon": []},
 }
-"""The options of each instruction set, by the architecture that is compiled for; others have a baseline only."""
+"""The options of each instruction set, the best first, by the architecture; others have a baseline only."""
 
 ZIG_MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 ZIG_SYSTEMS = {"darwin": "macos", "win32": "windows-gnu"}
@@ -90,7 +91,12 @@ def wheel_tag(best: str) -> str:
 
 def is_pure() -> bool:
     """Whether the user wants no compiled kernels."""
-    return os.environ.get("UNIRNN_PURE", "0") not in ("", "0")
+    return is_set("UNIRNN_PURE")
+
+
+def is_set(variable: str) -> bool:
+    """Whether an environment variable is there, and not 0."""
+    return os.environ.get(variable, "0") not in ("", "0")
 
 
 def find_compiler() -> list[str] | None:
@@ -154,6 +160,8 @@ def build(csrc: Path, library: Path) -> None:
     if compiler is None or (compiler == zig() and not find_spec("ziglang")):
         raise BuildError("unirnn was built where there is neither a C compiler nor the package ziglang")
     sets = INSTRUCTION_SETS.get(architecture(compiler), {"baseline": []})
+    if is_set("UNIRNN_NATIVE"):
+        sets = {"native": ["-march=native"]}
     extra = shlex.split(os.environ.get("UNIRNN_CFLAGS", ""))
     flags = [*FLAGS, *(["-fPIC"] if POSIX else []), *extra]
     link = ["-shared", *(["-lm", "-pthread"] if POSIX else []), *extra]
@@ -162,7 +170,8 @@ def build(csrc: Path, library: Path) -> None:
         for name, options in sets.items()
         for double in (0, 1)
     }
-    objects = {**layers, "dispatch.o": ["dispatch.c"], "mindspore.o": ["mindspore.c"], "stamp.o": ["stamp.c"]}
+    names = f"-DINSTRUCTION_SETS(EACH)={' '.join(f'EACH({name})' for name in sets)}"
+    objects = {**layers, "dispatch.o": ["dispatch.c", names], "mindspore.o": ["mindspore.c"], "stamp.o": ["stamp.c"]}
 
     how = [[word.replace(sys.executable, "python") for word in compiler], flags, link, objects]
     digest = hashlib.sha256(repr(how).encode())
@@ -170,6 +179,10 @@ def build(csrc: Path, library: Path) -> None:
         digest.update(source.name.encode() + source.read_bytes())
     stamp = f"unirnn built from {digest.hexdigest()}"
     if library.exists() and stamp.encode() in library.read_bytes():
+        return
+    built = Path(os.environ.get("UNIRNN_BUILT", ""))
+    if built.is_file() and stamp.encode() in built.read_bytes():
+        put(built, library)
         return
 
     with tempfile.TemporaryDirectory(prefix="unirnn-") as folder:
@@ -188,7 +201,11 @@ def build(csrc: Path, library: Path) -> None:
             compiled = list(pool.map(compile_one, objects))
         linked = os.path.join(folder, LIBRARY)
         run([*compiler, *compiled, *link, "-o", linked])
-        # a running process may have the old library open, so it is replaced and not overwritten
-        new = library.with_suffix(f".{os.getpid()}.tmp")
-        shutil.copy(linked, new)
-        os.replace(new, library)
+        put(linked, library)
+
+
+def put(file: str | Path, library: Path) -> None:
+    """Copy a file to where the library belongs: replaced, not overwritten, since a running process may have it open."""
+    new = library.with_suffix(f".{os.getpid()}.tmp")
+    shutil.copy(file, new)
+    os.replace(new, library)

@@ -42,3 +42,21 @@ def test_only_the_training_loop_imports_a_framework(folder: str, loop: str) -> N
     files = {path.name: imported(path) & frameworks for path in (EXAMPLES / folder).glob("*.py")}
     expected = {loop.format(name): {name} for name in ("torch", "mindspore")}
     assert {name: found for name, found in files.items() if found} == expected
+
+
+def lines_that_count(path: Path) -> int:
+    """The lines of a file without those that are blank, a comment or a docstring."""
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return len({line for node in ast.walk(tree) if hasattr(node, "lineno") for line in (node.lineno, node.end_lineno)})
+
+
+@pytest.mark.parametrize(("name", "most"), [("src/gestures.py", 10), ("noxfile.py", 10), ("tests/test_model.py", 12)])
+def test_the_matrix_is_short(name: str, most: int) -> None:
+    assert lines_that_count(EXAMPLES / "matrix" / name) <= most
+
+
+def test_the_matrix_needs_no_fixtures_of_its_own() -> None:
+    assert not list((EXAMPLES / "matrix").rglob("conftest.py"))

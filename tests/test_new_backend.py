@@ -1,9 +1,11 @@
 """What ``unirnn new-backend`` writes: it installs, is found, builds, and keeps the guarantees; and what it refuses."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from unirnn.cli.app import app
 from unirnn.cli.new_backend import TEMPLATE, write_distribution
 from unirnn.errors import ArgumentError, FileError
 
+SUITE = "unirnn.testing.conformance"
+needs_torch = pytest.mark.skipif(not find_spec("torch"), reason="the backend that is written computes with torch")
 FILES = [
     "README.md",
     "pyproject.toml",
@@ -98,22 +102,43 @@ def test_after_an_error_nothing_is_left(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_it_installs_and_is_found_and_passes_the_tests(tmp_path: Path) -> None:
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """A folder with the distribution's own wheel in it, unpacked as an installer does."""
     pytest.importorskip("hatchling")
     written = write_distribution("my_frame", tmp_path)
-    run(written, "hatchling", "build", "-t", "wheel", "-d", str(tmp_path))
+    run("hatchling", "build", "-t", "wheel", "-d", str(tmp_path), folder=written)
     (wheel,) = tmp_path.glob("*.whl")
-    installed = tmp_path / "installed"
-    zipfile.ZipFile(wheel).extractall(installed)
-    if not find_spec("torch"):
-        pytest.skip("the backend that is written computes with torch")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    return tmp_path / "installed"
+
+
+def test_it_names_its_backend(installed: Path) -> None:
+    (found,) = metadata.distributions(path=[str(installed)])
+    assert [(e.group, e.name, e.value) for e in found.entry_points] == [
+        ("unirnn.backends", "my_frame", "unirnn_my_frame:backend")
+    ]
+
+
+@needs_torch
+def test_its_own_tests_pass_and_the_conformance_suite(installed: Path) -> None:
     # Of the conformance suite, which takes half a minute, the two tests that have something of everything.
-    suite = "unirnn.testing.conformance"
-    chosen = [f"{suite}.test_guarantees::test_random_specs", f"{suite}.test_models::test_random_models"]
-    run(written, "pytest", "tests", "--pyargs", *chosen, "--rnn-backends=my_frame", path=installed)
+    chosen = [f"{SUITE}.test_guarantees::test_random_specs", f"{SUITE}.test_models::test_random_models"]
+    options = ["--pyargs", *chosen, "--rnn-backends=my_frame"]
+    run("pytest", "tests", *options, folder=installed.parent / "unirnn-my-frame", path=installed)
 
 
-def run(folder: Path, *module: str, path: Path | None = None) -> None:
+@needs_torch
+def test_the_conformance_suite_leaves_models_out_for_a_backend_without(installed: Path) -> None:
+    backend = installed / "unirnn_my_frame" / "backend.py"
+    code, count = re.subn(r"\n +kinds=.*", "", backend.read_text("utf-8"))
+    assert count == 1
+    backend.write_text(code, "utf-8")
+    chosen = ["--pyargs", f"{SUITE}.test_mistakes", "--rnn-backends=my_frame"]
+    run("pytest", *chosen, folder=installed.parent, path=installed)
+
+
+def run(*module: str, folder: Path, path: Path | None = None) -> None:
     """Run a module of Python in a folder, with another folder on Python's path."""
     paths = [] if path is None else [str(path)]
     paths += filter(None, [os.environ.get("PYTHONPATH")])

@@ -18,7 +18,7 @@ import unirnn.kernels
 from unirnn.kernels import library
 
 ROOT = Path(__file__).parents[2]
-BASELINES = {"baseline", "neon"}
+BASELINES = {"baseline", "neon", "native"}
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def elsewhere(tmp_path: Path) -> ModuleType:
 def hook(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The build hook, as it is without settings in the environment."""
     pytest.importorskip("hatchling")
-    for name in ("CC", "UNIRNN_PURE", "UNIRNN_CFLAGS"):
+    for name in ("CC", "UNIRNN_PURE", "UNIRNN_CFLAGS", "UNIRNN_NATIVE", "UNIRNN_BUILT"):
         monkeypatch.delenv(name, raising=False)
     return import_file("hatch_build", ROOT / "hatch_build.py")
 
@@ -74,7 +74,7 @@ def instruction_sets(compiled: CDLL) -> list[str]:
 
 def test_the_instruction_sets_have_known_names(compiled: CDLL) -> None:
     names = instruction_sets(compiled)
-    assert set(names) <= {"baseline", "avx2", "avx512", "neon"}
+    assert set(names) <= {"avx2", "avx512"} | BASELINES
     assert BASELINES & set(names)
     assert compiled.unirnn_isa().decode() in names
 
@@ -90,6 +90,8 @@ def test_the_instruction_sets_are_those_of_the_processor(compiled: CDLL) -> None
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     flags = set(next((line for line in lines if line.startswith("flags")), "").split())
     names = instruction_sets(compiled)
+    if names == ["native"]:
+        pytest.skip("the library is built for this processor only")
     assert ("avx2" in names) == ({"avx2", "fma"} <= flags)
     assert ("avx512" in names) == ({"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags)
 
@@ -218,3 +220,16 @@ def test_the_library_is_built_again_only_after_a_change(
     monkeypatch.setenv("UNIRNN_CFLAGS", "-DOTHER")
     assert is_built()
     assert not is_built()
+    monkeypatch.setenv("UNIRNN_NATIVE", "1")
+    assert is_built()
+    assert not is_built()
+    finished = tmp_path / "finished"
+    shutil.copy(built, finished)
+    monkeypatch.setenv("UNIRNN_BUILT", str(finished))
+    monkeypatch.setattr(hook, "ThreadPoolExecutor", None)  # nothing can be compiled any more
+    built.unlink()
+    hook.build(source.parent, built)
+    assert built.read_bytes() == finished.read_bytes()
+    source.write_text("float answer;\n")
+    with pytest.raises(TypeError):
+        hook.build(source.parent, built)

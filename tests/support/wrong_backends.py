@@ -4,8 +4,9 @@ The right one, `Handmade`, shares nothing with `unirnn.reference`. Each place wh
 which a wrong one overrides. So each of them really computes its wrong numbers.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,7 +24,6 @@ from unirnn import (
     GRUSpec,
     LayerNormSpec,
     LinearSpec,
-    LSTMSpec,
     NormalizeSpec,
     PoolSpec,
     RecurrentSpec,
@@ -34,12 +34,12 @@ from unirnn import (
     SumDirectionsSpec,
     errors,
 )
-from unirnn.contract.backend import Arrays, Backend, leaves, with_leaves
+from unirnn.contract.backend import Arrays, Backend
 from unirnn.contract.call import Call
-from unirnn.contract.limits import ALL_KINDS, Limit, Support
+from unirnn.contract.limits import ALL_KINDS, Support
 from unirnn.contract.models import ModelCall, ModelModule, check_steps_of_batch_norms, check_tokens, is_batch_first
 from unirnn.contract.module import Module
-from unirnn.contract.weights import draw_globally
+from unirnn.contract.weights import draw, draw_globally
 
 __all__ = ["WRONG", "Handmade", "Wrong"]
 
@@ -164,7 +164,7 @@ class Layers(Module):
         for t in range(len(x)):
             if begins is not None:
                 state = tuple(
-                    torch.where(begins[t][:, None], self.after_reset(own), part)
+                    torch.where(begins[t][:, None], self.after_reset(own, part), part)
                     for part, own in zip(state, initial, strict=True)
                 )
             clean = tuple(torch.where(valid[t], part, 0) for part in state)  # of an empty sequence it may be NaN
@@ -173,7 +173,7 @@ class Layers(Module):
             found.append(state)
         return found
 
-    def after_reset(self, initial: Tensor) -> Tensor:
+    def after_reset(self, initial: Tensor, before: Tensor) -> Tensor:
         return torch.zeros_like(initial)
 
     def final(self, states: list[State], initial: State, output: Tensor, lengths: Tensor) -> State:
@@ -290,9 +290,7 @@ class Net(ModelModule):
         valid = valid_steps(x.shape[1], lengths)
         return torch.where(valid if x.ndim == 2 else valid[..., None], x, 0)
 
-    def layer(
-        self, name: str, spec: Any, x: Tensor, lengths: Tensor | None, run: Run
-    ) -> tuple[Tensor, Tensor | None]:
+    def layer(self, name: str, spec: Any, x: Tensor, lengths: Tensor | None, run: Run) -> tuple[Tensor, Tensor | None]:
         """What a layer, or a model within the model, makes of an array and its lengths."""
         children = [(f"{name}.{child}" if name else child, layer) for child, layer in getattr(spec, "children", ())]
         match spec:
@@ -378,8 +376,7 @@ class Net(ModelModule):
             case EmbeddingSpec():
                 return self.embedding(spec, w["weight"], x)
             case LinearSpec():
-                tied = {**self.weights, **{own: self.weights[other] for own, other in self.tied().items()}}
-                return F.linear(x, tied[f"{name}.weight" if name else "weight"], w.get("bias"))
+                return F.linear(x, self.tied_weight(name) if spec.tied_to else w["weight"], w.get("bias"))
             case ActivationSpec():
                 return self.activation(spec.function, x)
             case DropoutSpec():
@@ -395,8 +392,10 @@ class Net(ModelModule):
                 return forward + backward
         raise NotImplementedError(spec)
 
-    def tied(self) -> Mapping[str, str]:
-        return self.spec.tied() if isinstance(self.spec, (Sequential, Residual, Concat)) else {}
+    def tied_weight(self, name: str) -> Tensor:
+        """The weight of a layer that has that of another."""
+        assert isinstance(self.spec, (Sequential, Residual, Concat))
+        return self.weights[self.spec.tied()[f"{name}.weight"]]
 
     def embedding(self, spec: EmbeddingSpec, weight: Tensor, tokens: Tensor) -> Tensor:
         if spec.padding_idx is not None:  # whose vector is not trained
@@ -510,16 +509,17 @@ class Handmade(Backend):
     def like(self, array: NDArray[Any], other: Any) -> Any | None:
         return torch.tensor(array) if isinstance(other, Tensor) else None
 
-    def gradients(
-        self, module: Any, arguments: Mapping[str, Any], cotangents: Sequence[NDArray[Any]]
-    ) -> dict[str, NDArray[Any]]:
-        arrays = {name: torch.tensor(array) for name, array in leaves(arguments).items()}
-        inputs = {name: array.requires_grad_() for name, array in arrays.items() if array.is_floating_point()}
-        results = leaves({"result": module(**with_leaves(arguments, arrays))}).values()
-        loss: Any = sum((result * torch.tensor(d)).sum() for result, d in zip(results, cotangents, strict=True))
-        inputs |= {name: array for name, array in module.weights.items() if array.requires_grad}
-        found = torch.autograd.grad(loss, list(inputs.values()), materialize_grads=True)
-        return {name: self.to_numpy(gradient) for name, gradient in zip(inputs, found, strict=True)}
+    def gradient(
+        self, function: Callable[..., Any], arrays: Sequence[Any], module: Any = None
+    ) -> tuple[list[NDArray[Any] | None], dict[str, NDArray[Any]]]:
+        given = [array.detach().requires_grad_(array.is_floating_point()) for array in arrays]
+        weights = {} if module is None else {name: w for name, w in module.weights.items() if w.requires_grad}
+        inputs = [*(array for array in given if array.requires_grad), *weights.values()]
+        found = torch.autograd.grad(function(*given), inputs, materialize_grads=True)
+        numbers = iter([self.to_numpy(gradient) for gradient in found])
+        return [next(numbers) if array.requires_grad else None for array in given], dict(
+            zip(weights, numbers, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -751,6 +751,31 @@ class LengthsIgnored(Layers):
         return super().run(x, hx, None, resets)
 
 
+class StateNotSelected(Layers):
+    """The steps of the padding go on from the state that a sequence ended in, or never began with."""
+
+    def steps(self, x: Tensor, state: State, w: Weights, lengths: Tensor, begins: Tensor | None) -> list[State]:
+        valid, found = valid_steps(len(x), lengths).T[..., None], []
+        running = state
+        for t in range(len(x)):
+            if begins is not None:
+                running = tuple(torch.where(begins[t][:, None], 0, part) for part in running)
+            running = self.cell(w, x[t], running)
+            state = tuple(torch.where(valid[t], new, old) for new, old in zip(running, state, strict=True))
+            found.append(state)
+        return found
+
+
+@caught_by("test_guarantees.py::test_relu_does_not_overflow_in_the_padding")
+class OverflowInThePadding(StateNotSelected):
+    """An infinity that the padding has grown to reaches the gradient."""
+
+
+@caught_by("test_guarantees.py::test_the_state_of_an_empty_sequence_changes_no_other_number[nan-GRU]")
+class NanOfAnEmptySequence(StateNotSelected):
+    """A NaN in the state of an empty sequence reaches the gradient of the weights."""
+
+
 def by_length(lengths: Tensor) -> Tensor:
     """The order of sequences that packing wants: the longest first."""
     return lengths.argsort(descending=True, stable=True)
@@ -823,7 +848,10 @@ class BiasesOfDirectionsSwapped(Layers):
         return super().of(position)._replace(bias_ih=other.bias_ih, bias_hh=other.bias_hh)
 
 
-@caught_by(f"{CALL}[GRU-ragged, 3 layers, bidirectional, batch first]", "directions are exchanged in a layer above")
+@caught_by(
+    f"{CALL}[GRU-ragged, 3 layers, bidirectional, batch first]",
+    "in a layer above the first one the directions are exchanged",
+)
 class DirectionsOfTheSecondLayerSwapped(Layers):
     """From the second layer on, each direction has the weights of the other one."""
 
@@ -874,16 +902,35 @@ class ResetAtStep0Ignored(Layers):
 class ResetToTheInitialState(Layers):
     """A reset goes back to the initial state."""
 
-    def after_reset(self, initial: Tensor) -> Tensor:
+    def after_reset(self, initial: Tensor, before: Tensor) -> Tensor:
         return initial
 
 
-@caught_by(f"{CALL}[GRU-resets, ragged, bidirectional]", "in the reverse direction, a reset takes effect before its own")
+@caught_by(
+    f"{CALL}[GRU-resets, ragged, bidirectional]", "in the reverse direction, a reset takes effect before its own"
+)
 class ResetOfTheReverseDirection(Layers):
     """In the reverse direction, too, a sequence begins with the step of the reset."""
 
     def begins(self, resets: Tensor, lengths: Tensor, reverse: bool) -> Tensor:
         return super().begins(resets, lengths, False)
+
+
+@caught_by(f"{CALL}[GRU-resets, ragged, bidirectional]", "a reset in the padding, at step n, is read")
+class ResetsReadInThePadding(Layers):
+    """A reset right after the last valid step is taken for one, by the reverse direction."""
+
+    def begins(self, resets: Tensor, lengths: Tensor, reverse: bool) -> Tensor:
+        every = torch.full_like(lengths, len(resets)) if reverse else lengths
+        return super().begins(resets, every, reverse) & valid_steps(len(resets), lengths).T
+
+
+@caught_by(f"{CALL}[GRU-resets]", "gradient of")
+class GradientPassesAReset(Layers):
+    """A reset puts zeros, through which the gradient passes."""
+
+    def after_reset(self, initial: Tensor, before: Tensor) -> Tensor:
+        return before - before.detach()
 
 
 @caught_by(f"{CALL}[GRU-resets, ragged, 2 layers, bidirectional, batch first, float32]")
@@ -917,7 +964,7 @@ class StepKeepsItsOwnState(Layers):
         return y, self.kept
 
 
-@caught_by("test_models.py::test_steps_and_chunks_are_one_call[language model]", "steps")
+@caught_by("test_models.py::test_steps_and_chunks_are_one_call[language model]")
 class StepOfAModelIgnoresTheState(Net):
     """Each step of a model begins from zeros."""
 
@@ -1039,12 +1086,33 @@ class StaleWeights(Layers):
         return self.prepared[position]
 
 
-@caught_by("test_building.py::test_load_weights_that_do_not_fit_changes_nothing")
-class WeightsOfAnySize(Handmade):
-    """Weights that don't fit are taken as far as they go."""
+@caught_by("test_building.py::test_a_snapshot_is_a_read_only_copy")
+class WeightsShared(Handmade):
+    """A module computes with the caller's own arrays, and `load_weights` writes into them."""
 
-    def describe(self, module: Any) -> tuple[Any, str] | None:
-        return None
+    def weight(self, array: NDArray[Any], dtype: Any) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch knows that this is a mistake
+            return torch.from_numpy(array).to(dtype)
+
+
+@caught_by("test_building.py::test_without_a_seed_two_modules_differ")
+class AlwaysTheSameWeights(Handmade):
+    """Without a seed, the seed is 0."""
+
+    def build(self, spec: Any, *, weights: Arrays | None, **others: Any) -> Layers | Net:
+        return super().build(spec, weights=draw(spec, 0) if weights is None else weights, **others)
+
+
+@caught_by("test_building.py::test_snapshot_round_trip[GRU-reset-before]")
+class VariantForgotten(Handmade):
+    """A snapshot does not say which variant of the GRU the layer is."""
+
+    def read(self, module: Any) -> tuple[Any, dict[str, NDArray[Any]]] | None:
+        found = super().read(module)
+        if found is None or not isinstance(found[0], GRUSpec):
+            return found
+        return replace(found[0], reset_after=True), found[1]
 
 
 # ---- mistakes of the caller ----------------------------------------------------------------------
@@ -1119,6 +1187,33 @@ class DropoutNotRescaled(Layers):
 
     def dropout(self, x: Tensor) -> Tensor:
         return super().dropout(x) * (1 - self.spec.dropout)
+
+
+@caught_by("test_guarantees.py::test_dropout_is_off_unless_training[GRU]")
+class DropoutDrawnOnce(Layers):
+    """Each call drops the same elements."""
+
+    def dropout(self, x: Tensor) -> Tensor:
+        self.generator.manual_seed(0)
+        return super().dropout(x)
+
+
+@caught_by(f"{MODEL}[Dropout, ragged]")
+class DropoutLayerInEvaluation(Net):
+    """A dropout is on in evaluation."""
+
+    def same_steps(self, name: str, spec: Spec, w: dict[str, Tensor], x: Tensor, lengths: Tensor | None) -> Tensor:
+        if isinstance(spec, DropoutSpec):
+            return self.dropout(spec, x, lengths)
+        return super().same_steps(name, spec, w, x, lengths)
+
+
+@caught_by("test_models.py::test_dropout[False]")
+class DropoutKeepsP(Net):
+    """p is the probability to keep an element."""
+
+    def dropout(self, spec: DropoutSpec, x: Tensor, lengths: Tensor | None) -> Tensor:
+        return super().dropout(replace(spec, p=1 - spec.p), x, lengths)
 
 
 @caught_by("test_models.py::test_dropout[True]")
@@ -1197,9 +1292,7 @@ class ConvolutionReadsPadding(Net):
     def zeroed_input(self, x: Tensor, lengths: Tensor) -> Tensor:
         return x
 
-    def layer(
-        self, name: str, spec: Any, x: Tensor, lengths: Tensor | None, run: Run
-    ) -> tuple[Tensor, Tensor | None]:
+    def layer(self, name: str, spec: Any, x: Tensor, lengths: Tensor | None, run: Run) -> tuple[Tensor, Tensor | None]:
         if not isinstance(spec, Conv1dSpec) or lengths is None:
             return super().layer(name, spec, x, lengths, run)
         y, _ = super().layer(name, spec, x, torch.full_like(lengths, x.shape[1]), run)
@@ -1229,3 +1322,82 @@ class ConcatInTheWrongOrder(Net):
 
     def concatenated(self, branches: list[Tensor]) -> Tensor:
         return torch.cat(branches[::-1], -1)
+
+
+@caught_by(f"{MODEL}[Pool, first_last, ragged]", "both halves are those of the last valid step")
+class LastStepOfBothDirections(Net):
+    """The reverse direction's result is taken at the last step, where it has begun."""
+
+    def pool(self, how: str, x: Tensor, lengths: Tensor) -> Tensor:
+        return super().pool("last" if how == "first_last" else how, x, lengths)
+
+
+@caught_by(f"{MODEL}[BatchNorm, ragged]")
+class StatisticsChangeInEvaluation(Net):
+    """The running statistics change in evaluation, too."""
+
+    def batch_norm(self, spec: BatchNormSpec, w: dict[str, Tensor], x: Tensor, lengths: Tensor | None) -> Tensor:
+        y = super().batch_norm(spec, {name: array.clone() for name, array in w.items()}, x, lengths)
+        self.change_statistics(spec, w, self.counted(x, lengths).detach())
+        return y
+
+
+@caught_by(f"{MODEL}[BatchNorm, training, ragged]", "gradient of input")
+class StatisticsAreConstants(Net):
+    """No gradient passes the statistics of the batch."""
+
+    def counted(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        return super().counted(x, lengths).detach()
+
+
+@caught_by(f"{MODEL}[LayerNorm, ragged]", "the variance is divided by N - 1 instead of N")
+class LayerNormUnbiased(Net):
+    """A layer normalisation divides by N - 1."""
+
+    def same_steps(self, name: str, spec: Spec, w: dict[str, Tensor], x: Tensor, lengths: Tensor | None) -> Tensor:
+        if isinstance(spec, LayerNormSpec):
+            variance, mean = torch.var_mean(x, -1, keepdim=True)
+            return (x - mean) / (variance + spec.eps).sqrt() * w["weight"] + w["bias"]
+        return super().same_steps(name, spec, w, x, lengths)
+
+
+@caught_by(f"{MODEL}[Activation, gelu, ragged]", "GELU is approximated by a tanh")
+class GeluByTanh(Net):
+    """GELU is approximated."""
+
+    def activation(self, function: str, x: Tensor) -> Tensor:
+        return F.gelu(x, approximate="tanh") if function == "gelu" else super().activation(function, x)
+
+
+@caught_by(f"{MODEL}[Conv1d, causal, ragged]")
+class ContextOfStepT(Net):
+    """The state of a causal convolution is the last steps of the padded input, whatever the lengths are."""
+
+    def convolution(self, spec: Conv1dSpec, w: dict[str, Tensor], x: Tensor, lengths: Tensor, run: Run) -> Tensor:
+        return super().convolution(spec, w, x, torch.full_like(lengths, x.shape[1]), run)
+
+
+@caught_by(f"{MODEL}[strided, bidirectional, ragged]")
+class LengthsAfterAConvolution(Net):
+    """A convolution with a stride leaves the lengths as they are, but for those beyond T."""
+
+    def layer(self, name: str, spec: Any, x: Tensor, lengths: Tensor | None, run: Run) -> tuple[Tensor, Tensor | None]:
+        y, after = super().layer(name, spec, x, lengths, run)
+        return y, lengths.clamp(max=y.shape[1]) if isinstance(spec, Conv1dSpec) and lengths is not None else after
+
+
+@caught_by(f"{MODEL}[convolutions, time first, ragged]")
+class StatesOfAModelInAnotherOrder(Net):
+    """The states of the layers come from the last layer to the first."""
+
+    def _run(self, call: ModelCall) -> tuple[Tensor, list[State]]:
+        y, finals = super()._run(call)
+        return y, finals[::-1]
+
+
+@caught_by(f"{MODEL}[language model, ragged]", "gradient of embedding.weight")
+class TiedWeightCopied(Net):
+    """The head has a copy of the embedding's weight."""
+
+    def tied_weight(self, name: str) -> Tensor:
+        return super().tied_weight(name).detach().clone()

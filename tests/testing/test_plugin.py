@@ -1,5 +1,6 @@
 """The pytest plugin: which backends a test gets, what is skipped and why, and what it imports."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from unirnn.testing.subjects import Subject, subjects
 
 pytest_plugins = ["pytester"]
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TEST = "def test_it(rnn_backend): pass\n"
 MARKED = "import pytest\n@pytest.mark.rnn_backend({})\n" + TEST
 
@@ -47,11 +50,11 @@ def absent(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
 
 
 def run(pytester: pytest.Pytester, code: str, *options: str) -> dict[str, str]:
-    """The tests of a file by their parameters, and how they end: the reason, if they are skipped."""
+    """The tests of a file, and how they end: the reason, if they are skipped."""
     pytester.makepyfile(code)
     found = {}
     for report in pytester.inline_run("-p", "no:cacheprovider", *options).getreports("pytest_runtest_logreport"):
-        name = report.nodeid.partition("[")[2].rstrip("]")
+        name = report.nodeid.partition("::")[2]
         if report.skipped:
             assert isinstance(report.longrepr, tuple)
             found[name] = report.longrepr[2]
@@ -82,7 +85,7 @@ def run(pytester: pytest.Pytester, code: str, *options: str) -> dict[str, str]:
     ],
 )
 def test_what_a_test_runs_for(pytester: pytest.Pytester, code: str, options: str, expected: list[str]) -> None:
-    assert run(pytester, code, *options.split()) == dict.fromkeys(expected, "passed")
+    assert run(pytester, code, *options.split()) == {f"test_it[{name}]": "passed" for name in expected}
 
 
 def test_by_default_it_runs_for_all_that_are_installed_and_need_no_option(
@@ -91,7 +94,7 @@ def test_by_default_it_runs_for_all_that_are_installed_and_need_no_option(
     installed = [one.name for one in subjects(["all"]) if isinstance(one, Subject)]
     assert "numpy" in installed
     assert absent not in installed
-    assert run(pytester, TEST) == dict.fromkeys(installed, "passed")
+    assert run(pytester, TEST) == {f"test_it[{name}]": "passed" for name in installed}
 
 
 NOT_INSTALLED = "backend 'absent' needs a_framework_that_nobody_has, which is not installed; to install it: "
@@ -125,7 +128,7 @@ NOT_INSTALLED = "backend 'absent' needs a_framework_that_nobody_has, which is no
 )
 @pytest.mark.usefixtures("absent")
 def test_what_is_skipped_says_why(pytester: pytest.Pytester, code: str, options: str, name: str, reason: str) -> None:
-    assert run(pytester, code, *options.split())[name].startswith(f"Skipped: {reason}")
+    assert run(pytester, code, *options.split())[f"test_it[{name}]"].startswith(f"Skipped: {reason}")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +179,7 @@ def test_it(rnn_backend):
 def test_a_build_that_a_backend_cannot_do_skips_with_the_limit(pytester: pytest.Pytester) -> None:
     with pytest.raises(unirnn.errors.LimitError) as caught:
         unirnn.GRUSpec(3, 4).build("numpy", dtype="bfloat16")
-    assert run(pytester, LIMIT, "--rnn-backends=numpy") == {"numpy": f"Skipped: {caught.value}"}
+    assert run(pytester, LIMIT, "--rnn-backends=numpy") == {"test_it[numpy]": f"Skipped: {caught.value}"}
 
 
 SHARED = """
@@ -192,7 +195,7 @@ def test_b(rnn_backend, once): assert once == [rnn_backend]
 
 
 def test_all_tests_get_the_same_object(pytester: pytest.Pytester) -> None:
-    assert run(pytester, SHARED, "--rnn-backends=numpy") == {"numpy": "passed"}
+    assert run(pytester, SHARED, "--rnn-backends=numpy") == {"test_a[numpy]": "passed", "test_b[numpy]": "passed"}
 
 
 @pytest.mark.parametrize("array", [[1, 2], [0.5, 2.0], np.array([True, False])])
@@ -219,6 +222,16 @@ def test_gradients_of_a_function(rnn_backend: Subject) -> None:
     assert d_index is None
     np.testing.assert_allclose(d_x, np.repeat(own, 2, 0), rtol=1e-5)
     np.testing.assert_allclose(weights["weight"], x.sum(0, keepdims=True), rtol=1e-5)
+
+
+def test_the_tests_of_the_page_pass(pytester: pytest.Pytester) -> None:
+    page = (ROOT / "docs" / "test-your-model.md").read_text("utf-8")
+    code = "".join(block for block in BLOCK.findall(page) if "import torch" not in block and "import nox" not in block)
+    found = run(pytester, code, "--rnn-backends=numpy")
+    assert {name: how for name, how in found.items() if how != "passed"} == {
+        "test_the_gradient_of_my_loss[numpy]": "Skipped: numpy has no gradients of functions; use another backend"
+    }
+    assert len(found) == 5
 
 
 def test_it_imports_nothing_heavy_unless_a_test_has_the_fixture(tmp_path: Path) -> None:

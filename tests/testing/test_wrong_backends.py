@@ -1,6 +1,6 @@
 """The conformance suite catches each of many wrong backends, and names the cause of most."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def run_suite(*tests: str) -> list[pytest.TestReport]:
     names = [f"{SUITE}/{test.replace('[', f'[{NAME}-')}" for test in tests]
     names = [name if name.endswith("]") else f"{name}[{NAME}]" for name in names]
     off = [
-        f"--override-ini=addopts=",
+        "--override-ini=addopts=",
         "-pno:cacheprovider",
         "-pno:xdist",
         "-pno:faulthandler",

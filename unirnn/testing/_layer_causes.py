@@ -22,7 +22,7 @@ from unirnn.specs import (
 from unirnn.specs.layers import Activation
 
 from . import model_oracle
-from ._numbers import close, rounding
+from ._numbers import NOT_ZEROED, close, rounding
 
 __all__ = ["layer_cause", "layer_hypotheses", "statistics_cause"]
 
@@ -140,7 +140,7 @@ def layer_cause(
     if given.shape != right.shape:
         return None
     if not spec.ends_steps and close(trial.only_valid(given), right, tolerance):
-        return "the output is not set to zero in the padding"
+        return NOT_ZEROED
     if np.isnan(given).any():
         return "NaN leaks from the padding of the input, as by a multiplication with a mask: 0 * NaN is NaN"
     return rounding([(given, right)], tolerance)

@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["close", "relative_difference", "rounding"]
+__all__ = ["NOT_ZEROED", "close", "relative_difference", "rounding"]
 
 Array = NDArray[Any]
+
+NOT_ZEROED = "the output is not set to zero in the padding"
+"""The cause that counts only for a model as a whole: a layer within it may leave that to a later one."""
 
 
 def relative_difference(actual: Array, expected: Array) -> float:

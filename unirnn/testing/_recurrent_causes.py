@@ -17,7 +17,7 @@ from unirnn.contract.call import state_parts
 from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
 
 from . import oracle
-from ._numbers import close, rounding
+from ._numbers import NOT_ZEROED, close, rounding
 from .batches import Batch
 
 __all__ = ["agrees", "hypotheses", "recurrent_cause", "trial_of"]
@@ -141,7 +141,7 @@ def recurrent_cause(
 
 def trial_of(spec: RecurrentSpec, weights: Mapping[str, Array], batch: Batch) -> Trial:
     """What the oracle is given for a batch."""
-    spec_of_trial = replace(spec, batch_first=False, dropout=0.0)
+    spec_of_trial = replace(spec, batch_first=False, dropout=spec.dropout if spec.num_layers > 1 else 0.0)
     parts = state_parts(spec, batch.hx)
     shapes = spec.state_shapes(batch.batch_size).values()
     hx = tuple(np.zeros(shape) for shape in shapes) if parts is None else parts
@@ -356,6 +356,7 @@ def _walk(trial: Trial, run: Run) -> Results:
                 spec,
                 input_size=x.shape[-1],
                 num_layers=1,
+                dropout=0.0,
                 bidirectional=False,
                 reverse=spec.is_reverse(position),
             )
@@ -684,6 +685,28 @@ def _in_reverse(change: Callable[[NDArray[np.bool_]], NDArray[np.bool_] | None])
     return lambda t: [_walk(t, run)]
 
 
+def _before_its_own_step(t: Trial) -> Iterator[Results]:
+    """In the reverse direction, the state is zeros before the step of a reset is computed, not after it."""
+
+    def run(one: Trial) -> Results:
+        return _begun(one, _shifted(one.resets, 1), one.lengths - 1) if one.spec.reverse else one.run()
+
+    yield _walk(t, run)
+
+
+def _in_the_padding(t: Trial) -> Iterator[Results]:
+    """The reverse direction begins from zeros if step n, the first of the padding, is a reset."""
+    yield _walk(t, lambda one: _begun(one, one.resets, one.lengths) if one.spec.reverse else one.run())
+
+
+def _begun(one: Trial, resets: NDArray[np.bool_] | None, steps: NDArray[np.int64]) -> Results:
+    """One direction with zeros in the place of the initial state where one of these steps is a reset."""
+    assert one.resets is not None
+    within = (steps >= 0) & (steps < len(one.input))
+    begins = one.resets[np.where(within, steps, 0), np.arange(len(steps))] & within & (one.lengths > 0)
+    return one.run(resets=resets, hx=tuple(np.where(begins[:, None], 0, part) for part in one.hx))
+
+
 def _without_first(resets: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
     assert resets is not None
     return np.concatenate([np.zeros_like(resets[:1]), resets[1:]])
@@ -728,8 +751,9 @@ OF_RESETS_OF_DIRECTIONS = (
 OF_RESETS_IN_REVERSE = (
     Hypothesis(
         "in the reverse direction, a reset takes effect before its own step, instead of after it",
-        _in_reverse(lambda resets: _shifted(resets, 1)),
+        _before_its_own_step,
     ),
+    Hypothesis("a reset in the padding, at step n, is read by the reverse direction", _in_the_padding),
 )
 
 
@@ -747,7 +771,7 @@ def _output_in_the_padding(t: Trial, right: Results, given: _Given, tolerance: f
         return None
     if not agrees(right, _Given(t.zeroed(given.output), given.state), tolerance):
         return None
-    return "the output is not set to zero in the padding"
+    return NOT_ZEROED
 
 
 def _nan(t: Trial, right: Results, given: _Given, tolerance: float) -> str | None:
@@ -779,7 +803,7 @@ def _dropout(t: Trial, right: Results, given: _Given, tolerance: float) -> str |
 def _wrong_from_a_layer(t: Trial, right: Results, given: _Given, tolerance: float) -> str | None:
     """A first layer that is right, and others that are not, as dropout between the layers gives."""
     directions = t.spec.num_directions
-    if given.state is None or t.spec.num_layers == 1 or len(given.state) != len(right.state):
+    if given.state is None or not t.spec.dropout or len(given.state) != len(right.state):
         return None
     pairs = list(zip(given.state, right.state, strict=True))
     if not all(
@@ -788,7 +812,7 @@ def _wrong_from_a_layer(t: Trial, right: Results, given: _Given, tolerance: floa
         return None
     if any(close(part[directions:], own[directions:], tolerance) for part, own in pairs):
         return None
-    return "the first layer is right and those above it are not: there may be dropout between them, as while training"
+    return "the first layer is right and those above it are not, as by dropout between them, which is for training"
 
 
 def _precision(t: Trial, right: Results, given: _Given, tolerance: float) -> str | None:

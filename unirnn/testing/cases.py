@@ -1,18 +1,23 @@
 """The cases of the conformance tests: a table of cases and a matching hypothesis strategy."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import assume
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
+from unirnn import GRUSpec, LSTMSpec, Model, RecurrentSpec, RNNSpec, Spec, explain
 from unirnn.contract.call import type_name
+from unirnn.contract.weights import draw as draw_weights
 from unirnn.testing.oracle import recurrent
+from unirnn.testing.promises import skip_for_limit
 from unirnn.testing.subjects import Subject
+from unirnn.testing.tolerances import close
 
 KINDS: dict[str, tuple[type[RecurrentSpec], dict[str, Any]]] = {
     "RNN-tanh": (RNNSpec, {"nonlinearity": "tanh"}),
@@ -170,6 +175,21 @@ def available(subject: Subject, dtype: str) -> str:
     return next(name for name in wanted if name in subject.backend.support.dtypes)
 
 
+def no_gradients(subject: Subject) -> str:
+    """The limit of a backend whose ``support`` has ``derivatives=0``."""
+    return f"{subject.backend.support.who} has no gradients"
+
+
+def no_dropout(subject: Subject) -> str:
+    """The limit of a backend whose ``support`` has ``dropout=False``."""
+    return f"{subject.backend.support.who} applies no dropout"
+
+
+def unequal(one: NDArray[Any], other: NDArray[Any]) -> None:
+    """Assert that two results differ, as those of dropout do."""
+    assert (one != other).any(), "dropout changes nothing while training"
+
+
 def skip_if_brief(subject: Subject, kind: str) -> None:
     """Skip a kind whose cell alone differs, which the cases of `VARIANTS` and random ones test."""
     if subject.is_brief and kind not in ("GRU", "LSTM"):
@@ -181,12 +201,61 @@ def in_its_dtype(subject: Subject, case: Case) -> Case:
     return replace(case, dtype=available(subject, case.dtype))
 
 
+def refusal(subject: Subject, spec: Spec, dtype: str) -> str | None:
+    """Why the backend refuses to build a spec, in the words of the limit; None if it builds it."""
+    limits = explain(spec, subject.name, subject.device, dtype=dtype).limits
+    return next((limit.text for limit in limits if limit.refuses), None)
+
+
+def skip_if_refused(subject: Subject, spec: Spec, dtype: str, seed: int, assert_right: Callable[[Any], None]) -> None:
+    """Skip a test of what the backend declares that it can't build; fail if it builds it, and computes it right."""
+    text = refusal(subject, spec, dtype)
+    if text is None:
+        return
+
+    def build_anyway() -> None:
+        if refusal(subject, spec, "float32") != text:
+            raise LookupError("a limit of a dtype, which is not tried")
+        assert_right(
+            subject.backend.build(
+                spec.copied() if isinstance(spec, Model) else spec,
+                device=subject.device or subject.backend.default_device(),
+                dtype=dtype,
+                weights=draw_weights(spec, seed),
+                seed=seed,
+                options=subject.options,
+            )
+        )
+
+    skip_for_limit(subject.name, text, build_anyway)
+
+
+def assume_supported(subject: Subject, kind: str, case: Case) -> None:
+    """Leave out random cases that the backend refuses, though it builds a plain layer of this kind."""
+    if refusal(subject, Case().spec(kind), case.dtype) is None:
+        assume(refusal(subject, case.spec(kind), case.dtype) is None)
+
+
 def built(subject: Subject, kind: str, case: Case) -> tuple[Any, Batch]:
+    """A module and its batch; a test is skipped for a limit, see `skip_if_refused`."""
     spec = case.spec(kind)
+
+    def batch(module: Any) -> Batch:
+        found = subject.backend.read(module)
+        assert found is not None
+        return Batch(case, spec, found[1])
+
+    def assert_right(module: Any) -> None:
+        own = batch(module)
+        output, final = subject.call(module, own.input, own.hx, case.seq_length, own.resets)
+        expected, expected_final = own.expected(spec)
+        close(output, expected, subject.tolerance_of(case.dtype))
+        for part, wanted in zip(final, expected_final, strict=True):
+            close(part, wanted, subject.tolerance_of(case.dtype))
+
+    skip_if_refused(subject, spec, case.dtype, case.seed, assert_right)
     module = subject.build(spec, dtype=case.dtype, seed=case.seed)
-    found = subject.backend.read(module)
-    assert found is not None
-    return module, Batch(case, spec, found[1])
+    return module, batch(module)
 
 
 @st.composite

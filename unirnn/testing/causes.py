@@ -19,6 +19,7 @@ from ._numbers import close, relative_difference, rounding
 from ._recurrent_causes import recurrent_cause
 
 __all__ = [
+    "arrays_cause",
     "gradient_cause",
     "layer_cause",
     "recurrent_cause",
@@ -54,34 +55,55 @@ def weights_cause(spec: Spec, a: Arrays, b: Arrays) -> str | None:
     >>> print(weights_cause(spec, a, {**a, "bias_hh_l0": 0 * a["bias_hh_l0"]}))
     bias_hh_l0 is zeros
     """
+    names = list(spec.weight_shapes())
+    return arrays_cause(spec.leaves(), {name: a[name] for name in names}, {name: b[name] for name in names})
+
+
+def arrays_cause(layers: Mapping[str, Spec], a: Arrays, b: Arrays) -> str | None:
+    """How two sets of weights of any model differ; see `weights_cause`.
+
+    Parameters
+    ----------
+    layers
+        The specs of those layers that are known, by their paths: the beginnings of the names of their weights.
+    a, b
+        Arrays of the same names and shapes.
+
+    Examples
+    --------
+    >>> a = {"fc.weight": np.ones((2, 2)), "fc.bias": np.ones(2)}
+    >>> print(arrays_cause({}, a, {**a, "fc.bias": np.zeros(2)}))
+    fc.bias is zeros
+    """
     wide = [{name: np.asarray(array, np.float64) for name, array in weights.items()} for weights in (a, b)]
-    names = [name for name in spec.weight_shapes() if not np.array_equal(wide[0][name], wide[1][name], equal_nan=True)]
+    names = [name for name in wide[0] if not np.array_equal(wide[0][name], wide[1][name], equal_nan=True)]
     if not names:
         return None
-    found = _of_recurrent_layers(spec, *wide)
+    found = _of_recurrent_layers(layers, *wide)
     if found is None:
         found = _of_arrays(names, *wide)
     if found is not None:
         return found
     differences = {name: relative_difference(wide[1][name], wide[0][name]) for name in names}
     worst = max(names, key=lambda name: np.nan_to_num(differences[name], nan=np.inf))
-    others = f" and {len(names) - 1} others" if len(names) > 1 else ""
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
     verb = "differ" if others else "differs"
     return f"{worst}{others} {verb}, by up to {differences[worst]:.2g} of the largest value"
 
 
-def _of_recurrent_layers(spec: Spec, a: dict[str, Array], b: dict[str, Array]) -> str | None:
-    """A mistake within the recurrent layers that explains all differences."""
-    layers = {f"{path}." if path else "": leaf for path, leaf in spec.leaves().items()}
-    recurrent = {prefix: leaf for prefix, leaf in layers.items() if isinstance(leaf, RecurrentSpec)}
-    for prefix, leaf in recurrent.items():
+def _of_recurrent_layers(layers: Mapping[str, Spec], a: dict[str, Array], b: dict[str, Array]) -> str | None:
+    """A mistake within one of the recurrent layers that explains all differences."""
+    for path, leaf in layers.items():
+        if not isinstance(leaf, RecurrentSpec):
+            continue
+        prefix = f"{path}." if path else ""
         own = [prefix + name for name in leaf.weight_shapes()]
-        if all(np.array_equal(a[name], b[name]) for name in a if name not in own):
+        if all(name in a for name in own) and all(np.array_equal(a[name], b[name]) for name in a if name not in own):
             found = _of_one_layer(
                 leaf, {n.removeprefix(prefix): a[n] for n in own}, {n.removeprefix(prefix): b[n] for n in own}
             )
             if found is not None:
-                return f"{prefix.rstrip('.')}: {found}" if prefix else found
+                return f"{path}: {found}" if path else found
     return None
 
 

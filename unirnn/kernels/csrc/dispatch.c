@@ -15,6 +15,7 @@ typedef struct {
     peak_function peak[2];
 } instruction_set;
 
+/* INSTRUCTION_SETS(EACH) is EACH(name) for each that the library is compiled for, the best first: from hatch_build.py. */
 #define DECLARE(isa) \
     int unirnn_##isa##_float_run(const unirnn_layer *, const unirnn_gradients *); \
     int unirnn_##isa##_double_run(const unirnn_layer *, const unirnn_gradients *); \
@@ -24,38 +25,21 @@ typedef struct {
     { \
         #isa, {unirnn_##isa##_float_run, unirnn_##isa##_double_run}, \
             {unirnn_##isa##_float_peak, unirnn_##isa##_double_peak} \
-    }
+    },
 
-#if defined(__x86_64__) || defined(_M_X64)
+INSTRUCTION_SETS(DECLARE)
 
-DECLARE(baseline)
-DECLARE(avx2)
-DECLARE(avx512)
-
-static const instruction_set SETS[] = {ENTRY(avx512), ENTRY(avx2), ENTRY(baseline)};
+static const instruction_set SETS[] = {INSTRUCTION_SETS(ENTRY)};
 
 static int is_supported(const char *name) {
+#if defined(__x86_64__) || defined(_M_X64)
     if (!strcmp(name, "avx512")) return cpu_has_avx512();
     if (!strcmp(name, "avx2")) return cpu_has_avx2();
-    return 1;
-}
-
 #else
-
-#if defined(__aarch64__)
-DECLARE(neon)
-static const instruction_set SETS[] = {ENTRY(neon)};
-#else
-DECLARE(baseline)
-static const instruction_set SETS[] = {ENTRY(baseline)};
-#endif
-
-static int is_supported(const char *name) {
     (void)name;
+#endif
     return 1;
 }
-
-#endif
 
 #define NUM_SETS ((int)(sizeof(SETS) / sizeof(SETS[0])))
 

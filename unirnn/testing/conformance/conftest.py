@@ -1,13 +1,48 @@
 """What the conformance tests share."""
 
+from collections.abc import Generator
+from typing import Any
+
 import hypothesis
 import numpy as np
 import pytest
 
 import unirnn.testing.strategies  # noqa: F401 - it registers the profile
+from unirnn import LinearSpec, Sequential
+from unirnn.testing.cases import available, skip_if_refused
+from unirnn.testing.promises import findings
+from unirnn.testing.report import finding
 from unirnn.testing.subjects import Subject
+from unirnn.testing.tolerances import close
 
 hypothesis.settings.load_profile("unirnn")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker."""
+    config.addinivalue_line(
+        "markers",
+        "promise(*names, cell=None): which guarantees of unirnn.testing.promises a test checks, and for which cell; "
+        "without it, that of the parameters 'kind' and 'spec', or all.",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Begin with a test: nothing is found out yet."""
+    findings.clear()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Put what a test found out into its report, which travels between processes."""
+    report = yield
+    found = finding(item, call, report)
+    if found is not None:
+        report.user_properties.append(found)
+    return report
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -26,8 +61,16 @@ def _is_model_of_a_kernel(item: pytest.Function) -> bool:
 @pytest.fixture(scope="session")
 def model_backend(rnn_backend: Subject) -> Subject:
     """A backend that builds models."""
+    spec, dtype = Sequential(head=LinearSpec(3, 2)), available(rnn_backend, "float32")
+
+    def assert_right(net: Any) -> None:
+        _, weights = rnn_backend.backend.read(net) or (None, {})
+        x = np.ones((2, 5, 3), dtype)
+        output = rnn_backend.to_numpy(net(rnn_backend.array(x, net)))
+        close(output, x @ weights["head.weight"].T + weights["head.bias"], rnn_backend.tolerance_of(dtype))
+
     if "Sequential" not in rnn_backend.backend.support.kinds:
-        pytest.skip(f"{rnn_backend.name} has no Sequential")
+        skip_if_refused(rnn_backend, spec, dtype, 0, assert_right)
     return rnn_backend
 
 

@@ -27,6 +27,7 @@ def weights(rnn_backend: Subject, module: Any) -> dict[str, Any]:
     return found[1]
 
 
+@pytest.mark.promise("building")
 @each_spec
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_seed_gives_the_same_bits_everywhere(rnn_backend: Subject, spec: RecurrentSpec, dtype: str) -> None:
@@ -39,6 +40,7 @@ def test_a_seed_gives_the_same_bits_everywhere(rnn_backend: Subject, spec: Recur
         np.testing.assert_array_equal(found[name], array.astype(dtype), strict=True)
 
 
+@pytest.mark.promise("building", cell="GRU")
 def test_a_seed_leaves_the_global_generator_alone(rnn_backend: Subject) -> None:
     np.random.seed(0)
     expected = np.random.random_sample()
@@ -47,12 +49,14 @@ def test_a_seed_leaves_the_global_generator_alone(rnn_backend: Subject) -> None:
     assert np.random.random_sample() == expected
 
 
+@pytest.mark.promise("building", cell="GRU")
 def test_without_a_seed_two_modules_differ(rnn_backend: Subject) -> None:
     first, second = (weights(rnn_backend, rnn_backend.build(GRUSpec(3, 4))) for _ in range(2))
     assert (first["weight_ih_l0"] != second["weight_ih_l0"]).any()
     assert np.abs(first["weight_ih_l0"]).max() <= 0.5
 
 
+@pytest.mark.promise("weights")
 @each_spec
 def test_snapshot_round_trip(rnn_backend: Subject, spec: RecurrentSpec) -> None:
     module = rnn_backend.build(spec, seed=3)
@@ -66,6 +70,7 @@ def test_snapshot_round_trip(rnn_backend: Subject, spec: RecurrentSpec) -> None:
     close(output, on_numpy(input, seq_length=[5, 2])[0], rnn_backend.tolerance_of("float32"))
 
 
+@pytest.mark.promise("weights")
 @each_spec
 def test_load_weights_replaces_them_in_place(rnn_backend: Subject, spec: RecurrentSpec) -> None:
     module, taken = rnn_backend.build(spec, seed=3), unirnn.snapshot(rnn_backend.build(spec, seed=4))
@@ -80,6 +85,7 @@ def test_load_weights_replaces_them_in_place(rnn_backend: Subject, spec: Recurre
         np.testing.assert_array_equal(rnn_backend.call(module, input, seq_length=seq_length)[0], expected)
 
 
+@pytest.mark.promise("weights", cell="GRU")
 def test_load_weights_that_do_not_fit_changes_nothing(rnn_backend: Subject) -> None:
     module, wider = rnn_backend.build(GRUSpec(3, 4), seed=3), unirnn.snapshot(rnn_backend.build(GRUSpec(3, 5), seed=3))
     before = unirnn.snapshot(module)
@@ -88,6 +94,7 @@ def test_load_weights_that_do_not_fit_changes_nothing(rnn_backend: Subject) -> N
     assert unirnn.snapshot(module) == before
 
 
+@pytest.mark.promise("weights", cell="GRU")
 def test_a_snapshot_is_a_read_only_copy(rnn_backend: Subject) -> None:
     module = rnn_backend.build(GRUSpec(3, 4), seed=0)
     taken, other = unirnn.snapshot(module), unirnn.snapshot(rnn_backend.build(GRUSpec(3, 4), seed=1))
@@ -101,6 +108,7 @@ def test_a_snapshot_is_a_read_only_copy(rnn_backend: Subject) -> None:
             array += 1
 
 
+@pytest.mark.promise("numbers", cell="RNN")
 def test_the_rnn_example_of_mindspores_documentation(rnn_backend: Subject) -> None:
     spec = RNNSpec(2, 3, 4, nonlinearity="relu", bias=False)
     module = rnn_backend.build(spec, seed=0)
@@ -117,6 +125,7 @@ def test_the_rnn_example_of_mindspores_documentation(rnn_backend: Subject) -> No
     close(h_n, np.stack(expected)[:, None], 1e-6)
 
 
+@pytest.mark.promise("numbers", cell="GRU")
 def test_the_gru_example_of_mindspores_documentation(rnn_backend: Subject) -> None:
     module = rnn_backend.build(GRUSpec(10, 16, 2, batch_first=True), seed=0)
     output, (h_n,) = rnn_backend.call(module, np.ones((3, 5, 10), np.float32), (np.ones((2, 3, 16), np.float32),))
@@ -124,6 +133,7 @@ def test_the_gru_example_of_mindspores_documentation(rnn_backend: Subject) -> No
     assert h_n.shape == (2, 3, 16)
 
 
+@pytest.mark.promise("building", cell="GRU")
 @pytest.mark.parametrize("spelling", ["input", "x"])
 @pytest.mark.parametrize("state", ["hx", "h_0"])
 def test_argument_names_of_both_frameworks(rnn_backend: Subject, spelling: str, state: str) -> None:

@@ -7,12 +7,13 @@ import pytest
 from numpy.typing import NDArray
 
 import unirnn
-from unirnn import errors
 from unirnn.contract.weights import draw
 from unirnn.testing import model_oracle as oracle
-from unirnn.testing.cases import available
+from unirnn.testing.cases import available, skip_if_refused
 from unirnn.testing.subjects import Subject
 from unirnn.testing.tolerances import close
+
+pytestmark = pytest.mark.promise("definitions")
 
 Array = NDArray[Any]
 B, T = 3, 5
@@ -65,15 +66,13 @@ class LanguageModel(unirnn.Model):
 
 @pytest.fixture
 def definition_backend(model_backend: Subject) -> Subject:
-    if "Model" not in model_backend.backend.support.kinds:
-        with pytest.raises(errors.LimitError, match=f"{model_backend.backend.name} has no Model"):
-            LanguageModel().build(model_backend.backend.name)
-        pytest.skip(f"{model_backend.backend.name} has no Model")
+    dtype = available(model_backend, "float32")
+    skip_if_refused(model_backend, Tagger(3, 3), dtype, 0, lambda net: assert_tags(model_backend, net, dtype))
     return model_backend
 
 
 def built(rnn_backend: Subject, spec: unirnn.Model, dtype: str) -> tuple[Any, dict[str, Array]]:
-    net = spec.build(rnn_backend.backend.name, **rnn_backend.options, dtype=dtype, seed=0)
+    net = rnn_backend.build(spec, dtype=dtype, seed=0)
     found = rnn_backend.backend.read(net)
     assert found is not None
     assert found[0] == spec
@@ -99,18 +98,25 @@ def tagger_by_hand(spec: Tagger, weights: dict[str, Array], x: Array, lengths: A
     return output
 
 
+def assert_tags(rnn_backend: Subject, net: Any, dtype: str) -> None:
+    """A tagger gives what is computed by hand."""
+    found = rnn_backend.backend.read(net)
+    assert found is not None
+    weights = {name: np.array(array, np.float64) for name, array in found[1].items()}
+    x = np.random.default_rng(0).standard_normal((B, T, 3)).astype(dtype)
+    expected = tagger_by_hand(found[0], weights, x.astype(np.float64), LENGTHS)
+    x[np.arange(T) >= LENGTHS[:, None]] = np.nan
+    lengths = rnn_backend.array(LENGTHS, net)
+    output = rnn_backend.backend.to_numpy(net(rnn_backend.array(x, net), lengths))
+    close(output, expected, rnn_backend.tolerance_of(dtype))
+    assert tuple(net.encode(rnn_backend.array(x, net), lengths).shape) == (B, T, 8)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_tagger(definition_backend: Subject, dtype: str) -> None:
     dtype = available(definition_backend, dtype)
-    spec = Tagger(3, 3)
-    net, weights = built(definition_backend, spec, dtype)
-    x = np.random.default_rng(0).standard_normal((B, T, 3)).astype(dtype)
-    expected = tagger_by_hand(spec, weights, x.astype(np.float64), LENGTHS)
-    x[np.arange(T) >= LENGTHS[:, None]] = np.nan
-    lengths = definition_backend.array(LENGTHS, net)
-    output = definition_backend.backend.to_numpy(net(definition_backend.array(x, net), lengths))
-    close(output, expected, definition_backend.tolerance_of(dtype))
-    assert tuple(net.encode(definition_backend.array(x, net), lengths).shape) == (B, T, 8)
+    net, _ = built(definition_backend, Tagger(3, 3), dtype)
+    assert_tags(definition_backend, net, dtype)
 
 
 def test_a_tied_weight_and_a_method(definition_backend: Subject) -> None:

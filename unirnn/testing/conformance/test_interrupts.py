@@ -70,6 +70,7 @@ def state_of_the_process() -> dict[str, Any]:
     return found
 
 
+@pytest.mark.promise("errors", cell="GRU")
 def test_an_interrupted_call_changes_nothing(rnn_backend: Subject) -> None:
     if rnn_backend.backend.name not in ("numpy", "torch", "onnxruntime"):
         pytest.skip("there are too many points in a namespace in Python, and MindSpore calls Python from C++")

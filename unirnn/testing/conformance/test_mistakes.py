@@ -286,6 +286,7 @@ def expect(exception: type[Exception], pattern: str, action: Callable[[], Any]) 
     assert type(caught.value) is exception
 
 
+@pytest.mark.promise("errors", cell="GRU")
 @pytest.mark.parametrize("mistake", CALLS.values(), ids=CALLS.keys())
 def test_in_a_call(rnn_backend: Subject, mistake: Mistake) -> None:
     action, exception, words = mistake
@@ -297,6 +298,7 @@ def test_in_a_call(rnn_backend: Subject, mistake: Mistake) -> None:
     )
 
 
+@pytest.mark.promise("errors", cell="LSTM")
 @pytest.mark.parametrize("mistake", LSTM_CALLS.values(), ids=LSTM_CALLS.keys())
 def test_in_a_call_of_an_lstm(rnn_backend: Subject, mistake: Mistake) -> None:
     action, exception, words = mistake
@@ -308,17 +310,20 @@ def test_in_a_call_of_an_lstm(rnn_backend: Subject, mistake: Mistake) -> None:
     )
 
 
+@pytest.mark.promise("errors", cell="GRU")
 @pytest.mark.parametrize("mistake", BUILDS.values(), ids=BUILDS.keys())
 def test_in_a_build(rnn_backend: Subject, mistake: tuple[dict[str, Any], type[errors.UnirnnError], str]) -> None:
     arguments, exception, words = mistake
     expect(exception, re.escape(words), lambda: rnn_backend.build(GRUSpec(I, H), **arguments))
 
 
+@pytest.mark.promise("errors", cell="GRU")
 def test_an_unknown_option_of_a_build(rnn_backend: Subject) -> None:
     with pytest.raises(errors.ArgumentError, match="unknown argument 'colour'"):
         rnn_backend.build(GRUSpec(I, H), colour="red")
 
 
+@pytest.mark.promise("errors", cell="GRU")
 @pytest.mark.parametrize("device", ["cuda:7", "ascend:7"])
 def test_a_device_that_does_not_exist(rnn_backend: Subject, device: str) -> None:
     words = f"device: given '{device}', not present; {rnn_backend.backend.name} sees cpu"
@@ -356,6 +361,7 @@ class Kelvins(np.ndarray[Any, Any]):
     """An array of a third party."""
 
 
+@pytest.mark.promise("errors", cell="GRU")
 @pytest.mark.parametrize("place", GIVEN)
 @pytest.mark.parametrize("kind", SUBCLASSES)
 def test_subclasses_of_numpy_arrays(rnn_backend: Subject, kind: str, place: str) -> None:
@@ -369,9 +375,10 @@ def test_subclasses_of_numpy_arrays(rnn_backend: Subject, kind: str, place: str)
         assert "its mask would be ignored" in str(caught.value)
 
 
+@pytest.mark.promise("errors", cell="models")
 def test_subclasses_of_numpy_arrays_in_a_model(rnn_backend: Subject) -> None:
     model = Sequential(head=LinearSpec(I, I), encoder=GRUSpec(I, H))
-    net = model.build(rnn_backend.backend.name, seed=0, **rnn_backend.options)
+    net = rnn_backend.build(model, seed=0)
     masked, words = ma.masked_array(X, True), "given numpy.MaskedArray, expected a "
     x = rnn_backend.array(X, net)
     actions: dict[str, Callable[[], Any]] = {
@@ -385,6 +392,7 @@ def test_subclasses_of_numpy_arrays_in_a_model(rnn_backend: Subject) -> None:
             action()
 
 
+@pytest.mark.promise("errors", cell="GRU")
 def test_memory_mapped_arrays_are_taken(rnn_backend: Subject, tmp_path: Path) -> None:
     gru = rnn_backend.build(GRUSpec(I, H), seed=0)
     x, ns = (
@@ -395,6 +403,7 @@ def test_memory_mapped_arrays_are_taken(rnn_backend: Subject, tmp_path: Path) ->
     assert rnn_backend.call(gru, x, seq_length=ns)[0].shape == (T, B, H)
 
 
+@pytest.mark.promise("errors", cell="GRU")
 def test_a_module_still_works_after_a_mistake(rnn_backend: Subject) -> None:
     gru = rnn_backend.build(GRUSpec(I, H, bidirectional=True), seed=0)
     x = np.ones((T, B, I), np.float32)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, errors
 from unirnn.contract.call import join_state
-from unirnn.testing.cases import KINDS, Batch, Case, built, cases, in_its_dtype, skip_if_brief
+from unirnn.testing.cases import KINDS, Batch, Case, assume_supported, built, cases, in_its_dtype, skip_if_brief
 from unirnn.testing.subjects import Subject
 from unirnn.testing.tolerances import close
 
@@ -37,6 +37,7 @@ def streams(draw: st.DrawFn) -> tuple[Case, list[int]]:
     return case, sorted(cuts)
 
 
+@pytest.mark.promise("steps")
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=15)  # of each kind
 @given(stream=streams())
@@ -44,6 +45,7 @@ def test_chunks_of_any_sizes(rnn_backend: Subject, kind: str, stream: tuple[Case
     skip_if_brief(rnn_backend, kind)
     case, cuts = stream
     case = in_its_dtype(rnn_backend, case)
+    assume_supported(rnn_backend, kind, case)
     module, batch = built(rnn_backend, kind, case)
     output, final = chunked(rnn_backend, module, batch, case, cuts)
     whole, whole_final = rnn_backend.call(module, batch.input, batch.hx if case.state else None, case.seq_length)
@@ -53,6 +55,7 @@ def test_chunks_of_any_sizes(rnn_backend: Subject, kind: str, stream: tuple[Case
         close(part, expected, tolerance, "state")
 
 
+@pytest.mark.promise("state", cell="GRU")
 def test_a_detached_state_has_the_same_numbers(rnn_backend: Subject) -> None:
     if not rnn_backend.backend.support.derivatives:
         return

@@ -1,0 +1,95 @@
+"""Run the conformance suite for an installed backend, and print what it keeps.
+
+``python -m unirnn.testing NAME [--device D] [options of pytest]``, such as ``-n 4``, which needs pytest-xdist, or
+``-k GRU``. NAME may have options of the build: ``"numpy[kernel=fallback]"``. The status is 0 if something was tested
+and nothing failed, 2 if nothing could be tested, else 1.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from unirnn import GRUSpec
+from unirnn.errors import ArgumentError, BackendError, LimitError, UnirnnError
+
+from .subjects import Missing, Subject, subjects
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the suite; see the module.
+
+    Parameters
+    ----------
+    arguments
+        Those of the command line; None: this process's own.
+
+    Returns
+    -------
+    int
+        The exit status.
+    """
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser("python -m unirnn.testing", description=__doc__, allow_abbrev=False)
+    parser.add_argument("name", metavar="NAME", help="the backend, such as mindspore, or numpy[kernel=fallback]")
+    parser.add_argument("--device", help="such as cuda; default: the backend's own")
+    given, options = parser.parse_known_args(arguments)
+    try:
+        subject = _subject(given.name, given.device)
+        import hypothesis  # noqa: F401
+        import pytest
+
+        from .report import Report
+    except UnirnnError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"{error.name} is not installed; pip install unirnn[testing]", file=sys.stderr)
+        return 2
+    report, devices = Report(), [] if given.device is None else [f"--rnn-devices={given.device}"]
+    print(f"{subject.label}: {subject.backend.version()}, on {subject.device or subject.backend.default_device()}")
+    with tempfile.TemporaryDirectory() as folder:
+        _shield(folder)
+        status = pytest.main([*_own_options(), f"--rnn-backends={given.name}", *devices, *options], [report])
+    if status == pytest.ExitCode.USAGE_ERROR:
+        return 2
+    print(f"\n{report}")
+    return 0 if report.is_kept else 1
+
+
+def _subject(name: str, device: str | None) -> Subject:
+    """The backend to test, or an error that says why it can't be tested."""
+    found = subjects([name], [] if device is None else [device])
+    if len(found) != 1:
+        raise ArgumentError(f"NAME: given {name!r}, expected the name of one backend")
+    subject = found[0]
+    if isinstance(subject, Missing):
+        raise BackendError(f"{subject.label}: {subject.reason}")
+    with contextlib.suppress(LimitError):  # shows an option that the backend does not have
+        GRUSpec(1, 1).build(subject.name, device=subject.device, **subject.options)
+    return subject
+
+
+def _own_options() -> list[str]:
+    """Options of pytest that leave the user's own configuration out, and write nothing next to the suite."""
+    folder = Path(__file__).parent / "conformance"
+    places = [str(folder), "-c", os.devnull, f"--rootdir={folder}", f"--confcutdir={folder}"]
+    return [*places, "-p", "no:cacheprovider", "--import-mode=importlib", "-q", "--no-header", "--no-summary"]
+
+
+def _shield(folder: str) -> None:
+    """Leave out what the environment says to pytest, in this process and its workers; let hypothesis write there."""
+    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
+        del os.environ[name]
+    os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = folder
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    sys.dont_write_bytecode = True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""In what two arrays differ, and where first."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirnn.specs import RecurrentSpec, Spec
+
+__all__ = ["Difference", "difference", "place_in_state", "side_with_nan"]
+
+Array = NDArray[Any]
+Place = Callable[[tuple[int, ...]], str]
+"""Where in a model an element is, in words."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """In what two arrays differ.
+
+    Parameters
+    ----------
+    what
+        Such as ``output``.
+    size
+        The largest difference, relative to the largest value in b; NaN if one of them has a NaN.
+    tolerance
+        How large it may be.
+    where
+        Where it begins, in words.
+    shapes
+        The two shapes, if they are not the same.
+    nan
+        The side that has a NaN, or empty.
+    text
+        A whole sentence instead of all that, or empty.
+    """
+
+    what: str
+    size: float
+    tolerance: float
+    where: str = ""
+    shapes: tuple[tuple[int, ...], ...] = ()
+    nan: str = ""
+    text: str = ""
+
+    def sentence(self) -> str:
+        """The difference in words."""
+        if self.text:
+            return self.text
+        if self.shapes:
+            return f"The {self.what} has shape {self.shapes[0]} in a, and {self.shapes[1]} in b."
+        if self.nan:
+            other = "b" if self.nan == "a" else "a"
+            return f"The {self.what} is NaN in {self.nan}, where {other} has numbers{self.where}."
+        return (
+            f"The {self.what} differs by {self.size:.1e} of its largest value, more than the tolerance of "
+            f"{self.tolerance:g}{self.where}."
+        )
+
+
+def side_with_nan(a: Array, b: Array) -> str:
+    has = [bool(np.isnan(array).any()) if array.dtype.kind == "f" else False for array in (a, b)]
+    return "" if has[0] == has[1] else "a" if has[0] else "b"
+
+
+def difference(
+    what: str, a: Array, b: Array, tolerance: float, place: Place = lambda at: "", least: float = 0.0
+) -> Iterator[Difference]:
+    """The difference of two arrays of one shape, if it is too large; NaN at the same places are equal."""
+    if not a.size:
+        return
+    wide_a, wide_b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    both = (np.isnan(wide_a) & np.isnan(wide_b)) | (wide_a == wide_b)  # also equal infinities
+    wide_a, wide_b = np.where(both, 0, wide_a), np.where(both, np.where(np.isfinite(wide_b), wide_b, 0), wide_b)
+    wide_a = np.where(both, wide_b, wide_a)
+    scale = max(float(np.abs(wide_b[np.isfinite(wide_b)]).max(initial=0.0)), least) or 1.0
+    wrong = np.argwhere(~(np.abs(wide_a - wide_b) <= tolerance * scale))
+    if len(wrong):
+        first = wrong[np.lexsort(wrong[:, :2].T)][0] if wrong.shape[1] > 1 else wrong[0]
+        size = float(np.abs(wide_a - wide_b).max() / scale)
+        nan = side_with_nan(wide_a, wide_b)
+        yield Difference(what, size, tolerance, place(tuple(int(k) for k in first)), nan=nan)
+
+
+def place_in_state(spec: Spec | None, at: tuple[int, ...]) -> str:
+    """Layer, direction and sequence of the first number of a state `(L*D, B, H)` that differs."""
+    if len(at) < 3:
+        return f", first in sequence {at[0]}" if len(at) == 2 else ""
+    if not isinstance(spec, RecurrentSpec):
+        return f", first in sequence {at[1]}"
+    direction = "reverse" if spec.is_reverse(at[0]) else "forward"
+    layer = at[0] // spec.num_directions
+    return f", first in layer {layer}, in its {direction} direction, in sequence {at[1]}"

@@ -1,0 +1,277 @@
+"""Why two models differ: the first layer, their weights, and the usual cause."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirnn.contract.call import state_parts
+from unirnn.errors import UnirnnError
+from unirnn.snapshots.snapshot import Snapshot
+from unirnn.specs import LinearSpec, ModelSpec, RecurrentSpec, Sequential, Spec
+
+from . import oracle
+from ._differences import difference
+from ._numbers import NOT_ZEROED
+from ._sides import Side, snapshot_of
+from .batches import Batch
+from .causes import arrays_cause, gradient_cause, layer_cause, recurrent_cause, recurrent_gradient_cause
+
+__all__ = ["explain"]
+
+Array = NDArray[Any]
+Layers = dict[str, tuple[str, list[Array]]]
+"""For each layer, by its path: its class, and what it returned, the output as `(B, T, ...)`."""
+
+
+@dataclass(frozen=True)
+class _First:
+    """The first layer that differs: its paths, its class, its results, what a chain gives it, and the layer before."""
+
+    paths: tuple[str, str]
+    kind: str
+    results: tuple[list[Array], list[Array]]
+    given: Batch
+    before: str
+
+    def sentence(self) -> str:
+        """The layer in words."""
+        name = self.paths[0] if self.paths[0] == self.paths[1] else f"{self.paths[0]} (in b {self.paths[1]})"
+        after = f" The one before it, {self.before}, is the same." if self.before else ""
+        return f"The first layer that differs is {name}, {_article(self.kind)} {self.kind}.{after}"
+
+
+def explain(a: Side, b: Side, tolerance: float, *, only_gradients: bool) -> Iterator[str]:
+    """Sentences about two models that differ.
+
+    Parameters
+    ----------
+    a, b
+        The models; they have run.
+    tolerance
+        The largest difference that counts for none.
+    only_gradients
+        Whether the results are the same, and the gradients are not.
+    """
+    first = None
+    if not only_gradients:
+        first = _first_layer(a, b, tolerance)
+        if first is not None:
+            yield first.sentence()
+    yield from _specs_and_weights(a, b)
+    cause = _cause_of_gradients(a, b, tolerance) if only_gradients else _cause(a, b, first, tolerance)
+    if cause is not None:
+        yield f"Usual cause, in {cause[0]}: {cause[1]}."
+
+
+def _article(word: str) -> str:
+    return "an" if word[:1] in "AEIOU" or word[:4] in ("LSTM", "RNN") else "a"
+
+
+# ---- the first layer -----------------------------------------------------------------------------
+
+
+def _first_layer(a: Side, b: Side, tolerance: float) -> _First | None:
+    found_a, found_b = _layers(a), _layers(b)
+    pairs = [(path, path) for path in found_a if path in found_b]
+    if not pairs:
+        leaves = [[p for p in found if not any(q.startswith(f"{p}.") for q in found)] for found in (found_a, found_b)]
+        if len(leaves[0]) != len(leaves[1]):
+            return None
+        pairs = list(zip(*leaves, strict=True))
+    given, before = _first_batch(b), ""
+    for path_a, path_b in pairs:
+        (kind, own), (_, right) = found_a[path_a], found_b[path_b]
+        after = _after(given, b.spec, path_b, right[0]) if right else given
+        if _differ(own, right, after, tolerance):
+            leaf = None if b.spec is None else b.spec.leaves().get(path_b)
+            return _First((path_a, path_b), kind if leaf is None else leaf.kind, (own, right), given, before)
+        given, before = after, path_a
+    return None
+
+
+def _differ(own: list[Array], right: list[Array], after: Batch, tolerance: float) -> bool:
+    """Whether what two layers returned differs, where it is of the same shapes; not in the padding of the output."""
+    pairs = zip(_zeroed(own, after), _zeroed(right, after), strict=False)
+    return any(x.shape == y.shape and any(difference("", x, y, tolerance)) for x, y in pairs)
+
+
+def _zeroed(results: list[Array], batch: Batch) -> list[Array]:
+    """What a layer returned, with zeros in the padding of its output, where the models set them later."""
+    if not results or results[0].shape[:2] != (batch.batch_size, batch.steps):
+        return results
+    padding = batch.padding.reshape(*batch.padding.shape, *[1] * (results[0].ndim - 2))
+    return [np.where(padding, 0, results[0]), *results[1:]]
+
+
+def _first_batch(side: Side) -> Batch:
+    """The batch of a side, with its axes B and T in this order."""
+    batch = side.batch
+    if batch.batch_first:
+        return batch
+    resets = None if batch.resets is None else batch.resets.T
+    return replace(batch, input=batch.input.swapaxes(0, 1), resets=resets, batch_first=True)
+
+
+def _after(given: Batch, spec: Spec | None, path: str, output: Array) -> Batch:
+    """What the next layer of a chain is given."""
+    leaf = None if spec is None else spec.leaves().get(path)
+    if output.ndim < 3:
+        return given
+    lengths = given.lengths if leaf is None else leaf.output_lengths(given.lengths)
+    return replace(given, input=output, seq_length=lengths, num_tokens=None)
+
+
+def _layers(side: Side) -> Layers:
+    """What each layer returned, by its path."""
+    found = side.watched()
+    if found or not isinstance(side.spec, Sequential) or side.snapshot is None:
+        return found
+    return dict(_built_one_by_one(side, side.spec, side.snapshot))
+
+
+def _built_one_by_one(
+    side: Side, spec: Sequential, snapshot: Snapshot
+) -> Iterator[tuple[str, tuple[str, list[Array]]]]:
+    """The results of the first layers of a model, built from its weights, for each number of them."""
+    for count in range(1, len(spec) + 1):
+        children = dict(spec.children[:count])
+        name, layer = spec.children[count - 1]
+        part = Sequential(*children.values()) if name.isdigit() else Sequential(**children)
+        try:
+            weights = {key: snapshot.weights[key] for key in part.weight_shapes()}
+            module = Snapshot(part, weights).build(side.framework.name)
+            hx = None if side.batch.hx is None else tuple(side.batch.hx[: len(part.stateful)])
+            same = replace(side.batch, hx=hx if part.stateful else None)
+            one = Side(side.label, module, same, None)
+            one.run()
+        except UnirnnError:  # such as a backend that builds with further options only
+            return
+        state = one.results[1 + len(_parts_of(spec, count - 1)) :] if isinstance(layer, RecurrentSpec) else []
+        yield name, (layer.kind, [*one.results[:1], *state])
+
+
+def _parts_of(spec: Sequential, count: int) -> list[str]:
+    """The parts of the states of the first layers."""
+    return [
+        part for _, layer in spec.children[:count] for leaf in layer.stateful.values() for part in leaf.state_shapes(1)
+    ]
+
+
+# ---- specs, weights and causes -------------------------------------------------------------------
+
+
+def _specs_and_weights(a: Side, b: Side) -> Iterator[str]:
+    one, other = a.snapshot, b.snapshot
+    if one is not None and other is not None:
+        if not one.spec.fits(other.spec):
+            yield f"Their specs differ: a is {one.spec!r}, and b is {other.spec!r}."
+        arrays, layers = (dict(one.weights), dict(other.weights)), one.spec.leaves()
+    else:
+        found = [side.framework.all_weights(side.model) or {} for side in (a, b)]
+        named = [{name: array for names, array in weights.items() for name in names} for weights in found]
+        arrays = named[0], named[1]
+        layers = getattr(b.framework, "known_layers", lambda model: {})(b.model)
+    names = [name for name in arrays[0] if name in arrays[1] and arrays[0][name].shape == arrays[1][name].shape]
+    if not names or len(names) < max(map(len, arrays)):
+        return
+    rounded = [{name: array[name] for name in names} for array in arrays]
+    narrow = min((array.dtype for weights in rounded for array in weights.values()), key=lambda kind: kind.itemsize)
+    right, own = ({name: array.astype(narrow) for name, array in weights.items()} for weights in rounded[::-1])
+    cause = arrays_cause(layers, right, own)
+    if cause is not None:
+        yield f"The weights of a are not those of b: {cause}."
+
+
+def _cause(a: Side, b: Side, first: _First | None, tolerance: float) -> tuple[str, str] | None:
+    """The side with a usual mistake, and the mistake."""
+    sides = (a, b)
+    if first is None:
+        snapshots = [side.snapshot for side in sides]
+        results, batches = [a.results, b.results], [_first_batch(side) for side in sides]
+    else:
+        snapshots = [_snapshot_of_layer(side, path) for side, path in zip(sides, first.paths, strict=True)]
+        results, batches = list(first.results), [replace(first.given, hx=None)] * 2
+    for k, source in ((0, 0), (1, 1), (0, 1), (1, 0)):  # each by its own weights, then by those of the other
+        snapshot, own, given = snapshots[source], results[k], batches[k]
+        if snapshot is None or not own:
+            continue
+        counts = first is None and sides[k].is_ours  # what stands in the padding of the output
+        for found in [own] if counts else [own, _zeroed(own, given)]:
+            cause = _cause_of_layer(snapshot, given, found, tolerance)
+            if cause is not None and (counts or cause != NOT_ZEROED):
+                return sides[k].label, cause
+    return None
+
+
+def _cause_of_layer(snapshot: Snapshot, batch: Batch, results: list[Array], tolerance: float) -> str | None:
+    """The usual cause of the results of one layer; the input and the output are `(B, T, ...)`."""
+    spec, input = snapshot.spec, batch.input
+    is_given_tokens = input.ndim == 2
+    if spec.takes_tokens != is_given_tokens or (
+        not is_given_tokens and spec.input_features not in (0, input.shape[-1])
+    ):
+        return None  # it is not in a chain after the layer before
+    if isinstance(spec, RecurrentSpec):
+        parts = results[1 : 1 + len(spec.states)]
+        is_known = [part.shape for part in parts] == list(spec.state_shapes(batch.batch_size).values())
+        return recurrent_cause(spec, snapshot.weights, batch, results[0], parts if is_known else None, tolerance)
+    if isinstance(spec, ModelSpec):
+        return None
+    return layer_cause(spec, snapshot.weights, input, batch.seq_length, results[0], tolerance)
+
+
+def _snapshot_of_layer(side: Side, path: str) -> Snapshot | None:
+    """Spec and weights of a layer within a model."""
+    if side.snapshot is not None:
+        leaf = side.snapshot.spec.leaves().get(path)
+        if leaf is None or (isinstance(leaf, LinearSpec) and leaf.tied_to):
+            return None
+        return Snapshot(leaf, {name: side.snapshot.weights[f"{path}.{name}"] for name in leaf.weight_shapes()})
+    found = side.model
+    for name in path.split("."):
+        found = found[int(name)] if name.isdigit() and not hasattr(found, name) else getattr(found, name, None)
+        if found is None:
+            return None
+    return snapshot_of(found)
+
+
+def _cause_of_gradients(a: Side, b: Side, tolerance: float) -> tuple[str, str] | None:
+    if a.found is None or b.found is None:
+        return None
+    for side, reference in ((a, a), (b, b), (a, b)):
+        snapshot = reference.snapshot
+        if snapshot is not None and isinstance(snapshot.spec, RecurrentSpec):
+            cause = _cause_of_recurrent_gradients(side, snapshot, tolerance)
+            if cause is not None:
+                return side.label, cause
+    batch = _first_batch(b)
+    right = {name: d for name, d in b.found.items() if d is not None and name in a.found}
+    cause = gradient_cause(a.found, right, tolerance, padding=batch.padding)
+    return None if cause is None else (a.label, cause)
+
+
+def _cause_of_recurrent_gradients(side: Side, snapshot: Snapshot, tolerance: float) -> str | None:
+    """The usual cause of the gradients of a recurrent layer, with the oracle."""
+    spec = replace(snapshot.spec, batch_first=True, dropout=0.0)
+    batch, found = _first_batch(side), dict(side.found or {})
+    if len(side.cotangents) != 1 + len(spec.states) or batch.resets is not None:
+        return None
+    shapes = spec.state_shapes(batch.batch_size)
+    hx = state_parts(spec, batch.hx) or tuple(np.zeros(shape) for shape in shapes.values())
+    names = _names_of_state(spec)
+    arrays: dict[str, Array] = {"input": batch.input, **dict(zip(names.values(), hx, strict=True)), **snapshot.weights}
+    wide = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
+    renamed = {names.get(name, name): array for name, array in found.items()}
+    # What was not asked for is taken to be right.
+    renamed = {**oracle.gradients(spec, wide, batch.lengths, tuple(side.cotangents)), **renamed}
+    return recurrent_gradient_cause(spec, wide, batch.lengths, tuple(side.cotangents), renamed, tolerance)
+
+
+def _names_of_state(spec: RecurrentSpec) -> dict[str, str]:
+    """The names of the oracle for the parts of the initial state, by those of a call."""
+    if len(spec.states) == 1:
+        return {"hx": "h_0"}
+    return {f"hx[{k}]": f"{name}_0" for k, name in enumerate(spec.states)}

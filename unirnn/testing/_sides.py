@@ -1,0 +1,231 @@
+"""A model of any framework that is compared with another: it runs in evaluation, and stays as it is."""
+
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import unirnn
+from unirnn.contract.backend import Backend, leaves, map_arrays, with_leaves
+from unirnn.devices import Device, short_name
+from unirnn.errors import LimitError, UnirnnError
+from unirnn.snapshots.snapshot import Snapshot
+from unirnn.specs import Model, RecurrentSpec, Spec
+
+from .batches import Batch
+from .calling import Call, call_model, in_layout_of
+from .frameworks import framework_of, kept
+from .tolerances import TOLERANCES, tolerance
+
+__all__ = ["Side", "snapshot_of"]
+
+Array = NDArray[Any]
+Gradients = dict[str, Array | None]
+
+
+def snapshot_of(model: Any) -> Snapshot | None:
+    """The snapshot of a model that unirnn can read, or None."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return unirnn.snapshot(model)
+    except UnirnnError:
+        return None
+
+
+class Side:
+    """One of the two models, and what it has computed."""
+
+    def __init__(self, label: str, model: Any, batch: Batch, call: Call | None) -> None:
+        self.label, self.model, self.call = label, model, call
+        self.framework = framework_of(model)
+        weights = self.framework.all_weights(model) or {}
+        dtypes = [array.dtype for array in weights.values() if array.dtype.kind == "f"]
+        self.batch = _in_dtype(in_layout_of(model, batch), dtypes[0] if dtypes else None)
+        own = getattr(model, "spec", None)
+        self.is_ours = isinstance(own, Spec)
+        self.snapshot = snapshot_of(model)
+        self.spec: Spec | None = own if isinstance(own, Spec) else getattr(self.snapshot, "spec", None)
+        self.results: list[Array] = []
+        self.cotangents: list[Array] = []
+        self.found: Gradients | None = None
+        self.is_time_first = False
+        self.tolerance = 0.0
+
+    def __str__(self) -> str:
+        spec, own = self.spec, getattr(self.model, "__qualname__", type(self.model).__qualname__)
+        name = repr(spec) if isinstance(spec, RecurrentSpec) else type(spec).__name__ if self.is_ours else own
+        return f"{self.label} ({name} of {self.framework.name})"
+
+    def run(self) -> None:
+        """Compute the results."""
+        with self._evaluating() as net:
+            found = _flat(call_model(net, self._native(net), self.call))
+            names = [short_name(array.dtype) for array in found]
+            dtype = max((name for name in names if name in TOLERANCES), key=TOLERANCES.__getitem__, default="float64")
+            self.tolerance = tolerance(dtype, _device_of(found[0]) if found else None)
+            self.results = self._canonical([self.framework.to_numpy(array) for array in found])
+
+    def watched(self) -> dict[str, tuple[str, list[Array]]]:
+        """For each layer that its framework can watch, by its path: its class, and what it returned first."""
+        found: dict[str, tuple[str, list[Array]]] = {}
+        with self._evaluating() as net, self.framework.watch(net) as layers:
+            call_model(net, self._native(net), self.call)
+            for layer in layers:
+                if layer.name and layer.name not in found:
+                    arrays = _flat(_padded(layer.results, self.batch))
+                    found[layer.name] = layer.kind, self._canonical([self.framework.to_numpy(a) for a in arrays])
+        return found
+
+    def gradients(self, cotangents: list[Array]) -> Gradients | None:
+        """Gradients of the sum of results times cotangents, `(B, T, ...)`, by name; None if there are none."""
+        factors = [self._in_own_layout(k, d) for k, d in enumerate(cotangents)]
+        with self._evaluating() as net, _gradients_in_evaluation(self.framework.name):
+            given = leaves({"input": self.batch.input, "hx": self.batch.hx})
+            native = [self.framework.from_numpy(array, net) for array in given.values()]
+            weights = [self.framework.from_numpy(factor, net) for factor in factors]
+
+            def weighted(*arrays: Any) -> Any:
+                moved = with_leaves({"input": 0, "hx": self.batch.hx}, dict(zip(given, arrays, strict=True)))
+                results = call_model(net, replace(self.batch, **moved), self.call)
+                products = zip(_flat(results), weights, strict=False)
+                return sum((result * factor.reshape(result.shape)).sum() for result, factor in products)
+
+            try:
+                by_array, by_name = self.framework.gradient(weighted, native, net)
+            except LimitError:
+                return self._gradients_of_call(net, factors)
+        found: Gradients = dict(zip(given, by_array, strict=True))
+        if self.batch.num_tokens is not None or self.batch.input.dtype.kind != "f":
+            del found["input"]
+        return self._named({**found, **by_name})
+
+    def _gradients_of_call(self, net: Any, factors: list[Array]) -> Gradients | None:
+        """The gradients of a backend that has them of its own modules only."""
+        spec = self.spec if self.is_ours else None
+        if not isinstance(self.framework, Backend) or spec is None or isinstance(spec, Model) or self.call is not None:
+            return None
+        b = self.batch
+        arguments = {"input": b.input, "hx": b.hx, "seq_length": b.seq_length, "resets": b.resets}
+        if not isinstance(spec, RecurrentSpec):
+            arguments["return_state"] = bool(spec.stateful)
+        try:
+            return self._named(dict(self.framework.gradients(net, arguments, factors)))
+        except LimitError:
+            return None
+
+    def _named(self, gradients: Gradients) -> Gradients:
+        """The gradient of the input as `(B, T, ...)`."""
+        d_input = gradients.get("input")
+        if d_input is not None and not self.batch.batch_first:
+            gradients["input"] = d_input.swapaxes(0, 1)
+        return gradients
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[Any]:
+        """The model in evaluation; after the context it is as it was."""
+        with kept(self.framework, self.model) as net:
+            self.framework.set_training(net, False)
+            yield net
+
+    def _native(self, net: Any) -> Batch:
+        """The batch with arrays of the framework."""
+
+        def native(array: Any) -> Any:
+            return None if array is None else self.framework.from_numpy(array, net)
+
+        return replace(self.batch, input=native(self.batch.input), hx=map_arrays(self.batch.hx, native))
+
+    def _canonical(self, arrays: list[Array]) -> list[Array]:
+        """The arrays of a result, the first of them with the batch as its first axis."""
+        if not arrays:
+            return []
+        self.is_time_first = self._has_steps_first(arrays[0])
+        return [arrays[0].swapaxes(0, 1) if self.is_time_first else arrays[0], *arrays[1:]]
+
+    def _has_steps_first(self, array: Array) -> bool:
+        if self.batch.batch_first or array.ndim < 2:
+            return False
+        if self.spec is not None and self.spec.ends_steps and array.ndim == 2:
+            return False
+        own = array.shape[1] == self.batch.batch_size
+        return own and (array.shape[0] != self.batch.batch_size or array.ndim > 2)
+
+    def _in_own_layout(self, position: int, array: Array) -> Array:
+        moved = array.swapaxes(0, 1) if position == 0 and self.is_time_first else array
+        kind = self.results[position].dtype
+        return np.ascontiguousarray(moved, kind if kind.kind == "f" else None)
+
+    def valid(self, output: Array) -> NDArray[np.bool_] | None:
+        """Where an output, `(B, T', ...)`, is valid; None if it has no steps, or nobody knows which."""
+        lengths = self.batch.lengths
+        if self.is_ours and self.spec is not None and not isinstance(self.spec, Model):
+            if self.spec.ends_steps:
+                return None
+            lengths = self.spec.output_lengths(lengths)
+        elif output.shape[:2] != (self.batch.batch_size, self.batch.steps):
+            return None
+        found: NDArray[np.bool_] = np.arange(output.shape[1]) < lengths[:, None]
+        return found
+
+
+# ---- the batch and the results -------------------------------------------------------------------
+
+
+def _in_dtype(batch: Batch, dtype: Any) -> Batch:
+    """The batch with floats of a dtype."""
+
+    def cast(array: Any) -> Any:
+        return array.astype(dtype) if array is not None and array.dtype.kind == "f" else array
+
+    return batch if dtype is None else replace(batch, input=cast(batch.input), hx=map_arrays(batch.hx, cast))
+
+
+def _flat(results: Any) -> tuple[Any, ...]:
+    """The arrays of nested results, in their order."""
+    found: list[Any] = []
+
+    def add(value: Any) -> None:
+        if hasattr(value, "shape") and hasattr(value, "dtype"):
+            found.append(value)
+
+    map_arrays(vars(results) if _is_record(results) else results, add)
+    return tuple(found)
+
+
+def _is_record(results: Any) -> bool:
+    return hasattr(results, "__dataclass_fields__") and not isinstance(results, Mapping)
+
+
+def _padded(results: Any, batch: Batch) -> Any:
+    """What a layer returned, with torch's packed sequences as padded ones."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return results
+    packed, rnn = torch.nn.utils.rnn.PackedSequence, torch.nn.utils.rnn
+
+    def pad(value: Any) -> Any:
+        if not isinstance(value, packed):
+            return tuple(pad(part) for part in value) if type(value) in (tuple, list) else value
+        return rnn.pad_packed_sequence(value, batch.batch_first, total_length=batch.steps)[0]
+
+    return pad(results)
+
+
+def _device_of(array: Any) -> Device | None:
+    """The kind of the device on which an array is, where that is no CPU."""
+    name = str(getattr(array, "device", "")).lower()
+    if name.startswith(("cuda", "gpu")):
+        return Device("gpu")
+    return Device("ascend") if name.startswith(("npu", "ascend")) else None
+
+
+def _gradients_in_evaluation(framework: str) -> AbstractContextManager[Any]:
+    """Without cuDNN, which has gradients of recurrent layers only while training."""
+    torch = sys.modules.get("torch") if framework in ("torch", "keras") else None
+    return nullcontext() if torch is None else torch.backends.cudnn.flags(enabled=False)

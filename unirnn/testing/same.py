@@ -1,0 +1,179 @@
+"""Whether two models compute the same, of any two frameworks; and if they don't, where and why."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unirnn.specs import RecurrentSpec, Spec
+
+from ._differences import Difference, difference, place_in_state, side_with_nan
+from ._explanation import explain
+from ._sides import Side
+from .batches import Batch
+from .calling import Call
+
+__all__ = ["assert_same"]
+
+Array = NDArray[Any]
+
+
+def assert_same(
+    a: Any,
+    b: Any,
+    batch: Batch,
+    *,
+    tolerance: float | None = None,
+    gradients: bool = True,
+    call: Call | None = None,
+) -> None:
+    """Assert that two models or layers compute the same, in evaluation.
+
+    Compared are the outputs, the final states if both return them, and, if these are the same, the gradients of a
+    weighted sum of them with respect to the input, the initial state, and the weights that both name alike. If one of
+    the two has no gradients, such as a `unirnn.Model` on NumPy, there are none to compare. What stands in the output
+    after the end of a sequence is compared only if unirnn built both, which makes it 0.
+
+    The batch is given to each in the dtype of its weights, and in its layout where that is known: of what unirnn built,
+    of a layer with an attribute ``batch_first``, and of Keras.
+
+    Parameters
+    ----------
+    a, b
+        Modules of any framework, built by unirnn or not, or functions of NumPy arrays; ``b`` is the one to trust.
+    batch
+        What both are called with; see `unirnn.testing.batch`.
+    tolerance
+        The largest difference of an array, relative to its largest value in ``b``. None: the looser one of what the two
+        dtypes allow, see `unirnn.testing.tolerance`.
+    gradients
+        Whether gradients are compared.
+    call
+        ``call(model, input, seq_length)``, with arrays of the model's framework, says how both are called, where the
+        names of their arguments don't; see `unirnn.testing.calling.call_model`.
+
+    Raises
+    ------
+    AssertionError
+        If they differ. The message says in what and by how much, where first, in which layer, and the usual cause.
+    ArgumentError
+        If a model can't be called with the batch.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> from unirnn.testing import batch
+    >>> spec = unirnn.GRUSpec(3, 4)
+    >>> a, b = spec.build("numpy", seed=0), spec.build("numpy", seed=0, dtype="float64")
+    >>> assert_same(a, b, batch(spec))
+    """
+    one, other = Side("a", a, batch, call), Side("b", b, batch, call)
+    one.run()
+    other.run()
+    allowed = max(one.tolerance, other.tolerance) if tolerance is None else tolerance
+    found = list(_differences_of_results(one, other, allowed))
+    results_are_same = not found
+    if results_are_same and gradients:
+        found = list(_differences_of_gradients(one, other, allowed))
+    if found:
+        lines = [f"{one} and {other} differ.", *(difference.sentence() for difference in found[:8])]
+        if len(found) > 8:
+            lines.append(f"{len(found) - 8} more differ.")
+        lines += explain(one, other, allowed, only_gradients=results_are_same)
+        raise AssertionError("\n".join(lines))
+
+
+def _differences_of_results(one: Side, other: Side, tolerance: float) -> Iterator[Difference]:
+    """The differences of the results that both return."""
+    count = min(len(one.results), len(other.results))
+    if len(one.results) != len(other.results) and count != 1:
+        text = f"a returns {len(one.results)} arrays, and b {len(other.results)}."
+        yield Difference("number of results", np.inf, tolerance, text=text)
+        return
+    names = _names_of_results(one.spec or other.spec, count)
+    for k, name in enumerate(names):
+        a, b = _of_one_rank(one.results[k], other.results[k])
+        if a.shape != b.shape:
+            yield Difference(name, np.inf, tolerance, shapes=(a.shape, b.shape))
+        elif k == 0:
+            yield from _differences_of_output(one, other, a, b, tolerance)
+        else:
+            yield from difference(name, a, b, tolerance, lambda at: place_in_state(one.spec or other.spec, at))
+
+
+def _of_one_rank(a: Array, b: Array) -> tuple[Array, Array]:
+    """A state `(B, H)` of one layer, as Keras returns it, and one `(1, B, H)`."""
+    if a.ndim == b.ndim + 1 and len(a) == 1:
+        return a[0], b
+    return (a, b[0]) if b.ndim == a.ndim + 1 and len(b) == 1 else (a, b)
+
+
+def _names_of_results(spec: Spec | None, count: int) -> list[str]:
+    names = ["output"]
+    if isinstance(spec, RecurrentSpec):
+        names += [f"final state {name}_n" for name in spec.states]
+    elif spec is not None:
+        names += [
+            f"final state {part} of {layer}" for layer, s in spec.stateful.items() for part in s.state_shapes(None)
+        ]
+    return [*names, *(f"result {k}" for k in range(len(names), count))][:count]
+
+
+def _differences_of_output(one: Side, other: Side, a: Array, b: Array, tolerance: float) -> Iterator[Difference]:
+    lengths = one.batch.lengths
+
+    def place(at: tuple[int, ...]) -> str:
+        if valid is None or len(at) < 2:
+            return f", first in sequence {at[0]}" if at else ""
+        return f", first at step {at[1]} of sequence {at[0]}, which has {int(valid[at[0]].sum())} steps"
+
+    valid = one.valid(a) if one.is_ours else other.valid(b)
+    if valid is None:
+        yield from difference("output", a, b, tolerance, place)
+        return
+    where = valid.reshape(*valid.shape, *[1] * (a.ndim - 2))
+    found = list(difference("output", np.where(where, a, 0), np.where(where, b, 0), tolerance, place))
+    yield from found
+    if not found and one.is_ours and other.is_ours and valid.shape[1:]:
+        largest = np.abs(np.where(where, b, 0)).max(initial=0.0) or 1.0
+        wrong = np.argwhere(~where & ~(np.abs(a - b) <= tolerance * largest))
+        if len(wrong):
+            b_at, t = wrong[np.lexsort((wrong[:, 0], wrong[:, 1]))][0][:2]
+            yield Difference(
+                "output in the padding",
+                float(np.abs(np.where(where, 0, a - b)).max() / largest),
+                tolerance,
+                f", first at step {t} of sequence {b_at}, which has {lengths[b_at]} steps",
+                nan=side_with_nan(np.where(where, 0, a), np.where(where, 0, b)),
+            )
+
+
+def _differences_of_gradients(one: Side, other: Side, tolerance: float) -> Iterator[Difference]:
+    rng = np.random.default_rng(0)
+    cotangents = []
+    for k in range(min(len(one.results), len(other.results))):
+        b = other.results[k]
+        d = rng.standard_normal(b.shape) if b.dtype.kind == "f" else np.zeros(b.shape)
+        valid = (one.valid(b) if one.is_ours else other.valid(b)) if k == 0 else None
+        cotangents.append(d if valid is None else np.where(valid.reshape(*valid.shape, *[1] * (d.ndim - 2)), d, 0))
+    found = [side.gradients(cotangents) for side in (one, other)]
+    one.found, other.found = found
+    one.cotangents = other.cotangents = cotangents
+    if found[0] is None or found[1] is None:
+        return
+    names = [name for name in found[0] if name in found[1]]
+    largest = max((float(np.abs(d).max(initial=0.0)) for d in found[1].values() if d is not None), default=0.0)
+    for name in names:
+        own, right = found[0][name], found[1][name]
+        if own is not None and right is not None and own.shape == right.shape:
+            place = _place_in_input(other.batch.lengths) if name == "input" else lambda at: ""
+            yield from difference(f"gradient of {name}", own, right, tolerance, place, 1e-3 * largest)
+
+
+def _place_in_input(lengths: NDArray[np.int64]) -> Any:
+    def place(at: tuple[int, ...]) -> str:
+        padding = ", in its padding" if at[1] >= lengths[at[0]] else ""
+        return f", first at step {at[1]} of sequence {at[0]}, which has {lengths[at[0]]} steps{padding}"
+
+    return place
