@@ -19,13 +19,13 @@ FRAMES = batch(features=4, min_length=4, steps=8, batch_size=3)
 TOKENS = batch(num_tokens=9, min_length=1, steps=6, batch_size=3)
 
 
-def packed(rnn: Any, x: Tensor, lengths: Tensor) -> tuple[Tensor, Any]:
+def packed(rnn: Any, x: Any, lengths: Any) -> tuple[Any, Any]:
     """A layer over packed sequences, and its output padded again."""
     output, state = rnn(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
     return pad_packed_sequence(output, batch_first=True, total_length=x.shape[1])[0], state
 
 
-def valid_steps(x: Tensor, lengths: Tensor) -> Tensor:
+def valid_steps(x: Any, lengths: Any) -> Any:
     return torch.arange(x.shape[1]) < lengths[:, None]
 
 
@@ -35,19 +35,25 @@ class CRNN(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Sequential(
-            nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, (1, 2)), nn.BatchNorm2d(4), nn.ReLU()
+            nn.Conv2d(1, 3, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(3, 4, (1, 2)),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
         )
         self.rnn = nn.LSTM(4, 4, num_layers=2, bidirectional=True)
         self.head = nn.Linear(8, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         features: Tensor = self.conv(x[:, None]).squeeze(3)  # `(B, C, T')`
         return self.head(self.rnn(features.permute(2, 0, 1))[0]).log_softmax(-1)
 
 
 class DeepSpeech2(nn.Module):
     """Amodei et al. 2016, as in deepspeech.pytorch: masks after each layer of its convolutions, batch norm between the
-    recurrent layers over all steps of the batch."""
+    recurrent layers over all steps of the batch.
+    """
 
     def __init__(self, masked: bool) -> None:
         super().__init__()
@@ -57,7 +63,7 @@ class DeepSpeech2(nn.Module):
         self.norm = nn.BatchNorm1d(8)
         self.head = nn.Linear(8, 5)
 
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, lengths: Tensor) -> Any:
         lengths = (lengths + 1) // 2
         x = x.transpose(1, 2)
         for layer in self.conv:
@@ -71,7 +77,8 @@ class DeepSpeech2(nn.Module):
 
 class Bahdanau(nn.Module):
     """Bahdanau, Cho and Bengio 2015: additive attention over the states of an encoder in two directions, as in most
-    tutorials: the encoder is not packed, and the attention is not masked. Two steps of the decoder."""
+    tutorials: the encoder is not packed, and the attention is not masked. Two steps of the decoder.
+    """
 
     def __init__(self, right: bool = False) -> None:
         super().__init__()
@@ -82,7 +89,7 @@ class Bahdanau(nn.Module):
         self.cell = nn.GRUCell(8, 4)
         self.head = nn.Linear(4, 9)
 
-    def forward(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Any:
         x = self.embedding(tokens)
         keys, state = packed(self.encoder, x, lengths) if self.right else self.encoder(x)
         state, logits, weights = state[1], [], []
@@ -107,7 +114,7 @@ class BiLSTMCRF(nn.Module):
         self.head = nn.Linear(8, 3)
         self.transitions = nn.Parameter(torch.randn(3, 3))
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor) -> Any:
         x = self.embedding(tokens)
         y = packed(self.encoder, x, mask.sum(1))[0] if self.right else self.encoder(x)[0]
         emissions = self.head(y)
@@ -120,7 +127,8 @@ class BiLSTMCRF(nn.Module):
 
 class InferSent(nn.Module):
     """Conneau et al. 2017: packed, and the maximum over the steps, in which the first published code counts the zeros
-    of the padding; later code puts -1e9 in the place of zeros."""
+    of the padding; later code puts -1e9 in the place of zeros.
+    """
 
     def __init__(self, later: bool) -> None:
         super().__init__()
@@ -128,7 +136,7 @@ class InferSent(nn.Module):
         self.embedding = nn.Embedding(9, 4)
         self.encoder = nn.LSTM(4, 4, bidirectional=True, batch_first=True)
 
-    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Any:
         y, _ = packed(self.encoder, self.embedding(tokens), lengths)
         if self.later:
             y = torch.where(y == 0, -1e9, y)
@@ -137,7 +145,8 @@ class InferSent(nn.Module):
 
 class ELMo(nn.Module):
     """Peters et al. 2018: a language model in each direction. The simple way to run the second is over the flipped
-    batch; reversing each sequence by its length is right."""
+    batch; reversing each sequence by its length is right.
+    """
 
     def __init__(self, right: bool) -> None:
         super().__init__()
@@ -145,10 +154,12 @@ class ELMo(nn.Module):
         self.embedding = nn.Embedding(9, 4)
         self.forwards, self.backwards = nn.LSTM(4, 4, batch_first=True), nn.LSTM(4, 4, batch_first=True)
 
-    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Any:
         x = self.embedding(tokens)
         steps = torch.arange(x.shape[1]).expand(len(x), -1)
-        order = torch.where(valid_steps(x, lengths), lengths[:, None] - 1 - steps, steps) if self.right else steps.flip(1)
+        order = (
+            torch.where(valid_steps(x, lengths), lengths[:, None] - 1 - steps, steps) if self.right else steps.flip(1)
+        )
         order = order[..., None].expand(-1, -1, 4)
         reverse = self.backwards(x.gather(1, order))[0].gather(1, order)
         return torch.cat([self.forwards(x)[0], reverse], -1)
@@ -163,7 +174,7 @@ class Tacotron2Encoder(nn.Module):
         self.conv = nn.Sequential(nn.Conv1d(4, 4, 5, padding=2), nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(0.5))
         self.rnn = nn.LSTM(4, 4, bidirectional=True, batch_first=True)
 
-    def forward(self, tokens: Tensor, input_lengths: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, input_lengths: Tensor) -> Any:
         x = self.conv(self.embedding(tokens).transpose(1, 2)).transpose(1, 2)
         return packed(self.rnn, x, input_lengths)[0]
 
@@ -179,15 +190,16 @@ class HAN(nn.Module):
         self.softmax = nn.Softmax(1)
         self.head = nn.Linear(8, 2)
 
-    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Any:
         y, _ = packed(self.words, self.embedding(tokens), lengths)
         weights = self.softmax(self.context(torch.tanh(self.project(y))))
         return self.head((weights * y).sum(1))
 
 
 class AWDLSTM(nn.Module):
-    """Merity, Keskar and Socher 2018: a language model with locked dropout, which returns its states for the next batch.
-    It reads forward only, so padding can't reach valid steps; the states it can."""
+    """Merity, Keskar and Socher 2018: a language model with locked dropout, which returns its states for the next
+    batch. It reads forward only, so padding can't reach valid steps; the states it can.
+    """
 
     def __init__(self, with_states: bool) -> None:
         super().__init__()
@@ -209,7 +221,8 @@ class AWDLSTM(nn.Module):
 
 class DrQA(nn.Module):
     """Chen et al. 2017: stacked layers, whose outputs are put side by side. In training, DrQA's reader takes the faster
-    way by default, which ignores padding; here in both modes."""
+    way by default, which ignores padding; here in both modes.
+    """
 
     def __init__(self, right: bool) -> None:
         super().__init__()
@@ -217,7 +230,7 @@ class DrQA(nn.Module):
         self.embedding = nn.Embedding(9, 4, padding_idx=0)
         self.rnns = nn.ModuleList([nn.LSTM(size, 3, bidirectional=True, batch_first=True) for size in (4, 6)])
 
-    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Any:
         outputs = [self.embedding(tokens)]
         for rnn in self.rnns:
             outputs.append(packed(rnn, outputs[-1], lengths)[0] if self.right else rnn(outputs[-1])[0])
@@ -226,7 +239,8 @@ class DrQA(nn.Module):
 
 class TextRCNN(nn.Module):
     """Lai et al. 2015: the states on both sides of each word beside the word, and the maximum over the text; it takes
-    no lengths."""
+    no lengths.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,7 +248,7 @@ class TextRCNN(nn.Module):
         self.rnn = nn.LSTM(4, 3, bidirectional=True, batch_first=True)
         self.project, self.head = nn.Linear(10, 5), nn.Linear(5, 2)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor) -> Any:
         x = self.embedding(tokens)
         y = torch.tanh(self.project(torch.cat([self.rnn(x)[0], x], -1)))
         return self.head(y.amax(1))
@@ -242,7 +256,8 @@ class TextRCNN(nn.Module):
 
 class GRU4Rec(nn.Module):
     """Hidasi et al. 2016: the next item of a session, from the state after its last one: the final state of the layer,
-    or the output at step n - 1."""
+    or the output at step n - 1.
+    """
 
     def __init__(self, right: bool) -> None:
         super().__init__()
@@ -251,25 +266,26 @@ class GRU4Rec(nn.Module):
         self.gru = nn.GRU(4, 4, batch_first=True)
         self.head = nn.Linear(4, 9)
 
-    def forward(self, items: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, items: Tensor, lengths: Tensor) -> Any:
         y, state = self.gru(self.embedding(items))
         return self.head(y[torch.arange(len(y)), lengths - 1] if self.right else state[-1])
 
 
 class Seq2Vec(nn.Module):
     """As AllenNLP's PytorchSeq2VecWrapper (Gardner et al. 2018): sorts by length, packs, and puts the final states of
-    the last layer back into order."""
+    the last layer back into order.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(9, 4)
         self.rnn = nn.LSTM(4, 4, num_layers=2, bidirectional=True, batch_first=True, dropout=0.2)
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor) -> Any:
         lengths, order = mask.sum(1).sort(descending=True)
         x = pack_padded_sequence(self.embedding(tokens)[order], lengths, batch_first=True)
         state: Tensor = self.rnn(x)[1][0]
-        return state.unflatten(0, (2, 2))[-1].transpose(0, 1).flatten(1)[order.argsort()]
+        return state.view(2, 2, -1, 4)[-1].transpose(0, 1).flatten(1)[order.argsort()]
 
 
 class GE2E(nn.Module):
@@ -280,21 +296,22 @@ class GE2E(nn.Module):
         self.lstm = nn.LSTM(4, 4, num_layers=3, batch_first=True)
         self.project = nn.Linear(4, 4)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         voice: Tensor = self.project(self.lstm(x)[1][0][-1]).relu()
         return voice / (voice.norm(dim=1, keepdim=True) + 1e-5)
 
 
 class Listener(nn.Module):
-    """Chan et al. 2016 (Listen, Attend and Spell): each layer of the pyramid reads pairs of steps. The usual code rounds
-    odd lengths up, so that the last pair has a step of padding."""
+    """Chan et al. 2016 (Listen, Attend and Spell): each layer of the pyramid reads pairs of steps. The usual code
+    rounds odd lengths up, so that the last pair has a step of padding.
+    """
 
     def __init__(self, down: bool) -> None:
         super().__init__()
         self.down = down
         self.rnn = nn.LSTM(8, 4, bidirectional=True, batch_first=True)
 
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, lengths: Tensor) -> Any:
         x = x[:, : x.shape[1] // 2 * 2] if self.down else nn.functional.pad(x, (0, 0, 0, x.shape[1] % 2))
         lengths = (lengths if self.down else lengths + 1) // 2
         return packed(self.rnn, x.reshape(len(x), -1, 8), lengths)[0], lengths
@@ -314,7 +331,11 @@ FOUND: dict[str, tuple[Any, Batch, list[str]]] = {
     "DeepSpeech 2, MaskConv": (lambda: DeepSpeech2(True), FRAMES, [r"conv\.0 \(Conv1d\)", WINDOW]),
     "Bahdanau": (Bahdanau, TOKENS, [r"output\[1\]", r"encoder \(GRU\)", NOT_PACKED]),
     "BiLSTM-CRF": (BiLSTMCRF, TOKENS, [r"encoder \(LSTM\)", NOT_PACKED]),
-    "InferSent, first": (lambda: InferSent(False), TOKENS, ["alone", "own code, after encoder .LSTM., reads the padding"]),
+    "InferSent, first": (
+        lambda: InferSent(False),
+        TOKENS,
+        ["alone", "own code, after encoder .LSTM., reads the padding"],
+    ),
     "ELMo, flipped": (lambda: ELMo(False), TOKENS, [r"backwards \(LSTM\)", "reversed together with its padding"]),
     "Tacotron 2": (Tacotron2Encoder, TOKENS, [r"conv\.0 \(Conv1d\)", WINDOW, r"conv\.1\.running_var after training"]),
     "HAN": (HAN, TOKENS, [r"softmax \(Softmax\)", "its softmax runs over all T steps: the padding is not masked"]),

@@ -115,7 +115,9 @@ def _of_recurrent(seen: Symptoms, kind: str) -> str:
     if seen.path.startswith("[1]"):
         return OF_FINAL_STATE
     if ".data" in seen.path:  # it got a packed sequence
-        return f"{_of_code_before(seen)}, or a valid step is made of padding too; the packed sequence holds what it gave"
+        return (
+            f"{_of_code_before(seen)}, or a valid step is made of padding too; the packed sequence holds what it gave"
+        )
     is_bidirectional = getattr(seen.layer, "bidirectional", False) or "bidirectional" in kind
     if is_bidirectional or getattr(seen.layer, "go_backwards", False):
         return OF_REVERSE
