@@ -57,7 +57,7 @@ def _cells(item: pytest.Item) -> list[str]:
     marked = [marker.kwargs["cell"] for marker in item.iter_markers("promise") if "cell" in marker.kwargs]
     if marked:
         return marked[:1]
-    parameters: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+    parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
     kind, spec = parameters.get("kind"), parameters.get("spec")
     if "model_backend" in getattr(item, "fixturenames", ()):
         return ["models"]
