@@ -34,7 +34,8 @@ class Pretender(NumpyBackend):
     def build(self, *args: Any, **kwargs: Any) -> Any:
         if "build" in self.wrong:
             raise self.wrong["build"]
-        return super().build(*args, **kwargs)
+        spec, *others = args
+        return super().build(replace(spec, **self.wrong.get("spec", {})), *others, **kwargs)
 
     def to_numpy(self, array: Any) -> Any:
         return self.wrong.get("to_numpy", np.asarray)(array)
@@ -124,6 +125,29 @@ def test_a_wrong_backend_is_out_of_tolerance(pretend: Any, wrong: dict[str, Any]
     assert not bad.within
     assert not found.within
     assert {n for n in ("output", "state", "gradients") if not getattr(bad, n) <= bad.tolerance} == out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "cause"),
+    [
+        (
+            {"spec": {"reset_after": False}},
+            "the GRU variant: the reset gate is applied before the product with W_hn, instead of after it",
+        ),
+        ({"to_numpy": lambda a: a.astype("float16").astype("float32")}, "it was computed in float16, or rounded to it"),
+        (
+            {"gradients": lambda g: {**g, "hx": 0 * g["hx"]}},
+            "the gradient of h_0 is missing, or zero: it is cut off (detached) from the graph",
+        ),
+        ({"gradients": lambda g: {**g, "input": g["input"][::-1]}}, None),
+    ],
+    ids=["variant", "float16", "detached", "unusual"],
+)
+def test_the_usual_cause_is_named(pretend: Any, wrong: dict[str, Any], cause: str | None) -> None:
+    pretend(**wrong)
+    (found,) = parity.compare(GRUSpec(3, 4), ["pretender"], ["float32"], steps=10)
+    assert not found.within
+    assert found.cause == cause
 
 
 @pytest.mark.parametrize(

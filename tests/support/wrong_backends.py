@@ -164,7 +164,7 @@ class Layers(Module):
         for t in range(len(x)):
             if begins is not None:
                 state = tuple(
-                    torch.where(begins[t][:, None], self.after_reset(own), part)
+                    torch.where(begins[t][:, None], self.after_reset(own, part), part)
                     for part, own in zip(state, initial, strict=True)
                 )
             clean = tuple(torch.where(valid[t], part, 0) for part in state)  # of an empty sequence it may be NaN
@@ -173,7 +173,7 @@ class Layers(Module):
             found.append(state)
         return found
 
-    def after_reset(self, initial: Tensor) -> Tensor:
+    def after_reset(self, initial: Tensor, before: Tensor) -> Tensor:
         return torch.zeros_like(initial)
 
     def final(self, states: list[State], initial: State, output: Tensor, lengths: Tensor) -> State:
@@ -848,7 +848,10 @@ class BiasesOfDirectionsSwapped(Layers):
         return super().of(position)._replace(bias_ih=other.bias_ih, bias_hh=other.bias_hh)
 
 
-@caught_by(f"{CALL}[GRU-ragged, 3 layers, bidirectional, batch first]", "directions are exchanged in a layer above")
+@caught_by(
+    f"{CALL}[GRU-ragged, 3 layers, bidirectional, batch first]",
+    "in a layer above the first one the directions are exchanged",
+)
 class DirectionsOfTheSecondLayerSwapped(Layers):
     """From the second layer on, each direction has the weights of the other one."""
 
@@ -899,7 +902,7 @@ class ResetAtStep0Ignored(Layers):
 class ResetToTheInitialState(Layers):
     """A reset goes back to the initial state."""
 
-    def after_reset(self, initial: Tensor) -> Tensor:
+    def after_reset(self, initial: Tensor, before: Tensor) -> Tensor:
         return initial
 
 
@@ -913,27 +916,21 @@ class ResetOfTheReverseDirection(Layers):
         return super().begins(resets, lengths, False)
 
 
-@caught_by(f"{CALL}[GRU-resets, ragged, bidirectional]")
+@caught_by(f"{CALL}[GRU-resets, ragged, bidirectional]", "a reset in the padding, at step n, is read")
 class ResetsReadInThePadding(Layers):
     """A reset right after the last valid step is taken for one, by the reverse direction."""
 
     def begins(self, resets: Tensor, lengths: Tensor, reverse: bool) -> Tensor:
-        return super().begins(resets, torch.full_like(lengths, len(resets)), reverse)
+        every = torch.full_like(lengths, len(resets)) if reverse else lengths
+        return super().begins(resets, every, reverse) & valid_steps(len(resets), lengths).T
 
 
 @caught_by(f"{CALL}[GRU-resets]", "gradient of")
 class GradientPassesAReset(Layers):
     """A reset puts zeros, through which the gradient passes."""
 
-    def cell(self, w: Weights, x: Tensor, state: State) -> State:
-        begins = (state[0] == 0).all(-1, keepdim=True)
-        if not hasattr(self, "before") or len(self.before[0]) != len(x):
-            self.before = state
-        state = tuple(
-            part + torch.where(begins, old - old.detach(), 0) for part, old in zip(state, self.before, strict=True)
-        )
-        self.before = super().cell(w, x, state)
-        return self.before
+    def after_reset(self, initial: Tensor, before: Tensor) -> Tensor:
+        return before - before.detach()
 
 
 @caught_by(f"{CALL}[GRU-resets, ragged, 2 layers, bidirectional, batch first, float32]")

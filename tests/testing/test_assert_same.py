@@ -43,7 +43,9 @@ def message(*args: Any, **kwargs: Any) -> list[str]:
     return lines
 
 
-def changed(spec: Any, change: Callable[[dict[str, Any]], dict[str, Any]], *, seed: int = 0, as_spec: Any = None) -> Any:
+def changed(
+    spec: Any, change: Callable[[dict[str, Any]], dict[str, Any]], *, seed: int = 0, as_spec: Any = None
+) -> Any:
     """A NumPy module with changed weights."""
     weights = dict(unirnn.snapshot(spec.build("numpy", seed=seed)).weights)
     return Snapshot(as_spec or spec, {**weights, **change(weights)}).build("numpy")
@@ -120,10 +122,11 @@ def test_a_gru_of_the_other_variant() -> None:
     assert lines == [
         "The output differs by 3.3e-01 of its largest value, more than the tolerance of 1e-05, first at step 0 of "
         "sequence 0, which has 2 steps.",
-        "The final state h_n differs by 3.4e-01 of its largest value, more than the tolerance of 1e-05, first in layer 0, "
-        "in its forward direction, in sequence 0.",
+        "The final state h_n differs by 3.4e-01 of its largest value, more than the tolerance of 1e-05, first in layer "
+        "0, in its forward direction, in sequence 0.",
         f"Their specs differ: a is {other!r}, and b is {LAYER!r}.",
-        "Usual cause, in a: the GRU variant: the reset gate is applied before the product with W_hn, instead of after it.",
+        "Usual cause, in a: the GRU variant: the reset gate is applied before the product with W_hn, instead of after "
+        "it.",
     ]
 
 
@@ -144,7 +147,7 @@ def test_the_layer_and_direction_within_a_stack() -> None:
     name = "weight_hh_l1_reverse"
     lines = message(changed(LAYER, lambda w: {name: 2 * w[name]}), LAYER.build("numpy", seed=0), batch(LAYER))
     assert ", first in layer 1, in its reverse direction, in sequence " in lines[1]
-    assert lines[2:] == ["The weights of a are not those of b: weight_hh_l1_reverse differs, by up to 1 of the largest value."]
+    assert lines[2:] == [f"The weights of a are not those of b: {name} differs, by up to 1 of the largest value."]
 
 
 def test_the_first_layer_of_a_model() -> None:
@@ -186,8 +189,10 @@ def test_a_nan() -> None:
     right = LAYER.build("numpy", seed=0)
     wrong = Wrong(right, lambda output, h_n: (output, np.where(np.arange(4)[:, None, None] == 2, np.nan, h_n)))
     assert message(wrong, right, given) == [
-        "The final state h_n is NaN in a, where b has numbers, first in layer 1, in its forward direction, in sequence 0.",
-        "Usual cause, in a: NaN leaks from the padding of the input, as by a multiplication with a mask: 0 * NaN is NaN.",
+        "The final state h_n is NaN in a, where b has numbers, first in layer 1, in its forward direction, in sequence "
+        "0.",
+        "Usual cause, in a: NaN leaks from the padding of the input, as by a multiplication with a mask: 0 * NaN is "
+        "NaN.",
     ]
 
 
@@ -221,10 +226,12 @@ def test_gradients_alone() -> None:
     right, wrong = Net(False), Net(True)
     wrong.load_state_dict(right.state_dict())
     lines = message(wrong, right, batch(features=3))
-    assert lines[0].startswith("The gradient of input differs by 1.0e+00 of its largest value, more than the tolerance of")
+    assert lines[0].startswith(
+        "The gradient of input differs by 1.0e+00 of its largest value, more than the tolerance of"
+    )
     assert lines[-1] == (
-        "Usual cause, in a: the gradient of input, rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0 is "
-        "missing, or zero."
+        "Usual cause, in a: the gradient of input, rnn.weight_ih_l0, rnn.weight_hh_l0, rnn.bias_ih_l0, rnn.bias_hh_l0 "
+        "is missing, or zero."
     )
     assert_same(wrong, right, batch(features=3), gradients=False)
 

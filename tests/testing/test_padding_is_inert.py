@@ -20,7 +20,7 @@ BATCH = batch(features=3, min_length=1, dtype="float64")
 RAGGED = batch(features=3, dtype="float64")
 TOKENS = batch(num_tokens=7, min_length=1)
 
-Results = namedtuple("Results", "steps pooled")  # noqa: PYI024 - as a model may have it
+Results = namedtuple("Results", "steps pooled")
 
 
 # ---- callables over NumPy --------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def torch_model(**options: Any) -> Any:
     torch = pytest.importorskip("torch")
     nn, rnn = torch.nn, torch.nn.utils.rnn
 
-    class Tagger(nn.Module):
+    class Tagger(nn.Module):  # type: ignore[name-defined, misc]
         def __init__(self, packed: bool = True, norm: str = "", pool: str = "", kind: str = "GRU", **own: Any) -> None:
             super().__init__()
             self.packed, self.pool = packed, pool
@@ -314,7 +314,7 @@ def test_only_the_gradient_of_a_weight_sees_nan() -> None:
     """A linear layer that computes the padding too is right for all numbers."""
     torch = pytest.importorskip("torch")
 
-    class Projected(torch.nn.Module):
+    class Projected(torch.nn.Module):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
             super().__init__()
             self.project = torch.nn.Linear(3, 3).double()
@@ -354,7 +354,7 @@ def mindspore_model(**options: Any) -> Any:
     launch_blocking()
     nn, ops = ms.nn, ms.ops
 
-    class Tagger(nn.Cell):
+    class Tagger(nn.Cell):  # type: ignore[name-defined, misc]
         def __init__(self, lengths: bool = True, pool: str = "", norm: bool = False, **own: Any) -> None:
             super().__init__()
             self.lengths, self.pool = lengths, pool

@@ -89,6 +89,7 @@ def _comparison(comparison: comparing.Comparison) -> dict[str, Any]:
         "gradients": number(comparison.gradients),
         "tolerance": comparison.tolerance,
         "within": comparison.within,
+        "cause": comparison.cause,
     }
 
 
@@ -103,6 +104,8 @@ def _print(found: comparing.Parity, batch: str) -> None:
         verdict = Text("yes", "green") if c.within else Text("no", "bold red")
         table.add_row(c.backend, str(c.device), c.dtype, *differences, f"{c.tolerance:.1e}", verdict)
         if not c.within:
+            if c.cause is not None:
+                notes.append(f"{c.backend}, {c.device}, {c.dtype}: usual cause: {c.cause}")
             # A difference that the backend declares may be the reason.
             limits = explain_limits(found.spec, c.backend, c.device, dtype=c.dtype)
             notes += [f"{c.backend}, {c.device}, {c.dtype}: {limit}" for limit in limits]

@@ -7,6 +7,7 @@ the conformance suite for a backend.
 from typing import TYPE_CHECKING, Any
 
 from .batches import Batch, batch
+from .inert import padding_is_inert
 from .same import assert_same
 from .subjects import Subject, launch_blocking
 from .tolerances import close, tolerance
@@ -14,7 +15,17 @@ from .tolerances import close, tolerance
 if TYPE_CHECKING:
     from .strategies import ragged
 
-__all__ = ["Batch", "Subject", "assert_same", "batch", "close", "launch_blocking", "ragged", "tolerance"]
+__all__ = [
+    "Batch",
+    "Subject",
+    "assert_same",
+    "batch",
+    "close",
+    "launch_blocking",
+    "padding_is_inert",
+    "ragged",
+    "tolerance",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -195,10 +195,13 @@ def _cause(a: Side, b: Side, first: _First | None, tolerance: float) -> tuple[st
         snapshots = [_snapshot_of_layer(side, path) for side, path in zip(sides, first.paths, strict=True)]
         results, batches = list(first.results), [replace(first.given, hx=None)] * 2
     for k, source in ((0, 0), (1, 1), (0, 1), (1, 0)):  # each by its own weights, then by those of the other
-        snapshot = snapshots[source]
-        if snapshot is not None and results[k]:
-            cause = _cause_of_layer(snapshot, batches[k], results[k], tolerance)
-            if cause is not None and (first is None or cause != NOT_ZEROED):
+        snapshot, own, given = snapshots[source], results[k], batches[k]
+        if snapshot is None or not own:
+            continue
+        counts = first is None and sides[k].is_ours  # what stands in the padding of the output
+        for found in [own] if counts else [own, _zeroed(own, given)]:
+            cause = _cause_of_layer(snapshot, given, found, tolerance)
+            if cause is not None and (counts or cause != NOT_ZEROED):
                 return sides[k].label, cause
     return None
 

@@ -1,5 +1,6 @@
 """Models of Keras 3, on PyTorch or JAX; see `unirnn.testing.frameworks.Framework`."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ __all__ = ["KerasFramework"]
 Array = NDArray[Any]
 
 
-class _Outer(keras.layers.Layer):
+class _Outer(keras.layers.Layer):  # type: ignore[misc]
     """A layer whose call is a function: layers that it calls are in its mode, as all layers within another are."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
@@ -67,32 +68,37 @@ class KerasFramework:
     def watch(self, module: Any) -> Iterator[list[Watched]]:
         found: list[Watched] = []
 
-        def watched(layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(name: str, layer: Any) -> Callable[..., Any]:
+            call = layer.call
+
+            @functools.wraps(call)  # with the signature, by which a model is called
             def add(*args: Any, **kwargs: Any) -> Any:
                 results = call(*args, **kwargs)
-                copied = map_arrays(
-                    results, lambda value: np.array(self.to_numpy(value)) if _is_array(value) else value
-                )
-                found.append(Watched("" if layer is module else layer.path, type(layer).__name__, copied))
+                found.append(Watched(name, type(layer).__name__, map_arrays(results, self._copied)))
                 return results
 
             return add
 
-        # Keras has no hooks, and no public list of the layers within layers.
-        layers = list(module._flatten_layers())
-        for layer in layers:
-            layer.call = watched(layer, layer.call)
+        layers = _by_path(module)
+        for path, layer in layers.items():
+            layer.call = watched(path, layer)
         try:
             yield found
         finally:
-            for layer in layers:
+            for layer in layers.values():
                 del layer.call
+
+    def _copied(self, value: Any) -> Any:
+        """An array's copy, as NumPy's; anything else as it is."""
+        return np.array(self.to_numpy(value)) if keras.ops.is_tensor(value) else value
 
     def set_training(self, module: Any, mode: bool) -> None:
         self._training = mode
 
     def run(self, function: Callable[[], Any]) -> Any:
         """What a function returns, with the layers that it calls in the mode that was set."""
+        if not self._training:  # as without a mode; the names of layers that this builds are then their own
+            return function()
         return _Outer(function)(keras.ops.zeros((1, 1)), training=self._training)
 
     def random_seed(self, seed: int) -> None:
@@ -100,7 +106,7 @@ class KerasFramework:
 
     def all_weights(self, module: Any) -> dict[tuple[str, ...], Array] | None:
         """All variables: the states of its own generators of random numbers are among them."""
-        return {(variable.path,): self.to_numpy(variable) for variable in module.variables}
+        return {(variable.path,): self.to_numpy(variable.value) for variable in module.variables}
 
     def write_some(self, module: Any, weights: Mapping[str, Array]) -> None:
         for variable in module.variables:
@@ -108,8 +114,13 @@ class KerasFramework:
                 variable.assign(weights[variable.path])
 
 
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype")
+def _by_path(layer: Any, path: str = "") -> dict[str, Any]:
+    """A layer and all those within it, each under its first path; Keras has no public list of them."""
+    found = {path: layer}
+    for inner in layer._layers:
+        own = _by_path(inner, f"{path}.{inner.name}" if path else inner.name)
+        found |= {name: one for name, one in own.items() if all(one is not other for other in found.values())}
+    return found
 
 
 def _gradients_of_torch(function: Any, inputs: Sequence[Any], variables: Sequence[Any]) -> tuple[Any, Any]:

@@ -7,22 +7,25 @@ __all__ = ["Symptoms", "is_recurrent", "layer_at", "padding_cause"]
 
 OF_EMPTY = "a sequence of length 0 has no last step: index n - 1 is -1, which reads the end of the padding"
 OF_NAN_IN_GRADIENTS = (
-    "only NaN does this, and no finite number: a layer computes the padding as well, and 0 * NaN is NaN in the gradient "
-    "of its weights; set the padding to 0 before that layer, or give nan=False"
+    "only NaN does this, and no finite number: a layer computes the padding as well, and 0 * NaN is NaN in the "
+    "gradient of its weights; set the padding to 0 before that layer, or give nan=False"
 )
 OF_NAN = (
     "only NaN does this, and no finite number: a mask is multiplied or added, and 0 * NaN is NaN; replace the padding "
     "instead (where, masked_fill), or give nan=False"
 )
 OF_CODE = (
-    "reads the padding: a mean, a maximum or a softmax over all T steps, a sequence that was reversed together with its "
-    "padding, or step -1 in the place of step n - 1"
+    "reads the padding: a mean, a maximum or a softmax over all T steps, a sequence that was reversed together with "
+    "its padding, or step -1 in the place of step n - 1"
 )
-OF_FINAL_STATE = "its final state is that of step T, after the padding, instead of that of step n - 1; pack the batch, or give the lengths"
+OF_FINAL_STATE = (
+    "its final state is that of step T, after the padding, instead of that of step n - 1; pack the batch, or give the "
+    "lengths"
+)
 OF_REVERSE = "its reverse direction begins in the padding, at step T; pack the batch, or give the lengths"
 OF_REVERSED = (
-    "it reads the padding before the valid steps, as when a sequence is reversed together with its padding; reverse the "
-    "valid steps alone, or give the lengths"
+    "it reads the padding before the valid steps, as when a sequence is reversed together with its padding; reverse "
+    "the valid steps alone, or give the lengths"
 )
 OF_STEP_T = "it returns what it has after all T steps; give it the lengths or a mask, or take step n - 1"
 OF_BATCH_NORM = (
@@ -33,8 +36,8 @@ BY_KIND = (
     (("instancenorm", "groupnorm"), "it takes its mean and its variance over all T steps, so over the padding as well"),
     (
         ("conv",),
-        "its window reaches from a valid step into the padding; set the padding to 0 before each convolution, and let its "
-        "result have no more valid steps than a sequence alone gives",
+        "its window reaches from a valid step into the padding; set the padding to 0 before each convolution, and let "
+        "its result have no more valid steps than a sequence alone gives",
     ),
     (("pool",), "it counts the padding like valid steps; mask it, or use unirnn.PoolSpec"),
     (("attention", "softmax", "transformer"), "its softmax runs over all T steps: the padding is not masked"),

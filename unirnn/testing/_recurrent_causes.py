@@ -685,6 +685,28 @@ def _in_reverse(change: Callable[[NDArray[np.bool_]], NDArray[np.bool_] | None])
     return lambda t: [_walk(t, run)]
 
 
+def _before_its_own_step(t: Trial) -> Iterator[Results]:
+    """In the reverse direction, the state is zeros before the step of a reset is computed, not after it."""
+
+    def run(one: Trial) -> Results:
+        return _begun(one, _shifted(one.resets, 1), one.lengths - 1) if one.spec.reverse else one.run()
+
+    yield _walk(t, run)
+
+
+def _in_the_padding(t: Trial) -> Iterator[Results]:
+    """The reverse direction begins from zeros if step n, the first of the padding, is a reset."""
+    yield _walk(t, lambda one: _begun(one, one.resets, one.lengths) if one.spec.reverse else one.run())
+
+
+def _begun(one: Trial, resets: NDArray[np.bool_] | None, steps: NDArray[np.int64]) -> Results:
+    """One direction with zeros in the place of the initial state where one of these steps is a reset."""
+    assert one.resets is not None
+    within = (steps >= 0) & (steps < len(one.input))
+    begins = one.resets[np.where(within, steps, 0), np.arange(len(steps))] & within & (one.lengths > 0)
+    return one.run(resets=resets, hx=tuple(np.where(begins[:, None], 0, part) for part in one.hx))
+
+
 def _without_first(resets: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
     assert resets is not None
     return np.concatenate([np.zeros_like(resets[:1]), resets[1:]])
@@ -729,8 +751,9 @@ OF_RESETS_OF_DIRECTIONS = (
 OF_RESETS_IN_REVERSE = (
     Hypothesis(
         "in the reverse direction, a reset takes effect before its own step, instead of after it",
-        _in_reverse(lambda resets: _shifted(resets, 1)),
+        _before_its_own_step,
     ),
+    Hypothesis("a reset in the padding, at step n, is read by the reverse direction", _in_the_padding),
 )
 
 

@@ -164,11 +164,11 @@ class Side:
     def valid(self, output: Array) -> NDArray[np.bool_] | None:
         """Where an output, `(B, T', ...)`, is valid; None if it has no steps, or nobody knows which."""
         lengths = self.batch.lengths
-        if self.spec is not None and not isinstance(self.spec, Model):
+        if self.is_ours and self.spec is not None and not isinstance(self.spec, Model):
             if self.spec.ends_steps:
                 return None
             lengths = self.spec.output_lengths(lengths)
-        elif output.ndim < 2 or output.shape[:2] != (self.batch.batch_size, self.batch.steps):
+        elif output.shape[:2] != (self.batch.batch_size, self.batch.steps):
             return None
         found: NDArray[np.bool_] = np.arange(output.shape[1]) < lengths[:, None]
         return found

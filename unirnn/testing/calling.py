@@ -1,7 +1,9 @@
 """How the kit calls a model: what `assert_same` and `padding_is_inert` share."""
 
 import inspect
+import re
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -93,7 +95,13 @@ def call_model(model: Any, batch: Batch, call: Call | None = None) -> Any:
         return model(batch.input, **given, return_state=bool(spec.stateful))
     if not isinstance(spec, Spec) and _is_recurrent_layer_of_torch(model):
         return _call_packed(model, batch)
-    return model(batch.input, **_named_arguments(model, batch, lengths))
+    arguments = _named_arguments(model, batch, lengths)
+    if not _is_of_keras(model):
+        return model(batch.input, **arguments)
+    with warnings.catch_warnings():
+        # What Keras says of a model, to which the mask is given, and that returns none.
+        warnings.filterwarnings("ignore", f"Layer '{re.escape(model.name)}' .* does not support masking")
+        return model(batch.input, **arguments)
 
 
 def in_layout_of(model: Any, batch: Batch) -> Batch:
@@ -176,9 +184,10 @@ def _argument_names(model: Any) -> tuple[str, ...]:
         own: Any = spec.forward
         skipped = 2  # xp and the input
     else:
-        methods = ("call",) if _is_of_keras(model) else ("forward", "construct")
-        own = next((getattr(model, name) for name in methods if hasattr(model, name)), model)
+        own = next((getattr(model, name) for name in ("forward", "construct") if hasattr(model, name)), model)
         skipped = 1
+    if _is_of_keras(model):  # of the class, since a layer that is watched has another one for a while
+        own, skipped = type(model).call, 2
     try:
         parameters = list(inspect.signature(own).parameters.values())[skipped:]
     except (TypeError, ValueError):  # a function in C

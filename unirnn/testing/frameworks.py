@@ -21,7 +21,9 @@ Array = NDArray[Any]
 class Framework(Protocol):
     """What the kit asks of the framework of a model: a part of `unirnn.contract.backend.Backend`, which says more."""
 
-    name: Any
+    @property
+    def name(self) -> str:
+        """The name of the backend, ``keras``, or ``numpy``."""
 
     def from_numpy(self, array: Array, module: Any) -> Any:
         """An array as the model takes it."""

@@ -11,7 +11,7 @@ them is 0 and one is T, the initial state is not zero, and the padding is NaN.
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +25,8 @@ from unirnn.devices import Device, dtype_name
 from unirnn.errors import ArgumentError, BackendError, ShapeError, UnirnnError
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.specs import RecurrentSpec, RNNSpec
-from unirnn.testing import oracle
+from unirnn.testing import causes, oracle
+from unirnn.testing.batches import Batch
 from unirnn.testing.tolerances import tolerance
 
 __all__ = ["Comparison", "Note", "Parity", "compare"]
@@ -54,6 +55,9 @@ class Comparison:
         Difference of the gradients with respect to the input, the initial state and each weight. None if the
         backend has no gradients, or for a relu RNN in half precision: the slope of a relu jumps at 0, where rounding
         decides on which side a value is.
+    cause
+        If a difference is out of tolerance: the usual mistake that explains it, in words, if one does; see
+        `unirnn.testing.causes`.
     """
 
     backend: str
@@ -62,6 +66,7 @@ class Comparison:
     output: float
     state: float
     gradients: float | None
+    cause: str | None = None
 
     @property
     def tolerance(self) -> float:
@@ -204,11 +209,41 @@ def compare(
                 failures.append(_failure(name, dtype, error))
                 continue
             try:
-                comparisons.append(_compare(_run(backend, module, trial), reference, name, device, dtype))
+                comparison = _compare(_run(backend, module, trial), reference, name, device, dtype)
+                if not comparison.within:
+                    comparison = replace(comparison, cause=_cause(backend, module, spec, comparison, seed))
+                comparisons.append(comparison)
             except Exception as error:  # any error of one backend is a finding, and must not stop the others
                 failures.append(_failure(name, dtype, error))
     # A backend that builds in no dtype says so once.
     return Parity(spec, tuple(comparisons), tuple(dict.fromkeys(left_out)), tuple(failures))
+
+
+def _cause(backend: Backend, module: Any, spec: RecurrentSpec, comparison: Comparison, seed: int) -> str | None:
+    """The usual mistake that a backend makes, from a small batch: with numbers in its padding, then with NaN."""
+    nan = _draw(spec, comparison.dtype, 6, 4, seed)
+    garbage = np.random.default_rng([seed, 4]).standard_normal(nan.input.shape).astype(nan.input.dtype)
+    for trial in (nan._replace(input=np.where(np.isnan(nan.input), garbage, nan.input)), nan):
+        results = _run(backend, module, trial)
+        batch = Batch(trial.input, trial.seq_length, join_state(trial.hx), batch_first=spec.batch_first)
+        output, state = results.output["output"], list(results.state.values())
+        cause = causes.recurrent_cause(spec, trial.weights, batch, output, state, comparison.tolerance)
+        if cause is None and results.gradients is not None:
+            cause = _cause_of_gradients(trial, results.gradients, comparison.tolerance)
+        if cause is not None:
+            return cause
+    return None
+
+
+def _cause_of_gradients(trial: _Trial, gradients: dict[str, Array], tolerance: float) -> str | None:
+    parts = dict(zip((f"{name}_0" for name in trial.spec.states), trial.hx, strict=True))
+    own = list(leaves({"hx": join_state(trial.hx)}))
+    found = {**gradients, **{name: gradients[given] for name, given in zip(parts, own, strict=True)}}
+    arrays = {
+        name: array.astype(np.float64) for name, array in {"input": trial.input, **parts, **trial.weights}.items()
+    }
+    cotangents = tuple(d.astype(np.float64) for d in (trial.d_output, *trial.d_state))
+    return causes.recurrent_gradient_cause(trial.spec, arrays, trial.seq_length, cotangents, found, tolerance)
 
 
 def _why_not_built(backend: Backend, error: UnirnnError) -> str:

@@ -128,7 +128,7 @@ def _differences_of_output(one: Side, other: Side, a: Array, b: Array, tolerance
             return f", first in sequence {at[0]}" if at else ""
         return f", first at step {at[1]} of sequence {at[0]}, which has {int(valid[at[0]].sum())} steps"
 
-    valid = one.valid(a) if one.spec is not None else other.valid(b)
+    valid = one.valid(a) if one.is_ours else other.valid(b)
     if valid is None:
         yield from difference("output", a, b, tolerance, place)
         return
@@ -155,7 +155,7 @@ def _differences_of_gradients(one: Side, other: Side, tolerance: float) -> Itera
     for k in range(min(len(one.results), len(other.results))):
         b = other.results[k]
         d = rng.standard_normal(b.shape) if b.dtype.kind == "f" else np.zeros(b.shape)
-        valid = (one.valid(b) if one.spec is not None else other.valid(b)) if k == 0 else None
+        valid = (one.valid(b) if one.is_ours else other.valid(b)) if k == 0 else None
         cotangents.append(d if valid is None else np.where(valid.reshape(*valid.shape, *[1] * (d.ndim - 2)), d, 0))
     found = [side.gradients(cotangents) for side in (one, other)]
     one.found, other.found = found
