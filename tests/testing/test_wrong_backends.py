@@ -72,5 +72,5 @@ def test_a_wrong_backend_is_caught(install: Callable[[Backend], None], wrong: Wr
 
 
 def test_most_messages_name_the_cause() -> None:
-    assert len(WRONG) >= 40
-    assert sum(wrong.words is not None for wrong in WRONG.values()) >= 20
+    assert len(WRONG) >= 90
+    assert sum(wrong.words is not None for wrong in WRONG.values()) >= 70
