@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-import pytest
+from _pytest.outcomes import Skipped  # pytest.skip.Exception, of which type checkers know no class
 
 __all__ = ["CELLS", "PROMISES", "DeclaredLimit", "Findings", "checking", "declare", "findings", "skip_for_limit"]
 
@@ -38,7 +38,7 @@ CELLS = ("RNN", "GRU", "LSTM", "models")
 """What each of them holds for: the columns of the report."""
 
 
-class DeclaredLimit(pytest.skip.Exception):
+class DeclaredLimit(Skipped):
     """A test is skipped because the backend declares that it can't do what is tested."""
 
 

@@ -4,6 +4,7 @@ First come the cases of a table, then random ones from hypothesis. The same test
 ``python -m unirnn.testing NAME``.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -279,10 +280,11 @@ def test_results_and_arguments_stay_as_they_are(rnn_backend: Subject, kind: str)
     def parts(results: Any) -> list[Any]:
         return [results[0], *(state_parts(module.spec, results[1]) or ())]
 
-    for what, call, other in (
+    rows: list[tuple[str, Callable[[], Any], Callable[[], Any]]] = [
         ("call", lambda: module(input, join_state(hx), RAGGED), lambda: module(-input)),
         ("step", lambda: module.step(x, join_state(state)), lambda: module.step(-x)),
-    ):
+    ]
+    for what, call, other in rows:
         first = parts(call())
         before = [np.array(rnn_backend.to_numpy(part)) for part in first]
         other()
