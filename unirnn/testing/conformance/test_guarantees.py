@@ -142,7 +142,8 @@ def assert_guarantees(
     dirty = batch.input.copy()
     dirty[batch.padding] = filler
     if batch.padding.any():
-        output, final = rnn_backend.call(module, dirty, hx, case.seq_length, batch.resets)
+        with checking("padding", cell):
+            output, final = rnn_backend.call(module, dirty, hx, case.seq_length, batch.resets)
         with checking("padding", cell, lambda: cause_of_padding(output, *final)):
             np.testing.assert_array_equal(output, results[0], f"{cell}: output with {filler} in the padding")
             for part, expected in zip(final, results[1], strict=True):
@@ -169,7 +170,8 @@ def assert_guarantees(
     with checking("gradients", cell):
         clean_gradients = check()
     if batch.padding.any():
-        dirty_gradients = gradients_of_input(dirty)
+        with checking("padding", cell):
+            dirty_gradients = gradients_of_input(dirty)
         with checking("padding", cell, lambda: gradient_cause(dirty_gradients, clean_gradients, tolerance)):
             for name, expected in clean_gradients.items():
                 what = f"{cell}: gradient of {name} with {filler} in the padding"
