@@ -7,6 +7,7 @@ the conformance suite for a backend.
 from typing import TYPE_CHECKING, Any
 
 from .batches import Batch, batch
+from .frameworks import gradient
 from .inert import padding_is_inert
 from .same import assert_same
 from .subjects import Subject, launch_blocking
@@ -21,6 +22,7 @@ __all__ = [
     "assert_same",
     "batch",
     "close",
+    "gradient",
     "launch_blocking",
     "padding_is_inert",
     "ragged",
