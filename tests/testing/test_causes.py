@@ -29,7 +29,8 @@ from unirnn.contract.call import state_parts
 from unirnn.testing import oracle
 from unirnn.testing._layer_causes import LayerTrial, layer_hypotheses
 from unirnn.testing._numbers import close
-from unirnn.testing._recurrent_causes import agrees, hypotheses, trial_of
+from unirnn.testing._recurrent_causes import agrees, trial_of
+from unirnn.testing._recurrent_mistakes import hypotheses
 from unirnn.testing.batches import Batch, batch
 from unirnn.testing.causes import (
     gradient_cause,

@@ -219,33 +219,6 @@ def compare(
     return Parity(spec, tuple(comparisons), tuple(dict.fromkeys(left_out)), tuple(failures))
 
 
-def _cause(backend: Backend, module: Any, spec: RecurrentSpec, comparison: Comparison, seed: int) -> str | None:
-    """The usual mistake that a backend makes, from a small batch: with numbers in its padding, then with NaN."""
-    nan = _draw(spec, comparison.dtype, 6, 4, seed)
-    garbage = np.random.default_rng([seed, 4]).standard_normal(nan.input.shape).astype(nan.input.dtype)
-    for trial in (nan._replace(input=np.where(np.isnan(nan.input), garbage, nan.input)), nan):
-        results = _run(backend, module, trial)
-        batch = Batch(trial.input, trial.seq_length, join_state(trial.hx), batch_first=spec.batch_first)
-        output, state = results.output["output"], list(results.state.values())
-        cause = causes.recurrent_cause(spec, trial.weights, batch, output, state, comparison.tolerance)
-        if cause is None and results.gradients is not None:
-            cause = _cause_of_gradients(trial, results.gradients, comparison.tolerance)
-        if cause is not None:
-            return cause
-    return None
-
-
-def _cause_of_gradients(trial: _Trial, gradients: dict[str, Array], tolerance: float) -> str | None:
-    parts = dict(zip((f"{name}_0" for name in trial.spec.states), trial.hx, strict=True))
-    own = list(leaves({"hx": join_state(trial.hx)}))
-    found = {**gradients, **{name: gradients[given] for name, given in zip(parts, own, strict=True)}}
-    arrays = {
-        name: array.astype(np.float64) for name, array in {"input": trial.input, **parts, **trial.weights}.items()
-    }
-    cotangents = tuple(d.astype(np.float64) for d in (trial.d_output, *trial.d_state))
-    return causes.recurrent_gradient_cause(trial.spec, arrays, trial.seq_length, cotangents, found, tolerance)
-
-
 def _why_not_built(backend: Backend, error: UnirnnError) -> str:
     if isinstance(error, ArgumentError) and backend.required_options:
         return f"it needs the option {', '.join(backend.required_options)} of build, and can't be compared without one"
@@ -341,6 +314,33 @@ def _run(backend: Backend, module: Any, trial: _Trial) -> _Results:
     if backend.support.derivatives:
         gradients = backend.gradients(module, arguments, (trial.d_output, *trial.d_state))
     return _Results({"output": backend.to_numpy(output)}, _named(spec, parts), gradients)
+
+
+def _cause(backend: Backend, module: Any, spec: RecurrentSpec, comparison: Comparison, seed: int) -> str | None:
+    """The usual mistake that a backend makes, from a small batch: with numbers in its padding, then with NaN."""
+    nan = _draw(spec, comparison.dtype, 6, 4, seed)
+    garbage = np.random.default_rng([seed, 4]).standard_normal(nan.input.shape).astype(nan.input.dtype)
+    for trial in (nan._replace(input=np.where(np.isnan(nan.input), garbage, nan.input)), nan):
+        results = _run(backend, module, trial)
+        batch = Batch(trial.input, trial.seq_length, join_state(trial.hx), batch_first=spec.batch_first)
+        output, state = results.output["output"], list(results.state.values())
+        cause = causes.recurrent_cause(spec, trial.weights, batch, output, state, comparison.tolerance)
+        if cause is None and results.gradients is not None:
+            cause = _cause_of_gradients(trial, results.gradients, comparison.tolerance)
+        if cause is not None:
+            return cause
+    return None
+
+
+def _cause_of_gradients(trial: _Trial, gradients: dict[str, Array], tolerance: float) -> str | None:
+    parts = dict(zip((f"{name}_0" for name in trial.spec.states), trial.hx, strict=True))
+    own = list(leaves({"hx": join_state(trial.hx)}))
+    found = {**gradients, **{name: gradients[given] for name, given in zip(parts, own, strict=True)}}
+    arrays = {
+        name: array.astype(np.float64) for name, array in {"input": trial.input, **parts, **trial.weights}.items()
+    }
+    cotangents = tuple(d.astype(np.float64) for d in (trial.d_output, *trial.d_state))
+    return causes.recurrent_gradient_cause(trial.spec, arrays, trial.seq_length, cotangents, found, tolerance)
 
 
 def _named(spec: RecurrentSpec, state: Sequence[Array]) -> dict[str, Array]:
