@@ -1440,11 +1440,13 @@ class StateChangedInPlace(Layers):
 class BufferReused(Layers):
     """The final state is in a buffer that the next call writes to."""
 
+    buffers: State | None = None
+
     def run(self, x: Tensor, hx: State | None, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor, State]:
         output, final = super().run(x, hx, lengths, resets)
         if x.requires_grad:
             return output, final
-        if not hasattr(self, "buffers") or self.buffers[0].shape != final[0].shape:
+        if self.buffers is None or self.buffers[0].shape != final[0].shape:
             self.buffers = tuple(torch.empty_like(part) for part in final)
         for buffer, part in zip(self.buffers, final, strict=True):
             buffer.detach().copy_(part.detach())
