@@ -30,9 +30,11 @@ from unirnn import (
     Residual,
     RNNSpec,
     Sequential,
+    Snapshot,
     Spec,
     SumDirectionsSpec,
     errors,
+    registry,
 )
 from unirnn.contract.backend import Arrays, Backend
 from unirnn.contract.call import Call
@@ -1055,7 +1057,9 @@ class OutputInFloat32(Layers):
 # ---- building and weights ------------------------------------------------------------------------
 
 
-@caught_by("test_building.py::test_a_seed_gives_the_same_bits_everywhere[float32-GRU]")
+@caught_by(
+    "test_building.py::test_a_seed_gives_the_same_bits_everywhere[float32-GRU]", "the weights are not those of the seed"
+)
 class SeedNotHonoured(Handmade):
     """The framework draws the weights by its own rules."""
 
@@ -1065,7 +1069,9 @@ class SeedNotHonoured(Handmade):
         return super().build(spec, seed=seed, weights=drawn, **others)
 
 
-@caught_by("test_building.py::test_a_seed_leaves_the_global_generator_alone")
+@caught_by(
+    "test_building.py::test_a_seed_leaves_the_global_generator_alone", "a build with a seed moves the global generator"
+)
 class GlobalGeneratorMoved(Handmade):
     """A build with a seed draws from the global generator."""
 
@@ -1073,7 +1079,7 @@ class GlobalGeneratorMoved(Handmade):
         return super().build(spec, seed=int(np.random.randint(2**31)), **others)
 
 
-@caught_by("test_building.py::test_load_weights_replaces_them_in_place[GRU]")
+@caught_by("test_building.py::test_load_weights_replaces_them_in_place[GRU]", "it may keep a copy of earlier ones")
 class StaleWeights(Layers):
     """The weights are prepared at the first call, and not again after `load_weights`."""
 
@@ -1086,7 +1092,7 @@ class StaleWeights(Layers):
         return self.prepared[position]
 
 
-@caught_by("test_building.py::test_a_snapshot_is_a_read_only_copy")
+@caught_by("test_building.py::test_a_snapshot_is_a_read_only_copy", "with which it shares memory")
 class WeightsShared(Handmade):
     """A module computes with the caller's own arrays, and `load_weights` writes into them."""
 
@@ -1096,7 +1102,7 @@ class WeightsShared(Handmade):
             return torch.from_numpy(array).to(dtype)
 
 
-@caught_by("test_building.py::test_without_a_seed_two_modules_differ")
+@caught_by("test_building.py::test_without_a_seed_two_modules_differ", "all modules have the same weights")
 class AlwaysTheSameWeights(Handmade):
     """Without a seed, the seed is 0."""
 
@@ -1165,7 +1171,7 @@ class WorkBeforeTheCheck(Net):
 # ---- dropout -------------------------------------------------------------------------------------
 
 
-@caught_by("test_guarantees.py::test_dropout_drops_and_rescales_between_layers_only")
+@caught_by("test_guarantees.py::test_dropout_drops_and_rescales_between_layers_only", "once, between the two layers")
 class DropoutAfterTheLastLayer(Layers):
     """Dropout follows each layer."""
 
@@ -1173,7 +1179,7 @@ class DropoutAfterTheLastLayer(Layers):
         return self.training
 
 
-@caught_by("test_guarantees.py::test_dropout_is_off_unless_training[GRU]")
+@caught_by("test_guarantees.py::test_dropout_is_off_unless_training[GRU]", "output in evaluation, without dropout")
 class DropoutInEvaluation(Layers):
     """Dropout is on unless training is off: `eval` does not switch it off."""
 
@@ -1216,7 +1222,7 @@ class DropoutKeepsP(Net):
         return super().dropout(replace(spec, p=1 - spec.p), x, lengths)
 
 
-@caught_by("test_models.py::test_dropout[True]")
+@caught_by("test_models.py::test_dropout[True]", "all steps drop the same: False, expected True")
 class LockedDropoutUnlocked(Net):
     """A locked dropout draws at each step."""
 
@@ -1401,3 +1407,86 @@ class TiedWeightCopied(Net):
 
     def tied_weight(self, name: str) -> Tensor:
         return super().tied_weight(name).detach().clone()
+
+
+# ---- what a call leaves behind, and what a backend says about itself -----------------------------
+
+
+@caught_by("test_guarantees.py::test_results_and_arguments_stay_as_they_are[GRU]", "an argument is changed in place")
+class InputZeroedInPlace(Layers):
+    """The padding of the caller's own array is set to zeros."""
+
+    def zeroed_input(self, x: Tensor, lengths: Tensor) -> Tensor:
+        if x.requires_grad:
+            return super().zeroed_input(x, lengths)
+        x[~valid_steps(len(x), lengths).T] = 0
+        return x
+
+
+@caught_by("test_guarantees.py::test_results_and_arguments_stay_as_they_are[GRU]", "an argument is changed in place")
+class StateChangedInPlace(Layers):
+    """The final state is written into the caller's initial state."""
+
+    def run(self, x: Tensor, hx: State | None, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor, State]:
+        output, final = super().run(x, hx, lengths, resets)
+        for part, new in zip(hx or (), final, strict=False):
+            part.detach().copy_(new.detach())
+        return output, final
+
+
+@caught_by(
+    "test_guarantees.py::test_results_and_arguments_stay_as_they_are[GRU]", "changes what an earlier one returned"
+)
+class BufferReused(Layers):
+    """The final state is in a buffer that the next call writes to."""
+
+    def run(self, x: Tensor, hx: State | None, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor, State]:
+        output, final = super().run(x, hx, lengths, resets)
+        if x.requires_grad:
+            return output, final
+        if not hasattr(self, "buffers") or self.buffers[0].shape != final[0].shape:
+            self.buffers = tuple(torch.empty_like(part) for part in final)
+        for buffer, part in zip(self.buffers, final, strict=True):
+            buffer.detach().copy_(part.detach())
+        return output, self.buffers
+
+
+@caught_by("test_guarantees.py::test_gradients_are_not_borrowed[GRU]", "gradients are computed by")
+class GradientsBorrowed(Handmade):
+    """The gradients are those of the numpy backend, whatever the backend computes."""
+
+    def gradients(
+        self, module: Any, arguments: Mapping[str, Any], cotangents: Sequence[NDArray[Any]]
+    ) -> dict[str, NDArray[Any]]:
+        spec, weights = self.read(module) or (None, {})
+        other = Snapshot(spec, weights).build("numpy")
+        return registry.load("numpy").gradients(other, arguments, cotangents)
+
+
+@caught_by("test_streaming.py::test_no_gradient_passes_a_detached_state", "a gradient passes a state that was detached")
+class DetachDoesNothing(Handmade):
+    """A state is given back as it is."""
+
+    def detach(self, array: Any) -> Any | None:
+        return array if isinstance(array, Tensor) else None
+
+
+@caught_by(f"{CALL}[GRU-reverse, ragged, resets, 2 layers]", "remove the limit")
+class LimitThatWorks(Handmade):
+    """A limit is declared, and what it refuses is computed."""
+
+    support = replace(Handmade.support, lacks=("gate_activation", "proj_size", "reverse"))
+
+
+@caught_by(f"{CALL}[GRU-ragged]", "remove the limit")
+class GradientsThatWork(Handmade):
+    """No gradients are declared, and there are."""
+
+    support = replace(Handmade.support, derivatives=0)
+
+
+@caught_by("test_guarantees.py::test_dropout_is_off_unless_training[GRU]", "remove the limit")
+class DropoutThatWorks(Handmade):
+    """No dropout is declared, and there is."""
+
+    support = replace(Handmade.support, dropout=False)

@@ -207,6 +207,13 @@ def test_shapes_and_numbers_of_results() -> None:
     assert message(lambda x, lengths: (x, x, x), lambda x, lengths: (x, x), given) == ["a returns 3 arrays, and b 2."]
 
 
+def test_integers_have_no_tolerance() -> None:
+    given = batch(num_tokens=10**6)
+    lines = message(lambda x, lengths: x, lambda x, lengths: x + 1, given, tolerance=0.1)
+    assert lines[0].startswith("The output differs by 1.")
+    assert "more than the tolerance of 0," in lines[0]
+
+
 def test_gradients_alone() -> None:
     torch = pytest.importorskip("torch")
 

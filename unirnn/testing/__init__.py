@@ -7,7 +7,7 @@ the conformance suite for a backend.
 from typing import TYPE_CHECKING, Any
 
 from .batches import Batch, batch
-from .frameworks import gradient
+from .frameworks import gradient, native, to_numpy
 from .inert import padding_is_inert
 from .same import assert_same
 from .subjects import Subject, launch_blocking
@@ -24,8 +24,10 @@ __all__ = [
     "close",
     "gradient",
     "launch_blocking",
+    "native",
     "padding_is_inert",
     "ragged",
+    "to_numpy",
     "tolerance",
 ]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from unirnn import GRUSpec
 from unirnn.errors import ArgumentError, BackendError, LimitError, UnirnnError
 
-from .subjects import Missing, Subject, subjects
+from .subjects import Missing, Subject, launch_blocking, subjects
 
 __all__ = ["main"]
 
@@ -70,6 +70,8 @@ def _subject(name: str, device: str | None) -> Subject:
     subject = found[0]
     if isinstance(subject, Missing):
         raise BackendError(f"{subject.label}: {subject.reason}")
+    if subject.name == "mindspore":
+        launch_blocking()  # before it runs an operator
     with contextlib.suppress(LimitError):  # shows an option that the backend does not have
         GRUSpec(1, 1).build(subject.name, device=subject.device, **subject.options)
     return subject

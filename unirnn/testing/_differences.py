@@ -72,6 +72,8 @@ def difference(
     """The difference of two arrays of one shape, if it is too large; NaN at the same places are equal."""
     if not a.size:
         return
+    if a.dtype.kind != "f" and b.dtype.kind != "f":  # integers and flags are not rounded
+        tolerance = 0.0
     wide_a, wide_b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     both = (np.isnan(wide_a) & np.isnan(wide_b)) | (wide_a == wide_b)  # also equal infinities
     wide_a, wide_b = np.where(both, 0, wide_a), np.where(both, np.where(np.isfinite(wide_b), wide_b, 0), wide_b)

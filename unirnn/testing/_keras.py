@@ -1,31 +1,38 @@
 """Models of Keras 3, on PyTorch or JAX; see `unirnn.testing.frameworks.Framework`."""
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from unirnn.contract.backend import Watched, map_arrays
 from unirnn.errors import LimitError
 
+from ._places import arrays_by_path
+
 __all__ = ["KerasFramework"]
 
 Array = NDArray[Any]
 
 
-class _Outer(keras.layers.Layer):  # type: ignore[misc]
-    """A layer whose call is a function: layers that it calls are in its mode, as all layers within another are."""
+@functools.cache
+def _outer_layer() -> Any:
+    """The class of a layer whose call is a function: layers that it calls are in its mode."""
+    import keras
 
-    def __init__(self, function: Callable[[], Any]) -> None:
-        super().__init__()
-        self.function = function
+    class Outer(keras.layers.Layer):  # type: ignore[misc]
+        def __init__(self, function: Callable[[], Any]) -> None:
+            super().__init__()
+            self.function = function
 
-    def call(self, x: Any, training: bool | None = None) -> Any:
-        return self.function()
+        def call(self, x: Any, training: bool | None = None) -> Any:
+            return self.function()
+
+    return Outer
 
 
 class KerasFramework:
@@ -34,26 +41,28 @@ class KerasFramework:
     name = "keras"
 
     def __init__(self) -> None:
-        self._training = False
+        import keras  # here, since it needs a framework, and says which one it runs on
+
+        self._keras, self._training = keras, False
 
     def from_numpy(self, array: Array, module: Any) -> Any:
-        return keras.ops.convert_to_tensor(array)
+        return self._keras.ops.convert_to_tensor(array)
 
     def to_numpy(self, array: Any) -> Array:
-        return np.asarray(keras.ops.convert_to_numpy(array))
+        return np.asarray(self._keras.ops.convert_to_numpy(array))
 
     def gradient(
         self, function: Callable[..., Any], arrays: Sequence[Any], module: Any = None
     ) -> tuple[list[Array | None], dict[str, Array]]:
         variables = [] if module is None else list(module.trainable_variables)
-        floats = [k for k, array in enumerate(arrays) if keras.backend.is_float_dtype(array.dtype)]
+        floats = [k for k, array in enumerate(arrays) if self._keras.backend.is_float_dtype(array.dtype)]
         tensors = [arrays[k] for k in floats]
 
         def of_floats(inputs: Sequence[Any]) -> Any:
             moved = dict(zip(floats, inputs, strict=True))
             return function(*(moved.get(k, array) for k, array in enumerate(arrays)))
 
-        kind = keras.backend.backend()
+        kind = self._keras.backend.backend()
         if kind == "torch":
             by_input, by_weight = _gradients_of_torch(of_floats, tensors, variables)
         elif kind == "jax":
@@ -74,7 +83,8 @@ class KerasFramework:
             @functools.wraps(call)  # with the signature, by which a model is called
             def add(*args: Any, **kwargs: Any) -> Any:
                 results = call(*args, **kwargs)
-                found.append(Watched(name, type(layer).__name__, map_arrays(results, self._copied)))
+                if not any(map(_is_traced, arrays_by_path(results).values())):
+                    found.append(Watched(name, type(layer).__name__, map_arrays(results, self._copied)))
                 return results
 
             return add
@@ -90,7 +100,7 @@ class KerasFramework:
 
     def _copied(self, value: Any) -> Any:
         """An array's copy, as NumPy's; anything else as it is."""
-        return np.array(self.to_numpy(value)) if keras.ops.is_tensor(value) else value
+        return np.array(self.to_numpy(value)) if self._keras.ops.is_tensor(value) else value
 
     def set_training(self, module: Any, mode: bool) -> None:
         self._training = mode
@@ -99,10 +109,10 @@ class KerasFramework:
         """What a function returns, with the layers that it calls in the mode that was set."""
         if not self._training:  # as without a mode; the names of layers that this builds are then their own
             return function()
-        return _Outer(function)(keras.ops.zeros((1, 1)), training=self._training)
+        return _outer_layer()(function)(self._keras.ops.zeros((1, 1)), training=self._training)
 
     def random_seed(self, seed: int) -> None:
-        keras.utils.set_random_seed(seed)
+        self._keras.utils.set_random_seed(seed)
 
     def all_weights(self, module: Any) -> dict[tuple[str, ...], Array] | None:
         """All variables: the states of its own generators of random numbers are among them."""
@@ -112,6 +122,12 @@ class KerasFramework:
         for variable in module.variables:
             if variable.path in weights:
                 variable.assign(weights[variable.path])
+
+
+def _is_traced(value: Any) -> bool:
+    """Whether an array has no values, as of a cell within the loop of a layer on JAX."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(value, jax.core.Tracer)
 
 
 def _by_path(layer: Any, path: str = "") -> dict[str, Any]:
@@ -139,6 +155,7 @@ def _gradients_of_torch(function: Any, inputs: Sequence[Any], variables: Sequenc
 
 def _gradients_of_jax(function: Any, inputs: Sequence[Any], variables: Sequence[Any]) -> tuple[Any, Any]:
     import jax
+    import keras
 
     def of_all(inputs: Sequence[Any], values: Sequence[Any]) -> Any:
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):

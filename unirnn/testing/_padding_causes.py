@@ -103,6 +103,10 @@ def padding_cause(seen: Symptoms) -> str | None:
     if seen.after and "Flatten" in seen.after:
         return "it mixes all T steps, and the padding is among them"
     # Any other layer computes each step by itself.
+    return _of_code_before(seen)
+
+
+def _of_code_before(seen: Symptoms) -> str:
     between = f"between {seen.after} and it " if seen.after else "before it "
     return f"the code {between}{OF_CODE}"
 
@@ -110,6 +114,10 @@ def padding_cause(seen: Symptoms) -> str | None:
 def _of_recurrent(seen: Symptoms, kind: str) -> str:
     if seen.path.startswith("[1]"):
         return OF_FINAL_STATE
+    if ".data" in seen.path:  # it got a packed sequence
+        return (
+            f"{_of_code_before(seen)}, or a valid step is made of padding too; the packed sequence holds what it gave"
+        )
     is_bidirectional = getattr(seen.layer, "bidirectional", False) or "bidirectional" in kind
     if is_bidirectional or getattr(seen.layer, "go_backwards", False):
         return OF_REVERSE

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from unirnn import GRUSpec, LSTMSpec, Model, RecurrentSpec, RNNSpec, Spec, explain
-from unirnn.contract.call import type_name
+from unirnn.contract.call import join_state, type_name
 from unirnn.contract.weights import draw as draw_weights
+from unirnn.testing import batches
+from unirnn.testing.causes import recurrent_cause
 from unirnn.testing.oracle import recurrent
 from unirnn.testing.promises import skip_for_limit
 from unirnn.testing.subjects import Subject
@@ -34,6 +36,9 @@ VARIANTS: dict[str, tuple[type[RecurrentSpec], dict[str, Any]]] = {
     "LSTM-projected-hard-sigmoid": (LSTMSpec, {"proj_size": 3, "gate_activation": "hard_sigmoid"}),
 }
 """What not every backend computes; checked with some of the cases."""
+
+
+Results = tuple[NDArray[Any], tuple[NDArray[Any], ...]]
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,17 @@ class Batch:
     def expected(self, spec: RecurrentSpec) -> tuple[NDArray[Any], tuple[NDArray[Any], ...]]:
         hx = tuple(part.astype(np.float64) for part in self.hx)
         return recurrent(spec, self.weights, self.input.astype(np.float64), hx, self.lengths, self.resets)
+
+    def cause(self, spec: RecurrentSpec, results: Results, tolerance: float) -> str | None:
+        """The usual mistake that gives these results."""
+        output, state = results
+        input, hx, resets, axis = self.input, self.hx, self.resets, 0 if spec.batch_first else 1
+        if input.ndim == 2:  # a batch of one sequence
+            input, output = np.expand_dims(input, axis), np.expand_dims(output, axis)
+            hx, state = (tuple(part[:, None] for part in parts) for parts in (hx, state))
+            resets = None if resets is None else np.expand_dims(resets, axis)
+        given = batches.Batch(input, self.lengths, join_state(hx), resets, spec.batch_first)
+        return recurrent_cause(spec, self.weights, given, output, state, tolerance)
 
 
 def available(subject: Subject, dtype: str) -> str:

@@ -505,20 +505,20 @@ class _Check:
         first = (values or found)[0]
         _, base = self.watch(self.base, training=first.training)
         _, changed = self.watch(first.change.batch, training=first.training)
-        moved: list[tuple[str, int, str]] = []
+        moved: tuple[str, int, str] | None = None
         before: list[str] = []
         for key, array in base.items():
             places = self.layer_places.get(key)
-            if places is None or (key not in changed and first.change.alone is not None):
+            if places is None or (key not in changed and first.change.alone is not None) or self._is_part(key[0]):
                 continue
             if "flatten" in self.kinds[key[0]].lower():  # it moves the padding along, and reads nothing
                 before.append(key[0])
                 continue
             if self._difference(array, changed.get(key), places, first.change) is not None:
-                moved.append(key)
-            elif not moved:
-                before.append(key[0])
-        name = self._outer([key[0] for key in moved])
+                moved = key
+                break
+            before.append(key[0])
+        name = None if moved is None else moved[0]
         inner = [] if name is None else [key[0] for key in base if _is_within(key[0], name)]
         earlier = [layer for layer in before if name is None or (layer != name and not _is_within(name, layer))]
         after = f"{earlier[-1]} ({self.kinds[earlier[-1]]})" if earlier else None
@@ -531,7 +531,7 @@ class _Check:
                 layer=None if name is None else layer_at(self.model, name),
                 kind=None if name is None else self.kinds[name],
                 name=name,
-                path=next((key[2] for key in moved if key[0] == name), ""),
+                path="" if moved is None else moved[2],
                 after=after,
                 has_inner=bool(inner) and not is_recurrent(self.kinds[name or ""]),
                 is_of_gradients=not values,
@@ -542,12 +542,9 @@ class _Check:
         )
         return [*lines, *([] if cause is None else [f"usual cause: {cause}"])]
 
-    def _outer(self, moved: list[str]) -> str | None:
-        """The first of the layers that moved; of one within a recurrent layer, that layer."""
-        if not moved:
-            return None
-        outer = [name for name in moved if _is_within(moved[0], name) and name and is_recurrent(self.kinds[name])]
-        return outer[-1] if outer else moved[0]
+    def _is_part(self, name: str) -> bool:
+        """Whether a layer is a part of a recurrent one, whose steps may be in another order."""
+        return any(layer and is_recurrent(kind) and _is_within(name, layer) for layer, kind in self.kinds.items())
 
     def _is_of_empty(self, d: Difference) -> bool:
         return d.sequence is not None and self.base.lengths[d.sequence] == 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-import pytest
+from _pytest.outcomes import Skipped  # pytest.skip.Exception, of which type checkers know no class
 
 __all__ = ["CELLS", "PROMISES", "DeclaredLimit", "Findings", "checking", "declare", "findings", "skip_for_limit"]
 
@@ -38,7 +38,7 @@ CELLS = ("RNN", "GRU", "LSTM", "models")
 """What each of them holds for: the columns of the report."""
 
 
-class DeclaredLimit(pytest.skip.Exception):
+class DeclaredLimit(Skipped):
     """A test is skipped because the backend declares that it can't do what is tested."""
 
     # pytest shows a class by these names before the reason, and its own as "Skipped"
@@ -72,8 +72,8 @@ findings = Findings()
 
 
 @contextmanager
-def checking(promise: str, cell: str | None = None) -> Iterator[None]:
-    """Say which promise is broken if the body raises.
+def checking(promise: str, cell: str | None = None, cause: Callable[[], str | None] | None = None) -> Iterator[None]:
+    """Say which promise is broken if the body raises, and why.
 
     Parameters
     ----------
@@ -81,6 +81,9 @@ def checking(promise: str, cell: str | None = None) -> Iterator[None]:
         One of `PROMISES`.
     cell
         One of `CELLS`; None: those of the test.
+    cause
+        Tells the usual mistake that gives the wrong numbers, of which the body's last assertion is; see
+        `unirnn.testing.causes`. It is asked only if an assertion fails, and its answer is added to the message.
 
     Examples
     --------
@@ -94,8 +97,11 @@ def checking(promise: str, cell: str | None = None) -> Iterator[None]:
     assert promise in PROMISES
     try:
         yield
-    except Exception:
+    except Exception as error:
         findings.broken = promise, cell
+        found = cause() if cause is not None and isinstance(error, AssertionError) else None
+        if found is not None:
+            error.args = (f"{error}\nUsual cause: {found}.",)
         raise
 
 

@@ -1,6 +1,5 @@
 """The report of the conformance suite: a table of promises by cells, the declared limits, and what failed."""
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -58,7 +57,7 @@ def _cells(item: pytest.Item) -> list[str]:
     marked = [marker.kwargs["cell"] for marker in item.iter_markers("promise") if "cell" in marker.kwargs]
     if marked:
         return marked[:1]
-    parameters: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+    parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
     kind, spec = parameters.get("kind"), parameters.get("spec")
     if "model_backend" in getattr(item, "fixturenames", ()):
         return ["models"]
@@ -75,11 +74,12 @@ def _message(error: BaseException) -> str:
     if inner:
         return _message(inner[0])
     notes = [note for note in getattr(error, "__notes__", ()) if "alsifying example" in note]
-    text = " ".join(" ".join([str(error), *notes]).split())
-    text = re.sub(r"^Arrays are not equal ", "", text)
+    what, _, cause = str(error).partition("sual cause: ")
+    text = " ".join(" ".join([what.removesuffix("U"), *notes]).split()).removeprefix("Arrays are not equal ")
     if not isinstance(error, AssertionError) or not text:
         text = f"{type(error).__name__}: {text}"
-    return text if len(text) <= _WIDTH else f"{text[:_WIDTH]} ..."
+    text = text if len(text) <= _WIDTH else f"{text[:_WIDTH]} ..."
+    return f"{text} Usual cause: {' '.join(cause.split())}" if cause else text
 
 
 @dataclass

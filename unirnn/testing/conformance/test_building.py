@@ -37,22 +37,33 @@ def test_a_seed_gives_the_same_bits_everywhere(rnn_backend: Subject, spec: Recur
     found = weights(rnn_backend, rnn_backend.build(spec, seed=7, dtype=dtype))
     assert list(found) == list(spec.weight_shapes())
     for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array.astype(dtype), strict=True)
+        message = f"the weights are not those of the seed 7: {name}"
+        np.testing.assert_array_equal(found[name], array.astype(dtype), message, strict=True)
 
 
 @pytest.mark.promise("building", cell="GRU")
 def test_a_seed_leaves_the_global_generator_alone(rnn_backend: Subject) -> None:
+    """NumPy's, and that of the framework, from which weights without a seed are drawn."""
     np.random.seed(0)
     expected = np.random.random_sample()
     np.random.seed(0)
     rnn_backend.build(GRUSpec(3, 4), seed=0)
-    assert np.random.random_sample() == expected
+    message = "a build with a seed moves the global generator"
+    assert np.random.random_sample() == expected, message
+    drawn = []
+    for seeds in ((), (5,)):
+        rnn_backend.backend.random_seed(1)
+        for seed in seeds:
+            rnn_backend.build(GRUSpec(3, 4), seed=seed)
+        drawn.append(weights(rnn_backend, rnn_backend.build(GRUSpec(3, 4))))
+    for name, array in drawn[0].items():
+        np.testing.assert_array_equal(drawn[1][name], array, message)
 
 
 @pytest.mark.promise("building", cell="GRU")
 def test_without_a_seed_two_modules_differ(rnn_backend: Subject) -> None:
     first, second = (weights(rnn_backend, rnn_backend.build(GRUSpec(3, 4))) for _ in range(2))
-    assert (first["weight_ih_l0"] != second["weight_ih_l0"]).any()
+    assert (first["weight_ih_l0"] != second["weight_ih_l0"]).any(), "without a seed, all modules have the same weights"
     assert np.abs(first["weight_ih_l0"]).max() <= 0.5
 
 
@@ -82,7 +93,9 @@ def test_load_weights_replaces_them_in_place(rnn_backend: Subject, spec: Recurre
     fresh = rnn_backend.rebuild(taken)
     for seq_length in (None, [5, 2]):
         expected, _ = rnn_backend.call(fresh, input, seq_length=seq_length)
-        np.testing.assert_array_equal(rnn_backend.call(module, input, seq_length=seq_length)[0], expected)
+        output, _ = rnn_backend.call(module, input, seq_length=seq_length)
+        message = "after load_weights, the module computes with other weights: it may keep a copy of earlier ones"
+        np.testing.assert_array_equal(output, expected, message)
 
 
 @pytest.mark.promise("weights", cell="GRU")
@@ -103,7 +116,8 @@ def test_a_snapshot_is_a_read_only_copy(rnn_backend: Subject) -> None:
     built = rnn_backend.rebuild(taken)
     unirnn.load_weights(built, other)
     for name, array in taken.weights.items():
-        np.testing.assert_array_equal(array, before[name])
+        message = f"{name}: the snapshot has changed with a module's weights, with which it shares memory"
+        np.testing.assert_array_equal(array, before[name], message)
         with pytest.raises(ValueError, match="read-only"):
             array += 1
 

@@ -4,6 +4,7 @@ First come the cases of a table, then random ones from hypothesis. The same test
 ``python -m unirnn.testing NAME``.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from unirnn.testing.cases import (
     VARIANTS,
     Batch,
     Case,
+    Results,
     assume_supported,
     available,
     built,
@@ -34,6 +36,7 @@ from unirnn.testing.cases import (
     skip_if_brief,
     unequal,
 )
+from unirnn.testing.causes import gradient_cause, recurrent_gradient_cause
 from unirnn.testing.oracle import derivative
 from unirnn.testing.promises import DeclaredLimit, checking, declare, skip_for_limit
 from unirnn.testing.subjects import Subject, gradients
@@ -41,8 +44,6 @@ from unirnn.testing.tolerances import close
 
 # a warning of torch about its own layer
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
-
-Results = tuple[NDArray[Any], tuple[NDArray[Any], ...]]
 
 
 def promises_of(case: Case) -> tuple[str, ...]:
@@ -64,12 +65,16 @@ def assert_numbers(rnn_backend: Subject, case: Case, batch: Batch, spec: Recurre
     expected_output, expected_final = batch.expected(spec)
     # The scale is that of all layers: a narrow last layer may cancel most of what it gets.
     scale = max(np.abs(array).max() for array in (expected_output, *expected_final))
-    with checking(promises_of(case)[0], spec.kind):
+
+    def cause() -> str | None:
+        return batch.cause(spec, results, tolerance)
+
+    with checking(promises_of(case)[0], spec.kind, cause):
         assert output.dtype == case.dtype, f"output: dtype {output.dtype}, expected {case.dtype}"
         close(output, expected_output, tolerance, f"{spec.kind}: output", scale=scale)
-    with checking("padding", spec.kind):
+    with checking("padding", spec.kind, cause):
         assert (output[batch.padding] == 0).all(), "output in the padding is not exactly 0"
-    with checking("state", spec.kind):
+    with checking("state", spec.kind, cause):
         for name, part, expected in zip(spec.states, final, expected_final, strict=True):
             assert part.dtype == case.dtype, f"{name}_n: dtype {part.dtype}, expected {case.dtype}"
             close(part, expected, tolerance, f"{spec.kind}: {name}_n", scale=scale)
@@ -88,12 +93,17 @@ def assert_empty_sequences(case: Case, batch: Batch, final: tuple[NDArray[Any], 
             )
 
 
+def arrays_of(spec: RecurrentSpec, batch: Batch) -> dict[str, NDArray[Any]]:
+    """What there are gradients of, in float64."""
+    given = {"input": batch.input, **{f"{s}_0": p for s, p in zip(spec.states, batch.hx, strict=True)}}
+    return {**{name: array.astype(np.float64) for name, array in given.items()}, **batch.weights}
+
+
 def assert_gradients(
     rnn_backend: Subject, case: Case, batch: Batch, spec: RecurrentSpec, gradients: dict[str, NDArray[Any]]
 ) -> None:
     """Each gradient agrees with the oracle's derivative along one random direction."""
-    arrays = {"input": batch.input, **{f"{s}_0": p for s, p in zip(spec.states, batch.hx, strict=True)}}
-    arrays = {**{name: array.astype(np.float64) for name, array in arrays.items()}, **batch.weights}
+    arrays = arrays_of(spec, batch)
     assert gradients.keys() == arrays.keys()
     assert all(np.isfinite(gradient).all() for gradient in gradients.values())
     if case.scale != 1:  # gradients of saturated gates are rounding errors times a huge input: not comparable
@@ -110,22 +120,30 @@ def assert_gradients(
         )
 
 
+def cause_of_padding(*results: NDArray[Any]) -> str:
+    """What the results show that are right with other numbers in the padding."""
+    if any(np.isnan(array).any() for array in results):
+        return "NaN leaks from the padding of the input, as by a multiplication with a mask: 0 * NaN is NaN"
+    return "it reads what stands in the padding"
+
+
 def assert_guarantees(
     rnn_backend: Subject, kind: str, case: Case, filler: float, *, gradients_known: bool = True
 ) -> None:
     """Results and gradients are the oracle's, and stay the same bit for bit with the filler in the padding."""
     case = in_its_dtype(rnn_backend, case)
     module, batch = built(rnn_backend, kind, case)
-    hx, cell = batch.hx if case.state else None, module.spec.kind
+    spec, tolerance = module.spec, rnn_backend.tolerance_of(case.dtype)
+    hx, cell = batch.hx if case.state else None, spec.kind
     with checking(promises_of(case)[0], cell):
         results = rnn_backend.call(module, batch.input, hx, case.seq_length, batch.resets)
-    assert_numbers(rnn_backend, case, batch, module.spec, results)
+    assert_numbers(rnn_backend, case, batch, spec, results)
 
     dirty = batch.input.copy()
     dirty[batch.padding] = filler
     if batch.padding.any():
-        with checking("padding", cell):
-            output, final = rnn_backend.call(module, dirty, hx, case.seq_length, batch.resets)
+        output, final = rnn_backend.call(module, dirty, hx, case.seq_length, batch.resets)
+        with checking("padding", cell, lambda: cause_of_padding(output, *final)):
             np.testing.assert_array_equal(output, results[0], f"{cell}: output with {filler} in the padding")
             for part, expected in zip(final, results[1], strict=True):
                 np.testing.assert_array_equal(part, expected, f"{cell}: state with {filler} in the padding")
@@ -139,7 +157,10 @@ def assert_guarantees(
         found = gradients_of_input(batch.input)
         # In float16, rounding may move a value to the other side of the kink of relu.
         if case.dtype != "float16" and gradients_known:
-            assert_gradients(rnn_backend, case, batch, module.spec, found)
+            cotangents = batch.d_output, *batch.d_state
+            arguments = spec, arrays_of(spec, batch), batch.lengths, cotangents, found, tolerance, batch.resets
+            with checking("gradients", cell, lambda: recurrent_gradient_cause(*arguments)):
+                assert_gradients(rnn_backend, case, batch, spec, found)
         return found
 
     if not rnn_backend.backend.support.derivatives:
@@ -148,8 +169,8 @@ def assert_guarantees(
     with checking("gradients", cell):
         clean_gradients = check()
     if batch.padding.any():
-        with checking("padding", cell):
-            dirty_gradients = gradients_of_input(dirty)
+        dirty_gradients = gradients_of_input(dirty)
+        with checking("padding", cell, lambda: gradient_cause(dirty_gradients, clean_gradients, tolerance)):
             for name, expected in clean_gradients.items():
                 what = f"{cell}: gradient of {name} with {filler} in the padding"
                 np.testing.assert_array_equal(dirty_gradients[name], expected, what)
@@ -259,10 +280,11 @@ def test_results_and_arguments_stay_as_they_are(rnn_backend: Subject, kind: str)
     def parts(results: Any) -> list[Any]:
         return [results[0], *(state_parts(module.spec, results[1]) or ())]
 
-    for what, call, other in (
+    rows: list[tuple[str, Callable[[], Any], Callable[[], Any]]] = [
         ("call", lambda: module(input, join_state(hx), RAGGED), lambda: module(-input)),
         ("step", lambda: module.step(x, join_state(state)), lambda: module.step(-x)),
-    ):
+    ]
+    for what, call, other in rows:
         first = parts(call())
         before = [np.array(rnn_backend.to_numpy(part)) for part in first]
         other()
@@ -395,7 +417,9 @@ def test_dropout_drops_and_rescales_between_layers_only(rnn_backend: Subject) ->
     output, _ = rnn_backend.call(module, np.zeros((20, 10, 2), np.float32), seq_length=[20] * 10)
     if not rnn_backend.backend.support.dropout:
         skip_for_limit(rnn_backend.name, no_dropout(rnn_backend), lambda: unequal(output, np.ones_like(output)))
-    assert set(np.unique(output)) == {0.0, 4.0}
+    values = set(np.unique(output).tolist())
+    message = "a dropout with p = 0.75 drops, or multiplies by 4, once, between the two layers"
+    assert values == {0.0, 4.0}, f"output: given {values} of ones, expected 0 and 4: {message}"
     assert abs(output.mean() - 1) < 5 * np.sqrt(3 / output.size)
 
 
@@ -415,7 +439,9 @@ def test_dropout_is_off_unless_training(rnn_backend: Subject, kind: str, rng: np
     second, _ = rnn_backend.call(module, input, seq_length=RAGGED)
     assert (first[3:, 0] == 0).all()
     switch(False)
-    close(rnn_backend.call(module, input, seq_length=RAGGED)[0], expected, 1e-6, "output in evaluation")
+    close(
+        rnn_backend.call(module, input, seq_length=RAGGED)[0], expected, 1e-6, "output in evaluation, without dropout"
+    )
     if not rnn_backend.backend.support.dropout:
         skip_for_limit(rnn_backend.name, no_dropout(rnn_backend), lambda: unequal(first, second))
     unequal(first, second)

@@ -36,8 +36,10 @@ from unirnn import (
 from unirnn.contract.models import is_batch_first
 from unirnn.contract.weights import draw
 from unirnn.errors import ArgumentError, DTypeError, LengthError, ShapeError
+from unirnn.specs import ModelSpec
 from unirnn.testing import model_oracle as oracle
 from unirnn.testing.cases import available, no_dropout, no_gradients, refusal, skip_if_refused, unequal
+from unirnn.testing.causes import layer_cause, statistics_cause
 from unirnn.testing.promises import DeclaredLimit, checking, declare, skip_for_limit
 from unirnn.testing.strategies import models
 from unirnn.testing.subjects import Subject
@@ -230,6 +232,17 @@ class Call:
         filled[self.padding] = -1 if self.spec.takes_tokens else np.nan
         return filled
 
+    def cause(self, output: Array) -> str | None:
+        """The usual mistake that gives this output, if the model is one layer without a state."""
+        spec, batch_first = self.spec, is_batch_first(self.spec)
+        if isinstance(spec, ModelSpec) or spec.stateful:
+            return None
+        tolerance = self.rnn_backend.tolerance_of(self.batch.dtype)
+        if self.batch.batch_size is None:
+            output = output[None] if spec.ends_steps or batch_first else output[:, None]
+        given = spec, self.weights, self.input, self.lengths, output, tolerance
+        return layer_cause(*given, batch_first=batch_first, training=self.batch.training)
+
     def _as_called(self, output: Array) -> Array:
         if self.batch.batch_size is not None:
             return output
@@ -268,6 +281,7 @@ def assert_results(call: Call) -> None:
     with checking(promises_of(call.batch)[0], "models"):
         output, states = call.run(call.input)
         expected, expected_states = call.expected()
+    with checking(promises_of(call.batch)[0], "models", lambda: call.cause(output)):
         close(output, expected, tolerance, "output", scale=max(1, np.abs(expected).max(initial=0)))
         assert output.dtype == dtype, f"output: dtype {output.dtype}, expected {dtype}"
     with checking("state", "models"):
@@ -295,11 +309,14 @@ def assert_gradients(call: Call) -> None:
             assert_equal(list(with_nan.values()), list(found.values()), "gradient with NaN in the padding")
     if call.batch.batch_size is None:
         return  # checked with an axis B, and the results without it
-    with checking("gradients", "models"):
-        assert_slopes(call, found, [d_output, *d_states], tolerance)
     if "input" in found:
         with checking("padding", "models"):
             assert (found["input"][call.padding] == 0).all(), "gradient of the padding is not exactly 0"
+    with checking("gradients", "models"):
+        if isinstance(call.spec, EmbeddingSpec) and call.spec.padding_idx is not None:
+            row = found["weight"][call.spec.padding_idx]
+            assert not row.any(), "padding_idx is ignored: the gradient of its vector is not zero"
+        assert_slopes(call, found, [d_output, *d_states], tolerance)
 
 
 def assert_slopes(call: Call, found: dict[str, Array], d_results: list[Array], tolerance: float) -> None:
@@ -404,15 +421,19 @@ def test_steps_and_chunks_are_one_call(model_backend: Subject, spec: Spec) -> No
 
 @pytest.mark.promise("padding")
 def test_running_statistics_see_valid_steps_only(model_backend: Subject) -> None:
-    call = Call(model_backend, BatchNormSpec(3, momentum=0.25), Batch(RAGGED, training=True))
+    spec = BatchNormSpec(3, momentum=0.25)
+    call = Call(model_backend, spec, Batch(RAGGED, training=True))
     call.run(call.filled())
     found = model_backend.backend.read(call.net)
     assert found is not None
-    rows = call.input[~call.padding].astype(np.float64)
+    after, rows = found[1], call.input[~call.padding].astype(np.float64)
     tolerance = model_backend.tolerance_of(call.batch.dtype)
-    if model_backend.backend.support.derivatives or model_backend.backend.support.dropout:
-        close(found[1]["running_mean"], 0.25 * rows.mean(axis=0), tolerance)
-        close(found[1]["running_var"], 0.75 + 0.25 * rows.var(axis=0, ddof=1), tolerance)
+    if not model_backend.backend.support.derivatives and not model_backend.backend.support.dropout:
+        return
+    given = spec, call.weights, call.input, call.lengths, after, tolerance
+    with checking("padding", "models", lambda: statistics_cause(*given)):
+        close(after["running_mean"], 0.25 * rows.mean(axis=0), tolerance, "running_mean")
+        close(after["running_var"], 0.75 + 0.25 * rows.var(axis=0, ddof=1), tolerance, "running_var")
 
 
 NEEDS_TWO_STEPS: dict[str, tuple[Spec, tuple[int, ...], list[int] | None, int]] = {
@@ -467,7 +488,8 @@ def test_dropout(model_backend: Subject, locked: bool) -> None:
     values = np.unique(output)
     np.testing.assert_allclose(values, [0, 1 / 0.75], rtol=1e-6)
     assert 0.55 < (output > 0).mean() < 0.9
-    assert (output == output[:, :1]).all() == locked
+    is_same = bool((output == output[:, :1]).all())
+    assert is_same == locked, f"all steps drop the same: {is_same}, expected {locked}, as 'locked' says"
 
 
 @pytest.mark.promise("seq_length")

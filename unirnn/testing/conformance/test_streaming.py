@@ -71,6 +71,15 @@ def test_a_detached_state_has_the_same_numbers(rnn_backend: Subject) -> None:
         module(rnn_backend.array(np.ones((5, 2, 3), np.float32), module), join_state(parts[0]))
 
 
+@pytest.mark.promise("steps", cell="GRU")
+def test_no_gradient_passes_a_detached_state(rnn_backend: Subject) -> None:
+    module = rnn_backend.build(GRUSpec(3, 4), seed=0)
+    x = rnn_backend.native(np.ones((5, 2, 3)))
+    gradients, _ = rnn_backend.gradient(lambda h: module(x, unirnn.detach(h))[0].sum(), np.ones((1, 2, 4)))
+    assert gradients[0] is not None
+    assert not gradients[0].any(), "a gradient passes a state that was detached"
+
+
 def test_detach_refuses_other_objects() -> None:
     unirnn.GRUSpec(3, 4).build("numpy")
     with pytest.raises(errors.ArgumentError, match=r"state: given builtins\.float, expected an array of a backend"):
