@@ -13,6 +13,9 @@ from unirnn.testing.frameworks import framework_of, native, to_numpy
 from unirnn.testing.inert import padding_is_inert
 
 BATCH = batch(features=3, min_length=1)
+takes_seconds = pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="JAX compiles the layers for each size, which takes minutes"
+)
 
 
 class Tagger(keras.Model):  # type: ignore[misc]
@@ -40,6 +43,7 @@ def drawn(**options: Any) -> Any:
     return Tagger(**options)
 
 
+@takes_seconds
 def test_a_right_model() -> None:
     model = drawn()
     model(keras.ops.ones((2, 4, 3)))
@@ -65,6 +69,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
+@takes_seconds
 @pytest.mark.parametrize(("options", "words"), WRONG.values(), ids=WRONG.keys())
 def test_wrong_models(options: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(AssertionError) as raised:

@@ -2,7 +2,7 @@
 
 import re
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -190,6 +190,16 @@ def test_what_can_not_be_checked(model: Any, given: Batch, words: str | None) ->
         padding_is_inert(model, given)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """The layers are small, and threads that wait for each other take longer."""
+    torch = pytest.importorskip("torch")
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(count)
+
+
 # ---- torch -----------------------------------------------------------------------------------------
 
 
@@ -249,6 +259,7 @@ TORCH_RIGHT: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("options", TORCH_RIGHT, ids=str)
 def test_right_models_of_torch(options: dict[str, Any]) -> None:
     """Nothing of the model is changed: neither a weight nor a mode nor a statistic."""
@@ -305,6 +316,7 @@ TORCH_WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("options", "words"), TORCH_WRONG.values(), ids=TORCH_WRONG.keys())
 def test_wrong_models_of_torch(options: dict[str, Any], words: list[str]) -> None:
     assert_found(torch_model(**options), BATCH, words)

@@ -242,3 +242,29 @@ def test_it_imports_nothing_heavy_unless_a_test_has_the_fixture(tmp_path: Path) 
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     result = subprocess.run([*command, tmp_path], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+DIFFERENT = """
+import unirnn
+from unirnn.testing import assert_same, batch
+
+SPEC = unirnn.GRUSpec(3, 4)
+
+def test_it(rnn_backend):
+    assert_same(rnn_backend.build(SPEC, seed=0), SPEC.build("numpy", seed=1), batch(SPEC))
+
+def test_batch():
+    batch(SPEC, features=4)
+
+def test_skipped(rnn_backend):
+    rnn_backend.build(SPEC, dtype="bfloat16")
+"""
+
+
+def test_a_failure_shows_the_line_of_the_test_and_not_the_code_of_the_kit(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(DIFFERENT)
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-rs", "--rnn-backends=numpy")
+    text = result.stdout.str()
+    assert result.parseoutcomes() == {"failed": 2, "skipped": 1}
+    assert "E       AssertionError: a (GRUSpec(3, 4) of numpy) and b (GRUSpec(3, 4) of numpy) differ." in text
+    assert "unirnn/testing" not in text

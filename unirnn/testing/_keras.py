@@ -1,6 +1,7 @@
-"""Models of Keras 3, on PyTorch or JAX; see `unirnn.testing.frameworks.Framework`."""
+"""Models of Keras 3, on PyTorch or JAX; see `unirnn.testing.frameworks.framework_of`."""
 
 import functools
+import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -154,8 +155,9 @@ def _gradients_of_torch(function: Any, inputs: Sequence[Any], variables: Sequenc
 
 
 def _gradients_of_jax(function: Any, inputs: Sequence[Any], variables: Sequence[Any]) -> tuple[Any, Any]:
-    import jax
     import keras
+
+    jax: Any = importlib.import_module("jax")
 
     def of_all(inputs: Sequence[Any], values: Sequence[Any]) -> Any:
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):

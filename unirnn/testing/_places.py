@@ -28,12 +28,13 @@ def arrays_by_path(results: Any, path: str = "") -> dict[str, Any]:
     >>> arrays_by_path((1, {"h": [2.0, None]}))
     {'[0]': 1, "[1]['h'][0]": 2.0}
     """
+    fields = getattr(results, "_fields", None)  # of a named tuple
     if isinstance(results, Mapping):
         parts = {f"{path}[{key!r}]": part for key, part in results.items()}
     elif hasattr(results, "batch_sizes") and hasattr(results, "sorted_indices"):
         parts = {f"{path}.data": results.data}  # a PackedSequence: the rest of it says how it is packed
-    elif isinstance(results, tuple) and hasattr(results, "_fields"):
-        parts = {f"{path}.{name}": part for name, part in zip(results._fields, results, strict=True)}
+    elif isinstance(results, tuple) and fields is not None:
+        parts = {f"{path}.{name}": part for name, part in zip(fields, results, strict=True)}
     elif isinstance(results, (tuple, list)):
         parts = {f"{path}[{k}]": part for k, part in enumerate(results)}
     elif dataclasses.is_dataclass(results) and not isinstance(results, type):

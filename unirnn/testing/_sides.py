@@ -17,12 +17,15 @@ from unirnn.errors import LimitError, UnirnnError
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.specs import Model, RecurrentSpec, Spec
 
+from ._tracebacks import is_for_the_test
 from .batches import Batch
 from .calling import Call, call_model, in_layout_of
 from .frameworks import framework_of, kept
 from .tolerances import TOLERANCES, tolerance
 
 __all__ = ["Side", "snapshot_of"]
+
+__tracebackhide__ = is_for_the_test
 
 Array = NDArray[Any]
 Gradients = dict[str, Array | None]

@@ -12,7 +12,11 @@ from unirnn.contract.models import check_takes_resets, is_batch_first
 from unirnn.errors import ArgumentError, ShapeError
 from unirnn.specs import RecurrentSpec, Spec
 
+from ._tracebacks import is_for_the_test
+
 __all__ = ["Batch", "batch"]
+
+__tracebackhide__ = is_for_the_test
 
 Array = NDArray[Any]
 
@@ -161,7 +165,8 @@ def batch(
     if spec is not None:
         features, num_tokens, batch_first = _as_the_spec_says(spec, features, num_tokens, batch_first)
     if (features is None) == (num_tokens is None):
-        raise ArgumentError(f"features, num_tokens: given {features}, {num_tokens}, expected one of them")
+        own = "" if spec is None else f": {type(spec).__name__} does not say what its input is"
+        raise ArgumentError(f"features, num_tokens: given {features}, {num_tokens}, expected one of them{own}")
     if steps < 1 or batch_size < 1 or not 0 <= min_length <= steps:
         raise ShapeError(
             f"steps, batch_size, min_length: given {steps}, {batch_size}, {min_length}, expected at least 1, at least "

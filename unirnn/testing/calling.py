@@ -16,9 +16,12 @@ from unirnn.contract.models import is_batch_first
 from unirnn.errors import ArgumentError
 from unirnn.specs import Model, RecurrentSpec, Spec
 
+from ._tracebacks import is_for_the_test
 from .batches import Batch
 
 __all__ = ["Call", "call_model", "in_layout_of"]
+
+__tracebackhide__ = is_for_the_test
 
 Call = Callable[[Any, Any, Any], Any]
 """``call(model, input, seq_length)``, with native arrays, returns what the model returns."""

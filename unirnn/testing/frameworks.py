@@ -2,8 +2,8 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,43 +13,12 @@ from unirnn.contract.backend import Backend, Watched
 from unirnn.errors import ArgumentError, LimitError
 from unirnn.registry import to_numpy
 
+if TYPE_CHECKING:
+    from ._keras import KerasFramework
+
 __all__ = ["Framework", "framework_of", "gradient", "kept", "native", "to_numpy"]
 
 Array = NDArray[Any]
-
-
-class Framework(Protocol):
-    """What the kit asks of the framework of a model: a part of `unirnn.contract.backend.Backend`, which says more."""
-
-    @property
-    def name(self) -> str:
-        """The name of the backend, ``keras``, or ``numpy``."""
-
-    def from_numpy(self, array: Array, module: Any) -> Any:
-        """An array as the model takes it."""
-
-    def to_numpy(self, array: Any) -> Array:
-        """An array of the framework as a NumPy array."""
-
-    def gradient(
-        self, function: Callable[..., Any], arrays: Sequence[Any], module: Any = None
-    ) -> tuple[list[Array | None], dict[str, Array]]:
-        """Gradients of a function that gives one number, with respect to arrays of floats and to weights."""
-
-    def watch(self, module: Any) -> AbstractContextManager[list[Watched]]:
-        """Each call of a layer within the context, in the order of the run."""
-
-    def set_training(self, module: Any, mode: bool) -> None:
-        """Switch between training and evaluation."""
-
-    def random_seed(self, seed: int) -> None:
-        """Seed the generators of the framework."""
-
-    def all_weights(self, module: Any) -> Mapping[tuple[str, ...], Array] | None:
-        """Floating weights and buffers, by all of their names."""
-
-    def write_some(self, module: Any, weights: Mapping[str, Array]) -> None:
-        """Replace some of what `all_weights` found, by their first names."""
 
 
 class PlainFramework:
@@ -84,6 +53,10 @@ class PlainFramework:
 
     def write_some(self, module: Any, weights: Mapping[str, Array]) -> None:
         """There are none."""
+
+
+Framework: TypeAlias = "Backend | KerasFramework | PlainFramework"
+"""What the kit asks of the framework of a model: the members that all of them have, of which `Backend` says more."""
 
 
 def framework_of(model: Any) -> Framework:

@@ -14,11 +14,14 @@ from unirnn.specs import Model, Spec
 
 from ._padding_causes import Symptoms, is_recurrent, layer_at, padding_cause
 from ._places import Difference, Places, arrays_by_path, difference, difference_alone, find_places
+from ._tracebacks import is_for_the_test
 from .batches import Batch
 from .calling import Call, call_model, in_layout_of
 from .frameworks import Framework, framework_of, kept
 
 __all__ = ["padding_is_inert"]
+
+__tracebackhide__ = is_for_the_test
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]

@@ -41,6 +41,10 @@ CELLS = ("RNN", "GRU", "LSTM", "models")
 class DeclaredLimit(Skipped):
     """A test is skipped because the backend declares that it can't do what is tested."""
 
+    # pytest shows a class by these names before the reason, and its own as "Skipped"
+    __module__ = "builtins"
+    __qualname__ = "Skipped"
+
 
 @dataclass
 class Findings:

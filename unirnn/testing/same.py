@@ -11,10 +11,13 @@ from unirnn.specs import RecurrentSpec, Spec
 from ._differences import Difference, difference, place_in_state, side_with_nan
 from ._explanation import explain
 from ._sides import Side
+from ._tracebacks import is_for_the_test
 from .batches import Batch
 from .calling import Call
 
 __all__ = ["assert_same"]
+
+__tracebackhide__ = is_for_the_test
 
 Array = NDArray[Any]
 

@@ -17,9 +17,12 @@ from unirnn.devices import dtype_name
 from unirnn.errors import ArgumentError, BackendError, LimitError, MissingBackendError
 from unirnn.specs import Spec
 
+from ._tracebacks import is_for_the_test
 from .tolerances import tolerance
 
 __all__ = ["Missing", "Subject", "gradients", "launch_blocking", "subjects"]
+
+__tracebackhide__ = is_for_the_test
 
 Array = NDArray[Any]
 

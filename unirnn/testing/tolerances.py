@@ -9,7 +9,11 @@ from numpy.typing import NDArray
 
 from unirnn.devices import Device
 
+from ._tracebacks import is_for_the_test
+
 __all__ = ["TOLERANCES", "close", "tolerance"]
+
+__tracebackhide__ = is_for_the_test
 
 TOLERANCES: Mapping[str, float] = MappingProxyType(
     {"float64": 1e-12, "float32": 1e-5, "float16": 2e-2, "bfloat16": 1.6e-1}
