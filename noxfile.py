@@ -57,7 +57,7 @@ BENCHMARKS = {
 CONFORMANCE = "unirnn/testing/conformance"
 # What each environment runs. The core's own tests need no framework, and run in NumPy's.
 TESTS = {
-    "numpy": ["tests", "unirnn"],
+    "numpy": ["tests", "unirnn", "--ignore=tests/testing"],
     "torch": ["tests/torch", "tests/array_api", CONFORMANCE],
     "mindspore": ["tests/mindspore", CONFORMANCE],
     "onnxruntime": ["tests/onnxruntime", CONFORMANCE],
@@ -86,6 +86,7 @@ TOGETHER = [
     "test_registry.py",
     "test_new_backend.py",
     "test_onnx_exported_by_torch.py",
+    "testing",
 ]
 EXAMPLES = [
     "recurrent_policy/train.py",
@@ -303,9 +304,10 @@ def build(session: nox.Session) -> None:
     built = {"UNIRNN_BUILT": str(Path("unirnn/kernels/libunirnn.so").resolve())}
     session.run("python", "-m", "build", "--outdir", out, ".", silent=True, env=built)
     (wheel,) = Path(out).resolve().glob("*.whl")
-    session.install("-c", "constraints.txt", f"{wheel}[bench]")
+    session.install("-c", "constraints.txt", f"{wheel}[bench,testing]")
     check_library(session)
     session.chdir(out)
+    session.run("python", "-m", "unirnn.testing", "numpy", "-k", "ragged")
     session.run("unirnn", "backends")
     session.run("unirnn", "parity")
     session.run("unirnn", "bench", "--backend=numpy", "--size=step", "--seconds=0.01", silent=True)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import unirnn
 from unirnn import Device, GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors
 from unirnn.files import onnx_writer
-from unirnn.testing.cases import KINDS
+from unirnn.testing.conformance.cases import KINDS
 from unirnn.testing.oracle import recurrent
 from unirnn.testing.strategies import specs
 from unirnn.testing.tolerances import close

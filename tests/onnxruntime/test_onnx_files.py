@@ -22,7 +22,7 @@ from unirnn.files import onnx_reader, onnx_writer
 from unirnn.files._contents import Choice
 from unirnn.files.onnx_constants import Constants
 from unirnn.snapshots.stacking import unstack
-from unirnn.testing.cases import KINDS
+from unirnn.testing.conformance.cases import KINDS
 from unirnn.testing.strategies import specs
 
 

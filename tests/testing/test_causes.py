@@ -27,10 +27,6 @@ from unirnn import (
 from unirnn.contract import weights as _weights
 from unirnn.contract.call import state_parts
 from unirnn.testing import oracle
-from unirnn.testing._layer_causes import LayerTrial, layer_hypotheses
-from unirnn.testing._numbers import close
-from unirnn.testing._recurrent_causes import agrees, trial_of
-from unirnn.testing._recurrent_mistakes import hypotheses
 from unirnn.testing.batches import Batch, batch
 from unirnn.testing.causes import (
     gradient_cause,
@@ -40,6 +36,10 @@ from unirnn.testing.causes import (
     statistics_cause,
     weights_cause,
 )
+from unirnn.testing.causes.layers import LayerTrial, layer_hypotheses
+from unirnn.testing.causes.numbers import close
+from unirnn.testing.causes.recurrent import agrees, trial_of
+from unirnn.testing.causes.recurrent_mistakes import hypotheses
 
 TOLERANCE = 1e-9
 SPECS = [

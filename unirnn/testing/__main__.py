@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import hypothesis  # noqa: F401
         import pytest
 
-        from .report import Report
+        from .conformance.report import Report
     except UnirnnError as error:
         print(error, file=sys.stderr)
         return 2

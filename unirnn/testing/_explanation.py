@@ -14,10 +14,10 @@ from unirnn.specs import LinearSpec, ModelSpec, RecurrentSpec, Sequential, Spec
 
 from . import oracle
 from ._differences import difference
-from ._numbers import NOT_ZEROED
 from ._sides import Side, snapshot_of
 from .batches import Batch
 from .causes import arrays_cause, gradient_cause, layer_cause, recurrent_cause, recurrent_gradient_cause
+from .causes.numbers import NOT_ZEROED
 
 __all__ = ["explain"]
 

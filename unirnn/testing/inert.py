@@ -12,11 +12,11 @@ from unirnn.contract.backend import Backend, Watched
 from unirnn.errors import ArgumentError, LimitError
 from unirnn.specs import Model, Spec
 
-from ._padding_causes import Symptoms, is_recurrent, layer_at, padding_cause
 from ._places import Difference, Places, arrays_by_path, difference, difference_alone, find_places
 from ._tracebacks import is_for_the_test
 from .batches import Batch
 from .calling import Call, call_model, in_layout_of
+from .causes.padding import Symptoms, is_recurrent, layer_at, padding_cause
 from .frameworks import Framework, framework_of, kept
 
 __all__ = ["padding_is_inert"]

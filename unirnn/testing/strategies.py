@@ -29,7 +29,7 @@ from unirnn import (
 from unirnn.specs.layers import Activation
 from unirnn.specs.recurrent import GateActivation
 from unirnn.testing.batches import Batch, batch
-from unirnn.testing.cases import KINDS
+from unirnn.testing.conformance.cases import KINDS
 
 __all__ = ["models", "ragged", "specs"]
 

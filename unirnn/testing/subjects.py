@@ -199,7 +199,7 @@ def _skip(limit: LimitError) -> NoReturn:
     """Skip the test, if there is one: where pytest is not in use, the limit stays the error that it is."""
     if "pytest" not in sys.modules:
         raise limit
-    from .promises import DeclaredLimit
+    from .conformance.promises import DeclaredLimit
 
     raise DeclaredLimit(str(limit))
 

@@ -9,9 +9,9 @@ import pytest
 
 import unirnn.testing.strategies  # noqa: F401 - it registers the profile
 from unirnn import LinearSpec, Sequential
-from unirnn.testing.cases import available, skip_if_refused
-from unirnn.testing.promises import findings
-from unirnn.testing.report import finding
+from unirnn.testing.conformance.cases import available, skip_if_refused
+from unirnn.testing.conformance.promises import findings
+from unirnn.testing.conformance.report import finding
 from unirnn.testing.subjects import Subject
 from unirnn.testing.tolerances import close
 
@@ -22,8 +22,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker."""
     config.addinivalue_line(
         "markers",
-        "promise(*names, cell=None): which guarantees of unirnn.testing.promises a test checks, and for which cell; "
-        "without it, that of the parameters 'kind' and 'spec', or all.",
+        "promise(*names, cell=None): which guarantees of unirnn.testing.conformance.promises a test checks, and for "
+        "which cell; without it, that of the parameters 'kind' and 'spec', or all.",
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
 from unirnn.contract import weights as _weights
-from unirnn.testing.cases import available
+from unirnn.testing.conformance.cases import available
 from unirnn.testing.subjects import Subject
 from unirnn.testing.tolerances import close
 

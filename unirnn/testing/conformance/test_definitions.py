@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 import unirnn
 from unirnn.contract.weights import draw
 from unirnn.testing import model_oracle as oracle
-from unirnn.testing.cases import available, skip_if_refused
+from unirnn.testing.conformance.cases import available, skip_if_refused
 from unirnn.testing.subjects import Subject
 from unirnn.testing.tolerances import close
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 import unirnn
 from unirnn import LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, registry
 from unirnn.contract.call import join_state, state_parts
-from unirnn.testing.cases import (
+from unirnn.testing.causes import gradient_cause, recurrent_gradient_cause
+from unirnn.testing.conformance.cases import (
     CASES,
     KINDS,
     RAGGED,
@@ -36,9 +37,8 @@ from unirnn.testing.cases import (
     skip_if_brief,
     unequal,
 )
-from unirnn.testing.causes import gradient_cause, recurrent_gradient_cause
+from unirnn.testing.conformance.promises import DeclaredLimit, checking, declare, skip_for_limit
 from unirnn.testing.oracle import derivative
-from unirnn.testing.promises import DeclaredLimit, checking, declare, skip_for_limit
 from unirnn.testing.subjects import Subject, gradients
 from unirnn.testing.tolerances import close
 

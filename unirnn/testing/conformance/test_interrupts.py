@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unirnn.testing.cases import Case, built
+from unirnn.testing.conformance.cases import Case, built
 from unirnn.testing.subjects import Subject, gradients
 
 

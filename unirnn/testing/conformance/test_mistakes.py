@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from unirnn import GRUSpec, LinearSpec, LSTMSpec, Sequential, errors
-from unirnn.testing.cases import in_words_of
+from unirnn.testing.conformance.cases import in_words_of
 from unirnn.testing.subjects import Subject
 
 T, B, I, H = 5, 3, 2, 4  # noqa: E741

@@ -38,9 +38,9 @@ from unirnn.contract.weights import draw
 from unirnn.errors import ArgumentError, DTypeError, LengthError, ShapeError
 from unirnn.specs import ModelSpec
 from unirnn.testing import model_oracle as oracle
-from unirnn.testing.cases import available, no_dropout, no_gradients, refusal, skip_if_refused, unequal
 from unirnn.testing.causes import layer_cause, statistics_cause
-from unirnn.testing.promises import DeclaredLimit, checking, declare, skip_for_limit
+from unirnn.testing.conformance.cases import available, no_dropout, no_gradients, refusal, skip_if_refused, unequal
+from unirnn.testing.conformance.promises import DeclaredLimit, checking, declare, skip_for_limit
 from unirnn.testing.strategies import models
 from unirnn.testing.subjects import Subject
 from unirnn.testing.tolerances import close

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, errors, state
 from unirnn.contract.call import join_state, state_parts
 from unirnn.devices import short_name
-from unirnn.testing.cases import refusal
+from unirnn.testing.conformance.cases import refusal
 from unirnn.testing.subjects import Subject
 
 SPECS = [GRUSpec(3, 4, 2), LSTMSpec(3, 4, 2, bidirectional=True)]

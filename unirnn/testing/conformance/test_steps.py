@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 from unirnn import GRUSpec, LSTMSpec, errors
 from unirnn.contract.call import join_state, state_parts
-from unirnn.testing.cases import (
+from unirnn.testing.conformance.cases import (
     KINDS,
     Case,
     assume_supported,
@@ -21,7 +21,7 @@ from unirnn.testing.cases import (
     skip_if_brief,
     unequal,
 )
-from unirnn.testing.promises import skip_for_limit
+from unirnn.testing.conformance.promises import skip_for_limit
 from unirnn.testing.subjects import Subject
 from unirnn.testing.tolerances import close
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, errors
 from unirnn.contract.call import join_state
-from unirnn.testing.cases import (
+from unirnn.testing.conformance.cases import (
     KINDS,
     Batch,
     Case,
@@ -22,7 +22,7 @@ from unirnn.testing.cases import (
     no_gradients,
     skip_if_brief,
 )
-from unirnn.testing.promises import DeclaredLimit
+from unirnn.testing.conformance.promises import DeclaredLimit
 from unirnn.testing.subjects import Subject
 from unirnn.testing.tolerances import close
 
@@ -88,9 +88,7 @@ def test_no_gradient_passes_a_detached_state(rnn_backend: Subject) -> None:
         raise DeclaredLimit(no_gradients(rnn_backend))
     module = rnn_backend.build(GRUSpec(3, 4), seed=0)
     x = rnn_backend.native(np.ones((5, 2, 3)))
-    gradients, _ = rnn_backend.gradient(
-        lambda h: module(x, rnn_backend.backend.detach(h))[0].sum(), np.ones((1, 2, 4))
-    )
+    gradients, _ = rnn_backend.gradient(lambda h: module(x, rnn_backend.backend.detach(h))[0].sum(), np.ones((1, 2, 4)))
     assert gradients[0] is not None
     assert not gradients[0].any(), "a gradient passes a state that was detached"
 

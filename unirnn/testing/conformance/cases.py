@@ -16,8 +16,8 @@ from unirnn.contract.call import join_state, type_name
 from unirnn.contract.weights import draw as draw_weights
 from unirnn.testing import batches
 from unirnn.testing.causes import recurrent_cause
+from unirnn.testing.conformance.promises import skip_for_limit
 from unirnn.testing.oracle import recurrent
-from unirnn.testing.promises import skip_for_limit
 from unirnn.testing.subjects import Subject
 from unirnn.testing.tolerances import close
 

@@ -1,6 +1,6 @@
 """Which usual mistake gives exactly these numbers of a recurrent layer.
 
-`_recurrent_mistakes` has a table of hypotheses. A mistake is named only if its numbers agree with those that were
+`recurrent_mistakes` has a table of hypotheses. A mistake is named only if its numbers agree with those that were
 computed, and the right ones do not. What no hypothesis explains may still be seen in the numbers themselves.
 """
 
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from unirnn.contract.call import state_parts
 from unirnn.specs import RecurrentSpec
+from unirnn.testing.batches import Batch
 
-from ._numbers import NOT_ZEROED, close, rounding
-from ._recurrent_mistakes import Parts, Results, Trial, hypotheses
-from .batches import Batch
+from .numbers import NOT_ZEROED, close, rounding
+from .recurrent_mistakes import Parts, Results, Trial, hypotheses
 
 __all__ = ["agrees", "recurrent_cause", "trial_of"]
 

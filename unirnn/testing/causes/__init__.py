@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unirnn.specs import EmbeddingSpec, RecurrentSpec, Spec
+from unirnn.testing import oracle
 
-from . import oracle
-from ._layer_causes import layer_cause, statistics_cause
-from ._numbers import close, relative_difference, rounding
-from ._recurrent_causes import recurrent_cause
+from .layers import layer_cause, statistics_cause
+from .numbers import close, relative_difference, rounding
+from .recurrent import recurrent_cause
 
 __all__ = [
     "arrays_cause",

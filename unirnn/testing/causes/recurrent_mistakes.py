@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
-
-from . import oracle
+from unirnn.testing import oracle
 
 __all__ = ["Hypothesis", "Parts", "Results", "Trial", "hypotheses"]
 

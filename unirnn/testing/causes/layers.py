@@ -1,4 +1,4 @@
-"""Which usual mistake gives exactly these numbers of a layer that is not recurrent; see `_recurrent_causes`."""
+"""Which usual mistake gives exactly these numbers of a layer that is not recurrent; see `recurrent`."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -20,9 +20,9 @@ from unirnn.specs import (
     SumDirectionsSpec,
 )
 from unirnn.specs.layers import Activation
+from unirnn.testing import model_oracle
 
-from . import model_oracle
-from ._numbers import NOT_ZEROED, close, rounding
+from .numbers import NOT_ZEROED, close, rounding
 
 __all__ = ["layer_cause", "layer_hypotheses", "statistics_cause"]
 
