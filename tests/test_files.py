@@ -849,7 +849,7 @@ def zipped(**members: bytes) -> bytes:
         (pickle.dumps({"a": [1, "b"]}), "a pickle, and no checkpoint: there is no tensor in it"),
         (pickle.dumps(Fraction(1, 2)), "a pickle of an object fractions.Fraction, and no checkpoint"),
     ],
-    ids=lambda value: repr(value)[:40],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",  # archives hold the time at which they were made
 )
 def test_what_is_no_model_is_named(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "a.bin"
