@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 import unirnn
-from unirnn.contract.backend import Backend, leaves, map_arrays, with_leaves
+from unirnn.contract.backend import leaves, with_leaves
 from unirnn.devices import Device, short_name
 from unirnn.errors import LimitError, UnirnnError
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.specs import Model, RecurrentSpec, Spec
 
+from ._places import arrays_by_path
 from ._tracebacks import is_for_the_test
 from .batches import Batch
-from .calling import Call, call_model, in_layout_of
+from .calling import Call, call_model, gradients_of_module, in_layout_of
 from .frameworks import framework_of, kept
 from .tolerances import TOLERANCES, tolerance
 
@@ -102,25 +103,12 @@ class Side:
             try:
                 by_array, by_name = self.framework.gradient(weighted, native, net)
             except LimitError:
-                return self._gradients_of_call(net, factors)
-        found: Gradients = dict(zip(given, by_array, strict=True))
+                found = None if self.call is not None else gradients_of_module(self.framework, net, self.batch, factors)
+                return None if found is None else self._named({**found})
+        by_argument: Gradients = dict(zip(given, by_array, strict=True))
         if self.batch.num_tokens is not None or self.batch.input.dtype.kind != "f":
-            del found["input"]
-        return self._named({**found, **by_name})
-
-    def _gradients_of_call(self, net: Any, factors: list[Array]) -> Gradients | None:
-        """The gradients of a backend that has them of its own modules only."""
-        spec = self.spec if self.is_ours else None
-        if not isinstance(self.framework, Backend) or spec is None or isinstance(spec, Model) or self.call is not None:
-            return None
-        b = self.batch
-        arguments = {"input": b.input, "hx": b.hx, "seq_length": b.seq_length, "resets": b.resets}
-        if not isinstance(spec, RecurrentSpec):
-            arguments["return_state"] = bool(spec.stateful)
-        try:
-            return self._named(dict(self.framework.gradients(net, arguments, factors)))
-        except LimitError:
-            return None
+            del by_argument["input"]
+        return self._named({**by_argument, **by_name})
 
     def _named(self, gradients: Gradients) -> Gradients:
         """The gradient of the input as `(B, T, ...)`."""
@@ -138,11 +126,7 @@ class Side:
 
     def _native(self, net: Any) -> Batch:
         """The batch with arrays of the framework."""
-
-        def native(array: Any) -> Any:
-            return None if array is None else self.framework.from_numpy(array, net)
-
-        return replace(self.batch, input=native(self.batch.input), hx=map_arrays(self.batch.hx, native))
+        return self.batch.changed(lambda array: self.framework.from_numpy(array, net))
 
     def _canonical(self, arrays: list[Array]) -> list[Array]:
         """The arrays of a result, the first of them with the batch as its first axis."""
@@ -182,27 +166,14 @@ class Side:
 
 def _in_dtype(batch: Batch, dtype: Any) -> Batch:
     """The batch with floats of a dtype."""
-
-    def cast(array: Any) -> Any:
-        return array.astype(dtype) if array is not None and array.dtype.kind == "f" else array
-
-    return batch if dtype is None else replace(batch, input=cast(batch.input), hx=map_arrays(batch.hx, cast))
+    if dtype is None:
+        return batch
+    return batch.changed(lambda array: array.astype(dtype) if array.dtype.kind == "f" else array)
 
 
 def _flat(results: Any) -> tuple[Any, ...]:
     """The arrays of nested results, in their order."""
-    found: list[Any] = []
-
-    def add(value: Any) -> None:
-        if hasattr(value, "shape") and hasattr(value, "dtype"):
-            found.append(value)
-
-    map_arrays(vars(results) if _is_record(results) else results, add)
-    return tuple(found)
-
-
-def _is_record(results: Any) -> bool:
-    return hasattr(results, "__dataclass_fields__") and not isinstance(results, Mapping)
+    return tuple(value for value in arrays_by_path(results).values() if hasattr(value, "shape"))
 
 
 def _padded(results: Any, batch: Batch) -> Any:

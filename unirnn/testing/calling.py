@@ -4,22 +4,23 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unirnn import registry
+from unirnn.contract.backend import Backend
 from unirnn.contract.models import is_batch_first
-from unirnn.errors import ArgumentError
+from unirnn.errors import ArgumentError, LimitError
 from unirnn.specs import Model, RecurrentSpec, Spec
 
 from ._tracebacks import is_for_the_test
 from .batches import Batch
+from .frameworks import Framework
 
-__all__ = ["Call", "call_model", "in_layout_of"]
+__all__ = ["Call", "call_model", "gradients_of_module", "in_layout_of"]
 
 __tracebackhide__ = is_for_the_test
 
@@ -90,13 +91,10 @@ def call_model(model: Any, batch: Batch, call: Call | None = None) -> Any:
         if batch.hx is not None or batch.resets is not None:
             raise ArgumentError("call: given together with a batch with hx or resets, expected a batch without them")
         return call(model, batch.input, lengths)
-    spec = getattr(model, "spec", None)
-    if isinstance(spec, Spec) and not isinstance(spec, Model):
-        given = {"hx": batch.hx, "seq_length": batch.seq_length, "resets": batch.resets}
-        if isinstance(spec, RecurrentSpec):
-            return model(batch.input, **given)
-        return model(batch.input, **given, return_state=bool(spec.stateful))
-    if not isinstance(spec, Spec) and _is_recurrent_layer_of_torch(model):
+    built = _arguments_of_module(model, batch)
+    if built is not None:
+        return model(**built)
+    if not isinstance(getattr(model, "spec", None), Spec) and _is_recurrent_layer_of_torch(model):
         return _call_packed(model, batch)
     arguments = _named_arguments(model, batch, lengths)
     if not _is_of_keras(model):
@@ -129,10 +127,39 @@ def in_layout_of(model: Any, batch: Batch) -> Batch:
     """
     spec, own = getattr(model, "spec", None), getattr(model, "batch_first", None)
     wanted = is_batch_first(spec) if isinstance(spec, Spec) else True if _is_of_keras(model) else own
-    if not isinstance(wanted, bool) or wanted == batch.batch_first:
-        return batch
-    resets = None if batch.resets is None else batch.resets.T
-    return replace(batch, input=batch.input.swapaxes(0, 1), resets=resets, batch_first=wanted)
+    return batch.in_layout(wanted) if isinstance(wanted, bool) else batch
+
+
+def gradients_of_module(
+    framework: Framework, module: Any, batch: Batch, cotangents: Sequence[NDArray[Any]]
+) -> dict[str, NDArray[Any]] | None:
+    """The gradients that a backend has of its own modules only, see `Backend.gradients`; None if there are none.
+
+    Parameters
+    ----------
+    framework, module
+        The module, and its framework.
+    batch
+        With arrays of NumPy.
+    cotangents
+        One for each array that the module returns.
+    """
+    arguments = _arguments_of_module(module, batch)
+    if arguments is None or not isinstance(framework, Backend):
+        return None
+    try:
+        return framework.gradients(module, arguments, cotangents)
+    except (ArgumentError, LimitError):  # such as a kernel without gradients
+        return None
+
+
+def _arguments_of_module(model: Any, batch: Batch) -> dict[str, Any] | None:
+    """All arguments of a module that unirnn built from a spec of layers; None of any other model."""
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, Spec) or isinstance(spec, Model):
+        return None
+    given = {"input": batch.input, "hx": batch.hx, "seq_length": batch.seq_length, "resets": batch.resets}
+    return given if isinstance(spec, RecurrentSpec) else {**given, "return_state": bool(spec.stateful)}
 
 
 def _named_arguments(model: Any, batch: Batch, lengths: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Whether the padding of a batch has an influence on a model, of any framework."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn.contract.backend import Backend, Watched
+from unirnn.contract.backend import Watched
 from unirnn.errors import ArgumentError, LimitError
-from unirnn.specs import Model, Spec
 
 from ._places import Difference, Places, arrays_by_path, difference, difference_alone, find_places
 from ._tracebacks import is_for_the_test
 from .batches import Batch
-from .calling import Call, call_model, in_layout_of
+from .calling import Call, call_model, gradients_of_module, in_layout_of
 from .causes.padding import Symptoms, is_recurrent, layer_at, padding_cause
 from .frameworks import Framework, framework_of, kept
 
@@ -240,8 +239,7 @@ class _Check:
 
     def _results(self, net: Any, batch: Batch, input: Any) -> dict[str, Any]:
         """Call the model; the arrays in what it returns, by path."""
-        hx = _natively(batch.hx, lambda part: self.framework.from_numpy(part, net))
-        given = replace(batch, input=input, hx=hx)
+        given = replace(batch.changed(lambda array: self.framework.from_numpy(array, net)), input=input)
 
         def run() -> Any:
             return call_model(net, given, self.call)
@@ -323,27 +321,11 @@ class _Check:
         try:
             (d_input,), weights = self.framework.gradient(weighted, [native(batch.input, net)], net)
         except LimitError:
-            return self._gradients_of_ours(net, batch, cotangents)
+            found = None
+            if self.call is None:
+                found = gradients_of_module(self.framework, net, batch, list(cotangents.values()))
+            return {name: array for name, array in (found or {}).items() if not name.startswith("hx")}
         return {**weights, **({} if d_input is None else {"input": d_input})}
-
-    def _gradients_of_ours(self, net: Any, batch: Batch, cotangents: Arrays) -> Arrays:
-        """The same of a module of unirnn whose framework has no gradients of functions."""
-        spec = getattr(net, "spec", None)
-        if (
-            not isinstance(self.framework, Backend)
-            or not isinstance(spec, Spec)
-            or isinstance(spec, Model)
-            or self.call
-        ):
-            return {}
-        arguments = {"input": batch.input, "hx": batch.hx, "seq_length": batch.seq_length, "resets": batch.resets}
-        if not hasattr(net, "step") or not hasattr(spec, "state_shapes"):
-            arguments["return_state"] = bool(spec.stateful)
-        try:
-            found = self.framework.gradients(net, arguments, list(cotangents.values()))
-        except (ArgumentError, LimitError):  # such as a kernel without gradients
-            return {}
-        return {name: array for name, array in found.items() if not name.startswith("hx")}
 
     # ---- what differs ----------------------------------------------------------------------------
 
@@ -553,12 +535,6 @@ class _Check:
 def _is_within(name: str, layer: str) -> bool:
     """Whether a layer is within another one."""
     return name != layer and (layer == "" or name.startswith(f"{layer}."))
-
-
-def _natively(state: Any, change: Callable[[Array], Any]) -> Any:
-    if isinstance(state, tuple):
-        return tuple(_natively(part, change) for part in state)
-    return None if state is None else change(state)
 
 
 def _has_nan(array: Array) -> bool:
