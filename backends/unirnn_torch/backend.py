@@ -216,6 +216,18 @@ class TorchBackend(Backend):
         return by_input, {name: self.to_numpy(gradient) for name, gradient in zip(weights, found, strict=True)}
 
     @contextmanager
+    def restored(self, module: Any) -> Iterator[Any]:
+        buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+        modes = [(layer, layer.training) for layer in module.modules()]
+        try:
+            yield module
+        finally:
+            for buffer, before in buffers:
+                buffer.data.copy_(before)
+            for layer, mode in modes:
+                layer.training = mode
+
+    @contextmanager
     def watch(self, module: Any) -> Iterator[list[Watched]]:
         found: list[Watched] = []
 

@@ -3,7 +3,7 @@
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from ._places import arrays_by_path
 from ._tracebacks import is_for_the_test
 from .batches import Batch
 from .calling import Call, call_model, gradients_of_module, in_layout_of
-from .frameworks import framework_of, kept
+from .frameworks import framework_of, without_cudnn
 from .tolerances import TOLERANCES, tolerance
 
 __all__ = ["Side", "snapshot_of"]
@@ -89,7 +89,7 @@ class Side:
     def gradients(self, cotangents: list[Array]) -> Gradients | None:
         """Gradients of the sum of results times cotangents, `(B, T, ...)`, by name; None if there are none."""
         factors = [self._in_own_layout(k, d) for k, d in enumerate(cotangents)]
-        with self._evaluating() as net, _gradients_in_evaluation(self.framework.name):
+        with self._evaluating() as net, without_cudnn():
             given = leaves({"input": self.batch.input, "hx": self.batch.hx})
             native = [self.framework.from_numpy(array, net) for array in given.values()]
             weights = [self.framework.from_numpy(factor, net) for factor in factors]
@@ -120,7 +120,7 @@ class Side:
     @contextmanager
     def _evaluating(self) -> Iterator[Any]:
         """The model in evaluation; after the context it is as it was."""
-        with kept(self.framework, self.model) as net:
+        with self.framework.restored(self.model) as net:
             self.framework.set_training(net, False)
             yield net
 
@@ -197,9 +197,3 @@ def _device_of(array: Any) -> Device | None:
     if name.startswith(("cuda", "gpu")):
         return Device("gpu")
     return Device("ascend") if name.startswith(("npu", "ascend")) else None
-
-
-def _gradients_in_evaluation(framework: str) -> AbstractContextManager[Any]:
-    """Without cuDNN, which has gradients of recurrent layers only while training."""
-    torch = sys.modules.get("torch") if framework in ("torch", "keras") else None
-    return nullcontext() if torch is None else torch.backends.cudnn.flags(enabled=False)

@@ -1,8 +1,9 @@
 """One way to work with a model of any framework: to call it on arrays, to take gradients, and to watch its layers."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -16,7 +17,7 @@ from unirnn.registry import to_numpy
 if TYPE_CHECKING:
     from ._keras import KerasFramework
 
-__all__ = ["Framework", "framework_of", "gradient", "kept", "native", "to_numpy"]
+__all__ = ["Framework", "framework_of", "gradient", "native", "to_numpy", "without_cudnn"]
 
 Array = NDArray[Any]
 
@@ -38,6 +39,10 @@ class PlainFramework:
         raise LimitError("numpy has no gradients of functions")
 
     @contextmanager
+    def restored(self, module: Any) -> Iterator[Any]:
+        yield copy.deepcopy(module)
+
+    @contextmanager
     def watch(self, module: Any) -> Iterator[list[Watched]]:
         yield []
 
@@ -50,9 +55,6 @@ class PlainFramework:
 
     def all_weights(self, module: Any) -> dict[tuple[str, ...], Array] | None:
         return None
-
-    def write_some(self, module: Any, weights: Mapping[str, Array]) -> None:
-        """There are none."""
 
 
 Framework: TypeAlias = "Backend | KerasFramework | PlainFramework"
@@ -93,6 +95,12 @@ def framework_of(model: Any) -> Framework:
         if backend.describe(model) is not None:
             return backend
     return PlainFramework()
+
+
+def without_cudnn() -> AbstractContextManager[Any]:
+    """A context in which torch does without cuDNN, whose recurrent layers have gradients while training only."""
+    torch = sys.modules.get("torch")
+    return nullcontext() if torch is None else torch.backends.cudnn.flags(enabled=False)
 
 
 def native(array: Any, model: Any) -> Any:
@@ -152,34 +160,3 @@ def gradient(
     loaded = registry.load(backend) if isinstance(backend, str) else backend
     given = [loaded.from_numpy(np.asarray(array), module) for array in arrays]
     return loaded.gradient(function, given, module)
-
-
-@contextmanager
-def kept(framework: Framework, model: Any) -> Iterator[Any]:
-    """A model to run: what the run changes, such as running statistics, is as before after the context.
-
-    A model of NumPy is a copy, with its own generators of random numbers.
-    """
-    weights = framework.all_weights(model)
-    if framework.name == "torch":  # not all buffers are of floats, or among the weights
-        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        modes = [(layer, layer.training) for layer in model.modules()]
-        try:
-            yield model
-        finally:
-            for buffer, before in buffers:
-                buffer.data.copy_(before)
-            for layer, mode in modes:
-                layer.training = mode
-    elif weights is None or framework.name not in ("keras", "mindspore"):
-        yield copy.deepcopy(model)
-    else:
-        before = {names[0]: array.copy() for names, array in weights.items()}
-        cells = [] if framework.name == "keras" else [cell for _, cell in model.cells_and_names()]
-        cell_modes = [(cell, cell.training) for cell in cells]
-        try:
-            yield model
-        finally:
-            framework.write_some(model, before)
-            for cell, mode in cell_modes:  # a cell comes before those in it, whose modes it sets
-                cell.set_train(mode)

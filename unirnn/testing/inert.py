@@ -1,7 +1,7 @@
 """Whether the padding of a batch has an influence on a model, of any framework."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from ._tracebacks import is_for_the_test
 from .batches import Batch
 from .calling import Call, call_model, gradients_of_module, in_layout_of
 from .causes.padding import Symptoms, is_recurrent, layer_at, padding_cause
-from .frameworks import Framework, framework_of, kept
+from .frameworks import Framework, framework_of, without_cudnn
 
 __all__ = ["padding_is_inert"]
 
@@ -100,7 +100,7 @@ def padding_is_inert(
     if not batch.padding.any():
         raise ArgumentError("batch: all of its sequences have T steps, expected some with padding")
     base = batch.filled(0)
-    with kept(framework, model):  # whatever happens in it
+    with framework.restored(model):  # whatever happens in it
         check = _Check(framework, model, base, call, gradients, nan, tolerance)
         check.find_places()
         found = check.find(training=False)
@@ -230,7 +230,7 @@ class _Check:
     @contextmanager
     def _mode(self, training: bool, seed: int) -> Iterator[Any]:
         """The model in a mode, with the seed set; what the run changes is as before afterwards."""
-        with kept(self.framework, self.model) as net:
+        with self.framework.restored(self.model) as net:
             self.framework.set_training(net, training)
             if training and self.without_dropout:
                 _switch_off_dropout(net)
@@ -278,16 +278,10 @@ class _Check:
             weights = self.framework.all_weights(net) if training else None
             statistics = {names[0]: np.array(array) for names, array in (weights or {}).items()}
         found: Arrays = {}
-        if gradients and self.with_gradients and not (self._is_cudnn() and not training):
-            with self._mode(training, seed) as net:
+        if gradients and self.with_gradients:
+            with self._mode(training, seed) as net, nullcontext() if training else without_cudnn():
                 found = self._gradients(net, batch, self._cotangents(outputs))
         return _Run(outputs, found, statistics)
-
-    def _is_cudnn(self) -> bool:
-        """Whether it may be on cuDNN, whose layers have no gradients in evaluation."""
-        if self.framework.name != "torch":
-            return False
-        return any(parameter.device.type == "cuda" for parameter in self.model.parameters())
 
     def _cotangents(self, outputs: Arrays) -> dict[str, Array]:
         """What the results are multiplied with before they are summed: zeros at what is not valid."""
