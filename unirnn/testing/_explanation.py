@@ -189,7 +189,7 @@ def _cause(a: Side, b: Side, first: _First | None, tolerance: float) -> tuple[st
         snapshot, own, given = snapshots[source], results[k], batches[k]
         if snapshot is None or not own:
             continue
-        counts = first is None and sides[k].is_ours  # what stands in the padding of the output
+        counts = first is None and sides[k].is_built  # what stands in the padding of the output
         for found in [own] if counts else [own, _zeroed(own, given)]:
             cause = _cause_of_layer(snapshot, given, found, tolerance)
             if cause is not None and (counts or cause != NOT_ZEROED):

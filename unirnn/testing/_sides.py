@@ -52,7 +52,7 @@ class Side:
         dtypes = [array.dtype for array in weights.values() if array.dtype.kind == "f"]
         self.batch = _in_dtype(in_layout_of(model, batch), dtypes[0] if dtypes else None)
         own = getattr(model, "spec", None)
-        self.is_ours = isinstance(own, Spec)
+        self.is_built = isinstance(own, Spec)
         self.snapshot = snapshot_of(model)
         self.spec: Spec | None = own if isinstance(own, Spec) else getattr(self.snapshot, "spec", None)
         self.results: list[Array] = []
@@ -63,7 +63,7 @@ class Side:
 
     def __str__(self) -> str:
         spec, own = self.spec, getattr(self.model, "__qualname__", type(self.model).__qualname__)
-        name = repr(spec) if isinstance(spec, RecurrentSpec) else type(spec).__name__ if self.is_ours else own
+        name = repr(spec) if isinstance(spec, RecurrentSpec) else type(spec).__name__ if self.is_built else own
         return f"{self.label} ({name} of {self.framework.name})"
 
     def run(self) -> None:
@@ -151,7 +151,7 @@ class Side:
     def valid(self, output: Array) -> NDArray[np.bool_] | None:
         """Where an output, `(B, T', ...)`, is valid; None if it has no steps, or nobody knows which."""
         lengths = self.batch.lengths
-        if self.is_ours and self.spec is not None and not isinstance(self.spec, Model):
+        if self.is_built and self.spec is not None and not isinstance(self.spec, Model):
             if self.spec.ends_steps:
                 return None
             lengths = self.spec.output_lengths(lengths)

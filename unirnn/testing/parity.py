@@ -27,6 +27,7 @@ from unirnn.snapshots.snapshot import Snapshot
 from unirnn.specs import RecurrentSpec, RNNSpec
 from unirnn.testing import causes, oracle
 from unirnn.testing.batches import Batch
+from unirnn.testing.causes.numbers import relative_difference
 from unirnn.testing.tolerances import tolerance
 
 __all__ = ["Comparison", "Note", "Parity", "compare"]
@@ -369,6 +370,5 @@ def _difference(arrays: Mapping[str, Array], reference: Mapping[str, Array]) -> 
         array = arrays[name]
         if array.shape != expected.shape:
             raise ShapeError(f"{name}: given shape {array.shape}, expected {expected.shape}")
-        largest = np.max(np.abs(expected)) or 1.0
-        differences.append(np.max(np.abs(array.astype(np.float64) - expected)) / largest)
+        differences.append(relative_difference(array, expected))
     return float(np.max(differences))  # unlike Python's max, NumPy's is NaN if one of them is
