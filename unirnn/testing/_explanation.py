@@ -252,17 +252,10 @@ def _cause_of_recurrent_gradients(side: Side, snapshot: Snapshot, tolerance: flo
         return None
     shapes = spec.state_shapes(batch.batch_size)
     hx = state_parts(spec, batch.hx) or tuple(np.zeros(shape) for shape in shapes.values())
-    names = _names_of_state(spec)
+    names = oracle.names_of_state(spec)
     arrays: dict[str, Array] = {"input": batch.input, **dict(zip(names.values(), hx, strict=True)), **snapshot.weights}
     wide = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
     renamed = {names.get(name, name): array for name, array in found.items()}
     # What was not asked for is taken to be right.
     renamed = {**oracle.gradients(spec, wide, batch.lengths, tuple(side.cotangents)), **renamed}
     return recurrent_gradient_cause(spec, wide, batch.lengths, tuple(side.cotangents), renamed, tolerance)
-
-
-def _names_of_state(spec: RecurrentSpec) -> dict[str, str]:
-    """The names of the oracle for the parts of the initial state, by those of a call."""
-    if len(spec.states) == 1:
-        return {"hx": "h_0"}
-    return {f"hx[{k}]": f"{name}_0" for k, name in enumerate(spec.states)}

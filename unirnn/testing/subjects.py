@@ -18,6 +18,7 @@ from unirnn.errors import ArgumentError, BackendError, LimitError, MissingBacken
 from unirnn.specs import Spec
 
 from ._tracebacks import is_for_the_test
+from .oracle import names_of_state
 from .tolerances import tolerance
 
 __all__ = ["Missing", "Subject", "gradients", "launch_blocking", "subjects"]
@@ -218,9 +219,8 @@ def gradients(
     lengths = None if seq_length is None else np.asarray(seq_length)
     arguments = {"input": input, "hx": join_state(hx), "seq_length": lengths, "resets": resets}
     found = backend.gradients(module, arguments, (d_output, *d_state))
-    states = module.spec.states
-    named = {"hx": "h_0"} if len(states) == 1 else {f"hx[{k}]": f"{name}_0" for k, name in enumerate(states)}
-    return {named.get(name, name): gradient for name, gradient in found.items()}
+    names = names_of_state(module.spec)
+    return {names.get(name, name): gradient for name, gradient in found.items()}
 
 
 @dataclass(frozen=True)
