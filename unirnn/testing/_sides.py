@@ -19,7 +19,7 @@ from unirnn.specs import Model, RecurrentSpec, Spec
 
 from ._tracebacks import is_for_the_test
 from .batches import Batch
-from .calling import Call, call_model, in_layout_of
+from .calling import Call, as_taken_by, call_model
 from .frameworks import framework_of, kept
 from .tolerances import TOLERANCES, tolerance
 
@@ -47,9 +47,7 @@ class Side:
     def __init__(self, label: str, model: Any, batch: Batch, call: Call | None) -> None:
         self.label, self.model, self.call = label, model, call
         self.framework = framework_of(model)
-        weights = self.framework.all_weights(model) or {}
-        dtypes = [array.dtype for array in weights.values() if array.dtype.kind == "f"]
-        self.batch = _in_dtype(in_layout_of(model, batch), dtypes[0] if dtypes else None)
+        self.batch = as_taken_by(model, batch, self.framework.all_weights(model))
         own = getattr(model, "spec", None)
         self.is_ours = isinstance(own, Spec)
         self.snapshot = snapshot_of(model)
@@ -178,15 +176,6 @@ class Side:
 
 
 # ---- the batch and the results -------------------------------------------------------------------
-
-
-def _in_dtype(batch: Batch, dtype: Any) -> Batch:
-    """The batch with floats of a dtype."""
-
-    def cast(array: Any) -> Any:
-        return array.astype(dtype) if array is not None and array.dtype.kind == "f" else array
-
-    return batch if dtype is None else replace(batch, input=cast(batch.input), hx=map_arrays(batch.hx, cast))
 
 
 def _flat(results: Any) -> tuple[Any, ...]:
