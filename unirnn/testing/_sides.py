@@ -20,7 +20,7 @@ from unirnn.specs import Model, RecurrentSpec, Spec
 from ._places import arrays_by_path
 from ._tracebacks import is_for_the_test
 from .batches import Batch
-from .calling import Call, call_model, gradients_of_module, in_layout_of
+from .calling import Call, as_taken_by, call_model, gradients_of_module
 from .frameworks import framework_of, without_cudnn
 from .tolerances import TOLERANCES, tolerance
 
@@ -48,9 +48,7 @@ class Side:
     def __init__(self, label: str, model: Any, batch: Batch, call: Call | None) -> None:
         self.label, self.model, self.call = label, model, call
         self.framework = framework_of(model)
-        weights = self.framework.all_weights(model) or {}
-        dtypes = [array.dtype for array in weights.values() if array.dtype.kind == "f"]
-        self.batch = _in_dtype(in_layout_of(model, batch), dtypes[0] if dtypes else None)
+        self.batch = as_taken_by(model, batch, self.framework.all_weights(model))
         own = getattr(model, "spec", None)
         self.is_built = isinstance(own, Spec)
         self.snapshot = snapshot_of(model)
@@ -162,13 +160,6 @@ class Side:
 
 
 # ---- the batch and the results -------------------------------------------------------------------
-
-
-def _in_dtype(batch: Batch, dtype: Any) -> Batch:
-    """The batch with floats of a dtype."""
-    if dtype is None:
-        return batch
-    return batch.changed(lambda array: array.astype(dtype) if array.dtype.kind == "f" else array)
 
 
 def _flat(results: Any) -> tuple[Any, ...]:

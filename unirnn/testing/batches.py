@@ -41,6 +41,12 @@ class Batch:
     num_tokens
         The number of tokens of an input of tokens; None if it has features.
 
+    Raises
+    ------
+    ShapeError
+        If the input has less than two axes, or there are not as many lengths and resets as it says, or a length is not
+        in 0..T.
+
     Examples
     --------
     >>> import numpy as np
@@ -56,6 +62,24 @@ class Batch:
     resets: NDArray[np.bool_] | None = None
     batch_first: bool = True
     num_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.input, "shape"):  # the model's framework has arrays of its own
+            object.__setattr__(self, "input", np.asarray(self.input))
+        if len(self.input.shape) < 2:
+            raise ShapeError(f"input: given shape {tuple(self.input.shape)}, expected (B, T, ...), or (T, B, ...)")
+        if self.seq_length is not None:
+            lengths = np.asarray(self.seq_length)
+            if lengths.shape != (self.batch_size,) or lengths.dtype.kind not in "iu":
+                given = f"{lengths.dtype} of shape {lengths.shape}"
+                raise ShapeError(f"seq_length: given {given}, expected integers of shape ({self.batch_size},)")
+            if lengths.min(initial=0) < 0 or lengths.max(initial=0) > self.steps:
+                raise ShapeError(f"seq_length: given {lengths.tolist()}, expected 0 to T = {self.steps}")
+            object.__setattr__(self, "seq_length", lengths)
+        if self.resets is not None:
+            object.__setattr__(self, "resets", np.asarray(self.resets, bool))
+            if self.resets.shape != tuple(self.input.shape[:2]):
+                raise ShapeError(f"resets: given shape {self.resets.shape}, expected {tuple(self.input.shape[:2])}")
 
     @property
     def batch_size(self) -> int:

@@ -1,6 +1,7 @@
 """One way to work with a model of any framework: to call it on arrays, to take gradients, and to watch its layers."""
 
 import copy
+import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,11 +14,12 @@ from unirnn import registry
 from unirnn.contract.backend import Backend, Watched
 from unirnn.errors import ArgumentError, LimitError
 from unirnn.registry import to_numpy
+from unirnn.specs import Spec
 
 if TYPE_CHECKING:
     from ._keras import KerasFramework
 
-__all__ = ["Framework", "framework_of", "gradient", "native", "to_numpy", "without_cudnn"]
+__all__ = ["Framework", "framework_of", "generators_kept", "gradient", "native", "to_numpy", "without_cudnn"]
 
 Array = NDArray[Any]
 
@@ -73,7 +75,7 @@ def framework_of(model: Any) -> Framework:
     Raises
     ------
     ArgumentError
-        If it can't be called.
+        If it can't be called, or is a class or a spec, which stand for models that are not yet made.
 
     Examples
     --------
@@ -81,6 +83,10 @@ def framework_of(model: Any) -> Framework:
     >>> framework_of(unirnn.GRUSpec(3, 4).build("numpy")).name, framework_of(lambda x, lengths: x).name
     ('numpy', 'numpy')
     """
+    if isinstance(model, Spec):
+        raise ArgumentError(f"model: given the spec {model!r}, expected what its build(...) gives")
+    if isinstance(model, type):
+        raise ArgumentError(f"model: given the class {model.__qualname__}, expected an object of it")
     if not callable(model):
         raise ArgumentError(f"model: given {type(model).__name__}, expected something that can be called")
     own = registry.packages(model)
@@ -160,3 +166,17 @@ def gradient(
     loaded = registry.load(backend) if isinstance(backend, str) else backend
     given = [loaded.from_numpy(np.asarray(array), module) for array in arrays]
     return loaded.gradient(function, given, module)
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """The generators of random numbers of Python, of NumPy and of torch are as before after the context."""
+    own, numpy_state = random.getstate(), np.random.get_state()
+    torch = sys.modules.get("torch")
+    devices = range(torch.cuda.device_count()) if torch is not None and torch.cuda.is_initialized() else ()
+    try:
+        with nullcontext() if torch is None else torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(own)
+        np.random.set_state(numpy_state)
