@@ -19,6 +19,7 @@ MARKER = (
     "rnn_backend(*names, devices=(), dtypes=()): the backends, devices and dtypes for which the fixture rnn_backend "
     "runs a test; those that the options leave out, or that are not installed, are skipped."
 )
+OPTIONS = ("rnn_backends", "rnn_devices", "rnn_dtypes")
 MADE = pytest.StashKey["dict[str, list[Subject | Missing]]"]()
 
 
@@ -47,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Refuse wrong options before any test is collected."""
-    if any(session.config.getoption(name) for name in ("rnn_backends", "rnn_devices", "rnn_dtypes")):
+    if any(session.config.getoption(name) is not None for name in OPTIONS):
         from unirnn.errors import UnirnnError
 
         try:
@@ -75,13 +76,18 @@ def _under_test(config: pytest.Config, marked: Sequence[str], given: Mapping[str
     from unirnn.errors import ArgumentError
     from unirnn.testing.subjects import Missing
 
-    if not set(given) <= {"devices", "dtypes"}:
-        raise ArgumentError(f"rnn_backend: given {', '.join(given)}, expected names of backends, devices= and dtypes=")
-    named = _names(config.getoption("rnn_backends"))
+    if not set(given) <= {"devices", "dtypes"} or not all(isinstance(name, str) for name in marked):
+        wrong = ", ".join([*(repr(name) for name in marked if not isinstance(name, str)), *given])
+        raise ArgumentError(f"rnn_backend: given {wrong}, expected names of backends, devices= and dtypes=")
+    for option in OPTIONS:
+        text = config.getoption(option)
+        if text is not None and not _names(text):  # such as a variable of a shell that is not set
+            raise ArgumentError(f"--{option.replace('_', '-')}: given {text!r}, expected at least one name")
+    marked, named = _names(",".join(marked)), _names(config.getoption("rnn_backends"))
     is_named = named not in ([], ["all"])
     found = _subjects(
         config,
-        named if is_named else list(marked) or named or None,
+        named if is_named else marked or named or None,
         _names(given.get("devices") or config.getoption("rnn_devices")),
         _names(given.get("dtypes") or config.getoption("rnn_dtypes")),
     )
@@ -89,7 +95,7 @@ def _under_test(config: pytest.Config, marked: Sequence[str], given: Mapping[str
     if is_named and absent:
         raise ArgumentError(f"--rnn-backends: {absent[0].reason}")
     if is_named and marked:
-        found = [one for one in found if one.name in {text.partition("[")[0] for text in marked}]
+        found = [one for one in found if one.name in {text.partition("[")[0].strip() for text in marked}]
     # Where nothing is left, pytest would say no more than that there are no parameters.
     names = ", ".join(marked)
     none = f"the test is for {names}, and --rnn-backends={config.getoption('rnn_backends')} leaves that out"
@@ -100,15 +106,16 @@ def _subjects(
     config: pytest.Config, names: list[str] | None, devices: list[str], dtypes: list[str]
 ) -> "list[Subject | Missing]":
     """The backends to test, the same objects for all tests of a run, so that pytest makes the fixture once for each."""
-    from unirnn.testing.subjects import Subject, launch_blocking, subjects
+    from unirnn.testing.subjects import Subject, checked, launch_blocking, subjects
 
     made = config.stash.setdefault(MADE, {})
     key = repr((names, devices, dtypes))
     if key not in made:
         is_asynchronous = bool(config.getoption("rnn_asynchronous"))
-        made[key] = subjects(names, devices, dtypes, is_brief=is_asynchronous)
-        if not is_asynchronous and any(isinstance(one, Subject) and one.name == "mindspore" for one in made[key]):
-            launch_blocking()
+        found = subjects(names, devices, dtypes, is_brief=is_asynchronous)
+        if not is_asynchronous and any(isinstance(one, Subject) and one.name == "mindspore" for one in found):
+            launch_blocking()  # before it runs an operator
+        made[key] = [checked(one) if isinstance(one, Subject) else one for one in found]
     return made[key]
 
 
@@ -123,6 +130,9 @@ def rnn_backend(request: pytest.FixtureRequest) -> "Subject":
     """A backend under test; see `unirnn.testing.Subject`."""
     from unirnn.testing.subjects import Missing
 
+    if not hasattr(request, "param"):
+        text = "rnn_backend: asked for by getfixturevalue or by a unittest.TestCase, which pytest can't run for each "
+        pytest.fail(f"{text}backend; name it among the arguments of a test", pytrace=False)
     found = request.param
     if isinstance(found, Missing):
         pytest.skip(found.reason)

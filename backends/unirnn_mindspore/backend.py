@@ -188,6 +188,17 @@ class MindSporeBackend(Backend):
         return by_input, dict(zip(weights, gradients[len(floats) :], strict=True))
 
     @contextmanager
+    def restored(self, module: Any) -> Iterator[Any]:
+        weights = {names[0]: array.copy() for names, array in (self.all_weights(module) or {}).items()}
+        modes = [(cell, cell.training) for _, cell in module.cells_and_names()]
+        try:
+            yield module
+        finally:
+            self.write_some(module, weights)
+            for cell, mode in modes:  # a cell comes before those in it, whose modes it sets
+                cell.set_train(mode)
+
+    @contextmanager
     def watch(self, module: Any) -> Iterator[list[Watched]]:
         found: list[Watched] = []
 

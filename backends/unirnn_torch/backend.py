@@ -216,6 +216,27 @@ class TorchBackend(Backend):
         return by_input, {name: self.to_numpy(gradient) for name, gradient in zip(weights, found, strict=True)}
 
     @contextmanager
+    def restored(self, module: Any) -> Iterator[Any]:
+        modes = [(layer, layer.training) for layer in module.modules()]
+        weights = [(weight, weight.requires_grad, weight.detach().clone()) for weight in module.parameters()]
+        buffers = [
+            (layer, name, buffer, buffer.clone())
+            for layer in module.modules()
+            for name, buffer in layer.named_buffers(recurse=False)
+        ]
+        try:
+            yield module
+        finally:
+            for weight, is_trained, before in weights:
+                weight.data.copy_(before)
+                weight.requires_grad_(is_trained)
+            for layer, name, buffer, before in buffers:
+                buffer.data.copy_(before)
+                setattr(layer, name, buffer)  # another one may have taken its place
+            for layer, mode in modes:
+                layer.training = mode
+
+    @contextmanager
     def watch(self, module: Any) -> Iterator[list[Watched]]:
         found: list[Watched] = []
 

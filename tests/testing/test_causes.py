@@ -37,7 +37,7 @@ from unirnn.testing.causes import (
     weights_cause,
 )
 from unirnn.testing.causes.layers import LayerTrial, layer_hypotheses
-from unirnn.testing.causes.numbers import close
+from unirnn.testing.causes.numbers import is_close
 from unirnn.testing.causes.recurrent import agrees, trial_of
 from unirnn.testing.causes.recurrent_mistakes import hypotheses
 
@@ -241,7 +241,7 @@ def test_each_mistake_of_another_layer_is_recognised(spec: Spec, training: bool)
         with np.errstate(all="ignore"):
             outputs = list(candidates(trial))
         for output in outputs:
-            if not close(output, right, TOLERANCE):
+            if not is_close(output, right, TOLERANCE):
                 found = layer_cause(
                     spec, trial.weights, trial.input, trial.lengths, output, TOLERANCE, training=training
                 )

@@ -103,6 +103,9 @@ def test_modes(make: Any) -> None:
     for mode in (True, False):
         framework.set_training(model, mode)
         assert model.encoder[2].training is mode
+    with framework.restored(model) as net:
+        framework.set_training(net, True)
+    assert model.encoder[2].training is False
 
 
 def test_seeds_of_torch_and_numpy() -> None:

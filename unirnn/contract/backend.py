@@ -5,6 +5,7 @@ native modules. Everything before that (names, validation, weights, devices) and
 conformance suite) is the core's, and works on NumPy arrays.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -269,7 +270,15 @@ class Backend(ABC):
         named = zip(given, found, strict=True)
         return {**{name: gradient for name, gradient in named if gradient is not None}, **weights}
 
-    # These three are for the test kit, and take any module of the framework, not only those that unirnn built.
+    # These four are for the test kit, and take any module of the framework, not only those that unirnn built.
+
+    @contextmanager
+    def restored(self, module: Any) -> Iterator[Any]:
+        """A module to run: what a run changes, such as its mode and running statistics, is as before afterwards.
+
+        By default it is a copy, which has its own generators of random numbers.
+        """
+        yield copy.deepcopy(module)
 
     @contextmanager
     def watch(self, module: Any) -> Iterator[list[Watched]]:

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from unirnn.specs import RecurrentSpec, Spec
 
-__all__ = ["Difference", "difference", "place_in_state", "side_with_nan"]
+from .tolerances import gaps, largest
+
+__all__ = ["Difference", "difference", "place_in_state"]
 
 Array = NDArray[Any]
 Place = Callable[[tuple[int, ...]], str]
@@ -25,7 +27,7 @@ class Difference:
     what
         Such as ``output``.
     size
-        The largest difference, relative to the largest value in b; NaN if one of them has a NaN.
+        The largest difference, relative to the largest value in b; infinite if only one is NaN somewhere.
     tolerance
         How large it may be.
     where
@@ -61,7 +63,8 @@ class Difference:
         )
 
 
-def side_with_nan(a: Array, b: Array) -> str:
+def _side_with_nan(a: Array, b: Array) -> str:
+    """Which of the two has a NaN; empty if both have one, or none."""
     has = [bool(np.isnan(array).any()) if array.dtype.kind == "f" else False for array in (a, b)]
     return "" if has[0] == has[1] else "a" if has[0] else "b"
 
@@ -74,17 +77,12 @@ def difference(
         return
     if a.dtype.kind != "f" and b.dtype.kind != "f":  # integers and flags are not rounded
         tolerance = 0.0
-    wide_a, wide_b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    both = (np.isnan(wide_a) & np.isnan(wide_b)) | (wide_a == wide_b)  # also equal infinities
-    wide_a, wide_b = np.where(both, 0, wide_a), np.where(both, np.where(np.isfinite(wide_b), wide_b, 0), wide_b)
-    wide_a = np.where(both, wide_b, wide_a)
-    scale = max(float(np.abs(wide_b[np.isfinite(wide_b)]).max(initial=0.0)), least) or 1.0
-    wrong = np.argwhere(~(np.abs(wide_a - wide_b) <= tolerance * scale))
+    off, scale = gaps(a, b), max(largest(b), least) or 1.0
+    wrong = np.argwhere(off > tolerance * scale)
     if len(wrong):
         first = wrong[np.lexsort(wrong[:, :2].T)][0] if wrong.shape[1] > 1 else wrong[0]
-        size = float(np.abs(wide_a - wide_b).max() / scale)
-        nan = side_with_nan(wide_a, wide_b)
-        yield Difference(what, size, tolerance, place(tuple(int(k) for k in first)), nan=nan)
+        where = place(tuple(int(k) for k in first))
+        yield Difference(what, float(off.max() / scale), tolerance, where, nan=_side_with_nan(a, b))
 
 
 def place_in_state(spec: Spec | None, at: tuple[int, ...]) -> str:

@@ -81,7 +81,7 @@ def _first_layer(a: Side, b: Side, tolerance: float) -> _First | None:
         if len(leaves[0]) != len(leaves[1]):
             return None
         pairs = list(zip(*leaves, strict=True))
-    given, before = _first_batch(b), ""
+    given, before = b.batch.in_layout(True), ""
     for path_a, path_b in pairs:
         (kind, own), (_, right) = found_a[path_a], found_b[path_b]
         after = _after(given, b.spec, path_b, right[0]) if right else given
@@ -104,15 +104,6 @@ def _zeroed(results: list[Array], batch: Batch) -> list[Array]:
         return results
     padding = batch.padding.reshape(*batch.padding.shape, *[1] * (results[0].ndim - 2))
     return [np.where(padding, 0, results[0]), *results[1:]]
-
-
-def _first_batch(side: Side) -> Batch:
-    """The batch of a side, with its axes B and T in this order."""
-    batch = side.batch
-    if batch.batch_first:
-        return batch
-    resets = None if batch.resets is None else batch.resets.T
-    return replace(batch, input=batch.input.swapaxes(0, 1), resets=resets, batch_first=True)
 
 
 def _after(given: Batch, spec: Spec | None, path: str, output: Array) -> Batch:
@@ -190,7 +181,7 @@ def _cause(a: Side, b: Side, first: _First | None, tolerance: float) -> tuple[st
     sides = (a, b)
     if first is None:
         snapshots = [side.snapshot for side in sides]
-        results, batches = [a.results, b.results], [_first_batch(side) for side in sides]
+        results, batches = [a.results, b.results], [side.batch.in_layout(True) for side in sides]
     else:
         snapshots = [_snapshot_of_layer(side, path) for side, path in zip(sides, first.paths, strict=True)]
         results, batches = list(first.results), [replace(first.given, hx=None)] * 2
@@ -198,7 +189,7 @@ def _cause(a: Side, b: Side, first: _First | None, tolerance: float) -> tuple[st
         snapshot, own, given = snapshots[source], results[k], batches[k]
         if snapshot is None or not own:
             continue
-        counts = first is None and sides[k].is_ours  # what stands in the padding of the output
+        counts = first is None and sides[k].is_built  # what stands in the padding of the output
         for found in [own] if counts else [own, _zeroed(own, given)]:
             cause = _cause_of_layer(snapshot, given, found, tolerance)
             if cause is not None and (counts or cause != NOT_ZEROED):
@@ -247,7 +238,7 @@ def _cause_of_gradients(a: Side, b: Side, tolerance: float) -> tuple[str, str] |
             cause = _cause_of_recurrent_gradients(side, snapshot, tolerance)
             if cause is not None:
                 return side.label, cause
-    batch = _first_batch(b)
+    batch = b.batch.in_layout(True)
     right = {name: d for name, d in b.found.items() if d is not None and name in a.found}
     cause = gradient_cause(a.found, right, tolerance, padding=batch.padding)
     return None if cause is None else (a.label, cause)
@@ -256,22 +247,15 @@ def _cause_of_gradients(a: Side, b: Side, tolerance: float) -> tuple[str, str] |
 def _cause_of_recurrent_gradients(side: Side, snapshot: Snapshot, tolerance: float) -> str | None:
     """The usual cause of the gradients of a recurrent layer, with the oracle."""
     spec = replace(snapshot.spec, batch_first=True, dropout=0.0)
-    batch, found = _first_batch(side), dict(side.found or {})
+    batch, found = side.batch.in_layout(True), dict(side.found or {})
     if len(side.cotangents) != 1 + len(spec.states) or batch.resets is not None:
         return None
     shapes = spec.state_shapes(batch.batch_size)
     hx = state_parts(spec, batch.hx) or tuple(np.zeros(shape) for shape in shapes.values())
-    names = _names_of_state(spec)
+    names = oracle.names_of_state(spec)
     arrays: dict[str, Array] = {"input": batch.input, **dict(zip(names.values(), hx, strict=True)), **snapshot.weights}
     wide = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
     renamed = {names.get(name, name): array for name, array in found.items()}
     # What was not asked for is taken to be right.
     renamed = {**oracle.gradients(spec, wide, batch.lengths, tuple(side.cotangents)), **renamed}
     return recurrent_gradient_cause(spec, wide, batch.lengths, tuple(side.cotangents), renamed, tolerance)
-
-
-def _names_of_state(spec: RecurrentSpec) -> dict[str, str]:
-    """The names of the oracle for the parts of the initial state, by those of a call."""
-    if len(spec.states) == 1:
-        return {"hx": "h_0"}
-    return {f"hx[{k}]": f"{name}_0" for k, name in enumerate(spec.states)}

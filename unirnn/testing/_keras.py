@@ -3,7 +3,7 @@
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -119,10 +119,14 @@ class KerasFramework:
         """All variables: the states of its own generators of random numbers are among them."""
         return {(variable.path,): self.to_numpy(variable.value) for variable in module.variables}
 
-    def write_some(self, module: Any, weights: Mapping[str, Array]) -> None:
-        for variable in module.variables:
-            if variable.path in weights:
-                variable.assign(weights[variable.path])
+    @contextmanager
+    def restored(self, module: Any) -> Iterator[Any]:
+        before = [(variable, self.to_numpy(variable.value).copy()) for variable in module.variables]
+        try:
+            yield module
+        finally:
+            for variable, value in before:
+                variable.assign(value)
 
 
 def _is_traced(value: Any) -> bool:

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .batches import Batch
+from .tolerances import gaps, largest
 
-__all__ = ["Difference", "Places", "arrays_by_path", "difference", "difference_alone", "find_places"]
+__all__ = ["Deviation", "Places", "arrays_by_path", "deviation", "deviation_alone", "find_places"]
 
 Array = NDArray[Any]
 
@@ -144,7 +145,7 @@ def _valid_steps(axis: int, size: int, alone: Mapping[int, Array], batch: Batch)
 
 
 @dataclass(frozen=True)
-class Difference:
+class Deviation:
     """How much an array moved, and where first.
 
     Parameters
@@ -164,9 +165,9 @@ class Difference:
     text: str = ""
 
 
-def difference(
+def deviation(
     base: Array, other: Array, places: Places, batch: Batch, tolerance: float, floor: float = 0.0
-) -> Difference | None:
+) -> Deviation | None:
     """What moved at the valid places; None if nothing did, within the tolerance.
 
     Parameters
@@ -190,13 +191,13 @@ def difference(
             cut[axis] = slice(before.shape[axis])
         after = after[tuple(cut)]
     if before.shape != after.shape:
-        return Difference(np.inf, 0, text=f"its shape {base.shape} became {other.shape}")
+        return Deviation(np.inf, 0, text=f"its shape {base.shape} became {other.shape}")
     return _compare(before, after, places.valid(), places, tolerance, floor)
 
 
-def difference_alone(
+def deviation_alone(
     base: Array, other: Array, b: int, places: Places, batch: Batch, tolerance: float, floor: float = 0.0
-) -> Difference | None:
+) -> Deviation | None:
     """The same between sequence b in the batch, and alone without its padding."""
     if places.batch_axis is None:
         return None  # it has no part that is this sequence's
@@ -219,20 +220,14 @@ def difference_alone(
 
 def _compare(
     before: Array, after: Array, valid: NDArray[np.bool_], places: Places, tolerance: float, floor: float
-) -> Difference | None:
+) -> Deviation | None:
     if before.dtype.kind not in "fiub":  # complex numbers, and what is no number at all
         moved = (before != after) & valid
         off = moved.astype(np.float64)
-        largest = 1.0
+        most = 1.0
     else:
-        old, new = np.asarray(before, np.float64), np.asarray(after, np.float64)
-        with np.errstate(invalid="ignore"):
-            off = np.asarray(np.abs(new - old))
-        off[(old == new) | (np.isnan(old) & np.isnan(new))] = 0
-        off[np.isnan(off)] = np.inf  # NaN came or went
-        finite = np.abs(old[valid & np.isfinite(old)])
-        largest = float(finite.max()) if finite.size else 0.0
-        limit = tolerance * max(largest, floor) if before.dtype.kind == "f" else 0.0
+        off, most = gaps(before, after), largest(np.asarray(before[valid], np.float64))
+        limit = tolerance * max(most, floor) if before.dtype.kind == "f" else 0.0
         moved = (off > limit) & valid
     if not moved.any():
         return None
@@ -248,4 +243,4 @@ def _compare(
     step, sequence = min(rows, key=lambda row: (row[0] or 0, row[1] or 0))
     size = float(off[moved].max())
     text = "became NaN" if np.isinf(size) and np.isnan(after[moved].astype(np.float64)).any() else ""
-    return Difference(size, largest, sequence, step, text)
+    return Deviation(size, most, sequence, step, text)

@@ -2,8 +2,8 @@
 
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,16 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 import unirnn
-from unirnn.contract.backend import Backend, leaves, map_arrays, with_leaves
+from unirnn.contract.backend import leaves, with_leaves
 from unirnn.devices import Device, short_name
 from unirnn.errors import LimitError, UnirnnError
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.specs import Model, RecurrentSpec, Spec
 
+from ._places import arrays_by_path
 from ._tracebacks import is_for_the_test
 from .batches import Batch
-from .calling import Call, call_model, in_layout_of
-from .frameworks import framework_of, kept
+from .calling import Call, as_taken_by, call_model, gradients_of_module
+from .frameworks import framework_of, without_cudnn
 from .tolerances import TOLERANCES, tolerance
 
 __all__ = ["Side", "snapshot_of"]
@@ -47,11 +48,9 @@ class Side:
     def __init__(self, label: str, model: Any, batch: Batch, call: Call | None) -> None:
         self.label, self.model, self.call = label, model, call
         self.framework = framework_of(model)
-        weights = self.framework.all_weights(model) or {}
-        dtypes = [array.dtype for array in weights.values() if array.dtype.kind == "f"]
-        self.batch = _in_dtype(in_layout_of(model, batch), dtypes[0] if dtypes else None)
+        self.batch = as_taken_by(model, batch, self.framework.all_weights(model))
         own = getattr(model, "spec", None)
-        self.is_ours = isinstance(own, Spec)
+        self.is_built = isinstance(own, Spec)
         self.snapshot = snapshot_of(model)
         self.spec: Spec | None = own if isinstance(own, Spec) else getattr(self.snapshot, "spec", None)
         self.results: list[Array] = []
@@ -62,7 +61,7 @@ class Side:
 
     def __str__(self) -> str:
         spec, own = self.spec, getattr(self.model, "__qualname__", type(self.model).__qualname__)
-        name = repr(spec) if isinstance(spec, RecurrentSpec) else type(spec).__name__ if self.is_ours else own
+        name = repr(spec) if isinstance(spec, RecurrentSpec) else type(spec).__name__ if self.is_built else own
         return f"{self.label} ({name} of {self.framework.name})"
 
     def run(self) -> None:
@@ -88,7 +87,7 @@ class Side:
     def gradients(self, cotangents: list[Array]) -> Gradients | None:
         """Gradients of the sum of results times cotangents, `(B, T, ...)`, by name; None if there are none."""
         factors = [self._in_own_layout(k, d) for k, d in enumerate(cotangents)]
-        with self._evaluating() as net, _gradients_in_evaluation(self.framework.name):
+        with self._evaluating() as net, without_cudnn():
             given = leaves({"input": self.batch.input, "hx": self.batch.hx})
             native = [self.framework.from_numpy(array, net) for array in given.values()]
             weights = [self.framework.from_numpy(factor, net) for factor in factors]
@@ -102,25 +101,12 @@ class Side:
             try:
                 by_array, by_name = self.framework.gradient(weighted, native, net)
             except LimitError:
-                return self._gradients_of_call(net, factors)
-        found: Gradients = dict(zip(given, by_array, strict=True))
+                found = None if self.call is not None else gradients_of_module(self.framework, net, self.batch, factors)
+                return None if found is None else self._named({**found})
+        by_argument: Gradients = dict(zip(given, by_array, strict=True))
         if self.batch.num_tokens is not None or self.batch.input.dtype.kind != "f":
-            del found["input"]
-        return self._named({**found, **by_name})
-
-    def _gradients_of_call(self, net: Any, factors: list[Array]) -> Gradients | None:
-        """The gradients of a backend that has them of its own modules only."""
-        spec = self.spec if self.is_ours else None
-        if not isinstance(self.framework, Backend) or spec is None or isinstance(spec, Model) or self.call is not None:
-            return None
-        b = self.batch
-        arguments = {"input": b.input, "hx": b.hx, "seq_length": b.seq_length, "resets": b.resets}
-        if not isinstance(spec, RecurrentSpec):
-            arguments["return_state"] = bool(spec.stateful)
-        try:
-            return self._named(dict(self.framework.gradients(net, arguments, factors)))
-        except LimitError:
-            return None
+            del by_argument["input"]
+        return self._named({**by_argument, **by_name})
 
     def _named(self, gradients: Gradients) -> Gradients:
         """The gradient of the input as `(B, T, ...)`."""
@@ -132,17 +118,13 @@ class Side:
     @contextmanager
     def _evaluating(self) -> Iterator[Any]:
         """The model in evaluation; after the context it is as it was."""
-        with kept(self.framework, self.model) as net:
+        with self.framework.restored(self.model) as net:
             self.framework.set_training(net, False)
             yield net
 
     def _native(self, net: Any) -> Batch:
         """The batch with arrays of the framework."""
-
-        def native(array: Any) -> Any:
-            return None if array is None else self.framework.from_numpy(array, net)
-
-        return replace(self.batch, input=native(self.batch.input), hx=map_arrays(self.batch.hx, native))
+        return self.batch.changed(lambda array: self.framework.from_numpy(array, net))
 
     def _canonical(self, arrays: list[Array]) -> list[Array]:
         """The arrays of a result, the first of them with the batch as its first axis."""
@@ -167,7 +149,7 @@ class Side:
     def valid(self, output: Array) -> NDArray[np.bool_] | None:
         """Where an output, `(B, T', ...)`, is valid; None if it has no steps, or nobody knows which."""
         lengths = self.batch.lengths
-        if self.is_ours and self.spec is not None and not isinstance(self.spec, Model):
+        if self.is_built and self.spec is not None and not isinstance(self.spec, Model):
             if self.spec.ends_steps:
                 return None
             lengths = self.spec.output_lengths(lengths)
@@ -180,29 +162,9 @@ class Side:
 # ---- the batch and the results -------------------------------------------------------------------
 
 
-def _in_dtype(batch: Batch, dtype: Any) -> Batch:
-    """The batch with floats of a dtype."""
-
-    def cast(array: Any) -> Any:
-        return array.astype(dtype) if array is not None and array.dtype.kind == "f" else array
-
-    return batch if dtype is None else replace(batch, input=cast(batch.input), hx=map_arrays(batch.hx, cast))
-
-
 def _flat(results: Any) -> tuple[Any, ...]:
     """The arrays of nested results, in their order."""
-    found: list[Any] = []
-
-    def add(value: Any) -> None:
-        if hasattr(value, "shape") and hasattr(value, "dtype"):
-            found.append(value)
-
-    map_arrays(vars(results) if _is_record(results) else results, add)
-    return tuple(found)
-
-
-def _is_record(results: Any) -> bool:
-    return hasattr(results, "__dataclass_fields__") and not isinstance(results, Mapping)
+    return tuple(value for value in arrays_by_path(results).values() if hasattr(value, "shape"))
 
 
 def _padded(results: Any, batch: Batch) -> Any:
@@ -226,9 +188,3 @@ def _device_of(array: Any) -> Device | None:
     if name.startswith(("cuda", "gpu")):
         return Device("gpu")
     return Device("ascend") if name.startswith(("npu", "ascend")) else None
-
-
-def _gradients_in_evaluation(framework: str) -> AbstractContextManager[Any]:
-    """Without cuDNN, which has gradients of recurrent layers only while training."""
-    torch = sys.modules.get("torch") if framework in ("torch", "keras") else None
-    return nullcontext() if torch is None else torch.backends.cudnn.flags(enabled=False)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unirnn.contract.backend import map_arrays
 from unirnn.contract.call import join_state
 from unirnn.contract.models import check_takes_resets, is_batch_first
 from unirnn.errors import ArgumentError, ShapeError
@@ -40,6 +41,12 @@ class Batch:
     num_tokens
         The number of tokens of an input of tokens; None if it has features.
 
+    Raises
+    ------
+    ShapeError
+        If the input has less than two axes, or there are not as many lengths and resets as it says, or a length is not
+        in 0..T.
+
     Examples
     --------
     >>> import numpy as np
@@ -55,6 +62,24 @@ class Batch:
     resets: NDArray[np.bool_] | None = None
     batch_first: bool = True
     num_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.input, "shape"):  # the model's framework has arrays of its own
+            object.__setattr__(self, "input", np.asarray(self.input))
+        if len(self.input.shape) < 2:
+            raise ShapeError(f"input: given shape {tuple(self.input.shape)}, expected (B, T, ...), or (T, B, ...)")
+        if self.seq_length is not None:
+            lengths = np.asarray(self.seq_length)
+            if lengths.shape != (self.batch_size,) or lengths.dtype.kind not in "iu":
+                given = f"{lengths.dtype} of shape {lengths.shape}"
+                raise ShapeError(f"seq_length: given {given}, expected integers of shape ({self.batch_size},)")
+            if lengths.min(initial=0) < 0 or lengths.max(initial=0) > self.steps:
+                raise ShapeError(f"seq_length: given {lengths.tolist()}, expected 0 to T = {self.steps}")
+            object.__setattr__(self, "seq_length", lengths)
+        if self.resets is not None:
+            object.__setattr__(self, "resets", np.asarray(self.resets, bool))
+            if self.resets.shape != tuple(self.input.shape[:2]):
+                raise ShapeError(f"resets: given shape {self.resets.shape}, expected {tuple(self.input.shape[:2])}")
 
     @property
     def batch_size(self) -> int:
@@ -83,6 +108,18 @@ class Batch:
         input[self.padding] = value
         return replace(self, input=input)
 
+    def changed(self, change: Callable[[Any], Any]) -> "Batch":
+        """The same batch with its input and each part of its state changed."""
+        hx = None if self.hx is None else map_arrays(self.hx, change)
+        return replace(self, input=change(self.input), hx=hx)
+
+    def in_layout(self, batch_first: bool) -> "Batch":
+        """The same batch with B or T as its first axis."""
+        if batch_first == self.batch_first:
+            return self
+        resets = None if self.resets is None else self.resets.T
+        return replace(self, input=self.input.swapaxes(0, 1), resets=resets, batch_first=batch_first)
+
     def with_more_padding(self, steps: int, value: float = 0) -> "Batch":
         """The same sequences, with further steps of padding at their end."""
         axis = 1 if self.batch_first else 0
@@ -99,7 +136,7 @@ class Batch:
         valid = slice(self.lengths[b])
         at = (slice(b, b + 1), valid) if self.batch_first else (valid, slice(b, b + 1))
         resets = None if self.resets is None else self.resets[at]
-        hx = _mapped(lambda part: part[:, b : b + 1], self.hx)
+        hx = None if self.hx is None else map_arrays(self.hx, lambda part: part[:, b : b + 1])
         return replace(self, input=self.input[at], seq_length=self.lengths[b : b + 1], hx=hx, resets=resets)
 
 
@@ -226,10 +263,3 @@ def _draw_state(spec: Spec | None, batch_size: int, draw: Callable[[tuple[int, .
         join_state([draw(shape) for shape in leaf.state_shapes(batch_size).values()]) for leaf in spec.stateful.values()
     )
     return states[0] if isinstance(spec, RecurrentSpec) else states
-
-
-def _mapped(function: Callable[[Array], Array], state: Any) -> Any:
-    """The same nesting of tuples, with other arrays; None stays None."""
-    if isinstance(state, tuple):
-        return tuple(_mapped(function, part) for part in state)
-    return None if state is None else function(state)

@@ -4,22 +4,23 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unirnn import registry
+from unirnn.contract.backend import Backend
 from unirnn.contract.models import is_batch_first
-from unirnn.errors import ArgumentError
+from unirnn.errors import ArgumentError, LimitError
 from unirnn.specs import Model, RecurrentSpec, Spec
 
 from ._tracebacks import is_for_the_test
 from .batches import Batch
+from .frameworks import Framework
 
-__all__ = ["Call", "call_model", "in_layout_of"]
+__all__ = ["Call", "as_taken_by", "call_model", "gradients_of_module", "in_layout_of"]
 
 __tracebackhide__ = is_for_the_test
 
@@ -90,13 +91,10 @@ def call_model(model: Any, batch: Batch, call: Call | None = None) -> Any:
         if batch.hx is not None or batch.resets is not None:
             raise ArgumentError("call: given together with a batch with hx or resets, expected a batch without them")
         return call(model, batch.input, lengths)
-    spec = getattr(model, "spec", None)
-    if isinstance(spec, Spec) and not isinstance(spec, Model):
-        given = {"hx": batch.hx, "seq_length": batch.seq_length, "resets": batch.resets}
-        if isinstance(spec, RecurrentSpec):
-            return model(batch.input, **given)
-        return model(batch.input, **given, return_state=bool(spec.stateful))
-    if not isinstance(spec, Spec) and _is_recurrent_layer_of_torch(model):
+    built = _arguments_of_module(model, batch)
+    if built is not None:
+        return model(**built)
+    if not isinstance(getattr(model, "spec", None), Spec) and _is_recurrent_layer_of_torch(model):
         return _call_packed(model, batch)
     arguments = _named_arguments(model, batch, lengths)
     if not _is_of_keras(model):
@@ -129,15 +127,57 @@ def in_layout_of(model: Any, batch: Batch) -> Batch:
     """
     spec, own = getattr(model, "spec", None), getattr(model, "batch_first", None)
     wanted = is_batch_first(spec) if isinstance(spec, Spec) else True if _is_of_keras(model) else own
-    if not isinstance(wanted, bool) or wanted == batch.batch_first:
-        return batch
-    resets = None if batch.resets is None else batch.resets.T
-    return replace(batch, input=batch.input.swapaxes(0, 1), resets=resets, batch_first=wanted)
+    return batch.in_layout(wanted) if isinstance(wanted, bool) else batch
+
+
+def gradients_of_module(
+    framework: Framework, module: Any, batch: Batch, cotangents: Sequence[NDArray[Any]]
+) -> dict[str, NDArray[Any]] | None:
+    """The gradients that a backend has of its own modules only, see `Backend.gradients`; None if there are none.
+
+    Parameters
+    ----------
+    framework, module
+        The module, and its framework.
+    batch
+        With arrays of NumPy.
+    cotangents
+        One for each array that the module returns.
+    """
+    arguments = _arguments_of_module(module, batch)
+    if arguments is None or not isinstance(framework, Backend):
+        return None
+    try:
+        return framework.gradients(module, arguments, cotangents)
+    except (ArgumentError, LimitError):  # such as a kernel without gradients
+        return None
+
+
+def _arguments_of_module(model: Any, batch: Batch) -> dict[str, Any] | None:
+    """All arguments of a module that unirnn built from a spec of layers; None of any other model."""
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, Spec) or isinstance(spec, Model):
+        return None
+    given = {"input": batch.input, "hx": batch.hx, "seq_length": batch.seq_length, "resets": batch.resets}
+    return given if isinstance(spec, RecurrentSpec) else {**given, "return_state": bool(spec.stateful)}
+
+
+def as_taken_by(model: Any, batch: Batch, weights: Mapping[Any, NDArray[Any]] | None) -> Batch:
+    """The batch in the layout that a model takes, see `in_layout_of`, and with floats in the dtype of its weights."""
+    if not isinstance(batch, Batch) or not isinstance(batch.input, np.ndarray):
+        given = type(batch.input if isinstance(batch, Batch) else batch).__qualname__
+        raise ArgumentError(f"batch: given {given}, expected a unirnn.testing.Batch of arrays of NumPy")
+    own = in_layout_of(model, batch)
+    dtype = next((array.dtype for array in (weights or {}).values() if array.dtype.kind == "f"), None)
+    if dtype is None:
+        return own
+    return own.changed(lambda array: array.astype(dtype) if array.dtype.kind == "f" else array)
 
 
 def _named_arguments(model: Any, batch: Batch, lengths: Any) -> dict[str, Any]:
     """The arguments besides the input, by the names in the signature of the model."""
-    names = _argument_names(model)
+    parameters = _parameters(model)
+    names = tuple(parameters)
     found: dict[str, Any] = {}
     if lengths is not None:
         for name, argument in _ways_to_say_lengths(model, batch, lengths).items():
@@ -158,6 +198,13 @@ def _named_arguments(model: Any, batch: Batch, lengths: Any) -> dict[str, Any]:
                     f"{_class_name(model)} has no argument of such a name; it has {', '.join(names) or 'none'}"
                 )
             found[own[0]] = value
+    given_by_keras = ("training", "mask") if _is_of_keras(model) else ()
+    needed = [n for n, p in parameters.items() if p.default is p.empty and n not in (*found, *given_by_keras)]
+    if needed:
+        raise ArgumentError(
+            f"call: not given, and {_class_name(model)} has further arguments without a default: {', '.join(needed)}; "
+            "give call=lambda model, input, seq_length: ..."
+        )
     return found
 
 
@@ -174,14 +221,16 @@ def _ways_to_say_lengths(model: Any, batch: Batch, lengths: Any) -> dict[str, Ca
         )
     return {
         **dict.fromkeys(LENGTHS, lambda: lengths),
-        **dict.fromkeys(VALID, lambda: mask(~batch.padding)),
+        # As in torch.nn, `(B, T)` whatever the input's layout; there, `mask` is of pairs of steps.
+        **dict.fromkeys(PADDING, lambda: mask(~by_sequence)),
         "attention_mask": lambda: mask(by_sequence.astype(np.int64)),  # as in transformers, `(B, T)` of 1 and 0
-        **dict.fromkeys(PADDING, lambda: mask(~by_sequence)),  # as in torch.nn, `(B, T)` whatever the input's layout
+        **dict.fromkeys([name for name in VALID if name != "attention_mask"], lambda: mask(~batch.padding)),
     }
 
 
-def _argument_names(model: Any) -> tuple[str, ...]:
-    """The names of the arguments of a call besides the first, as the framework's own methods have them."""
+def _parameters(model: Any) -> dict[str, inspect.Parameter]:
+    """The arguments of a call besides the first, by name, as the framework's own methods have them."""
+    model = _unwrapped(model)
     spec = getattr(model, "spec", None)
     if isinstance(spec, Model):
         own: Any = spec.forward
@@ -194,9 +243,22 @@ def _argument_names(model: Any) -> tuple[str, ...]:
     try:
         parameters = list(inspect.signature(own).parameters.values())[skipped:]
     except (TypeError, ValueError):  # a function in C
-        return ()
+        return {}
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
-    return tuple(parameter.name for parameter in parameters if parameter.kind not in variable)
+    return {parameter.name: parameter for parameter in parameters if parameter.kind not in variable}
+
+
+def _unwrapped(model: Any) -> Any:
+    """The module within one of torch that passes all arguments on: of `torch.compile`, or for several devices."""
+    torch = sys.modules.get("torch")
+    while torch is not None and isinstance(model, torch.nn.Module):
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif isinstance(model, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            break
+    return model
 
 
 def _call_packed(layer: Any, batch: Batch) -> tuple[Any, Any]:
@@ -229,7 +291,8 @@ def _is_of_keras(model: Any) -> bool:
 
 
 def _like(array: NDArray[Any], other: Any) -> Any:
-    """An array of NumPy as an array of the framework, and on the device, of another."""
+    """A copy of an array of NumPy as an array of the framework, and on the device, of another."""
+    array = array.copy()  # which the model may change
     if isinstance(other, np.ndarray):
         return array
     if "mindspore" in registry.packages(other) and array.dtype == np.int64:

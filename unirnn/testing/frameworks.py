@@ -1,8 +1,10 @@
 """One way to work with a model of any framework: to call it on arrays, to take gradients, and to watch its layers."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -12,11 +14,12 @@ from unirnn import registry
 from unirnn.contract.backend import Backend, Watched
 from unirnn.errors import ArgumentError, LimitError
 from unirnn.registry import to_numpy
+from unirnn.specs import Spec
 
 if TYPE_CHECKING:
     from ._keras import KerasFramework
 
-__all__ = ["Framework", "framework_of", "gradient", "kept", "native", "to_numpy"]
+__all__ = ["Framework", "framework_of", "generators_kept", "gradient", "native", "to_numpy", "without_cudnn"]
 
 Array = NDArray[Any]
 
@@ -38,6 +41,10 @@ class PlainFramework:
         raise LimitError("numpy has no gradients of functions")
 
     @contextmanager
+    def restored(self, module: Any) -> Iterator[Any]:
+        yield copy.deepcopy(module)
+
+    @contextmanager
     def watch(self, module: Any) -> Iterator[list[Watched]]:
         yield []
 
@@ -50,9 +57,6 @@ class PlainFramework:
 
     def all_weights(self, module: Any) -> dict[tuple[str, ...], Array] | None:
         return None
-
-    def write_some(self, module: Any, weights: Mapping[str, Array]) -> None:
-        """There are none."""
 
 
 Framework: TypeAlias = "Backend | KerasFramework | PlainFramework"
@@ -71,7 +75,7 @@ def framework_of(model: Any) -> Framework:
     Raises
     ------
     ArgumentError
-        If it can't be called.
+        If it can't be called, or is a class or a spec, which stand for models that are not yet made.
 
     Examples
     --------
@@ -79,6 +83,10 @@ def framework_of(model: Any) -> Framework:
     >>> framework_of(unirnn.GRUSpec(3, 4).build("numpy")).name, framework_of(lambda x, lengths: x).name
     ('numpy', 'numpy')
     """
+    if isinstance(model, Spec):
+        raise ArgumentError(f"model: given the spec {model!r}, expected what its build(...) gives")
+    if isinstance(model, type):
+        raise ArgumentError(f"model: given the class {model.__qualname__}, expected an object of it")
     if not callable(model):
         raise ArgumentError(f"model: given {type(model).__name__}, expected something that can be called")
     own = registry.packages(model)
@@ -93,6 +101,12 @@ def framework_of(model: Any) -> Framework:
         if backend.describe(model) is not None:
             return backend
     return PlainFramework()
+
+
+def without_cudnn() -> AbstractContextManager[Any]:
+    """A context in which torch does without cuDNN, whose recurrent layers have gradients while training only."""
+    torch = sys.modules.get("torch")
+    return nullcontext() if torch is None else torch.backends.cudnn.flags(enabled=False)
 
 
 def native(array: Any, model: Any) -> Any:
@@ -155,31 +169,14 @@ def gradient(
 
 
 @contextmanager
-def kept(framework: Framework, model: Any) -> Iterator[Any]:
-    """A model to run: what the run changes, such as running statistics, is as before after the context.
-
-    A model of NumPy is a copy, with its own generators of random numbers.
-    """
-    weights = framework.all_weights(model)
-    if framework.name == "torch":  # not all buffers are of floats, or among the weights
-        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        modes = [(layer, layer.training) for layer in model.modules()]
-        try:
-            yield model
-        finally:
-            for buffer, before in buffers:
-                buffer.data.copy_(before)
-            for layer, mode in modes:
-                layer.training = mode
-    elif weights is None or framework.name not in ("keras", "mindspore"):
-        yield copy.deepcopy(model)
-    else:
-        before = {names[0]: array.copy() for names, array in weights.items()}
-        cells = [] if framework.name == "keras" else [cell for _, cell in model.cells_and_names()]
-        cell_modes = [(cell, cell.training) for cell in cells]
-        try:
-            yield model
-        finally:
-            framework.write_some(model, before)
-            for cell, mode in cell_modes:  # a cell comes before those in it, whose modes it sets
-                cell.set_train(mode)
+def generators_kept() -> Iterator[None]:
+    """The generators of random numbers of Python, of NumPy and of torch are as before after the context."""
+    own, numpy_state = random.getstate(), np.random.get_state()
+    torch = sys.modules.get("torch")
+    devices = range(torch.cuda.device_count()) if torch is not None and torch.cuda.is_initialized() else ()
+    try:
+        with nullcontext() if torch is None else torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(own)
+        np.random.set_state(numpy_state)

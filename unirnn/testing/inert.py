@@ -1,23 +1,23 @@
 """Whether the padding of a batch has an influence on a model, of any framework."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn.contract.backend import Backend, Watched
+from unirnn.contract.backend import Watched
 from unirnn.errors import ArgumentError, LimitError
-from unirnn.specs import Model, Spec
 
-from ._places import Difference, Places, arrays_by_path, difference, difference_alone, find_places
+from ._places import Deviation, Places, arrays_by_path, deviation, deviation_alone, find_places
 from ._tracebacks import is_for_the_test
 from .batches import Batch
-from .calling import Call, call_model, in_layout_of
+from .calling import Call, call_model, gradients_of_module, in_layout_of
 from .causes.padding import Symptoms, is_recurrent, layer_at, padding_cause
-from .frameworks import Framework, framework_of, kept
+from .frameworks import Framework, framework_of, without_cudnn
+from .tolerances import gaps, largest
 
 __all__ = ["padding_is_inert"]
 
@@ -101,7 +101,7 @@ def padding_is_inert(
     if not batch.padding.any():
         raise ArgumentError("batch: all of its sequences have T steps, expected some with padding")
     base = batch.filled(0)
-    with kept(framework, model):  # whatever happens in it
+    with framework.restored(model):  # whatever happens in it
         check = _Check(framework, model, base, call, gradients, nan, tolerance)
         check.find_places()
         found = check.find(training=False)
@@ -128,7 +128,7 @@ class _Moved:
     training: bool
     what: str
     change: _Change
-    difference: Difference
+    difference: Deviation
     is_of_weight: bool = False
 
 
@@ -225,13 +225,12 @@ class _Check:
         """Whether two runs of the same differ by rounding only, as on some devices."""
         if array.shape != other.shape or array.dtype.kind != "f":
             return False
-        scale = np.nanmax(np.abs(array), initial=0)
-        return bool(np.allclose(array, other, rtol=0, atol=self._tolerance(array) * scale, equal_nan=True))
+        return bool((gaps(array, other) <= self._tolerance(array) * largest(array)).all())
 
     @contextmanager
     def _mode(self, training: bool, seed: int) -> Iterator[Any]:
         """The model in a mode, with the seed set; what the run changes is as before afterwards."""
-        with kept(self.framework, self.model) as net:
+        with self.framework.restored(self.model) as net:
             self.framework.set_training(net, training)
             if training and self.without_dropout:
                 _switch_off_dropout(net)
@@ -240,8 +239,7 @@ class _Check:
 
     def _results(self, net: Any, batch: Batch, input: Any) -> dict[str, Any]:
         """Call the model; the arrays in what it returns, by path."""
-        hx = _natively(batch.hx, lambda part: self.framework.from_numpy(part, net))
-        given = replace(batch, input=input, hx=hx)
+        given = replace(batch.changed(lambda array: self.framework.from_numpy(array, net)), input=input)
 
         def run() -> Any:
             return call_model(net, given, self.call)
@@ -280,16 +278,10 @@ class _Check:
             weights = self.framework.all_weights(net) if training else None
             statistics = {names[0]: np.array(array) for names, array in (weights or {}).items()}
         found: Arrays = {}
-        if gradients and self.with_gradients and not (self._is_cudnn() and not training):
-            with self._mode(training, seed) as net:
+        if gradients and self.with_gradients:
+            with self._mode(training, seed) as net, nullcontext() if training else without_cudnn():
                 found = self._gradients(net, batch, self._cotangents(outputs))
         return _Run(outputs, found, statistics)
-
-    def _is_cudnn(self) -> bool:
-        """Whether it may be on cuDNN, whose layers have no gradients in evaluation."""
-        if self.framework.name != "torch":
-            return False
-        return any(parameter.device.type == "cuda" for parameter in self.model.parameters())
 
     def _cotangents(self, outputs: Arrays) -> dict[str, Array]:
         """What the results are multiplied with before they are summed: zeros at what is not valid."""
@@ -323,27 +315,11 @@ class _Check:
         try:
             (d_input,), weights = self.framework.gradient(weighted, [native(batch.input, net)], net)
         except LimitError:
-            return self._gradients_of_ours(net, batch, cotangents)
+            found = None
+            if self.call is None:
+                found = gradients_of_module(self.framework, net, batch, list(cotangents.values()))
+            return {name: array for name, array in (found or {}).items() if not name.startswith("hx")}
         return {**weights, **({} if d_input is None else {"input": d_input})}
-
-    def _gradients_of_ours(self, net: Any, batch: Batch, cotangents: Arrays) -> Arrays:
-        """The same of a module of unirnn whose framework has no gradients of functions."""
-        spec = getattr(net, "spec", None)
-        if (
-            not isinstance(self.framework, Backend)
-            or not isinstance(spec, Spec)
-            or isinstance(spec, Model)
-            or self.call
-        ):
-            return {}
-        arguments = {"input": batch.input, "hx": batch.hx, "seq_length": batch.seq_length, "resets": batch.resets}
-        if not hasattr(net, "step") or not hasattr(spec, "state_shapes"):
-            arguments["return_state"] = bool(spec.stateful)
-        try:
-            found = self.framework.gradients(net, arguments, list(cotangents.values()))
-        except (ArgumentError, LimitError):  # such as a kernel without gradients
-            return {}
-        return {name: array for name, array in found.items() if not name.startswith("hx")}
 
     # ---- what differs ----------------------------------------------------------------------------
 
@@ -402,7 +378,7 @@ class _Check:
         if not training:  # where the sequences of a batch may have to do with each other
             yield from self.alone
 
-    def _differences(self, base: _Run, run: _Run, change: _Change) -> Iterator[tuple[str, Difference]]:
+    def _differences(self, base: _Run, run: _Run, change: _Change) -> Iterator[tuple[str, Deviation]]:
         for path, array in base.outputs.items():
             found = self._difference(array, run.outputs.get(path), self.places[path], change)
             if found is not None:
@@ -410,7 +386,7 @@ class _Check:
         if change.alone is not None:
             return
         whole = Places((), None, (), {})
-        largest = max((_largest(array) for name, array in base.gradients.items() if name != "input"), default=0.0)
+        most = max((largest(array) for name, array in base.gradients.items() if name != "input"), default=0.0)
         for name, array in base.gradients.items():
             other = run.gradients.get(name)
             if other is None:
@@ -419,31 +395,31 @@ class _Check:
                 yield from self._differences_of_input(array, other, change)
                 continue
             places = replace(whole, shape=array.shape)
-            found = difference(array, other, places, self.base, self._tolerance(array), 1e-3 * largest)
+            found = deviation(array, other, places, self.base, self._tolerance(array), 1e-3 * most)
             if found is not None:
                 yield f"the gradient of {name}", found
         for name, array in base.statistics.items():
             places = replace(whole, shape=array.shape)
-            found = difference(array, run.statistics[name], places, self.base, self._tolerance(array))
+            found = deviation(array, run.statistics[name], places, self.base, self._tolerance(array))
             if found is not None:
                 yield f"{name} after training", found
 
-    def _difference(self, array: Array, other: Array | None, places: Places, change: _Change) -> Difference | None:
+    def _difference(self, array: Array, other: Array | None, places: Places, change: _Change) -> Deviation | None:
         if other is None:
-            return None if change.alone is not None else Difference(np.inf, 0, text="it is not returned")
+            return None if change.alone is not None else Deviation(np.inf, 0, text="it is not returned")
         if change.alone is None:
-            return difference(array, other, places, self.base, self._tolerance(array))
-        return difference_alone(array, other, change.alone, places, self.base, self._tolerance(array))
+            return deviation(array, other, places, self.base, self._tolerance(array))
+        return deviation_alone(array, other, change.alone, places, self.base, self._tolerance(array))
 
-    def _differences_of_input(self, array: Array, other: Array, change: _Change) -> Iterator[tuple[str, Difference]]:
+    def _differences_of_input(self, array: Array, other: Array, change: _Change) -> Iterator[tuple[str, Deviation]]:
         axis = 1 if self.base.batch_first else 0
         places = Places(array.shape, 1 - axis, (axis,), {axis: self.base.lengths})
-        found = difference(array, other, places, self.base, self._tolerance(array))
+        found = deviation(array, other, places, self.base, self._tolerance(array))
         if found is not None:
             yield "the gradient of the input", found
         yield from self._gradient_of_padding(other, change)
 
-    def _gradient_of_padding(self, d_input: Array, change: _Change) -> Iterator[tuple[str, Difference]]:
+    def _gradient_of_padding(self, d_input: Array, change: _Change) -> Iterator[tuple[str, Deviation]]:
         """It is exactly 0, whatever the gradient of the valid part is."""
         padding = d_input[change.batch.padding]
         if (padding == 0).all():
@@ -453,7 +429,7 @@ class _Check:
         step, sequence = min((int(row[axis]), int(row[1 - axis])) for row in where)
         size = float(np.abs(padding).max())
         text = "it is NaN" if np.isnan(size) else f"it is up to {size:.2g}, expected 0"
-        yield "the gradient of the padding", Difference(size, _largest(d_input), sequence, step, text)
+        yield "the gradient of the padding", Deviation(size, largest(d_input), sequence, step, text)
 
     def _tolerance(self, array: Array) -> float:
         return TOLERANCES.get(array.dtype.name, 1e-9) if self.given_tolerance is None else self.given_tolerance
@@ -492,7 +468,7 @@ class _Check:
                 lines[-1] += f"; {len(weights) - 1} more weights"
         return lines
 
-    def _where(self, d: Difference) -> str:
+    def _where(self, d: Deviation) -> str:
         if d.sequence is None:
             return ""
         length = int(self.base.lengths[d.sequence])
@@ -546,7 +522,7 @@ class _Check:
         """Whether a layer is a part of a recurrent one, whose steps may be in another order."""
         return any(layer and is_recurrent(kind) and _is_within(name, layer) for layer, kind in self.kinds.items())
 
-    def _is_of_empty(self, d: Difference) -> bool:
+    def _is_of_empty(self, d: Deviation) -> bool:
         return d.sequence is not None and self.base.lengths[d.sequence] == 0
 
 
@@ -555,19 +531,8 @@ def _is_within(name: str, layer: str) -> bool:
     return name != layer and (layer == "" or name.startswith(f"{layer}."))
 
 
-def _natively(state: Any, change: Callable[[Array], Any]) -> Any:
-    if isinstance(state, tuple):
-        return tuple(_natively(part, change) for part in state)
-    return None if state is None else change(state)
-
-
 def _has_nan(array: Array) -> bool:
     return array.dtype.kind == "f"
-
-
-def _largest(array: Array) -> float:
-    finite = np.abs(array[np.isfinite(array)])
-    return float(finite.max()) if finite.size else 0.0
 
 
 def _name(path: str) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
 
-__all__ = ["derivative", "gradients", "recurrent"]
+__all__ = ["derivative", "gradients", "names_of_state", "recurrent"]
 
 Array = NDArray[Any]
 Parts = tuple[Array, ...]
@@ -132,6 +132,20 @@ def gradients(
         for name, value in zip(spec.states, d_state, strict=True):
             found[f"{name}_0"][state_at] = value
     return found
+
+
+def names_of_state(spec: RecurrentSpec) -> dict[str, str]:
+    """The names that `gradients` has for the parts of the initial state, by those of `Backend.gradients`.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> names_of_state(unirnn.LSTMSpec(3, 4))
+    {'hx[0]': 'h_0', 'hx[1]': 'c_0'}
+    """
+    if len(spec.states) == 1:
+        return {"hx": "h_0"}
+    return {f"hx[{k}]": f"{name}_0" for k, name in enumerate(spec.states)}
 
 
 def derivative(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from unirnn import registry
 from unirnn.contract import weights as _weights
-from unirnn.contract.backend import Backend, leaves
+from unirnn.contract.backend import Backend
 from unirnn.contract.call import join_state, state_parts
 from unirnn.devices import Device, dtype_name
 from unirnn.errors import ArgumentError, BackendError, ShapeError, UnirnnError
@@ -27,6 +27,7 @@ from unirnn.snapshots.snapshot import Snapshot
 from unirnn.specs import RecurrentSpec, RNNSpec
 from unirnn.testing import causes, oracle
 from unirnn.testing.batches import Batch
+from unirnn.testing.causes.numbers import relative_difference
 from unirnn.testing.tolerances import tolerance
 
 __all__ = ["Comparison", "Note", "Parity", "compare"]
@@ -295,11 +296,12 @@ def _reference(trial: _Trial, dtype: str) -> _Results:
     output, state = oracle.recurrent(spec, weights, input, hx, lengths)
     gradients = None
     if not (isinstance(spec, RNNSpec) and spec.nonlinearity == "relu" and dtype in ("float16", "bfloat16")):
-        initial = {f"{name}_0": part for name, part in zip(spec.states, hx, strict=True)}
+        names = oracle.names_of_state(spec)
+        initial = dict(zip(names.values(), hx, strict=True))
         cotangents = (widen(trial.d_output), *map(widen, trial.d_state))
         found = oracle.gradients(spec, {"input": input, **initial, **weights}, lengths, cotangents)
-        d_arguments = {"input": found.pop("input"), "hx": join_state([found.pop(name) for name in initial])}
-        gradients = {**leaves(d_arguments), **found}  # named as by `Backend.gradients`
+        renamed = {own: name for name, own in names.items()}
+        gradients = {renamed.get(name, name): gradient for name, gradient in found.items()}
     return _Results({"output": output}, _named(spec, state), gradients)
 
 
@@ -333,12 +335,10 @@ def _cause(backend: Backend, module: Any, spec: RecurrentSpec, comparison: Compa
 
 
 def _cause_of_gradients(trial: _Trial, gradients: dict[str, Array], tolerance: float) -> str | None:
-    parts = dict(zip((f"{name}_0" for name in trial.spec.states), trial.hx, strict=True))
-    own = list(leaves({"hx": join_state(trial.hx)}))
-    found = {**gradients, **{name: gradients[given] for name, given in zip(parts, own, strict=True)}}
-    arrays = {
-        name: array.astype(np.float64) for name, array in {"input": trial.input, **parts, **trial.weights}.items()
-    }
+    names = oracle.names_of_state(trial.spec)
+    found = {names.get(name, name): gradient for name, gradient in gradients.items()}
+    given = {"input": trial.input, **dict(zip(names.values(), trial.hx, strict=True)), **trial.weights}
+    arrays = {name: array.astype(np.float64) for name, array in given.items()}
     cotangents = tuple(d.astype(np.float64) for d in (trial.d_output, *trial.d_state))
     return causes.recurrent_gradient_cause(trial.spec, arrays, trial.seq_length, cotangents, found, tolerance)
 
@@ -369,6 +369,5 @@ def _difference(arrays: Mapping[str, Array], reference: Mapping[str, Array]) -> 
         array = arrays[name]
         if array.shape != expected.shape:
             raise ShapeError(f"{name}: given shape {array.shape}, expected {expected.shape}")
-        largest = np.max(np.abs(expected)) or 1.0
-        differences.append(np.max(np.abs(array.astype(np.float64) - expected)) / largest)
+        differences.append(relative_difference(array, expected))
     return float(np.max(differences))  # unlike Python's max, NumPy's is NaN if one of them is

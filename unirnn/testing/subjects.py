@@ -1,16 +1,17 @@
 """The backends under test: which there are, and what the fixture ``rnn_backend`` gives."""
 
+import contextlib
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn import Device, GRUSpec, Snapshot, explain, registry
+from unirnn import Device, GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, explain, registry
 from unirnn.contract.backend import Backend
 from unirnn.contract.call import join_state, state_parts
 from unirnn.devices import dtype_name
@@ -18,9 +19,10 @@ from unirnn.errors import ArgumentError, BackendError, LimitError, MissingBacken
 from unirnn.specs import Spec
 
 from ._tracebacks import is_for_the_test
+from .oracle import names_of_state
 from .tolerances import tolerance
 
-__all__ = ["Missing", "Subject", "gradients", "launch_blocking", "subjects"]
+__all__ = ["Missing", "Subject", "checked", "gradients", "launch_blocking", "subjects"]
 
 __tracebackhide__ = is_for_the_test
 
@@ -106,22 +108,33 @@ class Subject:
             _skip(error)
 
     def rebuild(self, snapshot: Snapshot) -> Any:
-        """Build a snapshot, in its own dtype; see `build`."""
-        return snapshot.build(self.name, **self._arguments(snapshot.spec, {"dtype": snapshot.dtype}))
+        """Build a snapshot, in its own dtype; a test is skipped for a limit, as `build` does it."""
+        try:
+            return snapshot.build(self.name, **self._arguments(snapshot.spec, {"dtype": snapshot.dtype}))
+        except LimitError as error:
+            _skip(error)
 
     def _arguments(self, spec: Spec, arguments: Mapping[str, Any]) -> dict[str, Any]:
         found = {"device": self.device, "dtype": self.dtype, **self.options, **arguments}
         kernel = self.options.get("kernel")
         if kernel is not None and "kernel" not in arguments:
-            kernels = explain(spec, self.name, found["device"], dtype=found["dtype"]).kernels
-            if all(kernel != own.name for own in kernels):
+            kernels = [own.name for own in explain(spec, self.name, found["device"], dtype=found["dtype"]).kernels]
+            is_recurrent = any(isinstance(leaf, RecurrentSpec) for leaf in spec.leaves().values())
+            if not is_recurrent or (kernels and kernel not in kernels):
                 del found["kernel"]
         return found
+
+    @property
+    def small_layer(self) -> RecurrentSpec:
+        """A small layer that the backend builds, here and in this dtype; if it builds none, a GRU."""
+        layers = (GRUSpec(1, 1), LSTMSpec(1, 1), RNNSpec(1, 1), GRUSpec(1, 1, reset_after=False))
+        own = (layer for layer in layers if explain(layer, self.name, self.device, dtype=self.dtype).builds)
+        return next(own, layers[0])
 
     @functools.cached_property
     def _place(self) -> Any:
         """A module, to whose device arrays are put."""
-        return self.build(GRUSpec(1, 1), seed=0)
+        return self.build(self.small_layer, seed=0)
 
     def native(self, array: Any) -> Any:
         """An array of the framework, on the device.
@@ -218,9 +231,8 @@ def gradients(
     lengths = None if seq_length is None else np.asarray(seq_length)
     arguments = {"input": input, "hx": join_state(hx), "seq_length": lengths, "resets": resets}
     found = backend.gradients(module, arguments, (d_output, *d_state))
-    states = module.spec.states
-    named = {"hx": "h_0"} if len(states) == 1 else {f"hx[{k}]": f"{name}_0" for k, name in enumerate(states)}
-    return {named.get(name, name): gradient for name, gradient in found.items()}
+    names = names_of_state(module.spec)
+    return {names.get(name, name): gradient for name, gradient in found.items()}
 
 
 @dataclass(frozen=True)
@@ -281,17 +293,22 @@ def subjects(
     Raises
     ------
     ArgumentError, DeviceError, DTypeError
-        If a name can't be read, or names an option that the backend does not have, or not one that it needs.
+        If a name can't be read, or names an option that the backend does not have, or not one that it needs. Whether
+        the values of options are right is told by `checked`.
 
     Examples
     --------
     >>> [found.label for found in subjects(["numpy[kernel=fallback]", "numpy"], dtypes=["float32", "float64"])]
     ['numpy-fallback', 'numpy-fallback-float64', 'numpy', 'numpy-float64']
     """
-    wanted = registry.backends() if names is None or list(names) == ["all"] else names
+    is_all = names is not None and list(names) == ["all"]
+    wanted = registry.backends() if names is None or is_all else names
+    if "all" in wanted:
+        raise ArgumentError(f"backends: given {', '.join(wanted)}, expected names, or 'all' by itself")
+    places, kinds = dict.fromkeys(map(Device.parse, devices)), dict.fromkeys(map(dtype_name, dtypes))
     found: list[Subject | Missing] = []
-    for text in wanted:
-        name, options = _read(text)
+    for name, pairs in dict.fromkeys(map(_read, wanted)):
+        options = dict(pairs)
         try:
             backend = registry.load(name)
         except BackendError as error:
@@ -302,22 +319,55 @@ def subjects(
         lacking = [option for option in backend.required_options if option not in options]
         if lacking:
             reason = f"{name} needs the option {lacking[0]} of build; name it, as in {name}[{lacking[0]}=...]"
-            if names is not None and list(names) != ["all"]:
-                raise ArgumentError(f"backends: given {text!r}, but {reason}")
+            if names is not None and not is_all:
+                raise ArgumentError(f"backends: given {name!r}, but {reason}")
             found += [] if names is None else [Missing(name, name, reason)]
             continue
         subject = Subject(backend, options, is_brief=is_brief or "kernel" in options)
-        found += _variants(subject, [Device.parse(device) for device in devices], [dtype_name(d) for d in dtypes])
+        try:
+            found += _variants(subject, places, kinds)
+        except Exception as error:  # whatever a framework raises, such as for a driver that is too old
+            reason = f"{name}: its devices or limits can't be listed: {type(error).__name__}: {error}"
+            found.append(Missing(name, name, reason, is_installed=False))
     return found
 
 
-def _read(text: str) -> tuple[str, dict[str, Any]]:
+def checked(subject: Subject) -> Subject | Missing:
+    """The subject, if a build takes the values of its options; a `Missing` if what they need is not installed.
+
+    Raises
+    ------
+    ArgumentError
+        If a build refuses a value.
+
+    Examples
+    --------
+    >>> checked(Subject(registry.load("numpy"), {"kernel": "abacus"}))
+    Traceback (most recent call last):
+    ...
+    unirnn.errors.ArgumentError: backends: numpy-abacus can't be built: kernel: given 'abacus', expected one of ...
+    """
+    if not subject.options:
+        return subject
+    try:
+        with contextlib.suppress(LimitError):
+            arguments = {"device": subject.device, "dtype": subject.dtype, **subject.options}
+            subject.small_layer.build(subject.name, seed=0, **arguments)
+    except MissingBackendError as error:
+        return Missing(subject.name, subject.label, str(error), is_installed=False)
+    except ArgumentError as error:
+        raise ArgumentError(f"backends: {subject.label} can't be built: {error}") from None
+    return subject
+
+
+def _read(text: str) -> tuple[str, tuple[tuple[str, str], ...]]:
     """A name and its options: of ``numpy[kernel=fallback]``."""
-    match = re.fullmatch(r"([^\[\]]+)(?:\[([^\[\]]*)\])?", text)
-    pairs = [] if match is None or not match[2] else [pair.partition("=") for pair in match[2].split(",")]
-    if match is None or not all(key and equals and value for key, equals, value in pairs):
+    match = re.fullmatch(r"([^\[\]]+)(?:\[([^\[\]]+)\])?", text)
+    parts = [] if match is None or match[2] is None else [pair.partition("=") for pair in match[2].split(",")]
+    pairs = tuple((key.strip(), value.strip()) for key, _, value in parts)
+    if match is None or not all(key and value for key, value in pairs) or len(dict(pairs)) < len(pairs):
         raise ArgumentError(f"backends: given {text!r}, expected a name, or name[option=value,...]")
-    return match[1].strip(), {key.strip(): value.strip() for key, _, value in pairs}
+    return match[1].strip(), pairs
 
 
 def _check_options(backend: Backend, options: Mapping[str, Any]) -> None:
@@ -327,7 +377,7 @@ def _check_options(backend: Backend, options: Mapping[str, Any]) -> None:
             raise ArgumentError(f"backends: given {backend.name}[{name}=...], expected an option that it has: {known}")
 
 
-def _variants(subject: Subject, devices: Sequence[Device], dtypes: Sequence[str]) -> Iterator[Subject | Missing]:
+def _variants(subject: Subject, devices: Iterable[Device], dtypes: Iterable[str]) -> Iterator[Subject | Missing]:
     for device in devices or (None,):
         for dtype in dtypes or ("float32",):
             variant = replace(subject, device=device, dtype=dtype)
@@ -341,5 +391,5 @@ def _why_not(subject: Subject) -> str | None:
     device = subject.device or subject.backend.default_device()
     if not any(device == own or (device.kind == own.kind and device.index is None) for own in present):
         return f"device: given '{device}', not present; {subject.name} sees {', '.join(map(str, present))}"
-    limits = explain(GRUSpec(1, 1), subject.name, device, dtype=subject.dtype).limits
+    limits = explain(subject.small_layer, subject.name, device, dtype=subject.dtype).limits
     return next((str(limit) for limit in limits if limit.refuses), None)

@@ -1,4 +1,4 @@
-"""How much numbers may differ."""
+"""How much numbers may differ, and how much they do."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -11,7 +11,7 @@ from unirnn.devices import Device
 
 from ._tracebacks import is_for_the_test
 
-__all__ = ["TOLERANCES", "close", "tolerance"]
+__all__ = ["TOLERANCES", "close", "gaps", "largest", "tolerance"]
 
 __tracebackhide__ = is_for_the_test
 
@@ -51,6 +51,27 @@ def tolerance(dtype: str, device: Device | None = None) -> float:
     return TOLERANCES[dtype] * (1 if kind == "cpu" else 10)
 
 
+def gaps(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
+    """How far each number is from the other array's: 0 where both are NaN, infinity where only one is.
+
+    Examples
+    --------
+    >>> gaps(np.array([1.0, np.nan, np.nan]), np.array([3.0, np.nan, 0.0])).tolist()
+    [2.0, 0.0, inf]
+    """
+    wide_a, wide_b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    with np.errstate(invalid="ignore"):
+        found = np.asarray(np.abs(wide_a - wide_b))
+    found[np.isnan(found)] = np.inf
+    found[(wide_a == wide_b) | (np.isnan(wide_a) & np.isnan(wide_b))] = 0  # also equal infinities
+    return found
+
+
+def largest(array: NDArray[Any]) -> float:
+    """The largest absolute value that is finite; 0 if there is none."""
+    return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
+
+
 def close(
     actual: NDArray[Any], expected: NDArray[Any], tolerance: float, what: str = "", *, scale: float | None = None
 ) -> None:
@@ -83,5 +104,5 @@ def close(
     if not expected.size:
         return
     difference = np.abs(actual.astype(np.float64) - expected).max()
-    largest = np.abs(expected).max() if scale is None else scale
-    assert difference <= tolerance * largest, f"{what}: off by {difference:.2e}"
+    scale = np.abs(expected).max() if scale is None else scale
+    assert difference <= tolerance * scale, f"{what}: off by {difference:.2e}"

@@ -15,7 +15,7 @@ from unirnn.specs import EmbeddingSpec, RecurrentSpec, Spec
 from unirnn.testing import oracle
 
 from .layers import layer_cause, statistics_cause
-from .numbers import close, relative_difference, rounding
+from .numbers import is_close, relative_difference, rounding
 from .recurrent import recurrent_cause
 
 __all__ = [
@@ -142,7 +142,7 @@ def _permuted(spec: RecurrentSpec, order: Sequence[str], name: str, array: Array
 
 
 def _same(b: dict[str, Array], changed: dict[str, Array]) -> bool:
-    return all(b[name].shape == changed[name].shape and close(b[name], changed[name], 1e-7) for name in b)
+    return all(b[name].shape == changed[name].shape and is_close(b[name], changed[name], 1e-7) for name in b)
 
 
 def _of_arrays(names: Sequence[str], a: dict[str, Array], b: dict[str, Array]) -> str | None:
@@ -152,7 +152,7 @@ def _of_arrays(names: Sequence[str], a: dict[str, Array], b: dict[str, Array]) -
     if not any(b[name].any() for name in names):
         return f"{shown} {verb} zeros"
     if all(
-        a[name].ndim == 2 and a[name].shape == b[name].T.shape and close(b[name], a[name].T, 1e-7) for name in names
+        a[name].ndim == 2 and a[name].shape == b[name].T.shape and is_close(b[name], a[name].T, 1e-7) for name in names
     ):
         return f"{shown} {verb} transposed"
     found = rounding([(b[name], a[name]) for name in names], 0.0)
@@ -192,13 +192,13 @@ def gradient_cause(
     >>> print(gradient_cause({"input": d}, {"input": d * [[[1], [0]]]}, 1e-5, padding=np.array([[False, True]])))
     the gradient with respect to the padding of the input is not zero
     """
-    wrong = [name for name in expected if not _is_close(found.get(name), expected[name], tolerance)]
+    wrong = [name for name in expected if not _is_right(found.get(name), expected[name], tolerance)]
     if not wrong:
         return None
     arrays = {name: found.get(name) for name in wrong}
     if padding is not None and "input" in wrong:
         own = _without_padding(arrays["input"], padding)
-        if own is not None and _is_close(own, expected["input"], tolerance):
+        if own is not None and _is_right(own, expected["input"], tolerance):
             wrong_by = "NaN, instead of" if np.isnan(np.asarray(arrays["input"])).any() else "not"
             return f"the gradient with respect to the padding of the input is {wrong_by} zero"
     if any(array is not None and np.isnan(array).any() for array in arrays.values()):
@@ -209,7 +209,7 @@ def gradient_cause(
         )
     if isinstance(spec, EmbeddingSpec) and spec.padding_idx is not None and "weight" in wrong:
         own = arrays["weight"]
-        if own is not None and _is_close(_without_row(own, spec.padding_idx), expected["weight"], tolerance):
+        if own is not None and _is_right(_without_row(own, spec.padding_idx), expected["weight"], tolerance):
             return "padding_idx is ignored: the gradient of its vector is not zero"
     return _of_each_gradient(arrays, expected, len(wrong) == len(expected), tolerance)
 
@@ -229,7 +229,7 @@ def _of_each_gradient(
         if array is not None and array.shape == expected[name].shape
     }
     multiples = [
-        name for name, factor in factors.items() if _is_close(arrays[name], factor * expected[name], 10 * tolerance)
+        name for name, factor in factors.items() if _is_right(arrays[name], factor * expected[name], 10 * tolerance)
     ]
     if len(multiples) == len(arrays) and np.ptp(list(factors.values())) <= 20 * tolerance * max(
         abs(factor) for factor in factors.values()
@@ -279,7 +279,7 @@ def recurrent_gradient_cause(
     the gradient of h_0 is missing, or zero: it is cut off (detached) from the graph
     """
     expected = oracle.gradients(spec, arrays, lengths, cotangents, resets)
-    if all(_is_close(found.get(name), expected[name], tolerance) for name in expected):
+    if all(_is_right(found.get(name), expected[name], tolerance) for name in expected):
         return None
     d_output, *d_state = cotangents
     variants = {
@@ -288,7 +288,7 @@ def recurrent_gradient_cause(
     }
     for text, other in variants.items():
         wrong = oracle.gradients(spec, arrays, lengths, other, resets)
-        if all(_is_close(found.get(name), wrong[name], tolerance) for name in wrong):
+        if all(_is_right(found.get(name), wrong[name], tolerance) for name in wrong):
             return text
     input = arrays["input"]
     if lengths is None or input.ndim == 2:
@@ -298,10 +298,10 @@ def recurrent_gradient_cause(
     return gradient_cause(found, expected, tolerance, padding=padding if spec.batch_first else padding.T, spec=spec)
 
 
-def _is_close(found: Array | None, expected: Array, tolerance: float) -> bool:
+def _is_right(found: Array | None, expected: Array, tolerance: float) -> bool:
     if found is None:
         return not expected.any()
-    return close(np.asarray(found, np.float64), np.asarray(expected, np.float64), tolerance)
+    return is_close(np.asarray(found, np.float64), np.asarray(expected, np.float64), tolerance)
 
 
 def _without_padding(array: Array | None, padding: NDArray[np.bool_]) -> Array | None:

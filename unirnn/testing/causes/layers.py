@@ -22,7 +22,7 @@ from unirnn.specs import (
 from unirnn.specs.layers import Activation
 from unirnn.testing import model_oracle
 
-from .numbers import NOT_ZEROED, close, rounding
+from .numbers import NOT_ZEROED, is_close, rounding
 
 __all__ = ["layer_cause", "layer_hypotheses", "statistics_cause"]
 
@@ -127,19 +127,19 @@ def layer_cause(
     own = {name: np.asarray(array, np.float64) for name, array in weights.items()}
     trial = LayerTrial(spec, own, wide, ns, training)
     right = trial.run()
-    if close(given, right, tolerance):
+    if is_close(given, right, tolerance):
         return None
     with np.errstate(all="ignore"):
         found = [
             text
             for text, candidates in layer_hypotheses(spec)
-            if any(close(given, candidate, tolerance) for candidate in candidates(trial))
+            if any(is_close(given, candidate, tolerance) for candidate in candidates(trial))
         ]
     if found:
         return found[0] if len(found) == 1 else f"one of these: {'; '.join(found)}"
     if given.shape != right.shape:
         return None
-    if not spec.ends_steps and close(trial.only_valid(given), right, tolerance):
+    if not spec.ends_steps and is_close(trial.only_valid(given), right, tolerance):
         return NOT_ZEROED
     if np.isnan(given).any():
         return "NaN leaks from the padding of the input, as by a multiplication with a mask: 0 * NaN is NaN"
@@ -473,7 +473,7 @@ def statistics_cause(
         "the running statistics count the padding, which is taken to be zeros": moved(trial.zeroed),
     }
     for text, (mean, variance) in variants.items():
-        if close(np.asarray(after["running_mean"], np.float64), mean, tolerance) and close(
+        if is_close(np.asarray(after["running_mean"], np.float64), mean, tolerance) and is_close(
             np.asarray(after["running_var"], np.float64), variance, tolerance
         ):
             return text

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NOT_ZEROED", "close", "relative_difference", "rounding"]
+from unirnn.testing.tolerances import gaps, largest
+
+__all__ = ["NOT_ZEROED", "is_close", "relative_difference", "rounding"]
 
 Array = NDArray[Any]
 
@@ -28,17 +30,11 @@ def relative_difference(actual: Array, expected: Array) -> float:
     return float(np.abs(actual.astype(np.float64) - wide).max() / (np.abs(wide).max() or 1.0))
 
 
-def close(actual: Array, expected: Array, tolerance: float) -> bool:
+def is_close(actual: Array, expected: Array, tolerance: float) -> bool:
     """Whether arrays have the same shape, NaN at the same places, and equal numbers within a relative tolerance."""
     if actual.shape != expected.shape:
         return False
-    finite = np.isfinite(expected)
-    if not np.array_equal(finite, np.isfinite(actual)):
-        return False
-    if not finite.any():
-        return True
-    scale = np.abs(expected[finite]).max() or 1.0
-    return bool(np.abs(actual[finite] - expected[finite]).max() <= tolerance * scale)
+    return bool((gaps(actual, expected) <= tolerance * (largest(expected) or 1.0)).all())
 
 
 def rounding(pairs: Sequence[tuple[Array, Array]], tolerance: float) -> str | None:

@@ -15,7 +15,7 @@ from unirnn.contract.call import state_parts
 from unirnn.specs import RecurrentSpec
 from unirnn.testing.batches import Batch
 
-from .numbers import NOT_ZEROED, close, rounding
+from .numbers import NOT_ZEROED, is_close, rounding
 from .recurrent_mistakes import Parts, Results, Trial, hypotheses
 
 __all__ = ["agrees", "recurrent_cause", "trial_of"]
@@ -121,11 +121,11 @@ def _time_first(batch: Batch, array: Array) -> Array:
 
 def agrees(results: Results, given: Results | Given, tolerance: float) -> bool:
     """Whether results are those that were computed, as far as these are known."""
-    if given.output is not None and not close(given.output, results.output, tolerance):
+    if given.output is not None and not is_close(given.output, results.output, tolerance):
         return False
     return given.state is None or (
         len(given.state) == len(results.state)
-        and all(close(part, own, tolerance) for part, own in zip(given.state, results.state, strict=True))
+        and all(is_close(part, own, tolerance) for part, own in zip(given.state, results.state, strict=True))
     )
 
 
@@ -133,7 +133,7 @@ def agrees(results: Results, given: Results | Given, tolerance: float) -> bool:
 
 
 def _axes_exchanged(right: Results, given: Given, tolerance: float) -> str | None:
-    if given.output is None or not close(given.output.swapaxes(0, 1), right.output, tolerance):
+    if given.output is None or not is_close(given.output.swapaxes(0, 1), right.output, tolerance):
         return None
     return "the axes B and T of the output are exchanged"
 
@@ -179,10 +179,10 @@ def _wrong_from_a_layer(t: Trial, right: Results, given: Given, tolerance: float
         return None
     pairs = list(zip(given.state, right.state, strict=True))
     if not all(
-        part.shape == own.shape and close(part[:directions], own[:directions], tolerance) for part, own in pairs
+        part.shape == own.shape and is_close(part[:directions], own[:directions], tolerance) for part, own in pairs
     ):
         return None
-    if any(close(part[directions:], own[directions:], tolerance) for part, own in pairs):
+    if any(is_close(part[directions:], own[directions:], tolerance) for part, own in pairs):
         return None
     return "the first layer is right and those above it are not, as by dropout between them, which is for training"
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from unirnn import GRUSpec, LSTMSpec, Model, RecurrentSpec, RNNSpec, Spec, explain
 from unirnn.contract.call import join_state, type_name
 from unirnn.contract.weights import draw as draw_weights
-from unirnn.testing import batches
+from unirnn.testing.batches import Batch
 from unirnn.testing.causes import recurrent_cause
-from unirnn.testing.conformance.promises import skip_for_limit
+from unirnn.testing.conformance.promises import DeclaredLimit, skip_for_limit
 from unirnn.testing.oracle import recurrent
 from unirnn.testing.subjects import Subject
 from unirnn.testing.tolerances import close
@@ -135,8 +135,8 @@ VARIANT_CASES = {
 """The cases of `VARIANTS`, and of most kinds if a subject is brief."""
 
 
-class Batch:
-    """The arrays of a case: the arguments and cotangents in its dtype, the weights in float64."""
+class Arrays:
+    """Those of a case: the arguments and cotangents in its dtype, the weights in float64."""
 
     def __init__(self, case: Case, spec: RecurrentSpec, weights: dict[str, NDArray[Any]]) -> None:
         rng = np.random.default_rng(case.seed)
@@ -181,7 +181,7 @@ class Batch:
             input, output = np.expand_dims(input, axis), np.expand_dims(output, axis)
             hx, state = (tuple(part[:, None] for part in parts) for parts in (hx, state))
             resets = None if resets is None else np.expand_dims(resets, axis)
-        given = batches.Batch(input, self.lengths, join_state(hx), resets, spec.batch_first)
+        given = Batch(input, self.lengths, join_state(hx), resets, spec.batch_first)
         return recurrent_cause(spec, self.weights, given, output, state, tolerance)
 
 
@@ -201,9 +201,21 @@ def no_dropout(subject: Subject) -> str:
     return f"{subject.backend.support.who} applies no dropout"
 
 
-def unequal(one: NDArray[Any], other: NDArray[Any]) -> None:
-    """Assert that two results differ, as those of dropout do."""
-    assert (one != other).any(), "dropout changes nothing while training"
+def skip_without_gradients(subject: Subject) -> None:
+    """Skip a test of gradients where the backend declares that it has none."""
+    if not subject.backend.support.derivatives:
+        raise DeclaredLimit(no_gradients(subject))
+
+
+def assert_dropout(subject: Subject, one: NDArray[Any], other: NDArray[Any]) -> None:
+    """Assert that dropout made two results differ; skip the test if they don't, and the backend declares no dropout."""
+
+    def differ() -> None:
+        assert (one != other).any(), "dropout changes nothing while training"
+
+    if not subject.backend.support.dropout:
+        skip_for_limit(subject.name, no_dropout(subject), differ)
+    differ()
 
 
 def skip_if_brief(subject: Subject, kind: str) -> None:
@@ -252,17 +264,17 @@ def assume_supported(subject: Subject, kind: str, case: Case) -> None:
         assume(refusal(subject, case.spec(kind), case.dtype) is None)
 
 
-def built(subject: Subject, kind: str, case: Case) -> tuple[Any, Batch]:
-    """A module and its batch; a test is skipped for a limit, see `skip_if_refused`."""
+def built(subject: Subject, kind: str, case: Case) -> tuple[Any, Arrays]:
+    """A module and the arrays of its case; a test is skipped for a limit, see `skip_if_refused`."""
     spec = case.spec(kind)
 
-    def batch(module: Any) -> Batch:
+    def arrays(module: Any) -> Arrays:
         found = subject.backend.read(module)
         assert found is not None
-        return Batch(case, spec, found[1])
+        return Arrays(case, spec, found[1])
 
     def assert_right(module: Any) -> None:
-        own = batch(module)
+        own = arrays(module)
         output, final = subject.call(module, own.input, own.hx, case.seq_length, own.resets)
         expected, expected_final = own.expected(spec)
         close(output, expected, subject.tolerance_of(case.dtype))
@@ -271,7 +283,7 @@ def built(subject: Subject, kind: str, case: Case) -> tuple[Any, Batch]:
 
     skip_if_refused(subject, spec, case.dtype, case.seed, assert_right)
     module = subject.build(spec, dtype=case.dtype, seed=case.seed)
-    return module, batch(module)
+    return module, arrays(module)
 
 
 @st.composite

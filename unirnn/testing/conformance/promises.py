@@ -13,7 +13,17 @@ from typing import Any, NoReturn
 
 from _pytest.outcomes import Skipped  # pytest.skip.Exception, of which type checkers know no class
 
-__all__ = ["CELLS", "PROMISES", "DeclaredLimit", "Findings", "checking", "declare", "findings", "skip_for_limit"]
+__all__ = [
+    "CELLS",
+    "PROMISES",
+    "DeclaredLimit",
+    "Findings",
+    "WrongLimit",
+    "checking",
+    "declare",
+    "findings",
+    "skip_for_limit",
+]
 
 PROMISES: Mapping[str, str] = MappingProxyType(
     {
@@ -44,6 +54,10 @@ class DeclaredLimit(Skipped):
     # pytest shows a class by these names before the reason, and its own as "Skipped"
     __module__ = "builtins"
     __qualname__ = "Skipped"
+
+
+class WrongLimit(AssertionError):
+    """A limit that the backend declares is not one: it can do what is tested."""
 
 
 @dataclass
@@ -121,7 +135,7 @@ def declare(promise: str, name: str, text: str, works: Callable[[], Any]) -> Non
 
     Raises
     ------
-    AssertionError
+    WrongLimit
         If it works.
 
     Examples
@@ -129,15 +143,14 @@ def declare(promise: str, name: str, text: str, works: Callable[[], Any]) -> Non
     >>> declare("gradients", "mine", "mine has no gradients", lambda: None)
     Traceback (most recent call last):
     ...
-    AssertionError: mine declares 'mine has no gradients', but computes it; remove the limit
+    unirnn.testing.conformance.promises.WrongLimit: mine declares 'mine has no gradients', but computes it; ...
     """
     try:
         works()
     except Exception:  # whatever a backend raises for what it does not have
         findings.limits[promise] = text
         return
-    with checking("limits"):
-        raise AssertionError(f"{name} declares {text!r}, but computes it; remove the limit")
+    raise WrongLimit(f"{name} declares {text!r}, but computes it; remove the limit")
 
 
 def skip_for_limit(name: str, text: str, works: Callable[[], Any]) -> NoReturn:

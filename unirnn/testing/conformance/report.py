@@ -9,7 +9,7 @@ import pytest
 
 from unirnn.specs import RecurrentSpec
 
-from .promises import CELLS, PROMISES, DeclaredLimit, findings
+from .promises import CELLS, PROMISES, DeclaredLimit, WrongLimit, findings
 
 __all__ = ["Report", "finding"]
 
@@ -44,7 +44,8 @@ def finding(item: pytest.Item, call: "pytest.CallInfo[None]", report: pytest.Tes
     elif report.passed:
         outcomes = {promise: "limit" if promise in limits else "passed" for promise in promises}
     elif report.failed:
-        broken, cell = findings.broken or (None, None)
+        # A fixture of a session raises for each test, and `findings` are those of one.
+        broken, cell = ("limits", None) if isinstance(error, WrongLimit) else findings.broken or (None, None)
         outcomes = dict.fromkeys(promises if broken is None else [broken], "failed")
         cells = cells if cell is None else [cell]
         message = "" if error is None else _message(error)

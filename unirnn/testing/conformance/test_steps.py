@@ -12,16 +12,14 @@ from unirnn.contract.call import join_state, state_parts
 from unirnn.testing.conformance.cases import (
     KINDS,
     Case,
+    assert_dropout,
     assume_supported,
     available,
     built,
     cases,
     in_words_of,
-    no_dropout,
     skip_if_brief,
-    unequal,
 )
-from unirnn.testing.conformance.promises import skip_for_limit
 from unirnn.testing.subjects import Subject
 from unirnn.testing.tolerances import close
 
@@ -67,15 +65,12 @@ def test_steps_are_one_call(rnn_backend: Subject, kind: str, case: Case) -> None
 def test_dropout_of_a_step(rnn_backend: Subject) -> None:
     module = rnn_backend.build(GRUSpec(I, 64, 2, dropout=0.5), seed=0)
     x = rnn_backend.array(np.ones((B, I), np.float32), module)
-    switch = module.set_train if hasattr(module, "set_train") else module.train
-    switch(True)
+    rnn_backend.backend.set_training(module, True)
     first, second = (rnn_backend.backend.to_numpy(module.step(x)[0]) for _ in range(2))
-    switch(False)
+    rnn_backend.backend.set_training(module, False)
     third, fourth = (rnn_backend.backend.to_numpy(module.step(x)[0]) for _ in range(2))
     np.testing.assert_array_equal(third, fourth)
-    if not rnn_backend.backend.support.dropout:
-        skip_for_limit(rnn_backend.name, no_dropout(rnn_backend), lambda: unequal(first, second))
-    unequal(first, second)
+    assert_dropout(rnn_backend, first, second)
 
 
 def zeros(*shape: int, dtype: str = "float32") -> Any:

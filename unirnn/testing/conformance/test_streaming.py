@@ -13,21 +13,20 @@ from unirnn import GRUSpec, LSTMSpec, errors
 from unirnn.contract.call import join_state
 from unirnn.testing.conformance.cases import (
     KINDS,
-    Batch,
+    Arrays,
     Case,
     assume_supported,
     built,
     cases,
     in_its_dtype,
-    no_gradients,
     skip_if_brief,
+    skip_without_gradients,
 )
-from unirnn.testing.conformance.promises import DeclaredLimit
 from unirnn.testing.subjects import Subject
 from unirnn.testing.tolerances import close
 
 
-def chunked(rnn_backend: Subject, module: Any, batch: Batch, case: Case, cuts: list[int]) -> Any:
+def chunked(rnn_backend: Subject, module: Any, batch: Arrays, case: Case, cuts: list[int]) -> Any:
     """Feed the steps between the cuts chunk by chunk; the lengths are what is left of each sequence."""
     axis = 1 if case.batch_first and case.batch_size is not None else 0
     state = batch.hx if case.state else None
@@ -68,8 +67,7 @@ def test_chunks_of_any_sizes(rnn_backend: Subject, kind: str, stream: tuple[Case
 
 @pytest.mark.promise("state", cell="GRU")
 def test_a_detached_state_has_the_same_numbers(rnn_backend: Subject) -> None:
-    if not rnn_backend.backend.support.derivatives:
-        raise DeclaredLimit(no_gradients(rnn_backend))
+    skip_without_gradients(rnn_backend)
     for spec in (GRUSpec(3, 4), LSTMSpec(3, 4)):
         module = rnn_backend.build(spec, seed=0)
         _, final = module(rnn_backend.array(np.ones((5, 2, 3), np.float32), module), seq_length=[5, 0])
@@ -84,8 +82,7 @@ def test_a_detached_state_has_the_same_numbers(rnn_backend: Subject) -> None:
 
 @pytest.mark.promise("steps", cell="GRU")
 def test_no_gradient_passes_a_detached_state(rnn_backend: Subject) -> None:
-    if not rnn_backend.backend.support.derivatives:
-        raise DeclaredLimit(no_gradients(rnn_backend))
+    skip_without_gradients(rnn_backend)
     module = rnn_backend.build(GRUSpec(3, 4), seed=0)
     x = rnn_backend.native(np.ones((5, 2, 3)))
     gradients, _ = rnn_backend.gradient(lambda h: module(x, rnn_backend.backend.detach(h))[0].sum(), np.ones((1, 2, 4)))
