@@ -62,7 +62,7 @@ class Difference:
 
 
 def side_with_nan(a: Array, b: Array) -> str:
-    has = [bool(np.isnan(array).any()) if array.dtype.kind == "f" else False for array in (a, b)]
+    has = [bool(np.isnan(array).any()) if array.dtype.kind in "fc" else False for array in (a, b)]
     return "" if has[0] == has[1] else "a" if has[0] else "b"
 
 
@@ -72,9 +72,12 @@ def difference(
     """The difference of two arrays of one shape, if it is too large; NaN at the same places are equal."""
     if not a.size:
         return
-    if a.dtype.kind != "f" and b.dtype.kind != "f":  # integers and flags are not rounded
+    if a.dtype.kind not in "fc" and b.dtype.kind not in "fc":  # integers and flags are not rounded
         tolerance = 0.0
-    wide_a, wide_b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if not {a.dtype.kind, b.dtype.kind} <= set("fciub"):  # no numbers
+        a, b = np.asarray(a != b, np.float64), np.zeros(b.shape)
+    wide = np.complex128 if "c" in (a.dtype.kind, b.dtype.kind) else np.float64
+    wide_a, wide_b = np.asarray(a, wide), np.asarray(b, wide)
     both = (np.isnan(wide_a) & np.isnan(wide_b)) | (wide_a == wide_b)  # also equal infinities
     wide_a, wide_b = np.where(both, 0, wide_a), np.where(both, np.where(np.isfinite(wide_b), wide_b, 0), wide_b)
     wide_a = np.where(both, wide_b, wide_a)

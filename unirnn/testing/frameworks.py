@@ -4,7 +4,7 @@ import copy
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -19,7 +19,7 @@ from unirnn.specs import Spec
 if TYPE_CHECKING:
     from ._keras import KerasFramework
 
-__all__ = ["Framework", "framework_of", "generators_kept", "gradient", "kept", "native", "to_numpy"]
+__all__ = ["Framework", "framework_of", "generators_kept", "gradient", "kept", "native", "to_numpy", "without_cudnn"]
 
 Array = NDArray[Any]
 
@@ -221,3 +221,9 @@ def generators_kept() -> Iterator[None]:
     finally:
         random.setstate(own)
         np.random.set_state(numpy_state)
+
+
+def without_cudnn(framework: str) -> AbstractContextManager[Any]:
+    """A context without cuDNN, which has gradients of recurrent layers in training only."""
+    torch = sys.modules.get("torch") if framework in ("torch", "keras") else None
+    return nullcontext() if torch is None else torch.backends.cudnn.flags(enabled=False)

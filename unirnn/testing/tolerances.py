@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unirnn.devices import Device
+from unirnn.errors import ArgumentError
 
 from ._tracebacks import is_for_the_test
 
-__all__ = ["TOLERANCES", "close", "tolerance"]
+__all__ = ["TOLERANCES", "check_tolerance", "close", "tolerance"]
 
 __tracebackhide__ = is_for_the_test
 
@@ -49,6 +50,12 @@ def tolerance(dtype: str, device: Device | None = None) -> float:
     if kind == "ascend":
         return max(TOLERANCES[dtype], TOLERANCES["float16"])
     return TOLERANCES[dtype] * (1 if kind == "cpu" else 10)
+
+
+def check_tolerance(tolerance: float | None) -> None:
+    """Refuse what no difference can be compared with."""
+    if tolerance is not None and not 0 <= tolerance < np.inf:
+        raise ArgumentError(f"tolerance: given {tolerance}, expected a finite number that is not negative, or None")
 
 
 def close(
