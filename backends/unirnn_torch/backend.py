@@ -246,7 +246,9 @@ class TorchBackend(Backend):
 
             return add
 
-        handles = [layer.register_forward_hook(hook(name)) for name, layer in module.named_modules()]
+        # A scripted module takes no hooks.
+        layers = [row for row in module.named_modules() if not isinstance(row[1], torch.jit.ScriptModule)]
+        handles = [layer.register_forward_hook(hook(name)) for name, layer in layers]
         try:
             yield found
         finally:

@@ -1,7 +1,8 @@
 """Two models that compute the same pass, whatever they are of; two that don't are told apart in words."""
 
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -205,6 +206,121 @@ def test_shapes_and_numbers_of_results() -> None:
         "The output has shape (4, 6, 3) in a, and (4, 6, 2) in b."
     ]
     assert message(lambda x, lengths: (x, x, x), lambda x, lengths: (x, x), given) == ["a returns 3 arrays, and b 2."]
+
+
+@dataclass
+class Record:
+    """What a model returns."""
+
+    y: Any
+    state: Any = None
+
+
+def test_results_by_name_and_in_records() -> None:
+    given = batch(features=3)
+    assert_same(lambda x, lengths: {"y": x, "n": 1.0}, lambda x, lengths: {"n": 1.0, "y": x}, given)
+    assert_same(lambda x, lengths: (x, Record(x[:, 0], "a")), lambda x, lengths: (x, Record(x[:, 0], "b")), given)
+    for other, name in ((Record(0, 2), "y"), (Record(1, 1), "state")):
+        lines = message(lambda x, lengths: (x, Record(1, 2)), lambda x, lengths, own=other: (x, own), given)
+        assert lines[0].startswith(f"The result [1].{name} differs")
+    assert message(lambda x, lengths: 1.0, lambda x, lengths: 2.0, given)[0].startswith("The output differs by 5.0e-01")
+    lines = message(lambda x, lengths: {"y": x, "z": x > 0}, lambda x, lengths: {"y": x, "z": x < 0}, given)
+    assert lines[0].startswith("The result ['z'] differs")
+
+
+def test_the_padding_of_a_further_result_is_not_compared() -> None:
+    given = batch(features=3)
+
+    def net(x: Any, lengths: Any, padding: float = 0.0) -> Any:
+        valid = np.arange(x.shape[1]) < lengths[:, None]
+        return x[:, 0], np.where(valid[..., None], x, padding)
+
+    assert_same(net, lambda x, lengths: net(x, lengths, 1.0), given)
+    assert message(net, lambda x, lengths: (x[:, 0], 0 * x), given)[0].startswith("The result 1 differs")
+
+
+def test_a_model_that_changes_its_input() -> None:
+    def changes(x: Any, lengths: Any) -> Any:
+        x[:, 0] = 0
+        return x
+
+    given = batch(features=3, min_length=1)
+    before = given.input.copy()
+    assert message(changes, lambda x, lengths: x, given)[0].startswith("The output differs")
+    np.testing.assert_array_equal(given.input, before)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "words"),
+    [
+        (
+            lambda x, lengths: x,
+            lambda x, lengths: (x, x),
+            "more than the first result, since a returns 1 arrays, and b 2",
+        ),
+        (
+            lambda x, lengths: (x, iter([])),
+            lambda x, lengths: x,
+            r"a returns an object of the class list_iterator \(result\[1\]\)",
+        ),
+        (lambda x, lengths: x * np.nan, lambda x, lengths: x * np.nan, "output, where both models give NaN"),
+        (lambda x, lengths: 1j * x, lambda x, lengths: 1j * x, "the gradients of complex numbers"),
+    ],
+)
+def test_what_is_not_compared_is_said(a: Any, b: Any, words: str) -> None:
+    with pytest.warns(UserWarning, match=f"^not compared: {words}"):
+        assert_same(a, b, batch(features=3))
+
+
+def test_gradients_that_only_one_has_are_said() -> None:
+    torch = pytest.importorskip("torch")
+
+    def of_torch(name: str) -> Any:
+        return torch.nn.Sequential(OrderedDict({name: torch.nn.Linear(3, 2)}))
+
+    def call(model: Any, input: Any, seq_length: Any) -> Any:
+        return model(input)
+
+    a, b, frozen = of_torch("fc"), of_torch("head"), of_torch("fc")
+    b.head.load_state_dict(a.fc.state_dict())
+    frozen.load_state_dict(a.state_dict())
+    frozen.fc.bias.requires_grad_(False)
+    given = batch(features=3)
+    with pytest.warns(UserWarning, match=r"only one of the two has .*: fc.weight, fc.bias, head.weight, head.bias$"):
+        assert_same(a, b, given, call=call)
+    with pytest.warns(UserWarning, match=r"only one of the two has .*: fc.bias$"):
+        assert_same(frozen, a, given, call=call)
+    weight, bias = (array.detach().numpy() for array in (a.fc.weight, a.fc.bias))
+    with pytest.warns(UserWarning, match=r"the gradients, since b .* has none; gradients=False asks for none$"):
+        assert_same(a, lambda x: x @ weight.T + bias, given, call=lambda model, x, seq_length: model(x))
+    assert_same(a, lambda x: x @ weight.T + bias, given, call=lambda model, x, seq_length: model(x), gradients=False)
+    assert_same(torch.nn.DataParallel(a), a, given, call=call)  # their weights have the same names
+
+
+def test_nothing_to_compare_is_an_error() -> None:
+    given = batch(features=3)
+    for nothing in (None, object(), {"name": "text"}):
+        with pytest.raises(ArgumentError, match=r"which returns .*, expected arrays"):
+            assert_same(lambda x, lengths, own=nothing: own, lambda x, lengths: x, given)
+    for wrong in (-1, np.nan, np.inf):
+        with pytest.raises(ArgumentError, match=f"tolerance: given {wrong}, expected a finite number"):
+            assert_same(lambda x, lengths: x, lambda x, lengths: x, given, tolerance=wrong)
+
+
+def test_a_layer_that_is_called_twice() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Twice(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self, between: Any) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc, self.between = torch.nn.Linear(3, 3), between
+
+        def forward(self, x: Any, lengths: Any) -> Any:
+            return self.fc(self.between(self.fc(x)))
+
+    lines = message(Twice(torch.tanh), Twice(torch.relu), batch(features=3))
+    assert lines[1] == "The first layer that differs is fc in its call 2, a Linear. The one before it, fc, is the same."
 
 
 def test_integers_have_no_tolerance() -> None:

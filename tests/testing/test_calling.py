@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import unirnn
-from unirnn.errors import ArgumentError
+from unirnn.errors import ArgumentError, ShapeError
+from unirnn.testing import assert_same, padding_is_inert
 from unirnn.testing.batches import Batch, batch
 from unirnn.testing.calling import call_model, in_layout_of
 
@@ -30,6 +31,12 @@ def with_a_mask_of_attention(x: Any, *, attention_mask: Any) -> Any:
 
 def with_a_mask_of_padding(x: Any, scale: float = 1, key_padding_mask: Any = None) -> Any:
     return key_padding_mask
+
+
+def with_a_mask_of_attention_as_well(x: Any, mask: Any = None, src_key_padding_mask: Any = None) -> Any:
+    """As ``torch.nn.TransformerEncoder``, whose ``mask`` is of pairs of steps."""
+    assert mask is None
+    return src_key_padding_mask
 
 
 class WithForward:
@@ -57,6 +64,7 @@ def without(x: Any, scale: float = 1) -> Any:
         (with_a_mask_of_attention, BATCH, VALID.astype(int)),
         (with_a_mask_of_padding, BATCH, BATCH.padding),
         (with_a_mask_of_padding, TIME_FIRST, TIME_FIRST.padding.T),
+        (with_a_mask_of_attention_as_well, BATCH, BATCH.padding),
     ],
 )
 def test_a_function_gets_lengths_or_a_mask_by_name(model: Any, given: Batch, expected: Any) -> None:
@@ -82,6 +90,8 @@ def test_what_a_model_does_not_take_is_an_error() -> None:
         call_model(with_lengths, replace(BATCH, resets=np.zeros((3, 4), bool)))
     with pytest.raises(ArgumentError, match="call: given together with a batch with hx or resets"):
         call_model(without, replace(BATCH, hx=np.zeros((1, 3, 4))), lambda model, input, seq_length: input)
+    with pytest.raises(ArgumentError, match="further arguments without a default: other; give call="):
+        call_model(lambda x, lengths, other, scale=1: x, BATCH)
 
 
 def test_a_module_of_unirnn_gets_everything_and_returns_its_state() -> None:
@@ -139,3 +149,50 @@ def test_the_layout_is_that_of_the_model() -> None:
     np.testing.assert_array_equal(given.padding, batch(features=3).padding.T)
     assert in_layout_of(time_first, given) is given
     assert in_layout_of(without, given) is given
+
+
+def test_what_is_no_batch_is_an_error() -> None:
+    right = Batch([[[1.0], [2.0]]], [1])  # type: ignore[arg-type]
+    assert right.padding.tolist() == [[False, True]]
+    for arguments, words in (
+        ((np.ones(3),), r"input: given shape \(3,\), expected"),
+        (
+            (BATCH.input, np.array([1, 2])),
+            r"seq_length: given int64 of shape \(2,\), expected integers of shape \(3,\)",
+        ),
+        ((BATCH.input, np.array([1.0, 2, 3])), "seq_length: given float64"),
+        ((BATCH.input, np.array([1, 2, 5])), "expected 0 to T = 4"),
+        ((BATCH.input, np.array([1, 2, -1])), "expected 0 to T = 4"),
+        ((BATCH.input, None, None, np.zeros((4, 3), bool)), r"resets: given shape \(4, 3\), expected \(3, 4\)"),
+    ):
+        with pytest.raises(ShapeError, match=words):
+            Batch(*arguments)
+    no_batch: Any = BATCH.input
+    with pytest.raises(ArgumentError, match=r"^batch: given ndarray, expected a unirnn"):
+        padding_is_inert(with_lengths, no_batch)
+    with pytest.raises(ArgumentError, match=r"^batch: given ndarray, expected a unirnn"):
+        assert_same(with_lengths, with_lengths, no_batch)
+
+
+def test_the_lengths_of_the_batch_stay() -> None:
+    def changes(x: Any, lengths: Any) -> Any:
+        lengths += 1
+        return lengths
+
+    before = BATCH.lengths.copy()
+    call_model(changes, BATCH)
+    np.testing.assert_array_equal(BATCH.lengths, before)
+
+
+@pytest.mark.parametrize("wrapped", ["compile", "DataParallel"])
+def test_the_arguments_of_a_wrapped_module(wrapped: str) -> None:
+    torch = pytest.importorskip("torch")
+
+    class Lengths(torch.nn.Module):  # type: ignore[name-defined, misc]
+        def forward(self, x: Any, lengths: Any) -> Any:
+            return lengths
+
+    net = Lengths()
+    wrapper = torch.compile(net, backend="eager") if wrapped == "compile" else torch.nn.DataParallel(net)
+    found = call_model(wrapper, replace(BATCH, input=torch.tensor(BATCH.input)))
+    np.testing.assert_array_equal(found, BATCH.lengths)

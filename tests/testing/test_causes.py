@@ -1,6 +1,7 @@
 """Each usual mistake is recognised by the numbers that it gives, and nothing is named for other numbers."""
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,27 @@ def test_each_mistake_is_seen_in_some_layer() -> None:
     found = [recognised(spec, with_resets) for spec, with_resets in SPECS]
     for text in {text for rows in found for text in rows}:
         assert any(text in rows and rows[text] == {text} for rows in found), text
+
+
+@pytest.mark.parametrize("where", ["input", "state", "weight"])
+def test_nothing_is_said_of_nan(where: str) -> None:
+    spec = GRUSpec(3, 4, bidirectional=True)
+    weights, given = drawn(spec)
+    if where == "weight":
+        weights["weight_hh_l0"] = np.nan * weights["weight_hh_l0"]
+    elif where == "state":
+        given = replace(given, hx=np.nan * given.hx)
+    else:
+        given = replace(given, input=np.nan * given.input)
+    output, state = trial_of(spec, weights, given).run()
+    for wrong in (np.nan * output, 0 * output):
+        assert recurrent_cause(spec, weights, given, wrong, state, TOLERANCE) is None
+    linear = LinearSpec(3, 2)
+    arrays = {name: np.full(shape, np.nan) for name, shape in linear.weight_shapes().items()}
+    first = np.ones((2, 5, 3)), np.array([5, 2]), np.ones((2, 5, 2))
+    assert layer_cause(linear, arrays, *first, TOLERANCE) is None
+    right = np.array([np.nan, 1.0])
+    assert gradient_cause({"weight": 0 * right}, {"weight": right}, TOLERANCE) is None
 
 
 MISTAKES = [

@@ -1,6 +1,8 @@
 """Right models pass, and of wrong ones the message says what moved, which layer moved it, and why."""
 
+import random
 import re
+import warnings
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 import unirnn
+from unirnn import GRUSpec
 from unirnn.errors import ArgumentError
 from unirnn.testing.batches import Batch, batch
 from unirnn.testing.frameworks import to_numpy
@@ -54,7 +57,7 @@ def nested(x: Any, lengths: Any) -> Any:
 def strided(x: Any, lengths: Any) -> Any:
     """Every third step, where all three are valid; time first."""
     steps = x.shape[1] // 3
-    return x[:, : 3 * steps].reshape(len(x), steps, 3, -1).sum(2).swapaxes(0, 1)
+    return x[:, : 3 * steps].reshape(len(x), steps, 3, x.shape[-1]).sum(2).swapaxes(0, 1)
 
 
 def flat(x: Any, lengths: Any) -> Any:
@@ -190,6 +193,51 @@ def test_what_can_not_be_checked(model: Any, given: Batch, words: str | None) ->
         padding_is_inert(model, given)
 
 
+def fixed_steps(x: Any, lengths: Any) -> Any:
+    if x.shape[1] != BATCH.steps:
+        raise ValueError("6 steps")
+    return masked_mean(x, lengths)
+
+
+NOT_CHECKED: dict[str, tuple[Any, str]] = {
+    "steps": (fixed_steps, r"the model raised ValueError: 6 steps: when there are 3 more .*; when sequence 0 is alone"),
+    "nan": (lambda x, lengths: last(x, lengths) * [1, 1, np.nan], "it has NaN at valid steps.*: output"),
+    "complex": (lambda x, lengths: 1j * masked_mean(x, lengths), "it has complex numbers: the gradients of output"),
+    "object": (
+        lambda x, lengths: (x, iter([])),
+        r"an object of the class list_iterator has no .*: output.*\[1\]",
+    ),
+    "a second input": (
+        lambda x, lengths: masked_mean(x, lengths) + np.ones((4, 1)),
+        "the model returns a batch of 4 for one sequence as well: when sequence 0 is alone",
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "words"), NOT_CHECKED.values(), ids=NOT_CHECKED.keys())
+def test_what_is_not_checked_is_said(model: Any, words: str) -> None:
+    with pytest.warns(UserWarning, match=f"^not checked, since {words}"):
+        padding_is_inert(model, BATCH)
+    assert_found(lambda x, lengths: (model(x, lengths), x.max()), BATCH, [f"not checked, since {words}"])
+
+
+def test_models_that_return_nothing_to_check() -> None:
+    for nothing in (None, object(), []):
+        with pytest.raises(ArgumentError, match=r"which returns .*, expected arrays"):
+            padding_is_inert(lambda x, lengths, own=nothing: own, BATCH)
+    with pytest.raises(ArgumentError, match="batch: given NaN or infinity at valid steps"):
+        padding_is_inert(masked_mean, replace(BATCH, input=BATCH.input * np.nan))
+    for wrong, words in ((GRUSpec(3, 4), "given the spec GRUSpec"), (Noise, "given the class Noise")):
+        with pytest.raises(ArgumentError, match=words):
+            padding_is_inert(wrong, BATCH)
+
+
+def test_generators_of_random_numbers_are_as_before() -> None:
+    before = random.getstate(), str(np.random.get_state())
+    padding_is_inert(masked_mean, BATCH)
+    assert (random.getstate(), str(np.random.get_state())) == before
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """The layers are small, and threads that wait for each other take longer."""
@@ -270,6 +318,51 @@ def test_right_models_of_torch(options: dict[str, Any]) -> None:
     padding_is_inert(model, batch(features=3, min_length=2, dtype="float64"), nan=not is_computed)
     assert all((tensor == before[name]).all() for name, tensor in model.state_dict().items())
     assert (model.training, model.rnn.training) == (True, False)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_module_of_torch_is_left_as_it_was(fails: bool) -> None:
+    """Also one that replaces its buffers, changes weights, modes and what is trained, and that raises an error."""
+    torch = pytest.importorskip("torch")
+
+    class Changes(torch.nn.Module):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.other = torch.nn.Linear(3, 2), torch.nn.Linear(1, 1)
+            self.calls: Any
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, x: Any, lengths: Any) -> Any:
+            self.calls = self.calls + 1
+            if fails and self.fc.training:
+                raise RuntimeError("in training")
+            self.other.eval().requires_grad_(False)
+            with torch.no_grad():
+                self.other.weight += 1
+            return self.fc(torch.nan_to_num(x).masked_fill(x.abs() > 100, 0))
+
+    model = Changes()
+    model.other.bias.requires_grad_(False)
+    calls, generator = model.calls, torch.get_rng_state()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if fails:
+        with pytest.raises(RuntimeError, match="in training"):
+            padding_is_inert(model, BATCH, gradients=False)  # in the dtype of its weights
+    else:
+        padding_is_inert(model, BATCH, gradients=False)
+    assert model.calls is calls
+    assert all((tensor == before[name]).all() for name, tensor in model.state_dict().items())
+    assert all(layer.training for layer in model.modules())
+    assert [p.requires_grad for p in model.parameters()] == [True, True, True, False]
+    assert (torch.get_rng_state() == generator).all()
+
+
+def test_a_scripted_module_of_torch() -> None:
+    torch = pytest.importorskip("torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        model = torch.jit.script(torch.nn.Softmax(dim=1))
+    assert_found(model, BATCH, ["output: off by"], call=lambda model, x, lengths: model(x))
 
 
 TORCH_WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {

@@ -65,7 +65,7 @@ class Difference:
 
 def _side_with_nan(a: Array, b: Array) -> str:
     """Which of the two has a NaN; empty if both have one, or none."""
-    has = [bool(np.isnan(array).any()) if array.dtype.kind == "f" else False for array in (a, b)]
+    has = [bool(np.isnan(array).any()) if array.dtype.kind in "fc" else False for array in (a, b)]
     return "" if has[0] == has[1] else "a" if has[0] else "b"
 
 
@@ -75,8 +75,10 @@ def difference(
     """The difference of two arrays of one shape, if it is too large; NaN at the same places are equal."""
     if not a.size:
         return
-    if a.dtype.kind != "f" and b.dtype.kind != "f":  # integers and flags are not rounded
+    if a.dtype.kind not in "fc" and b.dtype.kind not in "fc":  # integers and flags are not rounded
         tolerance = 0.0
+    if not {a.dtype.kind, b.dtype.kind} <= set("fciub"):  # no numbers
+        a, b = np.asarray(a != b, np.float64), np.zeros(b.shape)
     off, scale = gaps(a, b), max(largest(b), least) or 1.0
     wrong = np.argwhere(off > tolerance * scale)
     if len(wrong):

@@ -22,8 +22,8 @@ from .causes.numbers import NOT_ZEROED
 __all__ = ["explain"]
 
 Array = NDArray[Any]
-Layers = dict[str, tuple[str, list[Array]]]
-"""For each layer, by its path: its class, and what it returned, the output as `(B, T, ...)`."""
+Layers = dict[tuple[str, int], tuple[str, list[Array]]]
+"""For each call of a layer, by its path and number: its class, and what it returned, the output as `(B, T, ...)`."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class _First:
     """The first layer that differs: its paths, its class, its results, what a chain gives it, and the layer before."""
 
     paths: tuple[str, str]
+    call: int
     kind: str
     results: tuple[list[Array], list[Array]]
     given: Batch
@@ -39,6 +40,7 @@ class _First:
     def sentence(self) -> str:
         """The layer in words."""
         name = self.paths[0] if self.paths[0] == self.paths[1] else f"{self.paths[0]} (in b {self.paths[1]})"
+        name += _of_call(self.call)
         after = f" The one before it, {self.before}, is the same." if self.before else ""
         return f"The first layer that differs is {name}, {_article(self.kind)} {self.kind}.{after}"
 
@@ -66,6 +68,10 @@ def explain(a: Side, b: Side, tolerance: float, *, only_gradients: bool) -> Iter
         yield f"Usual cause, in {cause[0]}: {cause[1]}."
 
 
+def _of_call(call: int) -> str:
+    return f" in its call {call + 1}" if call else ""
+
+
 def _article(word: str) -> str:
     return "an" if word[:1] in "AEIOU" or word[:4] in ("LSTM", "RNN") else "a"
 
@@ -75,20 +81,25 @@ def _article(word: str) -> str:
 
 def _first_layer(a: Side, b: Side, tolerance: float) -> _First | None:
     found_a, found_b = _layers(a), _layers(b)
-    pairs = [(path, path) for path in found_a if path in found_b]
+    pairs = [(key, key) for key in found_a if key in found_b]
     if not pairs:
-        leaves = [[p for p in found if not any(q.startswith(f"{p}.") for q in found)] for found in (found_a, found_b)]
+        leaves = [
+            [key for key in found if not any(path.startswith(f"{key[0]}.") for path, _ in found)]
+            for found in (found_a, found_b)
+        ]
         if len(leaves[0]) != len(leaves[1]):
             return None
         pairs = list(zip(*leaves, strict=True))
     given, before = b.batch.in_layout(True), ""
-    for path_a, path_b in pairs:
-        (kind, own), (_, right) = found_a[path_a], found_b[path_b]
+    for key_a, key_b in pairs:
+        (path_a, call), path_b = key_a, key_b[0]
+        (kind, own), (_, right) = found_a[key_a], found_b[key_b]
         after = _after(given, b.spec, path_b, right[0]) if right else given
         if _differ(own, right, after, tolerance):
             leaf = None if b.spec is None else b.spec.leaves().get(path_b)
-            return _First((path_a, path_b), kind if leaf is None else leaf.kind, (own, right), given, before)
-        given, before = after, path_a
+            kind = kind if leaf is None else leaf.kind
+            return _First((path_a, path_b), call, kind, (own, right), given, before)
+        given, before = after, path_a + _of_call(call)
     return None
 
 
@@ -125,7 +136,7 @@ def _layers(side: Side) -> Layers:
 
 def _built_one_by_one(
     side: Side, spec: Sequential, snapshot: Snapshot
-) -> Iterator[tuple[str, tuple[str, list[Array]]]]:
+) -> Iterator[tuple[tuple[str, int], tuple[str, list[Array]]]]:
     """The results of the first layers of a model, built from its weights, for each number of them."""
     for count in range(1, len(spec) + 1):
         children = dict(spec.children[:count])
@@ -141,7 +152,7 @@ def _built_one_by_one(
         except UnirnnError:  # such as a backend that builds with further options only
             return
         state = one.results[1 + len(_parts_of(spec, count - 1)) :] if isinstance(layer, RecurrentSpec) else []
-        yield name, (layer.kind, [*one.results[:1], *state])
+        yield (name, 0), (layer.kind, [*one.results[:1], *state])
 
 
 def _parts_of(spec: Sequential, count: int) -> list[str]:
@@ -161,7 +172,7 @@ def _specs_and_weights(a: Side, b: Side) -> Iterator[str]:
             yield f"Their specs differ: a is {one.spec!r}, and b is {other.spec!r}."
         arrays, layers = (dict(one.weights), dict(other.weights)), one.spec.leaves()
     else:
-        found = [side.framework.all_weights(side.model) or {} for side in (a, b)]
+        found = [side.all_weights() for side in (a, b)]
         named = [{name: array for names, array in weights.items() for name in names} for weights in found]
         arrays = named[0], named[1]
         layers = getattr(b.framework, "known_layers", lambda model: {})(b.model)

@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,10 +17,10 @@ from unirnn.errors import LimitError, UnirnnError
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.specs import Model, RecurrentSpec, Spec
 
-from ._places import arrays_by_path
+from ._places import arrays_by_path, check_returned, unread_parts
 from ._tracebacks import is_for_the_test
 from .batches import Batch
-from .calling import Call, as_taken_by, call_model, gradients_of_module
+from .calling import Call, as_taken_by, call_model, gradients_of_module, unwrapped
 from .frameworks import framework_of, without_cudnn
 from .tolerances import TOLERANCES, tolerance
 
@@ -48,12 +48,15 @@ class Side:
     def __init__(self, label: str, model: Any, batch: Batch, call: Call | None) -> None:
         self.label, self.model, self.call = label, model, call
         self.framework = framework_of(model)
-        self.batch = as_taken_by(model, batch, self.framework.all_weights(model))
+        self.batch = as_taken_by(model, batch, self.all_weights())
         own = getattr(model, "spec", None)
         self.is_built = isinstance(own, Spec)
         self.snapshot = snapshot_of(model)
         self.spec: Spec | None = own if isinstance(own, Spec) else getattr(self.snapshot, "spec", None)
         self.results: list[Array] = []
+        self.paths: list[str] = []
+        self.unread: dict[str, str] = {}
+        self.with_gradients: set[str] = set()  # the paths of arrays of floats
         self.cotangents: list[Array] = []
         self.found: Gradients | None = None
         self.is_time_first = False
@@ -64,24 +67,41 @@ class Side:
         name = repr(spec) if isinstance(spec, RecurrentSpec) else type(spec).__name__ if self.is_built else own
         return f"{self.label} ({name} of {self.framework.name})"
 
-    def run(self) -> None:
-        """Compute the results."""
-        with self._evaluating() as net:
-            found = _flat(call_model(net, self._native(net), self.call))
-            names = [short_name(array.dtype) for array in found]
-            dtype = max((name for name in names if name in TOLERANCES), key=TOLERANCES.__getitem__, default="float64")
-            self.tolerance = tolerance(dtype, _device_of(found[0]) if found else None)
-            self.results = self._canonical([self.framework.to_numpy(array) for array in found])
+    def all_weights(self) -> dict[tuple[str, ...], Array]:
+        """The weights by their names; empty if they can't be read."""
+        return self.framework.all_weights(unwrapped(self.model)) or {}
 
-    def watched(self) -> dict[str, tuple[str, list[Array]]]:
-        """For each layer that its framework can watch, by its path: its class, and what it returned first."""
-        found: dict[str, tuple[str, list[Array]]] = {}
-        with self._evaluating() as net, self.framework.watch(net) as layers:
+    def run(self, like: "Side | None" = None) -> None:
+        """Compute the results, in the order of another side if they have the same names."""
+        with self._evaluating() as net:
+            returned = call_model(net, self._native(net), self.call)
+            check_returned(self.model, returned)
+            self.unread, found = unread_parts(returned), arrays_by_path(returned)
+            self.paths = list(found)
+            if like is not None and set(like.paths) == set(found):
+                self.paths = like.paths
+            arrays = [found[path] for path in self.paths]
+            names = [short_name(array.dtype) for array in arrays if hasattr(array, "dtype")]
+            dtype = max((name for name in names if name in TOLERANCES), key=TOLERANCES.__getitem__, default="float64")
+            self.tolerance = tolerance(dtype, _device_of(arrays[0]))
+            self.results = self._canonical(self._numpy(arrays))
+            own = zip(self.paths, arrays, self.results, strict=True)
+            self.with_gradients = {path for path, x, y in own if y.dtype.kind == "f" and hasattr(x, "dtype")}
+
+    def _numpy(self, arrays: Iterable[Any]) -> list[Array]:
+        return [self.framework.to_numpy(part) if hasattr(part, "dtype") else np.asarray(part) for part in arrays]
+
+    def watched(self) -> dict[tuple[str, int], tuple[str, list[Array]]]:
+        """For each call of a layer that its framework can watch, by its path and number: its class, and its results."""
+        found: dict[tuple[str, int], tuple[str, list[Array]]] = {}
+        calls: dict[str, int] = {}
+        with self._evaluating() as net, self.framework.watch(unwrapped(net)) as layers:
             call_model(net, self._native(net), self.call)
             for layer in layers:
-                if layer.name and layer.name not in found:
-                    arrays = _flat(_padded(layer.results, self.batch))
-                    found[layer.name] = layer.kind, self._canonical([self.framework.to_numpy(a) for a in arrays])
+                if layer.name:
+                    calls[layer.name] = calls.get(layer.name, -1) + 1
+                    arrays = arrays_by_path(_padded(layer.results, self.batch)).values()
+                    found[layer.name, calls[layer.name]] = layer.kind, self._canonical(self._numpy(arrays))
         return found
 
     def gradients(self, cotangents: list[Array]) -> Gradients | None:
@@ -95,11 +115,16 @@ class Side:
             def weighted(*arrays: Any) -> Any:
                 moved = with_leaves({"input": 0, "hx": self.batch.hx}, dict(zip(given, arrays, strict=True)))
                 results = call_model(net, replace(self.batch, **moved), self.call)
-                products = zip(_flat(results), weights, strict=False)
-                return sum((result * factor.reshape(result.shape)).sum() for result, factor in products)
+                results_by_path = arrays_by_path(results)
+                products = [
+                    (results_by_path[path] * factor.reshape(results_by_path[path].shape)).sum()
+                    for path, factor in zip(self.paths, weights, strict=False)
+                    if path in self.with_gradients
+                ]
+                return sum(products[1:], products[0])
 
             try:
-                by_array, by_name = self.framework.gradient(weighted, native, net)
+                by_array, by_name = self.framework.gradient(weighted, native, unwrapped(net))
             except LimitError:
                 found = None if self.call is not None else gradients_of_module(self.framework, net, self.batch, factors)
                 return None if found is None else self._named({**found})
@@ -124,7 +149,8 @@ class Side:
 
     def _native(self, net: Any) -> Batch:
         """The batch with arrays of the framework."""
-        return self.batch.changed(lambda array: self.framework.from_numpy(array, net))
+        # Copies, since the model may change them.
+        return self.batch.changed(lambda array: self.framework.from_numpy(array.copy(), net))
 
     def _canonical(self, arrays: list[Array]) -> list[Array]:
         """The arrays of a result, the first of them with the batch as its first axis."""
@@ -146,9 +172,11 @@ class Side:
         kind = self.results[position].dtype
         return np.ascontiguousarray(moved, kind if kind.kind == "f" else None)
 
-    def valid(self, output: Array) -> NDArray[np.bool_] | None:
-        """Where an output, `(B, T', ...)`, is valid; None if it has no steps, or nobody knows which."""
+    def valid(self, output: Array, position: int = 0) -> NDArray[np.bool_] | None:
+        """Where a result, `(B, T', ...)`, is valid; None if it has no steps, or nobody knows which."""
         lengths = self.batch.lengths
+        if position and (self.spec is not None or not self.batch.batch_first or len(lengths) == self.batch.steps):
+            return None  # it is a state, or it may be one
         if self.is_built and self.spec is not None and not isinstance(self.spec, Model):
             if self.spec.ends_steps:
                 return None
@@ -160,11 +188,6 @@ class Side:
 
 
 # ---- the batch and the results -------------------------------------------------------------------
-
-
-def _flat(results: Any) -> tuple[Any, ...]:
-    """The arrays of nested results, in their order."""
-    return tuple(value for value in arrays_by_path(results).values() if hasattr(value, "shape"))
 
 
 def _padded(results: Any, batch: Batch) -> Any:

@@ -20,7 +20,7 @@ from ._tracebacks import is_for_the_test
 from .batches import Batch
 from .frameworks import Framework
 
-__all__ = ["Call", "as_taken_by", "call_model", "gradients_of_module", "in_layout_of"]
+__all__ = ["Call", "as_taken_by", "call_model", "gradients_of_module", "in_layout_of", "unwrapped"]
 
 __tracebackhide__ = is_for_the_test
 
@@ -230,7 +230,7 @@ def _ways_to_say_lengths(model: Any, batch: Batch, lengths: Any) -> dict[str, Ca
 
 def _parameters(model: Any) -> dict[str, inspect.Parameter]:
     """The arguments of a call besides the first, by name, as the framework's own methods have them."""
-    model = _unwrapped(model)
+    model = unwrapped(model)
     spec = getattr(model, "spec", None)
     if isinstance(spec, Model):
         own: Any = spec.forward
@@ -248,7 +248,7 @@ def _parameters(model: Any) -> dict[str, inspect.Parameter]:
     return {parameter.name: parameter for parameter in parameters if parameter.kind not in variable}
 
 
-def _unwrapped(model: Any) -> Any:
+def unwrapped(model: Any) -> Any:
     """The module within one of torch that passes all arguments on: of `torch.compile`, or for several devices."""
     torch = sys.modules.get("torch")
     while torch is not None and isinstance(model, torch.nn.Module):

@@ -1,5 +1,6 @@
 """Whether the padding of a batch has an influence on a model, of any framework."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -11,13 +12,22 @@ from numpy.typing import NDArray
 from unirnn.contract.backend import Watched
 from unirnn.errors import ArgumentError, LimitError
 
-from ._places import Deviation, Places, arrays_by_path, deviation, deviation_alone, find_places
+from ._places import (
+    Deviation,
+    Places,
+    arrays_by_path,
+    check_returned,
+    deviation,
+    deviation_alone,
+    find_places,
+    unread_parts,
+)
 from ._tracebacks import is_for_the_test
 from .batches import Batch
-from .calling import Call, call_model, gradients_of_module, in_layout_of
+from .calling import Call, as_taken_by, call_model, gradients_of_module
 from .causes.padding import Symptoms, is_recurrent, layer_at, padding_cause
-from .frameworks import Framework, framework_of, without_cudnn
-from .tolerances import gaps, largest
+from .frameworks import Framework, framework_of, generators_kept, without_cudnn
+from .tolerances import check_tolerance, gaps, largest
 
 __all__ = ["padding_is_inert"]
 
@@ -49,8 +59,10 @@ def padding_is_inert(
     with more steps of padding, and on each sequence alone without padding. None of this may move the results at the
     valid steps, the final states, the gradients, or the running statistics, and the gradient of the padding is exactly
     0. All of that is checked in evaluation and, but for the sequences alone, in training with the same seed each time.
-    What stands in the results after the end of a sequence may be anything. The seeds of the framework's generators are
-    set, and not put back.
+    What stands in the results after the end of a sequence may be anything.
+
+    A `UserWarning` says what could not be checked, as of a model that takes one number of steps only. A function of
+    NumPy and a `unirnn.Model` on NumPy have no gradients that could be checked.
 
     Parameters
     ----------
@@ -79,8 +91,8 @@ def padding_is_inert(
         If the padding has an influence. The message says what moved, by how much, in which sequence and at which step
         first, which layer moved first, and the usual cause.
     ArgumentError
-        If the batch has no padding, if it can't be told how the model is called, or if the model returns something else
-        each time that it is called.
+        If the batch has no padding, if it can't be told how the model is called, or if the model returns no arrays, or
+        something else each time that it is called.
 
     Examples
     --------
@@ -96,12 +108,17 @@ def padding_is_inert(
       in evaluation:
         output: off by 2e+03 (the largest value is 1), first in sequence 0 (length 1 of 3), when...
     """
+    check_tolerance(tolerance)
     framework = framework_of(model)
-    batch = in_layout_of(model, batch)
+    batch = as_taken_by(model, batch, framework.all_weights(model))
     if not batch.padding.any():
         raise ArgumentError("batch: all of its sequences have T steps, expected some with padding")
     base = batch.filled(0)
-    with framework.restored(model):  # whatever happens in it
+    if base.input.dtype.kind == "f" and not np.isfinite(base.input).all():
+        raise ArgumentError(
+            "batch: given NaN or infinity at valid steps, expected finite numbers, which show what moves"
+        )
+    with generators_kept(), framework.restored(model):  # whatever happens in it
         check = _Check(framework, model, base, call, gradients, nan, tolerance)
         check.find_places()
         found = check.find(training=False)
@@ -109,6 +126,8 @@ def padding_is_inert(
             found += check.find(training=True)
         if found:
             raise AssertionError(check.text(found))
+    for note in check.words_of_notes():
+        warnings.warn(note, UserWarning, stacklevel=2)
 
 
 @dataclass(frozen=True)
@@ -167,14 +186,17 @@ class _Check:
         self.places: dict[str, Places] = {}
         self.layer_places: dict[tuple[str, int, str], Places] = {}
         self.base_outputs: Arrays = {}
+        self.unread: dict[str, str] = {}
         self.kinds: dict[str, str] = {}
-        self.notes: list[str] = []
+        self.notes: dict[str, list[str]] = {}
 
     # ---- runs ------------------------------------------------------------------------------------
 
     def find_places(self) -> None:
         """Run once in evaluation, with other sizes too, to learn which axes of the results are which."""
         first = self.run(self.base, training=False, gradients=False)  # which may build the layers of the model
+        for path, kind in self.unread.items():
+            self._note(f"an object of the class {kind} has no numbers that can be read", _name(path))
         self.base_outputs, layers = self.watch(self.base, training=False)
         self._check_repeats(first.outputs, self.base_outputs, "in evaluation")
         # Whatever is wrong with these runs is said by the checks; a model may also refuse other sizes.
@@ -186,6 +208,10 @@ class _Check:
             outputs, found = self._try(change)
             if outputs is None:
                 self.alone.remove(change)
+            elif self._has_whole_batch(outputs):
+                self.alone.remove(change)
+                size = self.base.batch_size
+                self._note(f"the model returns a batch of {size} for one sequence as well", f"when {change.words}")
             else:
                 alone[change.alone], alone_layers[change.alone] = outputs, found
         if longer is None:
@@ -193,6 +219,7 @@ class _Check:
         for path, array in self.base_outputs.items():
             others = {b: arrays[path] for b, arrays in alone.items() if path in arrays}
             self.places[path] = find_places(array, (longer or {}).get(path), others, self.base)
+        self._note_nan()
         # A cell in a loop is called once for each step, and nobody says for which: it is left out.
         loops = {key[0] for key in {*layers} ^ {*(layers if longer_layers is None else longer_layers)}}
         for key, array in layers.items():
@@ -205,8 +232,31 @@ class _Check:
             return self.watch(change.batch, training=False)
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-            self.notes.append(f"not checked, since the model raised {reason[:150]}: when {change.words}")
+            self._note(f"the model raised {reason[:150]}", f"when {change.words}")
             return None, None
+
+    def _note(self, reason: str, what: str) -> None:
+        """Keep why something was not checked."""
+        self.notes.setdefault(reason, []).append(what)
+
+    def words_of_notes(self) -> list[str]:
+        """What was not checked, and why."""
+        return [f"not checked, since {reason}: {'; '.join(what)}" for reason, what in self.notes.items()]
+
+    def _has_whole_batch(self, outputs: Arrays) -> bool:
+        """Whether results for one sequence have as many as the batch, as if a second input had them."""
+        axis = 0 if self.base.batch_first else 1
+        sizes = {array.shape[axis] for array in outputs.values() if array.ndim > axis}
+        return 1 < self.base.batch_size in sizes and 1 not in sizes
+
+    def _note_nan(self) -> None:
+        """Where there is NaN without NaN in the padding, nothing can be seen to move."""
+        for path, array in self.base_outputs.items():
+            places = self.places[path]
+            if array.dtype.kind in "fc" and np.isnan(places.split(array, self.base.batch_size)[places.valid()]).any():
+                self._note("it has NaN at valid steps, and numbers alone show what moves", _name(path))
+            if array.dtype.kind == "c" and self.with_gradients:
+                self._note("it has complex numbers", f"the gradients of {_name(path)}")
 
     def _check_repeats(self, first: Arrays, second: Arrays, when: str) -> None:
         for path, array in first.items():
@@ -223,7 +273,7 @@ class _Check:
 
     def _is_close(self, array: Array, other: Array) -> bool:
         """Whether two runs of the same differ by rounding only, as on some devices."""
-        if array.shape != other.shape or array.dtype.kind != "f":
+        if array.shape != other.shape or array.dtype.kind not in "fc":
             return False
         return bool((gaps(array, other) <= self._tolerance(array) * largest(array)).all())
 
@@ -239,13 +289,19 @@ class _Check:
 
     def _results(self, net: Any, batch: Batch, input: Any) -> dict[str, Any]:
         """Call the model; the arrays in what it returns, by path."""
-        given = replace(batch.changed(lambda array: self.framework.from_numpy(array, net)), input=input)
+        given = replace(batch.changed(lambda array: self._native(array, net)), input=input)
 
         def run() -> Any:
             return call_model(net, given, self.call)
 
         run_in_mode: Any = getattr(self.framework, "run", None)  # Keras has no mode of a layer, but one of a call
-        return arrays_by_path(run() if run_in_mode is None else run_in_mode(run))
+        returned = run() if run_in_mode is None else run_in_mode(run)
+        check_returned(net, returned)
+        self.unread = unread_parts(returned)
+        return arrays_by_path(returned)
+
+    def _native(self, array: Array, net: Any) -> Any:
+        return self.framework.from_numpy(array.copy(), net)  # which the model may change
 
     def _numpy(self, arrays: Mapping[str, Any]) -> dict[str, Array]:
         return {
@@ -257,7 +313,7 @@ class _Check:
         """What the model, and each of its layers at each call, returned."""
         with self._mode(training, seed=0) as net:
             with self.framework.watch(net) as layers:
-                outputs = self._numpy(self._results(net, batch, self.framework.from_numpy(batch.input, net)))
+                outputs = self._numpy(self._results(net, batch, self._native(batch.input, net)))
             self.kinds = {layer.name: layer.kind for layer in layers}
             return outputs, self._by_call(layers)
 
@@ -274,7 +330,7 @@ class _Check:
     def run(self, batch: Batch, *, training: bool, seed: int = 0, gradients: bool = True) -> _Run:
         """Results, gradients, and what training changes."""
         with self._mode(training, seed) as net:
-            outputs = self._numpy(self._results(net, batch, self.framework.from_numpy(batch.input, net)))
+            outputs = self._numpy(self._results(net, batch, self._native(batch.input, net)))
             weights = self.framework.all_weights(net) if training else None
             statistics = {names[0]: np.array(array) for names, array in (weights or {}).items()}
         found: Arrays = {}
@@ -302,8 +358,7 @@ class _Check:
 
     def _gradients(self, net: Any, batch: Batch, cotangents: Arrays) -> Arrays:
         """Gradients with respect to the input, named ``input``, and to the weights; empty if there are none."""
-        native = self.framework.from_numpy
-        factors = {path: native(array, net) for path, array in cotangents.items()}
+        factors = {path: self._native(array, net) for path, array in cotangents.items()}
 
         def weighted(input: Any) -> Any:
             results = self._results(net, batch, input)
@@ -313,7 +368,7 @@ class _Check:
         if not factors:
             return {}
         try:
-            (d_input,), weights = self.framework.gradient(weighted, [native(batch.input, net)], net)
+            (d_input,), weights = self.framework.gradient(weighted, [self._native(batch.input, net)], net)
         except LimitError:
             found = None
             if self.call is None:
@@ -445,7 +500,7 @@ class _Check:
                 lines.append(f"  in {'training' if training else 'evaluation'}:")
                 lines += [f"    {line}" for line in self._lines(rows)]
         lines += [f"  {line}" for line in self._first_layer(found)]
-        lines += [f"  {note}" for note in dict.fromkeys(self.notes)]
+        lines += [f"  {note}" for note in self.words_of_notes()]
         return "\n".join(lines)
 
     def _lines(self, rows: list[_Moved]) -> list[str]:
@@ -532,7 +587,7 @@ def _is_within(name: str, layer: str) -> bool:
 
 
 def _has_nan(array: Array) -> bool:
-    return array.dtype.kind == "f"
+    return array.dtype.kind in "fc"
 
 
 def _name(path: str) -> str:

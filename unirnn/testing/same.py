@@ -1,6 +1,7 @@
 """Whether two models compute the same, of any two frameworks; and if they don't, where and why."""
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,11 @@ from unirnn.specs import RecurrentSpec, Spec
 
 from ._differences import Difference, difference, place_in_state
 from ._explanation import explain
-from ._sides import Side
+from ._sides import Gradients, Side
 from ._tracebacks import is_for_the_test
 from .batches import Batch
 from .calling import Call
-from .tolerances import largest
+from .tolerances import check_tolerance, largest
 
 __all__ = ["assert_same"]
 
@@ -35,9 +36,13 @@ def assert_same(
     """Assert that two models or layers compute the same, in evaluation.
 
     Compared are the outputs, the final states if both return them, and, if these are the same, the gradients of a
-    weighted sum of them with respect to the input, the initial state, and the weights that both name alike. If one of
-    the two has no gradients, such as a `unirnn.Model` on NumPy, there are none to compare. What stands in the output
-    after the end of a sequence is compared only if unirnn built both, which makes it 0.
+    weighted sum of them with respect to the input, the initial state, and the weights that both name alike. What stands
+    after the end of a sequence in the output, or in another result `(B, T, ...)`, is compared only if unirnn built
+    both, which makes it 0. Results in dicts and in records are compared by their names, others by their order.
+
+    A `UserWarning` says what could not be compared: a final state that one of the two returns, the gradients if one of
+    the two has none, such as a `unirnn.Model` on NumPy, those of weights that have other names, and numbers that are
+    NaN in both.
 
     The batch is given to each in the dtype of its weights, and in its layout where that is known: of what unirnn built,
     of a layer with an attribute ``batch_first``, and of Keras.
@@ -62,7 +67,7 @@ def assert_same(
     AssertionError
         If they differ. The message says in what and by how much, where first, in which layer, and the usual cause.
     ArgumentError
-        If a model can't be called with the batch.
+        If a model can't be called with the batch, or returns no arrays.
 
     Examples
     --------
@@ -72,14 +77,19 @@ def assert_same(
     >>> a, b = spec.build("numpy", seed=0), spec.build("numpy", seed=0, dtype="float64")
     >>> assert_same(a, b, batch(spec))
     """
+    check_tolerance(tolerance)
     one, other = Side("a", a, batch, call), Side("b", b, batch, call)
     one.run()
-    other.run()
+    other.run(like=one)
     allowed = max(one.tolerance, other.tolerance) if tolerance is None else tolerance
     found = list(_differences_of_results(one, other, allowed))
     results_are_same = not found
+    not_compared = list(_results_not_compared(one, other))
     if results_are_same and gradients:
         found = list(_differences_of_gradients(one, other, allowed))
+        not_compared += _gradients_not_compared(one, other)
+    for text in not_compared:
+        warnings.warn(f"not compared: {text}", UserWarning, stacklevel=2)
     if found:
         lines = [f"{one} and {other} differ.", *(difference.sentence() for difference in found[:8])]
         if len(found) > 8:
@@ -95,7 +105,7 @@ def _differences_of_results(one: Side, other: Side, tolerance: float) -> Iterato
         text = f"a returns {len(one.results)} arrays, and b {len(other.results)}."
         yield Difference("number of results", np.inf, tolerance, text=text)
         return
-    names = _names_of_results(one.spec or other.spec, count)
+    names = _names_of_results(one.spec or other.spec, one.paths[:count])
     for k, name in enumerate(names):
         a, b = _of_one_rank(one.results[k], other.results[k])
         if a.shape != b.shape:
@@ -103,6 +113,9 @@ def _differences_of_results(one: Side, other: Side, tolerance: float) -> Iterato
         elif k == 0:
             yield from _differences_of_output(one, other, a, b, tolerance)
         else:
+            valid = one.valid(a, k) if other.valid(b, k) is not None else None
+            if valid is not None:
+                a, b = (np.where(valid.reshape(*valid.shape, *[1] * (x.ndim - 2)), x, 0) for x in (a, b))
             yield from difference(name, a, b, tolerance, lambda at: place_in_state(one.spec or other.spec, at))
 
 
@@ -113,7 +126,7 @@ def _of_one_rank(a: Array, b: Array) -> tuple[Array, Array]:
     return (a, b[0]) if b.ndim == a.ndim + 1 and len(b) == 1 else (a, b)
 
 
-def _names_of_results(spec: Spec | None, count: int) -> list[str]:
+def _names_of_results(spec: Spec | None, paths: Sequence[str]) -> list[str]:
     names = ["output"]
     if isinstance(spec, RecurrentSpec):
         names += [f"final state {name}_n" for name in spec.states]
@@ -121,7 +134,51 @@ def _names_of_results(spec: Spec | None, count: int) -> list[str]:
         names += [
             f"final state {part} of {layer}" for layer, s in spec.stateful.items() for part in s.state_shapes(None)
         ]
-    return [*names, *(f"result {k}" for k in range(len(names), count))][:count]
+    numbered = [f"result {k if path.strip('[]').isdigit() else path}" for k, path in enumerate(paths)]
+    return [*names, *numbered[len(names) :]][: len(paths)]
+
+
+def _results_not_compared(one: Side, other: Side) -> Iterator[str]:
+    """What of the results says nothing about the models, in words."""
+    for side in (one, other):
+        for path, kind in side.unread.items():
+            yield f"{side.label} returns an object of the class {kind} (result{path}), whose numbers can't be read"
+    if len(one.results) != len(other.results) and 1 in (len(one.results), len(other.results)):
+        yield (
+            f"more than the first result, since a returns {len(one.results)} arrays, and b {len(other.results)}; "
+            "call=lambda model, input, seq_length: ... may return the same of both"
+        )
+    for name, k in zip(_names_of_results(one.spec or other.spec, one.paths), range(len(other.results)), strict=False):
+        a, b = _of_one_rank(one.results[k], other.results[k])
+        if a.shape != b.shape or not {a.dtype.kind, b.dtype.kind} <= set("fc"):
+            continue
+        both = np.isnan(a) & np.isnan(b)
+        valid = one.valid(a, k)
+        if valid is not None:
+            both &= valid.reshape(*valid.shape, *[1] * (a.ndim - 2))
+        if both.any():
+            yield f"{name}, where both models give NaN, {both.sum()} of its {both.size} numbers"
+
+
+def _gradients_not_compared(one: Side, other: Side) -> Iterator[str]:
+    """Which gradients only one of the two has, in words."""
+    a, b = one.found, other.found
+    if any(array.dtype.kind == "c" for array in other.results):
+        yield "the gradients of complex numbers"
+    if a is None and b is None:
+        return
+    if a is None or b is None:
+        yield f"the gradients, since {one if a is None else other} has none; gradients=False asks for none"
+        return
+    names = [name for name in (*a, *(name for name in b if name not in a)) if not _is_compared(a, b, name)]
+    if names:
+        shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        yield f"the gradients that only one of the two has by this name and in this shape: {shown}"
+
+
+def _is_compared(a: Gradients, b: Gradients, name: str) -> bool:
+    own, right = a.get(name), b.get(name)
+    return own is not None and right is not None and own.shape == right.shape
 
 
 def _differences_of_output(one: Side, other: Side, a: Array, b: Array, tolerance: float) -> Iterator[Difference]:
@@ -149,18 +206,20 @@ def _differences_of_gradients(one: Side, other: Side, tolerance: float) -> Itera
     for k in range(min(len(one.results), len(other.results))):
         b = other.results[k]
         d = rng.standard_normal(b.shape) if b.dtype.kind == "f" else np.zeros(b.shape)
-        valid = (one.valid(b) if one.is_built else other.valid(b)) if k == 0 else None
+        valid = one.valid(b, k) if one.is_built else other.valid(b, k)
         cotangents.append(d if valid is None else np.where(valid.reshape(*valid.shape, *[1] * (d.ndim - 2)), d, 0))
+    if not one.with_gradients or not other.with_gradients:
+        return
     found = [side.gradients(cotangents) for side in (one, other)]
     one.found, other.found = found
     one.cotangents = other.cotangents = cotangents
     if found[0] is None or found[1] is None:
         return
-    names = [name for name in found[0] if name in found[1]]
+    names = [name for name in found[0] if _is_compared(found[0], found[1], name)]
     most = max((largest(d) for d in found[1].values() if d is not None), default=0.0)
     for name in names:
         own, right = found[0][name], found[1][name]
-        if own is not None and right is not None and own.shape == right.shape:
+        if own is not None and right is not None:
             place = _place_in_input(other.batch.lengths) if name == "input" else lambda at: ""
             yield from difference(f"gradient of {name}", own, right, tolerance, place, 1e-3 * most)
 

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unirnn.devices import Device
+from unirnn.errors import ArgumentError
 
 from ._tracebacks import is_for_the_test
 
-__all__ = ["TOLERANCES", "close", "gaps", "largest", "tolerance"]
+__all__ = ["TOLERANCES", "check_tolerance", "close", "gaps", "largest", "tolerance"]
 
 __tracebackhide__ = is_for_the_test
 
@@ -59,7 +60,8 @@ def gaps(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
     >>> gaps(np.array([1.0, np.nan, np.nan]), np.array([3.0, np.nan, 0.0])).tolist()
     [2.0, 0.0, inf]
     """
-    wide_a, wide_b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    wide = np.complex128 if "c" in (a.dtype.kind, b.dtype.kind) else np.float64
+    wide_a, wide_b = np.asarray(a, wide), np.asarray(b, wide)
     with np.errstate(invalid="ignore"):
         found = np.asarray(np.abs(wide_a - wide_b))
     found[np.isnan(found)] = np.inf
@@ -70,6 +72,12 @@ def gaps(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
 def largest(array: NDArray[Any]) -> float:
     """The largest absolute value that is finite; 0 if there is none."""
     return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
+
+
+def check_tolerance(tolerance: float | None) -> None:
+    """Refuse what no difference can be compared with."""
+    if tolerance is not None and not 0 <= tolerance < np.inf:
+        raise ArgumentError(f"tolerance: given {tolerance}, expected a finite number that is not negative, or None")
 
 
 def close(

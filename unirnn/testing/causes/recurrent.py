@@ -79,7 +79,7 @@ def recurrent_cause(
 
 def _cause(trial: Trial, given: Given, tolerance: float) -> str | None:
     spec, right = trial.spec, trial.run()
-    if agrees(right, given, tolerance):
+    if agrees(right, given, tolerance) or not trial.is_finite:
         return None
     swapped = _axes_exchanged(right, given, tolerance)
     if swapped is not None:

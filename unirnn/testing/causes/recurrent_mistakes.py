@@ -53,6 +53,12 @@ class Trial:
         """Where the padding is, `(T, B)`."""
         return np.arange(len(self.input))[:, None] >= self.lengths
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether there is neither NaN nor infinity but in the padding; otherwise, any two mistakes may look alike."""
+        arrays = (self.input[~self.padding], *self.hx, *self.weights.values())
+        return all(bool(np.isfinite(array).all()) for array in arrays)
+
     def zeroed(self, output: Array) -> Array:
         """An output with zeros in its padding."""
         return np.where(self.padding[..., None], 0, output)

@@ -9,7 +9,7 @@ import pytest
 
 from unirnn.specs import RecurrentSpec
 
-from .promises import CELLS, PROMISES, DeclaredLimit, WrongLimit, findings
+from .promises import CELLS, PROMISES, DeclaredLimit, WrongLimitError, findings
 
 __all__ = ["Report", "finding"]
 
@@ -45,7 +45,7 @@ def finding(item: pytest.Item, call: "pytest.CallInfo[None]", report: pytest.Tes
         outcomes = {promise: "limit" if promise in limits else "passed" for promise in promises}
     elif report.failed:
         # A fixture of a session raises for each test, and `findings` are those of one.
-        broken, cell = ("limits", None) if isinstance(error, WrongLimit) else findings.broken or (None, None)
+        broken, cell = ("limits", None) if isinstance(error, WrongLimitError) else findings.broken or (None, None)
         outcomes = dict.fromkeys(promises if broken is None else [broken], "failed")
         cells = cells if cell is None else [cell]
         message = "" if error is None else _message(error)
