@@ -257,9 +257,7 @@ def built(subject: Subject, kind: str, case: Case) -> tuple[Any, Batch]:
     spec = case.spec(kind)
 
     def batch(module: Any) -> Batch:
-        found = subject.backend.read(module)
-        assert found is not None
-        return Batch(case, spec, found[1])
+        return Batch(case, spec, subject.read(module)[1])
 
     def assert_right(module: Any) -> None:
         own = batch(module)
