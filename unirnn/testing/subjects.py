@@ -126,7 +126,7 @@ class Subject:
     def read(self, module: Any) -> tuple[Any, dict[str, Array]]:
         """The spec and the weights of a module that the backend built."""
         found = self.backend.read(module)
-        assert found is not None, f"{self.name}: read gives None for a {type(module).__name__}, which it has built itself"
+        assert found is not None, f"{self.name}: read gives None for a {type(module).__name__}, which it built"
         return found
 
     @property

@@ -18,7 +18,7 @@ __all__ = [
     "PROMISES",
     "DeclaredLimit",
     "Findings",
-    "WrongLimit",
+    "WrongLimitError",
     "checking",
     "declare",
     "findings",
@@ -56,7 +56,7 @@ class DeclaredLimit(Skipped):
     __qualname__ = "Skipped"
 
 
-class WrongLimit(AssertionError):
+class WrongLimitError(AssertionError):
     """A limit that the backend declares is not one: it can do what is tested."""
 
 
@@ -135,7 +135,7 @@ def declare(promise: str, name: str, text: str, works: Callable[[], Any]) -> Non
 
     Raises
     ------
-    WrongLimit
+    WrongLimitError
         If it works.
 
     Examples
@@ -143,14 +143,14 @@ def declare(promise: str, name: str, text: str, works: Callable[[], Any]) -> Non
     >>> declare("gradients", "mine", "mine has no gradients", lambda: None)
     Traceback (most recent call last):
     ...
-    unirnn.testing.conformance.promises.WrongLimit: mine declares 'mine has no gradients', but computes it; ...
+    unirnn.testing.conformance.promises.WrongLimitError: mine declares 'mine has no gradients', but computes it; ...
     """
     try:
         works()
     except Exception:  # whatever a backend raises for what it does not have
         findings.limits[promise] = text
         return
-    raise WrongLimit(f"{name} declares {text!r}, but computes it; remove the limit")
+    raise WrongLimitError(f"{name} declares {text!r}, but computes it; remove the limit")
 
 
 def skip_for_limit(name: str, text: str, works: Callable[[], Any]) -> NoReturn:

@@ -9,7 +9,7 @@ import pytest
 
 from unirnn.specs import RecurrentSpec, Spec
 
-from .promises import CELLS, PROMISES, DeclaredLimit, WrongLimit, findings
+from .promises import CELLS, PROMISES, DeclaredLimit, WrongLimitError, findings
 
 __all__ = ["Report", "finding"]
 
@@ -45,7 +45,7 @@ def finding(item: pytest.Item, call: "pytest.CallInfo[None]", report: pytest.Tes
         outcomes = {promise: "limit" if promise in limits else "passed" for promise in promises}
     elif report.failed:
         # A fixture of a session raises for each test, and `findings` are those of one.
-        broken, cell = ("limits", None) if isinstance(error, WrongLimit) else findings.broken or (None, None)
+        broken, cell = ("limits", None) if isinstance(error, WrongLimitError) else findings.broken or (None, None)
         outcomes = dict.fromkeys(promises if broken is None else [broken], "failed")
         cells = cells if cell is None else [cell]
         message = "" if error is None else _message(error)
@@ -83,7 +83,8 @@ def _message(error: BaseException) -> str:
         return _message(inner[0])
     notes = [note for note in getattr(error, "__notes__", ()) if "alsifying example" in note]
     what, _, cause = str(error).partition("sual cause: ")
-    text = " ".join(" ".join([what.removesuffix("U"), *notes]).split()).removeprefix("Arrays are not equal ")
+    what = what.removesuffix("U").partition("\nassert ")[0]  # behind it, pytest repeats the values
+    text = " ".join(" ".join([what, *notes]).split()).removeprefix("Arrays are not equal ")
     if not isinstance(error, AssertionError) or not text:
         text = f"{type(error).__name__}: {text}"
     text = text if len(text) <= _WIDTH else f"{text[:_WIDTH]} ..."

@@ -219,7 +219,7 @@ def test_float32_gradients_of_deep_narrow_stacks(rnn_backend: Subject, kind: str
 
 @pytest.mark.promise("numbers", "seq_length", "padding", "state", "gradients", "resets")
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
-@settings(max_examples=settings.default.max_examples // 3)
+@settings(max_examples=settings().max_examples // 3)
 @given(data=st.data())
 def test_random_specs(rnn_backend: Subject, kind: str, data: st.DataObject) -> None:
     def is_refused(name: str, case: Case) -> bool:
