@@ -5,15 +5,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
+from unirnn_numpy.backend import NumpyBackend
 
 import unirnn
 from unirnn import registry
 from unirnn.errors import BackendError
-from unirnn.testing.subjects import Subject, subjects
+from unirnn.testing.subjects import Missing, Subject, subjects
 
 pytest_plugins = ["pytester"]
 
@@ -82,6 +85,12 @@ def run(pytester: pytest.Pytester, code: str, *options: str) -> dict[str, str]:
         ),
         (MARKED.format("dtypes=('float64',)"), "--rnn-backends=numpy --rnn-dtypes=float32", ["numpy-float64"]),
         (MARKED.format("'numpy'"), "--rnn-backends=numpy[kernel=fallback]", ["numpy-fallback"]),
+        (MARKED.format("'torch, numpy'"), "--rnn-backends=numpy", ["numpy"]),
+        (
+            TEST,
+            "--rnn-backends=numpy[kernel=fallback],numpy[kernel=fallback] --rnn-dtypes=float32,float32",
+            ["numpy-fallback"],
+        ),
     ],
 )
 def test_what_a_test_runs_for(pytester: pytest.Pytester, code: str, options: str, expected: list[str]) -> None:
@@ -146,6 +155,21 @@ def test_what_is_skipped_says_why(pytester: pytest.Pytester, code: str, options:
             "--rnn-backends=numpy[kernels=fallback]",
             "given numpy[kernels=...], expected an option that it has: kernel",
         ),
+        (
+            TEST,
+            "--rnn-backends=numpy[kernel=abacus]",
+            "numpy-abacus can't be built: kernel: given 'abacus', expected one of ",
+        ),
+        (TEST, "--rnn-backends=numpy[kernel=fallback,kernel=compiled]", "expected a name, or name[option=value,...]"),
+        (TEST, "--rnn-backends=numpy[]", "backends: given 'numpy[]', expected a name, or name[option=value,...]"),
+        (TEST, "--rnn-backends=all,numpy", "backends: given all, numpy, expected names, or 'all' by itself"),
+        (TEST, "--rnn-backends=", "--rnn-backends: given '', expected at least one name"),
+        (TEST, "--rnn-dtypes=,", "--rnn-dtypes: given ',', expected at least one name"),
+        (
+            MARKED.format("['numpy', 'torch']"),
+            "",
+            "given ['numpy', 'torch'], expected names of backends, ",
+        ),
         (TEST, "--rnn-backends=array_api", "given 'array_api', but array_api needs the option namespace of build"),
         (TEST, "--rnn-dtypes=int8", "dtype: given 'int8', expected one of float16, "),
         (TEST, "--rnn-devices=abacus", "device: given 'abacus', expected "),
@@ -166,6 +190,64 @@ def test_what_cannot_be_understood_is_an_error_before_any_test_runs(
     text = result.stdout.str() + result.stderr.str()
     assert message in text
     assert "Traceback" not in text
+
+
+FOR_EACH = """
+import unittest
+import pytest
+
+@pytest.mark.usefixtures("rnn_backend")
+class TestIt(unittest.TestCase):
+    def test_it(self): pass
+
+def test_it(request):
+    request.getfixturevalue("rnn_backend")
+"""
+
+
+def test_what_cannot_run_for_each_backend_says_so(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(FOR_EACH)
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "--rnn-backends=numpy")
+    result.assert_outcomes(failed=1, errors=1)
+    assert result.stdout.str().count("; name it among the arguments of a test") >= 2
+
+
+class OfLSTMs(NumpyBackend):
+    """It has LSTMs only, of one dtype, and an option that it knows no kernels of."""
+
+    name = "of_lstms"
+    support = replace(NumpyBackend.support, who="of_lstms", kinds=("LSTM",), dtypes=("float32",))
+
+    def kernels(self, spec: object, device: unirnn.Device, dtype: str) -> tuple[()]:
+        return ()
+
+
+class Broken(NumpyBackend):
+    """Its framework is there, and its driver is not."""
+
+    name = "broken"
+
+    def devices(self) -> tuple[unirnn.Device, ...]:
+        raise RuntimeError("the driver is too old")
+
+
+@pytest.fixture
+def others(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {backend.name: backend for backend in (OfLSTMs(), Broken())}
+    entries = {name: metadata.EntryPoint(name, "nowhere", registry.GROUP) for name in found}
+    monkeypatch.setattr(registry, "_entry_points", lambda: entries)
+    monkeypatch.setattr(registry, "_loaded", found)
+
+
+@pytest.mark.usefixtures("others")
+def test_backends_without_a_gru_or_without_their_driver() -> None:
+    with_kernel, broken = subjects(["of_lstms[kernel=fallback]", "broken"])
+    assert isinstance(with_kernel, Subject)
+    assert with_kernel.small_layer == unirnn.LSTMSpec(1, 1)
+    assert with_kernel.to_numpy(with_kernel.native([1.0])).tolist() == [1.0]
+    assert with_kernel.build(unirnn.LSTMSpec(1, 1), seed=0)._kernel == "fallback"
+    assert isinstance(broken, Missing)
+    assert broken.reason == "broken: its devices or limits can't be listed: RuntimeError: the driver is too old"
 
 
 LIMIT = """

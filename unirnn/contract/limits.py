@@ -12,6 +12,7 @@ from unirnn import specs
 from unirnn.devices import DTYPES
 from unirnn.errors import ArgumentError, LimitError
 from unirnn.specs import ModelSpec, Spec
+from unirnn.specs.arguments import ARGUMENTS
 
 __all__ = ["ALL_KINDS", "ROUNDED_FLOAT16", "Kernel", "Limit", "Support", "check_kernel"]
 
@@ -28,7 +29,7 @@ class Support:
     who
         How messages name it: ``"numpy"``, ``"torch's own layer"``.
     lacks
-        The arguments of specs that it does not have, such as ``"proj_size"``; see `Spec.uncommon`.
+        The arguments of specs that it does not have, such as ``"proj_size"``: those that `Spec.uncommon` may give.
     kinds
         The kinds of specs that it has; `ALL_KINDS` for models and all of their layers.
     devices
@@ -41,6 +42,11 @@ class Support:
         Whether it applies dropout while training.
     exports
         How its framework exports what runs on it: ``"torch.export"``, ``"ONNX"``, ``"MindIR"``.
+
+    Raises
+    ------
+    ArgumentError
+        If a name is not one of those: what is misspelled would be no limit.
 
     Examples
     --------
@@ -58,6 +64,19 @@ class Support:
     derivatives: int = 2
     dropout: bool = True
     exports: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        arguments = tuple(row.name for row in ARGUMENTS if row.without is not None)
+        for name, given, known in (
+            ("lacks", self.lacks, arguments),
+            ("kinds", self.kinds, ALL_KINDS),
+            ("devices", self.devices, ("cpu", "gpu", "ascend")),
+            ("dtypes", self.dtypes, DTYPES),
+        ):
+            wrong = [one for one in given if one not in known]
+            if wrong:
+                advice = "; the method limits of a backend refuses anything else" if name == "lacks" else ""
+                raise ArgumentError(f"{name}: given {wrong[0]!r}, expected some of {', '.join(known)}{advice}")
 
     def unsupported_reason(self, spec: Spec, device: str | None = None, dtype: str | None = None) -> str | None:
         """Why it can't serve a spec, or None if it can.

@@ -124,6 +124,12 @@ class Subject:
                 del found["kernel"]
         return found
 
+    def read(self, module: Any) -> tuple[Any, dict[str, Array]]:
+        """The spec and the weights of a module that the backend built."""
+        found = self.backend.read(module)
+        assert found is not None, f"{self.name}: read gives None for a {type(module).__name__}, which it built"
+        return found
+
     @property
     def small_layer(self) -> RecurrentSpec:
         """A small layer that the backend builds, here and in this dtype; if it builds none, a GRU."""

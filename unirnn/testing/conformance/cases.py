@@ -269,9 +269,7 @@ def built(subject: Subject, kind: str, case: Case) -> tuple[Any, Arrays]:
     spec = case.spec(kind)
 
     def arrays(module: Any) -> Arrays:
-        found = subject.backend.read(module)
-        assert found is not None
-        return Arrays(case, spec, found[1])
+        return Arrays(case, spec, subject.read(module)[1])
 
     def assert_right(module: Any) -> None:
         own = arrays(module)

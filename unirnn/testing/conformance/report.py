@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unirnn.specs import RecurrentSpec
+from unirnn.specs import RecurrentSpec, Spec
 
 from .promises import CELLS, PROMISES, DeclaredLimit, WrongLimitError, findings
 
@@ -39,7 +39,7 @@ def finding(item: pytest.Item, call: "pytest.CallInfo[None]", report: pytest.Tes
     error = None if call.excinfo is None else call.excinfo.value
     outcomes: dict[str, str] = {}
     if isinstance(error, DeclaredLimit):
-        limits = dict.fromkeys(promises, " ".join(str(error).split()))
+        limits = dict.fromkeys(promises, _limit(str(error)))
         outcomes = dict.fromkeys(promises, "limit")
     elif report.passed:
         outcomes = {promise: "limit" if promise in limits else "passed" for promise in promises}
@@ -53,6 +53,13 @@ def finding(item: pytest.Item, call: "pytest.CallInfo[None]", report: pytest.Tes
     return _KEY, found
 
 
+def _limit(text: str) -> str:
+    """What a backend can't do: of the text of an explanation only the limits, without what was built, and where."""
+    lines = [line.strip() for line in text.splitlines()]
+    own = [line.removeprefix("can't: ") for line in lines if line.startswith("can't: ")]
+    return "; ".join(own) or " ".join(lines)
+
+
 def _cells(item: pytest.Item) -> list[str]:
     """What a test is about: by its marker, its parameters, or all recurrent layers."""
     marked = [marker.kwargs["cell"] for marker in item.iter_markers("promise") if "cell" in marker.kwargs]
@@ -64,8 +71,8 @@ def _cells(item: pytest.Item) -> list[str]:
         return ["models"]
     if isinstance(kind, str) and kind.partition("-")[0] in CELLS:
         return [kind.partition("-")[0]]
-    if isinstance(spec, RecurrentSpec):
-        return [spec.kind]
+    if isinstance(spec, Spec):
+        return [spec.kind if isinstance(spec, RecurrentSpec) else "models"]
     return ["RNN", "GRU", "LSTM"]
 
 
@@ -76,7 +83,8 @@ def _message(error: BaseException) -> str:
         return _message(inner[0])
     notes = [note for note in getattr(error, "__notes__", ()) if "alsifying example" in note]
     what, _, cause = str(error).partition("sual cause: ")
-    text = " ".join(" ".join([what.removesuffix("U"), *notes]).split()).removeprefix("Arrays are not equal ")
+    what = what.removesuffix("U").partition("\nassert ")[0]  # behind it, pytest repeats the values
+    text = " ".join(" ".join([what, *notes]).split()).removeprefix("Arrays are not equal ")
     if not isinstance(error, AssertionError) or not text:
         text = f"{type(error).__name__}: {text}"
     text = text if len(text) <= _WIDTH else f"{text[:_WIDTH]} ..."

@@ -22,9 +22,7 @@ each_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 
 
 def weights(rnn_backend: Subject, module: Any) -> dict[str, Any]:
-    found = rnn_backend.backend.read(module)
-    assert found is not None
-    return found[1]
+    return rnn_backend.read(module)[1]
 
 
 @pytest.mark.promise("building")

@@ -73,8 +73,7 @@ def definition_backend(model_backend: Subject) -> Subject:
 
 def built(rnn_backend: Subject, spec: unirnn.Model, dtype: str) -> tuple[Any, dict[str, Array]]:
     net = rnn_backend.build(spec, dtype=dtype, seed=0)
-    found = rnn_backend.backend.read(net)
-    assert found is not None
+    found = rnn_backend.read(net)
     assert found[0] == spec
     return net, {name: np.array(array, np.float64) for name, array in found[1].items()}
 
@@ -100,8 +99,7 @@ def tagger_by_hand(spec: Tagger, weights: dict[str, Array], x: Array, lengths: A
 
 def assert_tags(rnn_backend: Subject, net: Any, dtype: str) -> None:
     """A tagger gives what is computed by hand."""
-    found = rnn_backend.backend.read(net)
-    assert found is not None
+    found = rnn_backend.read(net)
     weights = {name: np.array(array, np.float64) for name, array in found[1].items()}
     x = np.random.default_rng(0).standard_normal((B, T, 3)).astype(dtype)
     expected = tagger_by_hand(found[0], weights, x.astype(np.float64), LENGTHS)

@@ -326,7 +326,8 @@ def test_an_unknown_option_of_a_build(rnn_backend: Subject) -> None:
 @pytest.mark.promise("errors", cell="GRU")
 @pytest.mark.parametrize("device", ["cuda:7", "ascend:7"])
 def test_a_device_that_does_not_exist(rnn_backend: Subject, device: str) -> None:
-    words = f"device: given '{device}', not present; {rnn_backend.backend.name} sees cpu"
+    present = ", ".join(map(str, rnn_backend.backend.devices()))
+    words = f"device: given '{device}', not present; {rnn_backend.backend.name} sees {present} on this machine"
     with pytest.raises(errors.DeviceError, match=re.escape(words)):
         rnn_backend.build(GRUSpec(I, H), device=device)
 
