@@ -46,10 +46,12 @@ from unirnn import (
 from unirnn.devices import DTYPES
 from unirnn.errors import MissingBackendError
 from unirnn.specs import arguments as names
+from unirnn.testing.tolerances import TOLERANCES
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKENDS = ROOT / "docs" / "backends.md"
 MODELS = ROOT / "docs" / "models.md"
+TESTING = ROOT / "docs" / "test-your-model.md"
 BENCHMARK = ROOT / "docs" / "contributing" / "benchmark.md"
 GUIDE = ROOT / "docs" / "writing-a-backend.md"
 HOW_FAST = ROOT / "docs" / "how-fast.md"
@@ -346,6 +348,12 @@ def _child_name(backend: str, spec: Spec) -> str:
 # ---- the code of a backend -----------------------------------------------------------------------
 
 
+def tolerances_table() -> str:
+    """By how much numbers may differ in a test, by dtype."""
+    by_size = sorted(TOLERANCES.items(), key=lambda item: item[1])
+    return "\n".join(_table(["dtype", "within tolerance on a CPU"], [[name, f"{size:.1e}"] for name, size in by_size]))
+
+
 def guide() -> str:
     """The guide to writing a backend, with each file that `unirnn new-backend loop` writes, as Markdown."""
     page = GUIDE.read_text("utf-8")
@@ -469,7 +477,11 @@ def main() -> int:
     pages[BENCHMARK] = with_table(pages[BENCHMARK], "bars", bars_table())
     pages[GUIDE] = guide()
     pages[HOW_FAST] = with_table(HOW_FAST.read_text("utf-8"), "machine", machine())
-    for page, name, make in ((BACKENDS, "support", support_list), (MODELS, "layers", layers_tables)):
+    for page, name, make in (
+        (BACKENDS, "support", support_list),
+        (MODELS, "layers", layers_tables),
+        (TESTING, "tolerances", tolerances_table),
+    ):
         try:
             pages[page] = with_table(page.read_text("utf-8"), name, make())
         except MissingBackendError as error:

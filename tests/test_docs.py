@@ -99,8 +99,9 @@ def test_the_guide_shows_the_files_of_a_new_backend() -> None:
     [
         (make_tables.BACKENDS, "support", make_tables.support_list),
         (make_tables.MODELS, "layers", make_tables.layers_tables),
+        (make_tables.TESTING, "tolerances", make_tables.tolerances_table),
     ],
-    ids=["backends", "layers"],
+    ids=["backends", "layers", "tolerances"],
 )
 def test_a_table_that_describes_backends_is_up_to_date(page: Path, name: str, make: Callable[[], str]) -> None:
     try:

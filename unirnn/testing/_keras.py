@@ -23,7 +23,7 @@ Array = NDArray[Any]
 @functools.cache
 def _outer_layer() -> Any:
     """The class of a layer whose call is a function: layers that it calls are in its mode."""
-    import keras
+    keras: Any = importlib.import_module("keras")
 
     class Outer(keras.layers.Layer):  # type: ignore[misc]
         def __init__(self, function: Callable[[], Any]) -> None:
@@ -42,9 +42,9 @@ class KerasFramework:
     name = "keras"
 
     def __init__(self) -> None:
-        import keras  # here, since it needs a framework, and says which one it runs on
-
-        self._keras, self._training = keras, False
+        # Here, since Keras needs a framework, and says which one it runs on.
+        self._keras: Any = importlib.import_module("keras")
+        self._training = False
 
     def from_numpy(self, array: Array, module: Any) -> Any:
         return self._keras.ops.convert_to_tensor(array)
@@ -159,9 +159,7 @@ def _gradients_of_torch(function: Any, inputs: Sequence[Any], variables: Sequenc
 
 
 def _gradients_of_jax(function: Any, inputs: Sequence[Any], variables: Sequence[Any]) -> tuple[Any, Any]:
-    import keras
-
-    jax: Any = importlib.import_module("jax")
+    keras, jax = map(importlib.import_module, ("keras", "jax"))
 
     def of_all(inputs: Sequence[Any], values: Sequence[Any]) -> Any:
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):

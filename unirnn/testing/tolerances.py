@@ -108,9 +108,10 @@ def close(
     ...
     AssertionError: output: off by 1.00e-01
     """
-    assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
-    if not expected.size:
-        return
-    difference = np.abs(actual.astype(np.float64) - expected).max()
-    scale = np.abs(expected).max() if scale is None else scale
-    assert difference <= tolerance * scale, f"{what}: off by {difference:.2e}"
+    # Not by `assert`, to whose message pytest would add what it compared.
+    if actual.shape != expected.shape:
+        raise AssertionError(f"{what}: shape {actual.shape}, expected {expected.shape}")
+    difference = np.abs(actual.astype(np.float64) - expected).max(initial=0)
+    most = np.abs(expected).max(initial=0) if scale is None else scale
+    if not difference <= tolerance * most:
+        raise AssertionError(f"{what}: off by {difference:.2e}")
