@@ -1,4 +1,4 @@
-"""Run the conformance suite for an installed backend, and print what it keeps.
+"""Run the conformance suite for an installed backend, and print which guarantees hold.
 
 ``python -m unirnn.testing NAME [--device D] [options of pytest]``, such as ``-n 4``, which needs pytest-xdist, or
 ``-k GRU``. NAME may have options of the build: ``"numpy[kernel=fallback]"``. The status is 0 if something was tested
