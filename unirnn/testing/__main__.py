@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from unirnn.errors import ArgumentError, BackendError, UnirnnError
@@ -37,19 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name", metavar="NAME", help="the backend, such as mindspore, or numpy[kernel=fallback]")
     parser.add_argument("--device", help="such as cuda; default: the backend's own")
     given, options = parser.parse_known_args(arguments)
+    missing = [package for package in ("pytest", "hypothesis") if find_spec(package) is None]
+    if missing:
+        print(f"{' and '.join(missing)} not installed; python -m pip install unirnn[testing]", file=sys.stderr)
+        return 2
     try:
         _check_options(options)
         subject = _subject(given.name, given.device)
-        import hypothesis  # noqa: F401
-        import pytest
-
-        from .conformance.report import Report
     except UnirnnError as error:
         print(error, file=sys.stderr)
         return 2
-    except ModuleNotFoundError as error:
-        print(f"{error.name} is not installed; pip install unirnn[testing]", file=sys.stderr)
-        return 2
+    import pytest
+
+    from .conformance.report import Report
+
     report, devices = Report(), [] if given.device is None else [f"--rnn-devices={given.device}"]
     print(f"{subject.label}: {subject.backend.version()}, on {subject.device or subject.backend.default_device()}")
     with tempfile.TemporaryDirectory() as folder:
