@@ -97,8 +97,8 @@ def migrate(source: Any, *, to: Any, rename: Rename | None = None, strict: bool 
     Raises
     ------
     ArgumentError
-        If the source or the module is none; if something is left and ``strict`` is True; if nothing fits at all; or if
-        two arrays differ that the module has as one weight.
+        If the source or the module is none; if no name begins as ``rename`` says; if something is left and ``strict``
+        is True; if nothing fits at all; or if two arrays differ that the module has as one weight.
     ShapeError
         If an array has another shape than the weight.
     SpecError
@@ -124,11 +124,12 @@ def migrate(source: Any, *, to: Any, rename: Rename | None = None, strict: bool 
     """
     arrays, layers = _opened(source)
     backend, owned = _owned(to)
-    floats = {name: array for name, array in arrays.items() if array.dtype in DTYPES}
     # A module that drops weights itself has the raw one, too.
     drops = any(name.endswith("_raw") for names in owned for name in names)
-    named = {name: name for name in floats} if drops else without_dropped(floats)
-    sources = {name: named[held] for name, held in renamed(named, None, rename).items()}
+    named = {name: name for name in arrays} if drops else without_dropped(arrays)
+    floats = {name: array for name, array in arrays.items() if array.dtype in DTYPES}
+    given_names = {name: named[held] for name, held in renamed(named, None, rename).items()}
+    sources = {name: held for name, held in given_names.items() if held in floats}
     found = _matched(owned, sources, floats)
     expected = {names[0]: array.shape for names, array in owned.items()}
     used = {name for names in found.values() for name in names}

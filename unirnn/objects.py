@@ -75,8 +75,8 @@ def snapshot(
     ------
     ArgumentError
         If the object is not one of these, or there is no layer, or several and no prefix; or if weights of the model
-        are missing, or arrays are left over; or if two arrays differ that the model ties; or if ``batch_first`` is not
-        what the spec or the module says.
+        are missing, or arrays are left over, or no name begins as ``rename`` says; or if two arrays differ that the
+        model ties; or if ``batch_first`` is not what the spec or the module says.
     SpecError
         If no spec describes the layer: a subclass or an object with a ``forward`` of its own, a Keras layer whose
         output runs backward, an activation that no other framework has, the weights of an RNN without its nonlinearity;
