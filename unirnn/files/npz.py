@@ -15,8 +15,8 @@ import numpy as np
 from unirnn.contract.weights import Array
 from unirnn.devices import DTYPES
 from unirnn.errors import FileError
-from unirnn.files._contents import Contents, StoredArray, contents_of_snapshot, contents_of_state_dict
-from unirnn.files._header import spec_from_metadata, spec_to_metadata
+from unirnn.files._contents import Contents, StoredArray, contents_of_arrays
+from unirnn.files._header import spec_to_metadata
 from unirnn.snapshots.snapshot import Snapshot
 
 __all__ = ["encode", "read"]
@@ -50,12 +50,10 @@ def read(path: str) -> Contents:
     claimed = sum(np.dtype(a.dtype).itemsize * math.prod(a.shape) for a in arrays.values() if a.dtype in DTYPES)
     if claimed > max(_HARMLESS, _MAX_RATIO * size):
         raise FileError(f"its arrays claim {claimed} bytes, more than {_MAX_RATIO} times the file's {size}")
-    metadata = arrays.get(_METADATA)
-    if metadata is None or not metadata.dtype.startswith("bytes"):  # or another program has an array of that name
-        return contents_of_state_dict("npz", arrays)
-    spec = spec_from_metadata({_METADATA: metadata.read().tobytes().decode("ascii", "replace")})
-    assert spec is not None
-    return contents_of_snapshot("npz", spec, {name: array for name, array in arrays.items() if name != _METADATA})
+    metadata: dict[str, str] = {}
+    if _METADATA in arrays and arrays[_METADATA].dtype.startswith("bytes"):  # else it is another program's array
+        metadata[_METADATA] = arrays.pop(_METADATA).read().tobytes().decode("ascii", "replace")
+    return contents_of_arrays("npz", arrays, metadata)
 
 
 def encode(snapshot: Snapshot) -> bytes:

@@ -186,7 +186,7 @@ class _Run:
             outputs.append(total)
         y = outputs[0] if len(outputs) == 1 else xp.concat(outputs, axis=-1)
         y = y + weights["bias"] if spec.bias else y
-        return _Flow(y, None if lengths is None else _after(xp, spec, lengths), True)
+        return _Flow(y, None if lengths is None else spec.output_lengths(lengths), True)
 
     def _same_lengths(self, prefix: str, spec: Spec, weights: Mapping[str, Array], flow: _Flow) -> Array:
         """The output of a layer that keeps the number of steps."""
@@ -231,14 +231,6 @@ class _Run:
                 return x[..., :half] + x[..., half:]
             case _:
                 raise NotImplementedError(spec.kind)
-
-
-def _after(xp: Any, spec: Spec, lengths: Array) -> Array:
-    """The lengths after a layer."""
-    for rule in spec.length_rules:
-        counted = (lengths + (rule.padding - rule.span)) // rule.stride + 1
-        lengths = xp.where((lengths > 0) & (counted > 0), counted, xp.zeros_like(counted))
-    return lengths
 
 
 def _valid(xp: Any, flow: _Flow) -> Array:

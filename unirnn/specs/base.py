@@ -20,7 +20,7 @@ from unirnn.errors import ArgumentError, DTypeError, SpecError
 if TYPE_CHECKING:
     from .summary import Summary
 
-__all__ = ["LEFT_OUT", "LengthRule", "Random", "Spec", "Traits", "shown", "uniform"]
+__all__ = ["LEFT_OUT", "LengthRule", "Random", "Spec", "Traits", "uniform"]
 
 SpecT = TypeVar("SpecT", bound="Spec")
 
@@ -115,6 +115,10 @@ class Spec:
     _input_field: ClassVar[str | None] = None
     """The field that holds the size of the input; None if the layer takes any size."""
     _traits: ClassVar[Traits] = Traits()
+    _shown_first: ClassVar[tuple[str, ...]] = ()
+    """The fields that the `repr` shows by position, unless one of them is not known yet."""
+    _shown_defaults: ClassVar[Mapping[str, Any]] = {}
+    """What the `repr` leaves out, where the default of a field is a mark that it was not given."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -127,6 +131,17 @@ class Spec:
             known = ", ".join(found.__name__ for found in _kinds().values() if issubclass(found, cls))
             raise ArgumentError(f"{cls.__name__} is not a layer; expected one of {known}")
         return super().__new__(cls)
+
+    def __repr__(self) -> str:
+        unknown = self.missing_size()
+        parts = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in self._shown_first and field.name != unknown:
+                parts.append(repr(value) if unknown is None else f"{field.name}={value!r}")
+            elif field.name != unknown and value != self._shown_defaults.get(field.name, field.default):
+                parts.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -560,34 +575,3 @@ def uniform(random: Random, shape: tuple[int, ...], bound: float) -> NDArray[np.
     array *= 2 * bound
     array -= bound
     return array
-
-
-def shown(spec: Spec, *positional: str, **defaults: Any) -> str:
-    """The ``repr`` of a layer: some fields by position, the others by name where they are not the default.
-
-    Parameters
-    ----------
-    spec
-        The layer.
-    positional
-        The fields that are shown by position, unless one of them is not known.
-    defaults
-        Defaults of fields that differ from those of the class.
-
-    Examples
-    --------
-    >>> import unirnn
-    >>> unirnn.Conv1dSpec(3, 4, 5, padding="causal", dilation=2)
-    Conv1dSpec(3, 4, 5, padding='causal', dilation=2)
-    """
-    unknown = spec.missing_size()
-    parts = []
-    for field in fields(spec):
-        value = getattr(spec, field.name)
-        if field.name == unknown:
-            continue
-        if field.name in positional:
-            parts.append(repr(value) if unknown is None else f"{field.name}={value!r}")
-        elif value != defaults.get(field.name, field.default):
-            parts.append(f"{field.name}={value!r}")
-    return f"{type(spec).__name__}({', '.join(parts)})"

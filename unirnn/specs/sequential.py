@@ -196,10 +196,12 @@ class ModelSpec(Spec):
 
     @classmethod
     def _from_arguments(cls: type[ModelT], arguments: Mapping[str, Any]) -> ModelT:
-        specs = cls._layers(arguments)
-        if list(specs) == [str(number) for number in range(len(specs))]:
-            return cls(*specs.values())
-        return cls(**specs)
+        return cls._from_layers(cls._layers(arguments))
+
+    @classmethod
+    def _from_layers(cls: type[ModelT], layers: Mapping[str, Spec]) -> ModelT:
+        is_numbered = list(layers) == [str(number) for number in range(len(layers))]
+        return cls(*layers.values()) if is_numbered else cls(**layers)
 
     @classmethod
     def _layers(cls, arguments: Mapping[str, Any]) -> dict[str, Spec]:
@@ -328,12 +330,7 @@ class Sequential(ModelSpec):
         for name, layer in self.children:
             layers[name] = layer.with_input_features(features)
             features = layers[name].output_features(features)
-        return Sequential._from_specs(layers)
-
-    @classmethod
-    def _from_specs(cls, layers: Mapping[str, Spec]) -> "Sequential":
-        is_numbered = all(name.isdigit() for name in layers)
-        return cls(*layers.values()) if is_numbered else cls(**layers)
+        return Sequential._from_layers(layers)
 
 
 @dataclass(frozen=True, repr=False, init=False)
@@ -496,6 +493,4 @@ class Concat(ModelSpec):
         """See `Spec.with_input_features`."""
         if not features or self.missing_size() is None:
             return self
-        layers = {name: layer.with_input_features(features) for name, layer in self.children}
-        is_numbered = all(name.isdigit() for name in layers)
-        return Concat(*layers.values()) if is_numbered else Concat(**layers)
+        return Concat._from_layers({name: layer.with_input_features(features) for name, layer in self.children})
