@@ -536,12 +536,7 @@ def lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64]:
     LengthError
         If a value is below 0 or above T; the message names its position.
     """
-    try:
-        values = as_plain("seq_length", seq_length)
-    except ArgumentError:
-        raise
-    except Exception as error:  # whatever an array of some framework raises
-        raise DTypeError(f"seq_length: given {type_name(type(seq_length))}, expected integers ({error})") from None
+    values = _read_values("seq_length", seq_length, "integers")
     # An empty list is an array of floats. Getting a dtype's name, and NumPy's min and max, are slow for small batches.
     is_integer = values.dtype.kind in "iu" or not values.size
     check_lengths(values.shape, "int64" if is_integer else values.dtype.name, sizes)
@@ -554,6 +549,16 @@ def lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64]:
             f"expected 0 <= n <= {sizes.steps}, the number of time steps"
         )
     return values.astype(np.int64)
+
+
+def _read_values(argument: str, given: Any, expected: str) -> NDArray[Any]:
+    """A NumPy array of lengths or resets; a DTypeError if NumPy can't read them."""
+    try:
+        return as_plain(argument, given)
+    except ArgumentError:
+        raise
+    except Exception as error:  # whatever an array of some framework raises
+        raise DTypeError(f"{argument}: given {type_name(type(given))}, expected {expected} ({error})") from None
 
 
 def check_resets(shape: tuple[int, ...], dtype: str, sizes: Sizes, batch_first: bool) -> None:
@@ -613,12 +618,7 @@ def resets(resets: Any, sizes: Sizes, batch_first: bool) -> NDArray[np.bool_] | 
     DTypeError
         If it does not hold bools.
     """
-    try:
-        values = as_plain("resets", resets)
-    except ArgumentError:
-        raise
-    except Exception as error:  # whatever an array of some framework raises
-        raise DTypeError(f"resets: given {type_name(type(resets))}, expected bools ({error})") from None
+    values = _read_values("resets", resets, "bools")
     # An empty list is an array of floats.
     check_resets(values.shape, values.dtype.name if values.size else "bool", sizes, batch_first)
     if not values.any():
