@@ -25,10 +25,10 @@ _SPELLINGS = (
     ("running_mean", "moving_mean"),
     ("running_var", "moving_variance"),
 )
-"""What torch and MindSpore call the same weight of a layer: w is that of MindSpore's PReLU."""
+"""The names that torch and MindSpore give the same weight of a layer; w is the one of MindSpore's PReLU."""
 
 _VARIANTS = ("nonlinearity", "reset_after", "gate_activation", "reverse")
-"""What weights do not show of a recurrent layer."""
+"""The arguments of a recurrent layer that its weights do not show."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ def migrate(source: Any, *, to: Any, rename: Rename | None = None, strict: bool 
     ``running_mean`` as ``moving_mean``, ``running_var`` as ``moving_variance``. MindSpore's convolutions over time have
     an axis of size 1 more. Either all weights are written or, after an error, none.
 
-    Only weights move. What is not in a checkpoint is the model's own business: MindSpore's ``LayerNorm`` has an epsilon
-    of 1e-7 by default, and PyTorch's one of 1e-5; MindSpore's ``GELU`` is approximated by default. A snapshot, a file
-    of one and a module say what their recurrent layers compute, and these must be the same; a state dict does not say
-    whether a layer runs in reverse, or what its gates are.
+    Only weights move. The model itself must have the settings that no checkpoint holds: MindSpore's ``LayerNorm`` has
+    an epsilon of 1e-7 by default, and PyTorch's one of 1e-5; MindSpore's ``GELU`` is approximated by default. A
+    snapshot, a file of one and a module say what their recurrent layers compute, and these must be the same; a state
+    dict does not say whether a layer runs in reverse, or what its gates are.
 
     Parameters
     ----------

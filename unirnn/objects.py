@@ -38,7 +38,7 @@ def snapshot(
 ) -> Snapshot:
     """Take the spec of an object and a copy of its weights.
 
-    Hooks of a module are not taken along: whatever they do to its input or output, nobody can see from outside.
+    Hooks of a module are not part of a snapshot, since nobody can see from outside what they do to input and output.
 
     Parameters
     ----------

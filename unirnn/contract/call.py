@@ -187,8 +187,8 @@ def prepare(
     Raises
     ------
     ArgumentError
-        If an argument is missing, unknown, given twice, or no array of the framework, or the state has another number
-        of parts.
+        If an argument is missing, unknown, given twice, or not an array of the framework, or if the state has the wrong
+        number of parts.
     ShapeError, DTypeError
         If an array, the lengths or the resets have the wrong shape or dtype.
     LengthError
@@ -217,8 +217,8 @@ def prepare_step(spec: RecurrentSpec, x: Any, state: Any, *, like: tuple[type[An
     Raises
     ------
     ArgumentError
-        If the layers have two directions, an argument is no array of the framework, or the state has another number of
-        parts.
+        If the layers have two directions, an argument is not an array of the framework, or the state has the wrong
+        number of parts.
     ShapeError, DTypeError
         If an array has the wrong shape or dtype.
     """
@@ -348,7 +348,7 @@ def _check(
 
 
 def array_names(spec: RecurrentSpec, *, is_step: bool) -> tuple[str, ...]:
-    """What the arrays of a call are called: the input, and each part of the state."""
+    """The names of a call's arrays in messages: the input, and each part of the state."""
     if not is_step:
         return "input", *(f"{part}_0" for part in spec.states)
     return ("x", "state") if len(spec.states) == 1 else ("x", "state[0]", "state[1]")
@@ -357,13 +357,13 @@ def array_names(spec: RecurrentSpec, *, is_step: bool) -> tuple[str, ...]:
 def check_array(argument: str, array: Any, array_type: type[Any]) -> None:
     """Check that an argument is an array of the framework.
 
-    Of NumPy's arrays, only memory-mapped ones may be of a subclass: others hide numbers, as masked arrays do, or
-    compute something else, as matrices do.
+    Memory-mapped arrays are the only subclass of NumPy's arrays that is accepted: others hide numbers, as masked arrays
+    do, or compute something else, as matrices do.
 
     Raises
     ------
     ArgumentError
-        If it is none.
+        If it is not one.
     """
     if not isinstance(array, array_type):
         raise ArgumentError(f"{argument}: given {type_name(type(array))}, expected a {type_name(array_type)}")
@@ -371,7 +371,7 @@ def check_array(argument: str, array: Any, array_type: type[Any]) -> None:
 
 
 def as_plain(argument: str, given: Any) -> NDArray[Any]:
-    """A NumPy array of anything that NumPy reads, but not of a subclass; see `check_array`.
+    """Convert anything that NumPy reads to a NumPy array, but refuse its subclasses; see `check_array`.
 
     Raises
     ------
@@ -396,9 +396,9 @@ def _check_plain(argument: str, kind: type[Any]) -> None:
 
 
 def type_name(kind: type) -> str:
-    """What a message calls a class: ``list``, ``torch.Tensor``."""
+    """The name of a class in messages: ``list``, ``torch.Tensor``."""
     package = kind.__module__.partition(".")[0]
-    name = kind.__name__.rpartition(".")[2]  # that of jax.Array is "jaxlib._jax.Array"
+    name = kind.__name__.rpartition(".")[2]  # JAX's class has the name "jaxlib._jax.Array"
     return name if package == "builtins" else f"{package}.{name}"
 
 
@@ -421,7 +421,7 @@ def check_arrays(
     input, hx
         Shape and dtype of each array, dtypes as names or the framework's objects.
     is_step
-        Whether they are those of one step, without an axis T.
+        Whether they are the arrays of one step, without an axis T.
 
     Returns
     -------
@@ -486,7 +486,7 @@ def _wanted(dtype: Any) -> str:
 
 
 def check_lengths(shape: tuple[int, ...], dtype: str, sizes: Sizes) -> None:
-    """Check what is known of ``seq_length`` without looking at its values.
+    """Check the shape and the dtype of ``seq_length``, without looking at its values.
 
     Parameters
     ----------
@@ -562,7 +562,7 @@ def _read_values(argument: str, given: Any, expected: str) -> NDArray[Any]:
 
 
 def check_resets(shape: tuple[int, ...], dtype: str, sizes: Sizes, batch_first: bool) -> None:
-    """Check what is known of ``resets`` without looking at its values.
+    """Check the shape and the dtype of ``resets``, without looking at its values.
 
     Parameters
     ----------

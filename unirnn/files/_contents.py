@@ -19,6 +19,7 @@ from unirnn.snapshots.state_dicts import Rename
 from unirnn.specs import ModelSpec, RecurrentSpec, Spec
 
 __all__ = [
+    "MAX_RATIO",
     "ByteOrder",
     "Choice",
     "Contents",
@@ -28,6 +29,7 @@ __all__ = [
     "contents_of_snapshot",
     "contents_of_state_dict",
     "floats",
+    "most_bytes",
     "read_state_dict",
     "stored",
     "warn_of_assumptions",
@@ -35,6 +37,11 @@ __all__ = [
 
 ByteOrder: TypeAlias = Literal["<", ">"]
 """NumPy's sign for little-endian and big-endian numbers."""
+
+MAX_RATIO = 100
+"""What a compressed file may expand to, by its size: trained weights hardly compress, zeros compress a thousandfold."""
+
+_HARMLESS = 1 << 26  # bytes; a smaller result may come of any file
 
 _ASSUMED = ("batch_first",)
 """What the names and shapes of a state dict do not say, and what changes how a layer is called."""
@@ -232,6 +239,11 @@ def floats(dtype: str, data: bytes | memoryview, order: ByteOrder = "<") -> Arra
     if dtype == "bfloat16":
         return (np.frombuffer(data, f"{order}u2").astype(np.uint32) << 16).view(np.float32)
     return np.frombuffer(data, np.dtype(dtype).newbyteorder(order))
+
+
+def most_bytes(size: int) -> int:
+    """How many bytes may be read from a compressed file of a size."""
+    return max(_HARMLESS, MAX_RATIO * size)
 
 
 def contents_of_arrays(format: str, arrays: Mapping[str, StoredArray], metadata: Mapping[str, str]) -> Contents:

@@ -1,4 +1,4 @@
-"""Which format a file has. Its content decides, since a suffix may be missing or wrong, or the file no model at all."""
+"""Recognising the format of a file by its content: a suffix may be missing or wrong, and a file no model at all."""
 
 import errno
 import os

@@ -20,15 +20,13 @@ from typing import Any
 import numpy as np
 
 from unirnn.errors import FileError
-from unirnn.files._contents import ByteOrder, StoredArray
+from unirnn.files._contents import MAX_RATIO, ByteOrder, StoredArray, most_bytes
 
 __all__ = ["SIGNATURE", "Group", "parse"]
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 """How a file begins."""
 
-_MAX_RATIO = 100  # as in .npz: chunks may be compressed
-_HARMLESS = 1 << 26
 _FEW = 1 << 16  # bytes of structures that a file may have in any case
 _DEEPEST = 64  # groups within each other
 _FLOATS: dict[
@@ -62,7 +60,7 @@ def parse(data: bytes, size: int | None = None) -> Group:
     Raises
     ------
     FileError
-        If the file is altered, or hostile, or uses what is not read.
+        If the file is altered, or hostile, or uses features that are not read.
     """
     reader = _Reader(data, len(data) if size is None else size)
     if reader.take(0, 8) != SIGNATURE:
@@ -80,7 +78,7 @@ def parse(data: bytes, size: int | None = None) -> Group:
     if not isinstance(group, Group):
         raise FileError("HDF5: its root is no group")
     if reader.claimed > reader.most:
-        raise FileError(f"its arrays claim {reader.claimed} bytes, more than {_MAX_RATIO} times the file's size")
+        raise FileError(f"its arrays claim {reader.claimed} bytes, more than {MAX_RATIO} times the file's size")
     return group
 
 
@@ -92,7 +90,7 @@ class _Reader:
         self.size = size
         self.left = 4 * size + _FEW
         self.claimed = 0
-        self.most = max(_HARMLESS, _MAX_RATIO * size)
+        self.most = most_bytes(size)  # chunks may be compressed
         self.heaps: dict[int, dict[int, tuple[int, int]]] = {}
 
     def take(self, address: int, length: int) -> bytes:
@@ -289,7 +287,7 @@ class _Reader:
         self.left = 4 * self.size + _FEW  # for each dataset, as what they claim has been added up
         length = math.prod(sizes) * size
         if length > self.most:
-            raise FileError(f"HDF5: a chunk claims {length} bytes, more than {_MAX_RATIO} times the file's size")
+            raise FileError(f"HDF5: a chunk claims {length} bytes, more than {MAX_RATIO} times the file's size")
         whole = np.zeros((*shape, size), np.uint8)
         left = math.prod(-(-have // each) * each for have, each in zip(shape, sizes, strict=True)) * size
         for key, address in self.leaves(tree, 1, 16 + 8 * len(shape)) if tree != 0xFFFFFFFFFFFFFFFF else ():

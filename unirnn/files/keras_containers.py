@@ -9,13 +9,11 @@ from typing import Any, TypeAlias
 
 from unirnn.errors import FileError
 from unirnn.files import hdf5
-from unirnn.files._contents import StoredArray
+from unirnn.files._contents import StoredArray, most_bytes
 from unirnn.files._header import reject_duplicates
 
 __all__ = ["CONTAINERS", "ROLE", "Named", "Stored", "arrays_of", "open_container", "saved_name"]
 
-_MAX_RATIO = 100  # as in .npz
-_HARMLESS = 1 << 26
 _LONGEST_JSON = 1 << 20  # characters, or as many as the file has
 
 CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # the group of a model's layers; the second in Keras 2.12
@@ -114,7 +112,7 @@ def _open_archive(data: bytes) -> tuple[Any, str, bytes]:
         version = metadata.get("keras_version") if isinstance(metadata, dict) else None
         if not isinstance(version, str):
             raise FileError("keras: the archive does not say the version of Keras")
-        weights = member("model.weights.h5", max(_HARMLESS, _MAX_RATIO * len(data)))
+        weights = member("model.weights.h5", most_bytes(len(data)))
     return config, version, weights
 
 

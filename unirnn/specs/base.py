@@ -231,7 +231,7 @@ class Spec:
         return features
 
     def with_input_features(self: SpecT, features: int) -> SpecT:
-        """The same spec with its input size, where that was left out.
+        """The same spec with its input size filled in, if it was left out.
 
         Examples
         --------
@@ -261,7 +261,7 @@ class Spec:
 
     @property
     def length_rules(self) -> tuple[LengthRule, ...]:
-        """How the layer changes lengths, rule by rule; empty if it keeps them."""
+        """The rules by which the layer changes lengths, in order; empty if it keeps them."""
         return ()
 
     def output_lengths(self, lengths: Any) -> Any:
@@ -401,12 +401,13 @@ class Spec:
     def summary(self, batch_size: int | None = None, steps: int | None = None) -> "Summary":
         """A table of the layers: their outputs, their parameters, and what they cost.
 
-        Counted are the multiply-adds of matrix products, for one sequence and one time step of the input: each number
-        of a matrix once. A layer after a convolution with a stride of 2 is computed for every other step, and costs
-        half. A layer after a pooling is computed once for each sequence; the table says so, and the total has these
-        apart. Not counted are embeddings, biases, activations, normalisations and poolings, which cost little.
+        The cost is the number of multiply-adds in matrix products, for one sequence and one time step of the input:
+        each number of a matrix counts once. A layer after a convolution with a stride of 2 is computed for every other
+        step, and costs half. A layer after a pooling is computed once for each sequence; the table says so, and has a
+        total of its own for such layers. Embeddings, biases, activations, normalisations and poolings cost little, and
+        are not counted.
 
-        Of a `unirnn.Model`, which is code, each layer is shown as if it were called once with the steps of the input.
+        For a `unirnn.Model`, which is code, each layer is shown as if it were called once with the steps of the input.
 
         Parameters
         ----------
