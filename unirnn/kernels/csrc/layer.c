@@ -753,10 +753,10 @@ double NAME(peak)(void);
 
 /* Operations a second of as many independent sums as the registers hold. */
 double NAME(peak)(void) {
-    const int count = 200000;
+    const int count = 100000;
     double best = 0;
     volatile real source = (real)0.5;
-    for (int attempt = 0; attempt < 20; attempt++) {
+    for (int attempt = 0; attempt < 3; attempt++) {
         vec sums[SUMS], factor = splat(source), total = splat(0);
         for (int i = 0; i < SUMS; i++) sums[i] = splat(source);
         struct timespec begin, end;

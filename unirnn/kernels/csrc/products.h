@@ -61,23 +61,20 @@ INLINE int64_t panels_of(int64_t rows, int width, int64_t left) {
     return 1;
 }
 
+/* F(rows, panels, ...) for all numbers of rows and panels that there can be in a block. */
+#define ALL_SIZES(F, ...) ALL_ROWS(F, 1, __VA_ARGS__) ALL_ROWS(F, 2, __VA_ARGS__) ALL_ROWS(F, 4, __VA_ARGS__)
+#define ALL_ROWS(F, PANELS, ...) \
+    F(1, PANELS, __VA_ARGS__) F(2, PANELS, __VA_ARGS__) F(3, PANELS, __VA_ARGS__) F(4, PANELS, __VA_ARGS__) \
+    F(5, PANELS, __VA_ARGS__) F(6, PANELS, __VA_ARGS__) F(7, PANELS, __VA_ARGS__) F(8, PANELS, __VA_ARGS__) \
+    F(9, PANELS, __VA_ARGS__) F(10, PANELS, __VA_ARGS__) F(11, PANELS, __VA_ARGS__) F(12, PANELS, __VA_ARGS__)
+
 /* CALL(rows, panels) with both as constants. */
 #define WITH_CONSTANTS(rows, panels, WIDTH, CALL) \
-    switch (16 * (panels) + (rows)) { \
-        WITH_ROWS_OF_PANELS(1, WIDTH, CALL) \
-        WITH_ROWS_OF_PANELS(2, WIDTH, CALL) \
-        WITH_ROWS_OF_PANELS(4, WIDTH, CALL) \
-    }
-
+    switch (16 * (panels) + (rows)) { ALL_SIZES(WITH_ONE, WIDTH, CALL) }
 #define WITH_ONE(ROWS, PANELS, WIDTH, CALL) \
     case 16 * PANELS + ROWS: \
         if (ROWS * PANELS * (WIDTH) <= SUMS) { CALL(ROWS, PANELS); } \
         break;
-#define WITH_ROWS_OF_PANELS(PANELS, WIDTH, CALL) \
-    WITH_ONE(1, PANELS, WIDTH, CALL) WITH_ONE(2, PANELS, WIDTH, CALL) WITH_ONE(3, PANELS, WIDTH, CALL) \
-    WITH_ONE(4, PANELS, WIDTH, CALL) WITH_ONE(5, PANELS, WIDTH, CALL) WITH_ONE(6, PANELS, WIDTH, CALL) \
-    WITH_ONE(7, PANELS, WIDTH, CALL) WITH_ONE(8, PANELS, WIDTH, CALL) WITH_ONE(9, PANELS, WIDTH, CALL) \
-    WITH_ONE(10, PANELS, WIDTH, CALL) WITH_ONE(11, PANELS, WIDTH, CALL) WITH_ONE(12, PANELS, WIDTH, CALL)
 
 /* CALL(rows, panels) for blocks of the rows [0, count) and groups of the panels [0, num_panels); it finds where it is in
    `first_row` and `first_panel`. The blocks are about equal, since a block of one row would be slow. `turned` begins with
@@ -194,6 +191,16 @@ INLINE void product_block(int rows, int panels, const real *a, int64_t row_strid
             }
 }
 
+/* Each size is a function of its own: in one large function, the compiler would keep the loop's strides in memory. */
+#define PRODUCT_BLOCK(ROWS, PANELS, UNUSED) \
+    static __attribute__((noinline)) void product_block_##ROWS##_##PANELS( \
+        const real *a, int64_t row_stride, int64_t k_stride, const real *w, int64_t panel_stride, int64_t count, int add, \
+        real *const *c, int64_t first, int64_t left) { \
+        if (ROWS * PANELS * PANEL <= SUMS) \
+            product_block(ROWS, PANELS, a, row_stride, k_stride, w, panel_stride, count, add, c, first, left); \
+    }
+ALL_SIZES(PRODUCT_BLOCK, )
+
 /* c (rows, columns) = a w, or c += a w, for a (rows, count) at any strides and packed w (count, columns), whose panels
    are `height` rows high; `turned` as in FOR_BLOCKS. */
 static void product(int64_t rows, int64_t columns, int64_t count, const real *a, int64_t row_stride, int64_t k_stride,
@@ -203,9 +210,9 @@ static void product(int64_t rows, int64_t columns, int64_t count, const real *a,
         for (int64_t group = 0; group < rows; group += GROUP) {
             int64_t depth = least_of(DEPTH, count - k), in_group = least_of(GROUP, rows - group);
 #define CALL(ROWS, PANELS) \
-    product_block(ROWS, PANELS, a + (group + first_row) * row_stride + k * k_stride, row_stride, k_stride, \
-                  w + first_panel * width * height + k * width, width * height, depth, add || k, c + group + first_row, \
-                  first_panel * width, columns - first_panel * width)
+    product_block_##ROWS##_##PANELS(a + (group + first_row) * row_stride + k * k_stride, row_stride, k_stride, \
+                                    w + first_panel * width * height + k * width, width * height, depth, add || k, \
+                                    c + group + first_row, first_panel * width, columns - first_panel * width)
             FOR_BLOCKS(in_group, num_panels, PANEL, turned, CALL);
 #undef CALL
         }
