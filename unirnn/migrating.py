@@ -217,7 +217,7 @@ def _spellings(name: str) -> list[str]:
 
 
 def _laid_out(given: list[str], arrays: Mapping[str, StoredArray], shape: tuple[int, ...]) -> Array:
-    """The array of a weight, in its shape: that of a convolution over time may have another axis of size 1."""
+    """The array in the shape of its weight; the weight of a convolution over time may have an axis of size 1 more."""
     array = arrays[given[0]].read()
     wide, narrow = sorted((array.shape, tuple(shape)), key=len, reverse=True)
     if array.shape != tuple(shape) and (len(wide) != 4 or narrow != (*wide[:2], wide[3]) or wide[2] != 1):

@@ -269,7 +269,7 @@ def _known_class(obj: Any, known: tuple[str, ...], frameworks: Iterable[str] = _
 
 
 def _parts(obj: Any) -> list[Any] | None:
-    """The items of a list, or of a module that is one; None of anything else."""
+    """The items of a list, or of a module that is one; None for anything else."""
     if isinstance(obj, Sequence) and not isinstance(obj, (str, bytes)):
         return list(obj)
     holders = ("ModuleList", "Sequential", "CellList", "SequentialCell")
@@ -288,7 +288,7 @@ def _dropout_rate(obj: Any) -> float | None:
 
 
 def _read(obj: Any) -> tuple[Any, Snapshot]:
-    """What reads and writes the module, a backend or the module for Keras or Flax, and the module's snapshot."""
+    """The reader and writer of a module (a backend, or our module for Keras or Flax), and the module's snapshot."""
     found = _find(obj)
     if found is None:
         raise _unknown(obj)

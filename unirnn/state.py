@@ -436,12 +436,12 @@ def _parts(state: Any) -> tuple[Any, ...]:
 
 
 def _form(state: Any) -> Any:
-    """How a state is made up of tuples."""
+    """The structure of tuples of a state, without its arrays."""
     return tuple(_form(part) for part in state) if isinstance(state, (tuple, list)) else None
 
 
 def _mapped(function: Callable[..., Any], *states: Any) -> Any:
-    """What a function gives for each array, in the form of the state."""
+    """Apply a function to each array of a state, and keep its structure."""
     if isinstance(states[0], (tuple, list)):
         return tuple(_mapped(function, *parts) for parts in zip(*states, strict=True))
     return function(*states)

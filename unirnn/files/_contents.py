@@ -1,4 +1,4 @@
-"""What a file holds, described without its data: arrays by name, and the layers that they make up."""
+"""The contents of a file, described without its data: arrays by name, and the layers that they make up."""
 
 import math
 import warnings
@@ -44,7 +44,7 @@ MAX_RATIO = 100
 _HARMLESS = 1 << 26  # bytes; a smaller result may come of any file
 
 _ASSUMED = ("batch_first",)
-"""What the names and shapes of a state dict do not say, and what changes how a layer is called."""
+"""The arguments that change how a layer is called, and that the names and shapes of a state dict do not show."""
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def contents_of_model(model: "ModelProto", size: int | None = None, folder: str 
 
 
 class _Reader:
-    """What describes a model and reads from it."""
+    """Describes a model, and reads from it."""
 
     def __init__(self, model: Any, size: int, folder: str | None) -> None:
         self.root, self.folder = Scope.of_model(model), folder

@@ -51,7 +51,7 @@ METADATA = "unirnn"
 """The record of a zip in which unirnn puts its metadata; torch does not look at it."""
 
 _MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-"""What the first pickle of the format before 1.6 ends with: a number, which says that it is this format."""
+"""A number in the first pickle of a file before 1.6, by which the format is recognised."""
 
 _HARMLESS = 1 << 24  # bytes; so many are read from any file
 _MAX_RATIO = 4  # the weights that are read, by the size of the file: bfloat16 doubles, and weights may be shared
@@ -93,7 +93,7 @@ def read(path: str) -> Contents:
 
 
 def _with_specs(found: Contents, specs: Mapping[str, RecurrentSpec]) -> Contents:
-    """The same with what whole modules say of their layers, and names and shapes do not, such as ``batch_first``."""
+    """Add what whole modules say of their layers, and names and shapes do not, such as ``batch_first``."""
     layers = dict(found.layers)
     for prefix in layers.keys() & specs.keys():
         weights = {name: found.arrays.get(prefix + name) for name in specs[prefix].weight_shapes()}
@@ -153,13 +153,13 @@ class _Records:
         return self.latest[1]
 
     def metadata(self) -> dict[str, str]:
-        """What unirnn put there."""
+        """The metadata that unirnn has written; empty if it has written none."""
         if METADATA not in self.infos:
             return {}
         return {METADATA: self.bytes_of(METADATA).decode("ascii", "replace")}
 
     def find(self, folder: str, little: bool) -> Find:
-        """How to find storages whose records are in a folder."""
+        """A function that finds the storages whose records are in a folder."""
 
         def find(reference: Any) -> Storage:
             key, dtype, count = claim(reference)

@@ -126,7 +126,7 @@ class Tensor:
     strides: tuple[int, ...]
 
     def stored(self, budget: Budget) -> StoredArray:
-        """The same as an array of NumPy, which has no bfloat16: that becomes float32."""
+        """The tensor as a stored array; NumPy has no bfloat16, so it becomes float32."""
         widened = self.dtype == "bfloat16"
 
         def read_array() -> Array:
@@ -220,7 +220,7 @@ def _object_members(value: Object) -> list[tuple[Any, Any]]:
 
 
 def _module_members(state: PickledDict) -> list[tuple[Any, Any]]:
-    """What the ``state_dict`` of a ``torch.nn.Module`` has, by its attributes; empty if it is no module."""
+    """The members of a ``torch.nn.Module`` that are in its ``state_dict``; empty for any other object."""
     attributes = {key: item for key, item in state.pairs if isinstance(key, str)}
     if not {"_parameters", "_buffers", "_modules"} <= attributes.keys():
         return []
@@ -232,7 +232,7 @@ def _module_members(state: PickledDict) -> list[tuple[Any, Any]]:
 
 
 def _layer_spec(value: Any) -> RecurrentSpec | None:
-    """The spec of an object of torch's own class, not of a subclass, by its attributes; None of anything else."""
+    """The spec of an object of torch's own class, not of a subclass, by its attributes; None for anything else."""
     kind = _LAYERS.get(function_name(value) or ("", "")) if isinstance(value, Object) else None
     if kind is None or not isinstance(value.state, PickledDict):
         return None
@@ -256,7 +256,7 @@ def _strings(value: Any) -> set[str]:
 
 
 def _unwrapped(value: Any) -> Any:
-    """What is inside of a parameter, or of a list of TorchScript's."""
+    """The value within a parameter, or within a list of TorchScript."""
     for _ in range(_DEEPEST):
         if not isinstance(value, Object) or not isinstance(value.arguments, tuple) or not value.arguments:
             break

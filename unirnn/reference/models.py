@@ -40,7 +40,7 @@ State = tuple[Array, ...]
 
 @dataclass
 class Training:
-    """What is different while training.
+    """The parts of a run that only training has.
 
     Parameters
     ----------
@@ -241,7 +241,7 @@ def _valid(xp: Any, flow: _Flow) -> Array:
 
 
 def _select(xp: Any, flow: _Flow) -> _Flow:
-    """The same with exact zeros in the padding; token 0 for tokens."""
+    """Put exact zeros into the padding, or token 0 for tokens."""
     if flow.lengths is None or not flow.has_steps:
         return flow
     valid = _valid(xp, flow)

@@ -308,7 +308,7 @@ _MINDSPORE = {
     "Embedding": {"weight": "embedding_table"},
     "LayerNorm": {"weight": "gamma", "bias": "beta"},
 }
-"""What MindSpore calls the weights of layers, where it does not call them as torch does."""
+"""MindSpore's names of the weights of layers, where they differ from torch's."""
 
 
 def mindspore_names(spec: Spec) -> dict[str, str]:
@@ -328,7 +328,7 @@ def mindspore_names(spec: Spec) -> dict[str, str]:
 
 
 def _beginning(names: Iterable[str], prefix: str | None) -> str:
-    """What the names of the model's arrays begin with: the prefix, with the dot at its end."""
+    """The beginning of the names of the model's arrays: the prefix, with the dot at its end."""
     begin = prefix or ""
     if begin and not any(name.startswith(begin) and name != begin for name in names):
         raise ArgumentError(
@@ -496,7 +496,7 @@ class _Layer:
     others: list[str] = field(default_factory=list)  # arrays under its prefix that no layer has
 
     def spec(self, shapes: Shapes) -> RecurrentSpec:
-        """What names and shapes say."""
+        """The spec that names and shapes determine."""
         return _infer({weight: tuple(shapes[source]) for weight, source in self.sources.items()})
 
     @property

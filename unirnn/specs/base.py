@@ -80,7 +80,7 @@ class LengthRule(NamedTuple):
 
 
 def _signed(lengths: Any) -> Any:
-    """The same lengths as int32 or int64. Smaller integers could not hold what `LengthRule` computes."""
+    """Convert lengths to int32 or int64. Smaller integers could not hold what `LengthRule` computes."""
     if type(lengths) is int or isinstance(lengths, np.integer):
         return int(lengths)
     if isinstance(lengths, (list, tuple)):
@@ -97,7 +97,7 @@ def _signed(lengths: Any) -> Any:
 
 
 def _namespace_of(array: Any) -> Any:
-    """The namespace of an array of the standard that is not NumPy's; None of anything else."""
+    """The namespace of an array that follows the array API standard, but is not NumPy's; None for anything else."""
     if isinstance(array, (np.ndarray, np.generic)):
         return None
     return array.__array_namespace__() if hasattr(array, "__array_namespace__") else None
@@ -118,7 +118,7 @@ class Spec:
     _shown_first: ClassVar[tuple[str, ...]] = ()
     """The fields that the `repr` shows by position, unless one of them is not known yet."""
     _shown_defaults: ClassVar[Mapping[str, Any]] = {}
-    """What the `repr` leaves out, where the default of a field is a mark that it was not given."""
+    """The defaults of fields whose default in the class only marks that no value was given."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -155,7 +155,7 @@ class Spec:
         return int(value)
 
     def _set_sizes(self, *sizes: str) -> None:
-        """Check that sizes are positive integers. Only that of the input may be left out; it is 0 then."""
+        """Check that sizes are positive integers. Only the input size may be left out; it is 0 then."""
         for name in sizes:
             if getattr(self, name) is not LEFT_OUT:
                 self._set(name, self._integer(name, least=1))

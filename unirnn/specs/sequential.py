@@ -112,7 +112,7 @@ class ModelSpec(Spec):
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def _repr_html_(self) -> str | None:
-        """What a notebook shows: the summary, or the `repr` as long as a size is not known."""
+        """The summary, which a notebook shows; None, for the `repr`, as long as a size is not known."""
         return None if self.missing_size() else self.summary()._repr_html_()
 
     # ---- what flows through ----------------------------------------------------------------------
@@ -286,7 +286,7 @@ class Sequential(ModelSpec):
 
     @property
     def takes_tokens(self) -> bool | None:
-        """What the first layer says that does not take either; see `Spec.takes_tokens`."""
+        """As in the first layer that does not take both kinds of input; see `Spec.takes_tokens`."""
         return next((takes for layer in self if (takes := layer.takes_tokens) is not None), None)
 
     @property
@@ -466,7 +466,7 @@ class Concat(ModelSpec):
 
     @property
     def takes_tokens(self) -> bool | None:
-        """What the first layer says that does not take either; see `Spec.takes_tokens`."""
+        """As in the first layer that does not take both kinds of input; see `Spec.takes_tokens`."""
         return next((takes for layer in self if (takes := layer.takes_tokens) is not None), None)
 
     @property
