@@ -408,7 +408,7 @@ def where(mask: Any, a: Any, b: Any) -> Any:
     """
     batch_size = _batch_size(a, "a")
     parts, others = _parts(a), _parts(b)
-    if _form(a) != _form(b):
+    if _described(a) != _described(b):
         raise ArgumentError(f"b: given {_described(b)}, expected {_described(a)}, as a")
     for part, other in zip(parts, others, strict=True):
         if not _are_alike(part, other):
@@ -435,11 +435,6 @@ def _parts(state: Any) -> tuple[Any, ...]:
     return (state,)
 
 
-def _form(state: Any) -> Any:
-    """The structure of tuples of a state, without its arrays."""
-    return tuple(_form(part) for part in state) if isinstance(state, (tuple, list)) else None
-
-
 def _mapped(function: Callable[..., Any], *states: Any) -> Any:
     """Apply a function to each array of a state, and keep its structure."""
     if isinstance(states[0], (tuple, list)):
@@ -448,7 +443,7 @@ def _mapped(function: Callable[..., Any], *states: Any) -> Any:
 
 
 def _described(state: Any) -> str:
-    """``array``, ``(array, array)``."""
+    """The structure of a state as text: ``array``, ``(array, array)``."""
     return f"({', '.join(map(_described, state))})" if isinstance(state, (tuple, list)) else "array"
 
 

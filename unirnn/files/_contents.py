@@ -168,7 +168,7 @@ class Contents:
     Parameters
     ----------
     format
-        ``"safetensors"``, ``"onnx"``, ``"npz"``, ``"torch"`` or ``"mindspore"``.
+        One of `unirnn.files.FORMATS`.
     version
         The version of unirnn's format; None if another program wrote the file.
     layers
@@ -176,7 +176,7 @@ class Contents:
     read
         Reads a layer or a model, given the arguments of `load` that choose it.
     arrays
-        All arrays by their names; empty for ``.onnx``, whose names are those of a graph.
+        All arrays by their names; empty for ``.onnx`` and Keras, whose layers have names, but no such arrays.
     """
 
     format: str
