@@ -175,6 +175,11 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
         errors.SpecError,
         "weights: given a parametrization of weight, expected the weight itself",
     ),
+    "the beginning of no name": (
+        lambda: unirnn.migrate({"weight": np.ones((2, 1)), "steps": np.ones(1, int)}, to=Tied(), rename={"w.": ""}),
+        errors.ArgumentError,
+        "rename: given 'w.', expected the beginning of a name; given 'weight', 'steps'",
+    ),
     "no module": (
         lambda: unirnn.migrate({"weight": np.ones(2)}, to={}),
         errors.ArgumentError,

@@ -6,7 +6,7 @@ imported when they are first used, too.
 
 from typing import TYPE_CHECKING, Any
 
-from . import errors, state
+from . import errors, specs, state
 from .registry import backends, default_backend, use_backend
 from .specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Spec
 from .state import detach
@@ -99,25 +99,7 @@ _LAZY = {
     "right_to_left": "padding",
     "snapshot": "objects",
     "stack": "snapshots",
-    **dict.fromkeys(
-        (
-            "ActivationSpec",
-            "BatchNormSpec",
-            "Concat",
-            "Conv1dSpec",
-            "DropoutSpec",
-            "EmbeddingSpec",
-            "LayerNormSpec",
-            "LinearSpec",
-            "Model",
-            "NormalizeSpec",
-            "PoolSpec",
-            "Residual",
-            "Sequential",
-            "SumDirectionsSpec",
-        ),
-        "specs",
-    ),
+    **{name: "specs" for name in specs.__all__ if name in __all__},
 }
 """Attributes imported on first use: they take a quarter of the time of ``import numpy``."""
 _MODULES = ("devices", "files", "snapshots")

@@ -81,16 +81,20 @@ def explain(spec: Spec, backend: str | None = None, device: Any = None, *, dtype
     LSTMSpec(3, 4) on numpy, cpu, bfloat16: can't be built
       can't: numpy computes in float16, float32, float64, not in bfloat16
     """
-    name = registry.default_backend() if backend is None else backend
-    chosen = registry.load(name)
-    where = chosen.default_device() if device is None else Device.parse(device)
-    kind = dtype_name(dtype)
+    chosen, where, kind = _resolved(backend, device, dtype)
     limits = tuple(_limits(chosen, spec, where, kind))
     kernels: tuple[Kernel, ...] = ()
     if not any(limit.refuses for limit in limits):
         layers = [leaf for leaf in spec.leaves().values() if isinstance(leaf, RecurrentSpec)]
         kernels = tuple(dict.fromkeys(kernel for leaf in layers for kernel in chosen.kernels(leaf, where, kind)))
-    return Explanation(spec, name, where, kind, limits, kernels)
+    return Explanation(spec, chosen.name, where, kind, limits, kernels)
+
+
+def _resolved(backend: str | None, device: Any, dtype: Any) -> tuple[Backend, Device, str]:
+    """The backend, the device and the name of the dtype that the arguments of `Spec.build` mean."""
+    chosen = registry.load(registry.default_backend() if backend is None else backend)
+    where = chosen.default_device() if device is None else Device.parse(device)
+    return chosen, where, dtype_name(dtype)
 
 
 def _limits(backend: Backend, spec: Spec, device: Device, dtype: str) -> Iterator[Limit]:
@@ -117,22 +121,20 @@ def build(
     """Build a module from a spec and given weights, or weights to draw; see `Spec.build`."""
     spec.check_complete()
     spec = spec.copied() if isinstance(spec, Model) else spec
-    name = registry.default_backend() if backend is None else backend
-    chosen = registry.load(name)
-    where = chosen.default_device() if device is None else Device.parse(device)
-    kind = dtype_name(dtype)
+    chosen, where, kind = _resolved(backend, device, dtype)
     present = () if device is None else chosen.devices()
     if device is not None and not any(where.kind == d.kind and where.index in (None, d.index) for d in present):
         raise DeviceError(
-            f"device: given {str(device)!r}, not present; {name} sees {', '.join(map(str, present))} on this machine"
+            f"device: given {str(device)!r}, not present; {chosen.name} sees {', '.join(map(str, present))} on this "
+            "machine"
         )
     refusing = tuple(limit for limit in _limits(chosen, spec, where, kind) if limit.refuses)
     if refusing:
-        raise LimitError(str(Explanation(spec, name, where, kind, refusing)))
+        raise LimitError(str(Explanation(spec, chosen.name, where, kind, refusing)))
     for option in options.keys() - chosen.options:
         raise ArgumentError(
-            f"build: unknown argument {option!r}; {name} takes {', '.join(chosen.options) or 'none'} besides device, "
-            "dtype and seed"
+            f"build: unknown argument {option!r}; {chosen.name} takes {', '.join(chosen.options) or 'none'} besides "
+            "device, dtype and seed"
         )
     if seed is not None:
         _weights.check_seed(seed)

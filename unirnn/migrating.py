@@ -25,10 +25,10 @@ _SPELLINGS = (
     ("running_mean", "moving_mean"),
     ("running_var", "moving_variance"),
 )
-"""What torch and MindSpore call the same weight of a layer: w is that of MindSpore's PReLU."""
+"""The names that torch and MindSpore give the same weight of a layer; w is the one of MindSpore's PReLU."""
 
 _VARIANTS = ("nonlinearity", "reset_after", "gate_activation", "reverse")
-"""What weights do not show of a recurrent layer."""
+"""The arguments of a recurrent layer that its weights do not show."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ def migrate(source: Any, *, to: Any, rename: Rename | None = None, strict: bool 
     ``running_mean`` as ``moving_mean``, ``running_var`` as ``moving_variance``. MindSpore's convolutions over time have
     an axis of size 1 more. Either all weights are written or, after an error, none.
 
-    Only weights move. What is not in a checkpoint is the model's own business: MindSpore's ``LayerNorm`` has an epsilon
-    of 1e-7 by default, and PyTorch's one of 1e-5; MindSpore's ``GELU`` is approximated by default. A snapshot, a file
-    of one and a module say what their recurrent layers compute, and these must be the same; a state dict does not say
-    whether a layer runs in reverse, or what its gates are.
+    Only weights move. The model itself must have the settings that no checkpoint holds: MindSpore's ``LayerNorm`` has
+    an epsilon of 1e-7 by default, and PyTorch's one of 1e-5; MindSpore's ``GELU`` is approximated by default. A
+    snapshot, a file of one and a module say what their recurrent layers compute, and these must be the same; a state
+    dict does not say whether a layer runs in reverse, or what its gates are.
 
     Parameters
     ----------
@@ -97,8 +97,8 @@ def migrate(source: Any, *, to: Any, rename: Rename | None = None, strict: bool 
     Raises
     ------
     ArgumentError
-        If the source or the module is none; if something is left and ``strict`` is True; if nothing fits at all; or if
-        two arrays differ that the module has as one weight.
+        If the source or the module is none; if no name begins as ``rename`` says; if something is left and ``strict``
+        is True; if nothing fits at all; or if two arrays differ that the module has as one weight.
     ShapeError
         If an array has another shape than the weight.
     SpecError
@@ -124,11 +124,12 @@ def migrate(source: Any, *, to: Any, rename: Rename | None = None, strict: bool 
     """
     arrays, layers = _opened(source)
     backend, owned = _owned(to)
-    floats = {name: array for name, array in arrays.items() if array.dtype in DTYPES}
     # A module that drops weights itself has the raw one, too.
     drops = any(name.endswith("_raw") for names in owned for name in names)
-    named = {name: name for name in floats} if drops else without_dropped(floats)
-    sources = {name: named[held] for name, held in renamed(named, None, rename).items()}
+    named = {name: name for name in arrays} if drops else without_dropped(arrays)
+    floats = {name: array for name, array in arrays.items() if array.dtype in DTYPES}
+    given_names = {name: named[held] for name, held in renamed(named, None, rename).items()}
+    sources = {name: held for name, held in given_names.items() if held in floats}
     found = _matched(owned, sources, floats)
     expected = {names[0]: array.shape for names, array in owned.items()}
     used = {name for names in found.values() for name in names}
@@ -216,7 +217,7 @@ def _spellings(name: str) -> list[str]:
 
 
 def _laid_out(given: list[str], arrays: Mapping[str, StoredArray], shape: tuple[int, ...]) -> Array:
-    """The array of a weight, in its shape: that of a convolution over time may have another axis of size 1."""
+    """The array in the shape of its weight; the weight of a convolution over time may have an axis of size 1 more."""
     array = arrays[given[0]].read()
     wide, narrow = sorted((array.shape, tuple(shape)), key=len, reverse=True)
     if array.shape != tuple(shape) and (len(wide) != 4 or narrow != (*wide[:2], wide[3]) or wide[2] != 1):

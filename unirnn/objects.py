@@ -38,7 +38,7 @@ def snapshot(
 ) -> Snapshot:
     """Take the spec of an object and a copy of its weights.
 
-    Hooks of a module are not taken along: whatever they do to its input or output, nobody can see from outside.
+    Hooks of a module are not part of a snapshot, since nobody can see from outside what they do to input and output.
 
     Parameters
     ----------
@@ -75,8 +75,8 @@ def snapshot(
     ------
     ArgumentError
         If the object is not one of these, or there is no layer, or several and no prefix; or if weights of the model
-        are missing, or arrays are left over; or if two arrays differ that the model ties; or if ``batch_first`` is not
-        what the spec or the module says.
+        are missing, or arrays are left over, or no name begins as ``rename`` says; or if two arrays differ that the
+        model ties; or if ``batch_first`` is not what the spec or the module says.
     SpecError
         If no spec describes the layer: a subclass or an object with a ``forward`` of its own, a Keras layer whose
         output runs backward, an activation that no other framework has, the weights of an RNN without its nonlinearity;
@@ -269,7 +269,7 @@ def _known_class(obj: Any, known: tuple[str, ...], frameworks: Iterable[str] = _
 
 
 def _parts(obj: Any) -> list[Any] | None:
-    """The items of a list, or of a module that is one; None of anything else."""
+    """The items of a list, or of a module that is one; None for anything else."""
     if isinstance(obj, Sequence) and not isinstance(obj, (str, bytes)):
         return list(obj)
     holders = ("ModuleList", "Sequential", "CellList", "SequentialCell")
@@ -288,7 +288,7 @@ def _dropout_rate(obj: Any) -> float | None:
 
 
 def _read(obj: Any) -> tuple[Any, Snapshot]:
-    """What reads and writes the module, a backend or the module for Keras or Flax, and the module's snapshot."""
+    """The reader and writer of a module (a backend, or our module for Keras or Flax), and the module's snapshot."""
     found = _find(obj)
     if found is None:
         raise _unknown(obj)

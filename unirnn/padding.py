@@ -1,4 +1,4 @@
-"""Batches padded on the left, and masks: what stands in the way of ``seq_length``, which is for padding on the right.
+"""Batches that are padded on the left, and masks: how to get from them to ``seq_length`` and padding on the right.
 
 The tensors stay those of their framework, on their device, and gradients flow through.
 """
@@ -35,7 +35,7 @@ def lengths_of(mask: Any) -> NDArray[np.int64]:
     ShapeError, DTypeError
         If it is not `(B, T)`, or neither of bools nor of integers.
     ArgumentError
-        If there is another number than 0 and 1, or a row has a one after a zero; the message shows the first such row.
+        If a number is neither 0 nor 1, or a row has a one after a zero; the message shows the first such row.
 
     Examples
     --------
@@ -100,7 +100,7 @@ def left_to_right(x: Any, seq_length: Any, *, batch_first: bool) -> Any:
     Raises
     ------
     ArgumentError
-        If x is no array of a framework that is in use.
+        If x is not an array, or not of a framework that is in use.
     ShapeError, DTypeError, LengthError
         If the array has no two axes, or the lengths are not one integer for each sequence, from 0 to T.
 

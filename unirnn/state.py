@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from unirnn import registry
-from unirnn.contract.call import join_state
+from unirnn.contract.call import join_state, type_name
 from unirnn.devices import short_name
 from unirnn.errors import ArgumentError, DTypeError, ShapeError
 from unirnn.specs import RecurrentSpec
@@ -271,7 +271,7 @@ def _select(state: Any, index: Any) -> Any:
 
 @_in_graph_mode(_select)
 def select(state: Any, index: Any) -> Any:
-    """The states of some sequences of a batch, in any order: the survivors of a beam search, or a batch reordered.
+    """Select the states of some sequences of a batch, in any order: to keep the best beams, or to reorder a batch.
 
     Parameters
     ----------
@@ -334,7 +334,7 @@ def _repeat(state: Any, n: int) -> Any:
 
 @_in_graph_mode(_repeat)
 def repeat(state: Any, n: int) -> Any:
-    """Each state of a batch n times, one after the other, as for the beams of a search.
+    """Repeat each state of a batch n times, one after the other, as for the beams of a search.
 
     Parameters
     ----------
@@ -375,9 +375,9 @@ def _where(mask: Any, a: Any, b: Any) -> Any:
 
 @_in_graph_mode(_where)
 def where(mask: Any, a: Any, b: Any) -> Any:
-    """For each sequence of a batch the state from a, or else from b: zeros where an episode is done, for example.
+    """Choose the state of each sequence from a or from b; for example, zeros for each episode that is done.
 
-    What is not chosen has no influence on the result, or on a gradient, even if it is NaN.
+    A state that is not chosen has no influence on the result or on a gradient, even if it is NaN.
 
     Parameters
     ----------
@@ -395,8 +395,7 @@ def where(mask: Any, a: Any, b: Any) -> Any:
     Raises
     ------
     ShapeError, DTypeError
-        If the states have no axis B, or another shape or dtype than each other, or the mask is not one bool for each
-        sequence.
+        If the states have no axis B, or differ in shape or dtype, or the mask is not one bool for each sequence.
     ArgumentError
         If one of the states is a pair, and the other is not.
 
@@ -409,11 +408,11 @@ def where(mask: Any, a: Any, b: Any) -> Any:
     """
     batch_size = _batch_size(a, "a")
     parts, others = _parts(a), _parts(b)
-    if _form(a) != _form(b):
+    if _described(a) != _described(b):
         raise ArgumentError(f"b: given {_described(b)}, expected {_described(a)}, as a")
     for part, other in zip(parts, others, strict=True):
         if not _are_alike(part, other):
-            raise ArgumentError(f"b: given {_type_name(other)}, expected {_type_name(part)}, as a")
+            raise ArgumentError(f"b: given {type_name(type(other))}, expected {type_name(type(part))}, as a")
         if tuple(part.shape) != tuple(other.shape):
             raise ShapeError(f"b: given shape {tuple(other.shape)}, expected {tuple(part.shape)}, that of a")
         if part.dtype != other.dtype:
@@ -436,20 +435,15 @@ def _parts(state: Any) -> tuple[Any, ...]:
     return (state,)
 
 
-def _form(state: Any) -> Any:
-    """How a state is made up of tuples."""
-    return tuple(_form(part) for part in state) if isinstance(state, (tuple, list)) else None
-
-
 def _mapped(function: Callable[..., Any], *states: Any) -> Any:
-    """What a function gives for each array, in the form of the state."""
+    """Apply a function to each array of a state, and keep its structure."""
     if isinstance(states[0], (tuple, list)):
         return tuple(_mapped(function, *parts) for parts in zip(*states, strict=True))
     return function(*states)
 
 
 def _described(state: Any) -> str:
-    """``array``, ``(array, array)``."""
+    """The structure of a state as text: ``array``, ``(array, array)``."""
     return f"({', '.join(map(_described, state))})" if isinstance(state, (tuple, list)) else "array"
 
 
@@ -460,10 +454,6 @@ def _are_alike(one: Any, other: Any) -> bool:
 
 def _package(array: Any) -> str:
     return type(array).__module__.partition(".")[0]
-
-
-def _type_name(array: Any) -> str:
-    return f"{_package(array)}.{type(array).__name__}"
 
 
 def _integer(given: Any, argument: str, least: int) -> int:
@@ -482,7 +472,7 @@ def _batch_size(state: Any, argument: str = "state") -> int:
     sizes: list[int] = []
     for part in parts:
         if not _are_alike(parts[0], part):
-            given = f"{_type_name(parts[0])} and {_type_name(part)}"
+            given = f"{type_name(type(parts[0]))} and {type_name(type(part))}"
             raise ArgumentError(f"{argument}: given {given}, expected arrays of one framework")
         shape = tuple(getattr(part, "shape", ()))
         if len(shape) != 3:

@@ -21,16 +21,8 @@ class Language(str, Enum):
     ZH = "zh"
 
 
-_WORDS = {
-    Language.EN: {
-        "difference": "difference",
-        "constructor": "constructor",
-        "build": "build",
-        "call": "call",
-        "result": "result",
-    },
-    Language.ZH: {"difference": "差异", "constructor": "构造函数", "build": "构建", "call": "调用", "result": "返回值"},
-}
+_ZH = {"difference": "差异", "constructor": "构造函数", "build": "构建", "call": "调用", "result": "返回值"}
+"""The words of the table in Chinese."""
 
 
 def names(
@@ -40,7 +32,7 @@ def names(
     ] = Language.EN,
 ) -> None:
     """Show what PyTorch, MindSpore and unirnn call each argument, and what differs."""
-    words = _WORDS[language]
+    words = _ZH if language is Language.ZH else {word: word for word in _ZH}
     shown: list[RenderableType] = []
     for kind in [cell] if cell else Cell:
         table = new_table(kind.value, "PyTorch", "MindSpore", "unirnn", words["difference"])

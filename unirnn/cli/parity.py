@@ -81,15 +81,11 @@ def _comparison(comparison: comparing.Comparison) -> dict[str, Any]:
         return difference if difference is not None and math.isfinite(difference) else None
 
     return {
-        "backend": comparison.backend,
+        **asdict(comparison),
         "device": str(comparison.device),
-        "dtype": comparison.dtype,
-        "output": number(comparison.output),
-        "state": number(comparison.state),
-        "gradients": number(comparison.gradients),
+        **{name: number(getattr(comparison, name)) for name in ("output", "state", "gradients")},
         "tolerance": comparison.tolerance,
         "within": comparison.within,
-        "cause": comparison.cause,
     }
 
 

@@ -69,7 +69,7 @@ class Backend(ABC):
     options: ClassVar[tuple[str, ...]] = ()
     """The arguments of `Spec.build` that only this backend has, such as ``kernel``."""
     required_options: ClassVar[tuple[str, ...]] = ()
-    """Those of them without which it can't build."""
+    """The options without which it can't build."""
 
     @abstractmethod
     def version(self) -> str:
@@ -123,7 +123,7 @@ class Backend(ABC):
 
     @abstractmethod
     def read(self, module: Any) -> tuple[Any, dict[str, Array]] | None:
-        """Spec and weights of a module that it built, or of its framework's own layer; None of anything else.
+        """Spec and weights of a module that it built, or of its framework's own layer; None for anything else.
 
         The arrays may share memory with the module; the caller copies them.
         """
@@ -141,7 +141,7 @@ class Backend(ABC):
         """
 
     def all_weights(self, module: Any) -> dict[tuple[str, ...], Array] | None:
-        """The floating weights and buffers of any module of its framework; None of anything else.
+        """The floating weights and buffers of any module of its framework; None for anything else.
 
         Each is found under all of its names, as the framework's checkpoints have them; it has several if layers share
         it. bfloat16 becomes float32.
@@ -349,7 +349,7 @@ def leaves(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def map_arrays(results: Any, change: Callable[[Any], Any]) -> Any:
-    """The same structure of tuples, named tuples, lists and dicts, with each value in it changed.
+    """Change each value in a structure of tuples, named tuples, lists and dicts.
 
     Examples
     --------
@@ -384,7 +384,7 @@ def leaves_by_path(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_leaves(arguments: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The same arguments with other arrays, by the names of `leaves`.
+    """Replace the arrays in arguments, by the names of `leaves`.
 
     Examples
     --------

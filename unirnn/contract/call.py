@@ -187,8 +187,8 @@ def prepare(
     Raises
     ------
     ArgumentError
-        If an argument is missing, unknown, given twice, or no array of the framework, or the state has another number
-        of parts.
+        If an argument is missing, unknown, given twice, or not an array of the framework, or if the state has the wrong
+        number of parts.
     ShapeError, DTypeError
         If an array, the lengths or the resets have the wrong shape or dtype.
     LengthError
@@ -217,8 +217,8 @@ def prepare_step(spec: RecurrentSpec, x: Any, state: Any, *, like: tuple[type[An
     Raises
     ------
     ArgumentError
-        If the layers have two directions, an argument is no array of the framework, or the state has another number of
-        parts.
+        If the layers have two directions, an argument is not an array of the framework, or the state has the wrong
+        number of parts.
     ShapeError, DTypeError
         If an array has the wrong shape or dtype.
     """
@@ -348,7 +348,7 @@ def _check(
 
 
 def array_names(spec: RecurrentSpec, *, is_step: bool) -> tuple[str, ...]:
-    """What the arrays of a call are called: the input, and each part of the state."""
+    """The names of a call's arrays in messages: the input, and each part of the state."""
     if not is_step:
         return "input", *(f"{part}_0" for part in spec.states)
     return ("x", "state") if len(spec.states) == 1 else ("x", "state[0]", "state[1]")
@@ -357,13 +357,13 @@ def array_names(spec: RecurrentSpec, *, is_step: bool) -> tuple[str, ...]:
 def check_array(argument: str, array: Any, array_type: type[Any]) -> None:
     """Check that an argument is an array of the framework.
 
-    Of NumPy's arrays, only memory-mapped ones may be of a subclass: others hide numbers, as masked arrays do, or
-    compute something else, as matrices do.
+    Memory-mapped arrays are the only subclass of NumPy's arrays that is accepted: others hide numbers, as masked arrays
+    do, or compute something else, as matrices do.
 
     Raises
     ------
     ArgumentError
-        If it is none.
+        If it is not one.
     """
     if not isinstance(array, array_type):
         raise ArgumentError(f"{argument}: given {type_name(type(array))}, expected a {type_name(array_type)}")
@@ -371,7 +371,7 @@ def check_array(argument: str, array: Any, array_type: type[Any]) -> None:
 
 
 def as_plain(argument: str, given: Any) -> NDArray[Any]:
-    """A NumPy array of anything that NumPy reads, but not of a subclass; see `check_array`.
+    """Convert anything that NumPy reads to a NumPy array, but refuse its subclasses; see `check_array`.
 
     Raises
     ------
@@ -396,9 +396,9 @@ def _check_plain(argument: str, kind: type[Any]) -> None:
 
 
 def type_name(kind: type) -> str:
-    """What a message calls a class: ``list``, ``torch.Tensor``."""
+    """The name of a class in messages: ``list``, ``torch.Tensor``."""
     package = kind.__module__.partition(".")[0]
-    name = kind.__name__.rpartition(".")[2]  # that of jax.Array is "jaxlib._jax.Array"
+    name = kind.__name__.rpartition(".")[2]  # JAX's class has the name "jaxlib._jax.Array"
     return name if package == "builtins" else f"{package}.{name}"
 
 
@@ -421,7 +421,7 @@ def check_arrays(
     input, hx
         Shape and dtype of each array, dtypes as names or the framework's objects.
     is_step
-        Whether they are those of one step, without an axis T.
+        Whether they are the arrays of one step, without an axis T.
 
     Returns
     -------
@@ -486,7 +486,7 @@ def _wanted(dtype: Any) -> str:
 
 
 def check_lengths(shape: tuple[int, ...], dtype: str, sizes: Sizes) -> None:
-    """Check what is known of ``seq_length`` without looking at its values.
+    """Check the shape and the dtype of ``seq_length``, without looking at its values.
 
     Parameters
     ----------
@@ -536,12 +536,7 @@ def lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64]:
     LengthError
         If a value is below 0 or above T; the message names its position.
     """
-    try:
-        values = as_plain("seq_length", seq_length)
-    except ArgumentError:
-        raise
-    except Exception as error:  # whatever an array of some framework raises
-        raise DTypeError(f"seq_length: given {type_name(type(seq_length))}, expected integers ({error})") from None
+    values = _read_values("seq_length", seq_length, "integers")
     # An empty list is an array of floats. Getting a dtype's name, and NumPy's min and max, are slow for small batches.
     is_integer = values.dtype.kind in "iu" or not values.size
     check_lengths(values.shape, "int64" if is_integer else values.dtype.name, sizes)
@@ -556,8 +551,18 @@ def lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64]:
     return values.astype(np.int64)
 
 
+def _read_values(argument: str, given: Any, expected: str) -> NDArray[Any]:
+    """A NumPy array of lengths or resets; a DTypeError if NumPy can't read them."""
+    try:
+        return as_plain(argument, given)
+    except ArgumentError:
+        raise
+    except Exception as error:  # whatever an array of some framework raises
+        raise DTypeError(f"{argument}: given {type_name(type(given))}, expected {expected} ({error})") from None
+
+
 def check_resets(shape: tuple[int, ...], dtype: str, sizes: Sizes, batch_first: bool) -> None:
-    """Check what is known of ``resets`` without looking at its values.
+    """Check the shape and the dtype of ``resets``, without looking at its values.
 
     Parameters
     ----------
@@ -613,12 +618,7 @@ def resets(resets: Any, sizes: Sizes, batch_first: bool) -> NDArray[np.bool_] | 
     DTypeError
         If it does not hold bools.
     """
-    try:
-        values = as_plain("resets", resets)
-    except ArgumentError:
-        raise
-    except Exception as error:  # whatever an array of some framework raises
-        raise DTypeError(f"resets: given {type_name(type(resets))}, expected bools ({error})") from None
+    values = _read_values("resets", resets, "bools")
     # An empty list is an array of floats.
     check_resets(values.shape, values.dtype.name if values.size else "bool", sizes, batch_first)
     if not values.any():

@@ -123,8 +123,8 @@ def prepare_model(
     Raises
     ------
     ArgumentError
-        If an argument is missing, or no array of the framework; if the state has another number of items or parts; if
-        the model can't take lengths or resets.
+        If an argument is missing, or not an array of the framework; if the state has the wrong number of items or
+        parts; if the model can't take lengths or resets.
     ShapeError, DTypeError
         If an array, the lengths or the resets have the wrong shape or dtype, or there are too few steps.
     LengthError

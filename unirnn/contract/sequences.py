@@ -1,7 +1,7 @@
-"""The sequences of a batch with resets: a column is several, one after another.
+"""The sequences of a batch with resets: each column holds several of them, one after another.
 
-They are independent of each other, so whoever has lengths, but no resets, computes them side by side, like columns of a
-larger batch. `sequences` finds them; the rule for ``resets`` is in `unirnn.contract.call`.
+They are independent of each other. So an implementation that takes lengths, but no resets, can compute them side by
+side, like the columns of a larger batch. `sequences` finds them; the rule for ``resets`` is in `unirnn.contract.call`.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Sequences:
     has_final: NDArray[np.bool_]
 
     def select(self, index: Integers) -> "Sequences":
-        """Some of them, in another order."""
+        """Select some of the sequences, in a given order."""
         return Sequences(
             self.batch_size,
             self.columns[index],
@@ -48,9 +48,9 @@ class Sequences:
         )
 
     def groups(self) -> list[Integers]:
-        """The indices of those whose lengths lie between the same two powers of two, the shortest first.
+        """Group the sequences whose lengths lie between the same two powers of two: their indices, the shortest first.
 
-        So at least half of the steps are valid where each group is padded to its longest sequence.
+        If each group is padded to its longest sequence, at least half of its steps are valid.
         """
         powers = np.ceil(np.log2(np.maximum(self.lengths, 1)))
         return [np.flatnonzero(powers == power) for power in np.unique(powers)]

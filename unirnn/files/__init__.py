@@ -5,7 +5,8 @@ suffix says which. Their metadata, in ``.npz`` and ``.pt`` a part of their own, 
 version of the format and the spec (`Spec.to_dict`) as JSON. Saving the same snapshot twice gives the same bytes. unirnn
 reads these files, and it reads the files of other programs: arrays by name in ``.safetensors``, ``.npz`` and the
 checkpoints of PyTorch and MindSpore, nodes in ``.onnx``, and the layers of Keras' files. In those it finds recurrent
-layers by itself, and the weights of a model whose spec is given. What a file is, its content says, not its suffix.
+layers by itself, and the weights of a model whose spec is given. The content of a file, not its suffix, says what it
+is.
 
 Files are not trusted. Reading one executes nothing from it, and imports nothing that it names. Whatever it claims
 (names, shapes, sizes, a spec) is checked against the bytes that are there before an array is made, so no claim makes

@@ -1,17 +1,17 @@
-"""What a file holds, described without its data: arrays by name, and the layers that they make up."""
+"""The contents of a file, described without its data: arrays by name, and the layers that they make up."""
 
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from unirnn.contract.weights import Array, check_dtype, check_weights, format_names
 from unirnn.devices import DTYPES, short_name
 from unirnn.errors import ArgumentError, AssumptionWarning, DTypeError, FileError, SpecError, UnirnnError
-from unirnn.files._header import FORMAT
+from unirnn.files._header import FORMAT, spec_from_metadata
 from unirnn.registry import to_numpy
 from unirnn.snapshots import flax, state_dicts
 from unirnn.snapshots.snapshot import Snapshot
@@ -19,20 +19,32 @@ from unirnn.snapshots.state_dicts import Rename
 from unirnn.specs import ModelSpec, RecurrentSpec, Spec
 
 __all__ = [
+    "MAX_RATIO",
+    "ByteOrder",
     "Choice",
     "Contents",
     "Layer",
     "StoredArray",
+    "contents_of_arrays",
     "contents_of_snapshot",
     "contents_of_state_dict",
     "floats",
+    "most_bytes",
     "read_state_dict",
     "stored",
     "warn_of_assumptions",
 ]
 
+ByteOrder: TypeAlias = Literal["<", ">"]
+"""NumPy's sign for little-endian and big-endian numbers."""
+
+MAX_RATIO = 100
+"""What a compressed file may expand to, by its size: trained weights hardly compress, zeros compress a thousandfold."""
+
+_HARMLESS = 1 << 26  # bytes; a smaller result may come of any file
+
 _ASSUMED = ("batch_first",)
-"""What the names and shapes of a state dict do not say, and what changes how a layer is called."""
+"""The arguments that change how a layer is called, and that the names and shapes of a state dict do not show."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +168,7 @@ class Contents:
     Parameters
     ----------
     format
-        ``"safetensors"``, ``"onnx"``, ``"npz"``, ``"torch"`` or ``"mindspore"``.
+        One of `unirnn.files.FORMATS`.
     version
         The version of unirnn's format; None if another program wrote the file.
     layers
@@ -164,7 +176,7 @@ class Contents:
     read
         Reads a layer or a model, given the arguments of `load` that choose it.
     arrays
-        All arrays by their names; empty for ``.onnx``, whose names are those of a graph.
+        All arrays by their names; empty for ``.onnx`` and Keras, whose layers have names, but no such arrays.
     """
 
     format: str
@@ -197,6 +209,14 @@ class StoredArray:
         """An array that has been read already."""
         return cls(short_name(array.dtype), array.shape, lambda: array)
 
+    @classmethod
+    def from_bytes(
+        cls, dtype: str, shape: tuple[int, ...], read: Callable[[], bytes | memoryview], order: ByteOrder = "<"
+    ) -> "StoredArray":
+        """An array of floats whose bytes are read when they are needed; bfloat16 becomes float32."""
+        name = "float32" if dtype == "bfloat16" else dtype
+        return cls(name, shape, lambda: floats(dtype, read(), order).reshape(shape))
+
 
 def stored(array: Any) -> StoredArray:
     """An array or a tensor of any framework, which is converted when it is needed."""
@@ -208,8 +228,8 @@ def stored(array: Any) -> StoredArray:
     return StoredArray("float32" if dtype == "bfloat16" else dtype, tuple(held.shape), lambda: to_numpy(held))
 
 
-def floats(dtype: str, data: bytes) -> Array:
-    """Decode little-endian floats, `(N,)`. NumPy has no bfloat16, so it becomes float32, whose upper half it is.
+def floats(dtype: str, data: bytes | memoryview, order: ByteOrder = "<") -> Array:
+    """Decode floats, `(N,)`. NumPy has no bfloat16, so it becomes float32, whose upper half it is.
 
     Examples
     --------
@@ -217,18 +237,25 @@ def floats(dtype: str, data: bytes) -> Array:
     array([ 1., -2.], dtype=float32)
     """
     if dtype == "bfloat16":
-        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
-    return np.frombuffer(data, np.dtype(dtype).newbyteorder("<"))
+        return (np.frombuffer(data, f"{order}u2").astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(data, np.dtype(dtype).newbyteorder(order))
+
+
+def most_bytes(size: int) -> int:
+    """How many bytes may be read from a compressed file of a size."""
+    return max(_HARMLESS, MAX_RATIO * size)
+
+
+def contents_of_arrays(format: str, arrays: Mapping[str, StoredArray], metadata: Mapping[str, str]) -> Contents:
+    """Describe a file of arrays by name: a snapshot, if its metadata says so, or what another program wrote."""
+    spec = spec_from_metadata(metadata)
+    return contents_of_state_dict(format, arrays) if spec is None else contents_of_snapshot(format, spec, arrays)
 
 
 def contents_of_state_dict(format: str, arrays: Mapping[str, StoredArray]) -> Contents:
     """Describe a file of arrays by name that another program wrote."""
     arrays = flax.translate(arrays)
     shapes = {name: array.shape for name, array in arrays.items()}
-
-    def read(choice: Choice) -> Snapshot:
-        return read_state_dict(arrays, choice)
-
     layers: dict[str, Layer] = {}
     for prefix, match in state_dicts.find_layers(shapes).items():
         if isinstance(match, UnirnnError):
@@ -238,7 +265,7 @@ def contents_of_state_dict(format: str, arrays: Mapping[str, StoredArray]) -> Co
             layers[prefix] = replace(_describe(arrays, *match), assumed=_ASSUMED)
         except DTypeError as error:
             layers[prefix] = Layer(error, {})
-    return Contents(format, None, layers, read, arrays)
+    return Contents(format, None, layers, lambda choice: read_state_dict(arrays, choice), arrays)
 
 
 def read_state_dict(arrays: Mapping[str, StoredArray], choice: Choice) -> Snapshot:

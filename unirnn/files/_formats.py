@@ -1,4 +1,4 @@
-"""Which format a file has. Its content decides, since a suffix may be missing or wrong, or the file no model at all."""
+"""Recognising the format of a file by its content: a suffix may be missing or wrong, and a file no model at all."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ _SUFFIXES = {
     ".keras": "keras",
     ".h5": "keras",
 }
-"""What a file is taken to be if its content does not tell: it may be altered, and then the reader says how."""
+"""The format to try if the content does not tell; if the file is altered, the reader says how."""
 
 _SAFETENSORS = rb".{4}\0{4}\s*\{"
 """The length of a header, and its JSON; looked for first, since a length may look like anything else."""
@@ -35,7 +35,7 @@ _OURS = {
     "onnx": rb"\x08[\x02-\x7f]",
     "mindspore": rb"\x0a[\x80-\xff]{0,4}[\x00-\x7f]\x0a[\x80-\xff]?[\x00-\x7f].*?\x12[\x80-\xff]*[\x00-\x7f][\x08\x12]",
 }
-"""What a file of a format begins with; zip archives are looked into."""
+"""The first bytes of the formats, as patterns; zip archives are looked into instead."""
 
 _OTHERS = {
     rb"version https://git-lfs": "a pointer of Git LFS in place of the file; fetch the file by: git lfs pull",
@@ -78,7 +78,7 @@ _OTHERS = {
         "a frozen graph of TensorFlow; save the Keras model that it was made from as .keras or .h5"
     ),
 }
-"""What other files begin with that are taken for models, and what to do about them."""
+"""The first bytes of other files that people take for models, and what to do about them."""
 
 _KINDS = {
     stat.S_ISFIFO: "a named pipe",
@@ -89,7 +89,7 @@ _KINDS = {
 
 
 def check_regular(path: str) -> None:
-    """Refuse what is no regular file, such as a pipe, from which reading would wait for ever; links are followed.
+    """Refuse anything but a regular file, such as a pipe, which may never end; links are followed.
 
     Raises
     ------

@@ -19,25 +19,22 @@ from typing import Any
 
 import numpy as np
 
-from unirnn.contract.weights import Array
 from unirnn.errors import FileError
-from unirnn.files._contents import StoredArray, floats
+from unirnn.files._contents import MAX_RATIO, ByteOrder, StoredArray, most_bytes
 
 __all__ = ["SIGNATURE", "Group", "parse"]
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 """How a file begins."""
 
-_MAX_RATIO = 100  # as in .npz: chunks may be compressed
-_HARMLESS = 1 << 26
 _FEW = 1 << 16  # bytes of structures that a file may have in any case
 _DEEPEST = 64  # groups within each other
 _FLOATS: dict[
     tuple[int, ...], str
 ] = {  # by size, the place of the exponent, its bits, the place of the mantissa, its bits, and the bias
-    (2, 10, 5, 0, 10, 15): "f2",
-    (4, 23, 8, 0, 23, 127): "f4",
-    (8, 52, 11, 0, 52, 1023): "f8",
+    (2, 10, 5, 0, 10, 15): "float16",
+    (4, 23, 8, 0, 23, 127): "float32",
+    (8, 52, 11, 0, 52, 1023): "float64",
 }
 
 
@@ -63,7 +60,7 @@ def parse(data: bytes, size: int | None = None) -> Group:
     Raises
     ------
     FileError
-        If the file is altered, or hostile, or uses what is not read.
+        If the file is altered, or hostile, or uses features that are not read.
     """
     reader = _Reader(data, len(data) if size is None else size)
     if reader.take(0, 8) != SIGNATURE:
@@ -81,7 +78,7 @@ def parse(data: bytes, size: int | None = None) -> Group:
     if not isinstance(group, Group):
         raise FileError("HDF5: its root is no group")
     if reader.claimed > reader.most:
-        raise FileError(f"its arrays claim {reader.claimed} bytes, more than {_MAX_RATIO} times the file's size")
+        raise FileError(f"its arrays claim {reader.claimed} bytes, more than {MAX_RATIO} times the file's size")
     return group
 
 
@@ -93,7 +90,7 @@ class _Reader:
         self.size = size
         self.left = 4 * size + _FEW
         self.claimed = 0
-        self.most = max(_HARMLESS, _MAX_RATIO * size)
+        self.most = most_bytes(size)  # chunks may be compressed
         self.heaps: dict[int, dict[int, tuple[int, int]]] = {}
 
     def take(self, address: int, length: int) -> bytes:
@@ -245,23 +242,18 @@ class _Reader:
             raise FileError("HDF5: a dataset is stored in another file")
         if 0x01 not in messages or 0x03 not in messages:
             raise FileError("HDF5: a dataset has no shape, or no type")
-        shape, kind, size = _shape(messages[0x01][0]), _float(messages[0x03][0]), _size(messages[0x03][0])
-        if kind is None and size == 2 and attributes.get("dtype") == b"bfloat16":  # as Keras 3 marks them
-            kind = "bfloat16"
-        if kind is None or shape is None:
+        shape, name, size = _shape(messages[0x01][0]), _float(messages[0x03][0]), _size(messages[0x03][0])
+        order: ByteOrder = ">" if messages[0x03][0][1] & 1 else "<"
+        if name is None and size == 2 and attributes.get("dtype") == b"bfloat16":  # as Keras 3 marks them
+            name, order = "bfloat16", "<"
+        if name is None or shape is None:
             return StoredArray(f"HDF5's class {messages[0x03][0][0] & 15}", shape or (), lambda: np.empty(0))
-        name = "float32" if kind == "bfloat16" else np.dtype(kind).name
-        self.claimed += math.prod(shape) * max(size, np.dtype(name).itemsize)
+        self.claimed += math.prod(shape) * (4 if name == "bfloat16" else size)
         layout, filters = messages[0x08][0], messages.get(0x0B, [b""])[0]
-
-        def read() -> Array:
-            data = self.stored(layout, filters, shape, size)
-            array = floats("bfloat16", data) if kind == "bfloat16" else np.frombuffer(data, kind)
-            return array.reshape(shape)
 
         if layout[:2] == b"\x03\x01":  # in one piece: what it claims has to be there
             self.piece(layout, math.prod(shape) * size)
-        return StoredArray(name, shape, read)
+        return StoredArray.from_bytes(name, shape, lambda: self.stored(layout, filters, shape, size), order)
 
     def piece(self, layout: bytes, expected: int) -> tuple[int, int]:
         """The address and the size of a dataset in one piece."""
@@ -295,7 +287,7 @@ class _Reader:
         self.left = 4 * self.size + _FEW  # for each dataset, as what they claim has been added up
         length = math.prod(sizes) * size
         if length > self.most:
-            raise FileError(f"HDF5: a chunk claims {length} bytes, more than {_MAX_RATIO} times the file's size")
+            raise FileError(f"HDF5: a chunk claims {length} bytes, more than {MAX_RATIO} times the file's size")
         whole = np.zeros((*shape, size), np.uint8)
         left = math.prod(-(-have // each) * each for have, each in zip(shape, sizes, strict=True)) * size
         for key, address in self.leaves(tree, 1, 16 + 8 * len(shape)) if tree != 0xFFFFFFFFFFFFFFFF else ():
@@ -335,12 +327,12 @@ def _size(message: bytes) -> int:
 
 
 def _float(message: bytes) -> str | None:
-    """NumPy's name of a type of floats; None for any other type."""
+    """NumPy's name of a type of floats, whatever the order of its bytes; None for any other type."""
     if message[0] & 15 != 1:
         return None
     size, _, bits, *parts, bias = struct.unpack_from("<IHHBBBBI", message, 4)
     name = _FLOATS.get((size, *parts, bias))
-    return None if name is None or bits != 8 * size else (">" if message[1] & 1 else "<") + name
+    return name if bits == 8 * size else None
 
 
 def _filters(message: bytes) -> list[int]:

@@ -9,34 +9,25 @@ A layer goes by its name in Keras, ``"lstm"``. A layer of a model within the mod
 than recurrent ones are not read.
 """
 
-import io
-import json
 import re
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from unirnn.contract.weights import Array, Weights, check_dtype, format_names
+from unirnn.contract.weights import Array, Weights
 from unirnn.errors import ArgumentError, FileError, ShapeError, SpecError, UnirnnError
 from unirnn.files import hdf5
 from unirnn.files._contents import Choice, Contents, Layer, StoredArray
-from unirnn.files._header import reject_duplicates
+from unirnn.files.keras_containers import CONTAINERS, ROLE, Named, Stored, arrays_of, open_container, saved_name
+from unirnn.files.keras_shapes import Found, guess_spec, has_cudnn_shapes, unconfigured
 from unirnn.snapshots import layouts
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.snapshots.state_dicts import choose_name
 from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
 
-__all__ = ["MEMBERS", "read"]
-
-MEMBERS = frozenset({"config.json", "model.weights.h5"})
-"""What the zip archive of a ``.keras`` file has."""
-
-_MAX_RATIO = 100  # as in .npz
-_HARMLESS = 1 << 26
-_LONGEST_JSON = 1 << 20  # characters, or as many as the file has
+__all__ = ["read"]
 
 _KINDS: dict[str, type[RecurrentSpec]] = {
     "SimpleRNN": RNNSpec,
@@ -46,68 +37,27 @@ _KINDS: dict[str, type[RecurrentSpec]] = {
     "CuDNNLSTM": LSTMSpec,
 }
 _CELLS = {f"{name}Cell": name for name in ("SimpleRNN", "GRU", "LSTM")}
-_CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # the group of a model's layers; the second in Keras 2.12
-_ROLE = re.compile(
-    r"(?P<path>.*?)(?P<role>/(?:recurrent_)?kernel|/bias|_[WUb](?:_[a-z])?)(?::0)?", re.DOTALL
-)  # how the name of an array ends, the second in Keras 1
 _KERAS_1 = {"output_dim": "units", "inner_activation": "recurrent_activation"}
 _KERAS_1_GATES = {9: (0, 1, 2), 12: (0, 2, 1, 3)}  # arrays z, r, h of a GRU, and i, c, f, o of an LSTM, in Keras' order
 
 Config: TypeAlias = Mapping[str, Any]
-Named = list[tuple[str, StoredArray]]
-"""The arrays of a layer in an ``.h5`` file, by their names, in the order of the layer's weights."""
-Stored: TypeAlias = hdf5.Group | dict[str, Named] | Named | None
-"""Where arrays are: a group of Keras 3; of an ``.h5`` file those of a model, by its layers, or those of one layer."""
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A recurrent layer in a file.
-
-    Parameters
-    ----------
-    spec
-        Its spec, or why there is none.
-    guess
-        Without a spec: the one that a user may give, since its shapes fit; None if there is none.
-    directions
-        For each direction the input kernel, the recurrent kernel and the bias, if there is one.
-    sure
-        Whether the guess is what the configuration says, and only the output is put together otherwise.
-    """
-
-    spec: RecurrentSpec | UnirnnError
-    guess: RecurrentSpec | None
-    directions: list[list[StoredArray]]
-    sure: bool = False
 
 
 def read(path: str) -> Contents:
     """Describe what a file holds; its arrays are read when they are asked for."""
     with open(path, "rb") as file:
-        data = file.read()
-    size = len(data)
-    config, version = None, None
-    if data.startswith(b"PK"):
-        config, version, data = _open_archive(data)
-    root = hdf5.parse(data, size)
-    group = root.groups.get("model_weights", root)
-    if config is None and "model_config" in root.attributes:
-        config = _json(_text(root.attributes["model_config"]) or "", size)
-    version = version or _text(root.attributes.get("keras_version")) or _text(group.attributes.get("keras_version"))
-    is_h5 = not root.attributes.keys().isdisjoint(("layer_names", "layer_names0")) or group is not root
-    stored: Stored = _by_layer(group) if is_h5 else root
-    found = dict(_layers(config, stored, _major(version)))
+        config, major, stored = open_container(file.read())
+    found = dict(_layers(config, stored, major))
     # Layers of a model that is code are in no configuration, nor is anything in a file of weights.
     taken = {id(part) for layer in found.values() for parts in layer.directions for part in parts}
-    for name, layer in _unconfigured(stored, _major(version)):
+    for name, layer in unconfigured(stored, major):
         if not any(id(part) in taken for parts in layer.directions for part in parts):
             found.setdefault(name, layer)
     layers = {name: Layer(layer.spec, _describe(layer)) for name, layer in found.items()}
     return Contents("keras", None, layers, lambda choice: _choose(found, choice))
 
 
-def _choose(found: Mapping[str, _Found], choice: Choice) -> Snapshot:
+def _choose(found: Mapping[str, Found], choice: Choice) -> Snapshot:
     """Read the requested layer."""
     if choice.rename is not None:
         raise ArgumentError("rename: given with a file of Keras, whose layers go by their names; leave it out")
@@ -129,7 +79,7 @@ def _choose(found: Mapping[str, _Found], choice: Choice) -> Snapshot:
     return Snapshot(spec, _weights(spec, layer.directions))
 
 
-def _describe(layer: _Found) -> dict[str, tuple[tuple[int, ...], str]]:
+def _describe(layer: Found) -> dict[str, tuple[tuple[int, ...], str]]:
     """The shape and the dtype of each weight of a layer, if there is a spec."""
     if isinstance(layer.spec, UnirnnError):
         return {}
@@ -158,7 +108,7 @@ def _native(values: list[Array]) -> list[Array]:
     order = _KERAS_1_GATES.get(len(values))
     if order is not None:
         return [np.concatenate([values[3 * gate + part] for gate in order], axis=-1) for part in range(3)]
-    if not _is_cudnn(values):
+    if not has_cudnn_shapes(values):
         return values
     kernel, recurrent, bias = values
     size = len(recurrent)
@@ -170,15 +120,7 @@ def _native(values: list[Array]) -> list[Array]:
     return [kernel, recurrent, layouts.add_biases("keras", *np.split(bias, 2))]
 
 
-def _is_cudnn(parts: "list[Array] | list[StoredArray]") -> bool:
-    """Whether arrays are those of a layer of cuDNN, by the shape of their bias."""
-    return len(parts) == 3 and parts[2].shape == (2 * parts[1].shape[-1],)
-
-
-# ---- layers by the configuration of a model ------------------------------------------------------
-
-
-def _layers(entry: Any, stored: Stored, major: int, path: str = "") -> Iterator[tuple[str, _Found]]:
+def _layers(entry: Any, stored: Stored, major: int, path: str = "") -> Iterator[tuple[str, Found]]:
     """The recurrent layers in the configuration of a model or a layer, and in those within it, by their names."""
     for child, name, where in _children(entry, stored):
         inner = f"{path}/{name}" if path else name
@@ -225,8 +167,8 @@ def _name(entry: Config) -> str:
 
 def _places(entries: list[Config], stored: hdf5.Group) -> Iterator[hdf5.Group | None]:
     """The groups of layers in a file of Keras 3, where they go by their classes: ``lstm``, ``lstm_1``."""
-    groups = next((stored.groups[name] for name in _CONTAINERS if name in stored.groups), hdf5.Group())
-    by_name: dict[str | None, hdf5.Group] = {_saved_name(group): group for group in groups.groups.values()}
+    groups = next((stored.groups[name] for name in CONTAINERS if name in stored.groups), hdf5.Group())
+    by_name: dict[str | None, hdf5.Group] = {saved_name(group): group for group in groups.groups.values()}
     counts: dict[str, int] = {}
     for entry in entries:
         kind = re.sub(r"\W+", "", str(entry.get("class_name")))
@@ -234,14 +176,9 @@ def _places(entries: list[Config], stored: hdf5.Group) -> Iterator[hdf5.Group | 
         kind = re.sub("([a-z])([A-Z])", r"\1_\2", kind).lower()
         number = counts[kind] = counts.get(kind, -1) + 1
         group = groups.groups.get(f"{kind}_{number}" if number else kind)
-        if group is None or _saved_name(group) not in (None, _name(entry)):
+        if group is None or saved_name(group) not in (None, _name(entry)):
             group = by_name.get(_name(entry))
         yield group
-
-
-def _saved_name(group: hdf5.Group) -> str | None:
-    """The name of a layer that newer releases of Keras 3 save with its arrays."""
-    return _text(group.groups.get("vars", hdf5.Group()).attributes.get("name"))
 
 
 def _by_segment(stored: Named) -> dict[str, Named]:
@@ -257,14 +194,14 @@ def _by_segment(stored: Named) -> dict[str, Named]:
     return found
 
 
-def _configured(entry: Config, stored: Stored, major: int, where: str) -> _Found:
+def _configured(entry: Config, stored: Stored, major: int, where: str) -> Found:
     """A recurrent layer, from its configuration."""
     directions: list[list[StoredArray]] = []
     try:
         kinds = [(entry, stored)]
         if entry["class_name"] == "Bidirectional":
             kinds = _both(entry, stored, where)
-        directions = [_arrays(place) for _, place in kinds]
+        directions = [arrays_of(place) for _, place in kinds]
         specs = [_spec(one, parts, major, where) for (one, _), parts in zip(kinds, directions, strict=True)]
         spec, config, problem = specs[0], _config(entry, where), ""
         if len(specs) == 2:
@@ -283,13 +220,13 @@ def _configured(entry: Config, stored: Stored, major: int, where: str) -> _Found
                 "to have it in the order of the input"
             )
         if not problem:
-            return _Found(spec, None, directions)
+            return Found(spec, None, directions)
         reason = SpecError(f"{where}: given {problem}, give as spec {spec!r}")
-        return _Found(reason, spec, directions, sure=True)
+        return Found(reason, spec, directions, sure=True)
     except FileError:
         raise
     except UnirnnError as error:
-        return _Found(error, None, directions)
+        return Found(error, None, directions)
 
 
 def _both(entry: Config, stored: Stored, where: str) -> list[tuple[Config, Stored]]:
@@ -311,7 +248,7 @@ def _both(entry: Config, stored: Stored, where: str) -> list[tuple[Config, Store
 
 def _by_direction(named: Named, forward: str) -> tuple[Named, Named]:
     """The arrays of the two directions. An ``.h5`` file has those of a frozen layer last, so their names decide."""
-    paths = [match["path"].split("/") if (match := _ROLE.fullmatch(key)) else [] for key, _ in named]
+    paths = [match["path"].split("/") if (match := ROLE.fullmatch(key)) else [] for key, _ in named]
     parts = next((parts for parts in zip(*paths, strict=False) if len({*parts}) > 1), ())  # where the names differ
     is_forward = [part == forward or part.startswith("forward_") for part in parts]
     if not parts or 2 * sum(is_forward) != len(named):  # the names do not say it
@@ -320,14 +257,6 @@ def _by_direction(named: Named, forward: str) -> tuple[Named, Named]:
         [one for one, is_own in zip(named, is_forward, strict=True) if is_own is own] for own in (True, False)
     )
     return first, second
-
-
-def _arrays(stored: Stored) -> list[StoredArray]:
-    """The arrays of a layer in one direction, in Keras' order."""
-    if not isinstance(stored, hdf5.Group):
-        return [array for _, array in stored] if isinstance(stored, list) else []
-    variables = stored.groups.get("cell", hdf5.Group()).groups.get("vars", hdf5.Group()).datasets
-    return [variables[key] for key in sorted(variables, key=lambda key: (len(key), key))]
 
 
 def _config(entry: Config, where: str) -> Config:
@@ -350,8 +279,8 @@ def _spec(entry: Config, parts: list[StoredArray], major: int, where: str) -> Re
         known = ", ".join(_KINDS)
         raise SpecError(f"{where}: given a layer {kind} of {module or 'Keras'}, expected one of Keras' {known}")
     cls, is_cudnn = _KINDS[kind], kind.startswith("CuDNN")
-    guess = _guess(parts, where)
-    if guess.kind != cls.kind or guess.hidden_size != config.get("units") or is_cudnn != _is_cudnn(parts):
+    guess = guess_spec(parts, where)
+    if guess.kind != cls.kind or guess.hidden_size != config.get("units") or is_cudnn != has_cudnn_shapes(parts):
         raise ShapeError(f"{where}: given the weights of {guess!r}, expected those of {kind}({config.get('units')})")
     arguments: dict[str, Any] = {
         "bias": config.get("use_bias", True),
@@ -384,197 +313,3 @@ def _gate_activation(config: Config, major: int, where: str) -> str:
     if not isinstance(given, str) or given not in known:
         raise SpecError(f"{where}: given recurrent_activation={given!r}, expected {' or '.join(map(repr, known))}")
     return known[given]
-
-
-# ---- layers by the names and shapes of their arrays ----------------------------------------------
-
-
-def _guess(parts: list[StoredArray], where: str) -> RecurrentSpec:
-    """The spec of a layer with Keras' defaults that has arrays of such shapes; a ShapeError if there is none."""
-    shapes = [part.shape for part in parts]
-    for part in parts:
-        check_dtype(where, part.dtype)
-    if len(shapes) > 1 and len(shapes[0]) == len(shapes[1]) == 2:
-        (input_size, _), (size, _) = shapes[:2]
-        for cls in (RNNSpec, GRUSpec, LSTMSpec) if input_size and size else ():
-            rows, found = len(cls.gates) * size, cls(input_size, size, batch_first=True)
-            kernels = [(input_size, rows), (size, rows)]
-            if shapes == kernels:
-                return replace(found, bias=False)
-            if shapes == [*kernels, (2, rows)] and isinstance(found, GRUSpec):
-                return found
-            # of a layer of cuDNN; with all gates in one array; and, in Keras 1, with an array for each gate
-            if shapes == [*kernels, (2 * rows,)] and rows > size:
-                return found
-            if shapes in ([*kernels, (rows,)], [(input_size, size), (size, size), (size,)] * len(cls.gates)):
-                return replace(found, reset_after=False) if isinstance(found, GRUSpec) else found
-    raise ShapeError(f"{where}: given arrays of shapes {format_names(shapes) or 'none'}, which are no layer of Keras")
-
-
-def _unconfigured(stored: Stored, major: int) -> Iterator[tuple[str, _Found]]:
-    """The recurrent layers among all arrays of a file, each with the spec that its shapes would fit."""
-    found = dict(_cells(stored, "") if isinstance(stored, hdf5.Group) else _named(stored))
-    backward = dict(_backward(found))
-    for path, parts in found.items():
-        if path in backward.values():
-            continue
-        name, directions = path, [parts]
-        if path in backward:
-            name, directions = path.rpartition("/")[0], [parts, found[backward[path]]]
-        where = f"keras: {name}"
-        try:
-            guesses = [_guess(direction, where) for direction in directions]
-            if guesses[0] != guesses[-1]:
-                raise ShapeError(f"{where}: given directions of {guesses[0]} and {guesses[1]}, expected the same")
-        except UnirnnError as error:
-            yield name, _Found(error, None, directions)
-            continue
-        guess = replace(guesses[0], bidirectional=len(directions) == 2)
-        has_gates = guess.kind != "RNN" and not _is_cudnn(parts)
-        unknown = ["merge_mode" if guess.bidirectional else "go_backwards"]
-        unknown += ["activation"] if not _is_cudnn(parts) else []
-        unknown += ["recurrent_activation"] if has_gates else []
-        is_old = has_gates and major < 3 and not isinstance(stored, hdf5.Group)
-        old = " (before Keras 2.3, gate_activation='hard_sigmoid_0.2' was)" if is_old else ""
-        reason = SpecError(
-            f"{where}: given its weights only, which do not show {', '.join(unknown)}; if these are Keras' defaults, "
-            f"give as spec {guess!r}{old}"
-        )
-        yield name, _Found(reason, guess, directions)
-
-
-def _backward(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The paths of the two directions of each Bidirectional layer."""
-    siblings: dict[str, list[str]] = {}
-    for path in paths:
-        siblings.setdefault(path.rpartition("/")[0], []).append(path)
-    for parent, children in siblings.items():
-        known = {*children}
-        for path in children if parent else ():
-            if path.startswith(f"{parent}/forward_"):
-                other = path.replace(f"{parent}/forward_", f"{parent}/backward_", 1)
-                if other not in known and len(known) == 2:  # a backward_layer that was given has a name of its own
-                    (other,) = known - {path}
-                if other in known:
-                    yield path, other
-
-
-def _cells(group: hdf5.Group, path: str) -> Iterator[tuple[str, list[StoredArray]]]:
-    """The arrays of all groups of Keras 3 that have those of a cell, by the names of the layers."""
-    if "cell" in group.groups and len(_arrays(group)) > 1:
-        yield path, _arrays(group)
-    names, taken = {key: key for key in group.groups}, {*group.groups}
-    for key, inner in group.groups.items():
-        saved = _saved_name(inner)
-        if saved is not None and saved not in taken and not key.endswith("ward_layer"):
-            names[key] = saved
-            taken.add(saved)
-    for key, inner in group.groups.items():
-        parts = [part for part in (path, "" if key in _CONTAINERS else names[key]) if part]
-        yield from _cells(inner, "/".join(parts))
-
-
-def _named(stored: Stored) -> dict[str, list[StoredArray]]:
-    """The arrays of an ``.h5`` file that have a recurrent kernel beside them, by the names of their layers."""
-    found: dict[str, list[StoredArray]] = {}
-    recurrent: set[str] = set()
-    for layer, named in stored.items() if isinstance(stored, dict) else ():
-        for key, array in named:
-            match = _ROLE.fullmatch(key)
-            if match is not None:
-                parts = [part for part in match["path"].split("/") if part]
-                parts = parts[parts.index(layer) :] if layer in parts else [layer, *parts]
-                if len(parts) > 1 and re.fullmatch(r"(.*_)?cell(_\d+)?", parts[-1]):
-                    parts.pop()
-                path = "/".join(parts)
-                found.setdefault(path, []).append(array)
-                if match["role"].startswith(("/recurrent", "_U")):
-                    recurrent.add(path)
-    return {path: arrays for path, arrays in found.items() if path in recurrent}
-
-
-# ---- the containers ------------------------------------------------------------------------------
-
-
-def _by_layer(group: hdf5.Group) -> dict[str, Named]:
-    """The arrays of each layer in an ``.h5`` file, in the order of its weights."""
-    found: dict[str, Named] = {}
-    for layer in _names(group, "layer_names"):
-        own = _group(group, layer.split("/"))  # a name may have slashes, as "cqt/mag"
-        if own is None:
-            raise FileError(f"keras: the file has no group of its layer {layer!r}")
-        found[layer] = [(name, _dataset(own, name)) for name in _names(own, "weight_names")]
-    return found
-
-
-def _names(group: hdf5.Group, attribute: str) -> list[str]:
-    """A list of names, which Keras splits into several attributes if it is long."""
-    parts = [attribute] if attribute in group.attributes else []
-    while not parts or (parts[-1] != attribute and parts[-1] in group.attributes):
-        parts.append(f"{attribute}{len(parts)}")
-    values = [group.attributes.get(part) for part in parts]
-    return [str(_text(name)) for value in values if isinstance(value, list) for name in value]
-
-
-def _dataset(group: hdf5.Group, path: str) -> StoredArray:
-    """The dataset at a path."""
-    *folders, name = path.strip("/").split("/")
-    inner = _group(group, folders)
-    if inner is None or name not in inner.datasets:
-        raise FileError(f"keras: the file has no array {path!r}, which it lists")
-    return inner.datasets[name]
-
-
-def _group(group: hdf5.Group, names: Iterable[str]) -> hdf5.Group | None:
-    """The group within others, by their names; None if there is none."""
-    for name in names:
-        if name not in group.groups:
-            return None
-        group = group.groups[name]
-    return group
-
-
-def _open_archive(data: bytes) -> tuple[Any, str, bytes]:
-    """The configuration, the version of Keras, and the bytes of the HDF5 file in a ``.keras`` archive."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = reject_duplicates([(info.filename, info) for info in archive.infolist()])
-        missing = [name for name in (*sorted(MEMBERS), "metadata.json") if name not in members]
-        if missing:
-            raise FileError(f"keras: the archive has no {' and no '.join(missing)}")
-
-        def member(name: str, most: int) -> bytes:
-            if members[name].file_size > most:
-                raise FileError(f"{name!r} claims {members[name].file_size} bytes, more than {most}")
-            with archive.open(members[name]) as file:
-                return file.read(most)
-
-        config = _json(member("config.json", max(_LONGEST_JSON, len(data))).decode(), len(data))
-        metadata = _json(member("metadata.json", _LONGEST_JSON).decode(), len(data))
-        version = metadata.get("keras_version") if isinstance(metadata, dict) else None
-        if not isinstance(version, str):
-            raise FileError("keras: the archive does not say the version of Keras")
-        weights = member("model.weights.h5", max(_HARMLESS, _MAX_RATIO * len(data)))
-    return config, version, weights
-
-
-def _json(text: str, size: int) -> Any:
-    """JSON in a file of some size; a FileError if it is none."""
-    if len(text) > max(_LONGEST_JSON, size):
-        raise FileError(f"keras: a configuration of {len(text)} characters")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"keras: a configuration that is no JSON: {error}") from None
-
-
-def _text(value: Any) -> str | None:
-    """An attribute as text; None if it is none."""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else None
-
-
-def _major(version: str | None) -> int:
-    """The first number of Keras' version; 1 for the first releases, which do not save it."""
-    match = re.match(r"\d{1,3}", version or "1")
-    if match is None:
-        raise FileError(f"keras: given the version {version!r}, expected one such as '3.0.0'")
-    return int(match[0])

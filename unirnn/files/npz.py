@@ -15,17 +15,14 @@ import numpy as np
 from unirnn.contract.weights import Array
 from unirnn.devices import DTYPES
 from unirnn.errors import FileError
-from unirnn.files._contents import Contents, StoredArray, contents_of_snapshot, contents_of_state_dict
-from unirnn.files._header import spec_from_metadata, spec_to_metadata
+from unirnn.files._contents import MAX_RATIO, Contents, StoredArray, contents_of_arrays, most_bytes
+from unirnn.files._header import spec_to_metadata
 from unirnn.snapshots.snapshot import Snapshot
 
 __all__ = ["encode", "read"]
 
 _LONGEST_NPY_HEADER = 1 << 16
 _METADATA = "unirnn"
-
-_MAX_RATIO = 100  # trained weights hardly compress at all; zeros compress a thousandfold
-_HARMLESS = 1 << 26  # bytes; arrays that are smaller in all may compress as well as they like
 
 
 def read(path: str) -> Contents:
@@ -48,14 +45,12 @@ def read(path: str) -> Contents:
             with archive.open(info) as member:
                 arrays[name] = _npy(path, name, info, member)
     claimed = sum(np.dtype(a.dtype).itemsize * math.prod(a.shape) for a in arrays.values() if a.dtype in DTYPES)
-    if claimed > max(_HARMLESS, _MAX_RATIO * size):
-        raise FileError(f"its arrays claim {claimed} bytes, more than {_MAX_RATIO} times the file's {size}")
-    metadata = arrays.get(_METADATA)
-    if metadata is None or not metadata.dtype.startswith("bytes"):  # or another program has an array of that name
-        return contents_of_state_dict("npz", arrays)
-    spec = spec_from_metadata({_METADATA: metadata.read().tobytes().decode("ascii", "replace")})
-    assert spec is not None
-    return contents_of_snapshot("npz", spec, {name: array for name, array in arrays.items() if name != _METADATA})
+    if claimed > most_bytes(size):
+        raise FileError(f"its arrays claim {claimed} bytes, more than {MAX_RATIO} times the file's {size}")
+    metadata: dict[str, str] = {}
+    if _METADATA in arrays and arrays[_METADATA].dtype.startswith("bytes"):  # else it is another program's array
+        metadata[_METADATA] = arrays.pop(_METADATA).read().tobytes().decode("ascii", "replace")
+    return contents_of_arrays("npz", arrays, metadata)
 
 
 def encode(snapshot: Snapshot) -> bytes:

@@ -89,7 +89,7 @@ def _continues(first: Part, part: Part) -> bool:
 
 
 class _Links:
-    """What takes which value in a scope."""
+    """The connections between the nodes of a scope."""
 
     def __init__(self, scope: Scope, constants: Constants) -> None:
         self.scope, self.constants = scope, constants
@@ -236,7 +236,7 @@ class _Links:
         return bool(lengths) and self.sources(node.input[0]) <= lengths
 
     def does_nothing(self, dropout: Any) -> bool:
-        """Whether dropout is not that of a model in training."""
+        """Whether a node of dropout drops nothing, since the model is not in training."""
         return len(dropout.input) < 3 or not dropout.input[2] or self.constants.is_zero(self.scope, dropout.input[2])
 
     def last_size(self, name: str) -> list[int] | None:

@@ -35,7 +35,7 @@ def _of_inputs(arrays: Arrays, attributes: Attributes) -> int:
 
 
 def _widest(arrays: Arrays, attributes: Attributes) -> int:
-    """Of an operator that gives as many numbers as its first input, at most 8 bytes each."""
+    """For an operator whose output has as many numbers as its first input, at most 8 bytes each."""
     return 8 * arrays[0].size
 
 

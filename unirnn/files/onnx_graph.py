@@ -1,4 +1,4 @@
-"""What a graph of ONNX is put together from: nodes, constants, and the masks that lengths make."""
+"""The parts of a graph of ONNX: nodes, constants, and the masks that lengths make."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -45,7 +45,7 @@ class GraphBuilder:
         return name
 
     def select(self, flow: "Flow", y: str) -> "Flow":
-        """The same with zeros in the padding, token 0 for tokens; nothing is added if they are there already."""
+        """Put zeros into the padding, or token 0 for tokens; nothing is added if they are there already."""
         if flow.lengths is None or not flow.has_steps or flow.is_clean:
             return flow
         mask = flow.lengths.is_valid_2d if flow.is_tokens else flow.lengths.is_valid
@@ -119,7 +119,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Flow:
-    """What flows from layer to layer.
+    """An array on its way from layer to layer.
 
     Parameters
     ----------

@@ -232,14 +232,9 @@ class LayersBuilder(GraphBuilder):
 
     def _add_gates_of_input(self, prefix: str, spec: LSTMSpec, suffix: str, x: str, weights: Mapping[str, str]) -> str:
         """Add ``W_ih x + b_ih`` of all steps: `(T, B, I)` to `(T, B, 4*H)`."""
-        y = f"{prefix}gates{suffix}"
-        shape = self.add_constant(f"{y}_shape_of_rows", [-1, spec.weight_shapes()[f"weight_ih{suffix}"][1]])
         affine = [weights[f"{name}_ih{suffix}"] for name in ("weight", "bias")[: 1 + spec.bias]]
-        rows = self.add_node("Reshape", [x, shape], f"{y}_rows_of_input")
-        rows = self.add_node("Gemm", [rows, *affine], f"{y}_rows", transB=1)
-        leading = self.add_node("Shape", [x], f"{y}_leading", start=0, end=2)
-        size = self.add_constant(f"{y}_size", [4 * spec.hidden_size])
-        return self.add_node("Reshape", [rows, self.add_node("Concat", [leading, size], f"{y}_shape", axis=0)], y)
+        sizes = spec.weight_shapes()[f"weight_ih{suffix}"][1], 4 * spec.hidden_size
+        return self._add_affine(x, affine, sizes, f"{prefix}gates{suffix}")
 
     def _body_of_steps(
         self, prefix: str, spec: LSTMSpec, suffix: str, weights: Mapping[str, str], has_padding: bool
@@ -388,21 +383,23 @@ class LayersBuilder(GraphBuilder):
     # ---- layers that compute each step by itself -------------------------------------------------
 
     def _add_linear(self, prefix: str, spec: LinearSpec, flow: Flow) -> str:
-        """Add a Gemm, which takes the weight as it is, but no axis T. A MatMul would need a transposed copy of it.
-
-        ONNX Runtime 1.31 crashes over a Transpose before a MatMul in float16.
-        """
         weight = self._tied.get(f"{prefix}weight", f"{prefix}weight")
-        others = [weight, *([f"{prefix}bias"] if spec.bias else [])]
+        affine = [weight, *([f"{prefix}bias"] if spec.bias else [])]
         if not flow.has_steps:
-            return self.add_node("Gemm", [flow.x, *others], f"{prefix}y", transB=1)
-        shape = self.add_constant(f"{prefix}shape_of_rows", [-1, spec.in_features])
-        rows = self.add_node("Reshape", [flow.x, shape], f"{prefix}rows")
-        rows = self.add_node("Gemm", [rows, *others], f"{prefix}rows_of_y", transB=1)
-        leading = self.add_node("Shape", [flow.x], f"{prefix}leading", start=0, end=2)
-        size = self.add_constant(f"{prefix}out_features", [spec.out_features])
-        shape = self.add_node("Concat", [leading, size], f"{prefix}shape_of_y", axis=0)
-        return self.add_node("Reshape", [rows, shape], f"{prefix}y")
+            return self.add_node("Gemm", [flow.x, *affine], f"{prefix}y", transB=1)
+        return self._add_affine(flow.x, affine, (spec.in_features, spec.out_features), f"{prefix}y")
+
+    def _add_affine(self, x: str, affine: list[str], sizes: tuple[int, int], y: str) -> str:
+        """Add ``W x + b`` of all steps, `(T, B, I)` to `(T, B, O)`, given the names of W and b, and I and O.
+
+        A Gemm takes W as it is, but no axis T. A MatMul would need a transposed copy, and ONNX Runtime 1.31 crashes
+        over a Transpose before a MatMul in float16.
+        """
+        rows = self.add_node("Reshape", [x, self.add_constant(f"{y}_shape_of_rows", [-1, sizes[0]])], f"{y}_input_rows")
+        rows = self.add_node("Gemm", [rows, *affine], f"{y}_rows", transB=1)
+        leading = self.add_node("Shape", [x], f"{y}_leading", start=0, end=2)
+        size = self.add_constant(f"{y}_size", [sizes[1]])
+        return self.add_node("Reshape", [rows, self.add_node("Concat", [leading, size], f"{y}_shape", axis=0)], y)
 
     def _add_same_lengths(self, prefix: str, spec: Spec, x: str) -> str:
         def add(op: str, inputs: list[str], output: str = "y", **attributes: Any) -> str:

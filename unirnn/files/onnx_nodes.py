@@ -204,7 +204,7 @@ def _spec(cls: type[RecurrentSpec], given: dict[str, Any], shapes: dict[str, tup
 
 
 def _activations(kind: str, given: dict[str, Any], directions: int) -> dict[str, str]:
-    """What the activations say: ``nonlinearity`` or ``gate_activation``, if it isn't the default."""
+    """The argument that the activations give, ``nonlinearity`` or ``gate_activation``, unless it is the default."""
     argument, default = ("nonlinearity", "tanh") if kind == "RNN" else ("gate_activation", "sigmoid")
     others = _OTHER_ACTIVATIONS[kind]
     wanted = (default, *others) * directions

@@ -24,7 +24,7 @@ from unirnn.files._contents import (
     contents_of_snapshot,
     contents_of_state_dict,
 )
-from unirnn.files._header import FORMAT, reject_duplicates, spec_from_metadata
+from unirnn.files._header import reject_duplicates, spec_from_metadata
 from unirnn.files.onnx_chains import Part, chains
 from unirnn.files.onnx_constants import Constants, external_size
 from unirnn.files.onnx_layers import is_by_steps
@@ -147,7 +147,7 @@ def contents_of_model(model: "ModelProto", size: int | None = None, folder: str 
 
 
 class _Reader:
-    """What describes a model and reads from it."""
+    """Describes a model, and reads from it."""
 
     def __init__(self, model: Any, size: int, folder: str | None) -> None:
         self.root, self.folder = Scope.of_model(model), folder
@@ -257,10 +257,10 @@ class _Reader:
         if is_layer and len(self.chains) > 1:
             return None
         constants = self.constants()
-        arrays: dict[str, StoredArray] = {}
         if is_layer:
-            arrays = self.only_layer(spec, constants)
-        for layer, leaf in spec.leaves().items() if not is_layer else ():
+            return contents_of_snapshot("onnx", spec, self.only_layer(spec, constants))
+        arrays: dict[str, StoredArray] = {}
+        for layer, leaf in spec.leaves().items():
             prefix = f"{layer}." if layer else ""
             if isinstance(leaf, RecurrentSpec) and not is_by_steps(leaf):
                 own = self.recurrent_layer(prefix, leaf, constants)
@@ -271,8 +271,7 @@ class _Reader:
                     for name, shape in leaf.weight_shapes().items()
                 }
             arrays |= {prefix + name: array for name, array in own.items()}
-        found = contents_of_snapshot("onnx", spec, arrays)
-        return replace(found, version=FORMAT)
+        return contents_of_snapshot("onnx", spec, arrays)
 
     def only_layer(self, spec: Any, constants: Constants) -> dict[str, StoredArray]:
         """The weights of a layer that unirnn wrote by itself, whose nodes may have been renamed."""

@@ -144,7 +144,7 @@ class Scope:
 
 
 def label(index: int, node: Any) -> str:
-    """What a node goes by: its name, its first output, or its number."""
+    """The name of a node in paths and messages: its own, its first output's, or its number."""
     return next((text(name) for name in (node.name, *node.output) if name), f"node {index}")
 
 

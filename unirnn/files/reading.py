@@ -6,16 +6,8 @@ from importlib import import_module
 
 from unirnn import registry
 from unirnn.errors import ArgumentError, FileError, UnirnnError
-from unirnn.files._contents import (
-    Choice,
-    Contents,
-    StoredArray,
-    contents_of_snapshot,
-    contents_of_state_dict,
-    warn_of_assumptions,
-)
+from unirnn.files._contents import Choice, Contents, StoredArray, contents_of_arrays, warn_of_assumptions
 from unirnn.files._formats import check_format, check_regular, recognise
-from unirnn.files._header import spec_from_metadata
 from unirnn.files._paths import Path, path_string
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.snapshots.state_dicts import Rename
@@ -139,11 +131,7 @@ def contents(path: Path, *, format: str | None = None) -> Contents:
     backend = registry.load(format)
     with _errors_name(path):
         arrays, metadata = backend.read_file(path)
-        stored = {key: StoredArray.from_array(array) for key, array in arrays.items()}
-        spec = spec_from_metadata(metadata)
-        if spec is None:
-            return contents_of_state_dict(format, stored)
-        return contents_of_snapshot(format, spec, stored)
+        return contents_of_arrays(format, {key: StoredArray.from_array(a) for key, a in arrays.items()}, metadata)
 
 
 @contextmanager

@@ -5,9 +5,8 @@ import json
 import numpy as np
 import safetensors.numpy
 
-from unirnn.contract.weights import Array
-from unirnn.files._contents import Contents, StoredArray, contents_of_snapshot, contents_of_state_dict, floats
-from unirnn.files._header import reject_duplicates, spec_from_metadata, spec_to_metadata
+from unirnn.files._contents import Contents, StoredArray, contents_of_arrays
+from unirnn.files._header import reject_duplicates, spec_to_metadata
 from unirnn.snapshots.snapshot import Snapshot
 
 __all__ = ["encode", "read"]
@@ -25,20 +24,16 @@ def read(path: str) -> Contents:
     metadata = header.pop("__metadata__", None) or {}
 
     def stored(dtype: str, shape: list[int], data_offsets: list[int]) -> StoredArray:
-        name, (begin, end) = _DTYPES.get(dtype, dtype), data_offsets
+        begin, end = data_offsets
 
-        def read_array() -> Array:
+        def read_bytes() -> bytes:
             with open(path, "rb") as file:
                 file.seek(start + begin)
-                return floats(name, file.read(end - begin)).reshape(shape)
+                return file.read(end - begin)
 
-        return StoredArray("float32" if name == "bfloat16" else name, tuple(shape), read_array)
+        return StoredArray.from_bytes(_DTYPES.get(dtype, dtype), tuple(shape), read_bytes)
 
-    arrays = {name: stored(**entry) for name, entry in header.items()}
-    spec = spec_from_metadata(metadata)
-    if spec is None:
-        return contents_of_state_dict("safetensors", arrays)
-    return contents_of_snapshot("safetensors", spec, arrays)
+    return contents_of_arrays("safetensors", {name: stored(**entry) for name, entry in header.items()}, metadata)
 
 
 def encode(snapshot: Snapshot) -> bytes:

@@ -18,7 +18,7 @@ Array = Any
 
 @functools.cache
 def _coefficients() -> list[float]:
-    """Of a Chebyshev series for ``log(erfc(z) / t) + z * z`` with ``t = 2 / (2 + z)``, for z from 0 to 6."""
+    """Coefficients of a Chebyshev series for ``log(erfc(z) / t) + z * z``, ``t = 2 / (2 + z)``, for z from 0 to 6."""
 
     def function(ts: Any) -> Any:
         zs = [2 / t - 2 for t in ts]

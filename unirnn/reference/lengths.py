@@ -14,7 +14,7 @@ Array = Any
 
 
 class Lengths:
-    """What the lengths of one batch say about its steps, as arrays.
+    """The lengths of one batch, and arrays that follow from them.
 
     Parameters
     ----------

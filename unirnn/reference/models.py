@@ -40,7 +40,7 @@ State = tuple[Array, ...]
 
 @dataclass
 class Training:
-    """What is different while training.
+    """The parts of a run that only training has.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ class _Run:
             outputs.append(total)
         y = outputs[0] if len(outputs) == 1 else xp.concat(outputs, axis=-1)
         y = y + weights["bias"] if spec.bias else y
-        return _Flow(y, None if lengths is None else _after(xp, spec, lengths), True)
+        return _Flow(y, None if lengths is None else spec.output_lengths(lengths), True)
 
     def _same_lengths(self, prefix: str, spec: Spec, weights: Mapping[str, Array], flow: _Flow) -> Array:
         """The output of a layer that keeps the number of steps."""
@@ -233,14 +233,6 @@ class _Run:
                 raise NotImplementedError(spec.kind)
 
 
-def _after(xp: Any, spec: Spec, lengths: Array) -> Array:
-    """The lengths after a layer."""
-    for rule in spec.length_rules:
-        counted = (lengths + (rule.padding - rule.span)) // rule.stride + 1
-        lengths = xp.where((lengths > 0) & (counted > 0), counted, xp.zeros_like(counted))
-    return lengths
-
-
 def _valid(xp: Any, flow: _Flow) -> Array:
     """`(T, B)` bool."""
     assert flow.lengths is not None
@@ -249,7 +241,7 @@ def _valid(xp: Any, flow: _Flow) -> Array:
 
 
 def _select(xp: Any, flow: _Flow) -> _Flow:
-    """The same with exact zeros in the padding; token 0 for tokens."""
+    """Put exact zeros into the padding, or token 0 for tokens."""
     if flow.lengths is None or not flow.has_steps:
         return flow
     valid = _valid(xp, flow)

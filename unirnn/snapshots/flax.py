@@ -28,7 +28,7 @@ __all__ = ["flatten", "name", "read", "translate", "write"]
 
 _KINDS = {"SimpleCell": "RNN", "GRUCell": "GRU", "LSTMCell": "LSTM", "OptimizedLSTMCell": "LSTM"}
 _PARTS = {"dense_i": ("ii", "if_", "ig", "io"), "dense_h": ("hi", "hf", "hg", "ho")}
-"""What an ``LSTMCell`` has for each of the two layers that other cells have."""
+"""The layers of an ``LSTMCell`` that take the place of each of the two layers of other cells."""
 
 name = "flax"
 """The name of the framework."""
@@ -138,7 +138,7 @@ _TREES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (_PARTS["dense_i"], _PARTS["dense_h"]),
     (("dense_i",), ("dense_h",)),
 )
-"""What a cell has for its input and for its state: linen's LSTM, GRU and simple cells, then those of nnx."""
+"""The layers of each cell for its input and for its state: linen's LSTM, GRU and simple cells, then those of nnx."""
 
 
 _PARAMETER = re.compile(r"(?P<cell>(?:.*[./])?)(?P<part>[^./]+)[./](?P<parameter>kernel|bias)", re.DOTALL)

@@ -114,7 +114,7 @@ def unstack(snapshot: Snapshot) -> list[Snapshot]:
 
 
 def renumbered(weights: Mapping[str, T], layers: int) -> dict[str, T]:
-    """What is given by the names of weights, by their names so many layers further up."""
+    """Rename the weights of layers that stand above a number of others."""
     return {_renumber(name, layers): weight for name, weight in weights.items()}
 
 

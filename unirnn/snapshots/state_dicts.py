@@ -249,7 +249,8 @@ def choose_weights(
     Raises
     ------
     ArgumentError
-        If weights are missing or arrays are left over, or two arrays get the same name.
+        If weights are missing or arrays are left over, or two arrays get the same name, or no name begins as
+        ``rename`` says.
     ShapeError
         If an array has another shape than the weight.
     SpecError
@@ -307,7 +308,7 @@ _MINDSPORE = {
     "Embedding": {"weight": "embedding_table"},
     "LayerNorm": {"weight": "gamma", "bias": "beta"},
 }
-"""What MindSpore calls the weights of layers, where it does not call them as torch does."""
+"""MindSpore's names of the weights of layers, where they differ from torch's."""
 
 
 def mindspore_names(spec: Spec) -> dict[str, str]:
@@ -327,7 +328,7 @@ def mindspore_names(spec: Spec) -> dict[str, str]:
 
 
 def _beginning(names: Iterable[str], prefix: str | None) -> str:
-    """What the names of the model's arrays begin with: the prefix, with the dot at its end."""
+    """The beginning of the names of the model's arrays: the prefix, with the dot at its end."""
     begin = prefix or ""
     if begin and not any(name.startswith(begin) and name != begin for name in names):
         raise ArgumentError(
@@ -353,26 +354,29 @@ def renamed(names: Iterable[str], prefix: str | None, rename: Rename | None) -> 
     Raises
     ------
     ArgumentError
-        If no name begins with the prefix, or two arrays get the same name.
+        If no name begins with the prefix, or with one of the old beginnings, or two arrays get the same name.
 
     Examples
     --------
     >>> renamed(["net.fc.weight", "net.fc.bias"], "net.", {"fc.": "head."})
     {'head.weight': 'net.fc.weight', 'head.bias': 'net.fc.bias'}
     """
-    begin = _beginning(names, prefix)
-    longest = sorted(rename or (), key=len, reverse=True)
+    begin, rename = _beginning(names, prefix), rename or {}
+    inner = {name[len(begin) :]: name for name in names if name.startswith(begin)}
+    for old in rename:
+        if not any(name.startswith(old) for name in inner):
+            where = f" without the prefix {begin!r}" if begin else ""
+            known = format_names(map(repr, inner)) or "none"
+            raise ArgumentError(f"rename: given {old!r}, expected the beginning of a name{where}; given {known}")
     found: dict[str, str] = {}
-    for source in names:
-        if not source.startswith(begin):
-            continue
-        name: str | None = source[len(begin) :]
-        old = next((old for old in longest if name is not None and name.startswith(old)), None)
-        if rename is not None and old is not None and name is not None:
+    for name, source in inner.items():
+        beginnings = [old for old in rename if name.startswith(old)]
+        if beginnings:
+            old = max(beginnings, key=len)
             new = rename[old]
-            name = None if new is None else new + name[len(old) :]
-        if name is None:
-            continue
+            if new is None:
+                continue
+            name = new + name[len(old) :]
         if name in found:
             raise ArgumentError(f"rename: {found[name]!r} and {source!r} are both {name!r} then, expected one of them")
         found[name] = source
@@ -492,7 +496,7 @@ class _Layer:
     others: list[str] = field(default_factory=list)  # arrays under its prefix that no layer has
 
     def spec(self, shapes: Shapes) -> RecurrentSpec:
-        """What names and shapes say."""
+        """The spec that names and shapes determine."""
         return _infer({weight: tuple(shapes[source]) for weight, source in self.sources.items()})
 
     @property

@@ -20,7 +20,7 @@ from unirnn.errors import ArgumentError, DTypeError, SpecError
 if TYPE_CHECKING:
     from .summary import Summary
 
-__all__ = ["LEFT_OUT", "LengthRule", "Random", "Spec", "Traits", "shown", "uniform"]
+__all__ = ["LEFT_OUT", "LengthRule", "Random", "Spec", "Traits", "uniform"]
 
 SpecT = TypeVar("SpecT", bound="Spec")
 
@@ -80,7 +80,7 @@ class LengthRule(NamedTuple):
 
 
 def _signed(lengths: Any) -> Any:
-    """The same lengths as int32 or int64. Smaller integers could not hold what `LengthRule` computes."""
+    """Convert lengths to int32 or int64. Smaller integers could not hold what `LengthRule` computes."""
     if type(lengths) is int or isinstance(lengths, np.integer):
         return int(lengths)
     if isinstance(lengths, (list, tuple)):
@@ -97,7 +97,7 @@ def _signed(lengths: Any) -> Any:
 
 
 def _namespace_of(array: Any) -> Any:
-    """The namespace of an array of the standard that is not NumPy's; None of anything else."""
+    """The namespace of an array that follows the array API standard, but is not NumPy's; None for anything else."""
     if isinstance(array, (np.ndarray, np.generic)):
         return None
     return array.__array_namespace__() if hasattr(array, "__array_namespace__") else None
@@ -115,6 +115,10 @@ class Spec:
     _input_field: ClassVar[str | None] = None
     """The field that holds the size of the input; None if the layer takes any size."""
     _traits: ClassVar[Traits] = Traits()
+    _shown_first: ClassVar[tuple[str, ...]] = ()
+    """The fields that the `repr` shows by position, unless one of them is not known yet."""
+    _shown_defaults: ClassVar[Mapping[str, Any]] = {}
+    """The defaults of fields whose default in the class only marks that no value was given."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -128,6 +132,17 @@ class Spec:
             raise ArgumentError(f"{cls.__name__} is not a layer; expected one of {known}")
         return super().__new__(cls)
 
+    def __repr__(self) -> str:
+        unknown = self.missing_size()
+        parts = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in self._shown_first and field.name != unknown:
+                parts.append(repr(value) if unknown is None else f"{field.name}={value!r}")
+            elif field.name != unknown and value != self._shown_defaults.get(field.name, field.default):
+                parts.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
@@ -140,7 +155,7 @@ class Spec:
         return int(value)
 
     def _set_sizes(self, *sizes: str) -> None:
-        """Check that sizes are positive integers. Only that of the input may be left out; it is 0 then."""
+        """Check that sizes are positive integers. Only the input size may be left out; it is 0 then."""
         for name in sizes:
             if getattr(self, name) is not LEFT_OUT:
                 self._set(name, self._integer(name, least=1))
@@ -216,7 +231,7 @@ class Spec:
         return features
 
     def with_input_features(self: SpecT, features: int) -> SpecT:
-        """The same spec with its input size, where that was left out.
+        """The same spec with its input size filled in, if it was left out.
 
         Examples
         --------
@@ -246,7 +261,7 @@ class Spec:
 
     @property
     def length_rules(self) -> tuple[LengthRule, ...]:
-        """How the layer changes lengths, rule by rule; empty if it keeps them."""
+        """The rules by which the layer changes lengths, in order; empty if it keeps them."""
         return ()
 
     def output_lengths(self, lengths: Any) -> Any:
@@ -386,12 +401,13 @@ class Spec:
     def summary(self, batch_size: int | None = None, steps: int | None = None) -> "Summary":
         """A table of the layers: their outputs, their parameters, and what they cost.
 
-        Counted are the multiply-adds of matrix products, for one sequence and one time step of the input: each number
-        of a matrix once. A layer after a convolution with a stride of 2 is computed for every other step, and costs
-        half. A layer after a pooling is computed once for each sequence; the table says so, and the total has these
-        apart. Not counted are embeddings, biases, activations, normalisations and poolings, which cost little.
+        The cost is the number of multiply-adds in matrix products, for one sequence and one time step of the input:
+        each number of a matrix counts once. A layer after a convolution with a stride of 2 is computed for every other
+        step, and costs half. A layer after a pooling is computed once for each sequence; the table says so, and has a
+        total of its own for such layers. Embeddings, biases, activations, normalisations and poolings cost little, and
+        are not counted.
 
-        Of a `unirnn.Model`, which is code, each layer is shown as if it were called once with the steps of the input.
+        For a `unirnn.Model`, which is code, each layer is shown as if it were called once with the steps of the input.
 
         Parameters
         ----------
@@ -560,34 +576,3 @@ def uniform(random: Random, shape: tuple[int, ...], bound: float) -> NDArray[np.
     array *= 2 * bound
     array -= bound
     return array
-
-
-def shown(spec: Spec, *positional: str, **defaults: Any) -> str:
-    """The ``repr`` of a layer: some fields by position, the others by name where they are not the default.
-
-    Parameters
-    ----------
-    spec
-        The layer.
-    positional
-        The fields that are shown by position, unless one of them is not known.
-    defaults
-        Defaults of fields that differ from those of the class.
-
-    Examples
-    --------
-    >>> import unirnn
-    >>> unirnn.Conv1dSpec(3, 4, 5, padding="causal", dilation=2)
-    Conv1dSpec(3, 4, 5, padding='causal', dilation=2)
-    """
-    unknown = spec.missing_size()
-    parts = []
-    for field in fields(spec):
-        value = getattr(spec, field.name)
-        if field.name == unknown:
-            continue
-        if field.name in positional:
-            parts.append(repr(value) if unknown is None else f"{field.name}={value!r}")
-        elif value != defaults.get(field.name, field.default):
-            parts.append(f"{field.name}={value!r}")
-    return f"{type(spec).__name__}({', '.join(parts)})"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from unirnn.errors import ArgumentError, SpecError
 
-from .base import LEFT_OUT, LengthRule, Random, Spec, Traits, shown, uniform
+from .base import LEFT_OUT, LengthRule, Random, Spec, Traits, uniform
 
 __all__ = [
     "Activation",
@@ -71,6 +71,7 @@ class EmbeddingSpec(Spec):
     kind = "Embedding"
     _traits = Traits(takes_tokens=True)
     _not_computed = ("padding_idx",)
+    _shown_first = ("num_embeddings", "embedding_dim")
 
     num_embeddings: int = LEFT_OUT
     embedding_dim: int = LEFT_OUT
@@ -84,9 +85,6 @@ class EmbeddingSpec(Spec):
                 raise SpecError(
                     f"padding_idx: given {self.padding_idx}, expected less than num_embeddings={self.num_embeddings}"
                 )
-
-    def __repr__(self) -> str:
-        return shown(self, "num_embeddings", "embedding_dim")
 
     @property
     def input_features(self) -> int:
@@ -136,6 +134,7 @@ class LinearSpec(Spec):
 
     kind = "Linear"
     _input_field = "in_features"
+    _shown_first = ("in_features", "out_features")
 
     in_features: int = LEFT_OUT
     out_features: int = LEFT_OUT
@@ -148,9 +147,6 @@ class LinearSpec(Spec):
         self._set("bias", self._flag("bias"))
         if not isinstance(self.tied_to, str):
             raise ArgumentError(f"tied_to: given {self.tied_to!r}, expected the name of an embedding")
-
-    def __repr__(self) -> str:
-        return shown(self, "in_features", "out_features")
 
     def check_complete(self) -> None:
         """See `Spec.check_complete`; a layer whose weight is another's can't be built by itself either."""
@@ -192,14 +188,12 @@ class ActivationSpec(Spec):
     """
 
     kind = "Activation"
+    _shown_first = ("function",)
 
     function: Activation
 
     def __post_init__(self) -> None:
         _choice("function", self.function, get_args(Activation))
-
-    def __repr__(self) -> str:
-        return shown(self, "function")
 
 
 @dataclass(frozen=True, repr=False)
@@ -221,6 +215,7 @@ class DropoutSpec(Spec):
 
     kind = "Dropout"
     _not_computed = ("p", "locked")
+    _shown_first = ("p",)
 
     p: float = 0.5
     locked: bool = False
@@ -228,9 +223,6 @@ class DropoutSpec(Spec):
     def __post_init__(self) -> None:
         self._set("p", _number("p", self.p, least=0, below=1))
         self._set("locked", self._flag("locked"))
-
-    def __repr__(self) -> str:
-        return shown(self, "p")
 
     @property
     def is_pointwise(self) -> bool:
@@ -257,6 +249,7 @@ class LayerNormSpec(Spec):
 
     kind = "LayerNorm"
     _input_field = "normalized_shape"
+    _shown_first = ("normalized_shape",)
 
     normalized_shape: int = LEFT_OUT
     eps: float = 1e-5
@@ -264,9 +257,6 @@ class LayerNormSpec(Spec):
     def __post_init__(self) -> None:
         self._set_sizes("normalized_shape")
         self._set("eps", _number("eps", self.eps, least=1e-15, below=1))
-
-    def __repr__(self) -> str:
-        return shown(self, "normalized_shape")
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """``weight`` and ``bias``, `(normalized_shape,)` each."""
@@ -302,6 +292,7 @@ class BatchNormSpec(Spec):
     _input_field = "num_features"
     _not_computed = ("momentum",)
     _traits = Traits(is_pointwise=False)
+    _shown_first = ("num_features",)
 
     num_features: int = LEFT_OUT
     eps: float = 1e-5
@@ -311,9 +302,6 @@ class BatchNormSpec(Spec):
         self._set_sizes("num_features")
         self._set("eps", _number("eps", self.eps, least=1e-15, below=1))
         self._set("momentum", _number("momentum", self.momentum, least=0, below=1))
-
-    def __repr__(self) -> str:
-        return shown(self, "num_features")
 
     @property
     def buffers(self) -> tuple[str, ...]:
@@ -351,9 +339,6 @@ class NormalizeSpec(Spec):
 
     def __post_init__(self) -> None:
         self._set("eps", _number("eps", self.eps, least=1e-15, below=1))
-
-    def __repr__(self) -> str:
-        return shown(self)
 
 
 @dataclass(frozen=True, repr=False)
@@ -395,6 +380,7 @@ class Conv1dSpec(Spec):
     kind = "Conv1d"
     _input_field = "in_channels"
     _traits = Traits(needs_steps=True, is_pointwise=False)
+    _shown_first = ("in_channels", "out_channels", "kernel_size")
 
     in_channels: int = LEFT_OUT
     out_channels: int = LEFT_OUT
@@ -417,9 +403,6 @@ class Conv1dSpec(Spec):
         for name in ("in_channels", "out_channels"):
             if getattr(self, name) % self.groups:
                 raise SpecError(f"groups: given {self.groups}, expected a divisor of {name}={getattr(self, name)}")
-
-    def __repr__(self) -> str:
-        return shown(self, "in_channels", "out_channels", "kernel_size")
 
     def with_input_features(self, features: int) -> "Conv1dSpec":
         """See `Spec.with_input_features`."""
@@ -498,14 +481,12 @@ class PoolSpec(Spec):
 
     kind = "Pool"
     _traits = Traits(needs_steps=True, ends_steps=True, is_pointwise=False)
+    _shown_first = ("how",)
 
     how: Pooling
 
     def __post_init__(self) -> None:
         _choice("how", self.how, get_args(Pooling))
-
-    def __repr__(self) -> str:
-        return shown(self, "how")
 
     def output_features(self, features: int) -> int:
         """As many as the input has; see `Spec.output_features`."""
@@ -525,9 +506,6 @@ class SumDirectionsSpec(Spec):
     """
 
     kind = "SumDirections"
-
-    def __repr__(self) -> str:
-        return shown(self)
 
     def output_features(self, features: int) -> int:
         """Half as many as the input has; see `Spec.output_features`."""

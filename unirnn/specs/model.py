@@ -15,7 +15,7 @@ __all__ = ["Model"]
 
 
 class Model(ModelSpec):
-    """A model whose layers are specs, and whose forward pass is code, for what is no chain of layers.
+    """A model whose layers are specs and whose forward pass is code, for anything but a plain chain of layers.
 
     Subclass it. ``__init__`` takes whatever the model depends on and sets the layers, which are specs, as attributes;
     it needs no call of ``super().__init__``. ``forward`` gets the namespace ``xp`` and then the arguments of a call.
@@ -47,7 +47,7 @@ class Model(ModelSpec):
     kind = "Model"
 
     xp: Any
-    """What is built has it: the namespace."""
+    """The namespace, which only the built module has."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         for name, member in vars(cls).items():

@@ -6,6 +6,7 @@ import numbers
 import warnings
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, InitVar, dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from unirnn.errors import ArgumentError, LimitError, SpecError
 from unirnn.specs import arguments as names
 
-from .base import LEFT_OUT, Random, Spec, Traits, shown, uniform
+from .base import LEFT_OUT, Random, Spec, Traits, uniform
 
 __all__ = ["GRUSpec", "LSTMSpec", "RNNSpec", "RecurrentSpec"]
 
@@ -36,7 +37,7 @@ class _Default:
 _DEFAULT: Any = _Default()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RecurrentSpec(Spec):
     """What RNN, GRU and LSTM specs have in common; use `RNNSpec`, `GRUSpec` or `LSTMSpec`.
 
@@ -79,6 +80,8 @@ class RecurrentSpec(Spec):
     _not_computed = ("batch_first", "dropout")
     _input_field = "input_size"
     _traits = Traits(needs_steps=True, is_pointwise=False)
+    _shown_first = ("input_size", "hidden_size")
+    _shown_defaults = MappingProxyType({"bias": True})
 
     input_size: int = LEFT_OUT
     hidden_size: int = LEFT_OUT
@@ -116,9 +119,6 @@ class RecurrentSpec(Spec):
 
     def _check_own(self) -> None:
         """Check the arguments that only this cell has."""
-
-    def __repr__(self) -> str:
-        return shown(self, "input_size", "hidden_size", bias=True)
 
     # ---- sizes, weights and states ---------------------------------------------------------------
 

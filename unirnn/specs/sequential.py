@@ -21,7 +21,7 @@ ModelT = TypeVar("ModelT", bound="ModelSpec")
 
 @dataclass(frozen=True, repr=False, init=False)
 class ModelSpec(Spec):
-    """What is made of other specs: `Sequential`, `Residual` and `Concat`.
+    """A spec that is made of other specs: `Sequential`, `Residual` or `Concat`.
 
     A model takes `(B, T, F)`, or `(T, B, F)` if its recurrent layers do, which must agree; or integers without the axis
     F, if an embedding comes first. Its weights are those of its layers, each under the layer's name and a dot.
@@ -112,14 +112,14 @@ class ModelSpec(Spec):
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def _repr_html_(self) -> str | None:
-        """What a notebook shows: the summary, or the `repr` as long as a size is not known."""
+        """The summary, which a notebook shows; None, for the `repr`, as long as a size is not known."""
         return None if self.missing_size() else self.summary()._repr_html_()
 
     # ---- what flows through ----------------------------------------------------------------------
 
     @property
     def batch_first(self) -> bool:
-        """The layout: that of the recurrent layers, and `(B, T, F)` without any."""
+        """Whether the input is `(B, T, F)`, as its recurrent layers say; True if there are none."""
         return all(leaf.batch_first for leaf in self.leaves().values() if isinstance(leaf, RecurrentSpec))
 
     def leaves(self) -> dict[str, Spec]:
@@ -138,18 +138,18 @@ class ModelSpec(Spec):
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether all layers are."""
+        """Whether all layers are pointwise; see `Spec.is_pointwise`."""
         return all(layer.is_pointwise for layer in self)
 
     @property
     def can_stream(self) -> bool:
-        """Whether all layers can."""
+        """Whether all layers can be computed step by step; see `Spec.can_stream`."""
         return all(layer.can_stream for layer in self)
 
     # ---- weights ---------------------------------------------------------------------------------
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """See `Spec.weight_shapes`. A weight that is tied to another one is there once, under the other's name."""
+        """See `Spec.weight_shapes`. A weight that is tied to another is listed once, under the other's name."""
         return {
             f"{name}.{weight}": shape
             for name, layer in self.children
@@ -196,10 +196,12 @@ class ModelSpec(Spec):
 
     @classmethod
     def _from_arguments(cls: type[ModelT], arguments: Mapping[str, Any]) -> ModelT:
-        specs = cls._layers(arguments)
-        if list(specs) == [str(number) for number in range(len(specs))]:
-            return cls(*specs.values())
-        return cls(**specs)
+        return cls._from_layers(cls._layers(arguments))
+
+    @classmethod
+    def _from_layers(cls: type[ModelT], layers: Mapping[str, Spec]) -> ModelT:
+        is_numbered = list(layers) == [str(number) for number in range(len(layers))]
+        return cls(*layers.values()) if is_numbered else cls(**layers)
 
     @classmethod
     def _layers(cls, arguments: Mapping[str, Any]) -> dict[str, Spec]:
@@ -231,7 +233,7 @@ def _keeps_features(layer: Spec) -> bool:
 class Sequential(ModelSpec):
     """Layers one after another.
 
-    Where a layer's input size was left out, it is what the layer before gives.
+    If the input size of a layer was left out, it is the output size of the layer before.
 
     Parameters
     ----------
@@ -284,22 +286,22 @@ class Sequential(ModelSpec):
 
     @property
     def takes_tokens(self) -> bool | None:
-        """As the first layer that says so."""
+        """As in the first layer that does not take both kinds of input; see `Spec.takes_tokens`."""
         return next((takes for layer in self if (takes := layer.takes_tokens) is not None), None)
 
     @property
     def ends_steps(self) -> bool:
-        """Whether one of the layers does."""
+        """Whether one of the layers ends the steps; see `Spec.ends_steps`."""
         return any(layer.ends_steps for layer in self)
 
     @property
     def length_rules(self) -> tuple[LengthRule, ...]:
-        """Those of one layer after the other."""
+        """The rules of all layers, in order; see `Spec.length_rules`."""
         return tuple(rule for layer in self for rule in layer.length_rules)
 
     @property
     def input_features(self) -> int:
-        """That of the first layer that says it, as long as those before keep the size."""
+        """The input size of the first layer that has one, if the layers before it keep the number of features."""
         for layer in self:
             features = layer.input_features
             if features or layer.missing_size() or not _keeps_features(layer):
@@ -307,7 +309,7 @@ class Sequential(ModelSpec):
         return 0
 
     def output_features(self, features: int) -> int:
-        """That of the last layer; see `Spec.output_features`."""
+        """The output size of the last layer; see `Spec.output_features`."""
         before = ""
         for name, layer in self.children:
             self._check_fit(before, name, layer, features)
@@ -328,22 +330,17 @@ class Sequential(ModelSpec):
         for name, layer in self.children:
             layers[name] = layer.with_input_features(features)
             features = layers[name].output_features(features)
-        return Sequential._from_specs(layers)
-
-    @classmethod
-    def _from_specs(cls, layers: Mapping[str, Spec]) -> "Sequential":
-        is_numbered = all(name.isdigit() for name in layers)
-        return cls(*layers.values()) if is_numbered else cls(**layers)
+        return Sequential._from_layers(layers)
 
 
 @dataclass(frozen=True, repr=False, init=False)
 class Residual(ModelSpec):
-    """What a layer gives, added to what it takes: ``y = x + layer(x)``.
+    """A layer whose input is added to its output: ``y = x + layer(x)``.
 
     Parameters
     ----------
     layer
-        It gives as many features and as many steps as it takes. Its name is ``layer``.
+        The layer, which keeps the number of features and of steps. Its name is ``layer``.
 
     Raises
     ------
@@ -399,7 +396,7 @@ class Residual(ModelSpec):
 
     @property
     def input_features(self) -> int:
-        """That of the layer."""
+        """The input size of the layer."""
         return self._layer.input_features
 
     def with_input_features(self, features: int) -> "Residual":
@@ -417,9 +414,9 @@ class Residual(ModelSpec):
 
 @dataclass(frozen=True, repr=False, init=False)
 class Concat(ModelSpec):
-    """What several layers give for the same input, side by side on the last axis.
+    """Several layers over the same input, whose outputs are joined on the last axis.
 
-    An empty `Sequential` gives what it takes.
+    An empty `Sequential` gives its input unchanged.
 
     Parameters
     ----------
@@ -469,26 +466,26 @@ class Concat(ModelSpec):
 
     @property
     def takes_tokens(self) -> bool | None:
-        """As the first layer that says so."""
+        """As in the first layer that does not take both kinds of input; see `Spec.takes_tokens`."""
         return next((takes for layer in self if (takes := layer.takes_tokens) is not None), None)
 
     @property
     def ends_steps(self) -> bool:
-        """Whether the layers do."""
+        """Whether the layers end the steps; see `Spec.ends_steps`."""
         return self.children[0][1].ends_steps
 
     @property
     def length_rules(self) -> tuple[LengthRule, ...]:
-        """Those of any of the layers."""
+        """The rules of each layer, which are the same for all; see `Spec.length_rules`."""
         return self.children[0][1].length_rules
 
     @property
     def input_features(self) -> int:
-        """That of the first layer that says it."""
+        """The input size of the first layer that has one."""
         return next(filter(None, (layer.input_features for layer in self)), 0)
 
     def output_features(self, features: int) -> int:
-        """The sum of those of the layers; see `Spec.output_features`."""
+        """The sum of the layers' output sizes; see `Spec.output_features`."""
         sizes = [layer.output_features(features or layer.input_features) for layer in self]
         return sum(sizes) if all(sizes) else 0
 
@@ -496,6 +493,4 @@ class Concat(ModelSpec):
         """See `Spec.with_input_features`."""
         if not features or self.missing_size() is None:
             return self
-        layers = {name: layer.with_input_features(features) for name, layer in self.children}
-        is_numbered = all(name.isdigit() for name in layers)
-        return Concat(*layers.values()) if is_numbered else Concat(**layers)
+        return Concat._from_layers({name: layer.with_input_features(features) for name, layer in self.children})

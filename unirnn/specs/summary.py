@@ -28,7 +28,7 @@ class Row(NamedTuple):
     spec
         The layer.
     output
-        The shape of its output: numbers, and symbols for what is not known.
+        The shape of its output: numbers, and symbols for sizes that are not known.
     parameters
         How many numbers it trains. Buffers, and a weight that is another layer's, do not count.
     multiply_adds
@@ -67,12 +67,12 @@ class Summary:
 
     @property
     def multiply_adds(self) -> float:
-        """Those of all layers before a pooling, for one sequence and time step of the input."""
+        """The multiply-adds of all layers before a pooling, for one sequence and time step of the input."""
         return sum(row.multiply_adds for row in self.rows if not row.is_once)
 
     @property
     def multiply_adds_once(self) -> float:
-        """Those of all layers after a pooling, for one sequence."""
+        """The multiply-adds of all layers after a pooling, for one sequence."""
         return sum(row.multiply_adds for row in self.rows if row.is_once)
 
     @property
