@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
-from mindspore import GRAPH_MODE, Parameter, Tensor, get_context, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore import dtype as mstype
 from numpy.typing import NDArray
 
@@ -52,18 +52,19 @@ from unirnn.contract.models import (
 )
 from unirnn.contract.models import ModelModule as ModelOnHost
 from unirnn.devices import short_name
-from unirnn.errors import LimitError
 from unirnn.specs import ModelSpec
 
 from . import dispatch
 from .calls import (
+    CheckedCell,
+    as_lengths,
+    as_resets,
     as_tuples,
     described,
-    described_state,
-    end_mixed_precision,
+    described_states,
     known,
     on_host,
-    traced,
+    traced_model,
     with_batch,
     without_batch,
 )
@@ -294,7 +295,7 @@ class _Builder:
 # ---- the model ---------------------------------------------------------------------------------------
 
 
-class Model(Layers):
+class Model(CheckedCell, Layers):
     """A model, or one layer that is not recurrent.
 
     Parameters
@@ -361,7 +362,7 @@ class Model(Layers):
         self.on_cpu = device == "cpu"
         self.checked_lengths = CheckedLengths()
         self.checked_tokens = CheckedTokens(spec)
-        self.check, self.check_step, self.is_exporting, self.empty_shape = traced(spec)
+        self.check, self.check_step, self.is_exporting, self.empty_shape = traced_model(spec)
         for name, parameter in self.parameters_and_names():
             parameter.name = name
 
@@ -381,24 +382,6 @@ class Model(Layers):
             seen.add(self)
             yield name_prefix, self
             yield from self.body.cells_and_names(seen, name_prefix)
-
-    def add_flags(self, **flags: Any) -> Any:
-        """Set attributes, as MindSpore's `to_float` does for mixed precision."""
-        if flags.get("bf16"):
-            raise LimitError("to_float: given bfloat16, but mindspore has no bfloat16 layers; it has float16, float32")
-        return super().add_flags(**flags)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if get_context("mode") == GRAPH_MODE:  # values are known here, and no more when `construct` is compiled
-            return super().__call__(*self._checked_on_host(*args, **kwargs))
-        # For gradients of the model itself, MindSpore must see the caller's own arguments.
-        try:
-            return super().__call__(*args, **kwargs)
-        except BaseException:
-            end_mixed_precision(self)
-            raise
-
-    __call__.__doc__ = ModelOnHost.__call__.__doc__
 
     def _checked_on_host(
         self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, return_state: bool = False
@@ -420,13 +403,12 @@ class Model(Layers):
 
     def _checked(self, input: Any, hx: Any, seq_length: Any, resets: Any, return_state: bool) -> Any:
         """Do the same when MindSpore compiles, and only shapes and dtypes are known; see below the class."""
-        self.check(described(input), described_state(hx), self._dtype(), known(seq_length), known(resets))
+        self.check(described(input), described_states(hx), self._dtype(), known(seq_length), known(resets))
         return input, hx, seq_length, resets, return_state
 
     def construct(
         self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, return_state: bool = False
     ) -> Any:
-        """Run the model; see the call."""
         input, hx, seq_length, resets, return_state = self._checked(input, hx, seq_length, resets, return_state)
         x = input
         states: Any = self._given(hx)
@@ -435,16 +417,9 @@ class Model(Layers):
             return (y, ()) if return_state else y
         batched = x.ndim == self.rank
         batch_axis = 0 if self.batch_first else 1
-        lengths: Any = None
-        begins: Any = None
-        if seq_length is not None:
-            lengths = seq_length if isinstance(seq_length, Tensor) else Tensor(seq_length, mstype.int64)
-            lengths = lengths if lengths.dtype == mstype.int64 else lengths.astype(mstype.int64)
-        if resets is not None:
-            begins = resets if isinstance(resets, Tensor) else Tensor(resets, mstype.bool_)
+        lengths, begins = as_lengths(seq_length), as_resets(resets)
         if not batched:
             x, states = x.expand_dims(batch_axis), with_batch(states)
-            lengths = lengths if lengths is None else lengths.reshape((1,))
             begins = begins if begins is None else begins.expand_dims(batch_axis)
         shape = self.empty_shape(x.shape)
         if shape is not None:  # MindSpore's operators fail for arrays without elements
@@ -456,9 +431,11 @@ class Model(Layers):
             finals = without_batch(finals)
         return (y, finals) if return_state else y
 
+    construct.__doc__ = ModelOnHost.__call__.__doc__
+
     def step(self, x: Any, state: Any = None) -> Any:
         if is_compiling():
-            self.check_step(described(x), described_state(state), self._dtype(), None, None)
+            self.check_step(described(x), described_states(state), self._dtype())
         states: Any = self._given(state)
         batched = x.ndim == self.rank - 1
         if not batched:

@@ -356,9 +356,9 @@ class _Run:
         spec, x = self._model.spec, self._call.input
         if spec.takes_tokens:
             check_tokens(spec, x)
-        y = self._step("", spec, self._entered(x, copy=False))
+        flow, _ = self._layer("", spec, _Flow(self._entered(x, copy=False), None, None))
         self._finish()
-        return self._rounded(y)
+        return self._rounded(flow.x)
 
     def d_finals(self, d_state: Any, state: tuple[Any, ...]) -> list[State | None]:
         """The gradients of the final states as the backward pass takes them; ArgumentError, ShapeError."""
@@ -464,6 +464,8 @@ class _Run:
         return factor if columns is None else factor[columns]
 
     def _recurrent(self, name: str, spec: RecurrentSpec, flow: _Flow) -> _Result:
+        if flow.axis is None:  # a single step, which has no backward pass
+            return flow._replace(x=self._recurrent_step(name, spec, flow.x)), _same
         unpack: _Pull = _same
         if flow.padding == "none":  # whatever stands in the padding, it does not read it
             flow, unpack = _padded(flow)
@@ -488,6 +490,9 @@ class _Run:
         return flow._replace(x=y, padding="zeros"), _in_turn(unpack, pull)
 
     def _conv1d(self, name: str, spec: Conv1dSpec, flow: _Flow) -> _Result:
+        if flow.axis is None:  # a single step, which has no backward pass
+            after_step, _ = self._conv1d(name, spec, _Flow(flow.x[None], 0, None))
+            return flow._replace(x=after_step.x[0]), _same
         flow, pad = _padded(flow)
         context, position = None, len(self.finals)
         if spec.state_shapes(None):
@@ -521,30 +526,8 @@ class _Run:
 
         return _Flow(y, None, None), _in_turn(pad, pull)
 
-    # ---- the layers in a single step -------------------------------------------------------------
-
-    def _step(self, name: str, spec: Spec, x: Array) -> Array:
-        y: Array
-        prefix = f"{name}." if name else ""
-        if isinstance(spec, Sequential):
-            for child, layer in spec.children:
-                x = self._step(prefix + child, layer, x)
-            return x
-        if isinstance(spec, Residual):
-            ((child, layer),) = spec.children
-            y = x + self._step(prefix + child, layer, x)
-            return y
-        if isinstance(spec, Concat):
-            return np.concatenate([self._step(prefix + child, layer, x) for child, layer in spec.children], axis=-1)
-        if isinstance(spec, RecurrentSpec):
-            return self._recurrent_step(name, spec, x)
-        if isinstance(spec, Conv1dSpec):
-            (y,) = self._conv1d(name, spec, _Flow(x[None], 0, None))[0].x
-            return y
-        return self._pointwise(name, spec, _Flow(x, None, None))[0]
-
     def _recurrent_step(self, name: str, spec: RecurrentSpec, x: Array) -> Array:
-        """By what was prepared for it, if that can be: preparing takes longer than the step."""
+        """Make a step with what was prepared for the last one, if it fits: preparing takes longer than the step."""
         steps, weights, kernel = self._model._last_steps, self._own_weights(name), self._model._kernel
         state, noise = self._call.states[len(self.finals)], None
         if self._training:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from unirnn import Device, GRUSpec, Limit, LSTMSpec, RecurrentSpec, RNNSpec
-from unirnn.contract.backend import Arrays, Backend, Watched, check_computes_as, leaves_by_path, map_arrays
+from unirnn.contract.backend import Arrays, Backend, check_computes_as, leaves_by_path
 from unirnn.contract.limits import Kernel
 from unirnn.devices import DTYPES, short_name
 from unirnn.errors import ArgumentError, DeviceError, DTypeError
@@ -236,32 +236,12 @@ class TorchBackend(Backend):
             for layer, mode in modes:
                 layer.training = mode
 
-    @contextmanager
-    def watch(self, module: Any) -> Iterator[list[Watched]]:
-        found: list[Watched] = []
-
-        def hook(name: str) -> Callable[..., None]:
-            def add(layer: torch.nn.Module, inputs: Any, results: Any) -> None:
-                found.append(Watched(name, type(layer).__name__, map_arrays(results, _copied)))
-
-            return add
-
+    def hookable_layers(self, module: Any) -> Iterable[tuple[str, torch.nn.Module]]:
         # A scripted module takes no hooks.
-        layers = [row for row in module.named_modules() if not isinstance(row[1], torch.jit.ScriptModule)]
-        handles = [layer.register_forward_hook(hook(name)) for name, layer in layers]
-        try:
-            yield found
-        finally:
-            for handle in handles:
-                handle.remove()
+        return [row for row in module.named_modules() if not isinstance(row[1], torch.jit.ScriptModule)]
 
     def random_seed(self, seed: int) -> None:
         torch.manual_seed(seed)
-
-
-def _copied(value: Any) -> Any:
-    """A tensor's copy; anything else as it is."""
-    return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
 
 def _checkpointed(module: torch.nn.Module) -> dict[str, torch.Tensor]:
