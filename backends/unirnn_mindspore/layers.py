@@ -26,7 +26,7 @@ from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
 from unirnn import RecurrentSpec, kernels
-from unirnn.contract.sequences import run_sequences, sequences
+from unirnn.contract.sequences import run_sequences
 from unirnn.devices import short_name
 
 from . import dispatch, namespace, pynative
@@ -125,10 +125,11 @@ class Stack(nn.Cell):
             return output, final
 
         lengths = None if seq_length is None else seq_length.asnumpy()
-        found = sequences(*x.shape[:2], lengths, resets.asnumpy())
         reverse = np.array([int(self.spec.is_reverse(position)) for position in range(len(self.operators))])
         state = () if h_0 is None else (h_0, c_0)
-        output, final = run_sequences(namespace, without_resets, x, state, found, [reverse, reverse])
+        output, final = run_sequences(
+            namespace, without_resets, x, state, lengths, resets.asnumpy(), [reverse, reverse]
+        )
         return output, *final
 
     def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, resets: Any, weights: Any) -> Any:

@@ -47,8 +47,10 @@ from unirnn.contract.models import (
     check_steps_of_batch_norms,
     check_tokens,
     is_batch_first,
+    keeps_zeros,
     prepare_model,
     prepare_model_step,
+    starts_recurrent,
 )
 from unirnn.contract.models import ModelModule as ModelOnHost
 from unirnn.devices import short_name
@@ -187,22 +189,6 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Cell]] = {
 }
 
 
-def _keeps_zeros(spec: Spec) -> bool:
-    """Whether a layer that computes each step by itself gives zeros for zeros."""
-    if isinstance(spec, ActivationSpec):
-        return spec.function in ("relu", "gelu", "silu")
-    return isinstance(spec, (DropoutSpec, NormalizeSpec, SumDirectionsSpec)) or (
-        isinstance(spec, LinearSpec) and not spec.bias
-    )
-
-
-def _starts_recurrent(spec: Spec) -> bool:
-    """Whether a recurrent layer is the only one that sees the input."""
-    if isinstance(spec, Sequential):
-        return len(spec) > 0 and _starts_recurrent(next(iter(spec)))
-    return isinstance(spec, RecurrentSpec)
-
-
 class _Builder:
     """Makes the cells of a model from its spec."""
 
@@ -241,8 +227,9 @@ class _Builder:
                 return Pool(spec, place), "steps", place._replace(has_steps=False)
             case BatchNormSpec():
                 return BatchNorm(spec, parameters, place), "steps", place._replace(is_clean=False)
-        after = place._replace(is_clean=place.is_clean and _keeps_zeros(spec))
-        return self.pointwise(spec, parameters, place), "pointwise", after
+        # MindSpore's tanh of 0 need not be exactly 0.
+        is_clean = place.is_clean and keeps_zeros(spec) and spec != ActivationSpec("tanh")
+        return self.pointwise(spec, parameters, place), "pointwise", place._replace(is_clean=is_clean)
 
     def pointwise(self, spec: Spec, parameters: Mapping[str, Parameter], place: Place) -> nn.Cell:
         """Make a layer that computes each step by itself."""
@@ -342,7 +329,7 @@ class Model(CheckedCell, Layers):
         kernel: str = "auto",
     ) -> None:
         batch_first = is_batch_first(spec)
-        place = Place(batch_first, True, is_clean=not _starts_recurrent(spec))
+        place = Place(batch_first, True, is_clean=not starts_recurrent(spec))
         body, kind, after = _Builder(spec, weights, dtype, device, kernel).layer("", spec, place)
         super().__init__({"body": body}, (kind,), (len(spec.stateful),))
         self.spec = spec

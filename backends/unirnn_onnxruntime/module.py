@@ -13,7 +13,7 @@ from unirnn import Device, RecurrentSpec
 from unirnn.contract.call import Call
 from unirnn.contract.models import ModelCall, ModelModule, check_tokens, is_batch_first
 from unirnn.contract.module import Module
-from unirnn.contract.sequences import run_sequences, sequences
+from unirnn.contract.sequences import run_sequences
 from unirnn.specs import Spec
 from unirnn_onnxruntime.sessions import WithSessions
 
@@ -121,8 +121,8 @@ class OnnxRuntimeModule(WithSessions, Module):
         batch_size = x.shape[1]
         state = tuple(self._zeros(batch_size).values()) if call.state is None else call.state
         if call.resets is not None and batch_size:
-            found = sequences(*x.shape[:2], ns, call.resets)
-            return run_sequences(xp, self._run_columns, x, state, found, [_directions(self.spec)] * len(state))
+            directions = [_directions(self.spec)] * len(state)
+            return run_sequences(xp, self._run_columns, x, state, ns, call.resets, directions)
         return self._run_columns(x, state, ns)
 
     def _run_columns(self, x: Array, state: Sequence[Array], ns: Array | None) -> tuple[Array, tuple[Array, ...]]:
@@ -226,8 +226,7 @@ class OnnxRuntimeModel(WithSessions, ModelModule):
             return y if axis else y.swapaxes(0, 1), final
 
         x = x if axis else x.swapaxes(0, 1)
-        found = sequences(*x.shape[:2], call.lengths, call.resets)
-        y, final = run_sequences(xp, run, x, state, found, self._directions())
+        y, final = run_sequences(xp, run, x, state, call.lengths, call.resets, self._directions())
         return y if axis else y.swapaxes(0, 1), self._states(final)
 
     def _run_step(self, call: ModelCall) -> tuple[Array, Sequence[tuple[Array, ...]]]:

@@ -35,8 +35,6 @@ class Stack(NamedTuple):
     ----------
     spec
         What they are.
-    mode
-        The cell, as `torch.nn.RNNBase` calls it.
     weights
         By the names of `Spec.weight_shapes`, and in that order.
     dropout
@@ -48,7 +46,6 @@ class Stack(NamedTuple):
     """
 
     spec: RecurrentSpec
-    mode: str
     weights: dict[str, Tensor]
     dropout: float
     training: bool
@@ -106,7 +103,7 @@ def run(
     if route is Route.DENSE:
         reverse = stack.spec.reverse  # torch's own layer runs forward
         x = x.flip(0) if reverse else x
-        output, *final = native.NATIVE[stack.mode](x, join_state(state), *stack.native_arguments(), False)
+        output, *final = native.NATIVE[native.mode(stack.spec)](x, join_state(state), *stack.native_arguments(), False)
         return output.flip(0) if reverse else output, tuple(final)
     if route is Route.VALID_STEPS:
         assert not isinstance(lengths, Tensor)
@@ -152,7 +149,7 @@ def _valid_steps(
     """One native call over the valid steps, in torch's packed form."""
 
     def run(data: Tensor, batch_sizes: Tensor, begin: State) -> tuple[Tensor, ...]:
-        results: tuple[Tensor, ...] = native.NATIVE[stack.mode](
+        results: tuple[Tensor, ...] = native.NATIVE[native.mode(stack.spec)](
             data, batch_sizes, join_state(begin), *stack.native_arguments()
         )
         return results

@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unirnn.contract.call import join_state, state_parts
-from unirnn.contract.models import (
-    check_tokens,
-)
+from unirnn.contract.models import check_tokens, keeps_zeros
 from unirnn.errors import LimitError
 from unirnn.specs import (
     ActivationSpec,
@@ -379,23 +377,11 @@ def _pool(layer: Layer, spec: Spec, flow: Flow) -> Flow:
     return Flow(layer(flow.x, flow.axis, flow.padding), None, None, False, flow.states, flow.finals, flow.resets)
 
 
-def _dropout(layer: Layer, spec: Spec, flow: Flow) -> Flow:
-    assert isinstance(spec, DropoutSpec)
-    return flow.to(layer(flow.x, flow.axis) if spec.locked else layer(flow.x), is_clean=flow.is_clean)
-
-
-def _activation(layer: Layer, spec: Spec, flow: Flow) -> Flow:
-    assert isinstance(spec, ActivationSpec)
-    is_clean = flow.is_clean and spec.function in ("relu", "tanh", "gelu", "silu")
-    return flow.to(layer(flow.x), is_clean=is_clean)
-
-
-def _keeping_zeros(layer: Layer, spec: Spec, flow: Flow) -> Flow:
-    return flow.to(layer(flow.x), is_clean=flow.is_clean)
-
-
-def _other(layer: Layer, spec: Spec, flow: Flow) -> Flow:
-    return flow.to(layer(flow.x), is_clean=False)
+def _pointwise(layer: Layer, spec: Spec, flow: Flow) -> Flow:
+    """Any other layer that computes each step by itself."""
+    is_locked = isinstance(spec, DropoutSpec) and spec.locked
+    y = layer(flow.x, flow.axis) if is_locked else layer(flow.x)
+    return flow.to(y, is_clean=flow.is_clean and keeps_zeros(spec))
 
 
 def _model(layer: Layer, spec: Spec, flow: Flow) -> Flow:
@@ -409,10 +395,7 @@ RUN: dict[str, Callable[[Any, Spec, Flow], Flow]] = {
     "Conv1d": _convolution,
     "BatchNorm": batch_norm,
     "Pool": _pool,
-    "Dropout": _dropout,
-    "Activation": _activation,
-    **dict.fromkeys(("Normalize", "SumDirections"), _keeping_zeros),
-    **dict.fromkeys(("Linear", "LayerNorm"), _other),
+    **dict.fromkeys(("Activation", "Dropout", "LayerNorm", "Linear", "Normalize", "SumDirections"), _pointwise),
     **dict.fromkeys(("Sequential", "Residual", "Concat"), _model),
 }
 """By the kinds of specs: ``run(layer, spec, flow)``."""

@@ -24,6 +24,7 @@ from unirnn.contract.models import (
     is_batch_first,
     prepare_model,
     prepare_model_step,
+    starts_recurrent,
 )
 from unirnn.errors import LimitError, SpecError
 from unirnn.specs import (
@@ -168,14 +169,7 @@ def _entry(spec: Spec, call: ModelCall) -> Flow:
     if isinstance(lengths, Tensor) and torch.compiler.is_compiling() and not dispatch.is_exporting_to_onnx():
         lengths = operators.checked_lengths(lengths, sizes.steps)
     flow = Flow(x, axis, Padding(lengths, sizes.steps, axis), False, call.states, (), resets)
-    return flow if _cleans_its_input(spec) else flow.cleaned()
-
-
-def _cleans_its_input(spec: Spec) -> bool:
-    """Whether a recurrent layer comes first, which lets nothing of the padding through."""
-    while isinstance(spec, ModelSpec) and spec.kind == "Sequential" and len(spec):
-        spec = spec.children[0][1]
-    return isinstance(spec, RecurrentSpec)
+    return flow if starts_recurrent(spec) else flow.cleaned()
 
 
 class Model(ModelModule):

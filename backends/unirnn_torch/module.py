@@ -187,7 +187,7 @@ class Recurrent(torch.nn.RNNBase):
     def _prepared_step(self, weights: dict[str, Tensor], x: Tensor) -> Step | None:
         if self.kernel not in ("auto", "compiled") or dispatch.unsupported_reason("compiled", self.spec) is not None:
             return None
-        stack = Stack(self.spec, self.mode, weights, 0.0, False, False)
+        stack = Stack(self.spec, weights, 0.0, False, False)
         return Step(self.spec, stack.directions(), x) if Step.can_be_had(self.spec, weights.values(), x) else None
 
     def _run(self, call: Call, weights: dict[str, Tensor]) -> tuple[Tensor, Any]:
@@ -224,7 +224,7 @@ class Recurrent(torch.nn.RNNBase):
         route = dispatch.route(self.kernel, self.spec, x, lengths, resets, native=native_can, needs_grad=needs_grad)
         training = self.training or (needs_grad and native.needs_training_flag(x))
         dropout = self.dropout if self.training else 0.0
-        return route, Stack(self.spec, self.mode, weights, dropout, training, needs_grad)
+        return route, Stack(self.spec, weights, dropout, training, needs_grad)
 
     def _run_packed_sequence(
         self, sequence: PackedSequence, hx: Any, seq_length: Any, resets: Any

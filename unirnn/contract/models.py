@@ -24,7 +24,19 @@ from numpy.typing import NDArray
 
 from unirnn.devices import short_name
 from unirnn.errors import ArgumentError, DTypeError, ShapeError, SpecError
-from unirnn.specs import BatchNormSpec, Conv1dSpec, ModelSpec, PoolSpec, RecurrentSpec, Sequential, Spec
+from unirnn.specs import (
+    ActivationSpec,
+    BatchNormSpec,
+    Conv1dSpec,
+    DropoutSpec,
+    ModelSpec,
+    NormalizeSpec,
+    PoolSpec,
+    RecurrentSpec,
+    Sequential,
+    Spec,
+    SumDirectionsSpec,
+)
 
 from . import call as _call
 from .call import Sizes, join_state
@@ -35,8 +47,10 @@ __all__ = [
     "check_steps_of_batch_norms",
     "check_tokens",
     "is_batch_first",
+    "keeps_zeros",
     "prepare_model",
     "prepare_model_step",
+    "starts_recurrent",
 ]
 
 State = tuple[Any, ...]
@@ -94,6 +108,34 @@ def is_batch_first(spec: Spec) -> bool:
     (False, True)
     """
     return spec.batch_first if isinstance(spec, (ModelSpec, RecurrentSpec)) else True
+
+
+def starts_recurrent(spec: Spec) -> bool:
+    """Whether a recurrent layer is the only one that sees the input, so that nothing of the padding gets through.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> starts_recurrent(unirnn.Sequential(unirnn.GRUSpec(3, 4), unirnn.LinearSpec(4, 2)))
+    True
+    """
+    if isinstance(spec, Sequential):
+        return len(spec) > 0 and starts_recurrent(spec.children[0][1])
+    return isinstance(spec, RecurrentSpec)
+
+
+def keeps_zeros(spec: Spec) -> bool:
+    """Whether a layer that computes each step by itself gives exact zeros for zeros, whatever its weights are.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> keeps_zeros(unirnn.ActivationSpec("relu")), keeps_zeros(unirnn.ActivationSpec("sigmoid"))
+    (True, False)
+    """
+    if isinstance(spec, ActivationSpec):
+        return spec.function in ("relu", "tanh", "gelu", "silu")
+    return isinstance(spec, (DropoutSpec, NormalizeSpec, SumDirectionsSpec))
 
 
 def prepare_model(

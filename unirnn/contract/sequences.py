@@ -144,7 +144,8 @@ def run_sequences(
     run: Callable[[Any, Sequence[Any], Integers], tuple[Any, Sequence[Any]]],
     x: Any,
     state: Sequence[Any],
-    found: Sequences,
+    lengths: Integers | None,
+    resets: NDArray[np.bool_],
     directions: Sequence[Integers],
 ) -> tuple[Any, tuple[Any, ...]]:
     """Run layers that know lengths, but no resets, over the sequences of a batch.
@@ -162,8 +163,8 @@ def run_sequences(
         `(T, B, ...)`.
     state
         The parts of the initial state, `(L*D, B, H)` each; none for zeros.
-    found
-        The sequences.
+    lengths, resets
+        `(B,)`, checked; None if every step is valid. `(T, B)`, checked.
     directions
         `(L*D,)` for each part of the final state; see `Sequences.initial`.
 
@@ -174,7 +175,8 @@ def run_sequences(
     state
         The parts of the final state, `(L*D, B, H)` each.
     """
-    steps, batch_size = x.shape[:2]
+    steps, batch_size, *_ = x.shape
+    found = sequences(steps, batch_size, lengths, resets)
     row_of_step = np.full((steps, batch_size), -1)  # where a step is found in the outputs of all groups
     outputs, finals = [], []
     indices, count = found.groups(), 0

@@ -72,6 +72,7 @@ def _of_layers(work: Work, ours: Any, native: Any, ns: Tensor | None, tensor: Ca
     hx = None if work.hx is None else join_state([tensor(part) for part in work.hx])
 
     def packed(x: Tensor) -> Tensor:
+        assert ns is not None
         output, _ = native(pack_padded_sequence(x, ns, enforce_sorted=False))
         return pad_packed_sequence(output, total_length=len(x))[0]
 
