@@ -21,25 +21,9 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore import dtype as mstype
 from numpy.typing import NDArray
 
-from unirnn import (
-    BatchNormSpec,
-    Conv1dSpec,
-    EmbeddingSpec,
-    LayerNormSpec,
-    NormalizeSpec,
-    PoolSpec,
-)
+from unirnn import BatchNormSpec, Conv1dSpec, EmbeddingSpec, LayerNormSpec, NormalizeSpec, PoolSpec
 
-from .lengths import (
-    lengths_after,
-    rows_at,
-    seen_steps,
-    select,
-    step_counts,
-    total_steps,
-    valid_steps,
-    widened,
-)
+from .lengths import lengths_after, rows_at, seen_steps, select, step_counts, total_steps, valid_steps, widened
 
 __all__ = [
     "BatchNorm",

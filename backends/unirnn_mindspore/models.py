@@ -70,14 +70,7 @@ from .calls import (
     with_batch,
     without_batch,
 )
-from .lengths import (
-    in_graph,
-    is_compiling,
-    lengths_after,
-    select,
-    valid_steps,
-    valid_steps_on_host,
-)
+from .lengths import in_graph, is_compiling, lengths_after, select, valid_steps, valid_steps_on_host
 from .model_layers import (
     BatchNorm,
     Convolution,

@@ -27,11 +27,7 @@ from unirnn.contract.models import (
     starts_recurrent,
 )
 from unirnn.errors import LimitError, SpecError
-from unirnn.specs import (
-    ModelSpec,
-    RecurrentSpec,
-    Spec,
-)
+from unirnn.specs import ModelSpec, RecurrentSpec, Spec
 
 from . import dispatch, native, operators
 from .model_layers import RUN, Flow, Layer, Padding, batch_norm, described
