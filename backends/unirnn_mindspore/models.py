@@ -42,17 +42,16 @@ from unirnn import (
     Spec,
     SumDirectionsSpec,
 )
+from unirnn.contract.models import ModelModule as ModelOnHost
 from unirnn.contract.models import (
-    ModelCall,
     check_steps_of_batch_norms,
-    check_tokens,
+    clean_tokens,
     is_batch_first,
     keeps_zeros,
     prepare_model,
     prepare_model_step,
     starts_recurrent,
 )
-from unirnn.contract.models import ModelModule as ModelOnHost
 from unirnn.devices import short_name
 from unirnn.specs import ModelSpec
 
@@ -70,7 +69,7 @@ from .calls import (
     with_batch,
     without_batch,
 )
-from .lengths import in_graph, is_compiling, lengths_after, select, valid_steps, valid_steps_on_host
+from .lengths import in_graph, is_compiling, lengths_after, select, valid_steps
 from .model_layers import (
     BatchNorm,
     Convolution,
@@ -378,7 +377,7 @@ class Model(CheckedCell, Layers):
         elif not isinstance(resets, Tensor):
             resets = Tensor(np.asarray(given))
         if self.takes_tokens:
-            input = self._tokens(input, call)
+            input = Tensor(clean_tokens(self.spec, call, input.asnumpy()))
         return input, as_tuples(hx), seq_length, resets, return_state
 
     def _checked(self, input: Any, hx: Any, seq_length: Any, resets: Any, return_state: bool) -> Any:
@@ -464,18 +463,6 @@ class Model(CheckedCell, Layers):
             tokens = ops.where(valid.squeeze(-1), tokens, 0)
         return self.checked_tokens(tokens) if self.on_cpu and not self.is_exporting() else tokens
 
-    def _tokens(self, tokens: Tensor, call: ModelCall) -> Tensor:
-        """The tokens of a call in PyNative mode, checked, with 0 in the padding."""
-        given = tokens.asnumpy()
-        valid = None
-        if call.lengths is not None and call.sizes is not None:
-            valid = valid_steps_on_host(call.lengths, call.sizes.steps, self.batch_first)[..., 0]
-            valid = valid if call.is_batched else valid.reshape(-1)
-        check_tokens(self.spec, given, valid)
-        if valid is None:
-            return tokens if tokens.dtype in (mstype.int32, mstype.int64) else Tensor(given.astype(np.int64))
-        return Tensor(np.where(valid, given, 0).astype(np.int64))
-
     def _given(self, hx: Any) -> Any:
         """Give one state for each layer that has one; None is zeros."""
         return (None,) * len(self.states) if hx is None else hx
@@ -494,7 +481,7 @@ def _checked_step(step: Any) -> Any:
     @functools.wraps(step)
     def checked(self: Model, x: Any, state: Any = None) -> tuple[Tensor, Any]:
         call = prepare_model_step(self.spec, x, state, like=self._like())
-        x = self._tokens(x, call) if self.takes_tokens else x
+        x = Tensor(clean_tokens(self.spec, call, x.asnumpy())) if self.takes_tokens else x
         result: tuple[Tensor, Any] = step(self, x, as_tuples(state))
         return result
 

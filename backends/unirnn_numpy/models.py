@@ -23,7 +23,7 @@ from unirnn.contract.models import (
     is_batch_first,
     prepare_model,
 )
-from unirnn.errors import ArgumentError, ShapeError
+from unirnn.errors import ArgumentError
 from unirnn.specs import (
     BatchNormSpec,
     Concat,
@@ -39,6 +39,7 @@ from unirnn.specs import (
 )
 
 from . import model_layers
+from .module import check_shape
 
 __all__ = ["NumpyModel"]
 
@@ -149,7 +150,7 @@ class NumpyModel(ModelModule):
         trained = self.weights.keys() - self.spec.buffers
 
         def pullback(d_output: Any, d_state: Any = None) -> dict[str, Array]:
-            _check_shape("d_output", d_output, output)
+            check_shape("d_output", d_output, output)
             back = _Backward([None] * len(run.finals))
             if d_state is not None:
                 back.d_finals[:] = run.d_finals(d_state, state)
@@ -185,11 +186,6 @@ def _weight_names(spec: Spec) -> dict[str, dict[str, str]]:
         if isinstance(leaf, LinearSpec) and leaf.tied_to:
             found[name]["weight"] = tied[f"{prefix}weight"]
     return found
-
-
-def _check_shape(name: str, given: Any, result: Array) -> None:
-    if np.shape(given) != result.shape:
-        raise ShapeError(f"{name}: given shape {np.shape(given)}, expected {result.shape}")
 
 
 # ---- what flows through --------------------------------------------------------------------------
@@ -374,7 +370,7 @@ class _Run:
                 raise ArgumentError(f"d_state[{k}]: given {len(given)} arrays, expected {len(expected)}, as in state")
             for d, part in zip(given, expected, strict=True):
                 if d is not None:
-                    _check_shape(f"d_state[{k}]", d, part)
+                    check_shape(f"d_state[{k}]", d, part)
             parts = ((np.zeros_like(part) if d is None else d, part) for d, part in zip(given, final, strict=True))
             found.append(tuple(np.asarray(d, self.dtype).reshape(part.shape) for d, part in parts))
         return found

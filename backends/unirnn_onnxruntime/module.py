@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from unirnn import Device, RecurrentSpec
 from unirnn.contract.call import Call
-from unirnn.contract.models import ModelCall, ModelModule, check_tokens, is_batch_first
+from unirnn.contract.models import ModelCall, ModelModule, clean_tokens, is_batch_first
 from unirnn.contract.module import Module
 from unirnn.contract.sequences import run_sequences
 from unirnn.specs import Spec
@@ -210,7 +210,7 @@ class OnnxRuntimeModel(WithSessions, ModelModule):
 
     def _run(self, call: ModelCall) -> tuple[Array, Sequence[tuple[Array, ...]]]:
         spec = self.spec
-        x = self._tokens(call) if spec.takes_tokens else call.input
+        x = clean_tokens(spec, call, call.input) if spec.takes_tokens else call.input
         if call.sizes is None:
             leading = x.shape if spec.takes_tokens else x.shape[:-1]
             y, _ = self._run_columns(x.reshape(1, math.prod(leading), *x.shape[len(leading) :]), (), None)
@@ -256,16 +256,6 @@ class OnnxRuntimeModel(WithSessions, ModelModule):
             if x.shape[axis] == 0:
                 y = y.take(np.arange(0), 0 if self.spec.ends_steps and axis < 2 else axis)
         return y, [part[:, : begin.shape[1]] for part, begin in zip(final, state, strict=True)]
-
-    def _tokens(self, call: ModelCall) -> Array:
-        """The tokens, checked, as int64."""
-        tokens, valid = call.input, None
-        if call.lengths is not None and call.sizes is not None:
-            valid = np.arange(call.sizes.steps) < call.lengths[:, None]
-            valid = valid if self._batch_first else valid.T
-        check_tokens(self.spec, tokens, valid)
-        found: Array = tokens.astype(np.int64)
-        return found
 
     def _state(self, states: Sequence[tuple[Array, ...] | None], batch_size: int) -> list[Array]:
         """The parts of the state of all layers, one after the other."""

@@ -46,6 +46,7 @@ __all__ = [
     "ModelModule",
     "check_steps_of_batch_norms",
     "check_tokens",
+    "clean_tokens",
     "is_batch_first",
     "keeps_zeros",
     "prepare_model",
@@ -272,6 +273,32 @@ def check_tokens(spec: Spec, tokens: NDArray[Any], valid: NDArray[np.bool_] | No
     if least < 0 or largest >= spec.input_features:
         wrong = least if least < 0 else largest
         raise ArgumentError(f"input: given token {wrong}, expected 0 <= token < {spec.input_features} (num_embeddings)")
+
+
+def clean_tokens(spec: Spec, call: ModelCall, tokens: NDArray[Any]) -> NDArray[np.int64]:
+    """The tokens of a call on the host, checked, with 0 in the padding.
+
+    Parameters
+    ----------
+    spec
+        The model.
+    call
+        The call. Its lengths, if any, are on the host.
+    tokens
+        Its input, with or without the axis B.
+
+    Raises
+    ------
+    ArgumentError
+        As `check_tokens`.
+    """
+    if call.lengths is None or call.sizes is None:
+        check_tokens(spec, tokens)
+        return tokens.astype(np.int64)
+    valid = np.arange(call.sizes.steps) < call.lengths[:, None]
+    valid = (valid if is_batch_first(spec) else valid.T).reshape(tokens.shape)
+    check_tokens(spec, tokens, valid)
+    return np.where(valid, tokens, 0).astype(np.int64)
 
 
 def check_steps_of_batch_norms(
