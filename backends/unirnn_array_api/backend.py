@@ -83,7 +83,7 @@ class ArrayBackend(Backend):
         return np.asarray(array.detach() if hasattr(array, "detach") else array)
 
     def detach(self, array: Any) -> Any | None:
-        # The standard has no gradients, and no word for it.
+        # The standard has no gradients, and so no function for this.
         return array.detach() if hasattr(array, "detach") else None
 
     def like(self, array: Array, other: Any) -> Any | None:

@@ -87,7 +87,7 @@ class Tanh(nn.Cell):
 
 
 class LogSoftmax(WideCell):
-    """MindSpore's own log_softmax of float64 is that of float32 on a CPU."""
+    """On a CPU, MindSpore's own log_softmax computes float64 in float32."""
 
     def construct(self, x: Any) -> Any:
         """Give the logarithm of the softmax of the last axis."""

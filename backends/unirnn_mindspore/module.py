@@ -23,7 +23,7 @@ __all__ = ["Recurrent"]
 
 
 class Recurrent(CheckedCell):
-    """A stack of recurrent layers, whose parameters have the names of those of ``mindspore.nn.RNN``, ``GRU``, ``LSTM``.
+    """A stack of recurrent layers, with the parameters' names of ``mindspore.nn.RNN``, ``GRU`` and ``LSTM``.
 
     Parameters
     ----------

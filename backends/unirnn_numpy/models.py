@@ -107,7 +107,7 @@ class NumpyModel(ModelModule):
     def vjp(
         self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None
     ) -> tuple[Array, tuple[Any, ...], Callable[..., dict[str, Array]]]:
-        """Run the model, and return what computes the gradients besides.
+        """Run the model, and also return a function that computes the gradients.
 
         Parameters
         ----------
@@ -122,7 +122,7 @@ class NumpyModel(ModelModule):
             ``pullback(d_output, d_state=None)`` gives the gradients of the sum of ``output * d_output``, and of each
             part of the state times that of ``d_state``, by name: ``input``, unless it is tokens; ``hx[0]`` or
             ``hx[0][1]`` for each part of the initial state; and each weight that is trained. In ``d_state``, None is
-            zeros, as a whole or for a layer. The weights must be those of the call: change them afterwards.
+            zeros, as a whole or for a layer. The weights must not be changed between the call and this.
 
         Raises
         ------
@@ -218,13 +218,13 @@ class _Flow(NamedTuple):
     x
         `(T, B, F)`, or rows `(N, F)`; tokens without F. Any axes may stand before F, if no layer needs to know them.
     axis
-        The axis of the steps; None if there is none that is known.
+        The axis of the steps; None if there is none, or it is not known.
     ragged
         The lengths; None if every step is valid.
     padding
         What stands in the padding. If it is ``"zeros"``, the layer that gave x ignores what stands there in the
-        gradient. If it is ``"any"``, whoever takes x gives zeros there. With ``"none"``, x has the valid steps only, as
-        rows.
+        gradient. If it is ``"any"``, the layer that takes x gives zeros there in the gradient. With ``"none"``, x has
+        the valid steps only, as rows.
     """
 
     x: Array
@@ -239,7 +239,7 @@ class _Flow(NamedTuple):
 
 @dataclass
 class _Backward:
-    """The gradients of a backward pass: those of the final states, which are given, and those that it finds."""
+    """The gradients of a backward pass: of the final states, which are given, and the ones that it computes."""
 
     d_finals: list[State | None]
     d_initials: list[State] = field(init=False)
@@ -250,7 +250,7 @@ class _Backward:
 
 
 _Pull = Callable[[Array, _Backward], Array]
-"""From the gradient of what a layer gives to that of what it takes."""
+"""Computes the gradient of a layer's input from the gradient of its output."""
 _Result = tuple[_Flow, _Pull]
 
 
@@ -463,7 +463,7 @@ class _Run:
         if flow.axis is None:  # a single step, which has no backward pass
             return flow._replace(x=self._recurrent_step(name, spec, flow.x)), _same
         unpack: _Pull = _same
-        if flow.padding == "none":  # whatever stands in the padding, it does not read it
+        if flow.padding == "none":  # it does not read the padding
             flow, unpack = _padded(flow)
         weights, position = self._own_weights(name), len(self.finals)
         state, noise = self._call.states[position], None

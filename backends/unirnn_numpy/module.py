@@ -80,7 +80,7 @@ class NumpyModule(Module):
     def vjp(
         self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, **aliases: Any
     ) -> tuple[Array, Any, Callable[[Array, Any], dict[str, Array]]]:
-        """Run the layers, and return what computes the gradients besides.
+        """Run the layers, and also return a function that computes the gradients.
 
         Parameters
         ----------
@@ -93,8 +93,8 @@ class NumpyModule(Module):
             As a call returns them.
         pullback
             ``pullback(d_output, d_h_n)`` gives the gradients of ``sum(output * d_output) + sum(h_n * d_h_n)``, by name:
-            ``input``, ``h_0`` (and ``c_0``), and each weight. None for ``d_h_n`` is zeros. The weights must be those of
-            the call: change them afterwards.
+            ``input``, ``h_0`` (and ``c_0``), and each weight. None for ``d_h_n`` is zeros. The weights must not be
+            changed between the call and this.
 
         Raises
         ------

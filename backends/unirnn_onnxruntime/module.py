@@ -194,7 +194,7 @@ class OnnxRuntimeModel(WithSessions, ModelModule):
         self, spec: Spec, dtype: str, weights: Mapping[str, Array], device: Device, session_options: Mapping[str, Any]
     ) -> None:
         super().__init__(spec)
-        # A model looks them up anew at each question, and each call asks.
+        # A model computes these each time it is asked, and each call needs them.
         self._batch_first, self._stateful = is_batch_first(spec), spec.stateful
         names = [
             f"{layer}.{part}" if layer else part
@@ -246,9 +246,9 @@ class OnnxRuntimeModel(WithSessions, ModelModule):
         return y, final
 
     def _run_nothing(self, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
-        """Run with two of whatever there is none of, and leave the results out.
+        """Run an empty input: over an input with 2 in place of each size of 0, whose results are cut off again.
 
-        Over empty arrays, some nodes of ONNX Runtime end the process.
+        Some nodes of ONNX Runtime end the process when they get an empty array.
         """
         some = [np.zeros([size or 2 for size in array.shape], array.dtype) for array in (x, *state)]
         y, final = self._run_columns(some[0], some[1:], None)
@@ -282,7 +282,7 @@ def _directions(spec: RecurrentSpec) -> Array:
 
 
 def _signature(input: Any, hx: Any) -> tuple[Any, ...] | None:
-    """What the checks of a call look at; None for what is no array, or no pair of arrays."""
+    """Everything that the checks of a call look at; None if an argument is neither an array nor a pair of arrays."""
     try:
         if hx is None:
             return type(input), input.shape, input.dtype

@@ -35,7 +35,7 @@ class WithSessions:
     def _start(
         self, dtype: str, weights: Mapping[str, Array], device: Device, session_options: Mapping[str, Any]
     ) -> None:
-        """Take what the constructor was given besides the spec."""
+        """Take the constructor's arguments, except the spec."""
         _options(session_options)
         self._dtype, self._device, self._session_options = np.dtype(dtype), device, dict(session_options)
         self.replace(weights)

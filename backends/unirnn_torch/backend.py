@@ -251,7 +251,7 @@ def _checkpointed(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _check_readable(name: str, weight: torch.Tensor) -> None:
-    """Refuse a weight without values, or with a part of them only."""
+    """Refuse a weight that has no values, or only a part of them."""
     if hasattr(weight, "full_tensor"):  # a DTensor: importing it takes a second
         raise ArgumentError(
             "module: its weights are sharded over processes, expected whole ones; gather them in all processes with "
@@ -275,7 +275,7 @@ _COMPUTED = {
 
 
 def _check_current(name: str, weight: torch.Tensor, module: torch.nn.Module) -> None:
-    """Refuse a weight that is made anew at each call, so that what it is now may be out of date."""
+    """Refuse a weight that is computed anew at each call, since its present value may be out of date."""
     layer, _, own = name.rpartition(".")
     owner = module.get_submodule(layer)
     for end, words in _COMPUTED.items():

@@ -1,6 +1,6 @@
 """The implementations of the routes: how a whole stack is computed, over `(T, B, I)`.
 
-Which of them runs a call is decided by `unirnn_torch.dispatch.route`.
+`unirnn_torch.dispatch.route` decides which one runs a call.
 """
 
 from functools import partial
@@ -131,7 +131,7 @@ def _with_as_many_steps_as_traced(x: Tensor) -> Tensor:
     """The same `(T, B, I)`, by an operation that fails in the trace's graph at another T.
 
     `torch.jit.trace` and the older exporter to ONNX record the reference as the steps of the example, and these would
-    run over a part of a longer input. Only its shape is recorded, so no words of ours can be said there.
+    run over a part of a longer input. A trace records only operations, so it can't raise an error with our own message.
     """
     return x.reshape(int(x.shape[0]), *x.shape[1:])
 

@@ -1,4 +1,4 @@
-"""The layers of models in torch, and what happens at each of them.
+"""The layers of models in torch, and how each is run.
 
 Most layers are torch's own. What goes from layer to layer is a `Flow`, and `RUN` says by the kind of a layer how it is
 called, and what it does to lengths and states.
@@ -84,7 +84,7 @@ class Padding:
         return torch.where(valid if x.dim() == 2 else valid.unsqueeze(-1), x, value)
 
     def after(self, spec: Conv1dSpec, steps: int) -> "Padding":
-        """The padding of a convolution's output, which has so many steps."""
+        """The padding after a convolution, whose output has ``steps`` steps."""
         lengths: Any = self.lengths
         if isinstance(lengths, np.ndarray):
             return Padding(spec.output_lengths(lengths), steps, self._axis)
@@ -106,7 +106,7 @@ class Flow(NamedTuple):
     axis
         The axis T of ``x``; None if it has none.
     padding
-        None if every step is valid, or there are none.
+        None if every step is valid, or there is no axis T.
     is_clean
         Whether the padding is exactly zero.
     states
@@ -200,7 +200,7 @@ class Normalize(nn.Module):
     Parameters
     ----------
     eps
-        The least norm.
+        The smallest norm by which is divided.
     """
 
     def __init__(self, eps: float) -> None:
@@ -324,7 +324,7 @@ def _convolution(layer: Layer, spec: Spec, flow: Flow) -> Flow:
 
 
 def _context(x: Tensor, count: int, padding: Padding | None) -> Tensor:
-    """`(B, C, count)`: the last steps of each sequence, which so many steps precede."""
+    """`(B, C, count)`: the last ``count`` steps of each sequence. In x, ``count`` steps of context precede it."""
     if padding is None:
         return x[:, :, x.shape[2] - count :]
     step = padding.lengths_on(x.device).unsqueeze(1) + torch.arange(count, device=x.device)

@@ -244,7 +244,7 @@ class Model(ModelModule):
 
 
 class LayerModule(ModelModule):
-    """What a layer by itself has besides being a native one: the call of a model."""
+    """A single layer with the call of a model; its other base class is the native layer."""
 
     def _run(self, flow: Flow) -> Flow:
         layer: Layer = super(ModelModule, self).forward
@@ -349,7 +349,7 @@ def tie(module: nn.Module, spec: ModelSpec) -> None:
 
 
 def check_layers(module: nn.Module) -> None:
-    """Refuse a model whose layers are no longer those of its spec.
+    """Refuse a model whose layers no longer match its spec.
 
     Parameters
     ----------

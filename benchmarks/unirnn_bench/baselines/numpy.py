@@ -21,7 +21,7 @@ __all__ = ["MODES", "calls"]
 Array = NDArray[Any]
 State = tuple[Array, ...]
 Backward = Callable[[State], tuple[Array, Array, State]]
-"""From the gradient of a step's new state to those of its two products and of its old state."""
+"""Computes the gradients of a step's two products and of its old state from the gradient of its new state."""
 
 MODES = ("eager",)
 
@@ -121,7 +121,7 @@ class _Direction:
         return output
 
     def backward(self, d_output: Array, gradients: dict[str, Array]) -> Array:
-        """Put the gradients of the weights into ``gradients``, and return that of the input."""
+        """Put the gradients of the weights into ``gradients``, and return the gradient of the input."""
         w_ih, w_hh, _, _ = self.weights
         dx = np.zeros_like(self.x)
         d_weights = [np.zeros_like(weight) for weight in self.weights]
