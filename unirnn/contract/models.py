@@ -291,6 +291,14 @@ def clean_tokens(spec: Spec, call: ModelCall, tokens: NDArray[Any]) -> NDArray[n
     ------
     ArgumentError
         As `check_tokens`.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> spec = unirnn.EmbeddingSpec(5, 2)
+    >>> call = prepare_model(spec, np.array([[1, 99]]), None, [1], None, like=(np.ndarray, None))
+    >>> clean_tokens(spec, call, call.input).tolist()
+    [[1, 0]]
     """
     if call.lengths is None or call.sizes is None:
         check_tokens(spec, tokens)

@@ -174,6 +174,17 @@ def run_sequences(
         `(T, B, F)`, zero in the padding.
     state
         The parts of the final state, `(L*D, B, H)` each.
+
+    Examples
+    --------
+    >>> import array_api_compat.numpy as xp
+    >>> def sums(x, state, lengths):  # a layer whose state is the sum so far
+    ...     after = state[0] + np.cumsum(x, axis=0)
+    ...     return after, [after[lengths - 1, np.arange(len(lengths))][None]]
+    >>> x, resets = np.ones((4, 1, 1)), np.array([[0], [0], [1], [0]], bool)
+    >>> output, (final,) = run_sequences(xp, sums, x, [np.zeros((1, 1, 1))], None, resets, [np.array([0])])
+    >>> output.ravel().tolist(), final.ravel().tolist()
+    ([1.0, 2.0, 1.0, 2.0], [2.0])
     """
     steps, batch_size, *_ = x.shape
     found = sequences(steps, batch_size, lengths, resets)
