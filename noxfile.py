@@ -1,4 +1,7 @@
-"""Everything that is run on unirnn: ``nox -l`` lists it, ``nox`` runs what must pass, ``nox -t torch`` one backend.
+"""Everything that is run on unirnn: ``nox -l`` lists it.
+
+``nox`` tests it in every environment, ``nox -t torch`` in that of one backend, and ``nox -t ci`` runs what takes longer
+and few changes can break.
 
 The matrix is backend by Python version, only where the framework has a build for that version. The default
 runs the version that nox itself runs on (or, where a framework lacks it, the newest that it has).
@@ -94,9 +97,6 @@ EXAMPLES = [
     "weather/weather.py",
     "letters_to_sounds/letters_to_sounds.py",
 ]
-# Other ways of building the library. Where zig is new, it is downloaded and builds its own libraries first.
-# The compiler that no_compiler falls back to is that of the session clang, so the default has no need of that one.
-BUILDS = ["no_compiler", "sanitizers"]
 # without the checks for null, which AddressSanitizer makes too and which double the time to compile
 SANITIZERS = (
     "-fsanitize=address,undefined -fno-sanitize=null -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1 -O1"
@@ -110,7 +110,7 @@ def newest(backend: str) -> str:
 
 
 COLUMNS = [f"tests({backend}-{newest(backend)})" for backend in PYTHONS]
-nox.options.sessions = ["lint", "typing", *COLUMNS, "models", "roundtrip", "examples", "docs", "build", *BUILDS]
+nox.options.sessions = ["lint", "typing", *COLUMNS, "models", "docs", "build"]
 
 
 def install(session: nox.Session, *groups: str, extras: str = "") -> None:
@@ -216,7 +216,7 @@ def models(session: nox.Session) -> None:
     session.run(python, "-m", "pytest", "tests/models", *session.posargs, external=True)
 
 
-@nox.session(python=ROUNDTRIP_PYTHON)
+@nox.session(python=ROUNDTRIP_PYTHON, tags=["ci"])
 def roundtrip(session: nox.Session) -> None:
     """Every framework's layers into every other's: by files between two environments, MindSpore's and JAX's."""
     folder = Path(session.create_tmp()).resolve()
@@ -246,7 +246,7 @@ def demo(session: nox.Session) -> None:
     session.run(python, "examples/japanese_vowels/same_run.py", external=True)
 
 
-@nox.session
+@nox.session(tags=["ci"])
 def examples(session: nox.Session) -> None:
     """The programs in examples, besides the demo; each ends with an error if it does not do what it is to show."""
     python = together(session, "demo", "test", "typing")
@@ -325,9 +325,13 @@ def check_library(session: nox.Session, **env: str) -> None:
         session.run("python", "-c", code, env=env)
 
 
-@nox.session
+@nox.session(tags=["ci"])
 def no_compiler(session: nox.Session) -> None:
-    """Without a C compiler: NumPy in the place of the library, and the library built by the package ziglang."""
+    """Without a C compiler: NumPy in the place of the library, and the library built by the package ziglang.
+
+    That package is clang; the session ``clang`` differs in that a compiler is there. Where it is new, it is downloaded
+    and builds its own libraries first.
+    """
     install_built(session, UNIRNN_PURE="1")
     session.run("pytest", "tests/kernels", "tests/numpy", *PARALLEL)
     install_built(session, PATH=session.bin, CC="")
@@ -343,7 +347,7 @@ def clang(session: nox.Session) -> None:
     session.run("pytest", "tests/kernels", *PARALLEL, *session.posargs)
 
 
-@nox.session
+@nox.session(tags=["ci"])
 def sanitizers(session: nox.Session) -> None:
     """The library under AddressSanitizer and UndefinedBehaviorSanitizer, which stop the process at an error.
 

@@ -170,11 +170,9 @@ def backward(
         for d, size in zip(d_final, call.state_sizes, strict=True)
     ]
     _whole("kept", kept, (steps * batch_size, compiled.KEPT[call.cell] * call.hidden_size), x.dtype)
-    d_x = x.new_empty(x.shape) if of_x else None
-    d_state = [part.new_empty(part.shape) for part in state]
-    d_weights = reference.Weights(
-        *(None if w is None or not of_weights else w.new_empty(w.shape) for w in call.weights)
-    )
+    d_x = x.new_empty((steps, batch_size, x.shape[2])) if of_x else None
+    d_state = [torch.empty_like(part) for part in state]
+    d_weights = reference.Weights(*(None if w is None or not of_weights else torch.empty_like(w) for w in call.weights))
     compiled.backward(
         _described(call, kept=kept), compiled.gradients(_MEMORY, d_output, d_final, d_x, d_state, d_weights)
     )
@@ -243,21 +241,8 @@ def _in_one_piece(tensor: Tensor) -> Tensor:
 def _described(
     call: Call, *, output: Tensor | None = None, final: Sequence[Tensor] = (), kept: Tensor | None
 ) -> compiled.Layer:
-    return compiled.layer(
-        _MEMORY,
-        call.cell,
-        _DTYPES[call.x.dtype],
-        call.weights,
-        call.x,
-        call.state,
-        call.lengths,
-        call.resets,
-        reverse=call.reverse,
-        num_threads=torch.get_num_threads(),
-        output=output,
-        final=final,
-        kept=kept,
-    )
+    dtype, threads = _DTYPES[call.x.dtype], torch.get_num_threads()
+    return compiled.layer(_MEMORY, call.cell, dtype, call, threads, output=output, final=final, kept=kept)
 
 
 def _readable(call: Call) -> Call:

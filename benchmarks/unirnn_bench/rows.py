@@ -46,8 +46,8 @@ def measure_row(
     dict
         ``times`` has the median, the quartiles (in seconds) and the number of samples of each implementation;
         ``ratios``, for each baseline, the time of ours divided by the baseline's; ``peak``, the share of the
-        processor's peak that ours reaches, or None if it is not known; ``errors``, what failed and why; ``fill``, the
-        fraction of valid steps. The other keys say which row it is.
+        processor's peak that ours reaches, measured by turns with the functions, or None if it is not known;
+        ``errors``, what failed and why; ``fill``, the fraction of valid steps. The other keys say which row it is.
     """
     work = Work.draw(layer, mode, threads, slow)
     calls = dict(baselines.load(backend).calls(work))
@@ -55,9 +55,12 @@ def measure_row(
     for name in REFERENCES:
         if name != backend.name and _can_compare(name, layer, mode):
             calls[name] = baselines.load(registry.load(name)).calls(dense)["native"]
-    peak = _peak(mode)
+    peaks: list[float] = []
+    compiled = None if mode == "cuda" else library.load()
+    if compiled is not None:
+        calls["peak"] = lambda: peaks.append(compiled.unirnn_peak(0))
     times, errors = measure(calls, seconds, rest=REST if threads > 1 else 0)
-    peak = max(peak, _peak(mode))  # the clock of a processor changes
+    times.pop("peak", None)
     if backend.name in REFERENCES and "native" in times:
         times[backend.name] = times["native"]
     figures = {}
@@ -67,7 +70,7 @@ def measure_row(
     ratios, share = {}, None
     if "ours" in figures:
         ours = figures["ours"]["median"]
-        share = work.operations / (ours * threads * peak) if peak else None
+        share = work.operations / (ours * threads * float(np.median(peaks))) if peaks else None
         ratios = {name: ours / figure["median"] for name, figure in figures.items() if name != "ours"}
     return {
         "backend": backend.name,
@@ -95,9 +98,3 @@ def _is_installed(backend: str) -> bool:
     except BackendError:
         return False
     return True
-
-
-def _peak(mode: str) -> float:
-    """How many operations in float32 a core can do in a second; 0 if that is not known."""
-    kernels = None if mode == "cuda" else library.load()
-    return 0.0 if kernels is None else float(kernels.unirnn_peak(0))

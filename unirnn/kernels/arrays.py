@@ -34,21 +34,8 @@ _MEMORY = compiled.Memory(_address, _strides)
 
 
 def _layer(one: Direction, kept: Array | None, output: Array | None = None, final: State = ()) -> compiled.Layer:
-    return compiled.layer(
-        _MEMORY,
-        compiled.cell_of(one.spec),
-        _NAMES[one.x.dtype],
-        one.weights,
-        one.x,
-        one.state,
-        one.lengths,
-        one.resets,
-        reverse=one.reverse,
-        num_threads=compiled.num_threads(),
-        output=output,
-        final=final,
-        kept=kept,
-    )
+    cell, dtype, threads = compiled.cell_of(one.spec), _NAMES[one.x.dtype], compiled.num_threads()
+    return compiled.layer(_MEMORY, cell, dtype, one, threads, output=output, final=final, kept=kept)
 
 
 def forward(one: Direction, output: Array, final: State, *, keep: bool) -> Array | None:

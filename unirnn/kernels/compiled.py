@@ -8,7 +8,7 @@ import ctypes
 import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from unirnn.reference import Weights
 from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
@@ -20,6 +20,7 @@ __all__ = [
     "Gradients",
     "Layer",
     "Memory",
+    "OneDirection",
     "Step",
     "backward",
     "cell_of",
@@ -128,18 +129,47 @@ def num_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class OneDirection(Protocol):
+    """One layer in one direction, and what it is called with, over the arrays of a framework."""
+
+    @property
+    def weights(self) -> Weights:
+        """Of this layer and direction, contiguous. With a projection, h and the output are `(..., proj_size)`."""
+        ...
+
+    @property
+    def x(self) -> Any:
+        """`(T, B, I)`, the last axis contiguous."""
+        ...
+
+    @property
+    def state(self) -> Sequence[Any]:
+        """Initial state, `(B, H)` each, contiguous; empty for zeros."""
+        ...
+
+    @property
+    def lengths(self) -> Any | None:
+        """`(B,)` int64, contiguous; None if every step is valid."""
+        ...
+
+    @property
+    def resets(self) -> Any | None:
+        """`(T, B)` bool, contiguous: whether a new sequence begins at a step; None if none does."""
+        ...
+
+    @property
+    def reverse(self) -> bool:
+        """Whether it runs from the last valid step to the first."""
+        ...
+
+
 def layer(
     memory: Memory,
     cell: str,
     dtype: str,
-    weights: Weights,
-    x: Any,
-    state: Sequence[Any],
-    lengths: Any | None,
-    resets: Any | None,
-    *,
-    reverse: bool,
+    call: OneDirection,
     num_threads: int,
+    *,
     output: Any = None,
     final: Sequence[Any] = (),
     kept: Any = None,
@@ -154,18 +184,8 @@ def layer(
         See `cell_of`.
     dtype
         ``"float32"`` or ``"float64"``, of all arrays but the lengths.
-    weights
-        Of one layer and direction, contiguous. With a projection, h and the output are `(..., proj_size)`.
-    x
-        `(T, B, I)`, the last axis contiguous.
-    state
-        Initial state, `(B, H)` each, contiguous; empty for zeros.
-    lengths
-        `(B,)` int64, contiguous; None if every step is valid.
-    resets
-        `(T, B)` bool, contiguous: whether a new sequence begins at a step; None if none does.
-    reverse
-        Whether it runs from the last valid step to the first.
+    call
+        The layer, and what it is called with.
     num_threads
         How many threads may compute.
     output, final
@@ -174,21 +194,22 @@ def layer(
         `(N, KEPT[cell] * H)` for the sum N of the lengths: what the forward pass leaves for the backward pass; None if
         there will be none.
     """
+    x, weights = call.x, call.weights
     steps, batch_size, input_size = x.shape
     hidden_size, proj_size = _sizes(weights)
     return Layer(
         _CELLS[cell],
         _DTYPES[dtype],
-        reverse,
+        call.reverse,
         num_threads,
         steps,
         batch_size,
         input_size,
         hidden_size,
         proj_size,
-        *memory._addresses((lengths, resets, *weights)),
+        *memory._addresses((call.lengths, call.resets, *weights)),
         memory._steps(x),
-        *memory._pair(state),
+        *memory._pair(call.state),
         memory._steps(output),
         *memory._pair(final),
         *memory._addresses((kept,)),

@@ -1,17 +1,17 @@
 /* The equations of the cells: one step forward and one step back, for a vector of hidden units of one sequence.
 
-   W is the product with the input, biases included, and U that with the state before, h:
+   W stands for W_ih x plus the biases, U for W_hh h, with the state h before the step:
 
      RNN                h' = act(W + U)
      GRU                r, z = s(W + U)    n = tanh(W_n + r * k)          h' = n + z * (h - n)    with k = U_n + b_hn
      GRU, reset before  r, z = s(W + U)    n = tanh(W_n + U_n(r * h))     h' = n + z * (h - n)
      LSTM               i, f, o = s(W + U)   g = tanh(W + U)   c' = f * c + i * g   h' = o * tanh(c')
 
-   s is the sigmoid, or the straight line slope * x + 1/2 that is cut off at 0 and 1. Of an LSTM with a projection this h'
-   is only what is projected: the state after the step is W_hr h'.
+   s is the sigmoid, or the straight line slope * x + 1/2 cut off at 0 and 1. In an LSTM with a projection, this h' is
+   then projected: the state after the step is W_hr h'.
 
-   The gates are computed in blocks, each by one product with the state. Only the GRU whose reset gate comes before the
-   product needs two: its n waits for r. */
+   The gates are computed in blocks of one product with the state each. Only the GRU with the reset gate before the
+   product has two blocks, since its n needs r. */
 
 typedef struct {
     int num_gates, gates[4]; /* which of torch's gates, in the order of a panel's vectors */
@@ -21,16 +21,16 @@ typedef struct {
 typedef struct {
     int num_gates, num_blocks;
     block blocks[2];
-    int kept;            /* how many arrays (H,) a step keeps: h', and those of `keep` */
-    int gradients;       /* how many a step back gives */
-    int of_input[4];     /* torch's gates in the order of the gradients of W, which come first */
-    int of_hidden_first; /* where those of U begin, which are in torch's order */
+    int kept;            /* how many arrays (H,) a step keeps for the backward pass: h', and those of `keep` */
+    int gradients;       /* how many arrays (H,) of gradients a step back gives: of W, then of U */
+    int of_input[4];     /* the order of the gradients of W, as numbers of torch's gates */
+    int of_hidden_first; /* where the gradients of U begin; they are in torch's order, and share arrays with W's */
 } cell_plan;
 
-/* The cell with the same equations whose gates are sigmoids, and the slope of the line that they are instead. */
+/* Each cell of the interface: which equations it has, and the slope of the line that replaces its sigmoids. */
 typedef struct {
     int cell;
-    double slope; /* 0: they are sigmoids */
+    double slope; /* 0 for sigmoids */
 } cell_variant;
 
 static const cell_variant VARIANTS[UNIRNN_CELLS] = {
@@ -47,7 +47,7 @@ static const cell_variant VARIANTS[UNIRNN_CELLS] = {
     [LSTM_HARD_SIGMOID_02] = {LSTM, 0.2},
 };
 
-/* Of each of those cells. */
+/* By the cells that VARIANTS refers to. */
 static const cell_plan PLANS[UNIRNN_CELLS] = {
     [RNN_TANH] = {1, 1, {{1, {0}, 2}}, 1, 1, {0}, 0},
     [RNN_RELU] = {1, 1, {{1, {0}, 2}}, 1, 1, {0}, 0},
@@ -56,17 +56,17 @@ static const cell_plan PLANS[UNIRNN_CELLS] = {
     [LSTM] = {4, 1, {{4, {0, 1, 2, 3}, 1}}, 6, 4, {0, 1, 2, 3}, 0},
 };
 
-/* The hidden units of one sequence from which a step starts, and where it puts what it finds. */
+/* What a step of one sequence reads, and where it writes. */
 typedef struct {
     const real *h; /* the state before */
     real *next;    /* the state after */
-    real *c;       /* of an LSTM: before, and then after */
-    real *reset;   /* r * h, and */
-    real *update;  /* z, of a GRU whose reset gate comes before the product */
-    real *output; /* NULL if the state after is yet to be projected */
+    real *c;       /* LSTM: the cell state before, replaced by the one after */
+    real *reset;   /* GRU_RESET_BEFORE: r * h, from the first block to the second */
+    real *update;  /* GRU_RESET_BEFORE: z, likewise */
+    real *output;  /* NULL with a projection, which writes it later */
     real *kept;   /* (kept, size), or NULL */
-    real slope;   /* of the gates' line; 0 of sigmoids */
-    int64_t size, first, left; /* H; the first unit of the vector; how many there are from it on */
+    real slope;   /* of the line that replaces the sigmoids, or 0 */
+    int64_t size, first, left; /* H, the first hidden unit of the vector, and how many units follow from it on */
 } step;
 
 INLINE void keep(const step *s, int place, vec x) {
@@ -88,12 +88,13 @@ INLINE vec gate_of(const step *s, vec x) {
     return choose(line > splat(1), splat(1), line);
 }
 
-/* Where the sums of a block's product with the state begin: for most gates at W. */
+/* What the product with the state is added to: W, but for the gate n of a GRU, whose W is added after r has
+   multiplied. */
 INLINE void begin_sums(int cell, int gate, const real *w, const real *bias, vec *sum) {
     *sum = cell == GRU && gate == 2 ? load(bias) : load(w);
 }
 
-/* One step, or its block, of the sums W + U; `w_n` is W of the gate n of a GRU, whose sum is k. */
+/* One block of a step, from the sums W + U of its gates. For the gate n of a GRU the sum is k, and `w_n` is W. */
 INLINE void step_forward(int cell, int block, const vec *sums, vec w_n, const step *s) {
     if (cell == RNN_TANH) finish(s, tanh_of(sums[0]));
     if (cell == RNN_RELU) finish(s, choose(sums[0] < splat(0), splat(0), sums[0]));
@@ -122,15 +123,15 @@ INLINE void step_forward(int cell, int block, const vec *sums, vec w_n, const st
     }
 }
 
-/* What a step back takes of one sequence, and what it gives. */
+/* What a step back of one sequence reads, and where it writes. */
 typedef struct {
     const real *kept;      /* of the step */
     const real *h, *c;     /* the state before the step */
-    real *d_h, *d_c;       /* the gradient of the state after it; then what of that before it comes by no product */
+    real *d_h, *d_c;       /* the gradient of the state after; then what passes to the state before without a product */
     const real *d_output;  /* or NULL */
     real *gradients;       /* (gradients, size): of W and U */
-    real *d_reset;         /* that of r * h, by the first block's product, of a GRU with the reset gate before */
-    real slope;            /* of the gates' line; 0 of sigmoids */
+    real *d_reset;         /* GRU_RESET_BEFORE: the gradient of r * h, a product that the second block reads */
+    real slope;            /* of the line that replaces the sigmoids, or 0 */
     int64_t size, first, left;
 } step_back;
 
@@ -140,7 +141,7 @@ INLINE void give(const step_back *s, int place, vec x) {
     store_some(s->gradients + place * s->size + s->first, x, s->left);
 }
 
-/* The slope of the function s, by what it gave. */
+/* The derivative of s, from the value of s. */
 INLINE vec slope_of_gate(const step_back *s, vec gate) {
     if (s->slope == 0) return gate * (splat(1) - gate);
     return choose((gate > splat(0)) & (gate < splat(1)), splat(s->slope), splat(0));

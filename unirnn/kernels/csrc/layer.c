@@ -1,13 +1,14 @@
 /* One layer in one direction, forward and backward, for one instruction set (ISA) and one type (DOUBLE).
 
-   A column of the batch is one sequence, or several one after another if it has resets; they are independent, and each
-   is computed like a column of its own. The sequences are sorted by length, the longest first, so that those that have a
-   step t are the first `active[t]`. Only valid steps are computed; they are counted as *rows*, step by step: step t of
-   the sequence at place s is row first_row[t] + s.
+   Without resets, a column of the batch is one sequence. With resets it holds several, one after another. They are
+   independent, so each is computed as if it had a column of its own. The sequences are sorted by length, the longest
+   first: those that have a step t are the first `active[t]`. Only valid steps are computed. They are numbered as
+   *rows*, step by step: step t of the sequence at place s is row first_row[t] + s.
 
-   Forward, each thread takes some of the sequences through all steps. It multiplies a chunk of their inputs with the
-   weights at once, and then goes step by step. Backward, the threads go back over a chunk of steps, each with its
-   sequences, and then share the gradients of the weights that the chunk brings, each with some of their rows. */
+   Forward, each thread has its share of the sequences and takes them through all steps. It first multiplies the
+   inputs of a chunk of steps with the weights, and then goes through the chunk step by step. Backward, the threads
+   go back through a chunk of steps, again each with its sequences. Then each computes some rows of what the chunk
+   adds to the gradients of the weights. */
 
 #include "unirnn.h"
 
@@ -19,14 +20,15 @@
 #include "cells.h"
 #include "threads.h"
 
-#define CHUNK 256         /* how many rows a chunk has, at least, if there are so many */
-#define FEW 3             /* up to how many rows the weights are used as they are: packing them would cost more */
+#define CHUNK 256         /* the least number of rows in a chunk, if there are so many */
+#define FEW 3             /* with up to this many rows, packing the weights would cost more than it gains */
 #define THREAD_WORK 4e6   /* how many multiplications are worth a thread of their own */
 #define THREAD_SEQUENCES 4
 
 /* ---- a call --------------------------------------------------------------------------------------------------- */
 
-/* Memory of a call: first only counted, then given out. */
+/* The memory of a call. It is laid out twice: without a base the sizes are only added up, then pointers are given
+   out. */
 typedef struct {
     char *base;
     int64_t size;
@@ -41,40 +43,41 @@ static void *give_out(memory *m, int64_t count, int64_t size) {
 #define REALS(m, count) give_out(m, count, sizeof(real))
 
 typedef struct {
-    real *gates[2];  /* W of a chunk's rows, for each block */
-    real *input;     /* a chunk's input */
+    real *gates[2];  /* the products of a chunk's inputs with W_ih, for each block */
+    real *input;     /* the inputs of a chunk */
     real *h, *next;  /* the state of each sequence, before and after a step */
-    real *gated;     /* of an LSTM with a projection: o * tanh(c'), which is projected to the state after a step */
-    real **outputs;  /* and the rows of a step's output */
+    real *gated;     /* LSTM with a projection: o * tanh(c'), which is then projected */
+    real **outputs;  /* LSTM with a projection: the rows of a step's output */
     real *reset, *update;
 } thread_memory;
 
 typedef struct {
-    int64_t column, begin, length; /* its first step, and how many it has */
-    int has_initial, has_final;    /* whether it begins with the initial state of its column, and ends with the final one */
+    int64_t column, begin, length; /* its column, its first step there, and its number of steps */
+    int has_initial, has_final;    /* whether it begins with its column's initial state, and ends with the final one */
 } sequence;
 
 typedef struct {
     const unirnn_layer *layer;
     const unirnn_gradients *d; /* NULL in a forward pass */
     const cell_plan *plan;
-    int cell, few, num_threads; /* the cell whose gates are sigmoids */
-    real slope;                 /* of the line that the gates are instead; or 0 */
-    int64_t T, B, I, H, P;      /* P: the size of h, less than H if it is projected */
-    int64_t stride;             /* of a state: H, filled up to whole panels */
+    int cell, few, num_threads; /* cell: the variant with sigmoids as gates */
+    real slope;                 /* of the straight line that replaces the sigmoids; 0 if nothing does */
+    int64_t T, B, I, H, P;      /* P: the size of h, less than H with a projection */
+    int64_t stride;             /* from a state to the next: H, rounded up to whole panels */
     int64_t num_sequences, num_rows, num_steps;
     sequence *sequences;
     int64_t *active, *first_row, *shares;
     real *zeros;
     real *w_ih[2], *w_hh[2], *bias[2], *bias_n; /* packed, for each block */
-    real *w_hr;                                 /* packed, too */
-    real *c; /* the cell states; backward, their gradients */
+    real *w_hr;                                 /* packed */
+    real *c; /* the cell states; in a backward pass, their gradients */
     thread_memory threads[MOST_THREADS];
     /* backward */
     int64_t chunk_rows, gradient_stride;
     real *d_h, *d_reset, *gradients, *inputs, *before, *reset_h, *w_back, *w_hh_back[2];
     real **d_h_rows, **d_reset_rows, **d_input_rows;
-    real *gated, *d_gated, *d_projected; /* what a chunk projects, its gradient, and that of what this gives */
+    /* backward, LSTM with a projection: o * tanh(c') of a chunk, its gradient, and that of the projected state */
+    real *gated, *d_gated, *d_projected;
     real **d_gated_rows;
 } call;
 
@@ -90,7 +93,7 @@ static int64_t valid_steps(const call *c, int64_t column) {
     return c->layer->lengths ? c->layer->lengths[column] : c->T;
 }
 
-/* Go on to the next sequence of the batch, column by column, from a column of -1; 0 if there is none. */
+/* Go on to the next sequence of the batch, column by column; 0 if there is none. Before the first, the column is -1. */
 static int next_sequence(const call *c, sequence *s) {
     const uint8_t *resets = c->layer->resets;
     int64_t begin = s->begin + s->length;
@@ -109,17 +112,18 @@ static int next_sequence(const call *c, sequence *s) {
 
 #define FOR_SEQUENCES(c, s) for (sequence s = {.column = -1}; next_sequence(c, &s);)
 
-/* Sort the sequences, count the rows, and deal the sequences: about as many rows to each thread. */
+/* Sort the sequences, count the rows, and share the sequences out, so that each thread has about as many rows. */
 static void arrange(call *c) {
     for (int64_t t = 0; t <= c->T; t++) c->active[t] = 0;
-    FOR_SEQUENCES(c, s) c->active[c->T - s.length]++; /* of each length, the longest first */
+    FOR_SEQUENCES(c, s) c->active[c->T - s.length]++; /* the number of sequences of each length, the longest first */
     for (int64_t t = 0, place = 0; t <= c->T; t++) {
         int64_t count = c->active[t];
         c->active[t] = place;
         place += count;
     }
     FOR_SEQUENCES(c, s) c->sequences[c->active[c->T - s.length]++] = s;
-    /* Now active[t] counts those of a length of at least T - t: turned round, those that have a step t. */
+    /* Now active[t] is the number of sequences with at least T - t steps. In reverse order, it is of those with a
+       step t. */
     for (int64_t t = 0; t < c->T; t++) c->first_row[t] = c->active[c->T - 1 - t];
     c->num_rows = c->num_steps = 0;
     for (int64_t t = 0; t < c->T; t++) {
@@ -142,7 +146,7 @@ static void arrange(call *c) {
     c->shares[c->num_threads] = c->num_sequences;
 }
 
-/* The sequences [first, first + count) of a share that have a step t. */
+/* How many sequences of a share [first, end) have a step t; they are its first ones. */
 static int64_t active_in(const call *c, int64_t first, int64_t end, int64_t t) {
     return most_of(0, least_of(c->active[t], end) - first);
 }
@@ -182,7 +186,8 @@ static void lay_out_forward(call *c, memory *m) {
 
 /* ---- forward -------------------------------------------------------------------------------------------------- */
 
-/* The biases in the order of a block's panels. That of a GRU's product with n is not added, but multiplied with r. */
+/* The biases in the order of a block's panels. A GRU's b_hn is left out: it belongs to the product that r
+   multiplies. */
 static void pack_bias(const call *c, int k, real *out) {
     const block *b = &c->plan->blocks[k];
     const real *of_input = c->layer->bias_ih, *of_hidden = c->layer->bias_hh;
@@ -211,16 +216,16 @@ static void pack_forward(call *c) {
     for (int64_t i = 0; i < c->stride; i++) c->bias_n[i] = has_bias_n && i < c->H ? bias_hh[2 * c->H + i] : 0;
 }
 
-/* Rows of a step: those of the sequences from `first` on. */
+/* The rows of a step that belong to a thread's share of the sequences. */
 typedef struct {
     const call *c;
     thread_memory *own;
     int64_t t, share, row; /* the step, the first sequence of the share, and its row */
-    const real *gates;     /* W of these rows, in panels */
-    real *next;            /* where the cell's h' goes: the state after the step, or what is projected to it */
+    const real *gates;     /* the products of their inputs with W_ih, in panels */
+    real *next;            /* where the cell writes h', which is the next state or yet to be projected */
 } rows_of_step;
 
-/* Where the cell writes its output; NULL if it is yet to be projected. */
+/* Where the cell writes its output; NULL with a projection, which writes it later. */
 INLINE real *output_of(const rows_of_step *s, int64_t place) {
     if (has_projection(s->c)) return NULL;
     return (real *)row_of(s->c, &s->c->layer->output, s->t, s->share + place);
@@ -342,7 +347,8 @@ static void forward_few(const rows_of_step *s, int k, int64_t count) {
     }
 }
 
-/* Project a step's h', and write what the cell would have written without a projection. */
+/* Project h' of a step, and write the output, the next state and what is kept, as the cell does without a
+   projection. */
 static void project_step(const rows_of_step *s, int64_t count) {
     const call *c = s->c;
     const int64_t H = c->H, P = c->P, kept = c->plan->kept * H;
@@ -362,7 +368,7 @@ static void project_step(const rows_of_step *s, int64_t count) {
     }
 }
 
-/* W of the rows of some steps, `chunk` of them in the order in which they are taken. */
+/* Multiply the inputs of `chunk` steps, in the order in which they are run, with W_ih. */
 static void project_chunk(const call *c, thread_memory *own, int64_t first, int64_t end, int64_t from, int64_t chunk,
                           int64_t turn) {
     int64_t rows = 0;
@@ -382,7 +388,7 @@ static void project_chunk(const call *c, thread_memory *own, int64_t first, int6
     }
 }
 
-/* The row of a column of a state (B, size); zeros without one. */
+/* The row of a column in a state (B, size), or zeros. */
 static const real *state_of(const call *c, const void *state, int64_t size, int64_t column, int there) {
     return state && there ? (const real *)state + column * size : c->zeros;
 }
@@ -391,7 +397,7 @@ static void write_state(const real *row, int64_t size, int64_t column, void *sta
     memcpy((real *)state + column * size, row, size * sizeof(real));
 }
 
-/* The padding that follows the last sequences of columns. */
+/* Write zeros to the padding at the end of each column whose last sequence is in the share. */
 static void zero_padding(const call *c, const unirnn_steps *array, int64_t size, int64_t first, int64_t end) {
     for (int64_t place = first; place < end; place++) {
         const sequence *s = &c->sequences[place];
@@ -401,8 +407,9 @@ static void zero_padding(const call *c, const unirnn_steps *array, int64_t size,
     }
 }
 
-/* The states with which sequences of a share begin. Each lies in `h` before a step and in `next` after it, where those of
-   sequences that have no such step are not; so a state is read when its sequence begins, and written when it ends. */
+/* Read the states with which sequences of a share begin. `h` and `next` change places after each step, and a step
+   writes only the states of the sequences that have it. So a state is read just before its sequence's first step,
+   and is written to its place right after the last one. */
 static void begin_sequences(call *c, thread_memory *own, int64_t share, int64_t from, int64_t to) {
     for (int64_t i = from; i < to; i++) {
         const sequence *s = &c->sequences[share + i];
@@ -423,7 +430,7 @@ static void end_sequences(const call *c, const thread_memory *own, int64_t share
     }
 }
 
-/* How many steps, from t on, have at most CHUNK rows together; at least one. */
+/* How many steps from t on have together at most CHUNK rows; at least one. */
 static int64_t chunk_from(const call *c, int64_t first, int64_t end, int64_t t, int64_t turn, int64_t left) {
     int64_t steps = 1, rows = active_in(c, first, end, t);
     while (steps < left && rows + active_in(c, first, end, t + steps * turn) <= CHUNK)
@@ -472,13 +479,13 @@ static void forward_share(void *argument, int number, team *t_) {
         row_of_chunk += count;
     }
     end_sequences(c, own, first, 0, before);
-    begin_sequences(c, own, first, nonempty, end - first); /* the empty ones end as they begin */
+    begin_sequences(c, own, first, nonempty, end - first); /* empty sequences end as they begin */
     end_sequences(c, own, first, nonempty, end - first);
 }
 
 /* ---- backward ------------------------------------------------------------------------------------------------- */
 
-/* The first gate of U whose product is with r * h, and not with h. */
+/* The first gate of W_hh that multiplies r * h, and not h. */
 static int of_reset_h(const call *c) { return c->cell == GRU_RESET_BEFORE ? 2 : c->plan->num_gates; }
 
 static void lay_out_backward(call *c, memory *m) {
@@ -486,7 +493,7 @@ static void lay_out_backward(call *c, memory *m) {
     c->d_h = REALS(m, c->num_sequences * c->stride);
     c->c = REALS(m, c->cell == LSTM ? c->num_sequences * c->stride : 0);
     c->d_reset = REALS(m, c->cell == GRU_RESET_BEFORE ? c->num_sequences * c->stride : 0);
-    /* Not at a distance of whole pages, at which a column would lie in a few sets of a cache, with no room for all of it. */
+    /* No multiple of a page: a column's numbers would then share a few sets of the cache, which can't hold them all. */
     c->gradient_stride = divide_up(c->plan->gradients * c->H, LANES) * LANES + 64 / sizeof(real);
     c->gradients = REALS(m, rows * c->gradient_stride);
     c->inputs = REALS(m, panels_size(rows, c->I));
@@ -506,7 +513,7 @@ static void lay_out_backward(call *c, memory *m) {
     c->d_projected = REALS(m, rows * c->stride);
 }
 
-/* `is_plain`: the gates are sigmoids and nothing is projected, which is known while this is compiled. */
+/* `is_plain` is a constant of the caller's: the gates are sigmoids, and there is no projection. */
 INLINE void step_back_rows(int cell, int k, int is_plain, const call *c, int64_t t, int64_t first, int64_t n,
                            int64_t chunk_row) {
     const int64_t H = c->H, P = c->P, kept = PLANS[cell].kept * H, gradients = c->gradient_stride;
@@ -538,7 +545,7 @@ INLINE void step_back_rows(int cell, int k, int is_plain, const call *c, int64_t
             step_backward(cell, k, &at);
         }
         if (k) continue;
-        /* For the gradients of the weights: what they were multiplied with. */
+        /* What the weights were multiplied with, for their gradients. */
         int64_t row = chunk_row + s;
         if (c->d->d_weight_ih) {
             pack_row(row_of(c, &c->layer->input, t, s), c->I, c->chunk_rows, row, c->inputs);
@@ -577,14 +584,14 @@ static void step_back_block(const call *c, int k, int64_t t, int64_t first, int6
 #undef STEP_BACK
 }
 
-/* Back through the projection of a step: from the gradient of the state after it to that of the cell's h'. */
+/* Go back through the projection of a step, from the gradient of the projected state to that of the cell's h'. */
 static void step_back_projection(const call *c, int64_t t, int64_t first, int64_t n, int64_t chunk_row) {
     for (int64_t s = first; s < first + n; s++) {
         real *d_h = c->d_h + s * c->stride, *d = c->d_projected + (chunk_row + s) * c->stride;
         const real *d_output = c->d->d_output.data ? row_of(c, &c->d->d_output, t, s) : NULL;
         for (int64_t i = 0; i < c->P; i++) {
             d[i] = d_h[i] + (d_output ? d_output[i] : 0);
-            d_h[i] = 0; /* the products with W_hh are added to it */
+            d_h[i] = 0; /* step_back_share adds the products with W_hh */
         }
     }
     const real *d = c->d_projected + (chunk_row + first) * c->stride;
@@ -605,7 +612,8 @@ static void step_back_share(const call *c, int64_t t, int64_t first, int64_t end
     product(n, c->P, of_h * H, of_hidden, width, 1, c->w_hh_back[0], of_h * H, t % 2, 1, c->d_h_rows + first);
 }
 
-/* What a chunk adds to the gradients of the weights: the rows [first, end) of W's, U's and the projection's. */
+/* Add what a chunk contributes to the rows [first, end) of the gradients of W_ih, W_hh and W_hr, taken as one
+   matrix. */
 static void add_to_weights(const call *c, int64_t rows, int64_t first, int64_t end, int add) {
     const int64_t H = c->H, gates = c->plan->num_gates;
     while (first < end) {
@@ -655,7 +663,7 @@ static void backward_share(void *argument, int number, team *t_) {
         if (has_projection(c)) c->d_gated_rows[s] = c->d_gated + s * c->stride;
     }
     if (c->d->d_input.data) zero_padding(c, &c->d->d_input, c->I, first, end);
-    /* The shares of the rows of the weights' gradients, in whole vectors. */
+    /* This thread's rows of the weights' gradients, in whole vectors. */
     int64_t all = 2 * gates * H + (has_projection(c) ? c->P : 0);
     int64_t from = all * number / t_->size / LANES * LANES;
     int64_t to = number + 1 == t_->size ? all : all * (number + 1) / t_->size / LANES * LANES;
@@ -676,7 +684,7 @@ static void backward_share(void *argument, int number, team *t_) {
     }
     for (int64_t s = first; s < end; s++) {
         const sequence *own = &c->sequences[s];
-        /* Forward, a column whose step 0 is a reset has no use for its initial state. */
+        /* In the forward direction, a reset at step 0 replaces the initial state, whose gradient is then zero. */
         int is_without = !c->layer->reverse && own->begin == 0 && !own->has_initial;
         if (!own->has_initial && !is_without) continue;
         write_state(is_without ? c->zeros : c->d_h + s * c->stride, c->P, own->column, c->d->d_h_0);
@@ -694,7 +702,7 @@ static void pack_backward(call *c) {
     if (has_projection(c)) pack_rows(c->layer->weight_hr, c->H, c->P, hidden, 1, c->w_hr);
 }
 
-/* ---- the entrances -------------------------------------------------------------------------------------------- */
+/* ---- entry points -------------------------------------------------------------------------------------------- */
 
 static void lay_out(call *c, memory *m) {
     if (c->d) lay_out_backward(c, m);
@@ -751,12 +759,12 @@ int NAME(run)(const unirnn_layer *layer, const unirnn_gradients *gradients) { re
 
 double NAME(peak)(void);
 
-/* Operations a second of as many independent sums as the registers hold. */
+/* Operations a second, with as many independent sums as the registers hold. */
 double NAME(peak)(void) {
-    const int count = 200000;
+    const int count = 100000;
     double best = 0;
     volatile real source = (real)0.5;
-    for (int attempt = 0; attempt < 20; attempt++) {
+    for (int attempt = 0; attempt < 3; attempt++) {
         vec sums[SUMS], factor = splat(source), total = splat(0);
         for (int i = 0; i < SUMS; i++) sums[i] = splat(source);
         struct timespec begin, end;

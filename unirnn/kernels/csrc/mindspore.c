@@ -25,15 +25,15 @@
 
 enum input { X, H_0, C_0, LENGTHS, RESETS, WEIGHT_IH, WEIGHT_HH, BIAS_IH, BIAS_HH, WEIGHT_HR };
 
-/* One of the operators. */
+/* Which operator it is. */
 typedef struct {
     int cell, is_lstm, projected, reverse;
 } operator;
 
 static int num_inputs(operator op) { return op.projected ? WEIGHT_HR + 1 : WEIGHT_HR; }
 
-/* OMP_NUM_THREADS, or all cores; but one less if the thread that waits for a graph keeps one busy, which it does unless
-   MindSpore is told to run a graph in the thread that calls it. */
+/* OMP_NUM_THREADS, or all cores but one: MindSpore's thread that waits for a graph keeps a core busy, unless a graph
+   runs in the thread that calls it. */
 static int num_threads(void) {
     const char *wanted = getenv("OMP_NUM_THREADS");
     int number = wanted ? atoi(wanted) : 0;
@@ -49,7 +49,7 @@ static unirnn_steps steps_of(void *data, const unirnn_layer *layer, int64_t size
     return (unirnn_steps){data, layer->batch_size * size, size};
 }
 
-/* The layer, but for what it writes. A dtype that the kernels don't have makes it a cell that they refuse. */
+/* The layer without its results. For a dtype that the kernels don't have, its cell is one that they refuse. */
 static unirnn_layer layer_of(operator op, void **params, int *ndims, int64_t **shapes, const char **dtypes) {
     unirnn_layer layer = {
         .cell = strcmp(dtypes[X], "float64") && strcmp(dtypes[X], "float32") ? UNIRNN_CELLS : op.cell,
@@ -96,8 +96,8 @@ static int backward(operator op, unirnn_layer layer, void **d_results) {
         if (layer.lengths[b] < 0 || layer.lengths[b] > layer.steps) return UNIRNN_BAD_LENGTH;
         valid += layer.lengths[b];
     }
-    /* The results are not wanted again: all steps of the output lie in the same place. But a projection is read there
-       again, with resets for several sequences of a column at a time. */
+    /* Only what is kept is needed here, so all steps of the output may be written to the same place. With a projection
+       they may not, since the output is read again, with resets for several sequences of a column at a time. */
     const int64_t outputs = op.projected ? layer.steps * layer.batch_size * layer.proj_size : state;
     char *memory = malloc((outputs + 2 * state + valid * unirnn_kept(layer.cell) * layer.hidden_size) * size);
     if (!memory) return UNIRNN_NO_MEMORY;

@@ -1,4 +1,4 @@
-/* Products of matrices. One loop multiplies; everything else says what it runs over, and where the sums begin and go.
+/* Products of matrices. One loop multiplies, `multiply_add`; all else decides what it runs over.
 
    A factor W (K, N) is *packed*: cut into panels of `width` vectors of columns, so that the loop reads memory in order:
    (N / (width * LANES), K, width * LANES), the last panel filled up with zeros.
@@ -8,8 +8,8 @@
    in another order. */
 
 #define PANEL 2   /* the width of a panel, in vectors, where nothing else decides it */
-#define DEPTH 256 /* how many rows of a panel are multiplied at once: they stay in the nearest cache */
-#define GROUP 96  /* how many rows of the other factor are multiplied with all panels, before the next ones */
+#define DEPTH 256 /* how many rows of a panel are multiplied at once, so that they stay in the nearest cache */
+#define GROUP 96  /* how many rows of the other factor are multiplied with all panels before the next rows are */
 
 INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -25,7 +25,7 @@ INLINE void multiply_add(int rows, int width, int panels, const real *a, int64_t
 #pragma GCC unroll 4
         for (int p = 0; p < panels; p++) {
             const real *at = w + p * panel_stride;
-            if (rows > width) { /* as few registers for the factors as possible */
+            if (rows > width) { /* hold the columns, and one factor at a time */
                 vec columns[4];
 #pragma GCC unroll 4
                 for (int v = 0; v < width; v++) columns[v] = load(at + v * LANES);
@@ -37,7 +37,7 @@ INLINE void multiply_add(int rows, int width, int panels, const real *a, int64_t
                 }
             } else {
                 vec factors[4];
-                const int few = rows < 4 ? rows : 4; /* that is, rows; this tells the compiler how many at most */
+                const int few = rows < 4 ? rows : 4; /* = rows; tells the compiler that there are at most 4 */
 #pragma GCC unroll 4
                 for (int i = 0; i < few; i++) factors[i] = splat(a[i * row_stride]);
 #pragma GCC unroll 4
@@ -54,35 +54,32 @@ INLINE void multiply_add(int rows, int width, int panels, const real *a, int64_t
 /* How many rows of a product have their sums in registers at once. */
 INLINE int64_t block_of(int width) { return SUMS / width; }
 
-/* How many panels are multiplied at once: several if there are too few rows to keep the processor busy. */
+/* How many panels are multiplied at once: several, if there are too few rows to fill the registers with sums. */
 INLINE int64_t panels_of(int64_t rows, int width, int64_t left) {
     for (int64_t panels = 4; panels > 1; panels /= 2)
         if (panels <= left && panels * rows * width <= SUMS) return panels;
     return 1;
 }
 
+/* F(rows, panels, ...) for every number of rows and panels that a block can have. */
+#define ALL_SIZES(F, ...) ALL_ROWS(F, 1, __VA_ARGS__) ALL_ROWS(F, 2, __VA_ARGS__) ALL_ROWS(F, 4, __VA_ARGS__)
+#define ALL_ROWS(F, PANELS, ...) \
+    F(1, PANELS, __VA_ARGS__) F(2, PANELS, __VA_ARGS__) F(3, PANELS, __VA_ARGS__) F(4, PANELS, __VA_ARGS__) \
+    F(5, PANELS, __VA_ARGS__) F(6, PANELS, __VA_ARGS__) F(7, PANELS, __VA_ARGS__) F(8, PANELS, __VA_ARGS__) \
+    F(9, PANELS, __VA_ARGS__) F(10, PANELS, __VA_ARGS__) F(11, PANELS, __VA_ARGS__) F(12, PANELS, __VA_ARGS__)
+
 /* CALL(rows, panels) with both as constants. */
 #define WITH_CONSTANTS(rows, panels, WIDTH, CALL) \
-    switch (16 * (panels) + (rows)) { \
-        WITH_ROWS_OF_PANELS(1, WIDTH, CALL) \
-        WITH_ROWS_OF_PANELS(2, WIDTH, CALL) \
-        WITH_ROWS_OF_PANELS(4, WIDTH, CALL) \
-    }
-
+    switch (16 * (panels) + (rows)) { ALL_SIZES(WITH_ONE, WIDTH, CALL) }
 #define WITH_ONE(ROWS, PANELS, WIDTH, CALL) \
     case 16 * PANELS + ROWS: \
         if (ROWS * PANELS * (WIDTH) <= SUMS) { CALL(ROWS, PANELS); } \
         break;
-#define WITH_ROWS_OF_PANELS(PANELS, WIDTH, CALL) \
-    WITH_ONE(1, PANELS, WIDTH, CALL) WITH_ONE(2, PANELS, WIDTH, CALL) WITH_ONE(3, PANELS, WIDTH, CALL) \
-    WITH_ONE(4, PANELS, WIDTH, CALL) WITH_ONE(5, PANELS, WIDTH, CALL) WITH_ONE(6, PANELS, WIDTH, CALL) \
-    WITH_ONE(7, PANELS, WIDTH, CALL) WITH_ONE(8, PANELS, WIDTH, CALL) WITH_ONE(9, PANELS, WIDTH, CALL) \
-    WITH_ONE(10, PANELS, WIDTH, CALL) WITH_ONE(11, PANELS, WIDTH, CALL) WITH_ONE(12, PANELS, WIDTH, CALL)
 
-/* CALL(rows, panels) for blocks of the rows [0, count) and groups of the panels [0, num_panels); it finds where it is in
-   `first_row` and `first_panel`. The blocks are about equal, since a block of one row would be slow. `turned` begins with
-   the last panels: whoever goes through the same panels again and again, there and back by turns, finds some of them still
-   in a cache that has no room for all. */
+/* CALL(rows, panels) for all blocks of the rows [0, count) and groups of the panels [0, num_panels). CALL uses
+   `first_row` and `first_panel`, where they begin. The blocks are about equal, since a block of one row would be
+   slow. If `turned`, the last panels come first: when every other pass is turned, the panels that one pass used last
+   are still in the cache when the next pass begins. */
 #define FOR_BLOCKS(count, num_panels, WIDTH, turned, CALL) \
     do { \
         int64_t blocks_ = divide_up(count, block_of(WIDTH)), at_once_; \
@@ -97,7 +94,7 @@ INLINE int64_t panels_of(int64_t rows, int width, int64_t left) {
         } \
     } while (0)
 
-/* A block of W, `lanes` of its rows and `count` columns, at most LANES of each: its columns as rows of `out`. */
+/* Transpose a block of W with `lanes` rows and `count` columns, at most LANES of each, into `out`. */
 INLINE void pack_block(const real *w, int64_t stride, int64_t lanes, int64_t count, real *out, int64_t out_stride) {
     vec block[LANES];
 #pragma GCC unroll 16
@@ -108,8 +105,8 @@ INLINE void pack_block(const real *w, int64_t stride, int64_t lanes, int64_t cou
         if (i < count) store(out + i * out_stride, block[i]);
 }
 
-/* The panels of W (N, K), whose rows are to be the columns: out (panels, K, width * LANES). A panel has `units` vectors of
-   each of `num_gates` gates; a gate has `size` rows of W. */
+/* Pack the transpose of W (N, K) in panels: out (panels, K, width * LANES). A panel has `units` vectors of each of
+   `num_gates` gates; a gate has `size` rows of W. */
 static void pack_columns(const real *w, int64_t count, int64_t size, const int *gates, int num_gates, int units,
                          real *out) {
     int64_t num_panels = divide_up(size, units * LANES), row = units * num_gates * LANES;
@@ -120,14 +117,14 @@ static void pack_columns(const real *w, int64_t count, int64_t size, const int *
                 const real *from = w + (gates[g] * size + first) * count;
                 real *to = out + (u * num_gates + g) * LANES;
                 int64_t k = 0;
-                if (lanes == LANES) /* as a constant */
+                if (lanes == LANES) /* so that it is a constant below */
                     for (; k + LANES <= count; k += LANES) pack_block(from + k, count, LANES, LANES, to + k * row, row);
                 for (; k < count; k += LANES)
                     pack_block(from + k, count, lanes, least_of(LANES, count - k), to + k * row, row);
             }
 }
 
-/* One row of `columns` numbers as row k of panels with `count` rows. */
+/* Write a row of `columns` numbers as row k of panels with `count` rows. */
 INLINE void pack_row(const real *row, int64_t columns, int64_t count, int64_t k, real *out) {
     const int64_t width = PANEL * LANES;
     for (int64_t first = 0; first < columns; first += width) {
@@ -137,10 +134,10 @@ INLINE void pack_row(const real *row, int64_t columns, int64_t count, int64_t k,
     }
 }
 
-/* How many numbers the panels of a (count, columns) take. */
+/* How many numbers the panels of a matrix (count, columns) take. */
 INLINE int64_t panels_size(int64_t count, int64_t columns) { return divide_up(columns, PANEL * LANES) * PANEL * LANES * count; }
 
-/* The panels of W, of whose gates, `size` rows each, some are taken: out ((num_gates * size), columns). */
+/* Pack some of the gates of W, of `size` rows each, in panels of a matrix (num_gates * size, columns). */
 static void pack_rows(const real *w, int64_t columns, int64_t size, const int *gates, int num_gates, real *out) {
     for (int64_t k = 0; k < num_gates * size; k++)
         pack_row(w + (gates[k / size] * size + k % size) * columns, columns, num_gates * size, k, out);
@@ -194,37 +191,48 @@ INLINE void product_block(int rows, int panels, const real *a, int64_t row_strid
             }
 }
 
+/* Each size is a function of its own: in one large function, the compiler would keep the loop's strides in memory. */
+#define PRODUCT_BLOCK(ROWS, PANELS, UNUSED) \
+    static __attribute__((noinline)) void product_block_##ROWS##_##PANELS( \
+        const real *a, int64_t row_stride, int64_t k_stride, const real *w, int64_t panel_stride, int64_t count, int add, \
+        real *const *c, int64_t first, int64_t left) { \
+        if (ROWS * PANELS * PANEL <= SUMS) \
+            product_block(ROWS, PANELS, a, row_stride, k_stride, w, panel_stride, count, add, c, first, left); \
+    }
+ALL_SIZES(PRODUCT_BLOCK, )
+
 /* c (rows, columns) = a w, or c += a w, for a (rows, count) at any strides and packed w (count, columns), whose panels
    are `height` rows high; `turned` as in FOR_BLOCKS. */
 static void product(int64_t rows, int64_t columns, int64_t count, const real *a, int64_t row_stride, int64_t k_stride,
                     const real *w, int64_t height, int turned, int add, real *const *c) {
     const int64_t width = PANEL * LANES, num_panels = divide_up(columns, width);
-    for (int64_t k = 0; k == 0 || k < count; k += DEPTH) /* once at least: a sum of nothing is 0 */
+    for (int64_t k = 0; k == 0 || k < count; k += DEPTH) /* at least once: an empty sum is 0 */
         for (int64_t group = 0; group < rows; group += GROUP) {
             int64_t depth = least_of(DEPTH, count - k), in_group = least_of(GROUP, rows - group);
 #define CALL(ROWS, PANELS) \
-    product_block(ROWS, PANELS, a + (group + first_row) * row_stride + k * k_stride, row_stride, k_stride, \
-                  w + first_panel * width * height + k * width, width * height, depth, add || k, c + group + first_row, \
-                  first_panel * width, columns - first_panel * width)
+    product_block_##ROWS##_##PANELS(a + (group + first_row) * row_stride + k * k_stride, row_stride, k_stride, \
+                                    w + first_panel * width * height + k * width, width * height, depth, add || k, \
+                                    c + group + first_row, first_panel * width, columns - first_panel * width)
             FOR_BLOCKS(in_group, num_panels, PANEL, turned, CALL);
 #undef CALL
         }
 }
 
-/* sums[i] += w[i][k] * a[k] for `count` numbers k, lane by lane. A row that is not there: any other will do. */
+/* sums[i] += w[i][k] * a[k] for `count` numbers k, lane by lane. Rows from `lanes` on don't exist; row 0 stands for
+   them. */
 INLINE void multiply_rows(const real *w, int64_t stride, int64_t lanes, const real *a, int64_t count, vec *sums) {
     vec factor = load_some(a, count);
 #pragma GCC unroll 16
     for (int64_t i = 0; i < LANES; i++) sums[i] += load_some(w + (i < lanes ? i : 0) * stride, count) * factor;
 }
 
-/* Where there are few rows, packing would cost more than the product: each sum over a row of W (N, K) as it is. */
+/* For few rows, for which packing would cost more than the product: each sum runs over a row of W (N, K) in place. */
 INLINE vec dot_products(const real *w, int64_t count, int64_t lanes, const real *a) {
     vec sums[LANES], total = splat(0);
     int64_t k = 0;
 #pragma GCC unroll 16
     for (int64_t i = 0; i < LANES; i++) sums[i] = splat(0);
-    if (lanes == LANES) /* as a constant */
+    if (lanes == LANES) /* so that it is a constant below */
         for (; k + LANES <= count; k += LANES) multiply_rows(w + k, count, LANES, a + k, LANES, sums);
     for (; k < count; k += LANES) multiply_rows(w + k, count, lanes, a + k, least_of(LANES, count - k), sums);
     transpose(sums);

@@ -1,5 +1,5 @@
-/* A few threads for the time of a call: made when it begins, gone when it ends. Nothing is left that spins, that a fork
-   could lose, or that would be in the way of a framework's own threads. */
+/* Threads for the time of one call: they are made when it begins and joined when it ends. So nothing spins between
+   calls, a fork loses nothing, and a framework's own threads are not in the way. */
 
 #ifndef UNIRNN_THREADS_H
 #define UNIRNN_THREADS_H
@@ -57,7 +57,7 @@ static void *member(void *argument) {
     return NULL;
 }
 
-/* run(argument, number, team) in `size` threads, or in as many as can be had; this one is one of them. */
+/* Call run(argument, number, team) in `size` threads, or in as many as can be made; the caller's is one of them. */
 static void run_team(int size, void (*run)(void *, int, team *), void *argument) {
     team t = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 1, 0, 0, run, argument};
     pthread_t threads[MOST_THREADS];

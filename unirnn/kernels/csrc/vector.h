@@ -1,5 +1,5 @@
-/* A vector of the registers' width, and what is computed with it. The compiler's vector types do the arithmetic, so this
-   file is the same for every instruction set.
+/* A vector of the registers' width, and what is computed with it. The compiler's vector types do the arithmetic, so
+   this file is the same for every instruction set.
 
    Included once for each instruction set and type, with DOUBLE set to 0 or 1. */
 
@@ -14,7 +14,7 @@
 typedef double real;
 typedef int64_t whole;
 #define MANTISSA 52
-#define ROUNDING 6755399441055744.0 /* 1.5 * 2**52: what is added to it is rounded to a whole number */
+#define ROUNDING 6755399441055744.0 /* 1.5 * 2**52: adding it rounds to a whole number */
 #define EXP_LEAST -746.0            /* below it, exp is 0 */
 #define TANH_LEAST -80.0            /* below it, exp(x) - 1 is -1 */
 #define LN2_HIGH 0x1.62e42fefa0000p-1
@@ -38,7 +38,7 @@ typedef int32_t whole;
 #define VECTOR_BYTES 16
 #endif
 
-/* How many sums the registers hold, with room for what is multiplied. */
+/* How many sums fit into the registers, with room left for the factors. */
 #if defined(__AVX512F__) || defined(__aarch64__)
 #define SUMS 24
 #else
@@ -59,7 +59,7 @@ INLINE vec load(const real *p) { return (vec)*(const vec_in_memory *)p; }
 
 INLINE void store(real *p, vec x) { *(vec_in_memory *)p = (vec_in_memory)x; }
 
-/* The first `count` of the lanes, the others 0. */
+/* The first `count` lanes; the others are 0. */
 INLINE vec load_some(const real *p, int64_t count) {
     if (count >= LANES) return load(p);
     real lanes[LANES] = {0};
@@ -87,7 +87,7 @@ INLINE vec with_sign(vec x, vec sign) {
     return (vec)(((ivec)x & ~bit) | ((ivec)sign & bit));
 }
 
-/* A vector of lanes of a and b: lane k of b is number LANES + k. */
+/* A vector of lanes chosen from a and b; lane k of b has number LANES + k. */
 #if defined(__clang__)
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -109,7 +109,7 @@ INLINE vec with_sign(vec x, vec sign) {
 #define ALL_LANES(F, size) LANES_16(F, size, 0)
 #endif
 
-/* Where the blocks of `size` lanes on the diagonal stay, and the two beside it change places. */
+/* One round of a transposition: in each square of two by two blocks of `size` lanes, swap the two off the diagonal. */
 #define OF_UPPER(j, size) (((j) & (size)) ? (j) - (size) + LANES : (j))
 #define OF_LOWER(j, size) (((j) & (size)) ? (j) + LANES : ((j) + (size)) % LANES)
 #define SWAP_BLOCKS(size) \
@@ -120,7 +120,7 @@ INLINE vec with_sign(vec x, vec sign) {
         rows[i + size] = SHUFFLE(a, b, ALL_LANES(OF_LOWER, size)); \
     }
 
-/* LANES vectors: lane j of vector i becomes lane i of vector j. */
+/* Transpose LANES vectors: lane j of vector i becomes lane i of vector j. */
 INLINE void transpose(vec *rows) {
     SWAP_BLOCKS(1)
     if (LANES > 2) SWAP_BLOCKS(2)
@@ -128,10 +128,10 @@ INLINE void transpose(vec *rows) {
     if (LANES > 8) SWAP_BLOCKS(8)
 }
 
-/* 2**n, of a number that lies between the least and the largest normal one. */
+/* 2**n, for n whose result is a normal number. */
 INLINE vec power_of_two(ivec n) { return (vec)((n + isplat(DOUBLE ? 1023 : 127)) << MANTISSA); }
 
-/* exp(r) - 1 for |r| <= ln(2) / 2 is r + r^2 q(r), q the polynomial whose relative error is the least (Remez). */
+/* exp(r) - 1 = r + r^2 q(r) for |r| <= ln(2) / 2, with the polynomial q of the least relative error (Remez). */
 INLINE vec exp_less_1_near_0(vec r) {
 #if DOUBLE
     const real q[] = {0.49999999999999999991, 0.1666666666666667667,   0.041666666666666693966,  0.0083333333333215538333,
@@ -156,18 +156,18 @@ INLINE vec reduce(vec x, ivec *n) {
     return (x - whole_part * splat(LN2_HIGH)) - whole_part * splat(LN2_LOW);
 }
 
-/* 1 / (1 + exp(-x)), by exp(-|x|), which can't overflow, and keeps what is left of it for a large negative x. */
+/* 1 / (1 + exp(-x)), computed from exp(-|x|), which can't overflow and is accurate for large negative x too. */
 INLINE vec sigmoid(vec x) {
     vec least = splat(EXP_LEAST), y = -absolute(x);
     ivec n;
     vec r = reduce(choose(y < least, least, y), &n);
-    /* In two factors, since 2**n itself may be less than the least normal number. */
+    /* In two factors, since 2**n itself may be too small for a normal number. */
     ivec half = n >> 1;
     vec e = (splat(1) + exp_less_1_near_0(r)) * power_of_two(half) * power_of_two(n - half);
     return choose(x < splat(0), e, splat(1)) / (splat(1) + e);
 }
 
-/* By exp(-2|x|) - 1, which is exact where x is small. */
+/* Computed from exp(-2|x|) - 1, which stays accurate for small x. */
 INLINE vec tanh_of(vec x) {
     vec least = splat(TANH_LEAST), y = absolute(x) * splat(-2);
     ivec n;
