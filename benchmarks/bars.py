@@ -29,7 +29,7 @@ FIGURES: dict[str, tuple[str, Callable[[Row], float | None]]] = {
     "part": ("ours / other", lambda row: row["ratio"]),
     "difference": ("ours - other, ms", lambda row: row["ours"] - row["other"]),
 }
-"""What is compared, and how it is found in a row, if it is there. Any other name is that of a ratio; see
+"""What is compared, and how it is found in a row, if it is there. Any other name is the name of a ratio; see
 `unirnn_bench.baselines`."""
 
 AT_LEAST = ("peak", "speed-up")
@@ -183,7 +183,7 @@ def _mindspore() -> Iterator[Bar]:
 
 
 def _other() -> Iterator[Bar]:
-    """Yield the bars of NumPy's RNN, of ONNX Runtime, and of what a layer costs besides its time."""
+    """Yield the bars of NumPy's RNN, of ONNX Runtime, and of costs other than the time of a call."""
     rnn = _rows(backend="numpy", cell="RNN", **DENSE)
     for sizes, forward, backward in ((("M", "L"), 1.1, 1.2), (("S",), 0.9, 0.4), (("long",), 0.9, 1.2)):
         yield Bar("NumPy and PyTorch's RNN", forward, "torch", {**rnn, "size": sizes, **FORWARD})

@@ -45,8 +45,8 @@ SPECS: dict[str, RecurrentSpec] = {"GRU": GRUSpec(SIZE, SIZE), "LSTM": LSTMSpec(
 LENGTHS = ("dense", "ragged")
 MODES = {"numpy": ("eager",), "torch": ("eager",), "mindspore": ("eager", "jit")}
 
-# Growth up to so many bytes a step counts as none: allocators take memory in pages of 4 KiB at unpredictable times, and
-# this is one page in 80 steps. A leak would be larger: the smallest array takes 112 bytes besides its numbers.
+# Growth of up to this many bytes a step counts as none: allocators take memory in pages of 4 KiB at unpredictable
+# times, and this is one page in 80 steps. A leak would be larger: the smallest array has a header of 112 bytes.
 NOISE = 50
 # MindSpore 2.10 itself grows by about 670 bytes for each shape, axis or flag that is passed to an operator.
 BARS = {("mindspore", "eager"): 5000}

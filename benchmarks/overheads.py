@@ -1,4 +1,4 @@
-"""Measure what unirnn costs besides the computation.
+"""Measure what unirnn costs in addition to the computation.
 
     python benchmarks/overheads.py
 

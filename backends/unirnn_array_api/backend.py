@@ -31,12 +31,6 @@ class ArrayBackend(Backend):
     def version(self) -> str:
         return f"array-api-compat {array_api_compat.__version__}"
 
-    def devices(self) -> tuple[Device, ...]:
-        return (Device("cpu"),)
-
-    def default_device(self) -> Device:
-        return Device("cpu")
-
     def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
         yield Limit("array_api runs the reference, step by step; its gradients are the namespace's own", refuses=False)
 
@@ -89,7 +83,7 @@ class ArrayBackend(Backend):
         return np.asarray(array.detach() if hasattr(array, "detach") else array)
 
     def detach(self, array: Any) -> Any | None:
-        # The standard has no gradients, and no word for it.
+        # The standard has no gradients, and so no function for this.
         return array.detach() if hasattr(array, "detach") else None
 
     def like(self, array: Array, other: Any) -> Any | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from unirnn import RecurrentSpec, reference
 from unirnn.contract.call import Call
-from unirnn.contract.models import ModelCall, ModelModule, check_steps_of_batch_norms, check_tokens, is_batch_first
+from unirnn.contract.models import ModelCall, ModelModule, check_steps_of_batch_norms, clean_tokens, is_batch_first
 from unirnn.contract.module import Module
 from unirnn.specs import Spec
 
@@ -160,15 +160,8 @@ class ArrayModel(ModelModule):
         return result
 
     def _tokens(self, call: ModelCall) -> Any:
-        """The tokens, checked, with 0 in the padding."""
-        tokens = np.asarray(call.input)
-        valid = None
-        if call.lengths is not None and call.sizes is not None:
-            valid = np.arange(call.sizes.steps) < call.lengths[:, None]
-            valid = valid if is_batch_first(self.spec) else valid.T
-        check_tokens(self.spec, tokens, valid)
-        kept = tokens if valid is None else np.where(valid, tokens, 0)
-        return self.namespace.asarray(kept.astype(np.int64), device=array_api_compat.device(call.input))
+        found = clean_tokens(self.spec, call, np.asarray(call.input))
+        return self.namespace.asarray(found, device=array_api_compat.device(call.input))
 
 
 def _detached(array: Any) -> Any:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from unirnn import Device, Limit, RecurrentSpec, Spec
 from unirnn.contract import weights as _weights
-from unirnn.contract.backend import Arrays, Backend, Watched, check_computes_as, leaves, leaves_by_path, map_arrays
+from unirnn.contract.backend import Arrays, Backend, check_computes_as, leaves, leaves_by_path
 from unirnn.contract.limits import Kernel
 from unirnn.devices import DTYPES, short_name
 from unirnn.errors import DeviceError
@@ -198,30 +198,12 @@ class MindSporeBackend(Backend):
             for cell, mode in modes:  # a cell comes before those in it, whose modes it sets
                 cell.set_train(mode)
 
-    @contextmanager
-    def watch(self, module: Any) -> Iterator[list[Watched]]:
-        found: list[Watched] = []
-
-        def hook(name: str) -> Callable[..., None]:
-            def add(cell: nn.Cell, inputs: Any, results: Any) -> None:
-                found.append(Watched(name, type(cell).__name__, map_arrays(results, _copied)))
-
-            return add
-
-        handles = [cell.register_forward_hook(hook(name)) for name, cell in module.cells_and_names()]
-        try:
-            yield found
-        finally:
-            for handle in handles:
-                handle.remove()
+    def hookable_layers(self, module: Any) -> Iterable[tuple[str, nn.Cell]]:
+        cells: Iterable[tuple[str, nn.Cell]] = module.cells_and_names()
+        return cells
 
     def random_seed(self, seed: int) -> None:
         ms.set_seed(seed)
-
-
-def _copied(value: Any) -> Any:
-    """A tensor's copy; anything else as it is."""
-    return value.copy() if isinstance(value, ms.Tensor) else value
 
 
 def _parameters(module: Any) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Models that are code, `unirnn.Model`, as cells."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -9,8 +8,9 @@ from mindspore import nn
 from numpy.typing import NDArray
 
 from unirnn import RecurrentSpec, Spec
+from unirnn.contract.definitions import own_weights
 from unirnn.errors import LimitError
-from unirnn.specs import LinearSpec, Model
+from unirnn.specs import Model
 
 from . import dispatch, namespace
 from .models import Model as ModelCell
@@ -70,14 +70,12 @@ class DefinitionCell(nn.Cell):
                     "has; rename it"
                 )
         self.spec, self.dtype = spec, dtype
-        whole = {**weights, **{name: weights[other] for name, other in spec.tied().items()}}
+        tied = spec.tied()
         # The owner of a tied weight comes first, so that the weight has its name.
-        for name, layer in sorted(spec.children, key=lambda child: _is_tied(child[1])):
-            own = {key.removeprefix(f"{name}."): array for key, array in whole.items() if key.startswith(f"{name}.")}
-            untied = replace(layer, tied_to="") if isinstance(layer, LinearSpec) else layer
-            setattr(self, name, build(untied, own, dtype, device, kernel))
+        for name, layer, own in sorted(own_weights(spec, weights), key=lambda row: f"{row[0]}.weight" in tied):
+            setattr(self, name, build(layer, own, dtype, device, kernel))
         parameters = dict(self.parameters_and_names())
-        for name, other in spec.tied().items():
+        for name, other in tied.items():
             if parameters.get(name) is not None:  # else a layer of layers has tied it
                 getattr(self, name.removesuffix(".weight")).body.weight = parameters[other]
         for name, parameter in self.parameters_and_names():
@@ -88,10 +86,6 @@ class DefinitionCell(nn.Cell):
     def construct(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the model: ``forward`` of the definition, without its ``xp``."""
         return self.forward(self.xp, *args, **kwargs)
-
-
-def _is_tied(spec: Spec) -> bool:
-    return isinstance(spec, LinearSpec) and bool(spec.tied_to)
 
 
 @cache

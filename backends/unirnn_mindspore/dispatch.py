@@ -1,4 +1,4 @@
-"""Which implementation runs a layer, on which device, and what each of them supports.
+"""Which implementation runs a layer on which device, and what each of them supports.
 
 On a CPU, inference and training run on the core's kernels: the compiled ones, or, in PyNative mode only, the fallback.
 A file can't hold them, so ``mindspore.export`` writes MindSpore's own operators. These also run on a GPU and on Ascend,

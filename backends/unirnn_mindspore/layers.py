@@ -17,19 +17,21 @@ This file is written in the part of Python that MindSpore's graph mode compiles.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
 from unirnn import RecurrentSpec, kernels
+from unirnn.contract.sequences import run_sequences
 from unirnn.devices import short_name
 
-from . import dispatch, pynative
+from . import dispatch, namespace, pynative
 from .native import NativeDirection
 from .operators import CheckedLengths, CompiledDirection, shared
-from .sequences import run_as_rows
 
 __all__ = ["Stack"]
 
@@ -103,7 +105,7 @@ class Stack(nn.Cell):
         chosen = dispatch.route(self.spec, self.device, self.kernel, short_name(x.dtype), in_graph=False)
         if self.layers is None or chosen == "fused" or chosen == "steps":
             if resets is not None and chosen != "compiled" and chosen != "fallback":
-                return run_as_rows(super().__call__, self.spec, x, h_0, c_0, seq_length, resets, weights)
+                return self._run_sequences(x, h_0, c_0, seq_length, resets, weights)
             return super().__call__(x, h_0, c_0, seq_length, resets, weights)
         noise = None
         if self.dropout and self.training and self.num_layers > 1:
@@ -112,6 +114,23 @@ class Stack(nn.Cell):
         state = () if h_0 is None else (h_0, c_0) if self.is_lstm else (h_0,)
         output, *final = self.layers(pynative.Call(self.spec, chosen, seq_length, resets, noise), x, state, weights)
         return output, final[0], final[-1]
+
+    def _run_sequences(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, resets: Any, weights: Any) -> Any:
+        """Run MindSpore's own operators, none of which knows resets, in PyNative mode."""
+        run = super().__call__
+
+        def without_resets(x: Any, state: Sequence[Any], lengths: Any) -> tuple[Any, Sequence[Any]]:
+            h, c = state or (None, None)
+            output, *final = run(x, h, c, Tensor(lengths), None, weights)
+            return output, final
+
+        lengths = None if seq_length is None else seq_length.asnumpy()
+        reverse = np.array([int(self.spec.is_reverse(position)) for position in range(len(self.operators))])
+        state = () if h_0 is None else (h_0, c_0)
+        output, final = run_sequences(
+            namespace, without_resets, x, state, lengths, resets.asnumpy(), [reverse, reverse]
+        )
+        return output, *final
 
     def construct(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, resets: Any, weights: Any) -> Any:
         """Run the layers; see `__call__`."""

@@ -24,7 +24,6 @@ __all__ = [
     "step_counts",
     "total_steps",
     "valid_steps",
-    "valid_steps_on_host",
     "widened",
 ]
 
@@ -60,13 +59,8 @@ def _compiled_valid(lengths: Any, steps: Any, batch_first: bool) -> Any:
 @in_graph(_compiled_valid)
 def valid_steps(lengths: Tensor, steps: int, batch_first: bool) -> Tensor:
     """`(B, T, 1)` or `(T, B, 1)` bool: which steps are valid."""
-    return Tensor(valid_steps_on_host(lengths.asnumpy(), steps, batch_first))
-
-
-def valid_steps_on_host(lengths: Array, steps: int, batch_first: bool) -> Array:
-    """See `valid_steps`."""
-    at = np.arange(steps)
-    return (at < lengths[:, None] if batch_first else at[:, None] < lengths)[..., None]
+    at, ns = np.arange(steps), lengths.asnumpy()
+    return Tensor((at < ns[:, None] if batch_first else at[:, None] < ns)[..., None])
 
 
 def select(x: Any, lengths: Any, batch_first: bool) -> Any:

@@ -21,25 +21,9 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore import dtype as mstype
 from numpy.typing import NDArray
 
-from unirnn import (
-    BatchNormSpec,
-    Conv1dSpec,
-    EmbeddingSpec,
-    LayerNormSpec,
-    NormalizeSpec,
-    PoolSpec,
-)
+from unirnn import BatchNormSpec, Conv1dSpec, EmbeddingSpec, LayerNormSpec, NormalizeSpec, PoolSpec
 
-from .lengths import (
-    lengths_after,
-    rows_at,
-    seen_steps,
-    select,
-    step_counts,
-    total_steps,
-    valid_steps,
-    widened,
-)
+from .lengths import lengths_after, rows_at, seen_steps, select, step_counts, total_steps, valid_steps, widened
 
 __all__ = [
     "BatchNorm",
@@ -103,7 +87,7 @@ class Tanh(nn.Cell):
 
 
 class LogSoftmax(WideCell):
-    """MindSpore's own log_softmax of float64 is that of float32 on a CPU."""
+    """On a CPU, MindSpore's own log_softmax computes float64 in float32."""
 
     def construct(self, x: Any) -> Any:
         """Give the logarithm of the softmax of the last axis."""

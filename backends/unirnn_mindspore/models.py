@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
-from mindspore import GRAPH_MODE, Parameter, Tensor, get_context, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore import dtype as mstype
 from numpy.typing import NDArray
 
@@ -42,39 +42,34 @@ from unirnn import (
     Spec,
     SumDirectionsSpec,
 )
+from unirnn.contract.models import ModelModule as ModelOnHost
 from unirnn.contract.models import (
-    ModelCall,
     check_steps_of_batch_norms,
-    check_tokens,
+    clean_tokens,
     is_batch_first,
+    keeps_zeros,
     prepare_model,
     prepare_model_step,
+    starts_recurrent,
 )
-from unirnn.contract.models import ModelModule as ModelOnHost
 from unirnn.devices import short_name
-from unirnn.errors import LimitError
 from unirnn.specs import ModelSpec
 
 from . import dispatch
 from .calls import (
+    CheckedCell,
+    as_lengths,
+    as_resets,
     as_tuples,
     described,
-    described_state,
-    end_mixed_precision,
+    described_states,
     known,
     on_host,
-    traced,
+    traced_model,
     with_batch,
     without_batch,
 )
-from .lengths import (
-    in_graph,
-    is_compiling,
-    lengths_after,
-    select,
-    valid_steps,
-    valid_steps_on_host,
-)
+from .lengths import in_graph, is_compiling, lengths_after, select, valid_steps
 from .model_layers import (
     BatchNorm,
     Convolution,
@@ -186,22 +181,6 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Cell]] = {
 }
 
 
-def _keeps_zeros(spec: Spec) -> bool:
-    """Whether a layer that computes each step by itself gives zeros for zeros."""
-    if isinstance(spec, ActivationSpec):
-        return spec.function in ("relu", "gelu", "silu")
-    return isinstance(spec, (DropoutSpec, NormalizeSpec, SumDirectionsSpec)) or (
-        isinstance(spec, LinearSpec) and not spec.bias
-    )
-
-
-def _starts_recurrent(spec: Spec) -> bool:
-    """Whether a recurrent layer is the only one that sees the input."""
-    if isinstance(spec, Sequential):
-        return len(spec) > 0 and _starts_recurrent(next(iter(spec)))
-    return isinstance(spec, RecurrentSpec)
-
-
 class _Builder:
     """Makes the cells of a model from its spec."""
 
@@ -240,8 +219,9 @@ class _Builder:
                 return Pool(spec, place), "steps", place._replace(has_steps=False)
             case BatchNormSpec():
                 return BatchNorm(spec, parameters, place), "steps", place._replace(is_clean=False)
-        after = place._replace(is_clean=place.is_clean and _keeps_zeros(spec))
-        return self.pointwise(spec, parameters, place), "pointwise", after
+        # MindSpore's tanh of 0 need not be exactly 0.
+        is_clean = place.is_clean and keeps_zeros(spec) and spec != ActivationSpec("tanh")
+        return self.pointwise(spec, parameters, place), "pointwise", place._replace(is_clean=is_clean)
 
     def pointwise(self, spec: Spec, parameters: Mapping[str, Parameter], place: Place) -> nn.Cell:
         """Make a layer that computes each step by itself."""
@@ -294,7 +274,7 @@ class _Builder:
 # ---- the model ---------------------------------------------------------------------------------------
 
 
-class Model(Layers):
+class Model(CheckedCell, Layers):
     """A model, or one layer that is not recurrent.
 
     Parameters
@@ -341,7 +321,7 @@ class Model(Layers):
         kernel: str = "auto",
     ) -> None:
         batch_first = is_batch_first(spec)
-        place = Place(batch_first, True, is_clean=not _starts_recurrent(spec))
+        place = Place(batch_first, True, is_clean=not starts_recurrent(spec))
         body, kind, after = _Builder(spec, weights, dtype, device, kernel).layer("", spec, place)
         super().__init__({"body": body}, (kind,), (len(spec.stateful),))
         self.spec = spec
@@ -361,7 +341,7 @@ class Model(Layers):
         self.on_cpu = device == "cpu"
         self.checked_lengths = CheckedLengths()
         self.checked_tokens = CheckedTokens(spec)
-        self.check, self.check_step, self.is_exporting, self.empty_shape = traced(spec)
+        self.check, self.check_step, self.is_exporting, self.empty_shape = traced_model(spec)
         for name, parameter in self.parameters_and_names():
             parameter.name = name
 
@@ -382,24 +362,6 @@ class Model(Layers):
             yield name_prefix, self
             yield from self.body.cells_and_names(seen, name_prefix)
 
-    def add_flags(self, **flags: Any) -> Any:
-        """Set attributes, as MindSpore's `to_float` does for mixed precision."""
-        if flags.get("bf16"):
-            raise LimitError("to_float: given bfloat16, but mindspore has no bfloat16 layers; it has float16, float32")
-        return super().add_flags(**flags)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if get_context("mode") == GRAPH_MODE:  # values are known here, and no more when `construct` is compiled
-            return super().__call__(*self._checked_on_host(*args, **kwargs))
-        # For gradients of the model itself, MindSpore must see the caller's own arguments.
-        try:
-            return super().__call__(*args, **kwargs)
-        except BaseException:
-            end_mixed_precision(self)
-            raise
-
-    __call__.__doc__ = ModelOnHost.__call__.__doc__
-
     def _checked_on_host(
         self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, return_state: bool = False
     ) -> Any:
@@ -415,18 +377,17 @@ class Model(Layers):
         elif not isinstance(resets, Tensor):
             resets = Tensor(np.asarray(given))
         if self.takes_tokens:
-            input = self._tokens(input, call)
+            input = Tensor(clean_tokens(self.spec, call, input.asnumpy()))
         return input, as_tuples(hx), seq_length, resets, return_state
 
     def _checked(self, input: Any, hx: Any, seq_length: Any, resets: Any, return_state: bool) -> Any:
         """Do the same when MindSpore compiles, and only shapes and dtypes are known; see below the class."""
-        self.check(described(input), described_state(hx), self._dtype(), known(seq_length), known(resets))
+        self.check(described(input), described_states(hx), self._dtype(), known(seq_length), known(resets))
         return input, hx, seq_length, resets, return_state
 
     def construct(
         self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, return_state: bool = False
     ) -> Any:
-        """Run the model; see the call."""
         input, hx, seq_length, resets, return_state = self._checked(input, hx, seq_length, resets, return_state)
         x = input
         states: Any = self._given(hx)
@@ -435,16 +396,9 @@ class Model(Layers):
             return (y, ()) if return_state else y
         batched = x.ndim == self.rank
         batch_axis = 0 if self.batch_first else 1
-        lengths: Any = None
-        begins: Any = None
-        if seq_length is not None:
-            lengths = seq_length if isinstance(seq_length, Tensor) else Tensor(seq_length, mstype.int64)
-            lengths = lengths if lengths.dtype == mstype.int64 else lengths.astype(mstype.int64)
-        if resets is not None:
-            begins = resets if isinstance(resets, Tensor) else Tensor(resets, mstype.bool_)
+        lengths, begins = as_lengths(seq_length), as_resets(resets)
         if not batched:
             x, states = x.expand_dims(batch_axis), with_batch(states)
-            lengths = lengths if lengths is None else lengths.reshape((1,))
             begins = begins if begins is None else begins.expand_dims(batch_axis)
         shape = self.empty_shape(x.shape)
         if shape is not None:  # MindSpore's operators fail for arrays without elements
@@ -456,9 +410,11 @@ class Model(Layers):
             finals = without_batch(finals)
         return (y, finals) if return_state else y
 
+    construct.__doc__ = ModelOnHost.__call__.__doc__
+
     def step(self, x: Any, state: Any = None) -> Any:
         if is_compiling():
-            self.check_step(described(x), described_state(state), self._dtype(), None, None)
+            self.check_step(described(x), described_states(state), self._dtype())
         states: Any = self._given(state)
         batched = x.ndim == self.rank - 1
         if not batched:
@@ -507,18 +463,6 @@ class Model(Layers):
             tokens = ops.where(valid.squeeze(-1), tokens, 0)
         return self.checked_tokens(tokens) if self.on_cpu and not self.is_exporting() else tokens
 
-    def _tokens(self, tokens: Tensor, call: ModelCall) -> Tensor:
-        """The tokens of a call in PyNative mode, checked, with 0 in the padding."""
-        given = tokens.asnumpy()
-        valid = None
-        if call.lengths is not None and call.sizes is not None:
-            valid = valid_steps_on_host(call.lengths, call.sizes.steps, self.batch_first)[..., 0]
-            valid = valid if call.is_batched else valid.reshape(-1)
-        check_tokens(self.spec, given, valid)
-        if valid is None:
-            return tokens if tokens.dtype in (mstype.int32, mstype.int64) else Tensor(given.astype(np.int64))
-        return Tensor(np.where(valid, given, 0).astype(np.int64))
-
     def _given(self, hx: Any) -> Any:
         """Give one state for each layer that has one; None is zeros."""
         return (None,) * len(self.states) if hx is None else hx
@@ -537,7 +481,7 @@ def _checked_step(step: Any) -> Any:
     @functools.wraps(step)
     def checked(self: Model, x: Any, state: Any = None) -> tuple[Tensor, Any]:
         call = prepare_model_step(self.spec, x, state, like=self._like())
-        x = self._tokens(x, call) if self.takes_tokens else x
+        x = Tensor(clean_tokens(self.spec, call, x.asnumpy())) if self.takes_tokens else x
         result: tuple[Tensor, Any] = step(self, x, as_tuples(state))
         return result
 

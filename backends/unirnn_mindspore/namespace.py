@@ -1,7 +1,7 @@
-"""MindSpore's functions by the names of the array API standard, with those that models need besides.
+"""MindSpore's functions by the names of the array API standard, and the other functions that models need.
 
 It is what ``xp`` is in a `unirnn.Model`. Each function works in PyNative mode and in a graph, forward and backward, and
-where MindSpore's own is not right on a CPU, another one is taken. Of the standard, it has what models need.
+where MindSpore's own is wrong on a CPU, another one replaces it. It has the part of the standard that models need.
 """
 
 import math
@@ -9,74 +9,6 @@ from typing import Any
 
 from mindspore import Tensor, ops
 from mindspore import dtype as mstype
-
-__all__ = [
-    "abs",
-    "add",
-    "all",
-    "any",
-    "arange",
-    "argmax",
-    "argmin",
-    "asarray",
-    "astype",
-    "broadcast_to",
-    "clip",
-    "concat",
-    "cos",
-    "cumulative_sum",
-    "divide",
-    "equal",
-    "exp",
-    "expand_dims",
-    "flip",
-    "full",
-    "full_like",
-    "greater",
-    "greater_equal",
-    "less",
-    "less_equal",
-    "log",
-    "log_softmax",
-    "logical_and",
-    "logical_not",
-    "logical_or",
-    "mask",
-    "masked_mean",
-    "masked_softmax",
-    "matmul",
-    "matrix_transpose",
-    "max",
-    "maximum",
-    "mean",
-    "min",
-    "minimum",
-    "multiply",
-    "negative",
-    "not_equal",
-    "ones",
-    "ones_like",
-    "permute_dims",
-    "relu",
-    "reshape",
-    "sigmoid",
-    "sin",
-    "softmax",
-    "sqrt",
-    "square",
-    "squeeze",
-    "stack",
-    "subtract",
-    "sum",
-    "take",
-    "take_along_axis",
-    "tanh",
-    "tril",
-    "triu",
-    "where",
-    "zeros",
-    "zeros_like",
-]
 
 bool = mstype.bool_  # the standard's names of dtypes
 int32, int64 = mstype.int32, mstype.int64
@@ -97,7 +29,7 @@ zeros_like, ones_like = ops.zeros_like, ops.ones_like
 
 
 def asarray(value: Any, *, dtype: Any = None, device: Any = None) -> Any:
-    """A tensor of a number, of lists of them, or of an array; a tensor as it is, or cast."""
+    """A tensor from a number, nested lists of numbers, or an array; a tensor stays as it is, or is cast."""
     if not isinstance(value, Tensor):
         return Tensor(value) if dtype is None else Tensor(value, dtype)
     return value if dtype is None else value.astype(dtype)
@@ -165,12 +97,12 @@ def matrix_transpose(x: Any) -> Any:
 
 
 def expand_dims(x: Any, *, axis: int = 0) -> Any:
-    """An axis of 1 more."""
+    """With a new axis of size 1."""
     return ops.expand_dims(x, axis)
 
 
 def squeeze(x: Any, axis: Any) -> Any:
-    """Without an axis, or axes, of 1."""
+    """Without an axis, or several, of size 1."""
     return ops.squeeze(x, axis)
 
 
@@ -180,84 +112,84 @@ def broadcast_to(x: Any, shape: Any) -> Any:
 
 
 def concat(arrays: Any, *, axis: int = 0) -> Any:
-    """Tensors one after another on an axis."""
+    """Tensors joined along an axis."""
     return ops.concat(arrays, axis)
 
 
 def stack(arrays: Any, *, axis: int = 0) -> Any:
-    """Tensors one after another on a new axis."""
+    """Tensors joined along a new axis."""
     return ops.stack(arrays, axis)
 
 
 def flip(x: Any, *, axis: int) -> Any:
-    """An axis from its end to its beginning."""
+    """With the elements along an axis in reverse order."""
     return ops.flip(x, (axis,))
 
 
 def take(x: Any, indices: Any, *, axis: int) -> Any:
-    """What is at some places of an axis. MindSpore reads anything for an index out of range."""
+    """The elements at some indices of an axis. For an index out of range, MindSpore returns arbitrary numbers."""
     return ops.gather(x, indices, axis)
 
 
 def take_along_axis(x: Any, indices: Any, *, axis: int = -1) -> Any:
-    """What is at some places of an axis, which differ along the other axes."""
+    """The elements at some indices of an axis, which differ along the other axes."""
     return ops.gather_elements(x, axis if axis >= 0 else axis + x.ndim, indices)
 
 
-# ---- sums, and the like ------------------------------------------------------------------------------
+# ---- reductions --------------------------------------------------------------------------------------
 
 
 def sum(x: Any, *, axis: Any = None, keepdims: Any = False) -> Any:
-    """The sum over an axis, over axes, or over all."""
+    """The sum over an axis, several axes, or all elements."""
     return x.sum(axis, keepdims=keepdims)
 
 
 def mean(x: Any, *, axis: Any = None, keepdims: Any = False) -> Any:
-    """The mean over an axis, over axes, or over all."""
+    """The mean over an axis, several axes, or all elements."""
     return x.mean(axis, keepdims)
 
 
 def max(x: Any, *, axis: Any = None, keepdims: Any = False) -> Any:
-    """The largest over an axis, over axes, or over all."""
+    """The largest element over an axis, several axes, or all elements."""
     return ops.amax(x, axis, keepdims)
 
 
 def min(x: Any, *, axis: Any = None, keepdims: Any = False) -> Any:
-    """The least over an axis, over axes, or over all."""
+    """The smallest element over an axis, several axes, or all elements."""
     return ops.amin(x, axis, keepdims)
 
 
 def all(x: Any, *, axis: Any = None, keepdims: Any = False) -> Any:
-    """Whether all of them are true."""
+    """Whether all elements are true."""
     return ops.all(x, axis, keepdims)
 
 
 def any(x: Any, *, axis: Any = None, keepdims: Any = False) -> Any:
-    """Whether one of them is true."""
+    """Whether any element is true."""
     return ops.any(x, axis, keepdims)
 
 
 def argmax(x: Any, *, axis: Any = None, keepdims: Any = False) -> Any:
-    """Where the largest is."""
+    """The index of the largest element."""
     return ops.argmax(x, axis, keepdims)
 
 
 def argmin(x: Any, *, axis: Any = None, keepdims: Any = False) -> Any:
-    """Where the least is."""
+    """The index of the smallest element."""
     return ops.argmax(-x, axis, keepdims)
 
 
 def cumulative_sum(x: Any, *, axis: int = -1) -> Any:
-    """The sums of the first ones."""
+    """The cumulative sum along an axis."""
     return ops.cumsum(x, axis)
 
 
 def clip(x: Any, min: Any = None, max: Any = None) -> Any:
-    """Each element, but not below min and not above max."""
+    """Each element, limited to the range from min to max."""
     return ops.clamp(x, min, max)
 
 
-# ---- what models need besides ------------------------------------------------------------------------
+# ---- functions that the standard lacks ---------------------------------------------------------------
 
 
 def tanh(x: Any) -> Any:
@@ -271,7 +203,7 @@ def softmax(x: Any, *, axis: int = -1) -> Any:
 
 
 def log_softmax(x: Any, *, axis: int = -1) -> Any:
-    """See `unirnn.reference.functions`. MindSpore's own of float64 is that of float32 on a CPU."""
+    """See `unirnn.reference.functions`. On a CPU, MindSpore's own computes float64 in float32."""
     if x.dtype != mstype.float64:
         return ops.log_softmax(x, axis)
     shifted = x - ops.amax(x, axis, True)

@@ -15,9 +15,9 @@ An operator runs forward over all T steps. `NativeDirection` adds the lengths: i
 anything is computed from it (it may be NaN), reads each sequence from its last valid step for the reverse direction,
 and takes the final state at step n-1, or the initial state where n = 0.
 
-No operator knows of resets. In PyNative mode the sequences between them become more rows of the batch
-(`unirnn_mindspore.sequences`). The sizes in a graph can't depend on values, so there the operator runs once for each
-step, and the state becomes zeros where a sequence begins.
+No operator knows of resets. In PyNative mode the sequences between them become columns of their own
+(`unirnn.contract.sequences.run_sequences`). The sizes in a graph can't depend on values, so there the operator runs
+once for each step, and the state becomes zeros where a sequence begins.
 
 This file is written in the part of Python that MindSpore's graph mode compiles.
 """

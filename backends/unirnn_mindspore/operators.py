@@ -128,7 +128,7 @@ def _projects(spec: RecurrentSpec) -> bool:
 
 @functools.cache
 def operators(spec: RecurrentSpec, reverse: bool) -> tuple[Any, Any]:
-    """Make the operator of a direction, and that of its gradient."""
+    """Make the operator of a direction, and the operator of its gradient."""
     loaded = library.load()
     assert loaded is not None  # the backend takes MindSpore's own operators where there is no library
     name = f"{cell_of(spec)}{'_PROJECTED' if _projects(spec) else ''}{'_reverse' if reverse else ''}"
@@ -155,7 +155,7 @@ class CheckedLengths(nn.Cell):
     """The lengths as they are, if each is in range.
 
     In graph mode their values are known only when the graph runs. The compiled kernels refuse what is out of range too,
-    but MindSpore gives no words to their refusal. So this is an operator that runs Python.
+    but MindSpore then shows no message. So this is an operator that runs Python.
     """
 
     def __init__(self) -> None:
@@ -163,7 +163,7 @@ class CheckedLengths(nn.Cell):
         self.checked = _checked()
 
     def construct(self, seq_length: Any, steps: int) -> Any:
-        """Give the lengths `(B,)` of an input of so many steps."""
+        """Give the lengths `(B,)` of an input with ``steps`` steps."""
         return ops.stop_gradient(self.checked(seq_length, Tensor(steps, mstype.int64)))
 
 
@@ -181,7 +181,7 @@ def _checked() -> Any:
 class CheckedTokens(nn.Cell):
     """The tokens as they are, if there is an embedding of each; see `CheckedLengths`.
 
-    MindSpore's operator reads anything for a token out of range.
+    For a token out of range, MindSpore's operator returns arbitrary numbers.
 
     Parameters
     ----------

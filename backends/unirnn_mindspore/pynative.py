@@ -23,7 +23,7 @@ __all__ = ["Call", "layers"]
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """What a call of the layers has besides the arrays that have gradients.
+    """The part of a call of the layers that has no gradients.
 
     Parameters
     ----------

@@ -34,12 +34,6 @@ class NumpyBackend(Backend):
     def version(self) -> str:
         return f"numpy {np.__version__}"
 
-    def devices(self) -> tuple[Device, ...]:
-        return (Device("cpu"),)
-
-    def default_device(self) -> Device:
-        return Device("cpu")
-
     def limits(self, spec: Any, device: Device, dtype: str) -> Iterable[Limit]:
         if dtype == "float16":
             yield ROUNDED_FLOAT16

@@ -1,8 +1,8 @@
-"""The layers over NumPy's arrays: what each of them computes, and beside it the pullback that gives its gradients.
+"""The layers over NumPy's arrays: what each of them computes, and the pullback that gives its gradients.
 
-A pullback takes the gradient of the output, and gives that of the input and those of the weights. It is made only if
-``keep`` asks for it, and keeps what it needs of the forward pass, but never the output itself: whoever gets the output
-may write over it.
+A pullback takes the gradient of the output, and gives the gradients of the input and of the weights. It is made only if
+``keep`` asks for it. It keeps what it needs of the forward pass, but never the output itself, since the caller may
+write over it.
 
 `LAYERS` are the layers that compute each step by itself. Their arrays have any leading axes, and hold no padding.
 """

@@ -23,7 +23,7 @@ from unirnn.contract.models import (
     is_batch_first,
     prepare_model,
 )
-from unirnn.errors import ArgumentError, ShapeError
+from unirnn.errors import ArgumentError
 from unirnn.specs import (
     BatchNormSpec,
     Concat,
@@ -39,6 +39,7 @@ from unirnn.specs import (
 )
 
 from . import model_layers
+from .module import check_shape
 
 __all__ = ["NumpyModel"]
 
@@ -106,7 +107,7 @@ class NumpyModel(ModelModule):
     def vjp(
         self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None
     ) -> tuple[Array, tuple[Any, ...], Callable[..., dict[str, Array]]]:
-        """Run the model, and return what computes the gradients besides.
+        """Run the model, and also return a function that computes the gradients.
 
         Parameters
         ----------
@@ -121,7 +122,7 @@ class NumpyModel(ModelModule):
             ``pullback(d_output, d_state=None)`` gives the gradients of the sum of ``output * d_output``, and of each
             part of the state times that of ``d_state``, by name: ``input``, unless it is tokens; ``hx[0]`` or
             ``hx[0][1]`` for each part of the initial state; and each weight that is trained. In ``d_state``, None is
-            zeros, as a whole or for a layer. The weights must be those of the call: change them afterwards.
+            zeros, as a whole or for a layer. The weights must not be changed between the call and this.
 
         Raises
         ------
@@ -149,7 +150,7 @@ class NumpyModel(ModelModule):
         trained = self.weights.keys() - self.spec.buffers
 
         def pullback(d_output: Any, d_state: Any = None) -> dict[str, Array]:
-            _check_shape("d_output", d_output, output)
+            check_shape("d_output", d_output, output)
             back = _Backward([None] * len(run.finals))
             if d_state is not None:
                 back.d_finals[:] = run.d_finals(d_state, state)
@@ -187,11 +188,6 @@ def _weight_names(spec: Spec) -> dict[str, dict[str, str]]:
     return found
 
 
-def _check_shape(name: str, given: Any, result: Array) -> None:
-    if np.shape(given) != result.shape:
-        raise ShapeError(f"{name}: given shape {np.shape(given)}, expected {result.shape}")
-
-
 # ---- what flows through --------------------------------------------------------------------------
 
 
@@ -222,13 +218,13 @@ class _Flow(NamedTuple):
     x
         `(T, B, F)`, or rows `(N, F)`; tokens without F. Any axes may stand before F, if no layer needs to know them.
     axis
-        The axis of the steps; None if there is none that is known.
+        The axis of the steps; None if there is none, or it is not known.
     ragged
         The lengths; None if every step is valid.
     padding
         What stands in the padding. If it is ``"zeros"``, the layer that gave x ignores what stands there in the
-        gradient. If it is ``"any"``, whoever takes x gives zeros there. With ``"none"``, x has the valid steps only, as
-        rows.
+        gradient. If it is ``"any"``, the layer that takes x gives zeros there in the gradient. With ``"none"``, x has
+        the valid steps only, as rows.
     """
 
     x: Array
@@ -243,7 +239,7 @@ class _Flow(NamedTuple):
 
 @dataclass
 class _Backward:
-    """The gradients of a backward pass: those of the final states, which are given, and those that it finds."""
+    """The gradients of a backward pass: of the final states, which are given, and the ones that it computes."""
 
     d_finals: list[State | None]
     d_initials: list[State] = field(init=False)
@@ -254,7 +250,7 @@ class _Backward:
 
 
 _Pull = Callable[[Array, _Backward], Array]
-"""From the gradient of what a layer gives to that of what it takes."""
+"""Computes the gradient of a layer's input from the gradient of its output."""
 _Result = tuple[_Flow, _Pull]
 
 
@@ -356,9 +352,9 @@ class _Run:
         spec, x = self._model.spec, self._call.input
         if spec.takes_tokens:
             check_tokens(spec, x)
-        y = self._step("", spec, self._entered(x, copy=False))
+        flow, _ = self._layer("", spec, _Flow(self._entered(x, copy=False), None, None))
         self._finish()
-        return self._rounded(y)
+        return self._rounded(flow.x)
 
     def d_finals(self, d_state: Any, state: tuple[Any, ...]) -> list[State | None]:
         """The gradients of the final states as the backward pass takes them; ArgumentError, ShapeError."""
@@ -374,7 +370,7 @@ class _Run:
                 raise ArgumentError(f"d_state[{k}]: given {len(given)} arrays, expected {len(expected)}, as in state")
             for d, part in zip(given, expected, strict=True):
                 if d is not None:
-                    _check_shape(f"d_state[{k}]", d, part)
+                    check_shape(f"d_state[{k}]", d, part)
             parts = ((np.zeros_like(part) if d is None else d, part) for d, part in zip(given, final, strict=True))
             found.append(tuple(np.asarray(d, self.dtype).reshape(part.shape) for d, part in parts))
         return found
@@ -464,8 +460,10 @@ class _Run:
         return factor if columns is None else factor[columns]
 
     def _recurrent(self, name: str, spec: RecurrentSpec, flow: _Flow) -> _Result:
+        if flow.axis is None:  # a single step, which has no backward pass
+            return flow._replace(x=self._recurrent_step(name, spec, flow.x)), _same
         unpack: _Pull = _same
-        if flow.padding == "none":  # whatever stands in the padding, it does not read it
+        if flow.padding == "none":  # it does not read the padding
             flow, unpack = _padded(flow)
         weights, position = self._own_weights(name), len(self.finals)
         state, noise = self._call.states[position], None
@@ -488,6 +486,9 @@ class _Run:
         return flow._replace(x=y, padding="zeros"), _in_turn(unpack, pull)
 
     def _conv1d(self, name: str, spec: Conv1dSpec, flow: _Flow) -> _Result:
+        if flow.axis is None:  # a single step, which has no backward pass
+            after_step, _ = self._conv1d(name, spec, _Flow(flow.x[None], 0, None))
+            return flow._replace(x=after_step.x[0]), _same
         flow, pad = _padded(flow)
         context, position = None, len(self.finals)
         if spec.state_shapes(None):
@@ -521,30 +522,8 @@ class _Run:
 
         return _Flow(y, None, None), _in_turn(pad, pull)
 
-    # ---- the layers in a single step -------------------------------------------------------------
-
-    def _step(self, name: str, spec: Spec, x: Array) -> Array:
-        y: Array
-        prefix = f"{name}." if name else ""
-        if isinstance(spec, Sequential):
-            for child, layer in spec.children:
-                x = self._step(prefix + child, layer, x)
-            return x
-        if isinstance(spec, Residual):
-            ((child, layer),) = spec.children
-            y = x + self._step(prefix + child, layer, x)
-            return y
-        if isinstance(spec, Concat):
-            return np.concatenate([self._step(prefix + child, layer, x) for child, layer in spec.children], axis=-1)
-        if isinstance(spec, RecurrentSpec):
-            return self._recurrent_step(name, spec, x)
-        if isinstance(spec, Conv1dSpec):
-            (y,) = self._conv1d(name, spec, _Flow(x[None], 0, None))[0].x
-            return y
-        return self._pointwise(name, spec, _Flow(x, None, None))[0]
-
     def _recurrent_step(self, name: str, spec: RecurrentSpec, x: Array) -> Array:
-        """By what was prepared for it, if that can be: preparing takes longer than the step."""
+        """Make a step with what was prepared for the last one, if it fits: preparing takes longer than the step."""
         steps, weights, kernel = self._model._last_steps, self._own_weights(name), self._model._kernel
         state, noise = self._call.states[len(self.finals)], None
         if self._training:

@@ -13,7 +13,7 @@ from unirnn.errors import ArgumentError, ShapeError
 
 from . import model_layers
 
-__all__ = ["NumpyModule"]
+__all__ = ["NumpyModule", "check_shape"]
 
 Array = NDArray[Any]
 
@@ -80,7 +80,7 @@ class NumpyModule(Module):
     def vjp(
         self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, **aliases: Any
     ) -> tuple[Array, Any, Callable[[Array, Any], dict[str, Array]]]:
-        """Run the layers, and return what computes the gradients besides.
+        """Run the layers, and also return a function that computes the gradients.
 
         Parameters
         ----------
@@ -93,8 +93,8 @@ class NumpyModule(Module):
             As a call returns them.
         pullback
             ``pullback(d_output, d_h_n)`` gives the gradients of ``sum(output * d_output) + sum(h_n * d_h_n)``, by name:
-            ``input``, ``h_0`` (and ``c_0``), and each weight. None for ``d_h_n`` is zeros. The weights must be those of
-            the call: change them afterwards.
+            ``input``, ``h_0`` (and ``c_0``), and each weight. None for ``d_h_n`` is zeros. The weights must not be
+            changed between the call and this.
 
         Raises
         ------
@@ -119,9 +119,9 @@ class NumpyModule(Module):
                 d_final = given
             else:
                 for name, d, part in zip(self.spec.states, given, state_parts(self.spec, h_n) or (), strict=True):
-                    _check_shape(f"d_{name}_n", d, part)
+                    check_shape(f"d_{name}_n", d, part)
                 d_final = layout.canonical_state([np.asarray(d) for d in given])
-            _check_shape("d_output", d_output, results[0])
+            check_shape("d_output", d_output, results[0])
             gradients = pullback(layout.canonical_steps(np.asarray(d_output)), d_final)
             gradients["input"] = layout.restore_steps(gradients["input"])
             if not layout.batched:
@@ -147,6 +147,7 @@ class NumpyModule(Module):
         return model_layers.recurrent(self.spec, self.weights, self._kernel, x, state, ns, begins, noise, keep)
 
 
-def _check_shape(name: str, given: Any, result: Array) -> None:
+def check_shape(name: str, given: Any, result: Array) -> None:
+    """Check that a gradient has the shape of the result that it belongs to; raises ShapeError."""
     if np.shape(given) != result.shape:
         raise ShapeError(f"{name}: given shape {np.shape(given)}, expected {result.shape}")

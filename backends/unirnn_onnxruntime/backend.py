@@ -51,9 +51,6 @@ class OnnxRuntimeBackend(Backend):
             if PROVIDERS[device.kind] in available
         )
 
-    def default_device(self) -> Device:
-        return Device("cpu")
-
     def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
         reason = oversize_reason(spec.num_weights * (2 if dtype == "float16" else 4))
         if reason is not None:

@@ -5,15 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import array_api_compat.numpy as xp
 import numpy as np
 from numpy.typing import NDArray
 
 from unirnn import Device, RecurrentSpec
 from unirnn.contract.call import Call
-from unirnn.contract.models import ModelCall, ModelModule, check_tokens, is_batch_first
+from unirnn.contract.models import ModelCall, ModelModule, clean_tokens, is_batch_first
 from unirnn.contract.module import Module
+from unirnn.contract.sequences import run_sequences
 from unirnn.specs import Spec
-from unirnn_onnxruntime.sessions import WithSessions, run_sequences
+from unirnn_onnxruntime.sessions import WithSessions
 
 __all__ = ["OnnxRuntimeModel", "OnnxRuntimeModule"]
 
@@ -120,7 +122,7 @@ class OnnxRuntimeModule(WithSessions, Module):
         state = tuple(self._zeros(batch_size).values()) if call.state is None else call.state
         if call.resets is not None and batch_size:
             directions = [_directions(self.spec)] * len(state)
-            return run_sequences(x, state, ns, call.resets, directions, self._run_columns)
+            return run_sequences(xp, self._run_columns, x, state, ns, call.resets, directions)
         return self._run_columns(x, state, ns)
 
     def _run_columns(self, x: Array, state: Sequence[Array], ns: Array | None) -> tuple[Array, tuple[Array, ...]]:
@@ -192,7 +194,7 @@ class OnnxRuntimeModel(WithSessions, ModelModule):
         self, spec: Spec, dtype: str, weights: Mapping[str, Array], device: Device, session_options: Mapping[str, Any]
     ) -> None:
         super().__init__(spec)
-        # A model looks them up anew at each question, and each call asks.
+        # A model computes these each time it is asked, and each call needs them.
         self._batch_first, self._stateful = is_batch_first(spec), spec.stateful
         names = [
             f"{layer}.{part}" if layer else part
@@ -208,7 +210,7 @@ class OnnxRuntimeModel(WithSessions, ModelModule):
 
     def _run(self, call: ModelCall) -> tuple[Array, Sequence[tuple[Array, ...]]]:
         spec = self.spec
-        x = self._tokens(call) if spec.takes_tokens else call.input
+        x = clean_tokens(spec, call, call.input) if spec.takes_tokens else call.input
         if call.sizes is None:
             leading = x.shape if spec.takes_tokens else x.shape[:-1]
             y, _ = self._run_columns(x.reshape(1, math.prod(leading), *x.shape[len(leading) :]), (), None)
@@ -224,7 +226,7 @@ class OnnxRuntimeModel(WithSessions, ModelModule):
             return y if axis else y.swapaxes(0, 1), final
 
         x = x if axis else x.swapaxes(0, 1)
-        y, final = run_sequences(x, state, call.lengths, call.resets, self._directions(), run)
+        y, final = run_sequences(xp, run, x, state, call.lengths, call.resets, self._directions())
         return y if axis else y.swapaxes(0, 1), self._states(final)
 
     def _run_step(self, call: ModelCall) -> tuple[Array, Sequence[tuple[Array, ...]]]:
@@ -244,9 +246,9 @@ class OnnxRuntimeModel(WithSessions, ModelModule):
         return y, final
 
     def _run_nothing(self, x: Array, state: Sequence[Array]) -> tuple[Array, Sequence[Array]]:
-        """Run with two of whatever there is none of, and leave the results out.
+        """Run an empty input: over an input with 2 in place of each size of 0, whose results are cut off again.
 
-        Over empty arrays, some nodes of ONNX Runtime end the process.
+        Some nodes of ONNX Runtime end the process when they get an empty array.
         """
         some = [np.zeros([size or 2 for size in array.shape], array.dtype) for array in (x, *state)]
         y, final = self._run_columns(some[0], some[1:], None)
@@ -254,16 +256,6 @@ class OnnxRuntimeModel(WithSessions, ModelModule):
             if x.shape[axis] == 0:
                 y = y.take(np.arange(0), 0 if self.spec.ends_steps and axis < 2 else axis)
         return y, [part[:, : begin.shape[1]] for part, begin in zip(final, state, strict=True)]
-
-    def _tokens(self, call: ModelCall) -> Array:
-        """The tokens, checked, as int64."""
-        tokens, valid = call.input, None
-        if call.lengths is not None and call.sizes is not None:
-            valid = np.arange(call.sizes.steps) < call.lengths[:, None]
-            valid = valid if self._batch_first else valid.T
-        check_tokens(self.spec, tokens, valid)
-        found: Array = tokens.astype(np.int64)
-        return found
 
     def _state(self, states: Sequence[tuple[Array, ...] | None], batch_size: int) -> list[Array]:
         """The parts of the state of all layers, one after the other."""
@@ -290,7 +282,7 @@ def _directions(spec: RecurrentSpec) -> Array:
 
 
 def _signature(input: Any, hx: Any) -> tuple[Any, ...] | None:
-    """What the checks of a call look at; None for what is no array, or no pair of arrays."""
+    """Everything that the checks of a call look at; None if an argument is neither an array nor a pair of arrays."""
     try:
         if hx is None:
             return type(input), input.shape, input.dtype

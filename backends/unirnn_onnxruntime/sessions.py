@@ -1,6 +1,6 @@
 """The sessions of ONNX Runtime in which modules and models run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -10,12 +10,11 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from unirnn import Device
-from unirnn.contract.sequences import sequences
 from unirnn.errors import ArgumentError, DeviceError
 from unirnn.files.onnx_writer import emit
 from unirnn.specs import Spec
 
-__all__ = ["PROVIDERS", "WithSessions", "run_sequences"]
+__all__ = ["PROVIDERS", "WithSessions"]
 
 Array = NDArray[Any]
 
@@ -36,7 +35,7 @@ class WithSessions:
     def _start(
         self, dtype: str, weights: Mapping[str, Array], device: Device, session_options: Mapping[str, Any]
     ) -> None:
-        """Take what the constructor was given besides the spec."""
+        """Take the constructor's arguments, except the spec."""
         _options(session_options)
         self._dtype, self._device, self._session_options = np.dtype(dtype), device, dict(session_options)
         self.replace(weights)
@@ -89,63 +88,6 @@ class WithSessions:
         if provider not in session.get_providers():  # ONNX Runtime warns, and goes on without it
             raise DeviceError(f"device: given {str(self._device)!r}, but onnxruntime could not use its {provider}")
         return session
-
-
-def run_sequences(
-    x: Array,
-    state: Sequence[Array],
-    lengths: Array | None,
-    resets: Array,
-    directions: Sequence[Array],
-    run: Callable[[Array, Sequence[Array], Array], tuple[Array, Sequence[Array]]],
-) -> tuple[Array, tuple[Array, ...]]:
-    """Run the sequences that resets make as columns of their own.
-
-    Parameters
-    ----------
-    x
-        `(T, B, ...)`.
-    state
-        The parts of the initial state, `(L*D, B, H)` each.
-    lengths, resets
-        `(B,)`, checked, or None; `(T, B)`, checked.
-    directions
-        `(L*D,)` for each part; see `unirnn.contract.sequences.Sequences.initial`.
-    run
-        Gives the output and the final state for columns of other numbers of steps, with their lengths.
-
-    Returns
-    -------
-    output
-        `(T, B, F)`, zero in the padding.
-    state
-        The parts of the final state.
-    """
-    steps, batch_size = x.shape[:2]
-    output = np.empty(0)
-    final = tuple(part.copy() for part in state)
-    found = sequences(steps, batch_size, lengths, resets)
-    for one in map(found.select, found.groups()):
-        step = np.arange(max(1, one.lengths.max()))[:, None]
-        valid = step < one.lengths
-        step, column = np.broadcast_arrays(np.minimum(one.begins + step, steps - 1), one.columns)
-        begin = []
-        for part, direction in zip(state, directions, strict=True):
-            rows, has_initial = one.initial(direction)
-            begin.append(np.where(has_initial[..., None], _rows(part)[rows], 0).astype(part.dtype))
-        results, ends = run(x[step, column], begin, one.lengths)
-        if not output.size:
-            output = np.zeros((steps, batch_size, results.shape[-1]), results.dtype)
-        output[step[valid], column[valid]] = results[valid]
-        for part, end, direction in zip(final, ends, directions, strict=True):
-            source, target = one.final(direction)
-            _rows(part)[target] = _rows(end)[source]
-    return output, final
-
-
-def _rows(array: Array) -> Array:
-    """`(L*D, B, H)` to `(L*D*B, H)`."""
-    return array.reshape(-1, array.shape[2])
 
 
 def _options(given: Mapping[str, Any]) -> Any:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from unirnn import Device, GRUSpec, Limit, LSTMSpec, RecurrentSpec, RNNSpec
-from unirnn.contract.backend import Arrays, Backend, Watched, check_computes_as, leaves_by_path, map_arrays
+from unirnn.contract.backend import Arrays, Backend, check_computes_as, leaves_by_path
 from unirnn.contract.limits import Kernel
 from unirnn.devices import DTYPES, short_name
 from unirnn.errors import ArgumentError, DeviceError, DTypeError
@@ -236,32 +236,12 @@ class TorchBackend(Backend):
             for layer, mode in modes:
                 layer.training = mode
 
-    @contextmanager
-    def watch(self, module: Any) -> Iterator[list[Watched]]:
-        found: list[Watched] = []
-
-        def hook(name: str) -> Callable[..., None]:
-            def add(layer: torch.nn.Module, inputs: Any, results: Any) -> None:
-                found.append(Watched(name, type(layer).__name__, map_arrays(results, _copied)))
-
-            return add
-
+    def hookable_layers(self, module: Any) -> Iterable[tuple[str, torch.nn.Module]]:
         # A scripted module takes no hooks.
-        layers = [row for row in module.named_modules() if not isinstance(row[1], torch.jit.ScriptModule)]
-        handles = [layer.register_forward_hook(hook(name)) for name, layer in layers]
-        try:
-            yield found
-        finally:
-            for handle in handles:
-                handle.remove()
+        return [row for row in module.named_modules() if not isinstance(row[1], torch.jit.ScriptModule)]
 
     def random_seed(self, seed: int) -> None:
         torch.manual_seed(seed)
-
-
-def _copied(value: Any) -> Any:
-    """A tensor's copy; anything else as it is."""
-    return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
 
 def _checkpointed(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -271,7 +251,7 @@ def _checkpointed(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _check_readable(name: str, weight: torch.Tensor) -> None:
-    """Refuse a weight without values, or with a part of them only."""
+    """Refuse a weight that has no values, or only a part of them."""
     if hasattr(weight, "full_tensor"):  # a DTensor: importing it takes a second
         raise ArgumentError(
             "module: its weights are sharded over processes, expected whole ones; gather them in all processes with "
@@ -295,7 +275,7 @@ _COMPUTED = {
 
 
 def _check_current(name: str, weight: torch.Tensor, module: torch.nn.Module) -> None:
-    """Refuse a weight that is made anew at each call, so that what it is now may be out of date."""
+    """Refuse a weight that is computed anew at each call, since its present value may be out of date."""
     layer, _, own = name.rpartition(".")
     owner = module.get_submodule(layer)
     for end, words in _COMPUTED.items():

@@ -1,7 +1,7 @@
 """The compiled kernels over the memory of tensors: one layer in one direction, on a CPU, in float32 and float64.
 
-Nothing is copied but what is not contiguous. The kernels read and write memory, so every shape and dtype is checked
-here, whoever calls.
+Only tensors that are not contiguous are copied. The kernels read and write memory, so this module checks every shape
+and dtype, whatever calls it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -211,7 +211,7 @@ class Step:
         return readable and x.dtype in _DTYPES and x.is_cpu and x.shape[0] > 0 and spec.can_stream
 
     def fits(self, weights: Iterable[Tensor], x: Tensor, state: Sequence[Tensor]) -> bool:
-        """Whether it can make a step: the weights lie where they lay, and the tensors have those shapes and dtypes."""
+        """Whether it can make a step: the weights have not moved, and the tensors have the same shapes and dtypes."""
         if x.shape != self._shape or x.dtype is not self._dtype or not x.is_cpu:
             return False
         for part, shape in zip(state, self._state_shapes, strict=False):
@@ -251,7 +251,7 @@ def _readable(call: Call) -> Call:
     Raises
     ------
     ShapeError, DTypeError
-        If a tensor does not fit to the others.
+        If the shape or dtype of a tensor does not match the others.
     """
     cell, x, lengths, resets, state, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr), reverse = call
     steps, batch_size, input_size = x.shape

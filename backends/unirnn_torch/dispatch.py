@@ -97,12 +97,12 @@ def is_jit_tracing() -> bool:
 
 
 def is_traced() -> bool:
-    """Whether a call's tensors have no values to look at, or none that may be looked at."""
+    """Whether the values of a call's tensors can't be read, or must not be."""
     return torch.compiler.is_compiling() or is_jit_tracing() or _is_transformed()
 
 
 def is_batched(*tensors: Any) -> bool:
-    """Whether `torch.func.vmap` runs over any of some values, so that it has no numbers of its own."""
+    """Whether `torch.func.vmap` runs over any of the tensors, which then has several values for each element."""
     if torch.compiler.is_compiling():  # a graph can't ask
         return False
     return _is_transformed() and any(_is_batched(t) for t in tensors if isinstance(t, Tensor))
@@ -117,7 +117,7 @@ def _is_batched(tensor: Tensor) -> bool:
 
 
 def unwrapped(tensor: Tensor) -> Tensor:
-    """What a tensor of `torch.func` holds: of one that is batched, the whole batch."""
+    """The tensor inside the wrappers of `torch.func`; if it is batched, the whole batch."""
     while _functorch.is_functorch_wrapped_tensor(tensor):
         tensor = _functorch.get_unwrapped(tensor)
     return tensor
@@ -134,18 +134,18 @@ def refuse_script(module: torch.nn.Module) -> NoReturn:
 
 def is_exporting_to_onnx() -> bool:
     """Whether `torch.onnx.export` is at work."""
-    # What exports has imported torch.onnx, which takes longer than any other part of a first call.
+    # Importing torch.onnx takes longer than any other part of a first call, and an exporter has imported it already.
     is_imported = torch.compiler.is_compiling() or "torch.onnx" in sys.modules
     return is_imported and torch.onnx.is_in_onnx_export()
 
 
 def is_projection_for_onnx(spec: RecurrentSpec) -> bool:
-    """Whether an LSTM with a projection is to be exported, of which `unirnn_torch.exporting` makes one without."""
+    """Whether an LSTM with a projection is being exported, which `unirnn_torch.exporting` turns into one without."""
     return spec.output_size != spec.hidden_size and is_exporting_to_onnx()
 
 
 def is_plain() -> bool:
-    """Whether nothing is at work around a call that the compiled kernels can't take part in."""
+    """Whether nothing surrounds the call that the compiled kernels don't support, such as autocast or a transform."""
     return _unsupported_mode(is_compiled=True) is None
 
 
@@ -188,7 +188,7 @@ def _unsupported_spec(kernel: str, spec: Spec, device: str | None, dtype: str | 
 
 
 def _unsupported_mode(*, is_compiled: bool) -> str | None:
-    """What is at work around a call that our operators can't take part in."""
+    """What surrounds the call and is not supported by our operators; None if there is nothing."""
     if is_compiled and torch.is_autocast_enabled("cpu"):
         return "autocast"
     if is_exporting_to_onnx() and not hasattr(torch.onnx, "ops"):
@@ -211,7 +211,7 @@ def has_native(spec: RecurrentSpec) -> bool:
 def check_build(kernel: str, spec: Spec, device: str, dtype: str) -> None:
     """Refuse a kernel that can run no call of a module; raises what `unirnn.contract.limits.check_kernel` does.
 
-    Of a model its recurrent layers count, which the kernel is for; if it has none, only ``"auto"`` will do.
+    The kernel computes the recurrent layers of a model. A model without any accepts only ``"auto"``.
     """
     layers: list[Spec] = [leaf for leaf in spec.leaves().values() if isinstance(leaf, RecurrentSpec)]
     for layer in layers or [spec]:
@@ -239,7 +239,7 @@ def describe(spec: RecurrentSpec, device: str, dtype: str) -> Iterator[Kernel]:
 
 
 WIDE = {"RNN": 512, "GRU": 256, "LSTM": 256}
-"""The least H at which torch's own layer, on a GPU and with lengths, runs over the valid steps only; measured on an
+"""The smallest H at which torch's own layer, on a GPU and with lengths, runs over the valid steps only; measured on an
 H100."""
 
 

@@ -1,6 +1,6 @@
 """The implementations of the routes: how a whole stack is computed, over `(T, B, I)`.
 
-Which of them runs a call is decided by `unirnn_torch.dispatch.route`.
+`unirnn_torch.dispatch.route` decides which one runs a call.
 """
 
 from functools import partial
@@ -35,8 +35,6 @@ class Stack(NamedTuple):
     ----------
     spec
         What they are.
-    mode
-        The cell, as `torch.nn.RNNBase` calls it.
     weights
         By the names of `Spec.weight_shapes`, and in that order.
     dropout
@@ -48,7 +46,6 @@ class Stack(NamedTuple):
     """
 
     spec: RecurrentSpec
-    mode: str
     weights: dict[str, Tensor]
     dropout: float
     training: bool
@@ -106,7 +103,7 @@ def run(
     if route is Route.DENSE:
         reverse = stack.spec.reverse  # torch's own layer runs forward
         x = x.flip(0) if reverse else x
-        output, *final = native.NATIVE[stack.mode](x, join_state(state), *stack.native_arguments(), False)
+        output, *final = native.NATIVE[native.mode(stack.spec)](x, join_state(state), *stack.native_arguments(), False)
         return output.flip(0) if reverse else output, tuple(final)
     if route is Route.VALID_STEPS:
         assert not isinstance(lengths, Tensor)
@@ -134,7 +131,7 @@ def _with_as_many_steps_as_traced(x: Tensor) -> Tensor:
     """The same `(T, B, I)`, by an operation that fails in the trace's graph at another T.
 
     `torch.jit.trace` and the older exporter to ONNX record the reference as the steps of the example, and these would
-    run over a part of a longer input. Only its shape is recorded, so no words of ours can be said there.
+    run over a part of a longer input. A trace records only operations, so it can't raise an error with our own message.
     """
     return x.reshape(int(x.shape[0]), *x.shape[1:])
 
@@ -152,7 +149,7 @@ def _valid_steps(
     """One native call over the valid steps, in torch's packed form."""
 
     def run(data: Tensor, batch_sizes: Tensor, begin: State) -> tuple[Tensor, ...]:
-        results: tuple[Tensor, ...] = native.NATIVE[stack.mode](
+        results: tuple[Tensor, ...] = native.NATIVE[native.mode(stack.spec)](
             data, batch_sizes, join_state(begin), *stack.native_arguments()
         )
         return results

@@ -1,4 +1,4 @@
-"""The layers of models in torch, and what happens at each of them.
+"""The layers of models in torch, and how each is run.
 
 Most layers are torch's own. What goes from layer to layer is a `Flow`, and `RUN` says by the kind of a layer how it is
 called, and what it does to lengths and states.
@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unirnn.contract.call import join_state, state_parts
-from unirnn.contract.models import (
-    check_tokens,
-)
+from unirnn.contract.models import check_tokens, keeps_zeros
 from unirnn.errors import LimitError
 from unirnn.specs import (
     ActivationSpec,
@@ -86,7 +84,7 @@ class Padding:
         return torch.where(valid if x.dim() == 2 else valid.unsqueeze(-1), x, value)
 
     def after(self, spec: Conv1dSpec, steps: int) -> "Padding":
-        """The padding of a convolution's output, which has so many steps."""
+        """The padding after a convolution, whose output has ``steps`` steps."""
         lengths: Any = self.lengths
         if isinstance(lengths, np.ndarray):
             return Padding(spec.output_lengths(lengths), steps, self._axis)
@@ -108,7 +106,7 @@ class Flow(NamedTuple):
     axis
         The axis T of ``x``; None if it has none.
     padding
-        None if every step is valid, or there are none.
+        None if every step is valid, or there is no axis T.
     is_clean
         Whether the padding is exactly zero.
     states
@@ -202,7 +200,7 @@ class Normalize(nn.Module):
     Parameters
     ----------
     eps
-        The least norm.
+        The smallest norm by which is divided.
     """
 
     def __init__(self, eps: float) -> None:
@@ -326,7 +324,7 @@ def _convolution(layer: Layer, spec: Spec, flow: Flow) -> Flow:
 
 
 def _context(x: Tensor, count: int, padding: Padding | None) -> Tensor:
-    """`(B, C, count)`: the last steps of each sequence, which so many steps precede."""
+    """`(B, C, count)`: the last ``count`` steps of each sequence. In x, ``count`` steps of context precede it."""
     if padding is None:
         return x[:, :, x.shape[2] - count :]
     step = padding.lengths_on(x.device).unsqueeze(1) + torch.arange(count, device=x.device)
@@ -379,23 +377,11 @@ def _pool(layer: Layer, spec: Spec, flow: Flow) -> Flow:
     return Flow(layer(flow.x, flow.axis, flow.padding), None, None, False, flow.states, flow.finals, flow.resets)
 
 
-def _dropout(layer: Layer, spec: Spec, flow: Flow) -> Flow:
-    assert isinstance(spec, DropoutSpec)
-    return flow.to(layer(flow.x, flow.axis) if spec.locked else layer(flow.x), is_clean=flow.is_clean)
-
-
-def _activation(layer: Layer, spec: Spec, flow: Flow) -> Flow:
-    assert isinstance(spec, ActivationSpec)
-    is_clean = flow.is_clean and spec.function in ("relu", "tanh", "gelu", "silu")
-    return flow.to(layer(flow.x), is_clean=is_clean)
-
-
-def _keeping_zeros(layer: Layer, spec: Spec, flow: Flow) -> Flow:
-    return flow.to(layer(flow.x), is_clean=flow.is_clean)
-
-
-def _other(layer: Layer, spec: Spec, flow: Flow) -> Flow:
-    return flow.to(layer(flow.x), is_clean=False)
+def _pointwise(layer: Layer, spec: Spec, flow: Flow) -> Flow:
+    """Any other layer that computes each step by itself."""
+    is_locked = isinstance(spec, DropoutSpec) and spec.locked
+    y = layer(flow.x, flow.axis) if is_locked else layer(flow.x)
+    return flow.to(y, is_clean=flow.is_clean and keeps_zeros(spec))
 
 
 def _model(layer: Layer, spec: Spec, flow: Flow) -> Flow:
@@ -409,10 +395,7 @@ RUN: dict[str, Callable[[Any, Spec, Flow], Flow]] = {
     "Conv1d": _convolution,
     "BatchNorm": batch_norm,
     "Pool": _pool,
-    "Dropout": _dropout,
-    "Activation": _activation,
-    **dict.fromkeys(("Normalize", "SumDirections"), _keeping_zeros),
-    **dict.fromkeys(("Linear", "LayerNorm"), _other),
+    **dict.fromkeys(("Activation", "Dropout", "LayerNorm", "Linear", "Normalize", "SumDirections"), _pointwise),
     **dict.fromkeys(("Sequential", "Residual", "Concat"), _model),
 }
 """By the kinds of specs: ``run(layer, spec, flow)``."""

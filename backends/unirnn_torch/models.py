@@ -24,13 +24,10 @@ from unirnn.contract.models import (
     is_batch_first,
     prepare_model,
     prepare_model_step,
+    starts_recurrent,
 )
 from unirnn.errors import LimitError, SpecError
-from unirnn.specs import (
-    ModelSpec,
-    RecurrentSpec,
-    Spec,
-)
+from unirnn.specs import ModelSpec, RecurrentSpec, Spec
 
 from . import dispatch, native, operators
 from .model_layers import RUN, Flow, Layer, Padding, batch_norm, described
@@ -168,14 +165,7 @@ def _entry(spec: Spec, call: ModelCall) -> Flow:
     if isinstance(lengths, Tensor) and torch.compiler.is_compiling() and not dispatch.is_exporting_to_onnx():
         lengths = operators.checked_lengths(lengths, sizes.steps)
     flow = Flow(x, axis, Padding(lengths, sizes.steps, axis), False, call.states, (), resets)
-    return flow if _cleans_its_input(spec) else flow.cleaned()
-
-
-def _cleans_its_input(spec: Spec) -> bool:
-    """Whether a recurrent layer comes first, which lets nothing of the padding through."""
-    while isinstance(spec, ModelSpec) and spec.kind == "Sequential" and len(spec):
-        spec = spec.children[0][1]
-    return isinstance(spec, RecurrentSpec)
+    return flow if starts_recurrent(spec) else flow.cleaned()
 
 
 class Model(ModelModule):
@@ -254,7 +244,7 @@ class Model(ModelModule):
 
 
 class LayerModule(ModelModule):
-    """What a layer by itself has besides being a native one: the call of a model."""
+    """A single layer with the call of a model; its other base class is the native layer."""
 
     def _run(self, flow: Flow) -> Flow:
         layer: Layer = super(ModelModule, self).forward
@@ -359,7 +349,7 @@ def tie(module: nn.Module, spec: ModelSpec) -> None:
 
 
 def check_layers(module: nn.Module) -> None:
-    """Refuse a model whose layers are no longer those of its spec.
+    """Refuse a model whose layers no longer match its spec.
 
     Parameters
     ----------

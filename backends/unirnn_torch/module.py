@@ -44,7 +44,7 @@ class Recurrent(torch.nn.RNNBase):
     """A stack of recurrent layers with the parameters and attributes of ``torch.nn.RNN``, ``GRU`` or ``LSTM``.
 
     It is not a subclass of those three, since ``torch.compile(fullgraph=True)`` refuses their instances; but their
-    ``state_dict`` can be loaded here, and that of this module there, with ``strict=True``. A call also takes a
+    ``state_dict`` can be loaded into this module, and vice versa, with ``strict=True``. A call also takes a
     ``PackedSequence``, which has its own lengths, and then returns one.
 
     Parameters
@@ -187,7 +187,7 @@ class Recurrent(torch.nn.RNNBase):
     def _prepared_step(self, weights: dict[str, Tensor], x: Tensor) -> Step | None:
         if self.kernel not in ("auto", "compiled") or dispatch.unsupported_reason("compiled", self.spec) is not None:
             return None
-        stack = Stack(self.spec, self.mode, weights, 0.0, False, False)
+        stack = Stack(self.spec, weights, 0.0, False, False)
         return Step(self.spec, stack.directions(), x) if Step.can_be_had(self.spec, weights.values(), x) else None
 
     def _run(self, call: Call, weights: dict[str, Tensor]) -> tuple[Tensor, Any]:
@@ -224,7 +224,7 @@ class Recurrent(torch.nn.RNNBase):
         route = dispatch.route(self.kernel, self.spec, x, lengths, resets, native=native_can, needs_grad=needs_grad)
         training = self.training or (needs_grad and native.needs_training_flag(x))
         dropout = self.dropout if self.training else 0.0
-        return route, Stack(self.spec, self.mode, weights, dropout, training, needs_grad)
+        return route, Stack(self.spec, weights, dropout, training, needs_grad)
 
     def _run_packed_sequence(
         self, sequence: PackedSequence, hx: Any, seq_length: Any, resets: Any
@@ -286,10 +286,10 @@ def _dtype(weights: dict[str, Tensor], *arrays: Any) -> torch.dtype | None:
 
 def _without_last_padding(x: Tensor, lengths: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64] | None]:
     """`(T, B, I)` up to the longest sequence; if that leaves no padding, the lengths are None."""
-    values = lengths.tolist()  # of few numbers, Python finds the least and the largest faster than NumPy
-    least, longest = (min(values), max(values)) if values else (0, 0)
+    values = lengths.tolist()  # for few numbers, Python's min and max are faster than NumPy's
+    shortest, longest = (min(values), max(values)) if values else (0, 0)
     steps = max(longest, 1)
-    return x[:steps] if steps < x.shape[0] else x, None if least == longest > 0 else lengths
+    return x[:steps] if steps < x.shape[0] else x, None if shortest == longest > 0 else lengths
 
 
 def read_lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64] | Tensor:

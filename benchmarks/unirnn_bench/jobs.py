@@ -20,8 +20,8 @@ __all__ = ["WHOLE", "Grid", "Job", "Plan", "plan"]
 class Grid:
     """What is measured on each backend: every combination of these options, forward and with backward.
 
-    The sizes of one step are an exception: dense, one layer in one direction, and measured forward only. So is that of
-    a model, which has one layer in two directions, and takes no resets.
+    The sizes of one step and of a model are exceptions. A step is measured dense, for one layer in one direction, and
+    forward only. A model has one layer in two directions, and takes no resets.
 
     Raises
     ------

@@ -35,7 +35,7 @@ SIZES: Mapping[str, Size] = {
     "step64": Size(1, 64, 128, 128),
     "model": Size(100, 16, 128, 256),
 }
-"""The sizes by name; ``policy`` is that of a recurrent policy in reinforcement learning."""
+"""The sizes by name; ``policy`` is the size of a recurrent policy in reinforcement learning."""
 
 STEPS = ("step", "step64")
 """The sizes of one time step: a call of the method ``step``, from a given state."""
@@ -110,7 +110,7 @@ class Work:
     Parameters
     ----------
     spec
-        The layer, with ``batch_first=False``; that of the model, if there is one.
+        The layer, with ``batch_first=False``; if there is a model, its recurrent layer.
     input
         `(T, B, I)`; `(T, B)` tokens for a model.
     hx
@@ -185,10 +185,10 @@ class Work:
 
     @property
     def operations(self) -> int:
-        """How many floating-point operations the matrix products of the valid steps are, with those of a backward pass.
+        """How many floating-point operations the matrix products of the valid steps take, forward and backward.
 
-        Of a model they are those of its recurrent layer, which are nearly all. Backward, there are two products for
-        each one forward: for the gradients of either factor.
+        Of a model, only its recurrent layer is counted, which takes nearly all of them. Backward, there are two
+        products for each one forward: one for the gradient of each factor.
 
         Examples
         --------

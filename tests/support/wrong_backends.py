@@ -459,12 +459,6 @@ class Handmade(Backend):
     def version(self) -> str:
         return "handmade 1"
 
-    def devices(self) -> tuple[Device, ...]:
-        return (Device("cpu"),)
-
-    def default_device(self) -> Device:
-        return Device("cpu")
-
     def build(
         self,
         spec: Any,

@@ -75,13 +75,13 @@ class Backend(ABC):
     def version(self) -> str:
         """The framework's name and version."""
 
-    @abstractmethod
     def devices(self) -> tuple[Device, ...]:
-        """The devices that are present; where there are several of a kind, each by its index."""
+        """The devices that are present; where there are several of a kind, each by its index. By default the CPU."""
+        return (Device("cpu"),)
 
-    @abstractmethod
     def default_device(self) -> Device:
-        """The device of a build that names none."""
+        """The device of a build that names none; by default the first of `devices`."""
+        return self.devices()[0]
 
     def limits(self, spec: Any, device: Device, dtype: str) -> Iterable[Limit]:
         """Limits for this spec, device and dtype, beyond `support`.
@@ -270,7 +270,7 @@ class Backend(ABC):
         named = zip(given, found, strict=True)
         return {**{name: gradient for name, gradient in named if gradient is not None}, **weights}
 
-    # These four are for the test kit, and take any module of the framework, not only those that unirnn built.
+    # These are for the test kit, and take any module of the framework, not only those that unirnn built.
 
     @contextmanager
     def restored(self, module: Any) -> Iterator[Any]:
@@ -284,10 +284,30 @@ class Backend(ABC):
     def watch(self, module: Any) -> Iterator[list[Watched]]:
         """Within the context, each call of a layer of the module is added to the list, in the order of the run.
 
-        A layer is added when it returns, so after the layers within it. A framework without such hooks gives a list
-        that stays empty.
+        A layer is added when it returns, so after the layers within it. By default these are the `hookable_layers`.
         """
-        yield []
+        found: list[Watched] = []
+
+        def copied(value: Any) -> Any:
+            array = self.detach(value)
+            return value if array is None else copy.deepcopy(array)
+
+        def hook(name: str) -> Callable[..., None]:
+            def add(layer: Any, inputs: Any, results: Any) -> None:
+                found.append(Watched(name, type(layer).__name__, map_arrays(results, copied)))
+
+            return add
+
+        handles = [layer.register_forward_hook(hook(name)) for name, layer in self.hookable_layers(module)]
+        try:
+            yield found
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def hookable_layers(self, module: Any) -> Iterable[tuple[str, Any]]:
+        """The layers of a module that have PyTorch's, and MindSpore's, ``register_forward_hook``, by their paths."""
+        return ()
 
     def set_training(self, module: Any, mode: bool) -> None:
         """Switch between training and evaluation, as ``set_train`` or ``train`` of the module does, if it has one."""

@@ -39,16 +39,13 @@ __all__ = [
     "Call",
     "Layout",
     "Sizes",
-    "array_names",
     "as_plain",
     "bind",
     "check_array",
-    "check_arrays",
     "check_call",
     "check_dtype",
     "check_lengths",
     "check_resets",
-    "check_runs_forward",
     "check_step",
     "join_state",
     "lengths",
@@ -230,19 +227,13 @@ def check_step(
     spec: RecurrentSpec, x: Any, state: Any, *, like: tuple[type[Any], Any]
 ) -> tuple[tuple[Any, ...] | None, Sizes]:
     """Check the arguments of one step: the state's parts, and the sizes; see `prepare_step`."""
-    check_runs_forward(spec)
+    _check_runs_forward(spec)
     parts = state_parts(spec, state, "state")
     return parts, _check(spec, *like, x, parts, is_step=True)
 
 
-def check_runs_forward(spec: RecurrentSpec) -> None:
-    """Refuse a step of layers that do not run forward only.
-
-    Raises
-    ------
-    ArgumentError
-        If the layers have two directions, or run in reverse.
-    """
+def _check_runs_forward(spec: RecurrentSpec) -> None:
+    """Refuse a step of layers that do not run forward only; raises ArgumentError."""
     if not spec.can_stream:
         given = "in two directions" if spec.bidirectional else "that run in reverse"
         raise ArgumentError(
@@ -342,12 +333,12 @@ def _check(
     found: list[tuple[tuple[int, ...], Any]] = []
     for array in (input, *(state or ())):
         if type(array) is not array_type:
-            check_array(array_names(spec, is_step=is_step)[len(found)], array, array_type)
+            check_array(_array_names(spec, is_step=is_step)[len(found)], array, array_type)
         found.append((tuple(array.shape), array.dtype))
-    return check_arrays(spec, dtype, found[0], found[1:], is_step=is_step)
+    return _check_arrays(spec, dtype, found[0], found[1:], is_step=is_step)
 
 
-def array_names(spec: RecurrentSpec, *, is_step: bool) -> tuple[str, ...]:
+def _array_names(spec: RecurrentSpec, *, is_step: bool) -> tuple[str, ...]:
     """The names of a call's arrays in messages: the input, and each part of the state."""
     if not is_step:
         return "input", *(f"{part}_0" for part in spec.states)
@@ -402,39 +393,15 @@ def type_name(kind: type) -> str:
     return name if package == "builtins" else f"{package}.{name}"
 
 
-def check_arrays(
+def _check_arrays(
     spec: RecurrentSpec,
     dtype: Any,
     input: tuple[tuple[int, ...], Any],
-    hx: Sequence[tuple[tuple[int, ...], Any]] | None,
+    hx: Sequence[tuple[tuple[int, ...], Any]],
     *,
-    is_step: bool = False,
+    is_step: bool,
 ) -> Sizes:
-    """Check shapes and dtypes of input and state.
-
-    Parameters
-    ----------
-    spec
-        The module's spec.
-    dtype
-        The dtype that the arrays must have, the module's own; None: any floating dtype, each its own.
-    input, hx
-        Shape and dtype of each array, dtypes as names or the framework's objects.
-    is_step
-        Whether they are the arrays of one step, without an axis T.
-
-    Returns
-    -------
-    Sizes
-        T and B.
-
-    Raises
-    ------
-    ShapeError
-        If a rank or a size is wrong.
-    DTypeError
-        If a dtype is not the module's.
-    """
+    """Check shape and dtype of the input and of each part of the state, and find T and B."""
     shape, given = input
     argument, rank = ("x", 2) if is_step else ("input", 3)
     batched = len(shape) == rank
@@ -450,7 +417,7 @@ def check_arrays(
         raise ShapeError(f"input: given shape {shape}, expected at least one time step")
     check_dtype(argument, given, dtype)
     if hx:
-        names, shapes = array_names(spec, is_step=is_step)[1:], spec.state_shapes(batch_size).values()
+        names, shapes = _array_names(spec, is_step=is_step)[1:], spec.state_shapes(batch_size).values()
         for name, expected, (state_shape, state_dtype) in zip(names, shapes, hx, strict=False):
             if state_shape != expected:
                 raise ShapeError(

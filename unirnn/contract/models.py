@@ -24,7 +24,19 @@ from numpy.typing import NDArray
 
 from unirnn.devices import short_name
 from unirnn.errors import ArgumentError, DTypeError, ShapeError, SpecError
-from unirnn.specs import BatchNormSpec, Conv1dSpec, ModelSpec, PoolSpec, RecurrentSpec, Sequential, Spec
+from unirnn.specs import (
+    ActivationSpec,
+    BatchNormSpec,
+    Conv1dSpec,
+    DropoutSpec,
+    ModelSpec,
+    NormalizeSpec,
+    PoolSpec,
+    RecurrentSpec,
+    Sequential,
+    Spec,
+    SumDirectionsSpec,
+)
 
 from . import call as _call
 from .call import Sizes, join_state
@@ -34,9 +46,12 @@ __all__ = [
     "ModelModule",
     "check_steps_of_batch_norms",
     "check_tokens",
+    "clean_tokens",
     "is_batch_first",
+    "keeps_zeros",
     "prepare_model",
     "prepare_model_step",
+    "starts_recurrent",
 ]
 
 State = tuple[Any, ...]
@@ -94,6 +109,34 @@ def is_batch_first(spec: Spec) -> bool:
     (False, True)
     """
     return spec.batch_first if isinstance(spec, (ModelSpec, RecurrentSpec)) else True
+
+
+def starts_recurrent(spec: Spec) -> bool:
+    """Whether a recurrent layer is the only one that sees the input, so that nothing of the padding gets through.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> starts_recurrent(unirnn.Sequential(unirnn.GRUSpec(3, 4), unirnn.LinearSpec(4, 2)))
+    True
+    """
+    if isinstance(spec, Sequential):
+        return len(spec) > 0 and starts_recurrent(spec.children[0][1])
+    return isinstance(spec, RecurrentSpec)
+
+
+def keeps_zeros(spec: Spec) -> bool:
+    """Whether a layer that computes each step by itself gives exact zeros for zeros, whatever its weights are.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> keeps_zeros(unirnn.ActivationSpec("relu")), keeps_zeros(unirnn.ActivationSpec("sigmoid"))
+    (True, False)
+    """
+    if isinstance(spec, ActivationSpec):
+        return spec.function in ("relu", "tanh", "gelu", "silu")
+    return isinstance(spec, (DropoutSpec, NormalizeSpec, SumDirectionsSpec))
 
 
 def prepare_model(
@@ -230,6 +273,40 @@ def check_tokens(spec: Spec, tokens: NDArray[Any], valid: NDArray[np.bool_] | No
     if least < 0 or largest >= spec.input_features:
         wrong = least if least < 0 else largest
         raise ArgumentError(f"input: given token {wrong}, expected 0 <= token < {spec.input_features} (num_embeddings)")
+
+
+def clean_tokens(spec: Spec, call: ModelCall, tokens: NDArray[Any]) -> NDArray[np.int64]:
+    """The tokens of a call on the host, checked, with 0 in the padding.
+
+    Parameters
+    ----------
+    spec
+        The model.
+    call
+        The call. Its lengths, if any, are on the host.
+    tokens
+        Its input, with or without the axis B.
+
+    Raises
+    ------
+    ArgumentError
+        As `check_tokens`.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> spec = unirnn.EmbeddingSpec(5, 2)
+    >>> call = prepare_model(spec, np.array([[1, 99]]), None, [1], None, like=(np.ndarray, None))
+    >>> clean_tokens(spec, call, call.input).tolist()
+    [[1, 0]]
+    """
+    if call.lengths is None or call.sizes is None:
+        check_tokens(spec, tokens)
+        return tokens.astype(np.int64)
+    valid = np.arange(call.sizes.steps) < call.lengths[:, None]
+    valid = (valid if is_batch_first(spec) else valid.T).reshape(tokens.shape)
+    check_tokens(spec, tokens, valid)
+    return np.where(valid, tokens, 0).astype(np.int64)
 
 
 def check_steps_of_batch_norms(

@@ -52,13 +52,13 @@ class _Step(ms.nn.Cell):
 
 
 class _Gradients(ms.nn.Cell):
-    """The gradients of a layer's input and of its weights."""
+    """The gradients of a cell's weights, and of its input unless that is tokens."""
 
-    def __init__(self, output: _Output) -> None:
+    def __init__(self, output: ms.nn.Cell, *, of_input: bool) -> None:
         super().__init__()
         self.output = output
         self.parameters = ms.ParameterTuple(output.trainable_params())
-        self.gradients = ms.ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
+        self.gradients = ms.ops.GradOperation(get_all=of_input, get_by_list=True, sens_param=True)
 
     def construct(self, x: Any, hx: Any, seq_length: Any, resets: Any, d_output: Any) -> Any:
         return self.gradients(self.output, self.parameters)(x, hx, seq_length, resets, d_output)
@@ -68,39 +68,47 @@ def calls(work: Work) -> Calls:
     """Prepare the calls; see `unirnn_bench.baselines.Baselines`."""
     if work.mode != "asynchronous":
         ms.runtime.launch_blocking()
-    spec = work.spec
-    if work.model is not None:
-        return _models(work, work.model)
-    ours = spec.build("mindspore", seed=0)
-    x = ms.Tensor(work.input)
-    hx = None if work.hx is None else join_state([ms.Tensor(part) for part in work.hx])
-    ns = None if work.seq_length is None else ms.Tensor(work.seq_length)
+    ours: Any = (work.model or work.spec).build("mindspore", seed=0)
+    x, hx = ms.Tensor(work.input), None if work.hx is None else join_state([ms.Tensor(part) for part in work.hx])
+    ns, resets = (None if array is None else ms.Tensor(array) for array in (work.seq_length, work.resets))
+    adapt = _Output if work.model is None else _Model
 
-    resets = None if work.resets is None else ms.Tensor(work.resets)
-
-    def call(layer: Any, seq_length: Any = None, resets: Any = None) -> Call:
-        cell: Any = _Output(layer)
+    def call(cell: ms.nn.Cell, seq_length: Any = None, resets: Any = None) -> Call:
         arguments = [x, hx, seq_length, resets]
-        if work.d_output is not None:
-            cell = _Gradients(cell)
-            arguments.append(ms.Tensor(work.d_output))
-        return _synchronized(work, cell, *arguments)
+        if work.d_output is None:
+            return _synchronized(work, cell, *arguments)
+        return _synchronized(work, _Gradients(cell, of_input=work.model is None), *arguments, ms.Tensor(work.d_output))
 
-    found = {"ours": call(ours, ns, resets)}
+    found = {"ours": call(adapt(ours), ns, resets)}
     if work.hx is not None:
         steps = {"ours": (_Step(ours), hx), "usual": (_own_cell(ours), join_state([ms.Tensor(p[0]) for p in work.hx]))}
         for name, (step, state) in steps.items():
             found[name] = _synchronized(work, step, x[0], state)
     if ns is not None or resets is not None:
-        found["dense"] = call(ours)
-    if _measures_native(work):
-        native = getattr(ms.nn, spec.kind)(**spec.to_kwargs("mindspore"))
-        load_weights(native, snapshot(ours))
+        found["dense"] = call(adapt(ours))
+    if work.slow or (work.mode == "eager" and len(work.input) <= 100):
+        native = _native(work, ours)
         found["native"] = call(native)
         if ns is not None:
             found["usual"] = call(native, ns)
         found["floor"] = _floor_call(work)
     return found
+
+
+def _native(work: Work, ours: Any) -> ms.nn.Cell:
+    """MindSpore's own layer, or the model written with it, with the weights of ours."""
+    weights = snapshot(ours).weights
+    if work.model is None:
+        layer = getattr(ms.nn, work.spec.kind)(**work.spec.to_kwargs("mindspore"))
+        load_weights(layer, Snapshot(work.spec, weights))
+        return _Output(layer)
+    model = _Classifier(work.model)
+    model.embedding.embedding_table.set_data(ms.Tensor(weights["embedding.weight"]))
+    model.head.weight.set_data(ms.Tensor(weights["head.weight"]))
+    model.head.bias.set_data(ms.Tensor(weights["head.bias"]))
+    of_encoder = {name: weights[f"encoder.{name}"] for name in work.spec.weight_shapes()}
+    load_weights(model.encoder, Snapshot(work.spec, of_encoder))
+    return model
 
 
 def _synchronized(work: Work, cell: ms.nn.Cell, *arguments: Any) -> Call:
@@ -113,10 +121,6 @@ def _synchronized(work: Work, cell: ms.nn.Cell, *arguments: Any) -> Call:
         return result
 
     return call
-
-
-def _measures_native(work: Work) -> bool:
-    return work.slow or (work.mode == "eager" and len(work.input) <= 100)
 
 
 def _floor_call(work: Work) -> Call:
@@ -140,7 +144,7 @@ class _Classifier(ms.nn.Cell):
         self.encoder = getattr(ms.nn, encoder.kind)(**encoder.to_kwargs("mindspore"))
         self.head = ms.nn.Dense(head.input_features, head.output_features(0))
 
-    def construct(self, tokens: Any, seq_length: Any) -> Any:
+    def construct(self, tokens: Any, hx: Any, seq_length: Any, resets: Any) -> Any:
         x = self.embedding(tokens)
         if seq_length is None:
             return self.head(self.encoder(x)[0].mean(0))
@@ -149,55 +153,14 @@ class _Classifier(ms.nn.Cell):
 
 
 class _Model(ms.nn.Cell):
-    """A model of ours, with the arguments of `_Classifier`."""
+    """A model of ours, with the arguments of `_Output`."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
-    def construct(self, tokens: Any, seq_length: Any) -> Any:
-        return self.model(tokens, None, seq_length)
-
-
-class _WeightGradients(ms.nn.Cell):
-    """The gradients of a model's weights."""
-
-    def __init__(self, model: ms.nn.Cell) -> None:
-        super().__init__()
-        self.model = model
-        self.parameters = ms.ParameterTuple(model.trainable_params())
-        self.gradients = ms.ops.GradOperation(get_by_list=True, sens_param=True)
-
-    def construct(self, tokens: Any, seq_length: Any, d_output: Any) -> Any:
-        return self.gradients(self.model, self.parameters)(tokens, seq_length, d_output)
-
-
-def _models(work: Work, model: Sequential) -> dict[str, Call]:
-    ours: Any = model.build("mindspore", seed=0)
-    tokens = ms.Tensor(work.input)
-    ns = None if work.seq_length is None else ms.Tensor(work.seq_length)
-
-    def call(cell: Any, seq_length: Any) -> Call:
-        if work.d_output is None:
-            return _synchronized(work, cell, tokens, seq_length)
-        return _synchronized(work, _WeightGradients(cell), tokens, seq_length, ms.Tensor(work.d_output))
-
-    found = {"ours": call(_Model(ours), ns)}
-    if ns is not None:
-        found["dense"] = call(_Model(ours), None)
-    if _measures_native(work):
-        weights = snapshot(ours).weights
-        native = _Classifier(model)
-        native.embedding.embedding_table.set_data(ms.Tensor(weights["embedding.weight"]))
-        native.head.weight.set_data(ms.Tensor(weights["head.weight"]))
-        native.head.bias.set_data(ms.Tensor(weights["head.bias"]))
-        of_encoder = {name: weights[f"encoder.{name}"] for name in work.spec.weight_shapes()}
-        load_weights(native.encoder, Snapshot(work.spec, of_encoder))
-        found["native"] = call(native, None)
-        if ns is not None:
-            found["usual"] = call(native, ns)
-        found["floor"] = _floor_call(work)
-    return found
+    def construct(self, tokens: Any, hx: Any, seq_length: Any, resets: Any) -> Any:
+        return self.model(tokens, hx, seq_length)
 
 
 class _OwnCell(ms.nn.Cell):

@@ -16,12 +16,12 @@ from unirnn_bench.baselines import Call, Calls
 from unirnn_bench.baselines._floor import floor
 from unirnn_bench.work import Work
 
-__all__ = ["MODES", "calls", "loop"]
+__all__ = ["MODES", "calls"]
 
 Array = NDArray[Any]
 State = tuple[Array, ...]
 Backward = Callable[[State], tuple[Array, Array, State]]
-"""From the gradient of a step's new state to those of its two products and of its old state."""
+"""Computes the gradients of a step's two products and of its old state from the gradient of its new state."""
 
 MODES = ("eager",)
 
@@ -30,43 +30,28 @@ def calls(work: Work) -> Calls:
     """Prepare the calls; see `unirnn_bench.baselines.Baselines`."""
     x, ns, resets, d_output = work.input, work.seq_length, work.resets, work.d_output
     module: Any = (work.model or work.spec).build("numpy", seed=0)
-    hx = None if work.hx is None else join_state(work.hx)
-    found = {"floor": floor(work, np.asarray, lambda a, b, out: np.matmul(a, b, out=out))}
-    if work.model is not None:  # nobody writes one with NumPy alone, so there is nothing usual
 
-        def call(lengths: Any) -> Call:
-            if d_output is None:
-                return lambda: module(x, seq_length=lengths)
-            return lambda: module.vjp(x, seq_length=lengths)[2](d_output)
+    def call(*lengths_and_resets: Any) -> Call:
+        if d_output is not None:
+            return lambda: module.vjp(x, None, *lengths_and_resets)[2](d_output, None)
+        if work.model is not None:
+            return lambda: module(x, None, *lengths_and_resets)
+        return lambda: module(x, None, *lengths_and_resets)[0]
 
-        found["ours"] = call(ns)
-        if ns is not None:
-            found["dense"] = call(None)
-    elif d_output is None:
-        found["ours"] = lambda: module(x, None, ns, resets)[0]
-        if hx is not None:
-            one = x[0]
-            found["ours"] = lambda: module.step(one, hx)[0]
-        found["usual"] = lambda: loop(work, module.weights, None)["output"]
-        if ns is not None or resets is not None:
-            found["dense"] = lambda: module(x)[0]
-    else:
-        found["ours"] = lambda: module.vjp(x, None, ns, resets)[2](d_output, None)
-        found["usual"] = lambda: loop(work, module.weights, d_output)
-        if ns is not None or resets is not None:
-            found["dense"] = lambda: module.vjp(x)[2](d_output, None)
+    found = {"ours": call(ns, resets), "floor": floor(work, np.asarray, lambda a, b, out: np.matmul(a, b, out=out))}
+    if work.hx is not None:
+        one, hx = x[0], join_state(work.hx)
+        found["ours"] = lambda: module.step(one, hx)[0]
+    if ns is not None or resets is not None:
+        found["dense"] = call()
+    if work.model is None:  # nobody writes a model with NumPy alone
+        found["usual"] = lambda: _loop(work, module.weights)
     return found
 
 
-def loop(work: Work, weights: dict[str, Array], d_output: Array | None) -> dict[str, Array]:
-    """Run the loop over all layers and directions.
-
-    Returns
-    -------
-    dict
-        ``output`` or, if its gradient is given, the gradients of ``input`` and of each weight.
-    """
-    spec = work.spec
+def _loop(work: Work, weights: dict[str, Array]) -> Array | dict[str, Array]:
+    """Run the loop over all layers and directions: the output or, if its gradient is given, all gradients by name."""
+    spec, d = work.spec, work.d_output
     steps, batch_size, _ = work.input.shape
     initial = work.hx or tuple(np.zeros(shape, np.float32) for shape in spec.state_shapes(batch_size).values())
     valid = None
@@ -83,13 +68,12 @@ def loop(work: Work, weights: dict[str, Array], d_output: Array | None) -> dict[
             position = layer * spec.num_directions + reverse
             direction = _Direction(spec.kind, spec.suffixes()[position], weights, valid, begins[reverse], bool(reverse))
             state = tuple(part[position] for part in initial)
-            outputs.append(direction.forward(output, state, with_backward=d_output is not None))
+            outputs.append(direction.forward(output, state, with_backward=d is not None))
             directions.append(direction)
         output = np.concatenate(outputs, axis=-1)
-    if d_output is None:
-        return {"output": output}
+    if d is None:
+        return output
     gradients: dict[str, Array] = {}
-    d = d_output
     for layer in reversed(range(spec.num_layers)):
         parts = np.split(d, spec.num_directions, axis=-1)
         of_layer = directions[layer * spec.num_directions :][: spec.num_directions]
@@ -137,7 +121,7 @@ class _Direction:
         return output
 
     def backward(self, d_output: Array, gradients: dict[str, Array]) -> Array:
-        """Put the gradients of the weights into ``gradients``, and return that of the input."""
+        """Put the gradients of the weights into ``gradients``, and return the gradient of the input."""
         w_ih, w_hh, _, _ = self.weights
         dx = np.zeros_like(self.x)
         d_weights = [np.zeros_like(weight) for weight in self.weights]

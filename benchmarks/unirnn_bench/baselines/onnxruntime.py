@@ -26,21 +26,21 @@ def calls(work: Work) -> Calls:
     spec, x, ns, resets = work.spec, work.input, work.seq_length, work.resets
     session_options = {"intra_op_num_threads": work.threads}
     ours: Any = (work.model or spec).build("onnxruntime", seed=0, session_options=session_options)
+    is_ragged = ns is not None or resets is not None
     if work.model is not None:
         found = {"ours": lambda: ours(x, seq_length=ns)}
-        return found if ns is None else {**found, "dense": lambda: ours(x)}
-    hx = None if work.hx is None else join_state(work.hx)
+        return {**found, "dense": lambda: ours(x)} if is_ragged else found
     shapes = spec.state_shapes(x.shape[1])
-    state = [np.zeros(shape, np.float32) for shape in shapes.values()] if work.hx is None else work.hx
+    state = work.hx or [np.zeros(shape, np.float32) for shape in shapes.values()]
     feeds = {"input": x, **{f"{name}_0": part for name, part in zip(spec.states, state, strict=True)}}
     if ns is not None:
         feeds["seq_length"] = ns
     native = _session(emit(spec, ours.weights, lengths=ns is not None), work.threads)
     found = {"ours": lambda: ours(x, None, ns, resets)[0], "native": lambda: native.run(None, feeds)[0]}
-    if hx is not None:
-        one = x[0]
+    if work.hx is not None:
+        one, hx = x[0], join_state(work.hx)
         found["ours"] = lambda: ours.step(one, hx)[0]
-    if ns is not None or resets is not None:
+    if is_ragged:
         found["dense"] = lambda: ours(x)[0]
     if spec.num_layers == 1:
         node = _session(_node(work), work.threads)

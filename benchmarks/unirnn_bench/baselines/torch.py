@@ -22,30 +22,54 @@ from unirnn_bench.work import Work
 
 __all__ = ["MODES", "calls"]
 
+Functions = dict[str, Callable[[Tensor], Tensor]]
+"""What computes the output from the input, by name."""
+
 MODES = ("eager", "cuda") if torch.cuda.is_available() else ("eager",)
 
 
 def calls(work: Work) -> Calls:
     """Prepare the calls; see `unirnn_bench.baselines.Baselines`."""
     torch.set_num_threads(work.threads)
-    found = _layers(work) if work.model is None else _models(work, work.model)
+    device = "cuda" if work.mode == "cuda" else "cpu"
+
+    def tensor(array: Any) -> Any:
+        return None if array is None else torch.from_numpy(array).to(device)
+
+    ours: Any = (work.model or work.spec).build("torch", device=device, seed=0)
+    native = _native(work, ours, device)
+    x, d_output = tensor(work.input), tensor(work.d_output)
+    ns = None if work.seq_length is None else torch.from_numpy(work.seq_length)  # packing takes lengths on the CPU only
+    functions = _of_layers(work, ours, native, ns, tensor) if work.model is None else _of_models(ours, native, ns)
+
+    def call(module: torch.nn.Module, function: Callable[[Tensor], Tensor]) -> Call:
+        if d_output is None:
+            return lambda: torch.no_grad()(function)(x)
+        inputs = [x.clone().requires_grad_()] if x.is_floating_point() else []
+        wanted = [*inputs, *module.parameters()]
+        return lambda: torch.autograd.grad(function(*(inputs or [x])), wanted, d_output)
+
+    found = {name: call(ours if name in ("ours", "dense") else native, one) for name, one in functions.items()}
+    found["floor"] = floor(work, tensor, lambda a, b, out: torch.mm(a, b, out=out))
+    if work.hx is not None:
+        found |= _steps(ours, native, x[0], join_state([tensor(part) for part in work.hx]))
     return found if work.mode != "cuda" else {name: _synchronized(one) for name, one in found.items()}
 
 
-def _layers(work: Work) -> dict[str, Call]:
-    spec, device = work.spec, "cuda" if work.mode == "cuda" else "cpu"
+def _native(work: Work, ours: Any, device: str) -> Any:
+    """PyTorch's own layer, or the model written with it, with the weights of ours."""
+    if work.model is not None:
+        model = _Classifier(work.model).to(device)
+        model.load_state_dict(ours.state_dict())
+        return model
+    layer = getattr(torch.nn, work.spec.kind)(**work.spec.to_kwargs("torch"), device=device)
+    load_weights(layer, snapshot(ours))
+    return layer
 
-    def tensor(array: Any) -> Tensor:
-        return torch.from_numpy(array).to(device)
 
-    ours: Any = spec.build("torch", device=device, seed=0)
-    native: Any = getattr(torch.nn, spec.kind)(**spec.to_kwargs("torch"), device=device)
-    load_weights(native, snapshot(ours))
-    x = tensor(work.input)
+def _of_layers(work: Work, ours: Any, native: Any, ns: Tensor | None, tensor: Callable[[Any], Any]) -> Functions:
+    spec, resets = work.spec, tensor(work.resets)
     hx = None if work.hx is None else join_state([tensor(part) for part in work.hx])
-    ns = None if work.seq_length is None else torch.from_numpy(work.seq_length)  # packing takes lengths on the CPU only
-    resets = None if work.resets is None else tensor(work.resets)
-    d_output = None if work.d_output is None else tensor(work.d_output)
 
     def packed(x: Tensor) -> Tensor:
         assert ns is not None
@@ -54,7 +78,6 @@ def _layers(work: Work) -> dict[str, Call]:
 
     def one_by_one(x: Tensor) -> Tensor:
         """The layer once for each step, and zeros in the place of the state where a sequence begins."""
-        assert resets is not None
         shapes = spec.state_shapes(x.shape[1]).values()
         state = join_state([x.new_zeros(shape) for shape in shapes])
         goes_on = (~resets).to(x.dtype)[:, None, :, None]
@@ -65,31 +88,19 @@ def _layers(work: Work) -> dict[str, Call]:
             outputs.append(output)
         return torch.cat(outputs)
 
-    def call(module: Any, function: Callable[[Tensor], Tensor]) -> Call:
-        if d_output is None:
+    found: Functions = {"ours": lambda x: ours(x, hx, ns, resets)[0], "native": lambda x: native(x, hx)[0]}
+    if ns is not None or resets is not None:
+        found |= {"usual": one_by_one if ns is None else packed, "dense": lambda x: ours(x)[0]}
+    return found
 
-            def forward() -> Tensor:
-                with torch.no_grad():
-                    return function(x)
 
-            return forward
-        input = x.clone().requires_grad_()
-        wanted = [input, *module.parameters()]
-        return lambda: torch.autograd.grad(function(input), wanted, d_output)
-
-    found = {
-        "ours": call(ours, lambda x: ours(x, hx, ns, resets)[0]),
-        "native": call(native, lambda x: native(x, hx)[0]),
-        "floor": floor(work, tensor, lambda a, b, out: torch.mm(a, b, out=out)),
+def _of_models(ours: Any, native: Any, ns: Tensor | None) -> Functions:
+    found: Functions = {
+        "ours": lambda tokens: ours(tokens, seq_length=ns),
+        "native": lambda tokens: native(tokens, None),
     }
     if ns is not None:
-        found["usual"] = call(native, packed)
-    if resets is not None:
-        found["usual"] = call(native, one_by_one)
-    if ns is not None or resets is not None:
-        found["dense"] = call(ours, lambda x: ours(x)[0])
-    if hx is not None:
-        found |= _steps(ours, native, x[0], hx)
+        found |= {"usual": lambda tokens: native(tokens, ns), "dense": ours}
     return found
 
 
@@ -114,35 +125,6 @@ class _Classifier(torch.nn.Module):
             pooled = output.sum(0) / seq_length.to(output.device)[:, None]
         scores: Tensor = self.head(pooled)
         return scores
-
-
-def _models(work: Work, model: Sequential) -> dict[str, Call]:
-    device = "cuda" if work.mode == "cuda" else "cpu"
-
-    def tensor(array: Any) -> Tensor:
-        return torch.from_numpy(array).to(device)
-
-    ours: Any = model.build("torch", device=device, seed=0)
-    native = _Classifier(model).to(device)
-    native.load_state_dict(ours.state_dict())
-    tokens = tensor(work.input)
-    ns = None if work.seq_length is None else torch.from_numpy(work.seq_length)
-    d_output = None if work.d_output is None else tensor(work.d_output)
-
-    def call(module: torch.nn.Module, function: Callable[[], Tensor]) -> Call:
-        if d_output is None:
-            return torch.no_grad()(function)
-        return lambda: torch.autograd.grad(function(), list(module.parameters()), d_output)
-
-    found = {
-        "ours": call(ours, lambda: ours(tokens, seq_length=ns)),
-        "native": call(native, lambda: native(tokens, None)),
-        "floor": floor(work, tensor, lambda a, b, out: torch.mm(a, b, out=out)),
-    }
-    if ns is not None:
-        found["usual"] = call(native, lambda: native(tokens, ns))
-        found["dense"] = call(ours, lambda: ours(tokens))
-    return found
 
 
 def _steps(ours: Any, native: Any, x: Tensor, state: Any) -> dict[str, Call]:

@@ -31,12 +31,6 @@ class LoopBackend(Backend):
     def version(self) -> str:
         return f"torch {torch.__version__}"
 
-    def devices(self) -> tuple[Device, ...]:
-        return (Device("cpu"),)
-
-    def default_device(self) -> Device:
-        return Device("cpu")
-
     def build(
         self,
         spec: Spec,
