@@ -194,18 +194,6 @@ def test_steps_are_one_call(spec: RecurrentSpec, kernel: str) -> None:
             close(a.asnumpy(), b.asnumpy(), 1e-5)
 
 
-def test_an_unbatched_step() -> None:
-    lstm = LSTMSpec(3, 4, 2).build("mindspore", seed=0)
-    x = Tensor(np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32))
-    y, state = lstm.step(x[0], None)
-    assert [part.shape for part in (y, *state)] == [(4,), (2, 4), (2, 4)]
-    y, state = lstm.step(x[1], list(state))
-    output, final = lstm(x)
-    close(y.asnumpy(), output[1].asnumpy(), 1e-6)
-    for a, b in zip(state, final, strict=True):
-        close(a.asnumpy(), b.asnumpy(), 1e-6)
-
-
 def test_a_step_of_no_sequences() -> None:
     y, h = GRUSpec(3, 4).build("mindspore", seed=0).step(ops.zeros((0, 3)))
     assert (y.shape, h.shape) == ((0, 4), (1, 0, 4))

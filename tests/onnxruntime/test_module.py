@@ -277,12 +277,6 @@ def test_the_cache_of_checked_calls_hides_no_mistake() -> None:
     np.testing.assert_array_equal(gru(x=x, h_0=h)[0], gru(x, h)[0])
 
 
-def test_an_empty_batch_has_a_state() -> None:
-    module = GRUSpec(3, 4, 2, bidirectional=True).build("onnxruntime", seed=0)
-    output, h_n = module(np.zeros((5, 0, 3), np.float32), np.zeros((4, 0, 4), np.float32), [])
-    assert (output.shape, h_n.shape) == ((5, 0, 8), (4, 0, 4))
-
-
 @pytest.mark.parametrize("options", [{"colour": 1}, {"intra_op_num_threads": "many"}])
 def test_session_options_are_checked_when_building(options: dict[str, Any]) -> None:
     (name, value), *_ = options.items()

@@ -523,6 +523,7 @@ def test_states_of_a_batch(model_backend: Subject) -> None:
         for part, whole in zip(flat(result), flat(state), strict=True):
             actual, expected = map(model_backend.backend.to_numpy, (part, whole))
             np.testing.assert_array_equal(actual, expected[:, rows], name)
+    assert unirnn.state.zeros(model_backend.build(PoolSpec("mean")), 3) == ()
 
 
 LAYER = Sequential(embedding=EmbeddingSpec(7, 3), encoder=GRUSpec(3, 4, batch_first=True))
