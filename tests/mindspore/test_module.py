@@ -4,7 +4,7 @@ import copy
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,13 +41,6 @@ def assert_equal(spec: RecurrentSpec, actual: Any, expected: Any) -> None:
     parts = [(r[0], *(state_parts(spec, r[1]) or ())) for r in (actual, expected)]
     for a, b in zip(*parts, strict=True):
         np.testing.assert_array_equal(a.asnumpy(), b.asnumpy())
-
-
-@pytest.fixture
-def graph_mode() -> Iterator[None]:
-    ms.set_context(mode=ms.GRAPH_MODE)
-    yield
-    ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
 @each

@@ -531,7 +531,6 @@ class Wrong:
     The words are None if the message shows only what is wrong, and not why.
     """
 
-    mistake: str
     backend: Backend
     test: str
     words: str | None
@@ -542,7 +541,7 @@ Class = TypeVar("Class", bound=type[Any])
 
 
 def caught_by(test: str, words: str | None = None) -> Callable[[Class], Class]:
-    """Add a class of modules, or a backend, to the table of wrong ones; its docstring says the mistake."""
+    """Add a class of modules, or a backend, to the table of wrong ones."""
 
     def add(kind: Class) -> Class:
         if issubclass(kind, Handmade):
@@ -550,7 +549,7 @@ def caught_by(test: str, words: str | None = None) -> Callable[[Class], Class]:
         else:
             backend = Handmade()
             setattr(backend, "layers" if issubclass(kind, Layers) else "model", kind)
-        WRONG[kind.__name__] = Wrong(str(kind.__doc__), backend, test, words)
+        WRONG[kind.__name__] = Wrong(backend, test, words)
         return kind
 
     return add
