@@ -11,13 +11,11 @@ from unirnn import registry
 __all__ = ["installed", "write_distribution"]
 
 
-def write_distribution(
-    folder: Path, name: str, entry_points: str, modules: Mapping[str, str] | None = None, version: str = "1"
-) -> None:
+def write_distribution(folder: Path, name: str, entry_points: str, modules: Mapping[str, str] | None = None) -> None:
     """Write a distribution into a folder, with the text of its entry points, and of its modules by their paths."""
-    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info = folder / f"{name.replace('-', '_')}-1.dist-info"
     texts = {
-        f"{info.name}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info.name}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n",
         f"{info.name}/entry_points.txt": entry_points,
         **(modules or {}),
     }
