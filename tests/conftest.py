@@ -1,6 +1,6 @@
 """Which tests are collected."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -59,3 +59,13 @@ def run() -> Callable[..., Any]:
         return result
 
     return invoke
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch computes with one thread: for small layers, threads that wait for each other take longer."""
+    torch = pytest.importorskip("torch")
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(count)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nested import flat
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import unirnn
@@ -45,11 +46,6 @@ def batch(spec: RecurrentSpec) -> tuple[torch.Tensor, Any]:
     torch.manual_seed(1)
     x = torch.randn(3, 5, 3) if spec.batch_first else torch.randn(5, 3, 3)
     return x, join_state([torch.randn(shape) for shape in spec.state_shapes(3).values()])
-
-
-def flat(result: Any) -> list[torch.Tensor]:
-    output, final = result
-    return [output, *(final if isinstance(final, tuple) else (final,))]
 
 
 def assert_equal(actual: Any, expected: Any, tolerance: float = 0.0) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nested import flat
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
@@ -67,11 +68,6 @@ def spec_of(kind: str, *sizes: int, **options: Any) -> RecurrentSpec:
         options = {**options, "bidirectional": False}
     spec: RecurrentSpec = cls(*sizes, **own, **options)
     return spec
-
-
-def flat(result: Any) -> list[Tensor]:
-    output, final = result
-    return [output, *(final if isinstance(final, tuple) else (final,))]
 
 
 def batch(spec: RecurrentSpec, steps: int, lengths: list[int], **options: Any) -> tuple[Tensor, Any, Tensor]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from nested import flat
 from torch import Tensor, nn
 from torch.ao.quantization import get_default_dynamic_quant_module_mappings, quantize_dynamic
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -35,11 +36,6 @@ def batch(spec: RecurrentSpec, dtype: torch.dtype = torch.float32) -> tuple[Tens
     x[torch.arange(5).unsqueeze(1) >= LENGTHS] = torch.nan
     states = [torch.randn(shape, generator=generator, dtype=dtype) for shape in spec.state_shapes(3).values()]
     return x.swapaxes(0, 1) if spec.batch_first else x, join_state(states)
-
-
-def flat(result: Any) -> list[Tensor]:
-    output, final = result
-    return [output, *(final if isinstance(final, tuple) else (final,))]
 
 
 def total(result: Any) -> Any:
