@@ -27,7 +27,7 @@ import safetensors
 import safetensors.numpy
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from memory import limited_memory
+from memory_limit import limited_memory
 from numpy.typing import NDArray
 
 import unirnn

@@ -55,6 +55,7 @@ def test_gradients_are_moved_back(rnn_backend: Subject) -> None:
         return (unirnn.left_to_right(x, LENGTHS, batch_first=True) * weight).sum()
 
     (gradient,), _ = rnn_backend.gradient(loss, x)
+    assert gradient is not None
     np.testing.assert_array_equal(gradient, moved(d, LENGTHS, to_the_right=False))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from memory import limited_memory
+from memory_limit import limited_memory
 from mindspore import nn
 from mindspore.train.checkpoint_pb2 import Checkpoint
 

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory import limited_memory
+from memory_limit import limited_memory
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 

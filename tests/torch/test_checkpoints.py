@@ -17,7 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from memory import limited_memory
+from memory_limit import limited_memory
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, files
