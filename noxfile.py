@@ -77,7 +77,6 @@ BACKENDS = {
 WITHOUT_MODELS = [f"--ignore={CONFORMANCE}/test_models.py"]
 # What only several backends beside each other can show.
 TOGETHER = [
-    "test_cross_backend.py",
     "test_migrating.py",
     "test_training.py",
     "test_names.py",

@@ -1,7 +1,9 @@
 """Which tests are collected."""
 
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -41,3 +43,29 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def run() -> Callable[..., Any]:
+    """Run the command ``unirnn`` in this process: ``run("names", "GRU")``; its exit status is expected to be 0."""
+    pytest.importorskip("typer", reason="the command needs typer and rich")
+    from typer.testing import CliRunner
+
+    from unirnn.cli.app import app
+
+    def invoke(*arguments: str, status: int = 0) -> Any:
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == status, result.output
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch computes with one thread: for small layers, threads that wait for each other take longer."""
+    torch = pytest.importorskip("torch")
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(count)

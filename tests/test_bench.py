@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -329,20 +330,10 @@ def test_closing_the_rows_ends_the_process() -> None:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run the command in this process, with NumPy's first mode only: ``run("--size", "S")``."""
+def run(monkeypatch: pytest.MonkeyPatch, run: Run) -> Run:
+    """Run the command ``unirnn bench`` in this process, with NumPy's first mode only: ``run("--size", "S")``."""
     monkeypatch.setattr(baselines.load(registry.load("numpy")), "MODES", ("eager",))
-    pytest.importorskip("typer", reason="the command needs the extra cli: python -m pip install 'unirnn[cli]'")
-    from typer.testing import CliRunner
-
-    from unirnn.cli.app import app
-
-    def invoke(*arguments: str, status: int = 0) -> "Result":
-        result = CliRunner().invoke(app, ["bench", *arguments])
-        assert result.exit_code == status, result.output
-        return result
-
-    return invoke
+    return partial(run, "bench")
 
 
 QUICK = ["--backend", "numpy", "--cell", "gru", "--seconds", "0", "--size", "S", "--size", "step"]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from distributions import installed, write_distribution
 from hypothesis import HealthCheck, given, settings
 
 from unirnn import (
@@ -91,44 +92,22 @@ lost = Lost()
 def third_parties(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a distribution of backends: one lacks its framework, and others are broken, fail, or are wrong."""
     folder = tmp_path_factory.mktemp("third_parties")
-    package, metadata = folder / "unirnn_of_others", folder / "unirnn_of_others-1.dist-info"
-    for made in (package, metadata):
-        made.mkdir()
-    (package / "__init__.py").touch()
-    (package / "absent.py").write_text("import a_framework_that_nobody_has\n")
-    (package / "broken.py").write_text("raise RuntimeError('no [driver]')\n")
-    (package / "good.py").write_text(GOOD)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: unirnn-of-others\nVersion: 1\n")
-    (metadata / "entry_points.txt").write_text(THIRD_PARTIES)
+    modules = {
+        "__init__": "",
+        "absent": "import a_framework_that_nobody_has\n",
+        "broken": "raise RuntimeError('no [driver]')\n",
+        "good": GOOD,
+    }
+    texts = {f"unirnn_of_others/{name}.py": text for name, text in modules.items()}
+    write_distribution(folder, "unirnn-of-others", THIRD_PARTIES, texts)
     return folder
 
 
 @pytest.fixture
 def with_third_parties(third_parties: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.syspath_prepend(third_parties)
     monkeypatch.setattr(registry, "_loaded", {})
-    caches = (registry._claims, registry._entry_points)
-    for cache in caches:
-        cache.cache_clear()
-    yield
-    for cache in caches:
-        cache.cache_clear()
-
-
-@pytest.fixture
-def run() -> Run:
-    """Run the command in this process: ``run("names", "GRU")``."""
-    pytest.importorskip("typer", reason=NEEDS_CLI)
-    from typer.testing import CliRunner
-
-    from unirnn.cli.app import app
-
-    def invoke(*arguments: str, status: int = 0) -> "Result":
-        result = CliRunner().invoke(app, arguments)
-        assert result.exit_code == status, result.output
-        return result
-
-    return invoke
+    with installed(third_parties, monkeypatch):
+        yield
 
 
 def run_in_new_process(

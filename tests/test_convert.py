@@ -34,22 +34,6 @@ GRU = GRUSpec(2, 3, batch_first=True)
 Run = Callable[..., "Result"]
 
 
-@pytest.fixture
-def run() -> Run:
-    """Run the command in this process."""
-    pytest.importorskip("typer", reason="the command needs typer and rich")
-    from typer.testing import CliRunner
-
-    from unirnn.cli.app import app
-
-    def run(*arguments: str, status: int = 0) -> "Result":
-        result = CliRunner().invoke(app, arguments)
-        assert result.exit_code == status, result.output
-        return result
-
-    return run
-
-
 def snapshot_of(spec: RecurrentSpec) -> Snapshot:
     return unirnn.snapshot(spec.build("numpy", seed=0))
 

@@ -13,11 +13,9 @@ import socket
 import stat
 import subprocess
 import sys
-import tracemalloc
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +27,7 @@ import safetensors
 import safetensors.numpy
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from memory_limit import limited_memory
 from numpy.typing import NDArray
 
 import unirnn
@@ -90,16 +89,6 @@ Header = dict[str, Any]
 
 def snapshot_of(spec: RecurrentSpec, dtype: str = "float32") -> Snapshot:
     return unirnn.snapshot(spec.build("numpy", seed=0)).cast(dtype)
-
-
-@contextmanager
-def limited_memory(limit: int = 4 << 20) -> Iterator[None]:
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < limit
-    finally:
-        tracemalloc.stop()
 
 
 def assert_refused(path: Path, message: str = "", kind: type[UnirnnError] = FileError) -> None:
@@ -652,6 +641,15 @@ def test_a_compression_that_numpy_does_not_use(tmp_path: Path, method: int) -> N
     path = tmp_path / "a.npz"
     write_npz(path, FINE_NPZ, method)
     assert_refused(path, "is compressed in a way that NumPy does not write")
+
+
+def test_a_directory_of_an_npz_that_hides_a_member(tmp_path: Path) -> None:
+    """The comment of one entry seems to be long enough to hold the next ones; without biases, they are a layer too."""
+    path, data = tmp_path / "a.npz", bytearray(UNDAMAGED["stored.npz"])
+    second = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 1)
+    data[second + 33] = 1
+    path.write_bytes(data)
+    assert_refused(path, "its directory is altered: it does not list as many members as it says")
 
 
 def test_an_npz_that_claims_more_bytes_than_it_has(tmp_path: Path) -> None:

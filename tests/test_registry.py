@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from distributions import installed, write_distribution
 
 import unirnn
 from unirnn import GRUSpec, errors, registry
@@ -76,29 +77,13 @@ MODULES = {
 }
 
 
-def write_distribution(folder: Path, name: str, entry_points: str) -> None:
-    info = folder / f"{name}-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
-    (info / "entry_points.txt").write_text(entry_points)
-
-
 @pytest.fixture
 def others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A folder with a distribution whose backends are all broken, each in another way."""
-    for name, text in MODULES.items():
-        (tmp_path / f"{name}.py").write_text(text)
-    write_distribution(tmp_path, "others", ENTRY_POINTS)
-    monkeypatch.syspath_prepend(tmp_path)
+    write_distribution(tmp_path, "others", ENTRY_POINTS, {f"{name}.py": text for name, text in MODULES.items()})
     monkeypatch.setattr(registry, "_loaded", {})
-    forget_entry_points()
-    yield tmp_path
-    forget_entry_points()
-
-
-def forget_entry_points() -> None:
-    registry._claims.cache_clear()
-    registry._entry_points.cache_clear()
+    with installed(tmp_path, monkeypatch):
+        yield tmp_path
 
 
 def test_an_unknown_backend() -> None:

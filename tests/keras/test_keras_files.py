@@ -8,10 +8,9 @@ import io
 import json
 import re
 import struct
-import tracemalloc
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from keras import layers, ops
+from memory_limit import limited_memory
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, files
@@ -466,16 +466,6 @@ def test_arguments_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
 
 
 # ---- HDF5 ----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def limited_memory(limit: int) -> Iterator[None]:
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < limit
-    finally:
-        tracemalloc.stop()
 
 
 def h5(fill: Callable[[Any], Any], **options: Any) -> bytes:

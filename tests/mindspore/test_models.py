@@ -3,8 +3,7 @@
 The numbers are those of PyNative mode, which the conformance suite checks.
 """
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import mindspore as ms
@@ -58,19 +57,6 @@ STREAM = Sequential(
     conv=Conv1dSpec(4, 6, 3, padding="causal"), encoder=GRUSpec(6, 5, batch_first=True), head=LinearSpec(5, 2)
 )
 LENGTHS = [6, 3, 0]
-
-
-@pytest.fixture(autouse=True)
-def in_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """MindSpore writes rewritten networks, and graphs that fail to compile, to the working directory."""
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def graph_mode() -> Iterator[None]:
-    ms.set_context(mode=ms.GRAPH_MODE)
-    yield
-    ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
 def build(spec: Spec) -> Any:

@@ -4,7 +4,7 @@ import copy
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,13 +41,6 @@ def assert_equal(spec: RecurrentSpec, actual: Any, expected: Any) -> None:
     parts = [(r[0], *(state_parts(spec, r[1]) or ())) for r in (actual, expected)]
     for a, b in zip(*parts, strict=True):
         np.testing.assert_array_equal(a.asnumpy(), b.asnumpy())
-
-
-@pytest.fixture
-def graph_mode() -> Iterator[None]:
-    ms.set_context(mode=ms.GRAPH_MODE)
-    yield
-    ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
 @each
@@ -262,36 +255,6 @@ def test_checkpoints_and_copies(spec: RecurrentSpec, tmp_path: Path) -> None:
     assert_equal(spec, module(x, hx, LENGTHS), expected)
 
 
-def test_a_layer_learns_in_a_loop_of_mindspore() -> None:
-    gru = GRUSpec(3, 8).build("mindspore", seed=0)
-    x, target = Tensor(np.ones((6, 4, 3), np.float32)), Tensor(np.full((6, 4, 8), 0.25, np.float32))
-    optimizer = nn.Adam(gru.trainable_params(), learning_rate=0.05)
-
-    def loss(x: Any, seq_length: Any) -> Any:
-        output, _ = gru(x, None, seq_length)
-        return ops.square(output - target).mean()
-
-    step = ms.value_and_grad(loss, None, optimizer.parameters)
-    losses = []
-    for _ in range(20):
-        value, gradients = step(x, Tensor([6, 6, 6, 6]))
-        optimizer(gradients)
-        losses.append(float(value))
-    assert losses[-1] < 0.1 * losses[0]
-
-
-@pytest.mark.parametrize("dtype", ["float16", "float64"])
-@pytest.mark.parametrize("cell", [GRUSpec, LSTMSpec])
-def test_dtypes_in_which_the_native_layers_fail(cell: type[RecurrentSpec], dtype: str) -> None:
-    module = cell(3, 4).build("mindspore", dtype=dtype, seed=0)
-    x = np.ones((5, 2, 3), dtype)
-    expected, _ = cell(3, 4).build("numpy", dtype="float64", seed=0)(x.astype(np.float64))
-    close(module(Tensor(x))[0].asnumpy(), expected, 1e-12 if dtype == "float64" else 2e-3)
-    gradients = ms.grad(lambda x: module(x)[0].sum(), 0, module.trainable_params())(Tensor(x))
-    assert np.isfinite(gradients[0].asnumpy()).all()
-    assert all(np.isfinite(g.asnumpy()).all() for g in gradients[1])
-
-
 def test_a_device_other_than_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = unirnn.registry.load("mindspore")
     monkeypatch.setattr(type(backend), "devices", lambda self: (unirnn.Device("cpu"), unirnn.Device("ascend", 0)))
@@ -305,21 +268,6 @@ def test_the_kernels_need_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "darwin")
     with pytest.raises(errors.LimitError, match="which run the kernels, need Linux, given darwin"):
         GRUSpec(3, 4).build("mindspore", device="cpu")
-
-
-@each
-@pytest.mark.parametrize("kernel", ["auto", "compiled", "fallback", "native"])
-def test_the_kernels_agree(spec: RecurrentSpec, kernel: str) -> None:
-    x, hx = batch(spec)
-    reference = spec.build("numpy", seed=0)
-    state = join_state([part.asnumpy() for part in state_parts(spec, hx) or ()])
-    module = spec.build("mindspore", seed=0, kernel=kernel)
-    for lengths in (None, LENGTHS):
-        expected, final = reference(x.asnumpy(), state, lengths)
-        output, h_n = module(x, hx, lengths)
-        close(output.asnumpy(), expected, 1e-5)
-        for a, b in zip(state_parts(spec, h_n) or (), state_parts(spec, final) or (), strict=True):
-            close(a.asnumpy(), b, 1e-5)
 
 
 @pytest.mark.parametrize("spec", [RNNSpec(1, 4), GRUSpec(1, 4), GRUSpec(1, 4, reset_after=False)], ids=repr)

@@ -17,6 +17,8 @@ from unirnn.contract.call import join_state, state_parts
 from unirnn.testing.subjects import gradients as gradients_of
 from unirnn.testing.tolerances import close
 
+pytestmark = pytest.mark.usefixtures("blocking")
+
 # float16 where a fused operator computes in it
 TOLERANCES = {("RNN", "ascend"): 1e-5, ("GRU", "ascend"): 5e-3, ("LSTM", "ascend"): 5e-3}
 LENGTHS = {"ragged": [2, 4, 0], "all zero": [0, 0, 0]}
@@ -31,12 +33,6 @@ SPECS: list[RecurrentSpec] = [
     GRUSpec(2, 5, 2, bidirectional=True, reset_after=False, gate_activation="hard_sigmoid_0.2"),
     LSTMSpec(2, 5, 2, bias=False, reverse=True, proj_size=3, gate_activation="hard_sigmoid"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def blocking() -> None:
-    """Launch synchronously: asynchronous launches make the many small operators ten times slower on a CPU."""
-    ms.runtime.launch_blocking()
 
 
 @pytest.fixture(autouse=True)

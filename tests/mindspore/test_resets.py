@@ -17,6 +17,7 @@ SPECS: list[RecurrentSpec] = [
     RNNSpec(3, 4, 2, nonlinearity="relu", bidirectional=True, batch_first=True),
     LSTMSpec(3, 4, bidirectional=True, bias=False),
 ]
+pytestmark = pytest.mark.usefixtures("blocking")
 each = pytest.mark.parametrize("spec", SPECS, ids=repr)
 STEPS = 4  # few, since in a graph MindSpore compiles the operators of each step
 LENGTHS = [4, 3, 0, 4, 2]
@@ -25,12 +26,6 @@ RESETS[[0, 2, 3], 0] = True  # at step 0, and one step after another
 RESETS[[1, 3], 1] = True  # the second is in the padding
 RESETS[:, 2] = True  # nothing but padding
 RESETS[:, 3] = True  # every step
-
-
-@pytest.fixture(scope="module", autouse=True)
-def blocking() -> None:
-    """Launch synchronously: asynchronous launches make the many small operators ten times slower on a CPU."""
-    ms.runtime.launch_blocking()
 
 
 class Run:
@@ -87,22 +82,16 @@ def test_numbers_and_gradients_in_a_graph(spec: RecurrentSpec, kernel: str) -> N
     Run(spec).check(spec.build("mindspore", seed=0, kernel=kernel), compiled=True)
 
 
-def test_resets_of_any_kind() -> None:
-    gru = GRUSpec(3, 4, batch_first=True).build("mindspore", seed=0)
-    x = ops.ones((2, 5, 3))
-    resets = [[False, True, False, False, True], [False] * 5]
-    expected = gru(x, resets=Tensor(resets))[0].asnumpy()
-    assert (expected[0] != expected[1]).any()
-    np.testing.assert_array_equal(gru(x, resets=resets)[0].asnumpy(), expected)
-    np.testing.assert_array_equal(gru(x, resets=np.array(resets))[0].asnumpy(), expected)
-    np.testing.assert_array_equal(gru(x[0], resets=resets[0])[0].asnumpy(), expected[0])
+def test_resets_of_an_unbatched_input_in_a_graph() -> None:
+    gru, x = GRUSpec(3, 4, batch_first=True).build("mindspore", seed=0), ops.ones((5, 3))
 
     @ms.jit
     def run(x: Any, resets: Any) -> Any:
         return gru(x, resets=resets)[0]
 
-    np.testing.assert_array_equal(run(x[0], Tensor(resets[0])).asnumpy(), expected[0])
-    np.testing.assert_array_equal(run(x[0], Tensor(resets[1])).asnumpy(), expected[1])
+    for resets in ([False, True, False, False, True], [False] * 5):
+        expected = gru(x, resets=resets)[0].asnumpy()
+        np.testing.assert_array_equal(run(x, Tensor(resets)).asnumpy(), expected)
 
 
 @pytest.mark.parametrize(
@@ -192,18 +181,6 @@ def test_steps_are_one_call(spec: RecurrentSpec, kernel: str) -> None:
     for actual in (train(steps)(x), ms.jit(train(steps))(x)):
         for a, b in zip(leaves(actual), expected, strict=True):
             close(a.asnumpy(), b.asnumpy(), 1e-5)
-
-
-def test_an_unbatched_step() -> None:
-    lstm = LSTMSpec(3, 4, 2).build("mindspore", seed=0)
-    x = Tensor(np.random.default_rng(0).standard_normal((2, 3)).astype(np.float32))
-    y, state = lstm.step(x[0], None)
-    assert [part.shape for part in (y, *state)] == [(4,), (2, 4), (2, 4)]
-    y, state = lstm.step(x[1], list(state))
-    output, final = lstm(x)
-    close(y.asnumpy(), output[1].asnumpy(), 1e-6)
-    for a, b in zip(state, final, strict=True):
-        close(a.asnumpy(), b.asnumpy(), 1e-6)
 
 
 def test_a_step_of_no_sequences() -> None:

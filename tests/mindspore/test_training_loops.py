@@ -26,12 +26,6 @@ LENGTHS = [5, 0, 2, 3]
 FEW = [3, 0, 2, 1]  # for exported files, in which MindSpore compiles each step
 
 
-@pytest.fixture(autouse=True)
-def in_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """MindSpore writes rewritten networks, and graphs that fail to compile, to the working directory."""
-    monkeypatch.chdir(tmp_path)
-
-
 class Classifier(nn.Cell):
     """A user's model: the layer, its final state, a head."""
 

@@ -69,63 +69,6 @@ def test_weights_are_written_in_place() -> None:
     close(net(TOKENS), CLASSIFIER.build("numpy", seed=1)(TOKENS), 1e-6)
 
 
-@pytest.mark.parametrize("spec", [CLASSIFIER, unirnn.GRUSpec(3, 4)], ids=["a model", "a layer"])
-def test_all_weights_are_written_or_none(spec: unirnn.Spec) -> None:
-    net = spec.build("numpy", seed=0)
-    list(net.weights.values())[-1].flags.writeable = False
-    before = copy.deepcopy(net.weights)
-    with pytest.raises(errors.ArgumentError, match="is read-only, expected an array that can be written"):
-        unirnn.load_weights(net, unirnn.snapshot(spec.build("numpy", seed=1)))
-    assert_same(net.weights, before)
-
-
-def test_training_lowers_the_loss() -> None:
-    spec = Sequential(
-        embedding=EmbeddingSpec(7, 8),
-        encoder=GRUSpec(8, 16, batch_first=True, bidirectional=True),
-        norm=BatchNormSpec(32),
-        pool=PoolSpec("max"),
-        drop=DropoutSpec(0.1),
-        head=LinearSpec(32, 7),
-        scores=ActivationSpec("log_softmax"),
-    )
-    net = spec.build("numpy", seed=0).train()
-    rng = np.random.default_rng(0)
-    tokens, lengths = rng.integers(0, 7, (64, 5)), rng.integers(1, 6, 64)
-    targets = tokens[:, 0]
-    losses = []
-    for _ in range(60):
-        scores, _, pullback = net.vjp(tokens, seq_length=lengths)
-        losses.append(-scores[np.arange(64), targets].mean())
-        gradients = pullback(-np.eye(7, dtype=np.float32)[targets] / 64)
-        for name, weight in net.weights.items():
-            weight -= 0.3 * gradients.get(name, 0)
-    assert net.weights.keys() - gradients.keys() == {"norm.running_mean", "norm.running_var"}
-    assert losses[-1] < 0.3 * losses[0]
-
-
-def test_a_tied_weight_has_one_gradient_of_both_its_uses() -> None:
-    net = LANGUAGE_MODEL.build("numpy", dtype="float64", seed=0)
-    layers = {"embedding": EmbeddingSpec(7, 4), "encoder": LANGUAGE_MODEL.encoder, "head": LinearSpec(4, 7)}
-    apart = Sequential(**layers).build("numpy", dtype="float64", seed=0)
-    for name, array in apart.weights.items():
-        array[...] = net.weights["embedding.weight" if name == "head.weight" else name]
-    d_output = np.random.default_rng(1).standard_normal((4, 6, 7))
-    found, expected = (model.vjp(TOKENS, seq_length=LENGTHS)[2](d_output) for model in (net, apart))
-    assert "head.weight" not in found
-    close(found["embedding.weight"], expected["embedding.weight"] + expected["head.weight"], 1e-12)
-
-
-def test_the_vector_of_padding_idx_is_not_trained() -> None:
-    net = CLASSIFIER.build("numpy", seed=0)
-    tokens = TOKENS.copy()
-    tokens[:, 2] = 0
-    output, _, pullback = net.vjp(tokens)
-    d_weight = pullback(np.ones_like(output))["embedding.weight"]
-    assert (d_weight[0] == 0).all()
-    assert (d_weight[np.unique(TOKENS[:, :2])] != 0).all()
-
-
 # ---- pullbacks -----------------------------------------------------------------------------------
 
 

@@ -525,7 +525,6 @@ class Wrong:
     The words are None if the message shows only what is wrong, and not why.
     """
 
-    mistake: str
     backend: Backend
     test: str
     words: str | None
@@ -536,7 +535,7 @@ Class = TypeVar("Class", bound=type[Any])
 
 
 def caught_by(test: str, words: str | None = None) -> Callable[[Class], Class]:
-    """Add a class of modules, or a backend, to the table of wrong ones; its docstring says the mistake."""
+    """Add a class of modules, or a backend, to the table of wrong ones."""
 
     def add(kind: Class) -> Class:
         if issubclass(kind, Handmade):
@@ -544,7 +543,7 @@ def caught_by(test: str, words: str | None = None) -> Callable[[Class], Class]:
         else:
             backend = Handmade()
             setattr(backend, "layers" if issubclass(kind, Layers) else "model", kind)
-        WRONG[kind.__name__] = Wrong(str(kind.__doc__), backend, test, words)
+        WRONG[kind.__name__] = Wrong(backend, test, words)
         return kind
 
     return add

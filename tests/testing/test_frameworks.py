@@ -30,7 +30,8 @@ def torch_model() -> Any:
 
 def mindspore_model() -> Any:
     """The same of MindSpore's."""
-    nn = pytest.importorskip("mindspore").nn
+    ms = pytest.importorskip("mindspore")
+    nn = ms.nn
 
     class Tagger(nn.Cell):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
@@ -42,6 +43,7 @@ def mindspore_model() -> Any:
         def construct(self, tokens: Any, factor: Any) -> Any:
             return {"y": self.encoder(self.embedding(tokens)), "factor": (factor,)}
 
+    ms.set_seed(0)
     return Tagger()
 
 

@@ -4,7 +4,7 @@ import random
 import re
 import warnings
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -236,16 +236,6 @@ def test_generators_of_random_numbers_are_as_before() -> None:
     before = random.getstate(), str(np.random.get_state())
     padding_is_inert(masked_mean, BATCH)
     assert (random.getstate(), str(np.random.get_state())) == before
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """The layers are small, and threads that wait for each other take longer."""
-    torch = pytest.importorskip("torch")
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(count)
 
 
 # ---- torch -----------------------------------------------------------------------------------------

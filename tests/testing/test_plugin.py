@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from distributions import installed, write_distribution
 from unirnn_numpy.backend import NumpyBackend
 
 import unirnn
@@ -38,18 +39,10 @@ def _frameworks_stay_imported() -> None:
 def absent(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The name of a backend that is registered, and whose framework is not installed."""
     folder = tmp_path_factory.mktemp("absent")
-    (folder / "unirnn_absent.py").write_text("import a_framework_that_nobody_has\n")
-    info = folder / "unirnn_absent-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: unirnn-absent\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[unirnn.backends]\nabsent = unirnn_absent:backend\n")
-    monkeypatch.syspath_prepend(folder)
-    caches = registry._claims, registry._entry_points
-    for cache in caches:
-        cache.cache_clear()
-    yield "absent"
-    for cache in caches:
-        cache.cache_clear()
+    modules = {"unirnn_absent.py": "import a_framework_that_nobody_has\n"}
+    write_distribution(folder, "unirnn-absent", "[unirnn.backends]\nabsent = unirnn_absent:backend\n", modules)
+    with installed(folder, monkeypatch):
+        yield "absent"
 
 
 def run(pytester: pytest.Pytester, code: str, *options: str) -> dict[str, str]:

@@ -4,7 +4,6 @@ They are small, and treat padded batches as the papers' code, or the most common
 """
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,17 +15,9 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn  # noqa: E402
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 FRAMES = batch(features=4, min_length=4, steps=8, batch_size=3)
 TOKENS = batch(num_tokens=9, min_length=1, steps=6, batch_size=3)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The layers are small, and threads that wait for each other take longer."""
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(count)
 
 
 def packed(rnn: Any, x: Any, lengths: Any) -> tuple[Any, Any]:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from distributions import write_distribution
 
 from unirnn.testing.__main__ import main
 
@@ -24,10 +25,6 @@ class Mine(NumpyBackend):
 
 backend = Mine()
 """
-METADATA = {
-    "METADATA": "Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n",
-    "entry_points.txt": "[unirnn.backends]\nmine = mine:backend\n",
-}
 
 
 @pytest.fixture
@@ -35,11 +32,7 @@ def folder(tmp_path: Path) -> Path:
     """Where a user works: with a configuration and a conftest that no test would survive, and with the backend."""
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --no-such-option\n")
     (tmp_path / "conftest.py").write_text("raise RuntimeError('not for the suite')\n")
-    (tmp_path / "mine.py").write_text(MINE)
-    distribution = tmp_path / "mine-1.0.dist-info"
-    distribution.mkdir()
-    for name, text in METADATA.items():
-        (distribution / name).write_text(text)
+    write_distribution(tmp_path, "mine", "[unirnn.backends]\nmine = mine:backend\n", {"mine.py": MINE})
     return tmp_path
 
 

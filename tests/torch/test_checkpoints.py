@@ -6,7 +6,6 @@ import pickle
 import resource
 import subprocess
 import sys
-import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -17,9 +16,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from lightning.pytorch import LightningModule, Trainer
+from memory_limit import limited_memory
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, files
@@ -318,11 +316,9 @@ def test_torch_loads_a_checkpoint_of_ours(tmp_path: Path, suffix: str) -> None:
 def test_weights_that_share_one_storage_are_not_all_copied(tmp_path: Path) -> None:
     path, shared = tmp_path / "a.pt", torch.zeros(768, 256)
     save({f"weight_{kind}_l{layer}": shared for layer in range(50) for kind in ("ih", "hh")}, path)
-    tracemalloc.start()
-    with pytest.raises(FileError, match=r"its weights share their memory, .* at most 16777216 are read from a file"):
+    words = r"its weights share their memory, .* at most 16777216 are read from a file"
+    with pytest.raises(FileError, match=words), limited_memory(20 << 20):
         files.load(path)
-    assert tracemalloc.get_traced_memory()[1] < 20 << 20
-    tracemalloc.stop()
     save({f"weight_{kind}_l{layer}": shared for layer in range(4) for kind in ("ih", "hh")}, path)
     assert files.load(path).spec == GRUSpec(256, 256, 4, bias=False)  # a few may share theirs
 
@@ -435,38 +431,6 @@ def whole_file(zipped: bool) -> bytes:
     buffer = io.BytesIO()
     torch.save(tensors(), buffer, _use_new_zipfile_serialization=zipped)
     return buffer.getvalue()
-
-
-def load_or_refuse(path: Path, data: bytes) -> Snapshot | None:
-    path.write_bytes(data)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of a strange file
-            return files.load(path)
-    except UnirnnError as error:  # a FileError, or that of a layer whose names or shapes were altered
-        return None if str(error).startswith(str(path)) else pytest.fail(str(error))
-
-
-some = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@each_layout
-@some
-@given(data=st.data())
-def test_a_truncated_checkpoint_is_refused(tmp_path: Path, zipped: bool, data: st.DataObject) -> None:
-    whole = whole_file(zipped)
-    assert load_or_refuse(tmp_path / "a.pt", whole[: data.draw(st.integers(0, len(whole) - 1))]) is None
-
-
-@each_layout
-@some
-@given(data=st.data())
-def test_a_flipped_bit_in_a_checkpoint(tmp_path: Path, zipped: bool, data: st.DataObject) -> None:
-    altered = bytearray(whole_file(zipped))
-    altered[data.draw(st.integers(0, len(altered) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    found = load_or_refuse(tmp_path / "a.pt", bytes(altered))
-    # A zip has checksums: no number in it changes unseen.
-    assert found is None or not zipped or found == snapshot_of(GRU)
 
 
 FLIPS = """

@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from unirnn.state import from_batch_major, to_batch_major
 
 # torch's own word about its own computation
 PROJECTIONS = "LSTM with projections is not supported with oneDNN"
-pytestmark = pytest.mark.filterwarnings(f"ignore:{PROJECTIONS}:UserWarning")
+pytestmark = [pytest.mark.filterwarnings(f"ignore:{PROJECTIONS}:UserWarning"), pytest.mark.usefixtures("one_thread")]
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "distributed"
 SPECS: list[RecurrentSpec] = [
@@ -44,15 +44,6 @@ LENGTHS = {
 }
 WORLD_SIZE = 2
 Engine = Callable[[nn.Module], Any]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other by spinning make small models slow wherever the cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -411,13 +411,6 @@ def test_autocast(spec: Spec) -> None:
 # ---- steps ---------------------------------------------------------------------------------------
 
 
-def test_zero_states() -> None:
-    net = STREAM.build("torch", seed=0, dtype="float64")
-    context, h = unirnn.state.zeros(net, 3)
-    assert (context.shape, h.shape, h.dtype) == ((2, 3, 4 + 2), (1, 3, 5), torch.float64)
-    assert unirnn.state.zeros(PoolSpec("mean").build("torch"), 3) == ()
-
-
 def test_a_loop_of_steps_is_one_graph() -> None:
     net, (x, _) = STREAM.build("torch", seed=0), batch(STREAM, (4, 4), 4)
     torch.compiler.reset()

@@ -14,12 +14,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nested import flat
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from unirnn_torch import dispatch, native, operators
@@ -67,11 +68,6 @@ def spec_of(kind: str, *sizes: int, **options: Any) -> RecurrentSpec:
         options = {**options, "bidirectional": False}
     spec: RecurrentSpec = cls(*sizes, **own, **options)
     return spec
-
-
-def flat(result: Any) -> list[Tensor]:
-    output, final = result
-    return [output, *(final if isinstance(final, tuple) else (final,))]
 
 
 def batch(spec: RecurrentSpec, steps: int, lengths: list[int], **options: Any) -> tuple[Tensor, Any, Tensor]:
@@ -408,9 +404,9 @@ def test_the_backward_pass_of_a_graph_runs_under_a_dispatch_mode(kind: str, kern
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch's own forward mode
-@each_kind
-def test_compiled_transforms_with_the_native_kernel(kind: str) -> None:
-    module = spec_of(kind, 3, 4).build("torch", seed=0, kernel="native")
+@pytest.mark.parametrize(("kind", "kernel"), [("GRU", "auto"), *((kind, "native") for kind in KINDS)])
+def test_compiled_transforms(kind: str, kernel: str) -> None:
+    module = spec_of(kind, 3, 4).build("torch", seed=0, kernel=kernel)
     x = torch.randn(5, 3, 3)
 
     def gradient(x: Tensor) -> Tensor:
@@ -423,12 +419,12 @@ def test_compiled_transforms_with_the_native_kernel(kind: str) -> None:
             output: Tensor = forward_ad.unpack_dual(module(dual)[0]).tangent  # type: ignore[no-untyped-call]
         return output
 
-    for function in (
-        (gradient, tangent) if kind != "LSTM" else (gradient,)
-    ):  # torch's LSTM has no forward-mode gradients
+    functions = (gradient, tangent) if kind != "LSTM" else (gradient,)  # torch's LSTM has no forward-mode gradients
+    for function in functions:
         expected = function(x)
         torch.compiler.reset()
-        compiled: Any = torch.compile(function, backend="eager", fullgraph=function is gradient)
+        is_one_graph = kernel == "native" and function is gradient
+        compiled: Any = torch.compile(function, backend="aot_eager", fullgraph=is_one_graph)
         torch.testing.assert_close(compiled(x), expected)
     torch.compiler.reset()
 
@@ -816,19 +812,6 @@ def test_a_dense_call_of_the_native_kernel_gives_torchs_own_bits() -> None:
         assert (output[30:] == 0).all()
 
 
-def test_a_packed_sequence_goes_through_the_compiled_kernel() -> None:
-    spec = GRUSpec(3, 4, 2, bidirectional=True, batch_first=True)
-    gru, native = (spec.build("torch", seed=0, kernel=kernel) for kernel in ("compiled", "native"))
-    x, hx, _ = batch(spec, 5, [5, 5, 5])
-    sequence = pack_padded_sequence(x, torch.tensor([2, 5, 1]), True, enforce_sorted=False)
-    results = []
-    for module in (gru, native):
-        output, h_n = module(sequence, hx)
-        assert torch.equal(output.batch_sizes, sequence.batch_sizes)
-        results.append((pad_packed_sequence(output, True)[0], h_n))
-    torch.testing.assert_close(results[0], results[1])
-
-
 def test_copies_keep_the_kernel() -> None:
     gru = GRUSpec(3, 4).build("torch", seed=0, kernel="compiled")
     for copied in (copy.deepcopy(gru), pickle.loads(pickle.dumps(gru))):
@@ -847,16 +830,6 @@ def test_explain_says_when_which_kernel_is_taken() -> None:
     (kernel,) = unirnn.explain(RESET_BEFORE, "torch", "gpu").kernels
     assert kernel == ("reference", "in all cases, step by step")
     assert not unirnn.explain(GRUSpec(3, 4), "array_api").kernels
-
-
-@pytest.mark.parametrize("spec", [GRUSpec(3, 4, 2, bidirectional=True, batch_first=True), RNNSpec(3, 4)])
-def test_the_reference_by_name(spec: RecurrentSpec) -> None:
-    by_reference, native = (spec.build("torch", seed=0, kernel=kernel) for kernel in ("reference", "native"))
-    x, _, _ = batch(spec, 5, [5, 5, 5])
-    sequence = pack_padded_sequence(x, torch.tensor([2, 5, 1]), spec.batch_first, enforce_sorted=False)
-    for arguments in ((x,), (x, None, [5, 0, 2])):
-        torch.testing.assert_close(by_reference(*arguments), native(*arguments))
-    torch.testing.assert_close(by_reference(sequence)[0].data, native(sequence)[0].data)
 
 
 def test_the_default_device_has_no_influence() -> None:
@@ -898,20 +871,6 @@ def test_a_device_is_never_waited_for(spec: RecurrentSpec, grad: bool) -> None:
                 assert x.grad is not None
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # lengths are read, to be checked
         module(x, None, torch.empty(5, dtype=torch.int64, device="meta"))
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_compiled_transform_with_auto() -> None:
-    gru = GRUSpec(3, 8).build("torch", seed=0)
-    x = torch.randn(20, 5, 3)
-
-    def gradient(x: Tensor) -> Tensor:
-        found: Tensor = torch.func.grad(lambda x: gru(x)[0].sum())(x)
-        return found
-
-    torch.compiler.reset()
-    torch.testing.assert_close(torch.compile(gradient, backend="aot_eager")(x), gradient(x))
-    torch.compiler.reset()  # or later tests would not try again what failed to compile here
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace")

@@ -13,6 +13,7 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
+from nested import flat
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -42,11 +43,6 @@ def batch(spec: RecurrentSpec, steps: int, batch_size: int, seed: int = 0, **opt
     ns = torch.randint(1, steps + 1, (batch_size,), generator=generator)
     ns[0], ns[-1] = 0, steps
     return x, hx, ns, torch.rand(steps, batch_size, generator=generator) < 0.3
-
-
-def flat(result: Any) -> list[Tensor]:
-    output, final = result
-    return [output, *(final if isinstance(final, tuple) else (final,))]
 
 
 def expected(module: Any, arguments: tuple[Any, ...]) -> list[Tensor]:

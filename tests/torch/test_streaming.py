@@ -7,13 +7,11 @@ import torch
 from torch import Tensor
 
 import unirnn
-from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
+from unirnn import GRUSpec, LSTMSpec, RecurrentSpec
 from unirnn.contract.call import join_state, state_parts
 
 SPECS: list[RecurrentSpec] = [
-    RNNSpec(3, 4, 2, nonlinearity="relu"),
     GRUSpec(3, 4, 2, batch_first=True),
-    GRUSpec(3, 4, 2, reset_after=False),
     LSTMSpec(3, 4, 2),
     LSTMSpec(3, 4, proj_size=2),
 ]

@@ -7,6 +7,7 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
+from nested import flat
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -60,10 +61,6 @@ class Flat(nn.Module):
 
     def forward(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         return tuple(flat(self.module(**dict(zip(self.names, arguments, strict=True)))))
-
-
-def flat(result: Any) -> list[Tensor]:
-    return [result] if isinstance(result, Tensor) else [tensor for part in result for tensor in flat(part)]
 
 
 def arguments(given: str, steps: int, batch_size: int) -> dict[str, Tensor]:

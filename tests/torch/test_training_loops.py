@@ -2,12 +2,11 @@
 
 import copy
 import functools
-from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import pytest
 import torch
+from nested import flat
 from torch import Tensor, nn
 from torch.ao.quantization import get_default_dynamic_quant_module_mappings, quantize_dynamic
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -39,43 +38,12 @@ def batch(spec: RecurrentSpec, dtype: torch.dtype = torch.float32) -> tuple[Tens
     return x.swapaxes(0, 1) if spec.batch_first else x, join_state(states)
 
 
-def flat(result: Any) -> list[Tensor]:
-    output, final = result
-    return [output, *(final if isinstance(final, tuple) else (final,))]
-
-
 def total(result: Any) -> Any:
     return torch.stack([part.float().square().sum() for part in flat(result)]).sum()
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
-
-
-@pytest.mark.filterwarnings(
-    r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"
-)  # the exporter's own
-def test_onnx_export_without_a_native_layer(tmp_path: Path) -> None:
-    module, (x, hx) = RESET_BEFORE.build("torch", seed=0).eval(), batch(RESET_BEFORE)
-    path = tmp_path / "layer.onnx"
-    torch.onnx.export(module, (x, hx, LENGTHS), path, dynamo=True, verbose=False)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    arrays = [part.numpy() for part in (*flat((x, hx)), LENGTHS)]
-    names = [given.name for given in session.get_inputs()]
-    results = session.run(None, dict(zip(names, arrays, strict=True)))
-    for actual, expected in zip(results, flat(module(x, hx, LENGTHS)), strict=True):
-        torch.testing.assert_close(torch.from_numpy(actual), expected)
-
-
-def test_export_with_any_batch_size_without_a_native_layer() -> None:
-    module, (x, hx) = RESET_BEFORE.build("torch", seed=0).eval(), batch(RESET_BEFORE)
-    size = torch.export.Dim("B", min=1, max=64)
-    shapes = {"input": {0: size}, "hx": {1: size}, "seq_length": {0: size}}
-    exported = torch.export.export(module, (x, hx, LENGTHS), dynamic_shapes=shapes).module()
-    rows = torch.tensor([2, 0, 1, 1])
-    parts = [part.index_select(1, rows) for part in flat((x, hx))[1:]]
-    arguments = (x.index_select(0, rows), join_state(parts), LENGTHS[rows])
-    torch.testing.assert_close(exported(*arguments), module(*arguments))
 
 
 @each

@@ -30,6 +30,8 @@ def read(path: str) -> Contents:
     size = os.path.getsize(path)
     arrays: dict[str, StoredArray] = {}
     with zipfile.ZipFile(path) as archive:
+        if len(archive.infolist()) != _num_members(path):
+            raise FileError("its directory is altered: it does not list as many members as it says")
         for info in archive.infolist():
             name, suffix = os.path.splitext(info.filename)
             if suffix != ".npy":
@@ -51,6 +53,14 @@ def read(path: str) -> Contents:
     if _METADATA in arrays and arrays[_METADATA].dtype.startswith("bytes"):  # else it is another program's array
         metadata[_METADATA] = arrays.pop(_METADATA).read().tobytes().decode("ascii", "replace")
     return contents_of_arrays("npz", arrays, metadata)
+
+
+def _num_members(path: str) -> int:
+    """How many members the end of a zip says that there are; `zipfile` doesn't compare it with what it finds."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - (1 << 16) - 22))  # the end may have a comment
+        end = file.read()
+    return int.from_bytes(end[end.rindex(b"PK\x05\x06") + 10 :][:2], "little")
 
 
 def encode(snapshot: Snapshot) -> bytes:

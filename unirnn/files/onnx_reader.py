@@ -65,7 +65,7 @@ def parse(data: bytes) -> "ModelProto":
     model: ModelProto = onnx.ModelProto()
     try:
         model.ParseFromString(data)
-    except DecodeError as error:
+    except (DecodeError, UnicodeDecodeError) as error:  # the latter by protobuf's decoder in Python
         raise FileError(f"onnx: no ONNX model, or a truncated or altered one ({error})") from None
     if not model.HasField("graph"):
         raise FileError("onnx: no ONNX model, or a truncated or altered one (it holds no graph)")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from unirnn.contract.backend import Watched, map_arrays
 from unirnn.errors import LimitError
 
-from ._places import arrays_by_path
+from ._results import arrays_by_path
 
 __all__ = ["KerasFramework"]
 

@@ -13,78 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn.errors import ArgumentError
-
 from .batches import Batch
 from .tolerances import gaps, largest
 
 __all__ = [
     "Deviation",
     "Places",
-    "arrays_by_path",
-    "check_returned",
     "deviation",
     "deviation_alone",
     "find_places",
-    "unread_parts",
 ]
 
 Array = NDArray[Any]
-
-
-def arrays_by_path(results: Any) -> dict[str, Any]:
-    """The arrays and numbers in nested results, by their paths in them.
-
-    Examples
-    --------
-    >>> arrays_by_path((1, {"h": [2.0, None]}))
-    {'[0]': 1, "[1]['h'][0]": 2.0}
-    """
-    return {path: part for path, part in _parts_by_path(results).items() if _is_array(part)}
-
-
-def unread_parts(results: Any) -> dict[str, str]:
-    """The classes of what is in nested results and holds no numbers that can be read, by their paths.
-
-    Examples
-    --------
-    >>> unread_parts((1.0, None, "a name", iter([])))
-    {'[3]': 'list_iterator'}
-    """
-    parts = _parts_by_path(results)
-    return {p: type(v).__qualname__ for p, v in parts.items() if not (v is None or isinstance(v, str) or _is_array(v))}
-
-
-def check_returned(model: Any, results: Any) -> None:
-    """Refuse a model that returns no array and no number; raises ArgumentError."""
-    if not arrays_by_path(results):
-        raise ArgumentError(
-            f"model: given {getattr(model, '__qualname__', type(model).__qualname__)}, which returns "
-            f"{type(results).__qualname__}, expected arrays, or tuples, lists, dicts or dataclasses of them; give "
-            "call=lambda model, input, seq_length: ..., which returns what is to be checked"
-        )
-
-
-def _is_array(part: Any) -> bool:
-    return isinstance(part, (bool, int, float)) or (hasattr(part, "shape") and hasattr(part, "dtype"))
-
-
-def _parts_by_path(results: Any, path: str = "") -> dict[str, Any]:
-    """All that is in nested results, by its path."""
-    fields = getattr(results, "_fields", None)  # of a named tuple
-    if isinstance(results, Mapping):
-        parts = {f"{path}[{key!r}]": part for key, part in results.items()}
-    elif hasattr(results, "batch_sizes") and hasattr(results, "sorted_indices"):
-        parts = {f"{path}.data": results.data}  # a PackedSequence: the rest of it says how it is packed
-    elif isinstance(results, tuple) and fields is not None:
-        parts = {f"{path}.{name}": part for name, part in zip(fields, results, strict=True)}
-    elif isinstance(results, (tuple, list)):
-        parts = {f"{path}[{k}]": part for k, part in enumerate(results)}
-    elif dataclasses.is_dataclass(results) and not isinstance(results, type):
-        parts = {f"{path}.{row.name}": getattr(results, row.name) for row in dataclasses.fields(results)}
-    else:
-        return {path: results}
-    return {name: inner for key, part in parts.items() for name, inner in _parts_by_path(part, key).items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,26 +2,23 @@
 
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import unirnn
-from unirnn.contract.backend import leaves, with_leaves
 from unirnn.devices import Device, short_name
-from unirnn.errors import LimitError, UnirnnError
+from unirnn.errors import UnirnnError
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.specs import Model, RecurrentSpec, Spec
 
-from ._places import arrays_by_path, check_returned, unread_parts
+from ._results import arrays_by_path
+from ._runs import Runner
 from ._tracebacks import is_for_the_test
 from .batches import Batch
-from .calling import Call, as_taken_by, call_model, gradients_of_module, unwrapped
-from .frameworks import framework_of, without_cudnn
+from .calling import Call, as_taken_by, unwrapped
+from .frameworks import without_cudnn
 from .tolerances import TOLERANCES, tolerance
 
 __all__ = ["Side", "snapshot_of"]
@@ -42,20 +39,19 @@ def snapshot_of(model: Any) -> Snapshot | None:
         return None
 
 
-class Side:
+class Side(Runner):
     """One of the two models, and what it has computed."""
 
     def __init__(self, label: str, model: Any, batch: Batch, call: Call | None) -> None:
-        self.label, self.model, self.call = label, model, call
-        self.framework = framework_of(model)
+        super().__init__(model, call)
+        self.label = label
         self.batch = as_taken_by(model, batch, self.all_weights())
         own = getattr(model, "spec", None)
         self.is_built = isinstance(own, Spec)
         self.snapshot = snapshot_of(model)
         self.spec: Spec | None = own if isinstance(own, Spec) else getattr(self.snapshot, "spec", None)
-        self.results: list[Array] = []
+        self.results: list[Array] = []  # the first of them with the batch as its first axis
         self.paths: list[str] = []
-        self.unread: dict[str, str] = {}
         self.with_gradients: set[str] = set()  # the paths of arrays of floats
         self.cotangents: list[Array] = []
         self.found: Gradients | None = None
@@ -73,65 +69,33 @@ class Side:
 
     def run(self, like: "Side | None" = None) -> None:
         """Compute the results, in the order of another side if they have the same names."""
-        with self._evaluating() as net:
-            returned = call_model(net, self._native(net), self.call)
-            check_returned(self.model, returned)
-            self.unread, found = unread_parts(returned), arrays_by_path(returned)
-            self.paths = list(found)
+        with self.mode(training=False) as net:
+            found = self.call_on(net, self.native(self.batch, net))
             if like is not None and set(like.paths) == set(found):
-                self.paths = like.paths
-            arrays = [found[path] for path in self.paths]
-            names = [short_name(array.dtype) for array in arrays if hasattr(array, "dtype")]
+                found = {path: found[path] for path in like.paths}
+            names = [short_name(array.dtype) for array in found.values() if hasattr(array, "dtype")]
             dtype = max((name for name in names if name in TOLERANCES), key=TOLERANCES.__getitem__, default="float64")
-            self.tolerance = tolerance(dtype, _device_of(arrays[0]))
-            self.results = self._canonical(self._numpy(arrays))
-            own = zip(self.paths, arrays, self.results, strict=True)
-            self.with_gradients = {path for path, x, y in own if y.dtype.kind == "f" and hasattr(x, "dtype")}
-
-    def _numpy(self, arrays: Iterable[Any]) -> list[Array]:
-        return [self.framework.to_numpy(part) if hasattr(part, "dtype") else np.asarray(part) for part in arrays]
+            self.tolerance = tolerance(dtype, _device_of(next(iter(found.values()))))
+            arrays = self.numpy(found)
+        self.paths, self.results = list(arrays), self._canonical(arrays)
+        self.with_gradients = {p for p, x in found.items() if arrays[p].dtype.kind == "f" and hasattr(x, "dtype")}
 
     def watched(self) -> dict[tuple[str, int], tuple[str, list[Array]]]:
         """For each call of a layer that its framework can watch, by its path and number: its class, and its results."""
-        found: dict[tuple[str, int], tuple[str, list[Array]]] = {}
-        calls: dict[str, int] = {}
-        with self._evaluating() as net, self.framework.watch(unwrapped(net)) as layers:
-            call_model(net, self._native(net), self.call)
-            for layer in layers:
-                if layer.name:
-                    calls[layer.name] = calls.get(layer.name, -1) + 1
-                    arrays = arrays_by_path(_padded(layer.results, self.batch)).values()
-                    found[layer.name, calls[layer.name]] = layer.kind, self._canonical(self._numpy(arrays))
-        return found
+        with self.mode(training=False) as net:
+            _, layers = self.watch(net, self.native(self.batch, net))
+            results = {key: arrays_by_path(_padded(layer.results, self.batch)) for key, layer in layers.items()}
+            return {key: (layers[key].kind, self._canonical(self.numpy(own))) for key, own in results.items() if key[0]}
 
     def gradients(self, cotangents: list[Array]) -> Gradients | None:
         """Gradients of the sum of results times cotangents, `(B, T, ...)`, by name; None if there are none."""
-        factors = [self._in_own_layout(k, d) for k, d in enumerate(cotangents)]
-        with self._evaluating() as net, without_cudnn():
-            given = leaves({"input": self.batch.input, "hx": self.batch.hx})
-            native = [self.framework.from_numpy(array, net) for array in given.values()]
-            weights = [self.framework.from_numpy(factor, net) for factor in factors]
-
-            def weighted(*arrays: Any) -> Any:
-                moved = with_leaves({"input": 0, "hx": self.batch.hx}, dict(zip(given, arrays, strict=True)))
-                results = call_model(net, replace(self.batch, **moved), self.call)
-                results_by_path = arrays_by_path(results)
-                products = [
-                    (results_by_path[path] * factor.reshape(results_by_path[path].shape)).sum()
-                    for path, factor in zip(self.paths, weights, strict=False)
-                    if path in self.with_gradients
-                ]
-                return sum(products[1:], products[0])
-
-            try:
-                by_array, by_name = self.framework.gradient(weighted, native, unwrapped(net))
-            except LimitError:
-                found = None if self.call is not None else gradients_of_module(self.framework, net, self.batch, factors)
-                return None if found is None else self._named({**found})
-        by_argument: Gradients = dict(zip(given, by_array, strict=True))
-        if self.batch.num_tokens is not None or self.batch.input.dtype.kind != "f":
-            del by_argument["input"]
-        return self._named({**by_argument, **by_name})
+        factors = {
+            path: self._in_own_layout(k, d) for k, (path, d) in enumerate(zip(self.paths, cotangents, strict=False))
+        }
+        with self.mode(training=False) as net, without_cudnn():
+            own = {path: factor for path, factor in factors.items() if path in self.with_gradients}
+            found = self.differentiate(net, self.batch, own)
+        return None if found is None else self._named({**found})
 
     def _named(self, gradients: Gradients) -> Gradients:
         """The gradient of the input as `(B, T, ...)`."""
@@ -140,20 +104,9 @@ class Side:
             gradients["input"] = d_input.swapaxes(0, 1)
         return gradients
 
-    @contextmanager
-    def _evaluating(self) -> Iterator[Any]:
-        """The model in evaluation; after the context it is as it was."""
-        with self.framework.restored(self.model) as net:
-            self.framework.set_training(net, False)
-            yield net
-
-    def _native(self, net: Any) -> Batch:
-        """The batch with arrays of the framework."""
-        # Copies, since the model may change them.
-        return self.batch.changed(lambda array: self.framework.from_numpy(array.copy(), net))
-
-    def _canonical(self, arrays: list[Array]) -> list[Array]:
+    def _canonical(self, results: dict[str, Array]) -> list[Array]:
         """The arrays of a result, the first of them with the batch as its first axis."""
+        arrays = list(results.values())
         if not arrays:
             return []
         self.is_time_first = self._has_steps_first(arrays[0])

@@ -9,24 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unirnn.contract.backend import Watched
-from unirnn.errors import ArgumentError, LimitError
+from unirnn.errors import ArgumentError
 
-from ._places import (
-    Deviation,
-    Places,
-    arrays_by_path,
-    check_returned,
-    deviation,
-    deviation_alone,
-    find_places,
-    unread_parts,
-)
+from ._influence import Change, Moved, name_of_result, sentences
+from ._places import Deviation, Places, deviation, deviation_alone, find_places
+from ._results import arrays_by_path
+from ._runs import Runner
 from ._tracebacks import is_for_the_test
 from .batches import Batch
-from .calling import Call, as_taken_by, call_model, gradients_of_module
+from .calling import Call, as_taken_by
 from .causes.padding import Symptoms, is_recurrent, layer_at, padding_cause
-from .frameworks import Framework, framework_of, generators_kept, without_cudnn
+from .frameworks import framework_of, generators_kept, without_cudnn
 from .tolerances import check_tolerance, gaps, largest
 
 __all__ = ["padding_is_inert"]
@@ -35,6 +28,8 @@ __tracebackhide__ = is_for_the_test
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
+Layers = Mapping[tuple[str, int, str], Array]
+"""What layers returned, by their names, the number of the call, and the path of the array."""
 
 GARBAGE = 1000.0
 MORE_STEPS = 3
@@ -119,7 +114,7 @@ def padding_is_inert(
             "batch: given NaN or infinity at valid steps, expected finite numbers, which show what moves"
         )
     with generators_kept(), framework.restored(model):  # whatever happens in it
-        check = _Check(framework, model, base, call, gradients, nan, tolerance)
+        check = _Check(model, call, base, gradients, nan, tolerance)
         check.find_places()
         found = check.find(training=False)
         if training:
@@ -128,27 +123,6 @@ def padding_is_inert(
             raise AssertionError(check.text(found))
     for note in check.words_of_notes():
         warnings.warn(note, UserWarning, stacklevel=2)
-
-
-@dataclass(frozen=True)
-class _Change:
-    """Another batch with the same valid steps."""
-
-    words: str
-    short: str
-    batch: Batch
-    alone: int | None = None
-
-
-@dataclass(frozen=True)
-class _Moved:
-    """Something that a change moved."""
-
-    training: bool
-    what: str
-    change: _Change
-    difference: Deviation
-    is_of_weight: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,33 +134,25 @@ class _Run:
     statistics: Arrays
 
 
-class _Check:
+class _Check(Runner):
     """The runs of one model, and what differs between them."""
 
     def __init__(
-        self,
-        framework: Framework,
-        model: Any,
-        base: Batch,
-        call: Call | None,
-        gradients: bool,
-        nan: bool,
-        tolerance: float | None,
+        self, model: Any, call: Call | None, base: Batch, gradients: bool, nan: bool, tolerance: float | None
     ) -> None:
-        self.framework, self.model, self.base, self.call = framework, model, base, call
-        self.with_gradients, self.nan, self.given_tolerance = gradients, nan, tolerance
+        super().__init__(model, call)
+        self.base, self.with_gradients, self.nan, self.given_tolerance = base, gradients, nan, tolerance
         self.without_dropout = False
         more = base.with_more_padding(MORE_STEPS)
-        self.longer = _Change(f"there are {MORE_STEPS} more steps of padding", "more padding", more)
+        self.longer = Change(f"there are {MORE_STEPS} more steps of padding", "more padding", more)
         self.alone = [
-            _Change(f"sequence {b} is alone, without its padding", f"sequence {b} alone", base.alone(b), b)
+            Change(f"sequence {b} is alone, without its padding", f"sequence {b} alone", base.alone(b), b)
             for b, n in enumerate(base.lengths.tolist())
             if 0 < n < base.steps
         ]
         self.places: dict[str, Places] = {}
         self.layer_places: dict[tuple[str, int, str], Places] = {}
         self.base_outputs: Arrays = {}
-        self.unread: dict[str, str] = {}
         self.kinds: dict[str, str] = {}
         self.notes: dict[str, list[str]] = {}
 
@@ -196,8 +162,8 @@ class _Check:
         """Run once in evaluation, with other sizes too, to learn which axes of the results are which."""
         first = self.run(self.base, training=False, gradients=False)  # which may build the layers of the model
         for path, kind in self.unread.items():
-            self._note(f"an object of the class {kind} has no numbers that can be read", _name(path))
-        self.base_outputs, layers = self.watch(self.base, training=False)
+            self._note(f"an object of the class {kind} has no numbers that can be read", name_of_result(path))
+        self.base_outputs, layers = self.watch_layers(self.base, training=False)
         self._check_repeats(first.outputs, self.base_outputs, "in evaluation")
         # Whatever is wrong with these runs is said by the checks; a model may also refuse other sizes.
         longer, longer_layers = self._try(self.longer)
@@ -227,9 +193,9 @@ class _Check:
             if key[0] not in loops:
                 self.layer_places[key] = find_places(array, (longer_layers or {}).get(key), others, self.base)
 
-    def _try(self, change: _Change) -> tuple[Arrays | None, Any]:
+    def _try(self, change: Change) -> tuple[Arrays | None, Any]:
         try:
-            return self.watch(change.batch, training=False)
+            return self.watch_layers(change.batch, training=False)
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
             self._note(f"the model raised {reason[:150]}", f"when {change.words}")
@@ -254,9 +220,9 @@ class _Check:
         for path, array in self.base_outputs.items():
             places = self.places[path]
             if array.dtype.kind in "fc" and np.isnan(places.split(array, self.base.batch_size)[places.valid()]).any():
-                self._note("it has NaN at valid steps, and numbers alone show what moves", _name(path))
+                self._note("it has NaN at valid steps, and numbers alone show what moves", name_of_result(path))
             if array.dtype.kind == "c" and self.with_gradients:
-                self._note("it has complex numbers", f"the gradients of {_name(path)}")
+                self._note("it has complex numbers", f"the gradients of {name_of_result(path)}")
 
     def _check_repeats(self, first: Arrays, second: Arrays, when: str) -> None:
         for path, array in first.items():
@@ -265,9 +231,9 @@ class _Check:
                 if other is not None and self._is_close(array, other):
                     continue
                 raise ArgumentError(
-                    f"model: given one whose {_name(path)} differs {when} when the same batch is given again, with the "
-                    "same seed, so nothing can be said about the padding; it may keep a state from call to call, or "
-                    "draw random numbers that the framework's seed does not determine"
+                    f"model: given one whose {name_of_result(path)} differs {when} when the same batch is given again, "
+                    "with the same seed, so nothing can be said about the padding; it may keep a state from call to "
+                    "call, or draw random numbers that the framework's seed does not determine"
                     + ("; give training=False" if "training" in when else "")
                 )
 
@@ -278,65 +244,35 @@ class _Check:
         return bool((gaps(array, other) <= self._tolerance(array) * largest(array)).all())
 
     @contextmanager
-    def _mode(self, training: bool, seed: int) -> Iterator[Any]:
-        """The model in a mode, with the seed set; what the run changes is as before afterwards."""
-        with self.framework.restored(self.model) as net:
-            self.framework.set_training(net, training)
+    def _seeded(self, training: bool, seed: int) -> Iterator[Any]:
+        """The model in a mode, with the seed set."""
+        with self.mode(training) as net:
             if training and self.without_dropout:
                 _switch_off_dropout(net)
             self.framework.random_seed(seed)
             yield net
 
-    def _results(self, net: Any, batch: Batch, input: Any) -> dict[str, Any]:
-        """Call the model; the arrays in what it returns, by path."""
-        given = replace(batch.changed(lambda array: self._native(array, net)), input=input)
-
-        def run() -> Any:
-            return call_model(net, given, self.call)
-
-        run_in_mode: Any = getattr(self.framework, "run", None)  # Keras has no mode of a layer, but one of a call
-        returned = run() if run_in_mode is None else run_in_mode(run)
-        check_returned(net, returned)
-        self.unread = unread_parts(returned)
-        return arrays_by_path(returned)
-
-    def _native(self, array: Array, net: Any) -> Any:
-        return self.framework.from_numpy(array.copy(), net)  # which the model may change
-
-    def _numpy(self, arrays: Mapping[str, Any]) -> dict[str, Array]:
-        return {
-            path: np.array(value if isinstance(value, (bool, int, float)) else self.framework.to_numpy(value))
-            for path, value in arrays.items()
-        }
-
-    def watch(self, batch: Batch, *, training: bool) -> tuple[Arrays, dict[tuple[str, int, str], Array]]:
+    def watch_layers(self, batch: Batch, *, training: bool) -> tuple[Arrays, Layers]:
         """What the model, and each of its layers at each call, returned."""
-        with self._mode(training, seed=0) as net:
-            with self.framework.watch(net) as layers:
-                outputs = self._numpy(self._results(net, batch, self._native(batch.input, net)))
-            self.kinds = {layer.name: layer.kind for layer in layers}
-            return outputs, self._by_call(layers)
-
-    def _by_call(self, layers: list[Watched]) -> dict[tuple[str, int, str], Array]:
-        """The arrays that layers returned, by their names, the number of the call, and the path."""
-        calls: dict[str, int] = {}
-        found: dict[tuple[str, int, str], Array] = {}
-        for layer in layers:
-            calls[layer.name] = calls.get(layer.name, -1) + 1
-            for path, array in self._numpy(arrays_by_path(layer.results)).items():
-                found[layer.name, calls[layer.name], path] = array
-        return found
+        with self._seeded(training, seed=0) as net:
+            outputs, layers = self.watch(net, self.native(batch, net))
+            self.kinds = {name: layer.kind for (name, _), layer in layers.items()}
+            results = {key: self.numpy(arrays_by_path(layer.results)) for key, layer in layers.items()}
+            found = {(*key, path): array for key, arrays in results.items() for path, array in arrays.items()}
+            return self.numpy(outputs), found
 
     def run(self, batch: Batch, *, training: bool, seed: int = 0, gradients: bool = True) -> _Run:
         """Results, gradients, and what training changes."""
-        with self._mode(training, seed) as net:
-            outputs = self._numpy(self._results(net, batch, self._native(batch.input, net)))
+        with self._seeded(training, seed) as net:
+            outputs = self.numpy(self.call_on(net, self.native(batch, net)))
             weights = self.framework.all_weights(net) if training else None
             statistics = {names[0]: np.array(array) for names, array in (weights or {}).items()}
         found: Arrays = {}
         if gradients and self.with_gradients:
-            with self._mode(training, seed) as net, nullcontext() if training else without_cudnn():
-                found = self._gradients(net, batch, self._cotangents(outputs))
+            cotangents = self._cotangents(outputs)
+            with self._seeded(training, seed) as net, nullcontext() if training else without_cudnn():
+                gradients_by_name = self.differentiate(net, batch, cotangents) if cotangents else None
+            found = {n: array for n, array in (gradients_by_name or {}).items() if not n.startswith("hx")}
         return _Run(outputs, found, statistics)
 
     def _cotangents(self, outputs: Arrays) -> dict[str, Array]:
@@ -356,29 +292,9 @@ class _Check:
             found[path] = weights.reshape(shape).astype(base.dtype)
         return found
 
-    def _gradients(self, net: Any, batch: Batch, cotangents: Arrays) -> Arrays:
-        """Gradients with respect to the input, named ``input``, and to the weights; empty if there are none."""
-        factors = {path: self._native(array, net) for path, array in cotangents.items()}
-
-        def weighted(input: Any) -> Any:
-            results = self._results(net, batch, input)
-            parts = [(results[path] * factor).sum() for path, factor in factors.items() if path in results]
-            return sum(parts[1:], parts[0])
-
-        if not factors:
-            return {}
-        try:
-            (d_input,), weights = self.framework.gradient(weighted, [self._native(batch.input, net)], net)
-        except LimitError:
-            found = None
-            if self.call is None:
-                found = gradients_of_module(self.framework, net, batch, list(cotangents.values()))
-            return {name: array for name, array in (found or {}).items() if not name.startswith("hx")}
-        return {**weights, **({} if d_input is None else {"input": d_input})}
-
     # ---- what differs ----------------------------------------------------------------------------
 
-    def find(self, *, training: bool) -> list[_Moved]:
+    def find(self, *, training: bool) -> list[Moved]:
         """All that moved in one mode."""
         base = self.run(self.base, training=training)
         is_random = False
@@ -392,17 +308,17 @@ class _Check:
                 again = self.run(self.base, training=True, gradients=False)
                 self._check_repeats(base.outputs, again.outputs, "in training")
             is_random = self._is_random(base.outputs)
-        found: list[_Moved] = []
+        found: list[Moved] = []
         for change in self._changes(training, is_random):
             with_gradients = change.alone is None
             run = self.run(change.batch, training=training, gradients=with_gradients)
             for what, d in self._differences(base, run, change):
                 weight = what.removeprefix("the gradient of ")
-                found.append(_Moved(training, what, change, d, weight != what and weight in base.gradients))
+                found.append(Moved(training, what, change, d, weight != what and weight in base.gradients))
         if "input" in base.gradients:
-            zeros = _Change("0 is in the padding", "0", self.base)
+            zeros = Change("0 is in the padding", "0", self.base)
             differences = self._gradient_of_padding(base.gradients["input"], zeros)
-            found += [_Moved(training, what, zeros, d) for what, d in differences]
+            found += [Moved(training, what, zeros, d) for what, d in differences]
         return found
 
     def _is_random(self, outputs: Arrays) -> bool:
@@ -415,7 +331,7 @@ class _Check:
             path not in others or not np.array_equal(a, others[path], _has_nan(a)) for path, a in outputs.items()
         )
 
-    def _changes(self, training: bool, is_random: bool) -> Iterator[_Change]:
+    def _changes(self, training: bool, is_random: bool) -> Iterator[Change]:
         base = self.base
         if base.input.dtype.kind == "f":
             values = [(f"{value:g}", value) for value in (GARBAGE, -GARBAGE)]
@@ -424,20 +340,20 @@ class _Check:
             last = int(base.num_tokens or base.input.max() + 1) - 1
             values = [(f"token {token}", token) for token in dict.fromkeys((last, (last + 1) // 2))]
         for short, value in values:
-            yield _Change(f"{short} is in the padding", short, base.filled(value))
+            yield Change(f"{short} is in the padding", short, base.filled(value))
         if base.resets is not None:
-            yield _Change("resets are in the padding", "resets", replace(base, resets=base.resets ^ base.padding))
+            yield Change("resets are in the padding", "resets", replace(base, resets=base.resets ^ base.padding))
         # Dropout draws other numbers for another size.
         if self.longer.batch is not base and not is_random:
             yield self.longer
         if not training:  # where the sequences of a batch may have to do with each other
             yield from self.alone
 
-    def _differences(self, base: _Run, run: _Run, change: _Change) -> Iterator[tuple[str, Deviation]]:
+    def _differences(self, base: _Run, run: _Run, change: Change) -> Iterator[tuple[str, Deviation]]:
         for path, array in base.outputs.items():
             found = self._difference(array, run.outputs.get(path), self.places[path], change)
             if found is not None:
-                yield _name(path), found
+                yield name_of_result(path), found
         if change.alone is not None:
             return
         whole = Places((), None, (), {})
@@ -459,14 +375,14 @@ class _Check:
             if found is not None:
                 yield f"{name} after training", found
 
-    def _difference(self, array: Array, other: Array | None, places: Places, change: _Change) -> Deviation | None:
+    def _difference(self, array: Array, other: Array | None, places: Places, change: Change) -> Deviation | None:
         if other is None:
             return None if change.alone is not None else Deviation(np.inf, 0, text="it is not returned")
         if change.alone is None:
             return deviation(array, other, places, self.base, self._tolerance(array))
         return deviation_alone(array, other, change.alone, places, self.base, self._tolerance(array))
 
-    def _differences_of_input(self, array: Array, other: Array, change: _Change) -> Iterator[tuple[str, Deviation]]:
+    def _differences_of_input(self, array: Array, other: Array, change: Change) -> Iterator[tuple[str, Deviation]]:
         axis = 1 if self.base.batch_first else 0
         places = Places(array.shape, 1 - axis, (axis,), {axis: self.base.lengths})
         found = deviation(array, other, places, self.base, self._tolerance(array))
@@ -474,7 +390,7 @@ class _Check:
             yield "the gradient of the input", found
         yield from self._gradient_of_padding(other, change)
 
-    def _gradient_of_padding(self, d_input: Array, change: _Change) -> Iterator[tuple[str, Deviation]]:
+    def _gradient_of_padding(self, d_input: Array, change: Change) -> Iterator[tuple[str, Deviation]]:
         """It is exactly 0, whatever the gradient of the valid part is."""
         padding = d_input[change.batch.padding]
         if (padding == 0).all():
@@ -491,51 +407,18 @@ class _Check:
 
     # ---- words -----------------------------------------------------------------------------------
 
-    def text(self, found: list[_Moved]) -> str:
+    def text(self, found: list[Moved]) -> str:
         """The message."""
-        lines = [f"the padding has an influence on {_model_name(self.model)} ({self.framework.name})"]
-        for training in (False, True):
-            rows = [moved for moved in found if moved.training is training]
-            if rows:
-                lines.append(f"  in {'training' if training else 'evaluation'}:")
-                lines += [f"    {line}" for line in self._lines(rows)]
-        lines += [f"  {line}" for line in self._first_layer(found)]
-        lines += [f"  {note}" for note in self.words_of_notes()]
-        return "\n".join(lines)
+        name = getattr(self.model, "__name__", type(self.model).__name__)
+        lines = [*sentences(found, self.base), *self._first_layer(found), *self.words_of_notes()]
+        return "\n  ".join([f"the padding has an influence on {name} ({self.framework.name})", *lines])
 
-    def _lines(self, rows: list[_Moved]) -> list[str]:
-        """One line for each thing that moved; one for the gradients of all weights."""
-        by_what: dict[str, list[_Moved]] = {}
-        weights: set[str] = set()
-        for row in rows:
-            if row.is_of_weight:
-                weights.add(row.what)
-            by_what.setdefault("a weight" if row.is_of_weight else row.what, []).append(row)
-        lines = []
-        for what, moves in by_what.items():
-            worst = max(moves, key=lambda m: (np.isfinite(m.difference.size), m.difference.size))
-            d = worst.difference
-            size = d.text or f"off by {d.size:.2g} (the largest value is {d.largest:.2g})"
-            line = f"{what if what != 'a weight' else worst.what}: {size}{self._where(d)}, when {worst.change.words}"
-            others = list(dict.fromkeys(m.change.short for m in moves if m.change is not worst.change))
-            lines.append(line + (f" (also: {', '.join(others)})" if others else ""))
-            if what == "a weight" and len(weights) > 1:
-                lines[-1] += f"; {len(weights) - 1} more weights"
-        return lines
-
-    def _where(self, d: Deviation) -> str:
-        if d.sequence is None:
-            return ""
-        length = int(self.base.lengths[d.sequence])
-        step = "" if d.step is None else f", step {d.step}"
-        return f", first in sequence {d.sequence} (length {length} of {self.base.steps}){step}"
-
-    def _first_layer(self, found: list[_Moved]) -> list[str]:
+    def _first_layer(self, found: list[Moved]) -> list[str]:
         """The first layer that moved, and the usual cause."""
         values = [moved for moved in found if "gradient" not in moved.what]
         first = (values or found)[0]
-        _, base = self.watch(self.base, training=first.training)
-        _, changed = self.watch(first.change.batch, training=first.training)
+        _, base = self.watch_layers(self.base, training=first.training)
+        _, changed = self.watch_layers(first.change.batch, training=first.training)
         moved: tuple[str, int, str] | None = None
         before: list[str] = []
         for key, array in base.items():
@@ -588,14 +471,6 @@ def _is_within(name: str, layer: str) -> bool:
 
 def _has_nan(array: Array) -> bool:
     return array.dtype.kind in "fc"
-
-
-def _name(path: str) -> str:
-    return f"output{path}"
-
-
-def _model_name(model: Any) -> str:
-    return getattr(model, "__name__", type(model).__name__)
 
 
 def _switch_off_dropout(model: Any) -> None:

@@ -17,6 +17,7 @@ from unirnn.testing import oracle
 from .layers import layer_cause, statistics_cause
 from .numbers import is_close, relative_difference, rounding
 from .recurrent import recurrent_cause
+from .recurrent_mistakes import reordered
 
 __all__ = [
     "arrays_cause",
@@ -109,7 +110,7 @@ def _of_recurrent_layers(layers: Mapping[str, Spec], a: dict[str, Array], b: dic
 
 def _of_one_layer(spec: RecurrentSpec, a: dict[str, Array], b: dict[str, Array]) -> str | None:
     for order in itertools.permutations(spec.gates):
-        if order != spec.gates and _same(b, {name: _permuted(spec, order, name, a[name]) for name in a}):
+        if order != spec.gates and _same(b, {name: reordered(name, a[name], spec.gates, order) for name in a}):
             return f"the gates are in the order {', '.join(order)} instead of {', '.join(spec.gates)}"
     if spec.bias:
         changed = dict(a)
@@ -131,14 +132,6 @@ def _of_one_layer(spec: RecurrentSpec, a: dict[str, Array], b: dict[str, Array])
         if name.startswith("weight_hh") and array.shape[1] == spec.hidden_size
     }
     return "the recurrent weights are transposed, gate by gate" if _same(b, {**a, **blocks}) else None
-
-
-def _permuted(spec: RecurrentSpec, order: Sequence[str], name: str, array: Array) -> Array:
-    """The rows in the order that ``order`` says: what the oracle would have to undo."""
-    if "weight_hr" in name:
-        return array
-    blocks = dict(zip(spec.gates, np.split(array, len(order)), strict=True))
-    return np.concatenate([blocks[gate] for gate in order])
 
 
 def _same(b: dict[str, Array], changed: dict[str, Array]) -> bool:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
 from unirnn.testing import oracle
 
-__all__ = ["Hypothesis", "Parts", "Results", "Trial", "hypotheses"]
+__all__ = ["Hypothesis", "Parts", "Results", "Trial", "hypotheses", "reordered"]
 
 Array = NDArray[Any]
 Parts = tuple[Array, ...]
@@ -135,15 +135,15 @@ def _gate_orders(spec: RecurrentSpec) -> Iterator[Hypothesis]:
 
 
 def _in_order(order: tuple[str, ...]) -> Candidates:
-    return lambda t: [t.with_weights(lambda name, array: _reordered(t.spec, order, name, array))]
+    return lambda t: [t.with_weights(lambda name, array: reordered(name, array, order, t.spec.gates))]
 
 
-def _reordered(spec: RecurrentSpec, order: Sequence[str], name: str, array: Array) -> Array:
-    """The rows of a weight for the oracle, if its gates are taken to be in another order than they are."""
+def reordered(name: str, array: Array, given: Sequence[str], wanted: Sequence[str]) -> Array:
+    """A weight whose gates are in one order, with its rows in another order of the gates."""
     if "weight_hr" in name:
         return array
-    blocks = dict(zip(order, np.split(array, len(order)), strict=True))
-    return np.concatenate([blocks[gate] for gate in spec.gates])
+    blocks = dict(zip(given, np.split(array, len(given)), strict=True))
+    return np.concatenate([blocks[gate] for gate in wanted])
 
 
 def _rows(

@@ -1,4 +1,4 @@
-"""Building on every backend: seeds, weights, snapshots, and the examples of the frameworks' documentation."""
+"""Building on every backend: seeds, weights, snapshots, and the names of arguments."""
 
 from typing import Any
 
@@ -118,31 +118,6 @@ def test_a_snapshot_is_a_read_only_copy(rnn_backend: Subject) -> None:
         np.testing.assert_array_equal(array, before[name], message)
         with pytest.raises(ValueError, match="read-only"):
             array += 1
-
-
-@pytest.mark.promise("numbers", cell="RNN")
-def test_the_rnn_example_of_mindspores_documentation(rnn_backend: Subject) -> None:
-    spec = RNNSpec(2, 3, 4, nonlinearity="relu", bias=False)
-    module = rnn_backend.build(spec, seed=0)
-    x = np.array([[[3.0, 4.0]]], np.float32)
-    h_0 = np.array([[[1, 2, 3]], [[3, 4, 5]], [[3, 4, 5]], [[3, 4, 5]]], np.float32)
-    output, (h_n,) = rnn_backend.call(module, x, (h_0,))
-
-    h, expected = x[0, 0].astype(np.float64), []
-    for layer in range(4):
-        w = {name: array.astype(np.float64) for name, array in weights(rnn_backend, module).items()}
-        h = np.maximum(w[f"weight_ih_l{layer}"] @ h + w[f"weight_hh_l{layer}"] @ h_0[layer, 0], 0)
-        expected.append(h)
-    close(output, h[None, None], 1e-6)
-    close(h_n, np.stack(expected)[:, None], 1e-6)
-
-
-@pytest.mark.promise("numbers", cell="GRU")
-def test_the_gru_example_of_mindspores_documentation(rnn_backend: Subject) -> None:
-    module = rnn_backend.build(GRUSpec(10, 16, 2, batch_first=True), seed=0)
-    output, (h_n,) = rnn_backend.call(module, np.ones((3, 5, 10), np.float32), (np.ones((2, 3, 16), np.float32),))
-    assert output.shape == (3, 5, 16)
-    assert h_n.shape == (2, 3, 16)
 
 
 @pytest.mark.promise("building", cell="GRU")

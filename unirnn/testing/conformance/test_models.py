@@ -213,13 +213,15 @@ class Call:
         resets = None if self.resets is None else self.resets
         return {"input": input, "hx": hx, "seq_length": lengths, "resets": resets, "return_state": True}
 
-    def run(self, input: Array) -> tuple[Array, list[Array]]:
-        def native(value: Any) -> Any:
-            if isinstance(value, tuple):
-                return tuple(native(part) for part in value)
-            return self.rnn_backend.array(value, self.net) if isinstance(value, np.ndarray) else value
+    def native(self, value: Any) -> Any:
+        """Arrays of NumPy, nested in tuples, as the backend's; anything else as it is."""
+        if isinstance(value, tuple):
+            return tuple(map(self.native, value))
+        is_array = isinstance(value, np.ndarray)
+        return self.rnn_backend.array(np.ascontiguousarray(value), self.net) if is_array else value
 
-        output, states = self.net(**{name: native(value) for name, value in self.arguments(input).items()})
+    def run(self, input: Array) -> tuple[Array, list[Array]]:
+        output, states = self.net(**{name: self.native(value) for name, value in self.arguments(input).items()})
         return self.rnn_backend.backend.to_numpy(output), [
             self.rnn_backend.backend.to_numpy(part) for part in flat(states)
         ]
@@ -393,24 +395,19 @@ def test_steps_and_chunks_are_one_call(model_backend: Subject, spec: Spec) -> No
     axis = 1 if is_batch_first(spec) else 0
     hx = call.arguments(call.input)["hx"]
 
-    def native(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(native(part) for part in value)
-        return value if value is None else model_backend.array(np.ascontiguousarray(value), call.net)
-
     to_numpy = model_backend.backend.to_numpy
-    state, outputs = native(hx), []
+    state, outputs = call.native(hx), []
     for t in range(STEPS):
-        y, state = call.net.step(native(call.input.take(t, axis)), state)
+        y, state = call.net.step(call.native(call.input.take(t, axis)), state)
         outputs.append(to_numpy(y))
     tolerance = model_backend.tolerance_of(call.case.dtype)
     close(np.stack(outputs, axis), whole, tolerance, "steps")
     for part, expected in zip(flat(state), final, strict=True):
         close(to_numpy(part), expected, tolerance, "state after the steps")
 
-    state, outputs = native(hx), []
+    state, outputs = call.native(hx), []
     for begin, end in ((0, 1), (1, STEPS)):
-        chunk = native(call.input.take(range(begin, end), axis))
+        chunk = call.native(call.input.take(range(begin, end), axis))
         y, state = call.net(chunk, hx=state, return_state=True)
         outputs.append(to_numpy(y))
     close(np.concatenate(outputs, axis), whole, tolerance, "chunks")
@@ -523,6 +520,7 @@ def test_states_of_a_batch(model_backend: Subject) -> None:
         for part, whole in zip(flat(result), flat(state), strict=True):
             actual, expected = map(model_backend.backend.to_numpy, (part, whole))
             np.testing.assert_array_equal(actual, expected[:, rows], name)
+    assert unirnn.state.zeros(model_backend.build(PoolSpec("mean")), 3) == ()
 
 
 LAYER = Sequential(embedding=EmbeddingSpec(7, 3), encoder=GRUSpec(3, 4, batch_first=True))

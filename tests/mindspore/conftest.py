@@ -1,0 +1,26 @@
+"""What the tests of MindSpore share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import mindspore as ms
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def in_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """MindSpore writes rewritten networks, and graphs that fail to compile, to the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def graph_mode() -> Iterator[None]:
+    ms.set_context(mode=ms.GRAPH_MODE)
+    yield
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+
+
+@pytest.fixture(scope="module")
+def blocking() -> None:
+    """Launch synchronously: asynchronous launches make the many small operators ten times slower on a CPU."""
+    ms.runtime.launch_blocking()
