@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unirnn import RecurrentSpec, kernels
-from unirnn.contract.call import Call, join_state, prepare_step, state_parts
+from unirnn.contract.call import Call, bind, join_state, prepare_step, state_parts
 from unirnn.contract.module import Module
 from unirnn.errors import ArgumentError, ShapeError
 
@@ -105,7 +105,7 @@ class NumpyModule(Module):
             raise ArgumentError(
                 "vjp: the module was built with kernel='reference', which has no gradients; the other kernels have"
             )
-        call = self._prepare(input, hx, seq_length, resets, aliases)
+        call = self._prepare(bind(self.spec, input, hx, seq_length, resets, aliases))
         layout = call.layout
         output, final, pullback = self._recurrent(call, keep=True)
         assert pullback is not None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unirnn import Device, RecurrentSpec
-from unirnn.contract.call import Call
+from unirnn.contract.call import Arguments, Call
 from unirnn.contract.models import ModelCall, ModelModule, clean_tokens, is_batch_first
 from unirnn.contract.module import Module
 from unirnn.contract.sequences import run_sequences
@@ -110,10 +110,10 @@ class OnnxRuntimeModule(WithSessions, Module):
     def _like(self) -> tuple[type[Any], Any]:
         return np.ndarray, self._dtype
 
-    def _prepare(self, input: Any, hx: Any, seq_length: Any, resets: Any, aliases: dict[str, Any]) -> Call:
-        call = super()._prepare(input, hx, seq_length, resets, aliases)
-        if not aliases and call.sizes.batch_size:  # neither unbatched nor empty
-            self._last_signature = _signature(input, hx)
+    def _prepare(self, given: Arguments) -> Call:
+        call = super()._prepare(given)
+        if call.sizes.batch_size:  # neither unbatched nor empty
+            self._last_signature = _signature(given.input, given.hx)
         return call
 
     def _run(self, call: Call) -> tuple[Any, tuple[Any, ...]]:

@@ -16,6 +16,7 @@ from unirnn import LSTMSpec, RecurrentSpec, RNNSpec
 from unirnn.contract import call as _call
 from unirnn.contract.backend import Arrays
 from unirnn.contract.call import (
+    Arguments,
     Call,
     Sizes,
     bind,
@@ -137,22 +138,12 @@ class Recurrent(torch.nn.RNNBase):
     def forward(
         self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, **aliases: Any
     ) -> Any:
-        input, hx, seq_length, resets = bind(self.spec, input, hx, seq_length, resets, aliases)
-        if isinstance(input, PackedSequence):
-            return self._run_packed_sequence(input, hx, seq_length, resets)
+        given = bind(self.spec, input, hx, seq_length, resets, aliases)
+        if isinstance(given.input, PackedSequence):
+            return self._run_packed_sequence(*given)
         weights = self._weights
-        like = Tensor, _dtype(weights, input, *_parts(hx))
-        call = prepare(
-            self.spec,
-            input,
-            hx,
-            seq_length,
-            resets,
-            {},
-            like=like,
-            read_lengths=read_lengths,
-            read_resets=read_resets,
-        )
+        like = Tensor, _dtype(weights, given.input, *_parts(given.hx))
+        call = prepare(self.spec, given, like=like, read_lengths=read_lengths, read_resets=read_resets)
         return self._run(call, weights)
 
     forward.__doc__ = Module.__call__.__doc__
@@ -239,7 +230,7 @@ class Recurrent(torch.nn.RNNBase):
         # A view with the shape that the padded input would have, by which the arguments are checked.
         leading = (batch_size, steps) if spec.batch_first else (steps, batch_size)
         like = Tensor, _dtype(weights, data, *_parts(hx))
-        call = prepare(spec, data[:1].expand(*leading, -1), hx, None, None, {}, like=like)
+        call = prepare(spec, Arguments(data[:1].expand(*leading, -1), hx), like=like)
         state = call.state
         if state is None:
             size: Any = batch_sizes[0] if dispatch.is_jit_tracing() else batch_size

@@ -15,7 +15,7 @@ from torch.ao.nn.quantized import dynamic
 from torch.nn.utils.rnn import PackedSequence
 
 from unirnn import RecurrentSpec
-from unirnn.contract.call import Call, join_state, prepare, prepare_step, state_parts
+from unirnn.contract.call import Call, bind, join_state, prepare, prepare_step, state_parts
 from unirnn.contract.limits import Support
 from unirnn.contract.module import Module
 from unirnn.contract.sequences import sequences
@@ -88,7 +88,8 @@ class DynamicQuantized(torch.nn.Module):
     def forward(
         self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, **aliases: Any
     ) -> Any:
-        return self._run(prepare(self.spec, input, hx, seq_length, resets, aliases, like=_LIKE))
+        given = bind(self.spec, input, hx, seq_length, resets, aliases)
+        return self._run(prepare(self.spec, given, like=_LIKE))
 
     forward.__doc__ = Module.__call__.__doc__
 

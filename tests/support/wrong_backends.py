@@ -37,7 +37,7 @@ from unirnn import (
     registry,
 )
 from unirnn.contract.backend import Arrays, Backend
-from unirnn.contract.call import Call
+from unirnn.contract.call import Arguments, Call
 from unirnn.contract.limits import ALL_KINDS, Support
 from unirnn.contract.models import ModelCall, ModelModule, check_steps_of_batch_norms, check_tokens, is_batch_first
 from unirnn.contract.module import Module
@@ -1121,20 +1121,20 @@ class VariantForgotten(Handmade):
 class OtherWords(Layers):
     """A wrong input is refused in the framework's own words."""
 
-    def _prepare(self, input: Any, hx: Any, seq_length: Any, resets: Any, aliases: dict[str, Any]) -> Call:
-        if isinstance(input, Tensor) and input.shape[-1] != self.spec.input_size:
-            raise errors.ShapeError(f"input.size(-1) must be equal to input_size, got {input.shape[-1]}")
-        return super()._prepare(input, hx, seq_length, resets, aliases)
+    def _prepare(self, given: Arguments) -> Call:
+        if isinstance(given.input, Tensor) and given.input.shape[-1] != self.spec.input_size:
+            raise errors.ShapeError(f"input.size(-1) must be equal to input_size, got {given.input.shape[-1]}")
+        return super()._prepare(given)
 
 
 @caught_by("test_mistakes.py::test_in_a_call[seq_length above T]", "DID NOT RAISE")
 class LengthsCutOff(Layers):
     """Lengths beyond T are taken for T."""
 
-    def _prepare(self, input: Any, hx: Any, seq_length: Any, resets: Any, aliases: dict[str, Any]) -> Call:
-        if isinstance(seq_length, list) and isinstance(input, Tensor):
-            seq_length = np.minimum(seq_length, len(input))
-        return super()._prepare(input, hx, seq_length, resets, aliases)
+    def _prepare(self, given: Arguments) -> Call:
+        if isinstance(given.seq_length, list) and isinstance(given.input, Tensor):
+            given = given._replace(seq_length=np.minimum(given.seq_length, len(given.input)))
+        return super()._prepare(given)
 
 
 @caught_by("test_models.py::test_a_token_out_of_range[-1]", "DID NOT RAISE")

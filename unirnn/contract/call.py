@@ -36,6 +36,7 @@ from unirnn.specs import RecurrentSpec
 from unirnn.specs import arguments as names
 
 __all__ = [
+    "Arguments",
     "Call",
     "Layout",
     "Sizes",
@@ -114,6 +115,15 @@ class Layout(NamedTuple):
         return join_state(parts if self.batched else [part[:, 0, :] for part in parts])
 
 
+class Arguments(NamedTuple):
+    """The arguments of a call as they were given, under unirnn's names; see `bind`."""
+
+    input: Any
+    hx: Any = None
+    seq_length: Any = None
+    resets: Any = None
+
+
 class Call(NamedTuple):
     """The arguments of a call, checked, in one layout.
 
@@ -147,25 +157,21 @@ class Call(NamedTuple):
 
 def prepare(
     spec: RecurrentSpec,
-    input: Any,
-    hx: Any,
-    seq_length: Any,
-    resets: Any,
-    aliases: Mapping[str, Any],
+    given: Arguments,
     *,
     like: tuple[type[Any], Any],
     read_lengths: Callable[[Any, Sizes], Any] | None = None,
     read_resets: Callable[[Any, Sizes, bool], Any] | None = None,
     swap: Callable[[Any], Any] = swap_axes,
 ) -> Call:
-    """Understand, check and lay out the arguments of a call.
+    """Check and lay out the arguments of a call.
 
     Parameters
     ----------
     spec
         The module's spec.
-    input, hx, seq_length, resets, aliases
-        As the module was called; see `bind`.
+    given
+        The arguments, from `bind`.
     like
         The framework's class of an array, and the module's dtype, as a name or as the framework's object. None for the
         dtype: any floating dtype.
@@ -184,14 +190,13 @@ def prepare(
     Raises
     ------
     ArgumentError
-        If an argument is missing, unknown, given twice, or not an array of the framework, or if the state has the wrong
-        number of parts.
+        If an argument is not an array of the framework, or if the state has the wrong number of parts.
     ShapeError, DTypeError
         If an array, the lengths or the resets have the wrong shape or dtype.
     LengthError
         If a length is below 0 or above T.
     """
-    input, hx, seq_length, resets = bind(spec, input, hx, seq_length, resets, aliases)
+    input, hx, seq_length, resets = given
     state, sizes, ns = check_call(spec, input, hx, seq_length, like=like, read_lengths=read_lengths)
     begins = None if resets is None else (read_resets or _resets)(resets, sizes, spec.batch_first)
     return _lay_out(Layout(sizes.batch_size is not None, spec.batch_first, swap), input, state, ns, begins, sizes)
@@ -266,7 +271,7 @@ def check_call(
 
 def bind(
     spec: RecurrentSpec, input: Any, hx: Any, seq_length: Any, resets: Any, aliases: Mapping[str, Any]
-) -> tuple[Any, Any, Any, Any]:
+) -> Arguments:
     """Resolve the spellings of a call's arguments.
 
     Parameters
@@ -277,11 +282,6 @@ def bind(
         As given under unirnn's names; None where not given.
     aliases
         The other keyword arguments: ``x``, ``h_0``, or a mistake.
-
-    Returns
-    -------
-    tuple
-        ``(input, hx, seq_length, resets)``.
 
     Raises
     ------
@@ -297,7 +297,7 @@ def bind(
         raise ArgumentError(
             f"{spec.kind}: input is missing; call it as module(input, hx=None, seq_length=None, resets=None)"
         )
-    return input, hx, seq_length, resets
+    return Arguments(input, hx, seq_length, resets)
 
 
 def state_parts(spec: RecurrentSpec, hx: Any, argument: str = "hx") -> tuple[Any, ...] | None:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from unirnn.specs import RecurrentSpec
 
-from .call import Call, prepare, prepare_step, swap_axes
+from .call import Arguments, Call, bind, prepare, prepare_step, swap_axes
 
 __all__ = ["Module"]
 
@@ -73,7 +73,7 @@ class Module(ABC):
         ArgumentError, ShapeError, DTypeError, LengthError
             If an argument is wrong; see `unirnn.contract.call.prepare`.
         """
-        call = self._prepare(input, hx, seq_length, resets, aliases)
+        call = self._prepare(bind(self.spec, input, hx, seq_length, resets, aliases))
         return call.restore(*self._run(call))
 
     def step(self, x: Any, state: Any = None) -> tuple[Any, Any]:
@@ -113,9 +113,9 @@ class Module(ABC):
         """`(T, B, F)` to `(B, T, F)`, and back."""
         return swap_axes(array)
 
-    def _prepare(self, input: Any, hx: Any, seq_length: Any, resets: Any, aliases: dict[str, Any]) -> Call:
+    def _prepare(self, given: Arguments) -> Call:
         """Check the arguments; see `unirnn.contract.call.prepare`."""
-        call = prepare(self.spec, input, hx, seq_length, resets, aliases, like=self._like(), swap=self._swap_axes)
+        call = prepare(self.spec, given, like=self._like(), swap=self._swap_axes)
         ns, begins = (None if array is None else self._native(array) for array in (call.lengths, call.resets))
         return call._replace(lengths=ns, resets=begins)
 
