@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import mindspore as ms
 import pytest
 
 
@@ -15,6 +14,8 @@ def in_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
 @pytest.fixture
 def graph_mode() -> Iterator[None]:
+    import mindspore as ms
+
     ms.set_context(mode=ms.GRAPH_MODE)
     yield
     ms.set_context(mode=ms.PYNATIVE_MODE)
@@ -23,4 +24,6 @@ def graph_mode() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def blocking() -> None:
     """Launch synchronously: asynchronous launches make the many small operators ten times slower on a CPU."""
+    import mindspore as ms
+
     ms.runtime.launch_blocking()

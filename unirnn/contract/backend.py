@@ -129,9 +129,15 @@ class Backend(ABC):
         """
 
     def describe(self, module: Any) -> tuple[Any, str] | None:
-        """The spec of a module and the dtype of its weights, without reading them; None if it is not one of its own."""
+        """The spec of a module and the dtype of its weights, without reading them; None if it is not one of its own.
+
+        Without weights the dtype is float32.
+        """
         found = self.read(module)
-        return None if found is None else (found[0], next(iter(found[1].values())).dtype.name)
+        if found is None:
+            return None
+        spec, weights = found
+        return spec, next((array.dtype.name for array in weights.values()), "float32")
 
     @abstractmethod
     def write(self, module: Any, weights: Arrays) -> None:
