@@ -5,6 +5,8 @@ Everything else, such as lengths, layouts and stacks, is checked by the conforma
 
 import itertools
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -144,6 +146,41 @@ def test_results_do_not_depend_on_the_number_of_threads(cell: str, dtype: str, m
     for other in results[1:]:
         for name, array in results[0].items():
             np.testing.assert_array_equal(array, other[name], err_msg=name)
+
+
+ALONE = """
+import threading
+import numpy as np
+import unirnn
+
+try:
+    threading.Thread(target=int).start()
+except RuntimeError:
+    pass
+else:
+    raise SystemExit("a thread could be made")
+net = unirnn.LSTMSpec(64, 64).build("numpy", seed=0)
+x = np.random.default_rng(0).standard_normal((60, 32, 64)).astype(np.float32)
+found = []
+for count in (3, 1):
+    unirnn.kernels.compiled.num_threads = lambda: count
+    output, final, pullback = net.vjp(x)
+    found.append([output, *final, *pullback(output, final).values()])
+for many, one in zip(*found, strict=True):
+    np.testing.assert_array_equal(many, one)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits what only Linux limits")
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer can't run with such a stack")
+def test_a_call_is_whole_where_no_threads_can_be_made() -> None:
+    import resource
+
+    def limit() -> None:  # the stack that each new thread would get is as large as all memory that there can be
+        resource.setrlimit(resource.RLIMIT_STACK, (1 << 47, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", ALONE], check=True, preexec_fn=limit, env=environment)
 
 
 @pytest.mark.parametrize(("wanted", "count"), [("3", 3), ("2,1", 2), ("", None), ("many", None), ("0", None)])

@@ -43,7 +43,7 @@ KEPT = {
 }
 """How many arrays `(H,)` a cell keeps for each valid step: the output, and what its backward pass needs besides."""
 
-_CELLS = {name: k for k, name in enumerate(KEPT)}
+_CELLS = {name: k for k, name in enumerate(KEPT)}  # the order is that of ``enum unirnn_cell``
 _DTYPES = {"float32": 0, "float64": 1}
 
 

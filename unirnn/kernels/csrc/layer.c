@@ -20,7 +20,7 @@
 #include "cells.h"
 #include "threads.h"
 
-#define CHUNK 256         /* the least number of rows in a chunk, if there are so many */
+#define CHUNK 256         /* about how many rows a chunk has: forward at most, backward at least, if there are so many */
 #define FEW 3             /* with up to this many rows, packing the weights would cost more than it gains */
 #define THREAD_WORK 4e6   /* how many multiplications are worth a thread of their own */
 #define THREAD_SEQUENCES 4
@@ -112,19 +112,22 @@ static int next_sequence(const call *c, sequence *s) {
 
 #define FOR_SEQUENCES(c, s) for (sequence s = {.column = -1}; next_sequence(c, &s);)
 
-/* Sort the sequences, count the rows, and share the sequences out, so that each thread has about as many rows. */
+/* Sort the sequences, count the rows, and share the sequences out, so that each thread has about as many rows.
+
+   With the lengths 3, 5 and 0, the sequences are sorted as 5, 3, 0; `active` is 2, 2, 2, 1, 1 and `first_row` is
+   0, 2, 4, 6, 7, of 8 rows. */
 static void arrange(call *c) {
-    for (int64_t t = 0; t <= c->T; t++) c->active[t] = 0;
-    FOR_SEQUENCES(c, s) c->active[c->T - s.length]++; /* the number of sequences of each length, the longest first */
-    for (int64_t t = 0, place = 0; t <= c->T; t++) {
-        int64_t count = c->active[t];
-        c->active[t] = place;
+    int64_t *next_place = c->active; /* while sorting: where the next sequence of T - i steps goes, at i */
+    for (int64_t i = 0; i <= c->T; i++) next_place[i] = 0;
+    FOR_SEQUENCES(c, s) next_place[c->T - s.length]++;
+    for (int64_t i = 0, place = 0; i <= c->T; i++) {
+        int64_t count = next_place[i];
+        next_place[i] = place;
         place += count;
     }
-    FOR_SEQUENCES(c, s) c->sequences[c->active[c->T - s.length]++] = s;
-    /* Now active[t] is the number of sequences with at least T - t steps. In reverse order, it is of those with a
-       step t. */
-    for (int64_t t = 0; t < c->T; t++) c->first_row[t] = c->active[c->T - 1 - t];
+    FOR_SEQUENCES(c, s) c->sequences[next_place[c->T - s.length]++] = s;
+    /* Now next_place[T - n] is the number of sequences with at least n steps. */
+    for (int64_t t = 0; t < c->T; t++) c->first_row[t] = next_place[c->T - 1 - t];
     c->num_rows = c->num_steps = 0;
     for (int64_t t = 0; t < c->T; t++) {
         c->active[t] = c->first_row[t];
@@ -451,11 +454,12 @@ static void forward_step(const rows_of_step *s, int64_t count, int64_t row_of_ch
     if (has_projection(c)) project_step(s, count);
 }
 
-static void forward_share(void *argument, int number, team *t_) {
-    (void)t_;
-    call *c = argument;
-    thread_memory *own = &c->threads[number];
-    const int64_t first = c->shares[number], end = c->shares[number + 1], turn = c->layer->reverse ? -1 : 1;
+/* All shares that a member of a team computes: its own, and those of threads that could not be made. */
+#define FOR_SHARES(c, share, number, team_) for (int share = number; share < c->num_threads; share += team_->size)
+
+static void forward_share(call *c, int share) {
+    thread_memory *own = &c->threads[share];
+    const int64_t first = c->shares[share], end = c->shares[share + 1], turn = c->layer->reverse ? -1 : 1;
     zero_padding(c, &c->layer->output, c->P, first, end);
     int64_t steps = 0, nonempty = active_in(c, first, end, 0), before = turn > 0 ? nonempty : 0;
     while (steps < c->T && active_in(c, first, end, steps)) steps++;
@@ -468,8 +472,8 @@ static void forward_share(void *argument, int number, team *t_) {
             row_of_chunk = 0;
             project_chunk(c, own, first, end, t, left_of_chunk, turn);
         }
-        begin_sequences(c, own, first, before, count);
-        end_sequences(c, own, first, count, before);
+        begin_sequences(c, own, first, before, count); /* in the reverse direction; else there are none */
+        end_sequences(c, own, first, count, before);   /* in the forward direction; else there are none */
         rows_of_step s = {.c = c, .own = own, .t = t, .share = first, .row = c->first_row[t] + first};
         forward_step(&s, count, row_of_chunk);
         real *after = own->next;
@@ -481,6 +485,11 @@ static void forward_share(void *argument, int number, team *t_) {
     end_sequences(c, own, first, 0, before);
     begin_sequences(c, own, first, nonempty, end - first); /* empty sequences end as they begin */
     end_sequences(c, own, first, nonempty, end - first);
+}
+
+static void run_forward(void *argument, int number, team *team_) {
+    call *c = argument;
+    FOR_SHARES(c, share, number, team_) forward_share(c, share);
 }
 
 /* ---- backward ------------------------------------------------------------------------------------------------- */
@@ -598,8 +607,9 @@ static void step_back_projection(const call *c, int64_t t, int64_t first, int64_
     product(n, c->H, c->P, d, c->stride, 1, c->w_hr, c->P, t % 2, 0, c->d_gated_rows + first);
 }
 
-static void step_back_share(const call *c, int64_t t, int64_t first, int64_t end, int64_t chunk_row) {
-    const int64_t n = active_in(c, first, end, t), H = c->H, width = c->gradient_stride;
+static void step_back_share(const call *c, int64_t t, int share, int64_t chunk_row) {
+    const int64_t first = c->shares[share], n = active_in(c, first, c->shares[share + 1], t);
+    const int64_t H = c->H, width = c->gradient_stride;
     if (!n) return;
     const real *of_hidden = c->gradients + (chunk_row + first) * width + c->plan->of_hidden_first * H;
     int of_h = of_reset_h(c);
@@ -646,10 +656,9 @@ static void add_to_weights(const call *c, int64_t rows, int64_t first, int64_t e
     }
 }
 
-static void backward_share(void *argument, int number, team *t_) {
-    call *c = argument;
-    const int64_t first = c->shares[number], end = c->shares[number + 1], H = c->H;
-    const int64_t turn = c->layer->reverse ? 1 : -1, gates = c->plan->num_gates;
+/* Read the gradients of the final states of a share's sequences. */
+static void begin_backward(call *c, int share) {
+    const int64_t first = c->shares[share], end = c->shares[share + 1], H = c->H;
     for (int64_t s = first; s < end; s++) {
         const sequence *own = &c->sequences[s];
         const real *d_h = state_of(c, c->d->d_h_n, c->P, own->column, own->has_final);
@@ -663,34 +672,47 @@ static void backward_share(void *argument, int number, team *t_) {
         if (has_projection(c)) c->d_gated_rows[s] = c->d_gated + s * c->stride;
     }
     if (c->d->d_input.data) zero_padding(c, &c->d->d_input, c->I, first, end);
-    /* This thread's rows of the weights' gradients, in whole vectors. */
-    int64_t all = 2 * gates * H + (has_projection(c) ? c->P : 0);
-    int64_t from = all * number / t_->size / LANES * LANES;
-    int64_t to = number + 1 == t_->size ? all : all * (number + 1) / t_->size / LANES * LANES;
-    if (!c->num_steps && c->d->d_weight_ih) add_to_weights(c, 0, from, to, 0);
-    for (int64_t done = 0, t = turn > 0 ? 0 : c->num_steps - 1; done < c->num_steps;) {
-        int64_t steps = 0, rows = 0, begin = done;
-        while (done + steps < c->num_steps && rows < CHUNK) rows += c->active[t + steps++ * turn];
-        int64_t first_row = c->first_row[turn > 0 ? t : t - steps + 1];
-        for (int64_t k = 0; k < steps; k++, t += turn) step_back_share(c, t, first, end, c->first_row[t] - first_row);
-        done += steps;
-        wait_for_all(t_);
-        if (c->d->d_weight_ih) add_to_weights(c, rows, from, to, begin > 0);
-        if (c->d->d_input.data) {
-            int64_t a = rows * number / t_->size, b = rows * (number + 1) / t_->size, width = c->gradient_stride;
-            product(b - a, c->I, gates * H, c->gradients + a * width, width, 1, c->w_back, gates * H, 0, 0, c->d_input_rows + a);
-        }
-        wait_for_all(t_);
-    }
-    for (int64_t s = first; s < end; s++) {
+}
+
+/* Write the gradients of the initial states of a share's sequences. */
+static void end_backward(const call *c, int share) {
+    for (int64_t s = c->shares[share]; s < c->shares[share + 1]; s++) {
         const sequence *own = &c->sequences[s];
         /* In the forward direction, a reset at step 0 replaces the initial state, whose gradient is then zero. */
         int is_without = !c->layer->reverse && own->begin == 0 && !own->has_initial;
         if (!own->has_initial && !is_without) continue;
         write_state(is_without ? c->zeros : c->d_h + s * c->stride, c->P, own->column, c->d->d_h_0);
         if (c->cell != LSTM) continue;
-        write_state(is_without ? c->zeros : c->c + s * c->stride, H, own->column, c->d->d_c_0);
+        write_state(is_without ? c->zeros : c->c + s * c->stride, c->H, own->column, c->d->d_c_0);
     }
+}
+
+static void run_backward(void *argument, int number, team *team_) {
+    call *c = argument;
+    const int64_t turn = c->layer->reverse ? 1 : -1, gates = c->plan->num_gates;
+    FOR_SHARES(c, share, number, team_) begin_backward(c, share);
+    /* This thread's rows of the weights' gradients, in whole vectors. */
+    int64_t all = 2 * gates * c->H + (has_projection(c) ? c->P : 0);
+    int64_t from = all * number / team_->size / LANES * LANES;
+    int64_t to = number + 1 == team_->size ? all : all * (number + 1) / team_->size / LANES * LANES;
+    if (!c->num_steps && c->d->d_weight_ih) add_to_weights(c, 0, from, to, 0);
+    for (int64_t done = 0, t = turn > 0 ? 0 : c->num_steps - 1; done < c->num_steps;) {
+        int64_t steps = 0, rows = 0, begin = done;
+        while (done + steps < c->num_steps && rows < CHUNK) rows += c->active[t + steps++ * turn];
+        int64_t first_row = c->first_row[turn > 0 ? t : t - steps + 1];
+        FOR_SHARES(c, share, number, team_)
+            for (int64_t k = 0, at = t; k < steps; k++, at += turn) step_back_share(c, at, share, c->first_row[at] - first_row);
+        done += steps, t += steps * turn;
+        wait_for_all(team_);
+        if (c->d->d_weight_ih) add_to_weights(c, rows, from, to, begin > 0);
+        if (c->d->d_input.data) {
+            const int64_t a = rows * number / team_->size, b = rows * (number + 1) / team_->size;
+            const int64_t width = c->gradient_stride, size = gates * c->H;
+            product(b - a, c->I, size, c->gradients + a * width, width, 1, c->w_back, size, 0, 0, c->d_input_rows + a);
+        }
+        wait_for_all(team_);
+    }
+    FOR_SHARES(c, share, number, team_) end_backward(c, share);
 }
 
 static void pack_backward(call *c) {
@@ -738,7 +760,7 @@ static int run(const unirnn_layer *layer, const unirnn_gradients *d) {
     lay_out(&c, &m);
     if (d) pack_backward(&c);
     else pack_forward(&c);
-    run_team(c.num_threads, d ? backward_share : forward_share, &c);
+    run_team(c.num_threads, d ? run_backward : run_forward, &c);
     free(space);
     free(plan);
     return UNIRNN_OK;
