@@ -7,7 +7,7 @@ each call. `route` decides, in this order:
 2. On a CPU, ``"auto"`` takes the compiled kernels, which are faster than torch's own layers. In a graph
    (`torch.compile`, `torch.export`) each layer is one operator, with any T and B, where torch's own layers would be
    unrolled. On a GPU, and on a CPU without the compiled kernels, the operator is torch's own computation.
-3. If that does not support the call, torch's own layer runs it. Without lengths this is one call; with lengths there
+3. Otherwise torch's own layer runs the call. Without lengths this is one call; with lengths there
    are two ways, and `valid_steps_are_faster` chooses. With resets it runs over the valid steps only.
 4. If torch has no such layer, or `torch.func.vmap` runs over the call, the reference computes it step by step.
 """
@@ -244,7 +244,7 @@ H100."""
 
 
 class Route(Enum):
-    """How a call is computed; `unirnn_torch.layers.run` has a branch for each."""
+    """How a call is computed; `unirnn_torch.layers` lists the functions that each runs through."""
 
     DENSE = "dense"
     """One call of torch's own layer, for the whole stack."""
@@ -258,7 +258,8 @@ class Route(Enum):
     # One operator for each layer and direction; the values are what `unirnn_torch.operators.layer` calls the kernels.
     COMPILED = "compiled"
     NATIVE_OPERATORS = "native"
-    """In a graph on a GPU, or without the compiled kernels."""
+    """torch's own computation as an operator: in graphs on a GPU or without the compiled kernels, and with resets where
+    torch's packed form can't run."""
 
     @property
     def by_operators(self) -> bool:
@@ -295,8 +296,8 @@ def route(
     resets
         `(T, B)`, likewise; None if no sequence begins anew.
     native
-        Whether torch's own layer can compute the call: `has_native`, which was asked when the module was built, and
-        not `is_batched`.
+        Whether torch's own layer can compute the call: torch has such a layer (`has_native`), and `torch.func.vmap`
+        does not run over the call (`is_batched`).
     needs_grad
         Whether a backward pass may follow.
 

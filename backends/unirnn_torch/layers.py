@@ -1,6 +1,15 @@
 """The implementations of the routes: how a whole stack is computed, over `(T, B, I)`.
 
-`unirnn_torch.dispatch.route` decides which one runs a call.
+`unirnn_torch.dispatch.route` decides which one runs a call. Then `run` takes it through these functions:
+
+- COMPILED without gradients: `_infer`, `compiled.forward`.
+- COMPILED with gradients: `_layer_by_layer`, `operators.layer`. Going back, `operators._differentiate` and
+  `compiled.backward`.
+- COMPILED or NATIVE_OPERATORS in a graph: `_layer_by_layer`, and one operator for each direction of a layer.
+- DENSE: torch's own function for the whole stack.
+- VALID_STEPS: `_valid_steps`, which is the same in torch's packed form.
+- DIRECTIONS: `reference.recurrent` around torch's own function for each direction, `native.direction`.
+- REFERENCE: `reference.recurrent`, step by step.
 """
 
 from functools import partial
@@ -111,7 +120,7 @@ def run(
         return _valid_steps(stack, x, state, lengths, resets)
     ns, begins = (None if t is None else t.to(x.device, non_blocking=True) for t in (_tensor(lengths), _tensor(resets)))
     if route.by_operators:
-        return _operators(stack, x, state, ns, begins, partial(operators.layer, kernel=route.value, direct=direct))
+        return _layer_by_layer(stack, x, state, ns, begins, partial(operators.layer, kernel=route.value, direct=direct))
     if route is Route.REFERENCE and dispatch.is_jit_tracing():
         x = _with_as_many_steps_as_traced(x)
     return reference.recurrent(
@@ -183,7 +192,7 @@ def _infer(
     return output, final
 
 
-def _operators(
+def _layer_by_layer(
     stack: Stack, x: Tensor, state: State, lengths: Tensor | None, resets: Tensor | None, layer: Any
 ) -> tuple[Tensor, State]:
     """One operator for each layer and direction; in an export to ONNX, one node for each layer."""

@@ -124,12 +124,13 @@ def over_valid_steps(
     batch_sizes = torch.from_numpy(len(longest_first) - ended)
     count = int(found.lengths.sum())
     active = there(batch_sizes)
-    step = torch.repeat_interleave(active, output_size=count)
-    place = torch.arange(count, device=x.device) - (active.cumsum(0) - active).index_select(0, step)
+    # Of each row of the packed form: its step, its place among the sequences, and its step in the column.
+    packed_step = torch.repeat_interleave(active, output_size=count)
+    place = torch.arange(count, device=x.device) - (active.cumsum(0) - active).index_select(0, packed_step)
     if all(reverse):
-        step = there(found.begins + found.lengths - 1).index_select(0, place) - step
+        step = there(found.begins + found.lengths - 1).index_select(0, place) - packed_step
     else:
-        step = there(found.begins).index_select(0, place) + step
+        step = there(found.begins).index_select(0, place) + packed_step
     rows = step * batch_size + there(found.columns).index_select(0, place)
 
     directions = np.array(reverse, np.int64)

@@ -1,11 +1,13 @@
 """One layer in one direction as an operator of torch's, such as ``unirnn::gru``.
 
 For `torch.compile` and `torch.export`, with or without dynamic shapes, an operator is one node of the graph, which
-reads and checks the lengths when it runs. On a CPU the operators run the compiled kernels. On a GPU, and where there
-are no compiled kernels, they run torch's own computation (`native`). Their backward pass runs it again, since the size
-of what cuDNN keeps is unknown while tracing. Second derivatives are those of the reference.
+reads and checks the lengths when it runs. On a CPU the operators run the compiled kernels: the library of
+`unirnn.kernels`, which has nothing to do with `torch.compile`. On a GPU, and where there is no such library, they run
+torch's own computation (`native`). The backward pass then repeats the forward pass, since the size of what cuDNN keeps
+is unknown while tracing. Second derivatives are those of the reference.
 
-A call that nobody traces or watches does not go through torch's dispatcher, which would take longer than a small layer.
+A forward pass that nobody traces or watches does not go through torch's dispatcher, which would take longer than a
+small layer. Its backward pass is an operator, since batched gradients and dispatch modes may begin there.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -54,7 +56,7 @@ def _spec(cell: str, input_size: int, hidden_size: int, proj_size: int, bias: bo
     return _VARIANTS[cell](input_size, hidden_size, bias=bias, **projection)
 
 
-def _uncompiled(call: Call, direction: reference.Direction) -> tuple[Tensor, ...]:
+def _by_torch(call: Call, direction: reference.Direction) -> tuple[Tensor, ...]:
     """``(output, *final)`` of a function of one direction, as in `unirnn.reference.recurrent`."""
     x = call.x
     weights = call.weights
@@ -82,8 +84,8 @@ def _gradients(
     *,
     create_graph: bool,
 ) -> list[Tensor | None]:
-    """The gradients of a call's tensors, by autograd through `_uncompiled`; None where they are not needed."""
-    results = zip(_uncompiled(call, direction), d_results, strict=True)
+    """The gradients of a call's tensors, by autograd through `_by_torch`; None where they are not needed."""
+    results = zip(_by_torch(call, direction), d_results, strict=True)
     given = [(result, d) for result, d in results if d is not None]
     found = iter(
         torch.autograd.grad(
@@ -97,13 +99,13 @@ def _gradients(
     return [next(found) if need and t is not None else None for t, need in zip(call.tensors, needed, strict=True)]
 
 
-def _is_compiled(kernel: str, x: Tensor) -> bool:
-    """Whether the compiled kernels run an operator; a graph may have been made on another machine."""
+def _runs_kernels(kernel: str, x: Tensor) -> bool:
+    """Whether an operator runs the compiled kernels; a graph may have been made on another machine."""
     return kernel == "compiled" and x.is_cpu and dispatch.NO_LIBRARY is None
 
 
-def _uncompiled_direction(call: Call) -> reference.Direction:
-    """What computes the layer otherwise: torch's own layer, if it has such a one."""
+def _torch_direction(call: Call) -> reference.Direction:
+    """What computes a layer without the compiled kernels: torch's own layer, if it has such a one."""
     return native.direction if call.cell in native.NATIVE else reference.direction
 
 
@@ -111,13 +113,13 @@ def _forward(call: Call, kernel: str, keep: bool) -> tuple[Tensor, ...]:
     """``(output, *final, kept)``; see `compiled.empty_kept`."""
     lengths = call.checked_lengths()
     kept = compiled.empty_kept(call, keep=keep and kernel == "compiled")
-    if _is_compiled(kernel, call.x):
+    if _runs_kernels(kernel, call.x):
         output, final = compiled.empty_results(call)
         call = call._replace(lengths=None if lengths is None else torch.from_numpy(lengths))
         compiled.forward(call, output, final, kept if keep else None)
         return output, *final, kept
     with torch.autocast(call.x.device.type, enabled=False):  # inputs were cast when the graph was captured
-        results = _uncompiled(call, _uncompiled_direction(call))
+        results = _by_torch(call, _torch_direction(call))
     return *_apart(results), kept
 
 
@@ -125,7 +127,7 @@ def _backward(
     call: Call, kernel: str, kept: Tensor, d_results: Sequence[Tensor | None], needed: tuple[bool, bool]
 ) -> tuple[Tensor, ...]:
     """The gradients ``(x, *state, *weights)``; empty where they are not needed, or there is no bias."""
-    if _is_compiled(kernel, call.x):
+    if _runs_kernels(kernel, call.x):
         if not len(kept):  # a graph that was traced without gradients
             *_, kept = _forward(call, kernel, True)
         lengths = call.checked_lengths()
@@ -145,7 +147,7 @@ def _backward_again(
     with _recording(), torch.autocast(call.x.device.type, enabled=False):
         leaves = [t if t is None else t.detach().requires_grad_(w) for t, w in zip(call.tensors, wanted, strict=True)]
         call = _call(call.cell, [*leaves, call.reverse])
-        found = _gradients(call, _uncompiled_direction(call), wanted, d_results, create_graph=False)
+        found = _gradients(call, _torch_direction(call), wanted, d_results, create_graph=False)
     del found[1:3]
     return found
 
@@ -287,6 +289,7 @@ def _differentiate(ctx: Any, *d: Tensor | None) -> tuple[Any, ...]:
         of_weights = any(needed[3 + states :])
         d_x, *others = _BACKWARD[cell](*tensors, reverse, kernel, kept, *d_results, needed[0], of_weights)
         found = [d_x, None, None, *others]
+    # The last three arguments are no tensors: reverse, kernel, and keep (of an operator) or cell (of `_Direct`).
     return *(g if need else None for g, need in zip(found, needed, strict=True)), None, None, None
 
 
@@ -406,9 +409,9 @@ def layer(
         else:
             keeps = kernel == "compiled" and torch.is_grad_enabled()
             keep = keeps and any(t is not None and t.requires_grad for t in tensors)
-            output, *results = _OPERATORS[cell](*tensors, reverse[k], kernel, keep)
+            output, *results, _ = _OPERATORS[cell](*tensors, reverse[k], kernel, keep)
         outputs.append(output)
-        finals.append(results[: len(state)])
+        finals.append(results)
     if len(outputs) == 1:
         return outputs[0], tuple([part.unsqueeze(0) for part in finals[0]])
     return torch.cat(outputs, dim=2), tuple([torch.stack(parts) for parts in zip(*finals, strict=True)])
