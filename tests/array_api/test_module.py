@@ -1,4 +1,4 @@
-"""The reference, on any namespace of the array API standard."""
+"""The reference runs on any namespace of the array API standard."""
 
 from importlib.util import find_spec
 from typing import Any

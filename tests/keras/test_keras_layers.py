@@ -1,6 +1,6 @@
 """Reading and writing the layers of Keras, and refusing those that no spec describes.
 
-What they compute is tested in tests/roundtrip.
+Their numbers are tested in tests/roundtrip.
 """
 
 from collections.abc import Callable

@@ -19,7 +19,7 @@ takes_seconds = pytest.mark.skipif(
 
 
 class Tagger(keras.Model):  # type: ignore[misc]
-    """Right or wrong by its arguments."""
+    """A model whose arguments decide whether it handles padding correctly."""
 
     def __init__(self, masked: bool = True, pool: str = "", norm: bool = False) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def test_wrong_models(options: dict[str, Any], words: list[str]) -> None:
 
 
 def test_gradients_of_a_function() -> None:
-    """Of a layer's weights, and of an array of floats beside one of integers."""
+    """Gradients reach the weights and a float array; an integer array beside it has none."""
     layer = layers.Dense(2)
     x = np.array([[1.0, 2.0, 3.0]], np.float32)
     layer(x)

@@ -1,6 +1,6 @@
-"""The compiled kernels: their numbers over all sizes, on whatever instruction set the process has chosen.
+"""The numbers of the compiled kernels at many sizes, on the instruction set that the process has chosen.
 
-Everything else, such as lengths, layouts and stacks, is checked by the conformance suite.
+The conformance suite checks everything else, such as lengths, layouts and stacks.
 """
 
 import itertools
@@ -76,7 +76,7 @@ def run(spec: RecurrentSpec, arrays: dict[str, Array], lengths: Sequence[int] | 
 
 
 def expected(spec: RecurrentSpec, arrays: dict[str, Array], lengths: Sequence[int]) -> dict[str, Array]:
-    """The same by the oracle, in float64."""
+    """The same results and gradients from the oracle, in float64."""
     wide = {name: np.nan_to_num(array.astype(np.float64)) for name, array in arrays.items()}
     weights = {name: wide[name] for name in spec.weight_shapes()}
     hx = tuple(wide[f"{name}_0"] for name in spec.states)
@@ -116,7 +116,7 @@ def test_results_and_gradients_are_those_of_the_oracle(
     assert found.keys() == wanted.keys()
     for name, array in wanted.items():
         if cell in HARD and dtype == "float32" and name.startswith("d_"):
-            continue  # rounding may move a value to the other side of a corner, where the slope is another one
+            continue  # rounding may move a value across a corner, where the slope changes
         scale = max(1.0, float(np.abs(array).max(initial=0)))
         np.testing.assert_allclose(found[name], array, rtol=0, atol=TOLERANCE[dtype] * scale, err_msg=name)
 
@@ -167,7 +167,7 @@ def test_a_sequence_has_the_same_bits_in_any_batch(cell: str) -> None:
 
 
 def of_one_number(function: str, x: Array, factor: float = 1) -> Array:
-    """The kernels' own tanh or gates of many numbers: a layer of one unit, and one sequence for each number."""
+    """Apply the kernels' tanh or gates to many numbers: one unit, and one sequence for each number."""
     hx = np.ones((1, len(x), 1), x.dtype)
     if function == "tanh":
         spec: RecurrentSpec = RNNSpec(1, 1, bias=False)
@@ -183,7 +183,7 @@ def of_one_number(function: str, x: Array, factor: float = 1) -> Array:
 @pytest.mark.parametrize("function", ["tanh", "sigmoid"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_tanh_and_sigmoid_are_accurate_over_the_whole_range(function: str, dtype: str) -> None:
-    """Within 3 units in the last place of NumPy's in a longer type."""
+    """They are within 3 units in the last place of NumPy's result in a longer type."""
     tiny = np.finfo(dtype).smallest_subnormal
     magnitudes = np.concatenate((np.geomspace(float(tiny) * 2**60, 800, 20_000), np.arange(1, 60) * float(tiny)))
     x = np.concatenate((-magnitudes, [0.0], magnitudes)).astype(dtype)
@@ -200,7 +200,7 @@ def test_tanh_and_sigmoid_are_accurate_over_the_whole_range(function: str, dtype
 def test_infinities_and_nan_are_those_of_ieee(dtype: str) -> None:
     x = np.array([np.inf, -np.inf, np.nan, -0.0], dtype)
     np.testing.assert_array_equal(of_one_number("tanh", x), np.array([1, -1, np.nan, -0.0], dtype))
-    # The other gates multiply x with 0, so it is finite here, and the gate's own weight makes it infinite.
+    # The other gates multiply x by 0, so x must be finite; the tested gate's weight makes it infinite.
     largest = np.finfo(dtype).max
     x = np.array([largest, -largest, np.nan, -0.0], dtype)
     for function in ("sigmoid", "hard_sigmoid", "hard_sigmoid_0.2"):
@@ -214,7 +214,7 @@ def test_strides_of_the_caller(cell: str) -> None:
     arrays = draw(spec, 4, lengths, "float32", 0)
     expected_results = run(spec, arrays, lengths)
     changes: list[Callable[[Array], Array]] = [
-        lambda a: np.ascontiguousarray(a.swapaxes(0, 1)).swapaxes(0, 1),  # as batch_first gives it
+        lambda a: np.ascontiguousarray(a.swapaxes(0, 1)).swapaxes(0, 1),  # the memory layout of batch_first
         lambda a: np.ascontiguousarray(a[::-1])[::-1],
         lambda a: np.asfortranarray(a),
         lambda a: np.repeat(a, 2, axis=2)[:, :, ::2],
@@ -239,18 +239,18 @@ def test_the_struct_says_what_is_kept() -> None:
 def test_the_library_refuses_what_would_read_outside_of_the_arrays(
     lengths: list[int], cell: int, proj_size: int
 ) -> None:
-    """No caller of ours gives it such; it says so all the same, and computes nothing."""
+    """Our own callers never pass such arguments; the library refuses them all the same, and computes nothing."""
     found, ns = library.load(), np.array(lengths)
     assert found is not None
     layer = compiled.Layer(cell, 0, 0, 1, 4, 2, 1, 2, proj_size, ns.ctypes.data)
-    if (cell, proj_size) != (8, 1):  # an LSTM whose projection has no weight
+    if (cell, proj_size) != (8, 1):  # that case is an LSTM whose projection has no weight
         layer.weight_hr = ns.ctypes.data if proj_size else None
     with pytest.raises(RuntimeError, match="the compiled kernels: error"):
         compiled.forward(layer)
 
 
 def test_pairs_of_sizes_around_the_registers() -> None:
-    """Every size up to two vectors of the widest registers and a bit: the last vector is full or partly filled."""
+    """Every size up to a little over two of the widest vectors, so that the last vector is full or partly filled."""
     for cell, (input_size, hidden_size) in itertools.product(
         CELLS, [(1, n) for n in range(1, 36)] + [(33, 3), (16, 32)]
     ):

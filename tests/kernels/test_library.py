@@ -1,4 +1,4 @@
-"""The compiled library: how it is built, found and loaded, and what is said where it is missing."""
+"""The compiled library: how it is built, found and loaded, and the message when it is missing."""
 
 import importlib.util
 import logging
@@ -39,7 +39,7 @@ def elsewhere(tmp_path: Path) -> ModuleType:
 
 @pytest.fixture
 def hook(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The build hook, as it is without settings in the environment."""
+    """The build hook, without settings from the environment."""
     pytest.importorskip("hatchling")
     for name in ("CC", "UNIRNN_PURE", "UNIRNN_CFLAGS", "UNIRNN_NATIVE", "UNIRNN_BUILT"):
         monkeypatch.delenv(name, raising=False)
@@ -56,7 +56,7 @@ def import_file(name: str, path: str | Path) -> ModuleType:
 
 
 def python(code: str, folder: Path, **variables: str) -> str:
-    """What a new process prints, which imports the same unirnn as this one."""
+    """Run code in a new process that imports the same unirnn as this one, and return what it prints."""
     package = Path(unirnn.kernels.__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(package)} | variables
     return subprocess.run(
@@ -150,7 +150,7 @@ def test_a_library_for_another_processor_is_explained(compiled: CDLL, elsewhere:
 def test_a_library_of_another_version_is_refused(
     compiled: CDLL, elsewhere: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its structs may be others, so it would read memory that is not meant for it."""
+    """Its structs may have another layout, so it could read memory outside of ours."""
     shutil.copy(library._FOLDER / library._NAME, Path(elsewhere.__file__ or "").parent)
     monkeypatch.setattr(elsewhere, "_INTERFACE", compiled.unirnn_interface() + 1)
     assert elsewhere.why_not().endswith("is of another version; install unirnn again to build it")

@@ -1,4 +1,4 @@
-"""Models that are code: the namespace function by function, and cells in graph mode and in training."""
+"""Models that are code: each function of the namespace, and cells in graph mode and in training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -108,7 +108,7 @@ def test_all_that_is_there_is_tested() -> None:
 
 
 class Attention(unirnn.Model):
-    """An attention over the valid steps, with a method besides, and a tied weight."""
+    """Attention over the valid steps, with a further method and a tied weight."""
 
     def __init__(self) -> None:
         self.head = unirnn.LinearSpec(6, 9, tied_to="embedding")

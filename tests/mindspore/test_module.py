@@ -1,4 +1,4 @@
-"""A built module works as a cell of MindSpore does, in PyNative mode and in graph mode."""
+"""A built module works like a cell of MindSpore, in PyNative mode and in graph mode."""
 
 import copy
 import subprocess
@@ -158,7 +158,7 @@ class TestGraph:
 
 
 class TestMistakesWhileCompiling:
-    """MindSpore knows no values while it compiles; all other mistakes raise the usual messages."""
+    """Mistakes that do not depend on values, which are unknown while MindSpore compiles, raise the usual messages."""
 
     gru = GRUSpec(3, 4).build("mindspore", seed=0)
 
@@ -218,7 +218,7 @@ class TestMistakesWhileCompiling:
         x = Tensor(np.ones((5, 3, 3), np.float32))
         with pytest.raises(errors.LengthError, match=r"seq_length\[2\]: given 9, expected 0 <= n <= 5"):
             compiled(self.gru)(x, None, Tensor([1, 2, 9]))[0].asnumpy()
-        output, _ = compiled(self.gru)(x, None, Tensor([1, 2, 5]))  # compiled anew, it works
+        output, _ = compiled(self.gru)(x, None, Tensor([1, 2, 5]))  # compiled again, it works
         assert (output.asnumpy()[1:, 0] == 0).all()
 
 
@@ -306,7 +306,7 @@ def test_a_kernel_named_in_build_runs_or_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There are no compiled kernels."""
+    """Pretend that the compiled kernels are missing."""
     monkeypatch.setattr(kernels.library, "_open", lambda: (None, "there is no C compiler"))
 
 
@@ -355,7 +355,7 @@ TOLERANCES = {"float32": 1e-5, "float64": 1e-12, "float16": 5e-3}
     ids=repr,
 )
 def test_padding_in_a_graph_changes_nothing(spec: RecurrentSpec, dtype: str) -> None:
-    """NaN in the padding, and all results and gradients are those of the NumPy backend; lengths of zero too."""
+    """With NaN in the padding and lengths of 0, all results and gradients equal those of the NumPy backend."""
     module, tolerance = spec.build("mindspore", seed=0, dtype=dtype), TOLERANCES[dtype]
     x = np.random.default_rng(1).standard_normal((5, 3, 3)).astype(dtype)
     for n, b in zip(LENGTHS, range(3), strict=True):
@@ -502,7 +502,7 @@ def test_inference_takes_a_fraction_of_the_memory_of_training() -> None:
 
 
 def test_second_derivatives_are_refused_also_after_a_mistake() -> None:
-    # In a process of its own: after an exception within a gradient MindSpore's next operators may fail.
+    # In a process of its own: after an exception within a gradient, MindSpore's next operators may fail.
     program = """
 import mindspore as ms, numpy as np, unirnn
 from mindspore import ops
@@ -588,7 +588,7 @@ def test_an_infinity_raises_no_warning() -> None:
 
 @pytest.mark.parametrize("lengths", [LENGTHS, np.array(LENGTHS, np.int32), Tensor(LENGTHS, ms.int64)], ids=type)
 def test_lengths_launch_no_operator(lengths: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The call would wait for each of them if MindSpore launches operators asynchronously."""
+    """When MindSpore launches operators asynchronously, the call would wait for each of them."""
     gru = GRUSpec(3, 4).build("mindspore", seed=0)
     x, _ = batch(gru.spec)
     expected = gru(x, None, LENGTHS)

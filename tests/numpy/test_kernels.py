@@ -1,4 +1,4 @@
-"""The kernels of the core in NumPy modules: the compiled one, and the one by NumPy that stands in for it."""
+"""The kernels of NumPy modules: the compiled kernel, and its fallback in NumPy."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial

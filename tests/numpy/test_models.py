@@ -1,4 +1,4 @@
-"""Models on NumPy: weights that are written in place, pullbacks, what is kept for them, and steps."""
+"""Models on NumPy: writing weights in place, pullbacks and the arrays that they keep, and steps."""
 
 import copy
 import pickle

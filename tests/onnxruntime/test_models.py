@@ -1,6 +1,6 @@
 """Models as ``.onnx``, and on ONNX Runtime: the names in a graph, any T and B, other runtimes, files, and copies.
 
-That the numbers are right is for the conformance suite.
+The conformance suite checks the numbers.
 """
 
 import copy
@@ -161,7 +161,7 @@ def flat(states: Any) -> list[NDArray[Any]]:
 
 
 def feeds(spec: Any, steps: int, ns: NDArray[np.int64]) -> dict[str, Any]:
-    """Inputs of a graph, with NaN, or a token that does not exist, in the padding."""
+    """Inputs of a graph, with NaN or an invalid token in the padding."""
     rng = np.random.default_rng(0)
     padding = np.arange(steps) >= ns[:, None]
     padding = padding if spec.batch_first else padding.T
@@ -332,7 +332,7 @@ def test_a_layer_without_weights_has_a_dtype(function: Any) -> None:
 
 
 def test_empty_arrays() -> None:
-    """Over some of them, ONNX Runtime's own nodes end the process."""
+    """Some empty arrays crash the process in ONNX Runtime's own nodes."""
     assert LinearSpec(3, 4).build("onnxruntime")(np.ones((2, 0, 3), np.float32)).shape == (2, 0, 4)
     model = TAGGER.build("onnxruntime")
     output, states = model(np.ones((5, 0, 3), np.float32), seq_length=[], return_state=True)
@@ -343,7 +343,7 @@ def test_empty_arrays() -> None:
 
 
 def test_a_layer_norm_of_large_numbers() -> None:
-    # A node that computes the variance as a difference of squares is off by 4e-4.
+    # Computing the variance as a difference of squares is off by 4e-4.
     x = (np.random.default_rng(0).standard_normal((4, 64)) + 1e4).astype(np.float32)
     reference = LayerNormSpec(64).build("numpy", dtype="float64")
     close(LayerNormSpec(64).build("onnxruntime")(x), reference(x.astype(np.float64)), 1e-5)

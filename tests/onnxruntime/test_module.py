@@ -50,7 +50,7 @@ def assert_file_meets_guarantees(
     dtype: str = "float32",
     seed: int = 0,
 ) -> None:
-    """Compare a session of the file with the oracle; the filler is in the padding, and in states of length 0."""
+    """Compare a session of the file with the oracle; padding, and states of empty sequences, hold the filler."""
     taken = unirnn.snapshot(spec.build("numpy", seed=0, dtype=dtype))
     session = session_of(source)
     rng = np.random.default_rng(seed)
@@ -88,7 +88,7 @@ def assert_file_meets_guarantees(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_file_meets_the_guarantees(kind: str, tmp_path: Path) -> None:
-    """Other layers are those of `test_random_files_meet_the_guarantees`."""
+    """`test_random_files_meet_the_guarantees` covers other layers."""
     cls, options = KINDS[kind]
     spec = cls(3, 4, 3, bidirectional=True, batch_first=True, **options)
     path = tmp_path / "layer.onnx"

@@ -167,7 +167,7 @@ def other_model(
     initializers: bool = True,
     **attributes: Any,
 ) -> Any:
-    """A model with one recurrent node for each snapshot; ``joints`` makes the nodes from each to the next."""
+    """A model with one recurrent node for each snapshot; ``joints`` makes the nodes between them."""
     nodes: list[Any] = []
     constants: list[Any] = []
     x = "x"

@@ -305,7 +305,7 @@ def nested(depth: int) -> bytes:
         branch = field(1, b"then_branch") + field(6, inner) + bytes([0xA0, 0x01, 5])  # a graph
         inner = field(1, field(2, b"Y") + field(3, b"i") + field(4, b"If") + field(5, branch))
     whole: bytes = model([], WEIGHTS).SerializeToString()
-    return whole + field(7, inner)  # a field that is there twice is merged
+    return whole + field(7, inner)  # a field that occurs twice is merged
 
 
 def test_hostile_functions_and_graphs() -> None:
@@ -373,7 +373,7 @@ def test_activations_and_directions_are_those_of_onnx_runtime(kind: str, attribu
     assert found == taken
     (directions,) = computed(of, x=X)
     expected = directions.transpose(0, 2, 1, 3).reshape(5, 2, -1)
-    built = found.build("array_api", namespace=array_api_strict)  # the reference, which computes all of them
+    built = found.build("array_api", namespace=array_api_strict)  # the reference supports all of them
     np.testing.assert_allclose(np.asarray(built(array_api_strict.asarray(X))[0]), expected, atol=1e-6)
 
 
@@ -404,7 +404,7 @@ def test_lengths_and_states_that_are_constants_are_said(role: int, value: Array,
 
 
 def pair(**second: Any) -> Any:
-    """A forward and a reverse node, whose outputs are joined, and a layer above."""
+    """A forward and a reverse node with joined outputs, and a layer above them."""
     both = drawn(GRUSpec(3, 4, 2, bidirectional=True))
     below, above = unstack(both)
     constants = {"axis": ints(1), "last": ints(0, 0, -1)}
@@ -485,12 +485,12 @@ def test_an_lstm_of_integers_is_dequantised(dtype: Any, per_row: bool) -> None:
         found = onnx_reader.read_model(of)
     for role, array in expected.items():
         np.testing.assert_allclose(found.to("onnx")[f"{role}_l0"], array, rtol=1e-6)
-    (directions,) = computed(of, x=X)  # which rounds its input, too
+    (directions,) = computed(of, x=X)  # it rounds its input, too
     by_runtime = directions.transpose(0, 2, 1, 3).reshape(5, 2, -1)
     np.testing.assert_allclose(found.build("numpy")(X)[0], by_runtime, atol=0.05)
 
 
-# ---- what is said of other models ----------------------------------------------------------------
+# ---- messages about other models ----------------------------------------------------------------
 
 
 def scan(states: int) -> Any:
@@ -519,10 +519,10 @@ def test_models_without_a_layer_that_can_be_read(nodes: Any, words: str) -> None
 def test_parameters_of_pytorch_are_read_by_their_names() -> None:
     taken = drawn(GRUSpec(3, 4))
     of = model([node("Relu", ["x"], ["y"])], {f"enc.{name}": array for name, array in taken.weights.items()})
-    with pytest.raises(errors.ArgumentError, match=NONE):  # a program that is not known to lay them out so
+    with pytest.raises(errors.ArgumentError, match=NONE):  # other programs may use another layout
         onnx_reader.read_model(of)
     of.producer_name = "pytorch"
-    # The exporter renames what it changes, so that nobody knows whether they are all.
+    # The exporter renames the arrays that it changes, so some may be missing.
     with pytest.raises(errors.ArgumentError, match=r"some may be missing; .*, give as spec GRUSpec\(3, 4\)$"):
         onnx_reader.read_model(of)
     assert onnx_reader.read_model(of, spec=taken.spec) == taken
@@ -582,7 +582,7 @@ def test_a_path_in_a_file_is_not_followed(location: str, tmp_path: Path) -> None
 
 
 def intricate() -> bytes:
-    """A small file with all of it: a branch, a function, computed constants, integers, a pair of directions."""
+    """A small file with a branch, a function, computed constants, integers, and a pair of directions."""
     of, _ = pair()
     of.functions.append(called(gru(name="inside")))
     of.opset_import.append(helper.make_opsetid("theirs", 1))
