@@ -90,7 +90,7 @@ lost = Lost()
 
 @pytest.fixture(scope="session")
 def third_parties(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a distribution of backends: one lacks its framework, and others are broken, fail, or are wrong."""
+    """A folder with a distribution of backends: one lacks its framework; others are broken, fail, or are wrong."""
     folder = tmp_path_factory.mktemp("third_parties")
     modules = {
         "__init__": "",
@@ -113,7 +113,7 @@ def with_third_parties(third_parties: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def run_in_new_process(
     *arguments: str, path: Path | None = None, before: str = "", output: Any = subprocess.PIPE, **variables: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Run the command in a fresh interpreter, after some code."""
+    """Run some code, then the command, in a fresh interpreter."""
     start = ["-m", "unirnn"] if not before else ["-c", f"{before}\nfrom unirnn.__main__ import main\nmain()"]
     paths = [*([str(path)] if path else []), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **variables}

@@ -1,4 +1,4 @@
-"""Models that are code, as values: what they are made of, and what they refuse."""
+"""Models that are code, as values: their parts, and the mistakes that they refuse."""
 
 import copy
 import pickle
@@ -70,7 +70,7 @@ def test_what_is_built_has_the_methods_and_the_attributes() -> None:
     np.testing.assert_array_equal(net(x), net.head(net.features(x)) + net.inner(net.features(x)))
     again = pickle.loads(pickle.dumps(net))
     np.testing.assert_array_equal(again(x), net(x))
-    assert spec == Deeper(3)  # and can be built elsewhere
+    assert spec == Deeper(3)  # the definition can be built elsewhere too
 
 
 def test_training_reaches_all_layers() -> None:

@@ -65,7 +65,7 @@ from unirnn.files._header import spec_to_metadata
 from unirnn.files.pickles import Global, Object, PickledDict, read_pickle
 from unirnn.testing.strategies import models
 
-# The files of these tests do not say batch_first; what is done then is tested in test_snapshots.py.
+# The files of these tests do not say batch_first; test_snapshots.py tests the warning about that.
 pytestmark = pytest.mark.filterwarnings("ignore::unirnn.errors.AssumptionWarning")
 
 FORMAT_OF = {".safetensors": "safetensors", ".npz": "npz", ".onnx": "onnx", ".pt": "torch"}
@@ -149,7 +149,7 @@ def test_arrays_of_any_layout_are_saved_in_order(tmp_path: Path, layout: str) ->
 
     snapshot, path = snapshot_of(GRU), tmp_path / "a.safetensors"
     odd = Snapshot(GRU, snapshot.weights)
-    # A snapshot copies its arrays, so they are replaced afterwards.
+    # A snapshot copies its arrays, so replace them afterwards.
     object.__setattr__(odd, "weights", {name: laid_out(array) for name, array in snapshot.weights.items()})
     files.save(odd, path)
     assert files.load(path) == snapshot
@@ -299,7 +299,7 @@ def test_a_missing_backend_says_how_to_install_it(tmp_path: Path, monkeypatch: p
     for name, suffix in (("torch", ".pt"), ("torch", ".pth"), ("mindspore", ".ckpt")):
         with pytest.raises(MissingBackendError, match=re.escape(registry.install_hint(name, name))):
             snapshot.save(tmp_path / f"b{suffix}")
-    # A checkpoint of MindSpore's begins with a parameter: its name, and its sizes, unless it has none, or its dtype.
+    # A checkpoint of MindSpore begins with a parameter: its name, then its sizes or, if it has none, its dtype.
     for data in (b"\x0a\x1b\x0a\x04bias\x12\x13\x08\x03\x12\x07Float32", b"\x0a\x13\x0a\x04step\x12\x0b\x12\x05Int32"):
         (tmp_path / "a").write_bytes(data)
         with pytest.raises(MissingBackendError, match=re.escape(registry.install_hint("mindspore", "mindspore"))):
@@ -629,7 +629,7 @@ def test_a_member_of_an_npz_that_is_not_a_weight(
     assert_refused(path, message, kind)
 
 
-@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")  # from zipfile, while the test writes the file
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")  # raised by zipfile while the test writes the file
 def test_a_name_that_occurs_twice_in_an_npz(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     write_npz(path, [*FINE_NPZ, FINE_NPZ[0]])
@@ -644,7 +644,7 @@ def test_a_compression_that_numpy_does_not_use(tmp_path: Path, method: int) -> N
 
 
 def test_a_directory_of_an_npz_that_hides_a_member(tmp_path: Path) -> None:
-    """The comment of one entry seems to be long enough to hold the next ones; without biases, they are a layer too."""
+    """The comment of one entry claims a length that covers the next entries, which are the biases."""
     path, data = tmp_path / "a.npz", bytearray(UNDAMAGED["stored.npz"])
     second = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 1)
     data[second + 33] = 1
@@ -653,7 +653,7 @@ def test_a_directory_of_an_npz_that_hides_a_member(tmp_path: Path) -> None:
 
 
 def test_an_npz_that_claims_more_bytes_than_it_has(tmp_path: Path) -> None:
-    """The sizes in the directory of the zip agree with those in the array's header, but not with the file."""
+    """The sizes in the directory agree with the header of the array, but not with the file."""
     path = tmp_path / "a.npz"
     count = (1 << 31) - 256
     member = npy(f"(9, {count // 36})", b"")
@@ -694,7 +694,7 @@ def test_a_pickle_in_an_npz_is_never_loaded(tmp_path: Path) -> None:
     snapshot = snapshot_of(GRU)
     bad = np.array([[CreatesFile(marker)] * 2] * 9, dtype=object)
     np.savez(path, **prefixed("rnn.", snapshot), vocabulary=bad)
-    assert files.load(path) == snapshot  # arrays of others are not read
+    assert files.load(path) == snapshot  # arrays outside the layer are not read
     np.savez(path, weight_ih_l0=bad, weight_hh_l0=snapshot.weights["weight_hh_l0"])
     assert_refused(path, "given dtype '|O'", DTypeError)
     assert not marker.exists()
@@ -733,7 +733,7 @@ def load_or_refuse(folder: Path, name: str, data: bytes) -> Snapshot | None:
             return files.load(path)
     except UnirnnError as error:
         caught = error
-    # In a state dict, names and shapes may be altered so that the file is fine, but the layer is not.
+    # In a state dict, altered names and shapes may leave the file valid but not the layer.
     assert isinstance(caught, FileError) or not name.startswith("ours")
     assert str(caught).startswith(str(path))
     return None
@@ -750,7 +750,7 @@ def test_an_undamaged_file(tmp_path: Path, name: str) -> None:
 def test_a_truncated_file_is_refused(tmp_path: Path, name: str, data: st.DataObject) -> None:
     length = data.draw(st.integers(0, len(UNDAMAGED[name]) - 1))
     found = load_or_refuse(tmp_path, name, UNDAMAGED[name][:length])
-    # For protobuf, a message without its last fields is complete; the snapshot may be as well.
+    # To protobuf, a message without its last fields is complete, and so may the snapshot be.
     assert found is None or (name.endswith(".onnx") and found == snapshot_of(GRU))
 
 
@@ -761,7 +761,7 @@ def test_a_flipped_bit_is_refused_or_is_another_snapshot(tmp_path: Path, name: s
     altered = bytearray(UNDAMAGED[name])
     altered[data.draw(st.integers(0, len(altered) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     found = load_or_refuse(tmp_path, name, bytes(altered))
-    # A zip has checksums, so no number in it changes unnoticed.
+    # A zip has checksums, so a changed number is noticed.
     assert found is None or not UNDAMAGED[name].startswith(b"PK") or found == snapshot_of(GRU)
 
 
@@ -847,7 +847,7 @@ def zipped(**members: bytes) -> bytes:
         (pickle.dumps({"a": [1, "b"]}), "a pickle, and no checkpoint: there is no tensor in it"),
         (pickle.dumps(Fraction(1, 2)), "a pickle of an object fractions.Fraction, and no checkpoint"),
     ],
-    ids=lambda value: value[:40] if isinstance(value, str) else "",  # archives hold the time at which they were made
+    ids=lambda value: value[:40] if isinstance(value, str) else "",  # the bytes of an archive depend on the time
 )
 def test_what_is_no_model_is_named(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "a.bin"
@@ -937,10 +937,10 @@ values: st.SearchStrategy[Any] = st.recursive(
 
 
 def restored(value: Any) -> Any:
-    """What `read_pickle` gives, as what was pickled."""
+    """The result of `read_pickle`, converted to the pickled value."""
     if isinstance(value, PickledDict):
         return {key: restored(item) for key, item in value.pairs}
-    if isinstance(value, Object):  # before protocol 3, bytes are a call
+    if isinstance(value, Object):  # before protocol 3, bytes are pickled as a call
         assert value.function in (Global("_codecs", "encode"), Global("__builtin__", "bytes"))
         return value.arguments[0].encode("latin-1") if value.arguments else b""
     return type(value)(map(restored, value)) if isinstance(value, (list, tuple)) else value
@@ -972,16 +972,16 @@ def text_of(count: int) -> bytes:
 @pytest.mark.parametrize(
     "pickled",
     [
-        # one long string, on which a function is called a thousand times, or of which a thousand names are made
+        # one long string, passed to a function a thousand times or used in a thousand names
         b"\x80\x02]c_codecs\nencode\nq\x00" + text_of(100_000) + b"q\x01\x85Ra" + b"h\x00h\x01\x85Ra" * 1_000 + b".",
         b"\x80\x04" + text_of(100_000) + b"q\x01" + b"h\x01h\x01\x93" * 1_000 + b".",
         b"\x80\x02]q\x00(" + b"N" * 100_000 + b"tq\x01" + b"cf\ng\nh\x01R" * 1_000 + b".",
-        # keys that are long, or a dict that is in itself twice, at each of thirty levels
+        # long keys, or a dict that holds the previous one twice, at many levels
         b"\x80\x02" + text_of(100_000) + b"q\x010" + b"}h\x01" * 90 + b"}" + b"s" * 90 + b".",
         b"\x80\x02}q\x000" + b"".join(b"}q%c(K\x01h%cK\x02h%cu0" % (n + 1, n, n) for n in range(60)) + b"h\x3c.",
         b"\x80\x02" + b"]" * 20_000 + b"a" * 19_999 + b".",
         b"\x80\x02" + b"(" * 20_000 + b"t" * 19_999 + b".",
-        # claims that no byte backs
+        # claimed sizes without the bytes
         b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b".",
         b"\x80\x05\x8e" + (1 << 40).to_bytes(8, "little") + b".",
         b"\x80\x04\x95" + (1 << 40).to_bytes(8, "little") + b"N.",
@@ -993,7 +993,7 @@ def text_of(count: int) -> bytes:
 @pytest.mark.parametrize("kind", ["zip", "pickle"])
 def test_a_pickle_takes_no_more_memory_than_it_has_operations(tmp_path: Path, pickled: bytes, kind: str) -> None:
     path = tmp_path / "a.pt"
-    # What follows the end of a pickle is ignored, but a pickle without one of some words need not be read.
+    # Bytes after the end of a pickle are ignored; without a word like this one, a pickle need not be read.
     path.write_bytes(torch_zip(pickled) if kind == "zip" else pickled + b"ndarray")
     with limited_memory(64 << 20), suppress(FileError):
         assert files.contents(path).layers == {}
@@ -1056,7 +1056,7 @@ def test_a_part_of_a_saved_model(tmp_path: Path, suffix: str) -> None:
         files.load(path, prefix="decoder")
     with pytest.raises(SpecError, match=r"spec: given GRUSpec\(2, 3\), but the file says Sequential\("):
         files.load(path, spec=GRU)
-    # Opened as another model, it is like any state dict.
+    # With another spec, the file is read like any state dict.
     encoder = Sequential(rnn=GRUSpec(4, 4, batch_first=True))
     without: dict[str, str | None] = dict.fromkeys(("embedding.", "block.", "norm.", "head."))
     assert files.load(path, spec=encoder, rename={"encoder.": "rnn.", **without}).spec == encoder
@@ -1074,7 +1074,7 @@ def test_the_model_of_a_state_dict(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(ArgumentError, match=r"perhaps rename=\{'gru\.': 'encoder\.'\}") as caught:
         files.load(path, spec=MODEL, prefix="net")
     assert str(caught.value).startswith(f"{path}: weights: missing encoder.weight_ih_l0, ")
-    # What is left out is not read.
+    # Arrays that are left out are not read.
     write(path, {**arrays, **more, "other": np.ones((2_000, 1_000), "f4")})
     with limited_memory():
         files.load(path, spec=MODEL, rename={"net.gru.": "encoder.", "net.": "", "other": None})
@@ -1163,7 +1163,7 @@ DROPOUT = {"kind": "Dropout", "p": 0.5, "locked": False}
         ({"kind": "Model", "name": "Tagger", "layers": {}}, "is code, which no dict holds"),
         ({"kind": "Embedding", "num_embeddings": 10**15, "embedding_dim": 10**15}, "doesn't fit the arrays"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",  # the repr of the deepest recurses too far
+    ids=lambda value: value if isinstance(value, str) else "",  # the repr of the deepest one recurses too far
 )
 def test_hostile_definitions(tmp_path: Path, spec: dict[str, Any], message: str) -> None:
     header, data = header_of(snapshot_of(GRU))

@@ -1,4 +1,4 @@
-"""Models as data: their values, the sizes that are told from layer to layer, their mistakes, and their summaries."""
+"""Models as data: values, sizes inferred from layer to layer, mistakes, and summaries."""
 
 import copy
 import dataclasses
@@ -134,7 +134,7 @@ def test_what_is_left_out_is_told_later() -> None:
 
 
 def test_many_layers_within_each_other() -> None:
-    """None of what is asked of a model takes twice the time if there is one more around it."""
+    """Nesting a model once more must not double the time of any operation."""
     model: Spec = LinearSpec(out_features=3)
     for _ in range(30):
         model = Sequential(Residual(ActivationSpec("relu")), Concat(model))

@@ -40,7 +40,7 @@ class TestFrameworks:
         places: tuple[names.Place, ...] = ("constructor", "build")
         rows = {row.name_in(framework) for place in places for row in names.arguments(spec.kind, place)} - {None}
         if framework == "mindspore" and spec.kind == "RNN":
-            rows -= {"nonlinearity"}  # by keyword only: the constructor reads it from **kwargs
+            rows -= {"nonlinearity"}  # keyword only: the constructor reads it from **kwargs
             assert "nonlinearity" in layer(framework, spec).__doc__
         actual = parameters(framework, spec)
         if spec.kind != "LSTM":

@@ -1,4 +1,4 @@
-"""What ``unirnn new-backend`` writes: it installs, is found, builds, and keeps the guarantees; and what it refuses."""
+"""The package that ``unirnn new-backend`` writes installs, is found, builds and keeps the guarantees."""
 
 import os
 import re
@@ -122,7 +122,7 @@ def test_it_names_its_backend(installed: Path) -> None:
 
 @needs_torch
 def test_its_own_tests_pass_and_the_conformance_suite(installed: Path) -> None:
-    # Of the conformance suite, which takes half a minute, the two tests that have something of everything.
+    # The whole conformance suite takes half a minute; these two tests cover a bit of everything.
     chosen = [f"{SUITE}.test_guarantees::test_random_specs", f"{SUITE}.test_models::test_random_models"]
     options = ["--pyargs", *chosen, "--rnn-backends=my_frame"]
     run("pytest", "tests", *options, folder=installed.parent / "unirnn-my-frame", path=installed)

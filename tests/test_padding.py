@@ -1,4 +1,4 @@
-"""Batches padded on the left, and masks: the steps are moved on every backend, and gradients with them."""
+"""Batches padded on the left, and masks: every backend moves the steps, and moves gradients back."""
 
 from collections.abc import Callable
 from typing import Any
@@ -60,7 +60,7 @@ def test_gradients_are_moved_back(rnn_backend: Subject) -> None:
 
 
 def test_a_batch_padded_on_the_left(rnn_backend: Subject) -> None:
-    """Each sequence gives what it gives by itself, at the steps where it is."""
+    """Each sequence gives the same results as alone, at its own steps."""
     net = GRUSpec(2, 3, bidirectional=True).build(rnn_backend.backend.name, seed=0, **rnn_backend.options)
     x = np.random.default_rng(0).standard_normal((T, B, 2)).astype(np.float32)
     to_numpy = rnn_backend.backend.to_numpy

@@ -79,7 +79,7 @@ MODULES = {
 
 @pytest.fixture
 def others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """A folder with a distribution whose backends are all broken, each in another way."""
+    """A folder with a distribution of broken backends, each broken in a different way."""
     write_distribution(tmp_path, "others", ENTRY_POINTS, {f"{name}.py": text for name, text in MODULES.items()})
     monkeypatch.setattr(registry, "_loaded", {})
     with installed(tmp_path, monkeypatch):
@@ -262,7 +262,7 @@ def test_a_wrong_environment_variable_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_masked_array_is_no_weight() -> None:
     taken = unirnn.snapshot(GRUSpec(2, 3).build("numpy", seed=0))
-    ma: Any = np.ma  # which has no types in the stubs of NumPy 1
+    ma: Any = np.ma  # the stubs of NumPy 1 have no types for it
     weights = {**taken.weights, "bias_ih_l0": ma.masked_array(taken.weights["bias_ih_l0"], True)}
     makes: tuple[Callable[[], Any], ...] = (
         lambda: unirnn.Snapshot(taken.spec, weights),

@@ -216,7 +216,7 @@ def test_a_parametrized_weight(parts: list[str], spec: RecurrentSpec | None, pre
         unirnn.snapshot(weights, spec=spec)
     assert str(caught.value).startswith("weights: given a parametrization of weight_hh_l0, expected the weight itself")
     assert "torch.nn.utils.parametrize.remove_parametrizations" in str(caught.value)
-    # If the weight itself is there as well, it may be out of date.
+    # If the weight is there as well, it may be out of date.
     weights[f"{prefix}weight_hh_l0"] = WEIGHTS["weight_hh_l0"]
     with pytest.raises(errors.SpecError, match=r"^weights: given '.*' beside weight_hh_l0, so the weight may be comp"):
         unirnn.snapshot(weights, spec=spec)
@@ -324,7 +324,7 @@ STACK = GRUSpec(3, 4, 3, bidirectional=True)
 
 
 def spread(names: list[str], spec: RecurrentSpec = STACK) -> dict[str, Any]:
-    """The state dict of a stack, each layer of which has a prefix."""
+    """The state dict of a stack, with a prefix for each layer."""
     return {
         prefix + name: array
         for prefix, layer in zip(names, unstack(drawn(spec)), strict=True)
@@ -376,7 +376,7 @@ def test_arrays_between_the_layers_of_a_stack(names: list[str], between: str, pl
 
 
 def test_summed_directions_are_a_model() -> None:
-    """What the error says works, for the first and the second layer of DeepSpeech2."""
+    """The remedy in the error message works, for the first and the second layer of DeepSpeech2."""
     layers = [drawn(LSTMSpec(size, 4, bidirectional=True)) for size in (3, 4)]
     arrays = {f"rnns.{k}.rnn.{name}": array for k in (0, 1) for name, array in layers[k].weights.items()}
     with pytest.raises(errors.SpecError) as caught:
@@ -654,7 +654,7 @@ def test_load_weights_that_fit_exactly() -> None:
     assert unirnn.snapshot(with_biases) == zeros
     unirnn.load_weights(bias_free, zeros)
     assert unirnn.snapshot(bias_free) == without
-    unirnn.load_weights(with_biases, whole.cast("float64"))  # each number is also one of float32
+    unirnn.load_weights(with_biases, whole.cast("float64"))  # each number is exact in float32
     assert unirnn.snapshot(with_biases) == whole
     unknown = Snapshot(whole.spec, {n: np.full_like(a, np.nan) for n, a in whole.weights.items()})
     unirnn.load_weights(with_biases, unknown)
@@ -755,7 +755,7 @@ TRAINED = Snapshot(MODEL, _weights.draw(MODEL, 0)).cast("float32")
 
 
 def model_dict(**changed: Any) -> dict[str, Any]:
-    """The state dict that torch has of the model, under other names, and with a layer that the model does not have."""
+    """The model's state dict in torch, under other names and with an additional layer."""
     names = {"embedding.": "emb.", "encoder.": "lstm.", "norm.": "bn."}
     arrays = {}
     for name, array in TRAINED.weights.items():
@@ -791,14 +791,14 @@ def test_a_snapshot_of_a_single_layer(spec: Spec) -> None:
 
 def test_the_model_of_a_state_dict() -> None:
     assert unirnn.snapshot(model_dict(), spec=MODEL, rename=RENAME) == TRAINED
-    # Arrays that are shared may be there once, under either name.
+    # A shared array may occur only once, under either name.
     assert unirnn.snapshot(model_dict(**{"head.weight": None}), spec=MODEL, rename=RENAME) == TRAINED
     others = {old: new for old, new in RENAME.items() if old != "emb."}
     assert unirnn.snapshot(model_dict(**{"emb.weight": None}), spec=MODEL, rename=others) == TRAINED
-    # The longest beginning counts, and None leaves arrays out.
+    # The longest prefix wins, and None leaves arrays out.
     more = {**RENAME, "": "no.", "bn.num": "bn.num", "conv.": "conv.", "head.": "head.", "head.aux.": None}
     assert unirnn.snapshot(model_dict(**{"head.aux.weight": np.ones(3)}), spec=MODEL, rename=more) == TRAINED
-    # Under a prefix, what is elsewhere does not count.
+    # With a prefix, arrays outside of it are ignored.
     for prefix in ("net.model.", "net.model"):
         arrays = {f"net.model.{name}": array for name, array in model_dict().items()} | {"optimizer": np.ones(3)}
         assert unirnn.snapshot(arrays, spec=MODEL, prefix=prefix, rename=RENAME) == TRAINED

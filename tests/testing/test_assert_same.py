@@ -1,4 +1,4 @@
-"""Two models that compute the same pass, whatever they are of; two that don't are told apart in words."""
+"""Equal models of any framework pass; for models that differ, the message names the difference."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -35,7 +35,7 @@ MODEL = Sequential(
 
 
 def message(*args: Any, **kwargs: Any) -> list[str]:
-    """The lines of the failure, without the first one that has the names of the models."""
+    """The lines of the failure after the first, which has the names of the models."""
     with pytest.raises(AssertionError) as caught:
         assert_same(*args, **kwargs)
     first, *lines = str(caught.value).splitlines()
@@ -52,7 +52,7 @@ def changed(
     return Snapshot(as_spec or spec, {**weights, **change(weights)}).build("numpy")
 
 
-# ---- what is the same ----------------------------------------------------------------------------
+# ---- equal models ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("spec", [LAYER, MODEL, RNNSpec(3, 4)], ids=lambda spec: spec.kind)
@@ -114,7 +114,7 @@ def test_a_call_can_be_given() -> None:
     assert_same(net, net, given, call=lambda model, input, seq_length: model(input, 2.0))
 
 
-# ---- what differs --------------------------------------------------------------------------------
+# ---- differences --------------------------------------------------------------------------------
 
 
 def test_a_gru_of_the_other_variant() -> None:
@@ -163,7 +163,7 @@ def test_the_first_layer_of_a_model() -> None:
 
 
 class Wrong:
-    """A layer with the spec and the weights of another, and results of its own."""
+    """A layer with the spec and the weights of another, but its own results."""
 
     def __init__(self, module: Any, change: Callable[[Any, Any], Any]) -> None:
         self.module, self.change, self.spec = module, change, module.spec

@@ -34,19 +34,19 @@ def with_a_mask_of_padding(x: Any, scale: float = 1, key_padding_mask: Any = Non
 
 
 def with_a_mask_of_attention_as_well(x: Any, mask: Any = None, src_key_padding_mask: Any = None) -> Any:
-    """As ``torch.nn.TransformerEncoder``, whose ``mask`` is of pairs of steps."""
+    """Like ``torch.nn.TransformerEncoder``, whose ``mask`` is over pairs of steps."""
     assert mask is None
     return src_key_padding_mask
 
 
 class WithForward:
-    """As a module of torch: called by an object's own, tells its arguments by another method."""
+    """Like a torch module: calling it forwards to a method, which has the argument names."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
 
     def forward(self, input: Any, input_lengths: Any = None, mask: Any = None) -> Any:
-        assert mask is None  # one way is enough
+        assert mask is None  # the lengths are enough
         return input_lengths
 
 

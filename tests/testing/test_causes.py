@@ -1,4 +1,4 @@
-"""Each usual mistake is recognised by the numbers that it gives, and nothing is named for other numbers."""
+"""Each common mistake is recognised by its numbers, and other numbers name no cause."""
 
 import functools
 from dataclasses import replace
@@ -62,12 +62,12 @@ def drawn(spec: RecurrentSpec, *, with_resets: bool = False) -> tuple[dict[str, 
 
 @functools.cache
 def recognised(spec: RecurrentSpec, with_resets: bool) -> dict[str, set[str]]:
-    """The mistakes in whose numbers each mistake is seen; none for one that changes nothing in this layer."""
+    """For each mistake, the mistakes recognised in its numbers; none if it changes nothing in this layer."""
     weights, given = drawn(spec, with_resets=with_resets)
     trial = trial_of(spec, weights, given)
     right = trial.run()
     candidates = {row.text: list(row.candidates(trial)) for row in hypotheses(spec, with_resets)}
-    assert len(candidates) == len(list(hypotheses(spec, with_resets)))  # no text twice
+    assert len(candidates) == len(list(hypotheses(spec, with_resets)))  # all texts differ
     found: dict[str, set[str]] = {}
     for text, own in candidates.items():
         found[text] = {
@@ -86,7 +86,7 @@ def test_each_mistake_of_a_recurrent_layer_gives_numbers_of_its_own(spec: Recurr
 
 
 def test_each_mistake_is_seen_in_some_layer() -> None:
-    """So that no row of the table is there for nothing."""
+    """Every row of the table is needed."""
     found = [recognised(spec, with_resets) for spec, with_resets in SPECS]
     for text in {text for rows in found for text in rows}:
         assert any(text in rows and rows[text] == {text} for rows in found), text

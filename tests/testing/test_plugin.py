@@ -29,7 +29,7 @@ MARKED = "import pytest\n@pytest.mark.rnn_backend({})\n" + TEST
 
 @pytest.fixture(autouse=True, scope="module")
 def _frameworks_stay_imported() -> None:
-    """What is imported within a run of pytester is forgotten after it, and no framework can be imported twice."""
+    """Keep frameworks imported: pytester forgets imports after a run, and frameworks can't be imported twice."""
     for name in registry.backends():
         with suppress(BackendError):
             registry.load(name)
@@ -37,7 +37,7 @@ def _frameworks_stay_imported() -> None:
 
 @pytest.fixture
 def absent(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of a backend that is registered, and whose framework is not installed."""
+    """The name of a registered backend whose framework is not installed."""
     folder = tmp_path_factory.mktemp("absent")
     modules = {"unirnn_absent.py": "import a_framework_that_nobody_has\n"}
     write_distribution(folder, "unirnn-absent", "[unirnn.backends]\nabsent = unirnn_absent:backend\n", modules)
@@ -46,7 +46,7 @@ def absent(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
 
 
 def run(pytester: pytest.Pytester, code: str, *options: str) -> dict[str, str]:
-    """The tests of a file, and how they end: the reason, if they are skipped."""
+    """The outcome of each test in a file; for a skipped test, the reason."""
     pytester.makepyfile(code)
     found = {}
     for report in pytester.inline_run("-p", "no:cacheprovider", *options).getreports("pytest_runtest_logreport"):
@@ -206,7 +206,7 @@ def test_what_cannot_run_for_each_backend_says_so(pytester: pytest.Pytester) -> 
 
 
 class OfLSTMs(NumpyBackend):
-    """It has LSTMs only, of one dtype, and an option that it knows no kernels of."""
+    """A backend with LSTMs only, in one dtype, and without kernels."""
 
     name = "of_lstms"
     support = replace(NumpyBackend.support, who="of_lstms", kinds=("LSTM",), dtypes=("float32",))
@@ -216,7 +216,7 @@ class OfLSTMs(NumpyBackend):
 
 
 class Broken(NumpyBackend):
-    """Its framework is there, and its driver is not."""
+    """A backend with its framework, but without a working driver."""
 
     name = "broken"
 

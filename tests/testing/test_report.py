@@ -1,4 +1,4 @@
-"""The command that runs the conformance suite: its table, strict limits, borrowed gradients, and its status."""
+"""The command that runs the conformance suite: its table, strict limits, borrowed gradients, and exit status."""
 
 import importlib.util
 import os
@@ -29,7 +29,7 @@ backend = Mine()
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where a user works: with a configuration and a conftest that no test would survive, and with the backend."""
+    """A user's working folder: the backend, and a configuration and a conftest that would break any test."""
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --no-such-option\n")
     (tmp_path / "conftest.py").write_text("raise RuntimeError('not for the suite')\n")
     write_distribution(tmp_path, "mine", "[unirnn.backends]\nmine = mine:backend\n", {"mine.py": MINE})

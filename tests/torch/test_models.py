@@ -1,4 +1,4 @@
-"""A model that the torch backend builds does everywhere in torch what one that was written by hand does."""
+"""A model that the torch backend builds works everywhere in torch like one that was written by hand."""
 
 import copy
 import io
@@ -71,7 +71,7 @@ each = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 
 
 def batch(spec: Spec, lengths: tuple[int, ...] = (9, 5, 0, 7), steps: int = 9) -> tuple[Tensor, Tensor]:
-    """An input with no token, or NaN, in its padding, and the lengths."""
+    """An input with invalid tokens or NaN in its padding, and the lengths."""
     generator = torch.Generator().manual_seed(1)
     ns = torch.tensor(lengths)
     if spec.takes_tokens:
@@ -308,7 +308,7 @@ def test_a_batch_normalisation_by_itself_is_one_graph() -> None:
 
 
 def test_a_training_step_in_a_graph_counts_the_valid_steps_only() -> None:
-    """Other models' graphs are those of `test_one_graph_with_any_lengths`; here is all that a graph can hold."""
+    """The model has everything that a graph can hold; `test_one_graph_with_any_lengths` covers other models."""
     nets = [FEATURES.build("torch", seed=0) for _ in range(2)]
     torch.compiler.reset()
     compiled = torch.compile(nets[1], fullgraph=True, backend="aot_eager")
@@ -469,7 +469,7 @@ def test_locked_dropout_drops_the_same_in_all_steps() -> None:
 
 
 class Attention(unirnn.Model):
-    """Scores of tags from an attention over the valid steps."""
+    """Tag scores from attention over the valid steps."""
 
     def __init__(self, tags: int) -> None:
         self.embedding = EmbeddingSpec(20, 6)

@@ -52,7 +52,7 @@ RESET_BEFORE = GRUSpec(3, 4, reset_after=False)
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a native layer one operator in a graph, as it is on a GPU."""
+    """Run a native layer as one operator in a graph, as on a GPU."""
     decide = dispatch.route
 
     def route(kernel: str, *arguments: Any, **options: Any) -> Route:
@@ -123,7 +123,7 @@ def test_random_layers_against_the_reference(kind: str, data: st.DataObject) -> 
 
 @every_kind
 def test_results_do_not_depend_on_the_number_of_threads(kind: str) -> None:
-    """Bit for bit; the layer is large enough for three."""
+    """The results are equal bit for bit; the layer is large enough for three threads."""
     module = spec_of(kind, 24, 40, bidirectional=True).build("torch", seed=0, kernel="compiled")
     x, hx, ns = batch(module.spec, 80, [80, 0, 77, 3, *range(40, 80)])
     found = []
@@ -220,7 +220,7 @@ def test_weights_that_do_not_fit_are_refused(grad: bool) -> None:
 def test_valid_steps_equal_dense_steps(
     kind: str, batch_first: bool, lengths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A native call runs over the valid steps only in inference, and on a GPU in training too."""
+    """A native call skips the padding in inference, and on a GPU in training too."""
     spec = spec_of(kind, 3, 4, 2, bidirectional=True, batch_first=batch_first)
     module = spec.build("torch", dtype="float64", seed=0, kernel="native")
     x, hx, ns = batch(spec, 6, lengths, dtype=torch.float64)
@@ -260,7 +260,7 @@ def test_second_derivatives(kind: str, lengths: list[int] | None) -> None:
 @pytest.mark.parametrize("kernel", ["auto", "native"])
 @each_kind
 def test_gradient_penalty(kind: str, kernel: str) -> None:
-    """float32, in which a native LSTM is oneDNN's."""
+    """The dtype is float32, in which oneDNN runs a native LSTM."""
     spec = spec_of(kind, 3, 4)
     x, _, _ = batch(spec, 20, [20, 20])
     penalties = []
@@ -301,7 +301,7 @@ def test_gradients_of_some_arguments_only() -> None:
 
 
 def test_an_output_changed_in_place() -> None:
-    """The backward pass does not read the output that the caller has."""
+    """The backward pass does not read the caller's output."""
     for lengths in (None, [5, 0, 2]):
         found: list[Tensor] = []
         for inplace in (True, False):
@@ -327,7 +327,7 @@ def test_operators_pass_opcheck(kind: str, kernel: str) -> None:
         [*module.parameters(), *([None] if spec.kind == "LSTM" else [])],
         torch.arange(15).reshape(5, 3) % 4 == 2,
     )
-    # Of ragged calls that keep what a backward pass needs, the rest of the buffer is left as it was.
+    # A ragged call that prepares a backward pass leaves part of its buffer uninitialised, which opcheck would compare.
     torch.library.opcheck(operator, (x.nan_to_num(), None, None, *states, *weights, True, kernel, True))
     torch.library.opcheck(
         operator, (x, ns, resets, *states, *[w if w is None else w.detach() for w in weights], True, kernel, False)
@@ -353,7 +353,7 @@ def sorted_by_shape(tensors: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def test_a_training_step_imports_neither_the_compiler_nor_the_exporter() -> None:
-    """They take seconds, and 50 ms; `torch.library.custom_op` and `torch.onnx.is_in_onnx_export` would."""
+    """These imports take seconds and 50 ms; `torch.library.custom_op` and `torch.onnx.is_in_onnx_export` cause them."""
     code = (
         "import sys, torch, unirnn\n"
         "gru = unirnn.GRUSpec(3, 4).build('torch', seed=0, kernel='compiled')\n"
@@ -373,7 +373,7 @@ def test_a_training_step_imports_neither_the_compiler_nor_the_exporter() -> None
     ],
 )
 def test_weights_in_one_piece_lie_as_cudnn_has_them(spec: RecurrentSpec, starts: list[int], size: int) -> None:
-    # Where torch.nn.RNNBase.flatten_parameters put them on an H100, read off there.
+    # The expected offsets come from torch.nn.RNNBase.flatten_parameters on an H100.
     weights = [w.detach() for w in spec.build("torch", seed=0).parameters()]
     found = native._in_one_piece(weights)
     assert [w.storage_offset() for w in found] == starts
@@ -566,7 +566,7 @@ def test_a_gpu_has_no_compiled_kernel() -> None:
     assert [kernel.name for kernel in unirnn.explain(GRUSpec(3, 4), "torch", "gpu").kernels] == ["native", "reference"]
 
 
-# torch.func.jvp itself uses it
+# torch.func.jvp uses torch.jit.script
 ignore_jit_script_warning = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 
@@ -714,7 +714,7 @@ def test_the_compiled_kernel_by_name_where_it_is_missing() -> None:
 
 @each_kind
 def test_saved_tensors_go_through_autograd(kind: str) -> None:
-    """They can be packed and unpacked, recomputed, traced, and used for several gradients at once."""
+    """Saved tensors can be packed and unpacked, recomputed, traced, and used for several gradients."""
     module = spec_of(kind, 3, 4, 2, bidirectional=True).build("torch", dtype="float64", seed=0)
     x, _, ns = batch(module.spec, 7, [7, 0, 4], dtype=torch.float64)
     x.requires_grad_()
@@ -747,7 +747,7 @@ def test_saved_tensors_go_through_autograd(kind: str) -> None:
         results = flat(module(dense))
     output.sum().backward()
     weights = list(module.parameters())
-    # Whoever shards a model resizes its memory.
+    # Sharding a model resizes the memory of its tensors.
     for tensor in (dense, output, *results, *weights):
         assert tensor.untyped_storage().resizable()
     for leaf in (dense, *weights):
@@ -858,7 +858,7 @@ def test_the_default_device_has_no_influence() -> None:
 )
 @pytest.mark.parametrize("grad", [True, False])
 def test_a_device_is_never_waited_for(spec: RecurrentSpec, grad: bool) -> None:
-    # A tensor on meta has no values, so reading one, which would wait for a GPU, raises.
+    # A meta tensor has no values, so reading it raises; on a GPU, reading would wait.
     module = spec.build("torch").to("meta")
     x = torch.empty(5, 5, 3, device="meta", requires_grad=True)
     with torch.set_grad_enabled(grad):
@@ -869,7 +869,7 @@ def test_a_device_is_never_waited_for(spec: RecurrentSpec, grad: bool) -> None:
                 x.grad = None
                 output.sum().backward()
                 assert x.grad is not None
-    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # lengths are read, to be checked
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # checking lengths reads them
         module(x, None, torch.empty(5, dtype=torch.int64, device="meta"))
 
 

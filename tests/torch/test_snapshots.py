@@ -196,13 +196,13 @@ pruned: Any = partial(prune.random_unstructured, amount=0.5)
 
 
 def dropped(layer: Any) -> None:
-    """As AWD-LSTM does in a call: the weight is a copy of the raw one with elements dropped out."""
+    """Like AWD-LSTM during a call: the weight is a copy of the raw weight with dropped elements."""
     layer.weight_hh_l0_raw = layer.weight_hh_l0
     layer.weight_hh_l0 = torch.nn.Parameter(torch.nn.functional.dropout(layer.weight_hh_l0))
 
 
 def dropped_from_above(layer: Any) -> None:
-    """As fastai does, whose wrapper has the raw weight."""
+    """Like fastai, whose wrapper has the raw weight."""
     layer._parameters["weight_hh_l0"] = torch.nn.functional.dropout(layer.weight_hh_l0)
 
 
