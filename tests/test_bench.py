@@ -168,7 +168,7 @@ def test_models_as_people_write_them_compute_the_same_as_ours(
 
 @pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
 @pytest.mark.parametrize("name", INSTALLED)
-def test_a_step_and_what_it_is_compared_with(name: str, cell: str) -> None:
+def test_baselines_of_a_step_compute_the_same_as_ours(name: str, cell: str) -> None:
     work = Work.draw(Layer(cell, "step", 1, False, "dense", False), "eager", 1, False)
     assert work.hx is not None
     calls = baselines.load(registry.load(name)).calls(work)

@@ -198,7 +198,7 @@ def test_characters_that_the_terminal_lacks_are_escaped(encoding: str) -> None:
 @pytest.mark.usefixtures("run")
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.parametrize("arguments", [["names"], ["explain", "-b", "numpy"], ["backends", "--json"], ["--help"]])
-def test_a_full_disk_is_told_in_one_line(arguments: list[str]) -> None:
+def test_a_full_disk_is_an_error_in_one_line(arguments: list[str]) -> None:
     with open("/dev/full", "w") as full:
         result = run_in_new_process(*arguments, output=full)
     assert (result.returncode, result.stderr) == (2, "unirnn: [Errno 28] No space left on device\n")
@@ -250,7 +250,7 @@ def test_control_characters_of_names_are_escaped(run: Run, tmp_path: Path, monke
         (["--num-layers", "99999999999999999999"], "num_layers: given 99999999999999999999, expected at most 10000 in"),
     ],
 )
-def test_sizes_that_no_memory_holds(run: Run, arguments: list[str], message: str) -> None:
+def test_sizes_beyond_any_memory_are_refused(run: Run, arguments: list[str], message: str) -> None:
     result = run("parity", "--backend", "numpy", *arguments, status=2)
     assert result.stderr.startswith(f"unirnn: {message}")
     assert result.stderr.count("\n") == 1
@@ -258,7 +258,7 @@ def test_sizes_that_no_memory_holds(run: Run, arguments: list[str], message: str
 
 @pytest.mark.usefixtures("run")
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of the memory")
-def test_too_little_memory() -> None:
+def test_too_little_memory_is_an_error_in_one_line() -> None:
     before = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))"
     result = run_in_new_process("parity", "--backend", "numpy", "--steps", "1000000000", before=before)
     assert result.returncode == 2
@@ -450,7 +450,7 @@ def test_parity_on_a_narrow_terminal_is_coloured_and_complete(run: Run, monkeypa
         (["--seed", "-1"], "seed: given -1"),
     ],
 )
-def test_parity_refuses(run: Run, arguments: list[str], message: str) -> None:
+def test_parity_refuses_wrong_options(run: Run, arguments: list[str], message: str) -> None:
     result = run("parity", *arguments, status=2)
     assert result.stdout == ""
     assert result.stderr.startswith(f"unirnn: {message}")
@@ -512,7 +512,7 @@ def test_explain_every_installed_backend(run: Run) -> None:
         (["GRUSpec(3, 4)", "--dtype", "int8"], "dtype: given 'int8'"),
     ],
 )
-def test_explain_refuses(run: Run, arguments: list[str], message: str) -> None:
+def test_explain_refuses_wrong_arguments(run: Run, arguments: list[str], message: str) -> None:
     result = run("explain", *arguments, status=2)
     assert result.stdout == ""
     assert result.stderr.startswith(f"unirnn: {message}")

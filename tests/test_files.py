@@ -247,7 +247,9 @@ def test_a_symbolic_link_is_followed(tmp_path: Path, there: bool) -> None:
         ("folder.safetensors", IsADirectoryError, "folder.safetensors"),
     ],
 )
-def test_paths_that_cannot_be_written(tmp_path: Path, name: str, error: type[Exception], message: str) -> None:
+def test_paths_that_cannot_be_written_are_an_error(
+    tmp_path: Path, name: str, error: type[Exception], message: str
+) -> None:
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(error, match=message):
         files.save(snapshot_of(GRU), tmp_path / name)
@@ -261,7 +263,9 @@ def test_paths_that_cannot_be_written(tmp_path: Path, name: str, error: type[Exc
         ("folder", IsADirectoryError, "such as one of those in it: model.safetensors, rnn.npz: '.*folder'"),
     ],
 )
-def test_paths_that_cannot_be_read(tmp_path: Path, path: str, error: type[Exception], message: str) -> None:
+def test_paths_that_cannot_be_read_are_an_error(
+    tmp_path: Path, path: str, error: type[Exception], message: str
+) -> None:
     for name in ("README.md", "rnn.npz", "model.safetensors"):
         (tmp_path / "folder" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "folder" / name).touch()
@@ -269,7 +273,7 @@ def test_paths_that_cannot_be_read(tmp_path: Path, path: str, error: type[Except
         files.load(tmp_path / path)
 
 
-def test_a_path_of_the_wrong_type() -> None:
+def test_a_path_of_the_wrong_type_is_refused() -> None:
     for call in (files.load, lambda path: files.save(snapshot_of(GRU), path)):
         with pytest.raises(ArgumentError, match="path: given 3, expected a str or an"):
             call(3)  # type: ignore[arg-type]
@@ -280,7 +284,7 @@ def test_a_path_of_the_wrong_type() -> None:
     [{"spec": "GRU"}, {"spec": GRU.to_dict()}, {"spec": GRUSpec}, {"prefix": 3}],
     ids=repr,
 )
-def test_a_spec_or_prefix_of_the_wrong_type(tmp_path: Path, arguments: dict[str, Any]) -> None:
+def test_a_spec_or_prefix_of_the_wrong_type_is_refused(tmp_path: Path, arguments: dict[str, Any]) -> None:
     path = tmp_path / "a.safetensors"
     snapshot_of(GRU).save(path)
     (given,) = arguments.values()
@@ -377,7 +381,7 @@ FINE = json.dumps({"format": 2, "spec": GRU.to_dict()})
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_altered_metadata(tmp_path: Path, metadata: str, message: str) -> None:
+def test_altered_metadata_is_refused(tmp_path: Path, metadata: str, message: str) -> None:
     header, data = header_of(snapshot_of(GRU))
     header["__metadata__"] = {"unirnn": metadata}
     path = tmp_path / "a.safetensors"
@@ -410,7 +414,7 @@ def changed(header: Header, name: str, **entry: Any) -> Header:
         lambda h: "",
     ],
 )
-def test_altered_arrays(tmp_path: Path, change: Any) -> None:
+def test_altered_arrays_are_refused(tmp_path: Path, change: Any) -> None:
     header, data = header_of(snapshot_of(GRU))
     path = tmp_path / "a.safetensors"
     write_safetensors(path, change(header), data)
@@ -418,7 +422,7 @@ def test_altered_arrays(tmp_path: Path, change: Any) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 2**32, 2**63, 2**64 - 1])
-def test_a_header_with_a_wrong_length(tmp_path: Path, length: int) -> None:
+def test_a_header_with_a_wrong_length_is_refused(tmp_path: Path, length: int) -> None:
     snapshot, path = snapshot_of(GRU), tmp_path / "a.safetensors"
     snapshot.save(path)
     path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
@@ -426,7 +430,7 @@ def test_a_header_with_a_wrong_length(tmp_path: Path, length: int) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_the_same_snapshot_is_the_same_bytes(tmp_path: Path, suffix: str) -> None:
+def test_equal_snapshots_are_saved_as_equal_bytes(tmp_path: Path, suffix: str) -> None:
     for number in range(5):
         files.save(snapshot_of(GRU), tmp_path / f"{number}{suffix}")
     assert len({(tmp_path / f"{number}{suffix}").read_bytes() for number in range(5)}) == 1
@@ -604,7 +608,7 @@ def test_npz_headers_of_other_writers(tmp_path: Path) -> None:
     ],
     ids=lambda value: repr(value)[:60],
 )
-def test_an_altered_member_of_an_npz(tmp_path: Path, member: bytes, message: str) -> None:
+def test_an_altered_member_of_an_npz_is_refused(tmp_path: Path, member: bytes, message: str) -> None:
     path = tmp_path / "a.npz"
     write_npz(path, [("weight_ih_l0.npy", member), FINE_NPZ[1]])
     assert_refused(path, message)
@@ -630,20 +634,20 @@ def test_a_member_of_an_npz_that_is_not_a_weight(
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")  # raised by zipfile while the test writes the file
-def test_a_name_that_occurs_twice_in_an_npz(tmp_path: Path) -> None:
+def test_a_name_that_occurs_twice_in_an_npz_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     write_npz(path, [*FINE_NPZ, FINE_NPZ[0]])
     assert_refused(path, "'weight_ih_l0' occurs twice")
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_compression_that_numpy_does_not_use(tmp_path: Path, method: int) -> None:
+def test_a_compression_that_numpy_does_not_use_is_refused(tmp_path: Path, method: int) -> None:
     path = tmp_path / "a.npz"
     write_npz(path, FINE_NPZ, method)
     assert_refused(path, "is compressed in a way that NumPy does not write")
 
 
-def test_a_directory_of_an_npz_that_hides_a_member(tmp_path: Path) -> None:
+def test_an_npz_whose_directory_hides_a_member_is_refused(tmp_path: Path) -> None:
     """The comment of one entry claims a length that covers the next entries, which are the biases."""
     path, data = tmp_path / "a.npz", bytearray(UNDAMAGED["stored.npz"])
     second = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 1)
@@ -652,7 +656,7 @@ def test_a_directory_of_an_npz_that_hides_a_member(tmp_path: Path) -> None:
     assert_refused(path, "its directory is altered: it does not list as many members as it says")
 
 
-def test_an_npz_that_claims_more_bytes_than_it_has(tmp_path: Path) -> None:
+def test_an_npz_that_claims_more_bytes_than_it_has_is_refused(tmp_path: Path) -> None:
     """The sizes in the directory agree with the header of the array, but not with the file."""
     path = tmp_path / "a.npz"
     count = (1 << 31) - 256
@@ -670,7 +674,7 @@ def test_an_npz_that_claims_more_bytes_than_it_has(tmp_path: Path) -> None:
         assert_refused(path, "bytes, more than the file has")
 
 
-def test_an_npz_that_expands_a_thousandfold(tmp_path: Path) -> None:
+def test_an_npz_that_expands_a_thousandfold_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez_compressed(path, weight_ih_l0=np.zeros((9, 1 << 21), "f4"), weight_hh_l0=np.zeros((9, 3), "f4"))
     assert path.stat().st_size < 100_000
@@ -740,7 +744,7 @@ def load_or_refuse(folder: Path, name: str, data: bytes) -> Snapshot | None:
 
 
 @each_file
-def test_an_undamaged_file(tmp_path: Path, name: str) -> None:
+def test_an_undamaged_file_is_read(tmp_path: Path, name: str) -> None:
     assert load_or_refuse(tmp_path, name, UNDAMAGED[name]) == snapshot_of(GRU)
 
 
@@ -785,7 +789,7 @@ FORMATS = {"safetensors": "theirs.safetensors", "npz": "stored.npz"} | (
 
 @pytest.mark.parametrize("name", ["a", "a.bin", "a.pth.tar", "a.npz", "a.onnx", "a.pt", "a.h5"])
 @pytest.mark.parametrize("undamaged", [*FORMATS.values(), *(path.name for path in TORCH)])
-def test_the_content_of_a_file_says_what_it_is(tmp_path: Path, undamaged: str, name: str) -> None:
+def test_the_content_of_a_file_decides_its_format(tmp_path: Path, undamaged: str, name: str) -> None:
     (tmp_path / name).write_bytes(UNDAMAGED[undamaged])
     assert files.load(tmp_path / name) == snapshot_of(GRU)
 
@@ -849,7 +853,7 @@ def zipped(**members: bytes) -> bytes:
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",  # the bytes of an archive depend on the time
 )
-def test_what_is_no_model_is_named(tmp_path: Path, data: bytes, message: str) -> None:
+def test_the_error_names_what_a_file_is_instead_of_a_model(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(data)
     assert_refused(path, message)
@@ -878,7 +882,7 @@ def special_file(folder: Path, kind: str) -> Path:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such files on Windows")
 @pytest.mark.parametrize("kind", ["a named pipe", "a socket", "a device"])
-def test_what_is_no_regular_file_is_neither_read_nor_replaced(
+def test_a_special_file_is_neither_read_nor_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.chdir(tmp_path)  # the path of a socket has at most about a hundred characters
@@ -894,7 +898,7 @@ def test_what_is_no_regular_file_is_neither_read_nor_replaced(
 
 
 @pytest.mark.parametrize("path", ["a\0.npz", b"a\0.npz", "\ud800.npz"], ids=repr)
-def test_paths_that_no_file_system_has(path: Any) -> None:
+def test_paths_that_no_file_system_allows_are_refused(path: Any) -> None:
     for call in (files.load, files.contents, snapshot_of(GRU).save):
         with pytest.raises(ArgumentError, match=r"path: given .*\.npz', which has"):
             call(path)
@@ -1001,7 +1005,7 @@ def test_a_pickle_takes_no_more_memory_than_it_has_operations(tmp_path: Path, pi
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("dtype", ["<f4", ">f8", "<f2"])
-def test_a_pickle_of_arrays_of_numpy(tmp_path: Path, dtype: str, protocol: int) -> None:
+def test_numpy_arrays_in_a_pickle_are_read(tmp_path: Path, dtype: str, protocol: int) -> None:
     path, expected = tmp_path / "a.pkl", snapshot_of(GRU)
     arrays = {f"rnn.{name}": np.asfortranarray(array.astype(dtype)) for name, array in expected.weights.items()}
     others = {"count": np.array(3), "words": np.array(["a"]), "objects": np.array([None])}
@@ -1011,7 +1015,7 @@ def test_a_pickle_of_arrays_of_numpy(tmp_path: Path, dtype: str, protocol: int) 
     assert found.arrays.keys() == {f"model.{name}" for name in [*arrays, "count"]}
 
 
-def test_an_array_in_a_pickle_that_claims_more_than_it_has(tmp_path: Path) -> None:
+def test_a_pickled_array_that_claims_more_data_than_it_has_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.pkl"
     pickled = pickle.dumps({"rnn.weight_ih_l0": np.ones((3, 1), "f4")}, 4)
     path.write_bytes(pickled.replace(b"K\x03K\x01\x86", b"K\x7fK\x01\x86"))
@@ -1126,7 +1130,7 @@ def test_an_array_of_another_program_may_be_called_unirnn(tmp_path: Path) -> Non
     ],
     ids=lambda value: value[:20],
 )
-def test_altered_metadata_of_an_npz(tmp_path: Path, metadata: str, message: str) -> None:
+def test_altered_metadata_of_an_npz_is_refused(tmp_path: Path, metadata: str, message: str) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, unirnn=np.bytes_(metadata), **dict(snapshot_of(GRU).weights))
     assert_refused(path, message)
@@ -1165,7 +1169,7 @@ DROPOUT = {"kind": "Dropout", "p": 0.5, "locked": False}
     ],
     ids=lambda value: value if isinstance(value, str) else "",  # the repr of the deepest one recurses too far
 )
-def test_hostile_definitions(tmp_path: Path, spec: dict[str, Any], message: str) -> None:
+def test_hostile_definitions_are_refused(tmp_path: Path, spec: dict[str, Any], message: str) -> None:
     header, data = header_of(snapshot_of(GRU))
     header["__metadata__"] = {"unirnn": json.dumps({"format": 2, "spec": spec})}
     path = tmp_path / "a.safetensors"
@@ -1176,7 +1180,7 @@ def test_hostile_definitions(tmp_path: Path, spec: dict[str, Any], message: str)
     assert message in str(caught.value)
 
 
-def test_what_would_not_be_read_is_not_written(tmp_path: Path) -> None:
+def test_a_file_that_could_not_be_read_is_not_written(tmp_path: Path) -> None:
     long = Sequential(*[DropoutSpec()] * 5_000)
     deep: Spec = DropoutSpec()
     for _ in range(40):

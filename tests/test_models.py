@@ -123,7 +123,7 @@ def test_sizes(model: Sequential, input_features: int, output_features: int) -> 
     assert model.output_features(input_features) == output_features
 
 
-def test_what_is_left_out_is_told_later() -> None:
+def test_sizes_that_are_left_out_can_be_given_later() -> None:
     head = Sequential(LinearSpec(out_features=5), Sequential(ActivationSpec("relu"), LinearSpec(out_features=2)))
     assert head.missing_size() == "0.in_features"
     assert Sequential(GRUSpec(3, 4), head)[1] == head.with_input_features(4)
@@ -133,7 +133,7 @@ def test_what_is_left_out_is_told_later() -> None:
         head.build("numpy")
 
 
-def test_many_layers_within_each_other() -> None:
+def test_deep_nesting_costs_no_exponential_time() -> None:
     """Nesting a model once more must not double the time of any operation."""
     model: Spec = LinearSpec(out_features=3)
     for _ in range(30):

@@ -79,7 +79,7 @@ def test_a_name_that_is_malformed_or_taken_is_refused(name: str, message: str, t
 
 
 @pytest.mark.parametrize("there", ["a folder with a file", "an empty folder", "a file", "a link to nothing"])
-def test_what_is_there_is_never_overwritten(there: str, tmp_path: Path) -> None:
+def test_existing_files_are_never_overwritten(there: str, tmp_path: Path) -> None:
     taken = tmp_path / "unirnn-my-frame"
     if there == "a link to nothing":
         taken.symlink_to("nowhere")
@@ -95,7 +95,7 @@ def test_what_is_there_is_never_overwritten(there: str, tmp_path: Path) -> None:
     assert [(path, path.lstat()) for path in tmp_path.rglob("*")] == before
 
 
-def test_after_an_error_nothing_is_left(tmp_path: Path) -> None:
+def test_an_error_leaves_no_files_behind(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", FULL], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "File too large" in result.stderr
@@ -113,7 +113,7 @@ def installed(tmp_path: Path) -> Path:
     return tmp_path / "installed"
 
 
-def test_it_names_its_backend(installed: Path) -> None:
+def test_the_distribution_names_its_backend(installed: Path) -> None:
     (found,) = metadata.distributions(path=[str(installed)])
     assert [(e.group, e.name, e.value) for e in found.entry_points] == [
         ("unirnn.backends", "my_frame", "unirnn_my_frame:backend")
@@ -121,7 +121,7 @@ def test_it_names_its_backend(installed: Path) -> None:
 
 
 @needs_torch
-def test_its_own_tests_pass_and_the_conformance_suite(installed: Path) -> None:
+def test_its_own_tests_and_the_conformance_suite_pass(installed: Path) -> None:
     # The whole conformance suite takes half a minute; these two tests cover a bit of everything.
     chosen = [f"{SUITE}.test_guarantees::test_random_specs", f"{SUITE}.test_models::test_random_models"]
     options = ["--pyargs", *chosen, "--rnn-backends=my_frame"]

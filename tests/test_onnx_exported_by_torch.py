@@ -38,7 +38,7 @@ pytestmark = [
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_older_exporter(
+def test_models_of_the_older_exporter_are_read(
     kind: str, num_layers: int, bidirectional: bool, batch_first: bool, bias: bool, tmp_path: Path
 ) -> None:
     cls, options = KINDS[kind]
@@ -93,7 +93,7 @@ if find_spec("onnxscript"):
 
     # For weights of more than 1 KiB, it keeps the nodes that cut and join them, and writes them to another file.
     @pytest.mark.parametrize(("kind", "size", "num_layers"), [("GRU", 4, 1), ("LSTM", 40, 2)])
-    def test_the_newer_exporter(kind: str, size: int, num_layers: int, tmp_path: Path) -> None:
+    def test_models_of_the_newer_exporter_are_read(kind: str, size: int, num_layers: int, tmp_path: Path) -> None:
         native = KINDS[kind][0](3, size, num_layers, bidirectional=True)
         assert load(exported_by_default(tmp_path, native)) == snapshot(native)
 

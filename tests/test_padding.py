@@ -59,7 +59,7 @@ def test_gradients_are_moved_back(rnn_backend: Subject) -> None:
     np.testing.assert_array_equal(gradient, moved(d, LENGTHS, to_the_right=False))
 
 
-def test_a_batch_padded_on_the_left(rnn_backend: Subject) -> None:
+def test_a_batch_padded_on_the_left_gives_each_sequence_its_own_results(rnn_backend: Subject) -> None:
     """Each sequence gives the same results as alone, at its own steps."""
     net = GRUSpec(2, 3, bidirectional=True).build(rnn_backend.backend.name, seed=0, **rnn_backend.options)
     x = np.random.default_rng(0).standard_normal((T, B, 2)).astype(np.float32)
@@ -75,7 +75,9 @@ def test_a_batch_padded_on_the_left(rnn_backend: Subject) -> None:
 
 
 @given(st.data(), st.integers(0, 4), st.integers(0, 6), st.booleans())
-def test_there_and_back(data: st.DataObject, batch_size: int, steps: int, batch_first: bool) -> None:
+def test_moving_steps_there_and_back_changes_nothing(
+    data: st.DataObject, batch_size: int, steps: int, batch_first: bool
+) -> None:
     lengths = data.draw(st.lists(st.integers(0, steps), min_size=batch_size, max_size=batch_size))
     x = np.arange(batch_size * steps * 2).reshape((batch_size, steps, 2))
     x = x if batch_first else x.swapaxes(0, 1)

@@ -265,7 +265,7 @@ def test_an_array_beside_a_weight_may_be_what_it_is_computed_from(name: str, pla
 CELL = {f"cell.{name.removesuffix('_l0')}": array for name, array in WEIGHTS.items()}
 
 
-def test_a_cell_with_something_else_in_it() -> None:
+def test_a_cell_with_further_arrays_is_refused_without_a_spec() -> None:
     assert unirnn.snapshot({**CELL, "head.weight": np.ones((4, 4))}, batch_first=False) == drawn(LSTM)
     for name in ("cell.norm.weight", "cell.peephole"):
         arrays = {**CELL, name: np.ones(4), "cell.step": np.array(3)}
@@ -274,7 +274,7 @@ def test_a_cell_with_something_else_in_it() -> None:
         assert unirnn.snapshot(arrays, spec=LSTM) == drawn(LSTM)
 
 
-def test_a_subclass_with_something_else_in_it() -> None:
+def test_a_layer_with_further_arrays_is_refused_without_a_spec() -> None:
     for name in ("rnn.norm.weight", "rnn.h_0"):
         arrays = {**state_dict("rnn."), name: np.ones(4)}
         with pytest.raises(errors.SpecError, match=f"beside those of a layer there are '{name}', so it may compute"):
@@ -285,7 +285,7 @@ def test_a_subclass_with_something_else_in_it() -> None:
 # ---- whether the batch comes first ---------------------------------------------------------------
 
 
-def test_what_a_state_dict_does_not_say() -> None:
+def test_a_state_dict_does_not_say_whether_the_batch_comes_first() -> None:
     with pytest.warns(errors.AssumptionWarning, match="batch_first: a state dict does not say it") as caught:
         taken = unirnn.snapshot(state_dict("rnn."))
     assert [warning.filename for warning in caught] == [__file__]
@@ -304,7 +304,7 @@ def test_what_a_state_dict_does_not_say() -> None:
     assert unirnn.snapshot(state_dict("rnn."), batch_first=True, spec=first) == Snapshot(first, WEIGHTS)
 
 
-def test_what_a_file_does_not_say(tmp_path: Path) -> None:
+def test_a_file_may_not_say_whether_the_batch_comes_first(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **state_dict("rnn."))
     with pytest.warns(errors.AssumptionWarning) as caught:
         taken = unirnn.load(tmp_path / "a.npz")

@@ -101,7 +101,7 @@ def test_a_cell_is_a_layer_of_one_step(kind: Any, spec: RecurrentSpec) -> None:
     np.testing.assert_allclose(output, expected, atol=1e-6)
 
 
-def test_a_list_of_layers() -> None:
+def test_a_list_of_layers_is_a_stack() -> None:
     layers = nnx.List([rnn(nnx.GRUCell), rnn(nnx.GRUCell, input_size=4)])
     taken = unirnn.snapshot(layers)
     assert taken.spec == GRUSpec(3, 4, 2, batch_first=True)
@@ -109,7 +109,7 @@ def test_a_list_of_layers() -> None:
     assert unirnn.snapshot(layers) == drawn(taken.spec)
 
 
-def test_weights_of_bfloat16() -> None:
+def test_bfloat16_weights_are_read_as_float32() -> None:
     # JAX can't draw an orthogonal matrix in bfloat16.
     options = {"param_dtype": jax.numpy.bfloat16, "recurrent_kernel_init": nnx.initializers.normal()}
     layer = rnn(nnx.GRUCell, options=options)
@@ -315,7 +315,7 @@ def test_a_tree_in_a_file(separator: str, tmp_path: Path) -> None:
     assert taken == unirnn.snapshot(tree, batch_first=True)
 
 
-def test_what_is_no_cell_of_flax() -> None:
+def test_a_tree_without_known_cells_is_refused() -> None:
     tree = linen.RNN(linen.MGUCell(4)).init(jax.random.key(0), X)
     with pytest.raises(errors.ArgumentError, match="weights: given no recurrent layer"):
         unirnn.snapshot(tree, batch_first=True)

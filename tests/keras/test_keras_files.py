@@ -179,7 +179,7 @@ def test_a_model_that_is_code_has_no_configuration_of_its_layers(tmp_path: Path)
     assert unirnn.load(path, prefix=name, spec=spec) == unirnn.snapshot(model.encoder)
 
 
-def test_weights_of_bfloat16(tmp_path: Path) -> None:
+def test_bfloat16_weights_are_read_as_float32(tmp_path: Path) -> None:
     layer = layers.GRU(4, dtype="bfloat16", recurrent_initializer="glorot_uniform", name="gru")
     keras.Sequential([keras.Input((None, 3)), layer]).save(tmp_path / "a.keras")
     assert unirnn.load(tmp_path / "a.keras") == unirnn.snapshot(layer)
@@ -316,7 +316,7 @@ OLD: dict[str, tuple[Any, str | None, RecurrentSpec]] = {
 
 
 @pytest.mark.parametrize(("make", "version", "spec"), OLD.values(), ids=OLD.keys())
-def test_files_of_older_releases(make: Any, version: str | None, spec: RecurrentSpec, tmp_path: Path) -> None:
+def test_files_of_older_releases_are_read(make: Any, version: str | None, spec: RecurrentSpec, tmp_path: Path) -> None:
     entries, expected = make()
     path = tmp_path / "a.h5"
     write_h5(path, entries, version)
@@ -404,7 +404,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], type[UnirnnError], str]] = {
 
 
 @pytest.mark.parametrize(("layer", "arguments", "kind", "words"), REFUSED.values(), ids=REFUSED.keys())
-def test_a_layer_that_no_spec_describes(
+def test_a_layer_that_no_spec_describes_is_refused(
     layer: str, arguments: dict[str, Any], kind: type[UnirnnError], words: str, folder: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.keras"
@@ -420,7 +420,7 @@ def test_a_layer_that_no_spec_describes(
     ("layer", "arguments"),
     [("both", {"merge_mode": "sum"}), ("both", {"merge_mode": None}), ("backwards", {"return_sequences": True})],
 )
-def test_a_layer_whose_output_is_put_together_otherwise(
+def test_a_layer_with_an_unusual_output_needs_a_spec(
     layer: str, arguments: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.keras"
@@ -434,14 +434,14 @@ def test_a_layer_whose_output_is_put_together_otherwise(
         unirnn.load(path, prefix=layer, spec=other)
 
 
-def test_names_with_slashes(tmp_path: Path) -> None:
+def test_names_with_slashes_are_read(tmp_path: Path) -> None:
     entries, expected = keras_2("GRU", "zrh")
     (kind, config, arrays), path = entries[0], tmp_path / "a.h5"
     write_h5(path, [("InputLayer", {"name": "cqt/mag"}, {}), (kind, {**config, "name": "deep/rnn"}, arrays)])
     np.testing.assert_allclose(run(unirnn.load(path), X.astype("float64"))[0][..., :4], expected, atol=1e-12)
 
 
-def test_arguments_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
+def test_arguments_that_contradict_the_file_are_refused(folder: Path, tmp_path: Path) -> None:
     path = folder / "model.keras"
     with pytest.raises(ArgumentError, match="prefix: given none, but there are several layers; give one of 'tanh', "):
         unirnn.load(path)
@@ -566,7 +566,7 @@ def entries_of(data: bytes) -> int:
     return data.index(b"SNOD") + 8
 
 
-def test_structures_that_overlap_or_go_in_circles() -> None:
+def test_overlapping_or_circular_structures_are_refused() -> None:
     data = bytearray(h5(lambda file: [file.create_group(f"group {number}").attrs.update(a="b") for number in range(8)]))
     at = entries_of(bytes(data))
     (root,) = struct.unpack_from("<Q", data, 64)
@@ -584,7 +584,7 @@ def test_structures_that_overlap_or_go_in_circles() -> None:
             hdf5.parse(bytes(hostile))
 
 
-def test_zeros_that_expand_twice(tmp_path: Path) -> None:
+def test_doubly_compressed_zeros_are_refused(tmp_path: Path) -> None:
     """Deflated chunks in an archive that deflates them again."""
     path = tmp_path / "a.keras"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -597,7 +597,7 @@ def test_zeros_that_expand_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["config.json", "metadata.json", "model.weights.h5"])
-def test_an_archive_without_a_member(missing: str, folder: Path, tmp_path: Path) -> None:
+def test_an_archive_with_a_missing_member_is_refused(missing: str, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.keras"
     with zipfile.ZipFile(folder / "model.keras") as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
@@ -607,7 +607,7 @@ def test_an_archive_without_a_member(missing: str, folder: Path, tmp_path: Path)
         unirnn.load(path)
 
 
-def test_a_file_that_claims_more_than_it_has() -> None:
+def test_a_file_that_claims_more_data_than_it_has_is_refused() -> None:
     data = bytearray(h5(lambda file: file.create_dataset("a", data=np.ones((4, 4), "f4"))))
     at = bytes(data).index(struct.pack("<QQ", 4, 4))
     for rows, words in ((1 << 40, "claims 64 at"), (1 << 62, "claims 64 at"), (5, "a dataset of 80 bytes claims 64")):

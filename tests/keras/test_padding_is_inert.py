@@ -44,7 +44,7 @@ def drawn(**options: Any) -> Any:
 
 
 @takes_seconds
-def test_a_right_model() -> None:
+def test_a_right_model_passes() -> None:
     model = drawn()
     model(keras.ops.ones((2, 4, 3)))
     before = [to_numpy(variable.value) for variable in model.variables]
@@ -71,7 +71,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 @takes_seconds
 @pytest.mark.parametrize(("options", "words"), WRONG.values(), ids=WRONG.keys())
-def test_wrong_models(options: dict[str, Any], words: list[str]) -> None:
+def test_wrong_models_are_found(options: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(AssertionError) as raised:
         padding_is_inert(drawn(**options), BATCH, nan=False)
     for pattern in words:

@@ -100,7 +100,7 @@ def expected(spec: RecurrentSpec, arrays: dict[str, Array], lengths: Sequence[in
     dtype=st.sampled_from(["float32", "float64"]),
     seed=st.integers(0, 99),
 )
-def test_results_and_gradients_are_those_of_the_oracle(
+def test_results_and_gradients_agree_with_the_oracle(
     cell: str,
     lengths: list[int],
     input_size: int,
@@ -147,7 +147,7 @@ def test_results_do_not_depend_on_the_number_of_threads(cell: str, dtype: str, m
 
 
 @pytest.mark.parametrize(("wanted", "count"), [("3", 3), ("2,1", 2), ("", None), ("many", None), ("0", None)])
-def test_the_number_of_threads_is_that_of_openmp_or_of_the_cores(
+def test_the_number_of_threads_is_omp_num_threads_or_the_cores(
     wanted: str, count: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", wanted)
@@ -197,7 +197,7 @@ def test_tanh_and_sigmoid_are_accurate_over_the_whole_range(function: str, dtype
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_infinities_and_nan_are_those_of_ieee(dtype: str) -> None:
+def test_infinities_and_nan_follow_ieee(dtype: str) -> None:
     x = np.array([np.inf, -np.inf, np.nan, -0.0], dtype)
     np.testing.assert_array_equal(of_one_number("tanh", x), np.array([1, -1, np.nan, -0.0], dtype))
     # The other gates multiply x by 0, so x must be finite; the tested gate's weight makes it infinite.
@@ -209,7 +209,7 @@ def test_infinities_and_nan_are_those_of_ieee(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_strides_of_the_caller(cell: str) -> None:
+def test_inputs_of_any_strides_give_the_same_results(cell: str) -> None:
     spec, lengths = make(cell, 5, 11), [4, 0, 2]
     arrays = draw(spec, 4, lengths, "float32", 0)
     expected_results = run(spec, arrays, lengths)
@@ -225,7 +225,7 @@ def test_strides_of_the_caller(cell: str) -> None:
             np.testing.assert_array_equal(array, expected_results[name], err_msg=name)
 
 
-def test_the_struct_says_what_is_kept() -> None:
+def test_python_and_c_agree_on_how_much_is_kept() -> None:
     found = library.load()
     assert found is not None
     cells = range(-1, len(compiled.KEPT) + 1)
@@ -236,9 +236,7 @@ def test_the_struct_says_what_is_kept() -> None:
     ("lengths", "cell", "proj_size"),
     [([3, -1], 2, 0), ([3, 5], 2, 0), ([3, 1], len(compiled.KEPT), 0), ([3, 1], 8, 1), ([3, 1], 8, 2), ([3, 1], 2, 1)],
 )
-def test_the_library_refuses_what_would_read_outside_of_the_arrays(
-    lengths: list[int], cell: int, proj_size: int
-) -> None:
+def test_the_library_refuses_to_read_outside_of_the_arrays(lengths: list[int], cell: int, proj_size: int) -> None:
     """Our own callers never pass such arguments; the library refuses them all the same, and computes nothing."""
     found, ns = library.load(), np.array(lengths)
     assert found is not None
@@ -249,7 +247,7 @@ def test_the_library_refuses_what_would_read_outside_of_the_arrays(
         compiled.forward(layer)
 
 
-def test_pairs_of_sizes_around_the_registers() -> None:
+def test_every_size_around_the_vector_width_is_right() -> None:
     """Every size up to a little over two of the widest vectors, so that the last vector is full or partly filled."""
     for cell, (input_size, hidden_size) in itertools.product(
         CELLS, [(1, n) for n in range(1, 36)] + [(33, 3), (16, 32)]

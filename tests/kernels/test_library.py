@@ -164,11 +164,11 @@ def test_the_wheel_is_for_one_platform_and_every_python(hook: ModuleType, platfo
     assert hook.wheel_tag(f"cp311-cp311-{platform}") == f"py3-none-{platform}"
 
 
-def test_both_sides_agree_on_the_names_of_the_files(hook: ModuleType) -> None:
+def test_the_build_hook_and_the_library_use_the_same_file_names(hook: ModuleType) -> None:
     assert (hook.LIBRARY, hook.REASON) == (library._NAME, library._REASON)
 
 
-def test_without_a_compiler_on_the_path_it_is_zig(
+def test_without_a_compiler_on_the_path_zig_is_used(
     hook: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

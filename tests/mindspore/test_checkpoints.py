@@ -145,7 +145,7 @@ def write(path: Path, entries: list[Entry]) -> None:
     path.write_bytes(message.SerializeToString())
 
 
-def test_a_parameter_stored_in_parts(tmp_path: Path) -> None:
+def test_a_parameter_stored_in_parts_is_joined(tmp_path: Path) -> None:
     """MindSpore splits parameters of more than half a GiB."""
     (name, dtype, dims, _), other = FINE
     content = np.arange(18, dtype="<f4").tobytes()

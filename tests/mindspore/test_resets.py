@@ -142,7 +142,7 @@ def test_a_file_that_takes_resets_needs_a_known_t(tmp_path: Path) -> None:
         ms.set_context(jit_syntax_level=ms.LAX)
 
 
-def test_the_limit_is_told() -> None:
+def test_explain_tells_the_cost_of_resets_in_a_graph() -> None:
     told = str(explain(GRUSpec(3, 16), "mindspore", "gpu"))
     assert "in a graph, a call with resets runs CudnnGRU once for each step" in told
 

@@ -42,7 +42,7 @@ def test_nan_stays_nan(kernel: str) -> None:
         assert not np.isnan(output[:, 1]).any()
 
 
-def test_errors_of_kernels_by_name() -> None:
+def test_a_named_kernel_that_cannot_be_used_is_refused() -> None:
     with pytest.raises(errors.ArgumentError, match="kernel: given 'fast', expected one of 'auto'"):
         SPEC.build("numpy", kernel="fast")
     with pytest.raises(
@@ -59,7 +59,7 @@ def test_auto_takes_the_compiled_kernel_where_there_is_one() -> None:
     assert first == (KERNELS[0], "in all cases")
 
 
-def test_without_the_library_numpy_computes_and_the_compiled_kernel_is_refused_with_the_reason() -> None:
+def test_without_the_library_the_fallback_runs_and_the_compiled_kernel_is_refused() -> None:
     x = np.ones((5, 2, 3), np.float32)
     with (
         mock.patch("unirnn.kernels.library.load", return_value=None),

@@ -157,7 +157,7 @@ LIMITS: dict[str, tuple[RecurrentSpec, dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize(("spec", "arguments", "expected"), LIMITS.values(), ids=LIMITS.keys())
-def test_limits(spec: RecurrentSpec, arguments: dict[str, Any], expected: list[str]) -> None:
+def test_explain_lists_the_limits(spec: RecurrentSpec, arguments: dict[str, Any], expected: list[str]) -> None:
     assert sorted(texts(spec, **arguments)) == sorted([INFERENCE, *expected])
 
 

@@ -152,7 +152,7 @@ def test_constants_that_a_function_computes() -> None:
         ),
     ],
 )
-def test_weights_that_are_no_constants(nodes: Any, words: str) -> None:
+def test_weights_that_are_not_constants_are_refused(nodes: Any, words: str) -> None:
     with pytest.raises(errors.SpecError, match=re.escape(f"onnx: node 'gru' (GRU): {words}")):
         onnx_reader.read_model(model([*nodes, gru(weights="VRB")], WEIGHTS))
 
@@ -308,7 +308,7 @@ def nested(depth: int) -> bytes:
     return whole + field(7, inner)  # a field that occurs twice is merged
 
 
-def test_hostile_functions_and_graphs() -> None:
+def test_hostile_functions_and_graphs_are_refused() -> None:
     call = node("Layer", ["x", "W", "R", "B"], ["Y"], domain="theirs", name="call")
     itself = model([call], WEIGHTS, functions=[called(gru(), call)])
     with pytest.raises(errors.FileError, match="its graphs or functions are nested more than 64 deep"):
@@ -393,7 +393,7 @@ def test_activations_and_directions_are_those_of_onnx_runtime(kind: str, attribu
         (5, np.zeros((1, 2, 4), np.float32), ""),
     ],
 )
-def test_lengths_and_states_that_are_constants_are_said(role: int, value: Array, words: str) -> None:
+def test_a_note_tells_of_constant_lengths_and_states(role: int, value: Array, words: str) -> None:
     inputs = ["x", *"WRB", "", ""]
     inputs[role] = "given"
     of = model([node("GRU", inputs, ["y"], hidden_size=4, linear_before_reset=1)], {**WEIGHTS, "given": value})
@@ -454,7 +454,7 @@ def other_input(of: Any) -> None:
         (other_input, {}),
     ],
 )
-def test_nodes_that_are_not_the_two_directions_of_one_layer(change: Any, second: Any) -> None:
+def test_other_pairs_of_nodes_are_not_two_directions_of_one_layer(change: Any, second: Any) -> None:
     of, _ = pair(**second)
     if change is not None:
         change(of)
@@ -511,7 +511,7 @@ HINTS: dict[str, tuple[list[Any], str]] = {
 
 
 @pytest.mark.parametrize(("nodes", "words"), HINTS.values(), ids=HINTS.keys())
-def test_models_without_a_layer_that_can_be_read(nodes: Any, words: str) -> None:
+def test_models_without_a_readable_layer_are_refused(nodes: Any, words: str) -> None:
     with pytest.raises((errors.ArgumentError, errors.SpecError), match=f"^{re.escape(words)}"):
         onnx_reader.read_model(model(nodes, {}))
 
@@ -559,7 +559,7 @@ def linked(data: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [Path.unlink, shortened, linked])
-def test_a_file_of_numbers_that_is_altered(change: Callable[[Path], None], tmp_path: Path) -> None:
+def test_an_altered_file_of_numbers_is_refused(change: Callable[[Path], None], tmp_path: Path) -> None:
     path = saved_with_data(tmp_path)
     change(tmp_path / "a.onnx.data")
     assert [layer.spec for layer in contents(path).layers.values()] == [GRU.spec]
@@ -601,7 +601,7 @@ def intricate() -> bytes:
 INTRICATE = intricate()
 
 
-def test_the_file_that_is_altered_is_understood() -> None:
+def test_the_intricate_file_is_read_before_it_is_altered() -> None:
     names = ["forward", "choose/then_branch/gru", "f/inside", "quantized"]
     assert list(layers(onnx_reader.parse(INTRICATE))) == names
 

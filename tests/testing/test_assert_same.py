@@ -57,7 +57,7 @@ def changed(
 
 @pytest.mark.parametrize("spec", [LAYER, MODEL, RNNSpec(3, 4)], ids=lambda spec: spec.kind)
 @pytest.mark.parametrize("other", ["numpy", "torch", "mindspore"])
-def test_what_is_built_from_one_seed_is_the_same(spec: Any, other: str) -> None:
+def test_modules_of_one_seed_are_the_same(spec: Any, other: str) -> None:
     pytest.importorskip(other)
     if other == "mindspore":
         pytest.importorskip("mindspore").runtime.launch_blocking()
@@ -185,7 +185,7 @@ def test_only_the_padding_differs() -> None:
     assert lines[0].endswith(", first at step 0 of sequence 3, which has 0 steps.")
 
 
-def test_a_nan() -> None:
+def test_a_nan_in_only_one_model_is_named() -> None:
     given = batch(LAYER).filled(np.nan)
     right = LAYER.build("numpy", seed=0)
     wrong = Wrong(right, lambda output, h_n: (output, np.where(np.arange(4)[:, None, None] == 2, np.nan, h_n)))
@@ -267,12 +267,12 @@ def test_a_model_that_changes_its_input() -> None:
         (lambda x, lengths: 1j * x, lambda x, lengths: 1j * x, "the gradients of complex numbers"),
     ],
 )
-def test_what_is_not_compared_is_said(a: Any, b: Any, words: str) -> None:
+def test_a_warning_names_what_is_not_compared(a: Any, b: Any, words: str) -> None:
     with pytest.warns(UserWarning, match=f"^not compared: {words}"):
         assert_same(a, b, batch(features=3))
 
 
-def test_gradients_that_only_one_has_are_said() -> None:
+def test_a_warning_names_gradients_that_only_one_model_has() -> None:
     torch = pytest.importorskip("torch")
 
     def of_torch(name: str) -> Any:

@@ -71,7 +71,7 @@ def test_a_function_gets_lengths_or_a_mask_by_name(model: Any, given: Batch, exp
     np.testing.assert_array_equal(call_model(model, given), expected, strict=True)
 
 
-def test_without_lengths_nothing_is_asked_for() -> None:
+def test_without_lengths_the_model_needs_no_argument_for_them() -> None:
     dense = replace(BATCH, seq_length=None)
     assert call_model(without, dense) is dense.input
 
@@ -81,7 +81,7 @@ def test_the_way_to_call_can_be_given() -> None:
     np.testing.assert_array_equal(found, BATCH.input + BATCH.lengths.sum())
 
 
-def test_what_a_model_does_not_take_is_an_error() -> None:
+def test_a_model_without_an_argument_for_lengths_is_an_error() -> None:
     with pytest.raises(ArgumentError, match=r"without has no argument with a known name .*: it has scale; give call="):
         call_model(without, BATCH)
     with pytest.raises(ArgumentError, match=r"batch: given with hx, expected a batch without: .*with_lengths has no"):
@@ -151,7 +151,7 @@ def test_the_layout_is_that_of_the_model() -> None:
     assert in_layout_of(without, given) is given
 
 
-def test_what_is_no_batch_is_an_error() -> None:
+def test_an_invalid_batch_is_an_error() -> None:
     right = Batch([[[1.0], [2.0]]], [1])  # type: ignore[arg-type]
     assert right.padding.tolist() == [[False, True]]
     for arguments, words in (
@@ -174,7 +174,7 @@ def test_what_is_no_batch_is_an_error() -> None:
         assert_same(with_lengths, with_lengths, no_batch)
 
 
-def test_the_lengths_of_the_batch_stay() -> None:
+def test_a_model_cannot_change_the_lengths_of_the_batch() -> None:
     def changes(x: Any, lengths: Any) -> Any:
         lengths += 1
         return lengths

@@ -80,12 +80,12 @@ def recognised(spec: RecurrentSpec, with_resets: bool) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize(("spec", "with_resets"), SPECS, ids=str)
-def test_each_mistake_of_a_recurrent_layer_gives_numbers_of_its_own(spec: RecurrentSpec, with_resets: bool) -> None:
+def test_each_mistake_of_a_recurrent_layer_has_its_own_numbers(spec: RecurrentSpec, with_resets: bool) -> None:
     for text, found in recognised(spec, with_resets).items():
         assert found <= {text}, text
 
 
-def test_each_mistake_is_seen_in_some_layer() -> None:
+def test_each_mistake_is_recognised_in_some_layer() -> None:
     """Every row of the table is needed."""
     found = [recognised(spec, with_resets) for spec, with_resets in SPECS]
     for text in {text for rows in found for text in rows}:
@@ -93,7 +93,7 @@ def test_each_mistake_is_seen_in_some_layer() -> None:
 
 
 @pytest.mark.parametrize("where", ["input", "state", "weight"])
-def test_nothing_is_said_of_nan(where: str) -> None:
+def test_nan_has_no_named_cause(where: str) -> None:
     spec = GRUSpec(3, 4, bidirectional=True)
     weights, given = drawn(spec)
     if where == "weight":

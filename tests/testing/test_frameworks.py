@@ -80,7 +80,7 @@ def test_gradients_of_a_function_of_any_model(make: Any) -> None:
 
 
 @MODELS
-def test_what_each_layer_returned(make: Any) -> None:
+def test_hooks_record_what_each_layer_returned(make: Any) -> None:
     """Outputs come in the order of the run, as copies: the in-place ReLU overwrites the linear layer's output."""
     model = make()
     framework = framework_of(model)

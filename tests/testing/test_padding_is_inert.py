@@ -121,7 +121,7 @@ RIGHT: dict[str, tuple[Any, Batch]] = {
 
 
 @pytest.mark.parametrize(("model", "given"), RIGHT.values(), ids=RIGHT.keys())
-def test_right_functions(model: Any, given: Batch) -> None:
+def test_right_functions_pass(model: Any, given: Batch) -> None:
     padding_is_inert(model, given, nan=model is not RIGHT["negative zero"][0])
 
 
@@ -154,7 +154,7 @@ WRONG: dict[str, tuple[Any, Batch, list[str]]] = {
 
 
 @pytest.mark.parametrize(("model", "given", "words"), WRONG.values(), ids=WRONG.keys())
-def test_wrong_functions(model: Any, given: Batch, words: list[str]) -> None:
+def test_wrong_functions_are_found(model: Any, given: Batch, words: list[str]) -> None:
     assert_found(model, given, words)
 
 
@@ -166,7 +166,7 @@ def assert_found(model: Any, given: Batch, words: list[str], **arguments: Any) -
         assert re.search(pattern, str(raised.value), re.MULTILINE), f"{pattern}\n{raised.value}"
 
 
-def test_tokens() -> None:
+def test_a_model_of_tokens_is_checked() -> None:
     table = np.random.default_rng(0).standard_normal((7, 4))
     padding_is_inert(lambda tokens, lengths: masked_mean(table[tokens], lengths), TOKENS)
     assert_found(lambda tokens, lengths: table[tokens].max(1), TOKENS, ["token 6 is in the padding|token 6"])
@@ -185,7 +185,7 @@ def test_tokens() -> None:
         (lambda x: x, BATCH, r"^call: not given"),
     ],
 )
-def test_what_can_not_be_checked(model: Any, given: Batch, words: str | None) -> None:
+def test_models_that_cannot_be_checked_are_refused(model: Any, given: Batch, words: str | None) -> None:
     if words is None:
         padding_is_inert(model, given)
         return
@@ -215,13 +215,13 @@ NOT_CHECKED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("model", "words"), NOT_CHECKED.values(), ids=NOT_CHECKED.keys())
-def test_what_is_not_checked_is_said(model: Any, words: str) -> None:
+def test_a_warning_names_what_is_not_checked(model: Any, words: str) -> None:
     with pytest.warns(UserWarning, match=f"^not checked, since {words}"):
         padding_is_inert(model, BATCH)
     assert_found(lambda x, lengths: (model(x, lengths), x.max()), BATCH, [f"not checked, since {words}"])
 
 
-def test_models_that_return_nothing_to_check() -> None:
+def test_models_without_arrays_to_check_are_refused() -> None:
     for nothing in (None, object(), []):
         with pytest.raises(ArgumentError, match=r"which returns .*, expected arrays"):
             padding_is_inert(lambda x, lengths, own=nothing: own, BATCH)
@@ -232,7 +232,7 @@ def test_models_that_return_nothing_to_check() -> None:
             padding_is_inert(wrong, BATCH)
 
 
-def test_generators_of_random_numbers_are_as_before() -> None:
+def test_generators_of_random_numbers_are_restored() -> None:
     before = random.getstate(), str(np.random.get_state())
     padding_is_inert(masked_mean, BATCH)
     assert (random.getstate(), str(np.random.get_state())) == before
@@ -299,7 +299,7 @@ TORCH_RIGHT: list[dict[str, Any]] = [
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("options", TORCH_RIGHT, ids=str)
-def test_right_models_of_torch(options: dict[str, Any]) -> None:
+def test_right_models_of_torch_pass_unchanged(options: dict[str, Any]) -> None:
     """The check changes no weight, no mode and no statistic of the model."""
     model = torch_model(**options)
     model.rnn.eval()
@@ -401,7 +401,7 @@ TORCH_WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("options", "words"), TORCH_WRONG.values(), ids=TORCH_WRONG.keys())
-def test_wrong_models_of_torch(options: dict[str, Any], words: list[str]) -> None:
+def test_wrong_models_of_torch_are_found(options: dict[str, Any], words: list[str]) -> None:
     assert_found(torch_model(**options), BATCH, words)
 
 
@@ -474,7 +474,7 @@ def mindspore_model(**options: Any) -> Any:
 FLOATS = batch(features=3, min_length=1)
 
 
-def test_a_right_model_of_mindspore() -> None:
+def test_a_right_model_of_mindspore_passes() -> None:
     """MindSpore's dropout ignores the seed, so the check switches it off and on again."""
     model = mindspore_model(pool="mean", bidirectional=True)
     model.set_train(True)
@@ -495,7 +495,7 @@ MINDSPORE_WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize(("options", "words"), MINDSPORE_WRONG.values(), ids=MINDSPORE_WRONG.keys())
-def test_wrong_models_of_mindspore(options: dict[str, Any], words: list[str]) -> None:
+def test_wrong_models_of_mindspore_are_found(options: dict[str, Any], words: list[str]) -> None:
     assert_found(mindspore_model(**options), FLOATS, words)
 
 

@@ -86,7 +86,9 @@ def run(pytester: pytest.Pytester, code: str, *options: str) -> dict[str, str]:
         ),
     ],
 )
-def test_what_a_test_runs_for(pytester: pytest.Pytester, code: str, options: str, expected: list[str]) -> None:
+def test_the_backends_that_a_test_runs_for(
+    pytester: pytest.Pytester, code: str, options: str, expected: list[str]
+) -> None:
     assert run(pytester, code, *options.split()) == {f"test_it[{name}]": "passed" for name in expected}
 
 
@@ -129,7 +131,9 @@ NOT_INSTALLED = "backend 'absent' needs a_framework_that_nobody_has, which is no
     ],
 )
 @pytest.mark.usefixtures("absent")
-def test_what_is_skipped_says_why(pytester: pytest.Pytester, code: str, options: str, name: str, reason: str) -> None:
+def test_a_skipped_test_gives_the_reason(
+    pytester: pytest.Pytester, code: str, options: str, name: str, reason: str
+) -> None:
     assert run(pytester, code, *options.split())[f"test_it[{name}]"].startswith(f"Skipped: {reason}")
 
 
@@ -174,7 +178,7 @@ def test_what_is_skipped_says_why(pytester: pytest.Pytester, code: str, options:
     ],
 )
 @pytest.mark.usefixtures("absent")
-def test_what_cannot_be_understood_is_an_error_before_any_test_runs(
+def test_a_wrong_option_is_an_error_before_any_test_runs(
     pytester: pytest.Pytester, code: str, options: str, message: str
 ) -> None:
     pytester.makepyfile(code)
@@ -309,7 +313,7 @@ def test_the_tests_of_the_page_pass(pytester: pytest.Pytester) -> None:
     assert len(found) == 5
 
 
-def test_it_imports_nothing_heavy_unless_a_test_has_the_fixture(tmp_path: Path) -> None:
+def test_the_plugin_imports_nothing_heavy_unless_a_test_has_the_fixture(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
         "import sys\n\ndef test_it():\n    assert 'unirnn_pytest' in sys.modules\n"
         "    assert not {'numpy', 'unirnn', 'torch', 'hypothesis.strategies'} & set(sys.modules)\n"

@@ -367,7 +367,7 @@ def made(make: Any) -> tuple[Any, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("make", "given", "words"), FOUND.values(), ids=FOUND.keys())
-def test_what_is_found(make: Any, given: Batch, words: list[str]) -> None:
+def test_the_mistakes_of_a_model_are_found(make: Any, given: Batch, words: list[str]) -> None:
     model, arguments = made(make)
     with pytest.raises(AssertionError) as raised:
         padding_is_inert(model, given, **arguments)
@@ -376,6 +376,6 @@ def test_what_is_found(make: Any, given: Batch, words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("make", "given"), INERT.values(), ids=INERT.keys())
-def test_where_nothing_is_found(make: Any, given: Batch) -> None:
+def test_models_without_mistakes_pass(make: Any, given: Batch) -> None:
     model, arguments = made(make)
     padding_is_inert(model, given, **arguments)

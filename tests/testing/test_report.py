@@ -60,7 +60,7 @@ def test_a_backend_that_keeps_its_promises(folder: Path) -> None:
     assert sorted(folder.rglob("*")) == before  # nothing is written
 
 
-def test_a_limit_that_works_and_borrowed_gradients(folder: Path) -> None:
+def test_a_limit_that_works_and_borrowed_gradients_are_reported(folder: Path) -> None:
     tests = "borrowed or projected-resets or projected-huge or of_a_step or (float16 and LSTM)"
     found = run(folder, "mine", "-k", tests)
     assert found.returncode == 1, found.stdout + found.stderr
@@ -81,7 +81,9 @@ def test_a_limit_that_works_and_borrowed_gradients(folder: Path) -> None:
         ("array_api", "array_api needs the option namespace"),
     ],
 )
-def test_what_cannot_be_tested_is_one_line(name: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_backend_that_cannot_be_tested_is_an_error_in_one_line(
+    name: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([name]) == 2
     said = capsys.readouterr()
     assert said.out == ""

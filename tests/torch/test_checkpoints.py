@@ -251,7 +251,7 @@ class Own(torch.nn.RNN):
 
 
 @each_layout
-def test_a_whole_module_says_what_names_and_shapes_do_not(tmp_path: Path, zipped: bool) -> None:
+def test_a_whole_module_also_says_its_options(tmp_path: Path, zipped: bool) -> None:
     encoder = torch.nn.RNN(2, 3, 2, nonlinearity="relu", batch_first=True, dropout=0.5)
     head = torch.nn.LSTM(3, 4, proj_size=2)
     model = torch.nn.ModuleDict({"encoder": encoder, "heads": torch.nn.ModuleList([head])})
@@ -391,7 +391,7 @@ def mapping(data: bytes) -> Callable[[bytes], bytes]:
         lambda data: data[:-20],
     ],
 )
-def test_claims_that_no_byte_backs(tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+def test_false_claims_about_sizes_are_harmless(tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "a.pt"
     save(tensors(), path)
     assert files.load(path) == snapshot_of(GRU)
@@ -420,7 +420,7 @@ def test_compressed_records_are_refused(tmp_path: Path) -> None:
         files.load(path)
 
 
-def test_a_name_that_occurs_twice(tmp_path: Path) -> None:
+def test_a_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     save({"a": tensors(), "a.weight_ih_l0": torch.ones(9, 2)}, path)
     with pytest.raises(FileError, match=r"'a\.weight_ih_l0' occurs twice"):

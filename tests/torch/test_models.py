@@ -333,7 +333,7 @@ def test_torch_export_with_any_lengths(spec: Spec) -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @each
-def test_torch_jit_script_is_refused_in_words(spec: Spec) -> None:
+def test_torch_jit_script_is_refused_with_a_reason(spec: Spec) -> None:
     net = spec.build("torch")
     for module in (net, nn.Sequential(net)):
         with pytest.raises(errors.LimitError, match=r"^torch.jit.script: .* use torch.export.export, or torch.jit.tr"):

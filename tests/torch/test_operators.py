@@ -174,7 +174,7 @@ def test_changed_weights_are_used_at_once(kind: str) -> None:
 
 @pytest.mark.parametrize("grad", [True, False])
 @every_kind
-def test_inputs_in_any_memory(kind: str, grad: bool) -> None:
+def test_inputs_in_any_memory_layout_give_the_same_results(kind: str, grad: bool) -> None:
     """Views with any strides, with repeated steps, and with lazily negated numbers."""
     module = spec_of(kind, 3, 4, bidirectional=True).build("torch", dtype="float64", seed=0, kernel="compiled")
     x, hx, _ = batch(module.spec, 5, [5, 5], dtype=torch.float64)
@@ -372,7 +372,7 @@ def test_a_training_step_imports_neither_the_compiler_nor_the_exporter() -> None
         (LSTMSpec(3, 5, proj_size=2, bias=False), [0, 60, 100], 150),
     ],
 )
-def test_weights_in_one_piece_lie_as_cudnn_has_them(spec: RecurrentSpec, starts: list[int], size: int) -> None:
+def test_flattened_weights_have_cudnns_layout(spec: RecurrentSpec, starts: list[int], size: int) -> None:
     # The expected offsets come from torch.nn.RNNBase.flatten_parameters on an H100.
     weights = [w.detach() for w in spec.build("torch", seed=0).parameters()]
     found = native._in_one_piece(weights)
@@ -553,7 +553,9 @@ REFUSED: dict[str, tuple[RecurrentSpec, dict[str, Any], type[Exception], str]] =
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())
-def test_a_build_refuses(case: tuple[RecurrentSpec, dict[str, Any], type[Exception], str]) -> None:
+def test_a_build_with_an_unsupported_kernel_is_refused(
+    case: tuple[RecurrentSpec, dict[str, Any], type[Exception], str],
+) -> None:
     spec, options, error, words = case
     with pytest.raises(error) as caught:
         spec.build("torch", **options)
@@ -571,7 +573,7 @@ ignore_jit_script_warning = pytest.mark.filterwarnings("ignore:`torch.jit.script
 
 
 @ignore_jit_script_warning
-def test_a_call_that_the_named_kernel_does_not_support() -> None:
+def test_a_call_that_the_named_kernel_does_not_support_is_refused() -> None:
     gru, x = GRUSpec(3, 4).build("torch", seed=0, kernel="compiled"), torch.ones(5, 2, 3)
     with (
         torch.autocast("cpu", torch.bfloat16),
@@ -857,7 +859,7 @@ def test_the_default_device_has_no_influence() -> None:
     ],
 )
 @pytest.mark.parametrize("grad", [True, False])
-def test_a_device_is_never_waited_for(spec: RecurrentSpec, grad: bool) -> None:
+def test_a_call_never_waits_for_the_device(spec: RecurrentSpec, grad: bool) -> None:
     # A meta tensor has no values, so reading it raises; on a GPU, reading would wait.
     module = spec.build("torch").to("meta")
     x = torch.empty(5, 5, 3, device="meta", requires_grad=True)

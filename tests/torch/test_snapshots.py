@@ -58,7 +58,7 @@ print(sorted(others & (set(sys.modules) - before)))
     assert done.stdout == "[]\n"
 
 
-def test_a_state_dict_as_it_is() -> None:
+def test_a_state_dict_can_be_passed_unchanged() -> None:
     model = torch.nn.ModuleDict({"encoder": torch.nn.GRU(3, 4), "head": torch.nn.Linear(4, 2)})
     expected = unirnn.snapshot(model["encoder"])
     assert unirnn.snapshot(model.state_dict(), batch_first=False) == expected
@@ -110,7 +110,7 @@ def test_dropout_in_a_list_of_layers() -> None:
             unirnn.snapshot(layers)
 
 
-def test_other_layers_in_a_list() -> None:
+def test_other_layers_in_a_list_are_refused() -> None:
     norm, linear = torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 4)
     layers = torch.nn.ModuleList([torch.nn.GRU(3, 4), norm, torch.nn.GRU(4, 4), linear])
     with pytest.raises(
@@ -153,7 +153,7 @@ def test_the_state_dict_of_a_cell(kind: Any, spec: RecurrentSpec, bias: bool) ->
         np.testing.assert_allclose(output[step], expected.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_a_module_that_is_no_layer() -> None:
+def test_a_module_that_is_no_layer_is_refused() -> None:
     with pytest.raises(errors.ArgumentError, match=r"obj: given torch\.nn\.modules\.linear\.Linear, expected a module"):
         unirnn.snapshot(torch.nn.Linear(3, 4))
 
@@ -187,7 +187,7 @@ def test_weights_that_are_shared_are_not_half_written() -> None:
     assert unirnn.snapshot(native) == before
 
 
-def test_weights_without_numbers() -> None:
+def test_weights_without_numbers_are_refused() -> None:
     with pytest.raises(errors.ArgumentError, match="its weight_ih_l0 is on the device 'meta' and has no values"):
         unirnn.snapshot(torch.nn.GRU(3, 4, device="meta"))
 

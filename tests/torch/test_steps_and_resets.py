@@ -255,7 +255,7 @@ def _load(module: nn.Module) -> None:
 
 @pytest.mark.parametrize("change", [_assign, _write, _replace, _load], ids=lambda change: change.__name__)
 @torch.no_grad()
-def test_a_step_uses_the_weights_of_its_moment(change: Callable[[nn.Module], None]) -> None:
+def test_a_step_uses_the_current_weights(change: Callable[[nn.Module], None]) -> None:
     gru = GRUSpec(3, 4, 2).build("torch", seed=0)
     x = torch.ones(2, 3)
     _, state = gru.step(x)

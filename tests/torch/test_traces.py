@@ -94,7 +94,9 @@ def exported(flat: Flat, example: dict[str, Tensor], path: Path) -> Callable[...
 
 @pytest.mark.parametrize("how", ["trace", "onnx"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_another_number_of_steps(case: tuple[Spec, str, str, str], how: str, tmp_path: Path) -> None:
+def test_a_trace_at_another_number_of_steps_is_right_or_an_error(
+    case: tuple[Spec, str, str, str], how: str, tmp_path: Path
+) -> None:
     spec, kernel, given, any_steps = case
     module = spec.build("torch", seed=0, kernel=kernel).eval()
     steps = 1 if "one step" in given else 4
