@@ -212,7 +212,7 @@ def test_convert_one_layer_of_several(run: Run, tmp_path: Path) -> None:
         assert files.load(target).spec == spec
 
 
-def test_convert_with_a_spec_for_what_the_file_does_not_say(run: Run, tmp_path: Path) -> None:
+def test_convert_with_a_spec_that_adds_to_the_file(run: Run, tmp_path: Path) -> None:
     source, target = tmp_path / "a.npz", tmp_path / "b.safetensors"
     write_several(source)
     arguments = ["convert", str(source), str(target), "--prefix", "old."]

@@ -82,7 +82,7 @@ def test_a_names_page_is_up_to_date(page: Path) -> None:
     assert page.read_text("utf-8") == make_tables.names_pages()[page], "run python docs/make_tables.py"
 
 
-def test_the_figures_are_those_of_the_benchmark() -> None:
+def test_the_tables_of_figures_are_up_to_date() -> None:
     page = make_tables.BENCHMARK.read_text("utf-8")
     made = make_tables.with_table(page, "figures", make_tables.figures_tables())
     assert page == make_tables.with_table(made, "bars", make_tables.bars_table()), "run python docs/make_tables.py"

@@ -859,7 +859,7 @@ def test_the_error_names_what_a_file_is_instead_of_a_model(tmp_path: Path, data:
     assert_refused(path, message)
 
 
-def test_the_name_tells_what_a_part_of_a_checkpoint_is(tmp_path: Path) -> None:
+def test_a_part_of_a_tensorflow_checkpoint_is_recognised_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "variables.data-00000-of-00001"
     path.write_bytes(np.full(9, 0.1, "<f4").tobytes())
     assert_refused(path, "a part of a TensorFlow checkpoint, without names")

@@ -90,7 +90,7 @@ def test_the_model_computes_the_same(source: Any, target: Any, form: str, tmp_pa
     assert (len(report.written), report.missing, report.left_over) == (34, (), ())
 
 
-def test_what_is_left_on_either_side_is_an_error_that_leaves_the_model_alone() -> None:
+def test_weights_left_over_on_either_side_are_an_error_and_change_nothing() -> None:
     source, model = TorchModel().state_dict(), MindSporeModel()
     source["head.weight"] = source.pop("block.2.weight")
     source["extra.weight"] = torch.ones(7, 7)

@@ -58,7 +58,7 @@ def test_a_model_is_a_value(model: Sequential) -> None:
 
 
 @given(models())
-def test_the_weights_of_a_model_are_those_of_its_layers(model: Sequential) -> None:
+def test_a_model_has_the_weights_of_its_layers(model: Sequential) -> None:
     shapes, leaves = model.weight_shapes(), model.leaves()
     assert shapes == {
         f"{name}.{key}": shape for name, leaf in leaves.items() for key, shape in leaf.weight_shapes().items()
@@ -383,7 +383,7 @@ def test_the_table_of_a_summary() -> None:
 
 
 @pytest.mark.parametrize("steps", [7, 8, 9, 100])
-def test_the_shapes_of_a_summary_are_those_of_the_outputs(steps: int) -> None:
+def test_the_shapes_in_a_summary_match_the_outputs(steps: int) -> None:
     rows = SPEECH.summary(3, steps).rows
     for end, row in ((1, rows[0]), (3, rows[2]), (7, rows[-1])):
         begin = Sequential(**dict(SPEECH.children[:end]))

@@ -65,7 +65,7 @@ class TestFrameworks:
         assert weights == spec.weight_shapes()
 
     @each
-    def test_the_names_in_a_call_are_those_of_the_framework(self, framework: str, spec: RecurrentSpec) -> None:
+    def test_the_names_in_a_call_match_the_framework(self, framework: str, spec: RecurrentSpec) -> None:
         cls = layer(framework, spec)
         call = inspect.signature(cls.construct if framework == "mindspore" else cls.forward).parameters
         for row in names.arguments(spec.kind, "call"):

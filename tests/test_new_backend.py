@@ -53,7 +53,7 @@ def test_every_file_is_written_with_the_new_name(tmp_path: Path, monkeypatch: py
         assert "loop" not in (tmp_path / "unirnn-my-frame" / name).read_text("utf-8").lower()
 
 
-def test_with_the_name_of_the_guide_the_files_are_those_of_the_guide(tmp_path: Path) -> None:
+def test_with_the_name_from_the_guide_the_files_equal_the_guide(tmp_path: Path) -> None:
     written = write_distribution("loop", tmp_path)
     for name in files(written):
         assert (written / name).read_text("utf-8") == (TEMPLATE / name).read_text("utf-8")

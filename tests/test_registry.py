@@ -183,7 +183,7 @@ def test_the_install_hint_names_the_requirements_of_the_extra(newest: int, quote
     assert found == [f"framework>=2{bound}", "helper"]
 
 
-def test_install_hints_name_what_can_be_installed_from_anywhere() -> None:
+def test_install_hints_name_packages_that_can_be_installed() -> None:
     for extra in ("torch", "mindspore", "onnxruntime", "onnx", "cli", "bench"):
         hint = registry.install_hint(extra)
         assert hint.startswith("python -m pip install ")

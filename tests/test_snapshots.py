@@ -52,7 +52,7 @@ class TestSnapshots:
         assert Snapshot(self.taken.spec, other) != self.taken
         assert self.taken != self.taken.spec
 
-    def test_the_dtype_of_a_snapshot_is_that_of_its_weights(self) -> None:
+    def test_a_snapshot_has_the_dtype_of_its_weights(self) -> None:
         wide = unirnn.snapshot(GRUSpec(3, 4).build("numpy", dtype="float64"))
         assert wide.dtype == "float64"
         assert wide.build("numpy").weights["bias_hh_l0"].dtype == np.float64
@@ -250,7 +250,7 @@ def test_the_raw_weight_of_weight_dropping_is_the_trained_one(weights: dict[str,
 
 @pytest.mark.parametrize("name", ["mask", "u", "orig", "scale", "v"])
 @pytest.mark.parametrize("place", ["encoder.", "encoder.module.", "encoder.parametrizations."])
-def test_an_array_beside_a_weight_may_be_what_it_is_computed_from(name: str, place: str) -> None:
+def test_an_array_from_which_a_weight_may_be_computed_is_refused(name: str, place: str) -> None:
     inner = "encoder.module." if place == "encoder.module." else "encoder."
     arrays = {inner + weight: array for weight, array in WEIGHTS.items()}
     end = f"weight_hh_l0.{name}" if "parametrizations" in place else f"weight_hh_l0_{name}"

@@ -555,7 +555,7 @@ NOT_READ: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("data", "words"), NOT_READ.values(), ids=NOT_READ.keys())
-def test_what_is_not_read_is_named(data: bytes, words: str) -> None:
+def test_the_error_names_an_unsupported_feature_of_hdf5(data: bytes, words: str) -> None:
     with pytest.raises(FileError) as caught, limited_memory(8 << 20):
         hdf5.parse(data).datasets["a"].read()
     assert words in str(caught.value)

@@ -86,7 +86,7 @@ def test_every_instruction_set_can_be_forced(compiled: CDLL, tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs Linux, which says what the processor has")
-def test_the_instruction_sets_are_those_of_the_processor(compiled: CDLL) -> None:
+def test_the_instruction_sets_match_the_processor(compiled: CDLL) -> None:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     flags = set(next((line for line in lines if line.startswith("flags")), "").split())
     names = instruction_sets(compiled)

@@ -72,7 +72,7 @@ def test_mindspores_seed_draws_the_weights_of_its_own_layer(spec: RecurrentSpec)
 
 
 @each
-def test_dense_numbers_equal_those_of_the_native_layer(spec: RecurrentSpec) -> None:
+def test_dense_calls_give_the_native_layers_numbers(spec: RecurrentSpec) -> None:
     theirs = getattr(nn, spec.kind)(**spec.to_kwargs("mindspore"))
     ours = spec.build("mindspore")
     ms.load_param_into_net(ours, {p.name: p for p in theirs.get_parameters()})
@@ -255,7 +255,7 @@ def test_checkpoints_and_copies(spec: RecurrentSpec, tmp_path: Path) -> None:
     assert_equal(spec, module(x, hx, LENGTHS), expected)
 
 
-def test_a_device_other_than_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_device_than_the_process_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = unirnn.registry.load("mindspore")
     monkeypatch.setattr(type(backend), "devices", lambda self: (unirnn.Device("cpu"), unirnn.Device("ascend", 0)))
     with pytest.raises(errors.DeviceError, match=r"MindSpore runs on CPU 0; call mindspore.set_device\('Ascend'\)"):
@@ -325,7 +325,7 @@ class TestWithoutCompiledKernels:
         with pytest.raises(errors.LengthError, match="seq_length"):
             run(x, hx, Tensor([1, 2, 9]))[0].asnumpy()
 
-    def test_what_cannot_be_had_is_refused(self) -> None:
+    def test_a_kernel_that_is_not_available_is_refused(self) -> None:
         with pytest.raises(errors.LimitError, match="given 'compiled', but there is no C compiler; build with 'auto'"):
             SPECS[1].build("mindspore", kernel="compiled")
         module = SPECS[2].build("mindspore", dtype="float64")
@@ -457,7 +457,7 @@ GRADIENTS: dict[str, tuple[Callable[[nn.Cell, Tensor], Any], list[bool]]] = {
 
 @each
 class TestPreparationOfABackwardPass:
-    def test_none_if_no_gradient_is_recorded(self, spec: RecurrentSpec, prepared: list[bool]) -> None:
+    def test_no_backward_pass_is_prepared_without_a_gradient(self, spec: RecurrentSpec, prepared: list[bool]) -> None:
         loss, x = Squared(spec.build("mindspore", seed=0)).set_train(), batch(spec)[0]
         loss(x)
         ms.grad(loss)(x)
@@ -465,7 +465,7 @@ class TestPreparationOfABackwardPass:
         assert prepared == [False, True, False]
 
     @pytest.mark.parametrize(("gradient", "needs_grad"), GRADIENTS.values(), ids=GRADIENTS.keys())
-    def test_one_if_a_gradient_is_recorded(
+    def test_a_backward_pass_is_prepared_if_a_gradient_is_recorded(
         self, spec: RecurrentSpec, prepared: list[bool], gradient: Any, needs_grad: list[bool]
     ) -> None:
         loss, x = Squared(spec.build("mindspore", seed=0)), batch(spec)[0]
@@ -474,7 +474,7 @@ class TestPreparationOfABackwardPass:
         close(gradient(loss, x).asnumpy(), pullback(2 * output, None)["input"], 1e-5)
         assert prepared == needs_grad
 
-    def test_one_if_mindspore_does_not_tell(
+    def test_a_backward_pass_is_prepared_if_mindspore_does_not_tell(
         self, spec: RecurrentSpec, prepared: list[bool], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(pynative, "common", None)

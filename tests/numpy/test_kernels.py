@@ -54,7 +54,7 @@ def test_a_named_kernel_that_cannot_be_used_is_refused() -> None:
         SPEC.build("numpy", kernel="reference").vjp(np.ones((2, 3), np.float32))
 
 
-def test_auto_takes_the_compiled_kernel_where_there_is_one() -> None:
+def test_auto_takes_the_first_available_kernel() -> None:
     (first, *_) = unirnn.explain(SPEC, "numpy").kernels
     assert first == (KERNELS[0], "in all cases")
 

@@ -329,7 +329,7 @@ except ImportError as error:
 
 @pytest.mark.parametrize("state", ["none", "given"])
 @pytest.mark.parametrize("cls", [GRUSpec, LSTMSpec])
-def test_a_call_with_the_shapes_of_the_last_one_is_not_checked_again(cls: Any, state: str) -> None:
+def test_a_call_with_the_same_shapes_is_not_checked_again(cls: Any, state: str) -> None:
     x, h = np.ones((5, 2, 3), np.float32), np.ones((1, 2, 4), np.float32)
     hx = None if state == "none" else (h, h) if cls is LSTMSpec else h
     module = cls(3, 4).build("onnxruntime", seed=0)

@@ -337,7 +337,7 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize("specs", DIFFERENT.values(), ids=DIFFERENT.keys())
-def test_layers_that_differ_are_not_one_stack(specs: list[RecurrentSpec]) -> None:
+def test_different_layers_are_not_one_stack(specs: list[RecurrentSpec]) -> None:
     parts = [drawn(spec) for spec in specs]
     assert layers_of(other_model(parts)) == {"rnn0": parts[0], "rnn1": parts[1]}
 

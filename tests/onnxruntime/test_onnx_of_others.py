@@ -359,7 +359,7 @@ ACTIVATED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("kind", "attributes", "options"), ACTIVATED.values(), ids=ACTIVATED.keys())
-def test_activations_and_directions_are_those_of_onnx_runtime(kind: str, attributes: Any, options: Any) -> None:
+def test_activations_and_directions_agree_with_onnx_runtime(kind: str, attributes: Any, options: Any) -> None:
     spec = {"GRU": GRUSpec, "LSTM": LSTMSpec, "RNN": RNNSpec}[kind](3, 4, **options)
     taken = drawn(spec)
     if kind == "GRU":
@@ -424,7 +424,7 @@ def pair(**second: Any) -> Any:
     return model(nodes, constants), both
 
 
-def test_a_forward_and_a_reverse_node_that_are_joined_are_one_layer() -> None:
+def test_joined_forward_and_reverse_nodes_are_one_layer() -> None:
     of, both = pair()
     assert layers(of) == {"forward": both.spec}
     found = onnx_reader.read_model(of)

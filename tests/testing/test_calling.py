@@ -140,7 +140,7 @@ def test_a_layer_of_mindspore_gets_its_lengths() -> None:
     np.testing.assert_allclose(output.asnumpy(), expected, atol=1e-6)
 
 
-def test_the_layout_is_that_of_the_model() -> None:
+def test_a_batch_is_passed_in_the_layout_of_the_model() -> None:
     time_first = unirnn.GRUSpec(3, 4).build("numpy")
     given = in_layout_of(time_first, batch(features=3, with_resets=True))
     assert given.input.shape == (6, 4, 3)

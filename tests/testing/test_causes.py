@@ -220,7 +220,7 @@ def test_the_numbers_themselves_show_a_mistake(change: Any, expected: str) -> No
     assert recurrent_cause(spec, weights, given, output, state, TOLERANCE) == expected
 
 
-def test_dropout_between_layers_is_suspected_where_there_may_be_some() -> None:
+def test_dropout_between_layers_is_suspected_if_the_spec_has_it() -> None:
     for dropout, expected in ((0.0, None), (0.5, "the first layer is right and those above it are not, as by dropout")):
         spec = GRUSpec(3, 4, 2, dropout=dropout)
         weights, given = drawn(spec)

@@ -131,7 +131,7 @@ def test_seeds_of_mindspore() -> None:
     np.testing.assert_array_equal(*found)
 
 
-def test_what_has_no_gradients() -> None:
+def test_asking_numpy_for_gradients_of_a_function_is_refused() -> None:
     for framework in (framework_of(lambda x: x), framework_of(unirnn.GRUSpec(3, 4).build("numpy"))):
         with pytest.raises(errors.LimitError, match="numpy has no gradients of functions"):
             framework.gradient(np.sum, [FACTOR])

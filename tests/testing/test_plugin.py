@@ -92,9 +92,7 @@ def test_the_backends_that_a_test_runs_for(
     assert run(pytester, code, *options.split()) == {f"test_it[{name}]": "passed" for name in expected}
 
 
-def test_by_default_it_runs_for_all_that_are_installed_and_need_no_option(
-    pytester: pytest.Pytester, absent: str
-) -> None:
+def test_by_default_a_test_runs_for_every_installed_backend(pytester: pytest.Pytester, absent: str) -> None:
     installed = [one.name for one in subjects(["all"]) if isinstance(one, Subject)]
     assert "numpy" in installed
     assert absent not in installed
@@ -202,7 +200,7 @@ def test_it(request):
 """
 
 
-def test_what_cannot_run_for_each_backend_says_so(pytester: pytest.Pytester) -> None:
+def test_a_test_that_cannot_run_for_each_backend_says_so(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(FOR_EACH)
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "--rnn-backends=numpy")
     result.assert_outcomes(failed=1, errors=1)

@@ -91,7 +91,7 @@ def test_a_backend_that_cannot_be_tested_is_an_error_in_one_line(
     assert said.err.count("\n") == 1
 
 
-def test_nothing_tested_is_no_success(folder: Path) -> None:
+def test_a_run_without_tests_fails(folder: Path) -> None:
     found = run(folder, "numpy", "-k", "no_such_test")
     assert found.returncode == 1
     assert "Tests: none" in found.stdout

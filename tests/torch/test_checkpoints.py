@@ -115,7 +115,7 @@ def test_bfloat16_is_read_as_float32(tmp_path: Path, zipped: bool) -> None:
     assert files.contents(path).layers[""].num_bytes == 4 * GRU.num_weights
 
 
-def test_what_is_no_float_tensor_is_left_out(tmp_path: Path) -> None:
+def test_tensors_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # from torch, about sparse and quantised tensors
@@ -275,7 +275,7 @@ def test_a_whole_module_also_says_its_options(tmp_path: Path, zipped: bool) -> N
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "data").glob("torch_*")), ids=lambda p: p.name)
-def test_the_files_that_are_read_without_torch_are_those_of_torch(path: Path) -> None:
+def test_torch_and_unirnn_read_the_same_from_a_file(path: Path) -> None:
     if path.suffix == ".jit":
         loaded = torch.jit.load(path).state_dict()  # type: ignore[no-untyped-call]
     elif path.suffix:
@@ -313,7 +313,7 @@ def test_torch_loads_a_checkpoint_of_ours(tmp_path: Path, suffix: str) -> None:
 # ---- hostile files --------------------------------------------------------------------------------
 
 
-def test_weights_that_share_one_storage_are_not_all_copied(tmp_path: Path) -> None:
+def test_many_weights_that_share_one_storage_are_refused(tmp_path: Path) -> None:
     path, shared = tmp_path / "a.pt", torch.zeros(768, 256)
     save({f"weight_{kind}_l{layer}": shared for layer in range(50) for kind in ("ih", "hh")}, path)
     words = r"its weights share their memory, .* at most 16777216 are read from a file"
@@ -452,7 +452,7 @@ for at in range(0, len(whole), 5):
 
 
 @each_layout
-def test_no_inverted_byte_ends_the_process(tmp_path: Path, zipped: bool) -> None:
+def test_no_inverted_byte_crashes_the_process(tmp_path: Path, zipped: bool) -> None:
     (tmp_path / "whole.pt").write_bytes(whole_file(zipped))
     done = subprocess.run([sys.executable, "-c", FLIPS, str(tmp_path)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -128,7 +128,7 @@ def test_one_graph_trains_with_other_sizes(spec: RecurrentSpec, ragged: bool, ba
 
 
 @each_operator
-def test_cuda_graphs_leave_out_what_they_can_not_capture(spec: RecurrentSpec) -> None:
+def test_compiling_with_cuda_graphs_computes_the_same(spec: RecurrentSpec) -> None:
     torch.compiler.reset()
     module = built(spec)
     compiled: Any = torch.compile(module, fullgraph=True, mode="reduce-overhead")

@@ -108,7 +108,7 @@ class Written(nn.Module):
 # ---- native --------------------------------------------------------------------------------------
 
 
-def test_state_dicts_and_numbers_are_those_of_a_model_written_by_hand() -> None:
+def test_state_dicts_and_numbers_equal_a_model_written_by_hand() -> None:
     ours, theirs = CLASSIFIER.build("torch", seed=0), Written()
     theirs.load_state_dict(ours.state_dict(), strict=True)
     ours.load_state_dict(Written().state_dict(), strict=True)
@@ -204,7 +204,7 @@ def test_copies_give_the_same_numbers(spec: Spec) -> None:
 
 
 @pytest.mark.parametrize("spec", [LinearSpec(6, 4), PoolSpec("mean"), Conv1dSpec(6, 4, 3), BatchNormSpec(6)], ids=repr)
-def test_a_layer_by_itself_is_a_native_one(spec: Spec) -> None:
+def test_a_single_layer_is_built_as_a_native_one(spec: Spec) -> None:
     net: Any = spec.build("torch", seed=0).eval()
     native: Any = {"Linear": nn.Linear, "Conv1d": nn.Conv1d, "BatchNorm": nn.BatchNorm1d}.get(spec.kind, nn.Module)
     assert isinstance(net, native)
@@ -219,7 +219,7 @@ def test_a_layer_by_itself_is_a_native_one(spec: Spec) -> None:
         net(x)
 
 
-def test_hooks_of_layers_run_and_change_what_flows() -> None:
+def test_hooks_of_layers_run_and_can_change_outputs() -> None:
     net, (x, ns) = FEATURES.build("torch", seed=0), batch(FEATURES)
     seen: list[str] = []
     for name, layer in net.named_modules():
@@ -301,7 +301,7 @@ def test_one_graph_with_any_lengths(name: str) -> None:
         compiled(x, seq_length=torch.tensor([1, 1, 12, 1, 1, 1]))
 
 
-def test_a_batch_normalisation_by_itself_is_one_graph() -> None:
+def test_a_single_batch_normalisation_is_one_graph() -> None:
     net, x, ns = unirnn.BatchNormSpec(3).build("torch", seed=0).eval(), torch.ones(2, 5, 3), torch.tensor([3, 5])
     compiled: Any = torch.compile(net, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, seq_length=ns), net(x, seq_length=ns))

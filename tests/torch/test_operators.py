@@ -512,7 +512,7 @@ def test_lengths_in_a_graph_are_checked_when_it_runs(kernel: str) -> None:
     r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"
 )  # the exporter's own
 @each_traced
-def test_onnx_export_has_one_node_a_layer_and_any_t_and_b(spec: RecurrentSpec, ragged: bool, tmp_path: Path) -> None:
+def test_onnx_export_has_one_node_per_layer_and_any_t_and_b(spec: RecurrentSpec, ragged: bool, tmp_path: Path) -> None:
     module, path = spec.build("torch", seed=0).eval(), tmp_path / "layer.onnx"
     given = arguments(spec, ragged, 5, [5, 0, 2])
     torch.onnx.export(module, given, path, dynamo=True, verbose=False, dynamic_shapes=shapes(spec, ragged))

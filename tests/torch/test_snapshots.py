@@ -229,7 +229,7 @@ def test_a_wrapped_layer_is_asked_for() -> None:
         unirnn.snapshot(torch.nn.DataParallel(torch.nn.GRU(3, 4)))
 
 
-def test_an_optimizer_and_a_compiled_module_see_what_is_written() -> None:
+def test_an_optimizer_and_a_compiled_module_use_loaded_weights() -> None:
     native, taken = torch.nn.GRU(3, 4), unirnn.snapshot(torch.nn.GRU(3, 4))
     optimizer = torch.optim.SGD(native.parameters(), lr=0.0)
     module = taken.build("torch")

@@ -223,7 +223,7 @@ def test_a_loop_of_steps_in_one_graph(spec: RecurrentSpec) -> None:
 
 
 @one_way
-def test_gradients_of_steps_are_those_of_a_call(spec: RecurrentSpec) -> None:
+def test_gradients_of_steps_equal_those_of_a_call(spec: RecurrentSpec) -> None:
     module = spec.build("torch", dtype="float64", seed=0)
     x, hx, _, _ = batch(spec, 4, 3, dtype=torch.float64)
     parameters = list(module.parameters())

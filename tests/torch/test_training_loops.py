@@ -237,7 +237,7 @@ class TestDynamicQuantisation:
         assert (output[length:] == 0).all()
         assert (output[:length] != 0).all()
 
-    def test_what_torch_can_not_quantise(self) -> None:
+    def test_layers_that_torch_cannot_quantise_are_refused(self) -> None:
         words = "torch.s quantisation has no (RNN|LSTM with proj_size=2|GRU with reset_after=False)"
         for spec in (RNNSpec(3, 4), LSTMSpec(3, 4, proj_size=2), RESET_BEFORE):
             with pytest.raises(errors.LimitError, match=words):
