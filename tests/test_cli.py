@@ -163,7 +163,7 @@ def test_only_bench_imports_the_benchmark() -> None:
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_missing_typer_or_rich(missing: str) -> None:
     if missing == "rich":
-        pytest.importorskip("typer", reason="typer is what is missing first")
+        pytest.importorskip("typer", reason="the command imports typer first")
     result = run_in_new_process("backends", before=f"import sys; sys.modules[{missing!r}] = None")
     assert result.returncode == 1
     assert result.stdout == ""
@@ -196,7 +196,7 @@ def test_characters_that_the_terminal_lacks_are_escaped(encoding: str) -> None:
 
 
 @pytest.mark.usefixtures("run")
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("arguments", [["names"], ["explain", "-b", "numpy"], ["backends", "--json"], ["--help"]])
 def test_a_full_disk_is_an_error_in_one_line(arguments: list[str]) -> None:
     with open("/dev/full", "w") as full:
@@ -205,7 +205,7 @@ def test_a_full_disk_is_an_error_in_one_line(arguments: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("run")
-@pytest.mark.skipif(os.name != "posix", reason="needs pipes that break")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX pipes")
 def test_a_broken_pipe_ends_the_command_silently() -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -257,7 +257,7 @@ def test_sizes_beyond_any_memory_are_refused(run: Run, arguments: list[str], mes
 
 
 @pytest.mark.usefixtures("run")
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of the memory")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory")
 def test_too_little_memory_is_an_error_in_one_line() -> None:
     before = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))"
     result = run_in_new_process("parity", "--backend", "numpy", "--steps", "1000000000", before=before)

@@ -880,7 +880,7 @@ def special_file(folder: Path, kind: str) -> Path:
     return path
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such files on Windows")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
 @pytest.mark.parametrize("kind", ["a named pipe", "a socket", "a device"])
 def test_a_special_file_is_neither_read_nor_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

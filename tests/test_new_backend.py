@@ -19,7 +19,7 @@ from unirnn.cli.new_backend import TEMPLATE, write_distribution
 from unirnn.errors import ArgumentError, FileError
 
 SUITE = "unirnn.testing.conformance"
-needs_torch = pytest.mark.skipif(not find_spec("torch"), reason="the backend that is written computes with torch")
+needs_torch = pytest.mark.skipif(not find_spec("torch"), reason="the new backend computes with torch")
 FILES = [
     "README.md",
     "pyproject.toml",

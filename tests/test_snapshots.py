@@ -365,7 +365,7 @@ def test_a_list_of_prefixes_is_a_stack(names: list[str], is_sorted: bool) -> Non
 @pytest.mark.parametrize("place", ["between", "last", "first"])
 def test_arrays_between_the_layers_of_a_stack(names: list[str], between: str, place: str) -> None:
     if names is PREFIXES["by name"] and place != "between":
-        pytest.skip("then nothing shows that it is between")
+        pytest.skip("only an array between layers is recognised by these names")
     items = [*spread(names).items()]
     position = {"between": 16, "last": len(items), "first": 0}[place]
     arrays = dict([*items[:position], (between, np.ones(8)), *items[position:]])

@@ -166,7 +166,7 @@ def test_a_sequence_has_the_same_bits_in_any_batch(cell: str) -> None:
             np.testing.assert_array_equal(part[name], whole[name][:, begin:end], err_msg=name)
 
 
-def of_one_number(function: str, x: Array, factor: float = 1) -> Array:
+def apply_kernel(function: str, x: Array, factor: float = 1) -> Array:
     """Apply the kernels' tanh or gates to many numbers: one unit, and one sequence for each number."""
     hx = np.ones((1, len(x), 1), x.dtype)
     if function == "tanh":
@@ -192,19 +192,19 @@ def test_tanh_and_sigmoid_are_accurate_over_the_whole_range(function: str, dtype
         exact = np.tanh(wide) if function == "tanh" else 1 / (1 + np.exp(-wide))
         wanted = exact.astype(dtype)
         unit = np.maximum(np.spacing(np.abs(wanted)), tiny)
-    error = np.abs(of_one_number(function, x).astype(np.longdouble) - exact) / unit
+    error = np.abs(apply_kernel(function, x).astype(np.longdouble) - exact) / unit
     assert error.max() <= 3, (x[error.argmax()], error.max())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_infinities_and_nan_follow_ieee(dtype: str) -> None:
     x = np.array([np.inf, -np.inf, np.nan, -0.0], dtype)
-    np.testing.assert_array_equal(of_one_number("tanh", x), np.array([1, -1, np.nan, -0.0], dtype))
+    np.testing.assert_array_equal(apply_kernel("tanh", x), np.array([1, -1, np.nan, -0.0], dtype))
     # The other gates multiply x by 0, so x must be finite; the tested gate's weight makes it infinite.
     largest = np.finfo(dtype).max
     x = np.array([largest, -largest, np.nan, -0.0], dtype)
     for function in ("sigmoid", "hard_sigmoid", "hard_sigmoid_0.2"):
-        found = of_one_number(function, x, 4)
+        found = apply_kernel(function, x, 4)
         np.testing.assert_array_equal(found, np.array([1, 0, np.nan, 0.5], dtype), err_msg=function)
 
 

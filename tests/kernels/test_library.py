@@ -85,7 +85,7 @@ def test_every_instruction_set_can_be_forced(compiled: CDLL, tmp_path: Path) -> 
         assert python(code, tmp_path, UNIRNN_ISA=name) == name
 
 
-@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs Linux, which says what the processor has")
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs /proc/cpuinfo")
 def test_the_instruction_sets_match_the_processor(compiled: CDLL) -> None:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     flags = set(next((line for line in lines if line.startswith("flags")), "").split())
@@ -138,7 +138,7 @@ def test_a_broken_library_is_explained(elsewhere: ModuleType, what: str) -> None
     assert elsewhere.load() is None
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="changes the header of a library for Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="changes the header of a Linux library")
 def test_a_library_for_another_processor_is_explained(compiled: CDLL, elsewhere: ModuleType) -> None:
     contents = bytearray(Path(compiled._name).read_bytes())
     contents[18:20] = b"\xff\xfe"  # the processor, in the header

@@ -114,7 +114,7 @@ class Layers(Module):
         """The index of a layer and direction in the state."""
         return position
 
-    def of(self, position: int) -> Weights:
+    def weights_of(self, position: int) -> Weights:
         """The weights of a layer and direction."""
         suffix = self.spec.suffixes()[position]
         return Weights(*(self.weights.get(name + suffix) for name in Weights._fields))  # type: ignore[arg-type]
@@ -140,7 +140,7 @@ class Layers(Module):
         begins = None if resets is None else self.begins(resets, lengths, reverse)
         if begins is not None:
             begins = begins[order, rows]
-        states = self.steps(x[order, rows], state, self.of(position), lengths, begins)
+        states = self.steps(x[order, rows], state, self.weights_of(position), lengths, begins)
         output = self.zeroed(torch.stack([state[0] for state in states]), lengths)
         return self.in_order(output, order), self.final(states, state, output, lengths)
 
@@ -593,8 +593,8 @@ class ResetGateBefore(Layers):
 class BiasForgotten(Layers):
     """One of the two biases is forgotten."""
 
-    def of(self, position: int) -> Weights:
-        return super().of(position)._replace(bias_hh=None)
+    def weights_of(self, position: int) -> Weights:
+        return super().weights_of(position)._replace(bias_hh=None)
 
 
 @caught_by(f"{CALL}[GRU-ragged]", "the recurrent bias of n is added outside of the reset gate")
@@ -628,8 +628,8 @@ class TanhForRelu(Layers):
 class WeightsTransposed(Layers):
     """The state is multiplied from the other side."""
 
-    def of(self, position: int) -> Weights:
-        w = super().of(position)
+    def weights_of(self, position: int) -> Weights:
+        w = super().weights_of(position)
         return w._replace(weight_hh=torch.cat([block.T for block in w.weight_hh.chunk(len(self.spec.gates))]))
 
 
@@ -669,7 +669,7 @@ class StateOfStepT(Layers):
     ) -> tuple[Tensor, State]:
         output, _ = super().direction(x, state, position, lengths, resets)
         every = torch.full_like(lengths, len(x))
-        return output, self.steps(x, state, self.of(position), every, resets)[-1]
+        return output, self.steps(x, state, self.weights_of(position), every, resets)[-1]
 
     def zeroed_input(self, x: Tensor, lengths: Tensor) -> Tensor:
         return x
@@ -838,9 +838,9 @@ class OutputsOfDirectionsSwapped(Layers):
 class BiasesOfDirectionsSwapped(Layers):
     """Each direction has the biases of the other one."""
 
-    def of(self, position: int) -> Weights:
-        other = super().of(position ^ 1 if self.spec.bidirectional else position)
-        return super().of(position)._replace(bias_ih=other.bias_ih, bias_hh=other.bias_hh)
+    def weights_of(self, position: int) -> Weights:
+        other = super().weights_of(position ^ 1 if self.spec.bidirectional else position)
+        return super().weights_of(position)._replace(bias_ih=other.bias_ih, bias_hh=other.bias_hh)
 
 
 @caught_by(
@@ -850,8 +850,8 @@ class BiasesOfDirectionsSwapped(Layers):
 class DirectionsOfTheSecondLayerSwapped(Layers):
     """From the second layer on, each direction has the weights of the other one."""
 
-    def of(self, position: int) -> Weights:
-        return super().of(position ^ 1 if self.spec.bidirectional and position > 1 else position)
+    def weights_of(self, position: int) -> Weights:
+        return super().weights_of(position ^ 1 if self.spec.bidirectional and position > 1 else position)
 
 
 @caught_by(f"{CALL}[GRU-ragged, 2 layers]", "all layers begin with the initial state of the first one")
@@ -990,8 +990,8 @@ class NoGradientFromTheFinalState(Layers):
 class GradientOfAWeightDoubled(Layers):
     """A weight is added to its gradient twice."""
 
-    def of(self, position: int) -> Weights:
-        w = super().of(position)
+    def weights_of(self, position: int) -> Weights:
+        w = super().weights_of(position)
         return w._replace(weight_hh=w.weight_hh + (w.weight_hh - w.weight_hh.detach()))
 
 
@@ -1076,11 +1076,11 @@ class GlobalGeneratorMoved(Handmade):
 class StaleWeights(Layers):
     """The weights are prepared at the first call, and not again after `load_weights`."""
 
-    def of(self, position: int) -> Weights:
+    def weights_of(self, position: int) -> Weights:
         if not hasattr(self, "prepared"):
             self.prepared: dict[int, Weights] = {}
         if position not in self.prepared:
-            found = super().of(position)
+            found = super().weights_of(position)
             self.prepared[position] = found._replace(weight_hh=found.weight_hh.detach().clone())
         return self.prepared[position]
 

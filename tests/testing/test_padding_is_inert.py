@@ -80,7 +80,7 @@ def last(x: Any, lengths: Any) -> Any:
     return x[np.arange(len(x)), np.asarray(lengths) - 1]
 
 
-class Keeps:
+class Stateful:
     """A model that keeps a state from call to call."""
 
     state = 0.0
@@ -176,7 +176,7 @@ def test_a_model_of_tokens_is_checked() -> None:
     ("model", "given", "words"),
     [
         (masked_mean, replace(BATCH, seq_length=np.full(4, 6)), r"^batch: all of its sequences have T steps"),
-        (Keeps(), BATCH, None),  # each run uses a copy, so the state does not carry over
+        (Stateful(), BATCH, None),  # each run uses a copy, so the state does not carry over
         (
             lambda x, lengths: x + np.random.default_rng().random(),
             BATCH,

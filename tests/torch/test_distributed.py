@@ -257,7 +257,7 @@ def test_replicas_have_the_outputs_and_the_gradients_of_the_module(spec: Recurre
 @each
 def test_data_parallel_without_a_gpu_is_the_module(spec: RecurrentSpec) -> None:
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("needs a machine without a GPU")
     module = spec.build("torch", seed=0)
     x, state, ns = batch(spec, LENGTHS["ragged"])
     actual = nn.DataParallel(module)(x, join_state(state), seq_length=ns)
