@@ -208,7 +208,7 @@ def test_importing_the_benchmark_imports_no_framework() -> None:
     assert result.stdout == "\n"
 
 
-# ---- what is measured ----------------------------------------------------------------------------
+# ---- measuring -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("lengths", "fill"), [("full", 1.0), ("uniform", 0.5), ("short", 0.15)])

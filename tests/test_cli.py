@@ -182,7 +182,7 @@ def test_an_error_is_one_line(run: Run) -> None:
     )
 
 
-# ---- what a terminal, a disk or the memory can't take ---------------------------------------------
+# ---- limits of terminal, disk and memory ---------------------------------------------------------
 
 
 @pytest.mark.usefixtures("run")
@@ -399,7 +399,7 @@ def test_parity_finds_a_wrong_backend(run: Run) -> None:
 
 
 def test_parity_in_a_new_process(third_parties: Path) -> None:
-    """Every installed backend, and those of third parties, in one process; nothing but JSON on standard output."""
+    """All installed and third-party backends run in one process; standard output has only JSON."""
     pytest.importorskip("typer", reason=NEEDS_CLI)
     result = run_in_new_process("parity", "--json", *SMALL, path=third_parties)
     assert result.returncode == 1, result.stderr

@@ -99,7 +99,7 @@ def assert_refused(path: Path, message: str = "", kind: type[UnirnnError] = File
     assert message in str(caught.value)
 
 
-# ---- writing and reading back ---------------------------------------------------------------------
+# ---- writing and reading back ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -316,7 +316,7 @@ def test_importing_unirnn_imports_no_file_format() -> None:
     assert {"safetensors", "zipfile", "onnx", "torch", "mindspore"}.isdisjoint(done.stdout.split())
 
 
-# ---- snapshots in .safetensors --------------------------------------------------------------------------
+# ---- snapshots in .safetensors ---------------------------------------------------------------------------
 
 
 def header_of(snapshot: Snapshot) -> tuple[Header, bytes]:
@@ -554,7 +554,7 @@ def test_bfloat16_is_read_as_float32_bit_for_bit(tmp_path: Path) -> None:
     assert (layer.weights["weight_ih_l0"], layer.num_bytes) == (((9, 2), "float32"), 4 * snapshot.spec.num_weights)
 
 
-# ---- .npz ----------------------------------------------------------------------------------------
+# ---- .npz ------------------------------------------------------------------------------------------------
 
 
 def npy(shape: str, data: bytes, descr: str = "'<f4'", fortran: str = "False") -> bytes:
@@ -704,7 +704,7 @@ def test_a_pickle_in_an_npz_is_never_loaded(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-# ---- any damage ----------------------------------------------------------------------------------
+# ---- any damage ------------------------------------------------------------------------------------------
 
 
 def _undamaged() -> dict[str, bytes]:
@@ -1022,7 +1022,7 @@ def test_a_pickled_array_that_claims_more_data_than_it_has_is_refused(tmp_path: 
     assert_refused(path, "an array of shape (127, 1) and float32 has 12 bytes")
 
 
-# ---- models --------------------------------------------------------------------------------------
+# ---- models ----------------------------------------------------------------------------------------------
 
 MODEL = Sequential(
     embedding=EmbeddingSpec(9, 4),

@@ -25,7 +25,7 @@ def layer(framework: str, spec: RecurrentSpec) -> Any:
 
 
 def parameters(framework: str, spec: RecurrentSpec) -> set[str]:
-    """The arguments of the constructor: those of all overloads, or of the base class behind ``*args, **kwargs``."""
+    """The constructor's arguments, from all overloads or from the base class behind ``*args, **kwargs``."""
     cls = layer(framework, spec)
     overloads = [inspect.signature(f) for f in getattr(typing, "get_overloads", lambda _: [])(cls.__init__)]
     found = overloads or [inspect.signature(base.__init__) for base in cls.__mro__[1:2]]

@@ -18,7 +18,7 @@ B, T = len(LENGTHS), 5
 
 
 def native(subject: Subject, array: NDArray[Any]) -> Any:
-    """A NumPy array as one of the framework, of the same dtype."""
+    """A NumPy array as an array of the framework, with the same dtype."""
     module = GRUSpec(2, 2).build(subject.backend.name, dtype="float32", **subject.options)
     return subject.backend.from_numpy(np.ascontiguousarray(array), module)
 

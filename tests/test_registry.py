@@ -1,4 +1,4 @@
-"""The registry imports backends only when they are asked for, and says what is missing."""
+"""The registry imports a backend only when it is needed, and names what is missing."""
 
 import os
 import subprocess

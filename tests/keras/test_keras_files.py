@@ -1,4 +1,4 @@
-"""Files that Keras wrote, read without it, give the numbers that Keras computes; anything else is refused.
+"""Files that Keras wrote are read without it and compute the same numbers; anything else is refused.
 
 Keras 3 writes its three kinds of files itself. Files of Keras 1 and 2 and of cuDNN's layers are made here with h5py, in
 their documented layout. Their expected numbers are computed here, step by step and gate by gate.
@@ -342,7 +342,7 @@ def test_lists_of_names_that_keras_splits(tmp_path: Path) -> None:
     assert unirnn.load(path) == expected
 
 
-# ---- what is refused -----------------------------------------------------------------------------
+# ---- refusals ------------------------------------------------------------------------------------
 
 
 def altered(folder: Path, path: Path, layer: str, **arguments: Any) -> None:

@@ -66,7 +66,7 @@ def theirs() -> Any:
 
 
 class Words(NamedTuple):
-    """English words as the input of our encoder, and what the package computes from them.
+    """English words as the input of our encoder, and the package's results for them.
 
     ``tokens`` `(B, T)` holds the letters of each word and a token for its end; ``lengths`` `(B,)` counts them. The
     padding holds -1, an invalid token. ``states`` `(sum of lengths, 256)` has the state of their encoder after each

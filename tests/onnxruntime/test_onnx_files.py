@@ -156,7 +156,7 @@ for action in (lambda: onnx_writer.emit(snapshot.spec, snapshot.weights), lambda
     assert done.stdout.splitlines() == [words + 'python -m pip install "onnx>=1.16"'] * 2
 
 
-# ---- models of other programs -----------------------------------------------------------------------------
+# ---- models of other programs -------------------------------------------------------------------------------------
 
 
 def other_model(
@@ -527,7 +527,7 @@ def test_constants_are_found_behind_identities() -> None:
     assert onnx_reader.read_model(model) == taken
 
 
-# ---- altered files -------------------------------------------------------------------------------
+# ---- altered files ------------------------------------------------------------------------------------------------
 
 
 def set_(field: str, value: Any) -> Callable[[Any], None]:

@@ -157,7 +157,7 @@ def test_weights_that_are_not_constants_are_refused(nodes: Any, words: str) -> N
         onnx_reader.read_model(model([*nodes, gru(weights="VRB")], WEIGHTS))
 
 
-# ---- what a file may ask for ---------------------------------------------------------------------
+# ---- limits on a file's constants ----------------------------------------------------------------
 
 DOUBLED = [node("Concat", [f"d{k}", f"d{k}"], [f"d{k + 1}"], axis=0) for k in range(60)]
 HUGE = {
@@ -490,7 +490,7 @@ def test_an_lstm_of_integers_is_dequantised(dtype: Any, per_row: bool) -> None:
     np.testing.assert_allclose(found.build("numpy")(X)[0], by_runtime, atol=0.05)
 
 
-# ---- messages about other models ----------------------------------------------------------------
+# ---- messages about other models -----------------------------------------------------------------
 
 
 def scan(states: int) -> Any:

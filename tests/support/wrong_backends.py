@@ -1402,7 +1402,7 @@ class TiedWeightCopied(Net):
         return super().tied_weight(name).detach().clone()
 
 
-# ---- side effects of a call, and what a backend says about itself -----------------------------
+# ---- side effects of a call, and what a backend says about itself --------------------------------
 
 
 @caught_by("test_guarantees.py::test_results_and_arguments_stay_as_they_are[GRU]", "an argument is changed in place")

@@ -114,7 +114,7 @@ def test_a_call_can_be_given() -> None:
     assert_same(net, net, given, call=lambda model, input, seq_length: model(input, 2.0))
 
 
-# ---- differences --------------------------------------------------------------------------------
+# ---- differences -----------------------------------------------------------------------------
 
 
 def test_a_gru_of_the_other_variant() -> None:

@@ -50,7 +50,7 @@ def tensors(prefix: str = "") -> dict[str, torch.Tensor]:
     return {prefix + name: tensor for name, tensor in layer_of(GRU).state_dict().items()}
 
 
-# ---- torch loads ours ------------------------------------------------------------------------------
+# ---- torch loads ours ----------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
@@ -287,7 +287,7 @@ def test_torch_and_unirnn_read_the_same_from_a_file(path: Path) -> None:
     assert Snapshot(GRU, weights) == files.load(path)
 
 
-# ---- checkpoints that unirnn writes -------------------------------------------------------------------------------
+# ---- checkpoints that unirnn writes --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth"])
@@ -310,7 +310,7 @@ def test_torch_loads_a_checkpoint_of_ours(tmp_path: Path, suffix: str) -> None:
         assert loaded["head.weight"].data_ptr() == loaded["embedding.weight"].data_ptr()
 
 
-# ---- hostile files --------------------------------------------------------------------------------
+# ---- hostile files -------------------------------------------------------------------------------
 
 
 def test_many_weights_that_share_one_storage_are_refused(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def batch(spec: RecurrentSpec, lengths: list[int]) -> tuple[Tensor, tuple[Tensor
 def shard(
     spec: RecurrentSpec, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor, rank: int
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-    """Every second sequence; the state's batch is its second axis whatever ``batch_first`` says."""
+    """Every second sequence; the batch is the state's second axis, whatever ``batch_first`` says."""
     mine = slice(rank, None, WORLD_SIZE)
     return x[mine] if spec.batch_first else x[:, mine], tuple(part[:, mine] for part in state), lengths[mine]
 

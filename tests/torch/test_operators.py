@@ -668,7 +668,7 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_library")
 @each_kind
 def test_without_the_compiled_kernels(kind: str) -> None:
-    """Torch's own layer runs a call; in a graph it is one operator, as on a GPU."""
+    """Torch's own layer runs the call; in a graph it runs as one operator, as on a GPU."""
     torch.compiler.reset()
     spec = spec_of(kind, 3, 4, bidirectional=True)
     auto, native = (spec.build("torch", dtype="float64", seed=0, kernel=k) for k in ("auto", "native"))
