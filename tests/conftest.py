@@ -9,7 +9,7 @@ import hypothesis
 import numpy as np
 import pytest
 
-import unirnn.testing.strategies  # noqa: F401 - it registers the other profiles
+import unirnn.testing.strategies  # noqa: F401 - registers the other profiles
 
 hypothesis.settings.register_profile("sanitizers", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile("unirnn")
@@ -47,7 +47,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def run() -> Callable[..., Any]:
-    """Run the command ``unirnn`` in this process: ``run("names", "GRU")``; its exit status is expected to be 0."""
+    """Run the command ``unirnn`` in this process: ``run("names", "GRU")``; the exit status must be 0."""
     pytest.importorskip("typer", reason="the command needs typer and rich")
     from typer.testing import CliRunner
 
@@ -63,7 +63,7 @@ def run() -> Callable[..., Any]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Torch computes with one thread: for small layers, threads that wait for each other take longer."""
+    """Run torch with one thread: on small layers, several threads lose more time waiting than they save."""
     torch = pytest.importorskip("torch")
     count = torch.get_num_threads()
     torch.set_num_threads(1)

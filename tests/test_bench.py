@@ -1,4 +1,4 @@
-"""The benchmark: baselines compute the same as ours, reports are complete, bars are evaluated correctly.
+"""The benchmark: baselines compute the same as ours, reports are complete, and bars are evaluated correctly.
 
 No test depends on how long something takes.
 """
@@ -168,7 +168,7 @@ def test_models_as_people_write_them_compute_the_same_as_ours(
 
 @pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
 @pytest.mark.parametrize("name", INSTALLED)
-def test_a_step_and_what_it_is_compared_with(name: str, cell: str) -> None:
+def test_baselines_of_a_step_compute_the_same_as_ours(name: str, cell: str) -> None:
     work = Work.draw(Layer(cell, "step", 1, False, "dense", False), "eager", 1, False)
     assert work.hx is not None
     calls = baselines.load(registry.load(name)).calls(work)
@@ -208,7 +208,7 @@ def test_importing_the_benchmark_imports_no_framework() -> None:
     assert result.stdout == "\n"
 
 
-# ---- what is measured ----------------------------------------------------------------------------
+# ---- measuring -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("lengths", "fill"), [("full", 1.0), ("uniform", 0.5), ("short", 0.15)])

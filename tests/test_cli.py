@@ -90,7 +90,7 @@ lost = Lost()
 
 @pytest.fixture(scope="session")
 def third_parties(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a distribution of backends: one lacks its framework, and others are broken, fail, or are wrong."""
+    """A folder with a distribution of backends: one lacks its framework; others are broken, fail, or are wrong."""
     folder = tmp_path_factory.mktemp("third_parties")
     modules = {
         "__init__": "",
@@ -113,7 +113,7 @@ def with_third_parties(third_parties: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def run_in_new_process(
     *arguments: str, path: Path | None = None, before: str = "", output: Any = subprocess.PIPE, **variables: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Run the command in a fresh interpreter, after some code."""
+    """Run some code, then the command, in a fresh interpreter."""
     start = ["-m", "unirnn"] if not before else ["-c", f"{before}\nfrom unirnn.__main__ import main\nmain()"]
     paths = [*([str(path)] if path else []), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **variables}
@@ -163,7 +163,7 @@ def test_only_bench_imports_the_benchmark() -> None:
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_missing_typer_or_rich(missing: str) -> None:
     if missing == "rich":
-        pytest.importorskip("typer", reason="typer is what is missing first")
+        pytest.importorskip("typer", reason="the command imports typer first")
     result = run_in_new_process("backends", before=f"import sys; sys.modules[{missing!r}] = None")
     assert result.returncode == 1
     assert result.stdout == ""
@@ -182,7 +182,7 @@ def test_an_error_is_one_line(run: Run) -> None:
     )
 
 
-# ---- what a terminal, a disk or the memory can't take ---------------------------------------------
+# ---- limits of terminal, disk and memory ---------------------------------------------------------
 
 
 @pytest.mark.usefixtures("run")
@@ -196,16 +196,16 @@ def test_characters_that_the_terminal_lacks_are_escaped(encoding: str) -> None:
 
 
 @pytest.mark.usefixtures("run")
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("arguments", [["names"], ["explain", "-b", "numpy"], ["backends", "--json"], ["--help"]])
-def test_a_full_disk_is_told_in_one_line(arguments: list[str]) -> None:
+def test_a_full_disk_is_an_error_in_one_line(arguments: list[str]) -> None:
     with open("/dev/full", "w") as full:
         result = run_in_new_process(*arguments, output=full)
     assert (result.returncode, result.stderr) == (2, "unirnn: [Errno 28] No space left on device\n")
 
 
 @pytest.mark.usefixtures("run")
-@pytest.mark.skipif(os.name != "posix", reason="needs pipes that break")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX pipes")
 def test_a_broken_pipe_ends_the_command_silently() -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -250,15 +250,15 @@ def test_control_characters_of_names_are_escaped(run: Run, tmp_path: Path, monke
         (["--num-layers", "99999999999999999999"], "num_layers: given 99999999999999999999, expected at most 10000 in"),
     ],
 )
-def test_sizes_that_no_memory_holds(run: Run, arguments: list[str], message: str) -> None:
+def test_sizes_beyond_any_memory_are_refused(run: Run, arguments: list[str], message: str) -> None:
     result = run("parity", "--backend", "numpy", *arguments, status=2)
     assert result.stderr.startswith(f"unirnn: {message}")
     assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.usefixtures("run")
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of the memory")
-def test_too_little_memory() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory")
+def test_too_little_memory_is_an_error_in_one_line() -> None:
     before = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))"
     result = run_in_new_process("parity", "--backend", "numpy", "--steps", "1000000000", before=before)
     assert result.returncode == 2
@@ -399,7 +399,7 @@ def test_parity_finds_a_wrong_backend(run: Run) -> None:
 
 
 def test_parity_in_a_new_process(third_parties: Path) -> None:
-    """Every installed backend, and those of third parties, in one process; nothing but JSON on standard output."""
+    """All installed and third-party backends run in one process; standard output has only JSON."""
     pytest.importorskip("typer", reason=NEEDS_CLI)
     result = run_in_new_process("parity", "--json", *SMALL, path=third_parties)
     assert result.returncode == 1, result.stderr
@@ -450,7 +450,7 @@ def test_parity_on_a_narrow_terminal_is_coloured_and_complete(run: Run, monkeypa
         (["--seed", "-1"], "seed: given -1"),
     ],
 )
-def test_parity_refuses(run: Run, arguments: list[str], message: str) -> None:
+def test_parity_refuses_wrong_options(run: Run, arguments: list[str], message: str) -> None:
     result = run("parity", *arguments, status=2)
     assert result.stdout == ""
     assert result.stderr.startswith(f"unirnn: {message}")
@@ -512,7 +512,7 @@ def test_explain_every_installed_backend(run: Run) -> None:
         (["GRUSpec(3, 4)", "--dtype", "int8"], "dtype: given 'int8'"),
     ],
 )
-def test_explain_refuses(run: Run, arguments: list[str], message: str) -> None:
+def test_explain_refuses_wrong_arguments(run: Run, arguments: list[str], message: str) -> None:
     result = run("explain", *arguments, status=2)
     assert result.stdout == ""
     assert result.stderr.startswith(f"unirnn: {message}")

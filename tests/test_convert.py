@@ -124,7 +124,7 @@ def test_show_a_file_without_a_layer(run: Run, tmp_path: Path) -> None:
         (["old.", "decoder.rnn."], "decoder.rnn.", GRUSpec(2, 3)),
     ],
 )
-def test_what_show_says_to_type_next_works(
+def test_the_command_that_show_suggests_works(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], prefix: str | None, spec: RecurrentSpec
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -212,7 +212,7 @@ def test_convert_one_layer_of_several(run: Run, tmp_path: Path) -> None:
         assert files.load(target).spec == spec
 
 
-def test_convert_with_a_spec_for_what_the_file_does_not_say(run: Run, tmp_path: Path) -> None:
+def test_convert_with_a_spec_that_adds_to_the_file(run: Run, tmp_path: Path) -> None:
     source, target = tmp_path / "a.npz", tmp_path / "b.safetensors"
     write_several(source)
     arguments = ["convert", str(source), str(target), "--prefix", "old."]
@@ -237,7 +237,7 @@ def test_convert_with_a_spec_for_what_the_file_does_not_say(run: Run, tmp_path: 
         (["absent/out.safetensors"], "[Errno 2] No such file or directory: 'absent/out.safetensors'\n"),
     ],
 )
-def test_convert_refuses(
+def test_convert_refuses_wrong_arguments(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Models that are code, as values: what they are made of, and what they refuse."""
+"""Models that are code, as values: their parts, and the mistakes that they refuse."""
 
 import copy
 import pickle
@@ -61,7 +61,7 @@ def test_a_definition_is_a_value() -> None:
     assert not one.fits(Sequential(encoder=one.encoder, head=one.head))
 
 
-def test_what_is_built_has_the_methods_and_the_attributes() -> None:
+def test_a_built_module_has_the_methods_and_the_attributes() -> None:
     spec = Deeper(3)
     net = spec.build("numpy", seed=0)
     x = np.ones((2, 5, 3), "float32")
@@ -70,7 +70,7 @@ def test_what_is_built_has_the_methods_and_the_attributes() -> None:
     np.testing.assert_array_equal(net(x), net.head(net.features(x)) + net.inner(net.features(x)))
     again = pickle.loads(pickle.dumps(net))
     np.testing.assert_array_equal(again(x), net(x))
-    assert spec == Deeper(3)  # and can be built elsewhere
+    assert spec == Deeper(3)  # the definition can be built elsewhere too
 
 
 def test_training_reaches_all_layers() -> None:
@@ -197,7 +197,7 @@ def test_mistakes(mistake: tuple[Any, type[Exception], str]) -> None:
         make().build("numpy", seed=0)
 
 
-def test_what_is_built_keeps_the_definition_as_it_was() -> None:
+def test_a_built_module_keeps_its_definition_unchanged() -> None:
     spec = Deeper(3)
     net, expected = spec.build("numpy", seed=0), Deeper(3)
     spec.head = spec.inner.head = LinearSpec(4, 7)
@@ -216,7 +216,7 @@ class Scaled(Base):
         return Base.forward(self, xp, x) * self.SCALE
 
 
-def test_what_is_built_has_the_constants_of_the_class() -> None:
+def test_a_built_module_has_the_constants_of_the_class() -> None:
     x = np.ones((2, 5, 3), np.float32)
     np.testing.assert_allclose(Scaled(3).build("numpy", seed=0)(x), 3 * Base(3).build("numpy", seed=0)(x), rtol=1e-6)
 
@@ -226,7 +226,7 @@ def test_no_dict_holds_code() -> None:
         Spec.from_dict(Base(3).to_dict())
 
 
-def test_a_spec_is_no_module() -> None:
+def test_calling_a_spec_is_an_error() -> None:
     with pytest.raises(errors.ArgumentError, match=r"LinearSpec\(3, 4\) is no module; build one"):
         LinearSpec(3, 4)(np.ones(3))
 

@@ -1,4 +1,4 @@
-"""The code in the documentation runs and prints what it shows, and what is generated from the code is up to date.
+"""The code in the documentation runs and prints what it shows, and generated parts are up to date.
 
 The ``python`` blocks of a page are one program, run in order in one namespace. With a comment ``<!-- needs: torch -->``
 on the line before it, a block is skipped if that module is not installed. A ``text`` block is what the ``python``
@@ -36,13 +36,13 @@ def _load_make_tables() -> ModuleType:
 
 make_tables = _load_make_tables()
 PAGES = [p for p in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))) if "```python" in p.read_text("utf-8")]
-PAGES.remove(make_tables.GUIDE)  # its code is that of files, which test_new_backend.py runs
+PAGES.remove(make_tables.GUIDE)  # its code is in files, which test_new_backend.py runs
 
 
 def program(page: str) -> tuple[str, str, list[str]]:
-    """The program of a page, what it prints, and the modules that are missing for the rest of its blocks.
+    """The program of a page, its expected output, and the missing modules for which blocks are skipped.
 
-    Each line of the program has the number that it has in the page, so that a traceback points there.
+    Lines keep their numbers in the page, so that a traceback points there.
     """
     source, printed, missing, end, runs = "", "", [], 0, False
     for block in BLOCK.finditer(page):
@@ -82,7 +82,7 @@ def test_a_names_page_is_up_to_date(page: Path) -> None:
     assert page.read_text("utf-8") == make_tables.names_pages()[page], "run python docs/make_tables.py"
 
 
-def test_the_figures_are_those_of_the_benchmark() -> None:
+def test_the_tables_of_figures_are_up_to_date() -> None:
     page = make_tables.BENCHMARK.read_text("utf-8")
     made = make_tables.with_table(page, "figures", make_tables.figures_tables())
     assert page == make_tables.with_table(made, "bars", make_tables.bars_table()), "run python docs/make_tables.py"

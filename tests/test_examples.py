@@ -1,4 +1,4 @@
-"""In the examples, a model is written once: only the training loops are a framework's."""
+"""In the examples, a model is written once: only the training loops depend on a framework."""
 
 import ast
 from pathlib import Path

@@ -65,7 +65,7 @@ from unirnn.files._header import spec_to_metadata
 from unirnn.files.pickles import Global, Object, PickledDict, read_pickle
 from unirnn.testing.strategies import models
 
-# The files of these tests do not say batch_first; what is done then is tested in test_snapshots.py.
+# The files of these tests do not say batch_first; test_snapshots.py tests the warning about that.
 pytestmark = pytest.mark.filterwarnings("ignore::unirnn.errors.AssumptionWarning")
 
 FORMAT_OF = {".safetensors": "safetensors", ".npz": "npz", ".onnx": "onnx", ".pt": "torch"}
@@ -99,7 +99,7 @@ def assert_refused(path: Path, message: str = "", kind: type[UnirnnError] = File
     assert message in str(caught.value)
 
 
-# ---- writing and reading back ---------------------------------------------------------------------
+# ---- writing and reading back ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -149,7 +149,7 @@ def test_arrays_of_any_layout_are_saved_in_order(tmp_path: Path, layout: str) ->
 
     snapshot, path = snapshot_of(GRU), tmp_path / "a.safetensors"
     odd = Snapshot(GRU, snapshot.weights)
-    # A snapshot copies its arrays, so they are replaced afterwards.
+    # A snapshot copies its arrays, so replace them afterwards.
     object.__setattr__(odd, "weights", {name: laid_out(array) for name, array in snapshot.weights.items()})
     files.save(odd, path)
     assert files.load(path) == snapshot
@@ -247,7 +247,9 @@ def test_a_symbolic_link_is_followed(tmp_path: Path, there: bool) -> None:
         ("folder.safetensors", IsADirectoryError, "folder.safetensors"),
     ],
 )
-def test_paths_that_cannot_be_written(tmp_path: Path, name: str, error: type[Exception], message: str) -> None:
+def test_paths_that_cannot_be_written_are_an_error(
+    tmp_path: Path, name: str, error: type[Exception], message: str
+) -> None:
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(error, match=message):
         files.save(snapshot_of(GRU), tmp_path / name)
@@ -261,7 +263,9 @@ def test_paths_that_cannot_be_written(tmp_path: Path, name: str, error: type[Exc
         ("folder", IsADirectoryError, "such as one of those in it: model.safetensors, rnn.npz: '.*folder'"),
     ],
 )
-def test_paths_that_cannot_be_read(tmp_path: Path, path: str, error: type[Exception], message: str) -> None:
+def test_paths_that_cannot_be_read_are_an_error(
+    tmp_path: Path, path: str, error: type[Exception], message: str
+) -> None:
     for name in ("README.md", "rnn.npz", "model.safetensors"):
         (tmp_path / "folder" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "folder" / name).touch()
@@ -269,7 +273,7 @@ def test_paths_that_cannot_be_read(tmp_path: Path, path: str, error: type[Except
         files.load(tmp_path / path)
 
 
-def test_a_path_of_the_wrong_type() -> None:
+def test_a_path_of_the_wrong_type_is_refused() -> None:
     for call in (files.load, lambda path: files.save(snapshot_of(GRU), path)):
         with pytest.raises(ArgumentError, match="path: given 3, expected a str or an"):
             call(3)  # type: ignore[arg-type]
@@ -280,7 +284,7 @@ def test_a_path_of_the_wrong_type() -> None:
     [{"spec": "GRU"}, {"spec": GRU.to_dict()}, {"spec": GRUSpec}, {"prefix": 3}],
     ids=repr,
 )
-def test_a_spec_or_prefix_of_the_wrong_type(tmp_path: Path, arguments: dict[str, Any]) -> None:
+def test_a_spec_or_prefix_of_the_wrong_type_is_refused(tmp_path: Path, arguments: dict[str, Any]) -> None:
     path = tmp_path / "a.safetensors"
     snapshot_of(GRU).save(path)
     (given,) = arguments.values()
@@ -299,7 +303,7 @@ def test_a_missing_backend_says_how_to_install_it(tmp_path: Path, monkeypatch: p
     for name, suffix in (("torch", ".pt"), ("torch", ".pth"), ("mindspore", ".ckpt")):
         with pytest.raises(MissingBackendError, match=re.escape(registry.install_hint(name, name))):
             snapshot.save(tmp_path / f"b{suffix}")
-    # A checkpoint of MindSpore's begins with a parameter: its name, and its sizes, unless it has none, or its dtype.
+    # A checkpoint of MindSpore begins with a parameter: its name, then its sizes or, if it has none, its dtype.
     for data in (b"\x0a\x1b\x0a\x04bias\x12\x13\x08\x03\x12\x07Float32", b"\x0a\x13\x0a\x04step\x12\x0b\x12\x05Int32"):
         (tmp_path / "a").write_bytes(data)
         with pytest.raises(MissingBackendError, match=re.escape(registry.install_hint("mindspore", "mindspore"))):
@@ -312,7 +316,7 @@ def test_importing_unirnn_imports_no_file_format() -> None:
     assert {"safetensors", "zipfile", "onnx", "torch", "mindspore"}.isdisjoint(done.stdout.split())
 
 
-# ---- snapshots in .safetensors --------------------------------------------------------------------------
+# ---- snapshots in .safetensors ---------------------------------------------------------------------------
 
 
 def header_of(snapshot: Snapshot) -> tuple[Header, bytes]:
@@ -377,7 +381,7 @@ FINE = json.dumps({"format": 2, "spec": GRU.to_dict()})
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_altered_metadata(tmp_path: Path, metadata: str, message: str) -> None:
+def test_altered_metadata_is_refused(tmp_path: Path, metadata: str, message: str) -> None:
     header, data = header_of(snapshot_of(GRU))
     header["__metadata__"] = {"unirnn": metadata}
     path = tmp_path / "a.safetensors"
@@ -410,7 +414,7 @@ def changed(header: Header, name: str, **entry: Any) -> Header:
         lambda h: "",
     ],
 )
-def test_altered_arrays(tmp_path: Path, change: Any) -> None:
+def test_altered_arrays_are_refused(tmp_path: Path, change: Any) -> None:
     header, data = header_of(snapshot_of(GRU))
     path = tmp_path / "a.safetensors"
     write_safetensors(path, change(header), data)
@@ -418,7 +422,7 @@ def test_altered_arrays(tmp_path: Path, change: Any) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 2**32, 2**63, 2**64 - 1])
-def test_a_header_with_a_wrong_length(tmp_path: Path, length: int) -> None:
+def test_a_header_with_a_wrong_length_is_refused(tmp_path: Path, length: int) -> None:
     snapshot, path = snapshot_of(GRU), tmp_path / "a.safetensors"
     snapshot.save(path)
     path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
@@ -426,7 +430,7 @@ def test_a_header_with_a_wrong_length(tmp_path: Path, length: int) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_the_same_snapshot_is_the_same_bytes(tmp_path: Path, suffix: str) -> None:
+def test_equal_snapshots_are_saved_as_equal_bytes(tmp_path: Path, suffix: str) -> None:
     for number in range(5):
         files.save(snapshot_of(GRU), tmp_path / f"{number}{suffix}")
     assert len({(tmp_path / f"{number}{suffix}").read_bytes() for number in range(5)}) == 1
@@ -550,7 +554,7 @@ def test_bfloat16_is_read_as_float32_bit_for_bit(tmp_path: Path) -> None:
     assert (layer.weights["weight_ih_l0"], layer.num_bytes) == (((9, 2), "float32"), 4 * snapshot.spec.num_weights)
 
 
-# ---- .npz ----------------------------------------------------------------------------------------
+# ---- .npz ------------------------------------------------------------------------------------------------
 
 
 def npy(shape: str, data: bytes, descr: str = "'<f4'", fortran: str = "False") -> bytes:
@@ -604,7 +608,7 @@ def test_npz_headers_of_other_writers(tmp_path: Path) -> None:
     ],
     ids=lambda value: repr(value)[:60],
 )
-def test_an_altered_member_of_an_npz(tmp_path: Path, member: bytes, message: str) -> None:
+def test_an_altered_member_of_an_npz_is_refused(tmp_path: Path, member: bytes, message: str) -> None:
     path = tmp_path / "a.npz"
     write_npz(path, [("weight_ih_l0.npy", member), FINE_NPZ[1]])
     assert_refused(path, message)
@@ -629,22 +633,22 @@ def test_a_member_of_an_npz_that_is_not_a_weight(
     assert_refused(path, message, kind)
 
 
-@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")  # from zipfile, while the test writes the file
-def test_a_name_that_occurs_twice_in_an_npz(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")  # raised by zipfile while the test writes the file
+def test_a_name_that_occurs_twice_in_an_npz_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     write_npz(path, [*FINE_NPZ, FINE_NPZ[0]])
     assert_refused(path, "'weight_ih_l0' occurs twice")
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_compression_that_numpy_does_not_use(tmp_path: Path, method: int) -> None:
+def test_a_compression_that_numpy_does_not_use_is_refused(tmp_path: Path, method: int) -> None:
     path = tmp_path / "a.npz"
     write_npz(path, FINE_NPZ, method)
     assert_refused(path, "is compressed in a way that NumPy does not write")
 
 
-def test_a_directory_of_an_npz_that_hides_a_member(tmp_path: Path) -> None:
-    """The comment of one entry seems to be long enough to hold the next ones; without biases, they are a layer too."""
+def test_an_npz_whose_directory_hides_a_member_is_refused(tmp_path: Path) -> None:
+    """The comment of one entry claims a length that covers the next entries, which are the biases."""
     path, data = tmp_path / "a.npz", bytearray(UNDAMAGED["stored.npz"])
     second = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 1)
     data[second + 33] = 1
@@ -652,8 +656,8 @@ def test_a_directory_of_an_npz_that_hides_a_member(tmp_path: Path) -> None:
     assert_refused(path, "its directory is altered: it does not list as many members as it says")
 
 
-def test_an_npz_that_claims_more_bytes_than_it_has(tmp_path: Path) -> None:
-    """The sizes in the directory of the zip agree with those in the array's header, but not with the file."""
+def test_an_npz_that_claims_more_bytes_than_it_has_is_refused(tmp_path: Path) -> None:
+    """The sizes in the directory agree with the header of the array, but not with the file."""
     path = tmp_path / "a.npz"
     count = (1 << 31) - 256
     member = npy(f"(9, {count // 36})", b"")
@@ -670,7 +674,7 @@ def test_an_npz_that_claims_more_bytes_than_it_has(tmp_path: Path) -> None:
         assert_refused(path, "bytes, more than the file has")
 
 
-def test_an_npz_that_expands_a_thousandfold(tmp_path: Path) -> None:
+def test_an_npz_that_expands_a_thousandfold_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez_compressed(path, weight_ih_l0=np.zeros((9, 1 << 21), "f4"), weight_hh_l0=np.zeros((9, 3), "f4"))
     assert path.stat().st_size < 100_000
@@ -694,13 +698,13 @@ def test_a_pickle_in_an_npz_is_never_loaded(tmp_path: Path) -> None:
     snapshot = snapshot_of(GRU)
     bad = np.array([[CreatesFile(marker)] * 2] * 9, dtype=object)
     np.savez(path, **prefixed("rnn.", snapshot), vocabulary=bad)
-    assert files.load(path) == snapshot  # arrays of others are not read
+    assert files.load(path) == snapshot  # arrays outside the layer are not read
     np.savez(path, weight_ih_l0=bad, weight_hh_l0=snapshot.weights["weight_hh_l0"])
     assert_refused(path, "given dtype '|O'", DTypeError)
     assert not marker.exists()
 
 
-# ---- any damage ----------------------------------------------------------------------------------
+# ---- any damage ------------------------------------------------------------------------------------------
 
 
 def _undamaged() -> dict[str, bytes]:
@@ -733,14 +737,14 @@ def load_or_refuse(folder: Path, name: str, data: bytes) -> Snapshot | None:
             return files.load(path)
     except UnirnnError as error:
         caught = error
-    # In a state dict, names and shapes may be altered so that the file is fine, but the layer is not.
+    # In a state dict, altered names and shapes may leave the file valid but not the layer.
     assert isinstance(caught, FileError) or not name.startswith("ours")
     assert str(caught).startswith(str(path))
     return None
 
 
 @each_file
-def test_an_undamaged_file(tmp_path: Path, name: str) -> None:
+def test_an_undamaged_file_is_read(tmp_path: Path, name: str) -> None:
     assert load_or_refuse(tmp_path, name, UNDAMAGED[name]) == snapshot_of(GRU)
 
 
@@ -750,7 +754,7 @@ def test_an_undamaged_file(tmp_path: Path, name: str) -> None:
 def test_a_truncated_file_is_refused(tmp_path: Path, name: str, data: st.DataObject) -> None:
     length = data.draw(st.integers(0, len(UNDAMAGED[name]) - 1))
     found = load_or_refuse(tmp_path, name, UNDAMAGED[name][:length])
-    # For protobuf, a message without its last fields is complete; the snapshot may be as well.
+    # To protobuf, a message without its last fields is complete, and so may the snapshot be.
     assert found is None or (name.endswith(".onnx") and found == snapshot_of(GRU))
 
 
@@ -761,7 +765,7 @@ def test_a_flipped_bit_is_refused_or_is_another_snapshot(tmp_path: Path, name: s
     altered = bytearray(UNDAMAGED[name])
     altered[data.draw(st.integers(0, len(altered) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     found = load_or_refuse(tmp_path, name, bytes(altered))
-    # A zip has checksums, so no number in it changes unnoticed.
+    # A zip has checksums, so a changed number is noticed.
     assert found is None or not UNDAMAGED[name].startswith(b"PK") or found == snapshot_of(GRU)
 
 
@@ -785,7 +789,7 @@ FORMATS = {"safetensors": "theirs.safetensors", "npz": "stored.npz"} | (
 
 @pytest.mark.parametrize("name", ["a", "a.bin", "a.pth.tar", "a.npz", "a.onnx", "a.pt", "a.h5"])
 @pytest.mark.parametrize("undamaged", [*FORMATS.values(), *(path.name for path in TORCH)])
-def test_the_content_of_a_file_says_what_it_is(tmp_path: Path, undamaged: str, name: str) -> None:
+def test_the_content_of_a_file_decides_its_format(tmp_path: Path, undamaged: str, name: str) -> None:
     (tmp_path / name).write_bytes(UNDAMAGED[undamaged])
     assert files.load(tmp_path / name) == snapshot_of(GRU)
 
@@ -847,15 +851,15 @@ def zipped(**members: bytes) -> bytes:
         (pickle.dumps({"a": [1, "b"]}), "a pickle, and no checkpoint: there is no tensor in it"),
         (pickle.dumps(Fraction(1, 2)), "a pickle of an object fractions.Fraction, and no checkpoint"),
     ],
-    ids=lambda value: value[:40] if isinstance(value, str) else "",  # archives hold the time at which they were made
+    ids=lambda value: value[:40] if isinstance(value, str) else "",  # the bytes of an archive depend on the time
 )
-def test_what_is_no_model_is_named(tmp_path: Path, data: bytes, message: str) -> None:
+def test_the_error_names_what_a_file_is_instead_of_a_model(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(data)
     assert_refused(path, message)
 
 
-def test_the_name_tells_what_a_part_of_a_checkpoint_is(tmp_path: Path) -> None:
+def test_a_part_of_a_tensorflow_checkpoint_is_recognised_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "variables.data-00000-of-00001"
     path.write_bytes(np.full(9, 0.1, "<f4").tobytes())
     assert_refused(path, "a part of a TensorFlow checkpoint, without names")
@@ -876,9 +880,9 @@ def special_file(folder: Path, kind: str) -> Path:
     return path
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such files on Windows")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
 @pytest.mark.parametrize("kind", ["a named pipe", "a socket", "a device"])
-def test_what_is_no_regular_file_is_neither_read_nor_replaced(
+def test_a_special_file_is_neither_read_nor_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.chdir(tmp_path)  # the path of a socket has at most about a hundred characters
@@ -894,7 +898,7 @@ def test_what_is_no_regular_file_is_neither_read_nor_replaced(
 
 
 @pytest.mark.parametrize("path", ["a\0.npz", b"a\0.npz", "\ud800.npz"], ids=repr)
-def test_paths_that_no_file_system_has(path: Any) -> None:
+def test_paths_that_no_file_system_allows_are_refused(path: Any) -> None:
     for call in (files.load, files.contents, snapshot_of(GRU).save):
         with pytest.raises(ArgumentError, match=r"path: given .*\.npz', which has"):
             call(path)
@@ -937,10 +941,10 @@ values: st.SearchStrategy[Any] = st.recursive(
 
 
 def restored(value: Any) -> Any:
-    """What `read_pickle` gives, as what was pickled."""
+    """The result of `read_pickle`, converted to the pickled value."""
     if isinstance(value, PickledDict):
         return {key: restored(item) for key, item in value.pairs}
-    if isinstance(value, Object):  # before protocol 3, bytes are a call
+    if isinstance(value, Object):  # before protocol 3, bytes are pickled as a call
         assert value.function in (Global("_codecs", "encode"), Global("__builtin__", "bytes"))
         return value.arguments[0].encode("latin-1") if value.arguments else b""
     return type(value)(map(restored, value)) if isinstance(value, (list, tuple)) else value
@@ -972,16 +976,16 @@ def text_of(count: int) -> bytes:
 @pytest.mark.parametrize(
     "pickled",
     [
-        # one long string, on which a function is called a thousand times, or of which a thousand names are made
+        # one long string, passed to a function a thousand times or used in a thousand names
         b"\x80\x02]c_codecs\nencode\nq\x00" + text_of(100_000) + b"q\x01\x85Ra" + b"h\x00h\x01\x85Ra" * 1_000 + b".",
         b"\x80\x04" + text_of(100_000) + b"q\x01" + b"h\x01h\x01\x93" * 1_000 + b".",
         b"\x80\x02]q\x00(" + b"N" * 100_000 + b"tq\x01" + b"cf\ng\nh\x01R" * 1_000 + b".",
-        # keys that are long, or a dict that is in itself twice, at each of thirty levels
+        # long keys, or a dict that holds the previous one twice, at many levels
         b"\x80\x02" + text_of(100_000) + b"q\x010" + b"}h\x01" * 90 + b"}" + b"s" * 90 + b".",
         b"\x80\x02}q\x000" + b"".join(b"}q%c(K\x01h%cK\x02h%cu0" % (n + 1, n, n) for n in range(60)) + b"h\x3c.",
         b"\x80\x02" + b"]" * 20_000 + b"a" * 19_999 + b".",
         b"\x80\x02" + b"(" * 20_000 + b"t" * 19_999 + b".",
-        # claims that no byte backs
+        # claimed sizes without the bytes
         b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b".",
         b"\x80\x05\x8e" + (1 << 40).to_bytes(8, "little") + b".",
         b"\x80\x04\x95" + (1 << 40).to_bytes(8, "little") + b"N.",
@@ -993,7 +997,7 @@ def text_of(count: int) -> bytes:
 @pytest.mark.parametrize("kind", ["zip", "pickle"])
 def test_a_pickle_takes_no_more_memory_than_it_has_operations(tmp_path: Path, pickled: bytes, kind: str) -> None:
     path = tmp_path / "a.pt"
-    # What follows the end of a pickle is ignored, but a pickle without one of some words need not be read.
+    # Bytes after the end of a pickle are ignored; without a word like this one, a pickle need not be read.
     path.write_bytes(torch_zip(pickled) if kind == "zip" else pickled + b"ndarray")
     with limited_memory(64 << 20), suppress(FileError):
         assert files.contents(path).layers == {}
@@ -1001,7 +1005,7 @@ def test_a_pickle_takes_no_more_memory_than_it_has_operations(tmp_path: Path, pi
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("dtype", ["<f4", ">f8", "<f2"])
-def test_a_pickle_of_arrays_of_numpy(tmp_path: Path, dtype: str, protocol: int) -> None:
+def test_numpy_arrays_in_a_pickle_are_read(tmp_path: Path, dtype: str, protocol: int) -> None:
     path, expected = tmp_path / "a.pkl", snapshot_of(GRU)
     arrays = {f"rnn.{name}": np.asfortranarray(array.astype(dtype)) for name, array in expected.weights.items()}
     others = {"count": np.array(3), "words": np.array(["a"]), "objects": np.array([None])}
@@ -1011,14 +1015,14 @@ def test_a_pickle_of_arrays_of_numpy(tmp_path: Path, dtype: str, protocol: int) 
     assert found.arrays.keys() == {f"model.{name}" for name in [*arrays, "count"]}
 
 
-def test_an_array_in_a_pickle_that_claims_more_than_it_has(tmp_path: Path) -> None:
+def test_a_pickled_array_that_claims_more_data_than_it_has_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.pkl"
     pickled = pickle.dumps({"rnn.weight_ih_l0": np.ones((3, 1), "f4")}, 4)
     path.write_bytes(pickled.replace(b"K\x03K\x01\x86", b"K\x7fK\x01\x86"))
     assert_refused(path, "an array of shape (127, 1) and float32 has 12 bytes")
 
 
-# ---- models --------------------------------------------------------------------------------------
+# ---- models ----------------------------------------------------------------------------------------------
 
 MODEL = Sequential(
     embedding=EmbeddingSpec(9, 4),
@@ -1056,7 +1060,7 @@ def test_a_part_of_a_saved_model(tmp_path: Path, suffix: str) -> None:
         files.load(path, prefix="decoder")
     with pytest.raises(SpecError, match=r"spec: given GRUSpec\(2, 3\), but the file says Sequential\("):
         files.load(path, spec=GRU)
-    # Opened as another model, it is like any state dict.
+    # With another spec, the file is read like any state dict.
     encoder = Sequential(rnn=GRUSpec(4, 4, batch_first=True))
     without: dict[str, str | None] = dict.fromkeys(("embedding.", "block.", "norm.", "head."))
     assert files.load(path, spec=encoder, rename={"encoder.": "rnn.", **without}).spec == encoder
@@ -1074,7 +1078,7 @@ def test_the_model_of_a_state_dict(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(ArgumentError, match=r"perhaps rename=\{'gru\.': 'encoder\.'\}") as caught:
         files.load(path, spec=MODEL, prefix="net")
     assert str(caught.value).startswith(f"{path}: weights: missing encoder.weight_ih_l0, ")
-    # What is left out is not read.
+    # Arrays that are left out are not read.
     write(path, {**arrays, **more, "other": np.ones((2_000, 1_000), "f4")})
     with limited_memory():
         files.load(path, spec=MODEL, rename={"net.gru.": "encoder.", "net.": "", "other": None})
@@ -1126,7 +1130,7 @@ def test_an_array_of_another_program_may_be_called_unirnn(tmp_path: Path) -> Non
     ],
     ids=lambda value: value[:20],
 )
-def test_altered_metadata_of_an_npz(tmp_path: Path, metadata: str, message: str) -> None:
+def test_altered_metadata_of_an_npz_is_refused(tmp_path: Path, metadata: str, message: str) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, unirnn=np.bytes_(metadata), **dict(snapshot_of(GRU).weights))
     assert_refused(path, message)
@@ -1163,9 +1167,9 @@ DROPOUT = {"kind": "Dropout", "p": 0.5, "locked": False}
         ({"kind": "Model", "name": "Tagger", "layers": {}}, "is code, which no dict holds"),
         ({"kind": "Embedding", "num_embeddings": 10**15, "embedding_dim": 10**15}, "doesn't fit the arrays"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",  # the repr of the deepest recurses too far
+    ids=lambda value: value if isinstance(value, str) else "",  # the repr of the deepest one recurses too far
 )
-def test_hostile_definitions(tmp_path: Path, spec: dict[str, Any], message: str) -> None:
+def test_hostile_definitions_are_refused(tmp_path: Path, spec: dict[str, Any], message: str) -> None:
     header, data = header_of(snapshot_of(GRU))
     header["__metadata__"] = {"unirnn": json.dumps({"format": 2, "spec": spec})}
     path = tmp_path / "a.safetensors"
@@ -1176,7 +1180,7 @@ def test_hostile_definitions(tmp_path: Path, spec: dict[str, Any], message: str)
     assert message in str(caught.value)
 
 
-def test_what_would_not_be_read_is_not_written(tmp_path: Path) -> None:
+def test_a_file_that_could_not_be_read_is_not_written(tmp_path: Path) -> None:
     long = Sequential(*[DropoutSpec()] * 5_000)
     deep: Spec = DropoutSpec()
     for _ in range(40):

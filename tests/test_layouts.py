@@ -1,6 +1,6 @@
 """Layouts of other frameworks: converting there and back changes nothing, and a lossy conversion is refused.
 
-That the frameworks really use these orders of the gates is tested in tests/roundtrip, where they compute.
+tests/roundtrip checks that the frameworks really use these gate orders.
 """
 
 import re

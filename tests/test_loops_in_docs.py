@@ -28,7 +28,7 @@ def temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Give torch one thread: several threads spin while they wait for each other, which is slow on busy cores."""
+    """Run torch with one thread: several threads spin while they wait, which is slow on busy cores."""
     if not find_spec("torch"):
         yield
         return
@@ -41,7 +41,7 @@ def one_thread() -> Iterator[None]:
 
 
 def run_script(name: str, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], Any, str]:
-    """A script's namespace, what its main function returns, and what it prints."""
+    """A script's namespace, the result of its main function, and its output."""
     namespace = runpy.run_path(str(LOOPS / f"{name}.py"))
     capsys.readouterr()
     return namespace, namespace["main"](), capsys.readouterr().out
@@ -55,7 +55,7 @@ def best_accuracy(printed: str) -> float:
 
 
 def changed_lines(before: str, after: str) -> tuple[list[str], list[str]]:
-    """The lines that are removed and those that are added."""
+    """The removed lines and the added lines."""
     old, new = ((LOOPS / f"{name}.py").read_text("utf-8").splitlines() for name in (before, after))
     diff = list(difflib.unified_diff(old, new, n=0, lineterm=""))[2:]
     removed, added = ([line[1:] for line in diff if line[0] == sign] for sign in "-+")
@@ -161,7 +161,7 @@ def test_logits_of_numpy_are_the_same(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers:UserWarning")
 def test_lightning_learns_across_chunks(capsys: pytest.CaptureFixture[str]) -> None:
-    """At the first step of a chunk, only the state knows the target."""
+    """At the first step of a chunk, only the state holds the target."""
     import torch
 
     namespace, model, _ = run_script("lightning_streaming", capsys)

@@ -1,4 +1,4 @@
-"""Moving a whole checkpoint between models that are written with PyTorch's and with MindSpore's own layers."""
+"""Moving a whole checkpoint between a model of PyTorch's own layers and one of MindSpore's."""
 
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class MindSporeModel(mnn.Cell):  # type: ignore[misc]  # MindSpore has no types
         self.norm = mnn.BatchNorm1d(6)
         self.encoder = mnn.LSTM(6, 4, 2, bidirectional=True, batch_first=True)
         self.cell = mnn.GRUCell(8, 8)
-        self.layer_norm = mnn.LayerNorm((8,), epsilon=1e-5)  # torch's; its own default is another
+        self.layer_norm = mnn.LayerNorm((8,), epsilon=1e-5)  # torch's default; MindSpore has another
         self.block = mnn.SequentialCell(mnn.Dense(8, 8), mnn.PReLU(), mnn.Dense(8, 3))
         self.to_float(dtype)
         self.set_train(False)
@@ -90,7 +90,7 @@ def test_the_model_computes_the_same(source: Any, target: Any, form: str, tmp_pa
     assert (len(report.written), report.missing, report.left_over) == (34, (), ())
 
 
-def test_what_is_left_on_either_side_is_an_error_that_leaves_the_model_alone() -> None:
+def test_weights_left_over_on_either_side_are_an_error_and_change_nothing() -> None:
     source, model = TorchModel().state_dict(), MindSporeModel()
     source["head.weight"] = source.pop("block.2.weight")
     source["extra.weight"] = torch.ones(7, 7)
@@ -209,7 +209,7 @@ def test_the_raw_weight_is_taken_and_not_its_dropped_copy() -> None:
 
 
 def test_an_error_while_writing_restores_the_module() -> None:
-    # The second weight can't be held; the first has been written by then.
+    # The module can't hold the second weight, and the first has been written by then.
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False, dtype=torch.bfloat16))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(errors.DTypeError, match=r"1\.weight"):

@@ -1,4 +1,4 @@
-"""Models as data: their values, the sizes that are told from layer to layer, their mistakes, and their summaries."""
+"""Models as data: values, sizes inferred from layer to layer, mistakes, and summaries."""
 
 import copy
 import dataclasses
@@ -58,7 +58,7 @@ def test_a_model_is_a_value(model: Sequential) -> None:
 
 
 @given(models())
-def test_the_weights_of_a_model_are_those_of_its_layers(model: Sequential) -> None:
+def test_a_model_has_the_weights_of_its_layers(model: Sequential) -> None:
     shapes, leaves = model.weight_shapes(), model.leaves()
     assert shapes == {
         f"{name}.{key}": shape for name, leaf in leaves.items() for key, shape in leaf.weight_shapes().items()
@@ -123,7 +123,7 @@ def test_sizes(model: Sequential, input_features: int, output_features: int) -> 
     assert model.output_features(input_features) == output_features
 
 
-def test_what_is_left_out_is_told_later() -> None:
+def test_sizes_that_are_left_out_can_be_given_later() -> None:
     head = Sequential(LinearSpec(out_features=5), Sequential(ActivationSpec("relu"), LinearSpec(out_features=2)))
     assert head.missing_size() == "0.in_features"
     assert Sequential(GRUSpec(3, 4), head)[1] == head.with_input_features(4)
@@ -133,8 +133,8 @@ def test_what_is_left_out_is_told_later() -> None:
         head.build("numpy")
 
 
-def test_many_layers_within_each_other() -> None:
-    """None of what is asked of a model takes twice the time if there is one more around it."""
+def test_deep_nesting_costs_no_exponential_time() -> None:
+    """Nesting a model once more must not double the time of any operation."""
     model: Spec = LinearSpec(out_features=3)
     for _ in range(30):
         model = Sequential(Residual(ActivationSpec("relu")), Concat(model))
@@ -383,7 +383,7 @@ def test_the_table_of_a_summary() -> None:
 
 
 @pytest.mark.parametrize("steps", [7, 8, 9, 100])
-def test_the_shapes_of_a_summary_are_those_of_the_outputs(steps: int) -> None:
+def test_the_shapes_in_a_summary_match_the_outputs(steps: int) -> None:
     rows = SPEECH.summary(3, steps).rows
     for end, row in ((1, rows[0]), (3, rows[2]), (7, rows[-1])):
         begin = Sequential(**dict(SPEECH.children[:end]))

@@ -25,7 +25,7 @@ def layer(framework: str, spec: RecurrentSpec) -> Any:
 
 
 def parameters(framework: str, spec: RecurrentSpec) -> set[str]:
-    """The arguments of the constructor: those of all overloads, or of the base class behind ``*args, **kwargs``."""
+    """The constructor's arguments, from all overloads or from the base class behind ``*args, **kwargs``."""
     cls = layer(framework, spec)
     overloads = [inspect.signature(f) for f in getattr(typing, "get_overloads", lambda _: [])(cls.__init__)]
     found = overloads or [inspect.signature(base.__init__) for base in cls.__mro__[1:2]]
@@ -40,7 +40,7 @@ class TestFrameworks:
         places: tuple[names.Place, ...] = ("constructor", "build")
         rows = {row.name_in(framework) for place in places for row in names.arguments(spec.kind, place)} - {None}
         if framework == "mindspore" and spec.kind == "RNN":
-            rows -= {"nonlinearity"}  # by keyword only: the constructor reads it from **kwargs
+            rows -= {"nonlinearity"}  # keyword only: the constructor reads it from **kwargs
             assert "nonlinearity" in layer(framework, spec).__doc__
         actual = parameters(framework, spec)
         if spec.kind != "LSTM":
@@ -65,7 +65,7 @@ class TestFrameworks:
         assert weights == spec.weight_shapes()
 
     @each
-    def test_the_names_in_a_call_are_those_of_the_framework(self, framework: str, spec: RecurrentSpec) -> None:
+    def test_the_names_in_a_call_match_the_framework(self, framework: str, spec: RecurrentSpec) -> None:
         cls = layer(framework, spec)
         call = inspect.signature(cls.construct if framework == "mindspore" else cls.forward).parameters
         for row in names.arguments(spec.kind, "call"):

@@ -1,4 +1,4 @@
-"""What ``unirnn new-backend`` writes: it installs, is found, builds, and keeps the guarantees; and what it refuses."""
+"""The package that ``unirnn new-backend`` writes installs, is found, builds and keeps the guarantees."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from unirnn.cli.new_backend import TEMPLATE, write_distribution
 from unirnn.errors import ArgumentError, FileError
 
 SUITE = "unirnn.testing.conformance"
-needs_torch = pytest.mark.skipif(not find_spec("torch"), reason="the backend that is written computes with torch")
+needs_torch = pytest.mark.skipif(not find_spec("torch"), reason="the new backend computes with torch")
 FILES = [
     "README.md",
     "pyproject.toml",
@@ -53,7 +53,7 @@ def test_every_file_is_written_with_the_new_name(tmp_path: Path, monkeypatch: py
         assert "loop" not in (tmp_path / "unirnn-my-frame" / name).read_text("utf-8").lower()
 
 
-def test_with_the_name_of_the_guide_the_files_are_those_of_the_guide(tmp_path: Path) -> None:
+def test_with_the_name_from_the_guide_the_files_equal_the_guide(tmp_path: Path) -> None:
     written = write_distribution("loop", tmp_path)
     for name in files(written):
         assert (written / name).read_text("utf-8") == (TEMPLATE / name).read_text("utf-8")
@@ -79,7 +79,7 @@ def test_a_name_that_is_malformed_or_taken_is_refused(name: str, message: str, t
 
 
 @pytest.mark.parametrize("there", ["a folder with a file", "an empty folder", "a file", "a link to nothing"])
-def test_what_is_there_is_never_overwritten(there: str, tmp_path: Path) -> None:
+def test_existing_files_are_never_overwritten(there: str, tmp_path: Path) -> None:
     taken = tmp_path / "unirnn-my-frame"
     if there == "a link to nothing":
         taken.symlink_to("nowhere")
@@ -95,7 +95,7 @@ def test_what_is_there_is_never_overwritten(there: str, tmp_path: Path) -> None:
     assert [(path, path.lstat()) for path in tmp_path.rglob("*")] == before
 
 
-def test_after_an_error_nothing_is_left(tmp_path: Path) -> None:
+def test_an_error_leaves_no_files_behind(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", FULL], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "File too large" in result.stderr
@@ -113,7 +113,7 @@ def installed(tmp_path: Path) -> Path:
     return tmp_path / "installed"
 
 
-def test_it_names_its_backend(installed: Path) -> None:
+def test_the_distribution_names_its_backend(installed: Path) -> None:
     (found,) = metadata.distributions(path=[str(installed)])
     assert [(e.group, e.name, e.value) for e in found.entry_points] == [
         ("unirnn.backends", "my_frame", "unirnn_my_frame:backend")
@@ -121,8 +121,8 @@ def test_it_names_its_backend(installed: Path) -> None:
 
 
 @needs_torch
-def test_its_own_tests_pass_and_the_conformance_suite(installed: Path) -> None:
-    # Of the conformance suite, which takes half a minute, the two tests that have something of everything.
+def test_its_own_tests_and_the_conformance_suite_pass(installed: Path) -> None:
+    # The whole conformance suite takes half a minute; these two tests cover a bit of everything.
     chosen = [f"{SUITE}.test_guarantees::test_random_specs", f"{SUITE}.test_models::test_random_models"]
     options = ["--pyargs", *chosen, "--rnn-backends=my_frame"]
     run("pytest", "tests", *options, folder=installed.parent / "unirnn-my-frame", path=installed)

@@ -1,4 +1,4 @@
-"""ONNX models that PyTorch exports, with either of its exporters, give back the layers that were exported."""
+"""The layers in ONNX models that PyTorch exports are read back, with either of its exporters."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +24,7 @@ def exported(path: Path, module: torch.nn.Module, *, dynamo: bool = False, **opt
     return onnx_reader.parse((path / "layer.onnx").read_bytes())
 
 
-# The older exporter warns about itself, what it calls, tracing, and a fixed batch size.
+# The older exporter warns about itself, its own calls, tracing, and a fixed batch size.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -38,7 +38,7 @@ pytestmark = [
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_older_exporter(
+def test_models_of_the_older_exporter_are_read(
     kind: str, num_layers: int, bidirectional: bool, batch_first: bool, bias: bool, tmp_path: Path
 ) -> None:
     cls, options = KINDS[kind]
@@ -86,14 +86,14 @@ def test_an_export_without_weights(tmp_path: Path) -> None:
 if find_spec("onnxscript"):
 
     def exported_by_default(path: Path, module: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
-        """What the newer exporter writes, weights in a file of their own included."""
+        """The newer exporter's model, including the file with its weights."""
         arguments = arguments or (X,)
         torch.onnx.export(module.eval(), arguments, path / "layer.onnx", dynamo=True, verbose=False, **options)
         return path / "layer.onnx"
 
-    # It leaves weights of more than 1 KiB behind nodes that cut and join them, and writes them to another file.
+    # For weights of more than 1 KiB, it keeps the nodes that cut and join them, and writes them to another file.
     @pytest.mark.parametrize(("kind", "size", "num_layers"), [("GRU", 4, 1), ("LSTM", 40, 2)])
-    def test_the_newer_exporter(kind: str, size: int, num_layers: int, tmp_path: Path) -> None:
+    def test_models_of_the_newer_exporter_are_read(kind: str, size: int, num_layers: int, tmp_path: Path) -> None:
         native = KINDS[kind][0](3, size, num_layers, bidirectional=True)
         assert load(exported_by_default(tmp_path, native)) == snapshot(native)
 

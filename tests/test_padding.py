@@ -1,4 +1,4 @@
-"""Batches padded on the left, and masks: the steps are moved on every backend, and gradients with them."""
+"""Batches padded on the left, and masks: every backend moves the steps, and moves gradients back."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ B, T = len(LENGTHS), 5
 
 
 def native(subject: Subject, array: NDArray[Any]) -> Any:
-    """A NumPy array as one of the framework, of the same dtype."""
+    """A NumPy array as an array of the framework, with the same dtype."""
     module = GRUSpec(2, 2).build(subject.backend.name, dtype="float32", **subject.options)
     return subject.backend.from_numpy(np.ascontiguousarray(array), module)
 
@@ -59,8 +59,8 @@ def test_gradients_are_moved_back(rnn_backend: Subject) -> None:
     np.testing.assert_array_equal(gradient, moved(d, LENGTHS, to_the_right=False))
 
 
-def test_a_batch_padded_on_the_left(rnn_backend: Subject) -> None:
-    """Each sequence gives what it gives by itself, at the steps where it is."""
+def test_a_batch_padded_on_the_left_gives_each_sequence_its_own_results(rnn_backend: Subject) -> None:
+    """Each sequence gives the same results as alone, at its own steps."""
     net = GRUSpec(2, 3, bidirectional=True).build(rnn_backend.backend.name, seed=0, **rnn_backend.options)
     x = np.random.default_rng(0).standard_normal((T, B, 2)).astype(np.float32)
     to_numpy = rnn_backend.backend.to_numpy
@@ -75,7 +75,9 @@ def test_a_batch_padded_on_the_left(rnn_backend: Subject) -> None:
 
 
 @given(st.data(), st.integers(0, 4), st.integers(0, 6), st.booleans())
-def test_there_and_back(data: st.DataObject, batch_size: int, steps: int, batch_first: bool) -> None:
+def test_moving_steps_there_and_back_changes_nothing(
+    data: st.DataObject, batch_size: int, steps: int, batch_first: bool
+) -> None:
     lengths = data.draw(st.lists(st.integers(0, steps), min_size=batch_size, max_size=batch_size))
     x = np.arange(batch_size * steps * 2).reshape((batch_size, steps, 2))
     x = x if batch_first else x.swapaxes(0, 1)

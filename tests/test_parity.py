@@ -24,7 +24,7 @@ SPECS = [
 
 
 class Pretender(NumpyBackend):
-    """A third party's backend: NumPy's, with one error."""
+    """A third-party backend: NumPy's, with one error."""
 
     name = "pretender"
 
@@ -176,7 +176,7 @@ def test_a_backend_without_gradients_is_compared_by_its_outputs(pretend: Any) ->
 
 def test_bfloat16_is_compared_in_float32(pretend: Any) -> None:
     class Bfloat16(Pretender):
-        """Computes in float32, and rounds, as a framework with bfloat16 does."""
+        """Computes in float32 and rounds, like a framework with bfloat16."""
 
         support = replace(NumpyBackend.support, dtypes=("bfloat16",))
 
@@ -205,7 +205,7 @@ def test_round_to_bfloat16() -> None:
 
 @pytest.fixture
 def third_parties(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Register a backend whose framework is not installed, besides numpy and array_api."""
+    """Register a backend whose framework is missing, besides numpy and array_api."""
     (tmp_path / "absent_backend.py").write_text("import a_framework_that_is_not_there")
     monkeypatch.syspath_prepend(tmp_path)
     ours = registry._entry_points()

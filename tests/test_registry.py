@@ -1,4 +1,4 @@
-"""The registry imports backends only when they are asked for, and says what is missing."""
+"""The registry imports a backend only when it is needed, and names what is missing."""
 
 import os
 import subprocess
@@ -79,7 +79,7 @@ MODULES = {
 
 @pytest.fixture
 def others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """A folder with a distribution whose backends are all broken, each in another way."""
+    """A folder with a distribution of broken backends, each broken in a different way."""
     write_distribution(tmp_path, "others", ENTRY_POINTS, {f"{name}.py": text for name, text in MODULES.items()})
     monkeypatch.setattr(registry, "_loaded", {})
     with installed(tmp_path, monkeypatch):
@@ -183,7 +183,7 @@ def test_the_install_hint_names_the_requirements_of_the_extra(newest: int, quote
     assert found == [f"framework>=2{bound}", "helper"]
 
 
-def test_install_hints_name_what_can_be_installed_from_anywhere() -> None:
+def test_install_hints_name_packages_that_can_be_installed() -> None:
     for extra in ("torch", "mindspore", "onnxruntime", "onnx", "cli", "bench"):
         hint = registry.install_hint(extra)
         assert hint.startswith("python -m pip install ")
@@ -262,7 +262,7 @@ def test_a_wrong_environment_variable_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_masked_array_is_no_weight() -> None:
     taken = unirnn.snapshot(GRUSpec(2, 3).build("numpy", seed=0))
-    ma: Any = np.ma  # which has no types in the stubs of NumPy 1
+    ma: Any = np.ma  # the stubs of NumPy 1 have no types for it
     weights = {**taken.weights, "bias_ih_l0": ma.masked_array(taken.weights["bias_ih_l0"], True)}
     makes: tuple[Callable[[], Any], ...] = (
         lambda: unirnn.Snapshot(taken.spec, weights),

@@ -1,4 +1,4 @@
-"""The sequences of a batch with resets, for whoever computes them side by side."""
+"""The sequences of a batch with resets, which are computed side by side."""
 
 import numpy as np
 from hypothesis import given
@@ -20,7 +20,7 @@ def test_every_valid_step_is_in_one_sequence(data: st.DataObject) -> None:
     np.testing.assert_array_equal(numbers >= 0, np.arange(steps)[:, None] < lengths)
     begins = (np.diff(numbers, axis=0) != 0) & (numbers[1:] >= 0)
     np.testing.assert_array_equal(begins, resets[1:] & (numbers[1:] >= 0))
-    # Each column has one final state in each direction; an initial one too, but forward for a reset at step 0.
+    # Each column has one initial and one final state per direction; a reset at step 0 removes the forward initial one.
     for direction in (0, 1):
         np.testing.assert_array_equal(np.sort(found.columns[found.has_final[direction]]), np.arange(batch_size))
     np.testing.assert_array_equal(np.sort(found.columns[found.has_initial[1]]), np.arange(batch_size))

@@ -52,7 +52,7 @@ class TestSnapshots:
         assert Snapshot(self.taken.spec, other) != self.taken
         assert self.taken != self.taken.spec
 
-    def test_the_dtype_of_a_snapshot_is_that_of_its_weights(self) -> None:
+    def test_a_snapshot_has_the_dtype_of_its_weights(self) -> None:
         wide = unirnn.snapshot(GRUSpec(3, 4).build("numpy", dtype="float64"))
         assert wide.dtype == "float64"
         assert wide.build("numpy").weights["bias_hh_l0"].dtype == np.float64
@@ -216,7 +216,7 @@ def test_a_parametrized_weight(parts: list[str], spec: RecurrentSpec | None, pre
         unirnn.snapshot(weights, spec=spec)
     assert str(caught.value).startswith("weights: given a parametrization of weight_hh_l0, expected the weight itself")
     assert "torch.nn.utils.parametrize.remove_parametrizations" in str(caught.value)
-    # If the weight itself is there as well, it may be out of date.
+    # If the weight is there as well, it may be out of date.
     weights[f"{prefix}weight_hh_l0"] = WEIGHTS["weight_hh_l0"]
     with pytest.raises(errors.SpecError, match=r"^weights: given '.*' beside weight_hh_l0, so the weight may be comp"):
         unirnn.snapshot(weights, spec=spec)
@@ -250,7 +250,7 @@ def test_the_raw_weight_of_weight_dropping_is_the_trained_one(weights: dict[str,
 
 @pytest.mark.parametrize("name", ["mask", "u", "orig", "scale", "v"])
 @pytest.mark.parametrize("place", ["encoder.", "encoder.module.", "encoder.parametrizations."])
-def test_an_array_beside_a_weight_may_be_what_it_is_computed_from(name: str, place: str) -> None:
+def test_an_array_from_which_a_weight_may_be_computed_is_refused(name: str, place: str) -> None:
     inner = "encoder.module." if place == "encoder.module." else "encoder."
     arrays = {inner + weight: array for weight, array in WEIGHTS.items()}
     end = f"weight_hh_l0.{name}" if "parametrizations" in place else f"weight_hh_l0_{name}"
@@ -265,7 +265,7 @@ def test_an_array_beside_a_weight_may_be_what_it_is_computed_from(name: str, pla
 CELL = {f"cell.{name.removesuffix('_l0')}": array for name, array in WEIGHTS.items()}
 
 
-def test_a_cell_with_something_else_in_it() -> None:
+def test_a_cell_with_further_arrays_is_refused_without_a_spec() -> None:
     assert unirnn.snapshot({**CELL, "head.weight": np.ones((4, 4))}, batch_first=False) == drawn(LSTM)
     for name in ("cell.norm.weight", "cell.peephole"):
         arrays = {**CELL, name: np.ones(4), "cell.step": np.array(3)}
@@ -274,7 +274,7 @@ def test_a_cell_with_something_else_in_it() -> None:
         assert unirnn.snapshot(arrays, spec=LSTM) == drawn(LSTM)
 
 
-def test_a_subclass_with_something_else_in_it() -> None:
+def test_a_layer_with_further_arrays_is_refused_without_a_spec() -> None:
     for name in ("rnn.norm.weight", "rnn.h_0"):
         arrays = {**state_dict("rnn."), name: np.ones(4)}
         with pytest.raises(errors.SpecError, match=f"beside those of a layer there are '{name}', so it may compute"):
@@ -285,7 +285,7 @@ def test_a_subclass_with_something_else_in_it() -> None:
 # ---- whether the batch comes first ---------------------------------------------------------------
 
 
-def test_what_a_state_dict_does_not_say() -> None:
+def test_a_state_dict_does_not_say_whether_the_batch_comes_first() -> None:
     with pytest.warns(errors.AssumptionWarning, match="batch_first: a state dict does not say it") as caught:
         taken = unirnn.snapshot(state_dict("rnn."))
     assert [warning.filename for warning in caught] == [__file__]
@@ -304,7 +304,7 @@ def test_what_a_state_dict_does_not_say() -> None:
     assert unirnn.snapshot(state_dict("rnn."), batch_first=True, spec=first) == Snapshot(first, WEIGHTS)
 
 
-def test_what_a_file_does_not_say(tmp_path: Path) -> None:
+def test_a_file_may_not_say_whether_the_batch_comes_first(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **state_dict("rnn."))
     with pytest.warns(errors.AssumptionWarning) as caught:
         taken = unirnn.load(tmp_path / "a.npz")
@@ -324,7 +324,7 @@ STACK = GRUSpec(3, 4, 3, bidirectional=True)
 
 
 def spread(names: list[str], spec: RecurrentSpec = STACK) -> dict[str, Any]:
-    """The state dict of a stack, each layer of which has a prefix."""
+    """The state dict of a stack, with a prefix for each layer."""
     return {
         prefix + name: array
         for prefix, layer in zip(names, unstack(drawn(spec)), strict=True)
@@ -365,7 +365,7 @@ def test_a_list_of_prefixes_is_a_stack(names: list[str], is_sorted: bool) -> Non
 @pytest.mark.parametrize("place", ["between", "last", "first"])
 def test_arrays_between_the_layers_of_a_stack(names: list[str], between: str, place: str) -> None:
     if names is PREFIXES["by name"] and place != "between":
-        pytest.skip("then nothing shows that it is between")
+        pytest.skip("only an array between layers is recognised by these names")
     items = [*spread(names).items()]
     position = {"between": 16, "last": len(items), "first": 0}[place]
     arrays = dict([*items[:position], (between, np.ones(8)), *items[position:]])
@@ -376,7 +376,7 @@ def test_arrays_between_the_layers_of_a_stack(names: list[str], between: str, pl
 
 
 def test_summed_directions_are_a_model() -> None:
-    """What the error says works, for the first and the second layer of DeepSpeech2."""
+    """The remedy in the error message works, for the first and the second layer of DeepSpeech2."""
     layers = [drawn(LSTMSpec(size, 4, bidirectional=True)) for size in (3, 4)]
     arrays = {f"rnns.{k}.rnn.{name}": array for k in (0, 1) for name, array in layers[k].weights.items()}
     with pytest.raises(errors.SpecError) as caught:
@@ -654,7 +654,7 @@ def test_load_weights_that_fit_exactly() -> None:
     assert unirnn.snapshot(with_biases) == zeros
     unirnn.load_weights(bias_free, zeros)
     assert unirnn.snapshot(bias_free) == without
-    unirnn.load_weights(with_biases, whole.cast("float64"))  # each number is also one of float32
+    unirnn.load_weights(with_biases, whole.cast("float64"))  # each number is exact in float32
     assert unirnn.snapshot(with_biases) == whole
     unknown = Snapshot(whole.spec, {n: np.full_like(a, np.nan) for n, a in whole.weights.items()})
     unirnn.load_weights(with_biases, unknown)
@@ -755,7 +755,7 @@ TRAINED = Snapshot(MODEL, _weights.draw(MODEL, 0)).cast("float32")
 
 
 def model_dict(**changed: Any) -> dict[str, Any]:
-    """The state dict that torch has of the model, under other names, and with a layer that the model does not have."""
+    """The model's state dict in torch, under other names and with an additional layer."""
     names = {"embedding.": "emb.", "encoder.": "lstm.", "norm.": "bn."}
     arrays = {}
     for name, array in TRAINED.weights.items():
@@ -791,14 +791,14 @@ def test_a_snapshot_of_a_single_layer(spec: Spec) -> None:
 
 def test_the_model_of_a_state_dict() -> None:
     assert unirnn.snapshot(model_dict(), spec=MODEL, rename=RENAME) == TRAINED
-    # Arrays that are shared may be there once, under either name.
+    # A shared array may occur only once, under either name.
     assert unirnn.snapshot(model_dict(**{"head.weight": None}), spec=MODEL, rename=RENAME) == TRAINED
     others = {old: new for old, new in RENAME.items() if old != "emb."}
     assert unirnn.snapshot(model_dict(**{"emb.weight": None}), spec=MODEL, rename=others) == TRAINED
-    # The longest beginning counts, and None leaves arrays out.
+    # The longest prefix wins, and None leaves arrays out.
     more = {**RENAME, "": "no.", "bn.num": "bn.num", "conv.": "conv.", "head.": "head.", "head.aux.": None}
     assert unirnn.snapshot(model_dict(**{"head.aux.weight": np.ones(3)}), spec=MODEL, rename=more) == TRAINED
-    # Under a prefix, what is elsewhere does not count.
+    # With a prefix, arrays outside of it are ignored.
     for prefix in ("net.model.", "net.model"):
         arrays = {f"net.model.{name}": array for name, array in model_dict().items()} | {"optimizer": np.ones(3)}
         assert unirnn.snapshot(arrays, spec=MODEL, prefix=prefix, rename=RENAME) == TRAINED

@@ -120,7 +120,7 @@ def test_a_new_kind_of_spec() -> None:
         RecurrentSpec.from_dict(spec.to_dict())
 
 
-def test_the_initial_weights_are_those_of_the_spec() -> None:
+def test_the_spec_draws_the_initial_weights() -> None:
     drawn = _weights.draw(ScaleSpec(100), 0)["scale"]
     assert drawn.shape == (100,)
     assert ((drawn >= 1) & (drawn < 1.1)).all()

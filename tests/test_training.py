@@ -1,6 +1,6 @@
 """One training run gives the same losses in every framework.
 
-The run is that of ``examples/japanese_vowels/same_run.py``, mostly with narrower layers, which are quicker.
+It is the run of ``examples/japanese_vowels/same_run.py``, mostly with narrower layers, to save time.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""The reference, on any namespace of the array API standard."""
+"""The reference runs on any namespace of the array API standard."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -15,7 +15,7 @@ PROJECTED = LSTMSpec(3, 4, 2, bidirectional=True, proj_size=2)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
-def test_a_namespace_with_nothing_beyond_the_standard(spec: Any) -> None:
+def test_a_namespace_needs_only_the_standard(spec: Any) -> None:
     module = spec.build("array_api", namespace=array_api_strict, seed=0, dtype="float64")
     x = array_api_strict.ones((5, 3, 3), dtype=array_api_strict.float64)
     output, _ = module(x, seq_length=array_api_strict.asarray([5, 0, 2]))
@@ -24,7 +24,7 @@ def test_a_namespace_with_nothing_beyond_the_standard(spec: Any) -> None:
     np.testing.assert_allclose(np.asarray(output), expected, atol=1e-12)
 
 
-def test_a_namespace_by_its_name() -> None:
+def test_a_namespace_can_be_given_by_name() -> None:
     by_name, by_module = (
         GRUSpec(3, 4).build("array_api", namespace=namespace, seed=0)
         for namespace in ("array_api_strict", array_api_strict)
@@ -35,7 +35,7 @@ def test_a_namespace_by_its_name() -> None:
 
 
 @pytest.mark.parametrize("namespace", [None, "json", 3])
-def test_a_namespace_is_needed(namespace: Any) -> None:
+def test_a_namespace_must_be_a_module_of_the_standard(namespace: Any) -> None:
     with pytest.raises(errors.ArgumentError, match=r"namespace: given .*, expected a module of the array API standard"):
         GRUSpec(3, 4).build("array_api", namespace=namespace)
 
@@ -44,7 +44,7 @@ if find_spec("torch"):
 
     @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
     @pytest.mark.parametrize("spec", [*SPECS, PROJECTED], ids=repr)
-    def test_gradients_by_torchs_autograd(spec: Any) -> None:
+    def test_torchs_autograd_differentiates_the_reference(spec: Any) -> None:
         import torch
 
         reference = spec.build("array_api", namespace=torch, seed=0, dtype="float64")

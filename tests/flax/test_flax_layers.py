@@ -1,6 +1,6 @@
 """Reading and writing the layers of Flax, and refusing those that no spec describes.
 
-What they compute is tested in tests/roundtrip.
+Their numbers are tested in tests/roundtrip.
 """
 
 from collections.abc import Callable
@@ -101,7 +101,7 @@ def test_a_cell_is_a_layer_of_one_step(kind: Any, spec: RecurrentSpec) -> None:
     np.testing.assert_allclose(output, expected, atol=1e-6)
 
 
-def test_a_list_of_layers() -> None:
+def test_a_list_of_layers_is_a_stack() -> None:
     layers = nnx.List([rnn(nnx.GRUCell), rnn(nnx.GRUCell, input_size=4)])
     taken = unirnn.snapshot(layers)
     assert taken.spec == GRUSpec(3, 4, 2, batch_first=True)
@@ -109,7 +109,7 @@ def test_a_list_of_layers() -> None:
     assert unirnn.snapshot(layers) == drawn(taken.spec)
 
 
-def test_weights_of_bfloat16() -> None:
+def test_bfloat16_weights_are_read_as_float32() -> None:
     # JAX can't draw an orthogonal matrix in bfloat16.
     options = {"param_dtype": jax.numpy.bfloat16, "recurrent_kernel_init": nnx.initializers.normal()}
     layer = rnn(nnx.GRUCell, options=options)
@@ -144,7 +144,7 @@ class Echo(nnx.RNNCellBase):  # type: ignore[misc]
 
 
 def beginning_with_ones(layer: Any) -> Any:
-    layer.cell.carry_init = jax.nn.initializers.ones  # as an argument, it warns
+    layer.cell.carry_init = jax.nn.initializers.ones  # passing it to the constructor warns
     return layer
 
 
@@ -262,7 +262,7 @@ def test_a_snapshot_without_biases() -> None:
 
 
 def drawn_tree(tree: Any) -> Any:
-    """A tree with arrays that are not zero anywhere, as biases are at first."""
+    """A tree without zeros, which biases are at first."""
     random = np.random.default_rng(1)
     return jax.tree.map(lambda array: random.uniform(-1, 1, array.shape).astype("float32"), tree)
 
@@ -288,7 +288,7 @@ def test_cells_in_a_tree_of_linen() -> None:
         unirnn.snapshot(tree, prefix="params.SimpleCell_0", batch_first=True)
     for (name, spec), expected in zip(specs.items(), outputs, strict=True):
         spec = replace(spec, batch_first=True)
-        given = spec if isinstance(spec, RNNSpec) else None  # nothing shows whether it is tanh or relu
+        given = spec if isinstance(spec, RNNSpec) else None  # a tree does not show whether it is tanh or relu
         taken = unirnn.snapshot(tree, prefix=f"params.{name}", spec=given, batch_first=True)
         assert taken.spec == spec
         np.testing.assert_allclose(taken.build("numpy")(X)[0], expected, atol=1e-6, err_msg=name)
@@ -315,7 +315,7 @@ def test_a_tree_in_a_file(separator: str, tmp_path: Path) -> None:
     assert taken == unirnn.snapshot(tree, batch_first=True)
 
 
-def test_what_is_no_cell_of_flax() -> None:
+def test_a_tree_without_known_cells_is_refused() -> None:
     tree = linen.RNN(linen.MGUCell(4)).init(jax.random.key(0), X)
     with pytest.raises(errors.ArgumentError, match="weights: given no recurrent layer"):
         unirnn.snapshot(tree, batch_first=True)

@@ -1,7 +1,7 @@
-"""Files that Keras wrote, read without it, give the numbers that Keras computes; anything else is refused.
+"""Files that Keras wrote are read without it and compute the same numbers; anything else is refused.
 
-Keras 3 writes its three kinds of files itself. Files of Keras 1 and 2 and of cuDNN's layers are made here, by their
-documented layout, with h5py; what they should compute is worked out step by step, gate by gate.
+Keras 3 writes its three kinds of files itself. Files of Keras 1 and 2 and of cuDNN's layers are made here with h5py, in
+their documented layout. Their expected numbers are computed here, step by step and gate by gate.
 """
 
 import io
@@ -36,13 +36,13 @@ EACH: dict[str, Any] = {"return_sequences": True}
 
 
 def frozen() -> Any:
-    """A layer whose forward direction is not trained, so that a file ``.h5`` has its arrays last."""
+    """A layer with a frozen forward direction, whose arrays a ``.h5`` file therefore has last."""
     layer = layers.Bidirectional(layers.LSTM(4, **EACH))
     layer.forward_layer.trainable = False
     return layer
 
 
-# Each layer reads the input of the model; its name, and its spec.
+# The layers by name, each with its spec; every layer reads the input of the model.
 LAYERS: dict[str, tuple[Callable[[], Any], RecurrentSpec]] = {
     "tanh": (lambda: layers.SimpleRNN(4, **EACH), RNNSpec(3, 4)),
     "relu": (
@@ -79,7 +79,7 @@ def named(layer: Any, name: str) -> Any:
 
 
 def drawn(model: Any) -> Any:
-    """The model with weights that are not zero anywhere, as biases are at first."""
+    """The model with random weights, also for the biases, which are zeros at first."""
     random = np.random.default_rng(1)
     model.set_weights([random.uniform(-1, 1, weight.shape).astype("float32") for weight in model.weights])
     return model
@@ -87,7 +87,7 @@ def drawn(model: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    """A model with all layers beside each other, one of a model within, and some that are not recurrent."""
+    """A model with all layers side by side, one layer in a nested model, and some that are not recurrent."""
     x = keras.Input((None, 3))
     outputs = [named(make(), name)(layers.Masking(5.0)(x)) for name, (make, _) in LAYERS.items()]
     inner = keras.Sequential([keras.Input((None, 3)), layers.Dense(4), layers.LSTM(4, name="deep")], name="inner")
@@ -100,7 +100,7 @@ FILES = ["model.keras", "model.h5", "model.weights.h5", "weights.h5"]
 
 @pytest.fixture(scope="module")
 def folder(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model in each kind of file; the last as Keras 2 saves weights, without a configuration."""
+    """The model in each kind of file; the last has no configuration, like the weights that Keras 2 saves."""
     path = tmp_path_factory.mktemp("keras")
     model.save(path / "model.keras")
     model.save(path / "model.h5")
@@ -146,7 +146,7 @@ def test_layers_within_a_model_and_a_wrapper(folder: Path, model: Any) -> None:
 
 
 def test_two_layers_of_one_class_are_not_mixed_up(tmp_path: Path) -> None:
-    """Keras 3 numbers layers by their class, and not by their name."""
+    """Keras 3 numbers layers by class, not by name."""
     stacked = [layers.GRU(4, name=name, return_sequences=True) for name in ("b", "a", "gru")]
     model = drawn(keras.Sequential([keras.Input((None, 4)), *stacked]))
     for name in ("a.keras", "a.h5"):
@@ -179,7 +179,7 @@ def test_a_model_that_is_code_has_no_configuration_of_its_layers(tmp_path: Path)
     assert unirnn.load(path, prefix=name, spec=spec) == unirnn.snapshot(model.encoder)
 
 
-def test_weights_of_bfloat16(tmp_path: Path) -> None:
+def test_bfloat16_weights_are_read_as_float32(tmp_path: Path) -> None:
     layer = layers.GRU(4, dtype="bfloat16", recurrent_initializer="glorot_uniform", name="gru")
     keras.Sequential([keras.Input((None, 3)), layer]).save(tmp_path / "a.keras")
     assert unirnn.load(tmp_path / "a.keras") == unirnn.snapshot(layer)
@@ -194,7 +194,7 @@ def write_h5(path: Path, entries: list[tuple[str, Any, Arrays]], version: str | 
     """A file as Keras 1 and 2 write it: layers by their class, their arguments, and their arrays in order."""
     with h5py.File(path, "w") as file:
         configs = [{"class_name": kind, "config": config} for kind, config, _ in entries]
-        config = {"layers": configs} if (version or "1") > "2.2" else configs  # a list itself until then
+        config = {"layers": configs} if (version or "1") > "2.2" else configs  # older versions write the list itself
         file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": config}).encode()
         group = file.create_group("model_weights")
         group.attrs["layer_names"] = [config["name"].encode() for _, config, _ in entries]
@@ -232,7 +232,7 @@ def run_lstm(gates: dict[str, Any], s: Any = sigmoid) -> Any:
 
 
 def run_gru(gates: dict[str, Any], s: Any = sigmoid) -> Any:
-    """A GRU by its gates; a fourth part of the gate h is its recurrent bias, which the reset gate multiplies."""
+    """A GRU by its gates; if the gate h has a fourth array, it is the recurrent bias, and reset follows the product."""
     h, outputs = np.zeros((2, 4)), []
     for t in range(X.shape[1]):
         z, r = (s(X[:, t] @ gates[k][0] + h @ gates[k][1] + gates[k][2]) for k in "zr")
@@ -272,7 +272,7 @@ def keras_2(kind: str, letters: str) -> tuple[list[tuple[str, Any, Arrays]], Any
 
 
 def cudnn(kind: str, letters: str) -> tuple[list[tuple[str, Any, Arrays]], Any]:
-    """The matrix of a gate in cuDNN is `(H, I)`, row by row, whatever the shape of the array that holds it."""
+    """In cuDNN the matrix of a gate is `(H, I)`, stored row by row, whatever the shape of the array around it."""
     gates, blobs = {}, []
     for k, letter in enumerate(letters):
         w, u, b, b_u = (np.random.default_rng(k).uniform(-1, 1, shape) for shape in ((4, 3), (4, 4), (4,), (4,)))
@@ -316,7 +316,7 @@ OLD: dict[str, tuple[Any, str | None, RecurrentSpec]] = {
 
 
 @pytest.mark.parametrize(("make", "version", "spec"), OLD.values(), ids=OLD.keys())
-def test_files_of_older_releases(make: Any, version: str | None, spec: RecurrentSpec, tmp_path: Path) -> None:
+def test_files_of_older_releases_are_read(make: Any, version: str | None, spec: RecurrentSpec, tmp_path: Path) -> None:
     entries, expected = make()
     path = tmp_path / "a.h5"
     write_h5(path, entries, version)
@@ -342,7 +342,7 @@ def test_lists_of_names_that_keras_splits(tmp_path: Path) -> None:
     assert unirnn.load(path) == expected
 
 
-# ---- what is refused -----------------------------------------------------------------------------
+# ---- refusals ------------------------------------------------------------------------------------
 
 
 def altered(folder: Path, path: Path, layer: str, **arguments: Any) -> None:
@@ -404,7 +404,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], type[UnirnnError], str]] = {
 
 
 @pytest.mark.parametrize(("layer", "arguments", "kind", "words"), REFUSED.values(), ids=REFUSED.keys())
-def test_a_layer_that_no_spec_describes(
+def test_a_layer_that_no_spec_describes_is_refused(
     layer: str, arguments: dict[str, Any], kind: type[UnirnnError], words: str, folder: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.keras"
@@ -420,7 +420,7 @@ def test_a_layer_that_no_spec_describes(
     ("layer", "arguments"),
     [("both", {"merge_mode": "sum"}), ("both", {"merge_mode": None}), ("backwards", {"return_sequences": True})],
 )
-def test_a_layer_whose_output_is_put_together_otherwise(
+def test_a_layer_with_an_unusual_output_needs_a_spec(
     layer: str, arguments: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.keras"
@@ -434,14 +434,14 @@ def test_a_layer_whose_output_is_put_together_otherwise(
         unirnn.load(path, prefix=layer, spec=other)
 
 
-def test_names_with_slashes(tmp_path: Path) -> None:
+def test_names_with_slashes_are_read(tmp_path: Path) -> None:
     entries, expected = keras_2("GRU", "zrh")
     (kind, config, arrays), path = entries[0], tmp_path / "a.h5"
     write_h5(path, [("InputLayer", {"name": "cqt/mag"}, {}), (kind, {**config, "name": "deep/rnn"}, arrays)])
     np.testing.assert_allclose(run(unirnn.load(path), X.astype("float64"))[0][..., :4], expected, atol=1e-12)
 
 
-def test_arguments_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
+def test_arguments_that_contradict_the_file_are_refused(folder: Path, tmp_path: Path) -> None:
     path = folder / "model.keras"
     with pytest.raises(ArgumentError, match="prefix: given none, but there are several layers; give one of 'tanh', "):
         unirnn.load(path)
@@ -490,7 +490,7 @@ def test_datasets_and_attributes_as_h5py_writes_them(options: dict[str, Any], dt
 
     def fill(file: Any) -> None:
         file.create_dataset("some/where/array", data=array, **options)
-        for number in range(300):  # more names than one table holds
+        for number in range(300):  # more names than fit into one table
             file.create_dataset(f"many/{number}", data=np.float32(number))
         file.attrs.update({"text": "ü" * 50_000, "bytes": np.bytes_(b"abc"), "number": 3, "none": []})
         file.attrs["names"] = ["one", "two"]
@@ -555,18 +555,18 @@ NOT_READ: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("data", "words"), NOT_READ.values(), ids=NOT_READ.keys())
-def test_what_is_not_read_is_named(data: bytes, words: str) -> None:
+def test_the_error_names_an_unsupported_feature_of_hdf5(data: bytes, words: str) -> None:
     with pytest.raises(FileError) as caught, limited_memory(8 << 20):
         hdf5.parse(data).datasets["a"].read()
     assert words in str(caught.value)
 
 
 def entries_of(data: bytes) -> int:
-    """Where the entries of the symbol table of the root are."""
+    """The offset of the entries in the root's symbol table."""
     return data.index(b"SNOD") + 8
 
 
-def test_structures_that_overlap_or_go_in_circles() -> None:
+def test_overlapping_or_circular_structures_are_refused() -> None:
     data = bytearray(h5(lambda file: [file.create_group(f"group {number}").attrs.update(a="b") for number in range(8)]))
     at = entries_of(bytes(data))
     (root,) = struct.unpack_from("<Q", data, 64)
@@ -574,7 +574,7 @@ def test_structures_that_overlap_or_go_in_circles() -> None:
     into_itself = bytearray(data)
     into_itself[at + 8 : at + 16] = struct.pack("<Q", root)
     twice = bytearray(data)
-    twice[tree + 5 : tree + 8] = struct.pack("<BH", 200, 2)  # a tree of 200 levels, whose children it is itself
+    twice[tree + 5 : tree + 8] = struct.pack("<BH", 200, 2)  # a tree of 200 levels that is its own child
     twice[tree + 32 : tree + 56 : 1] = struct.pack("<QQQ", tree, 0, tree)
     for hostile in (into_itself, twice):
         with (
@@ -584,8 +584,8 @@ def test_structures_that_overlap_or_go_in_circles() -> None:
             hdf5.parse(bytes(hostile))
 
 
-def test_zeros_that_expand_twice(tmp_path: Path) -> None:
-    """Deflated chunks in an archive that is deflated once more."""
+def test_doubly_compressed_zeros_are_refused(tmp_path: Path) -> None:
+    """Deflated chunks in an archive that deflates them again."""
     path = tmp_path / "a.keras"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("config.json", "{}")
@@ -597,17 +597,17 @@ def test_zeros_that_expand_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["config.json", "metadata.json", "model.weights.h5"])
-def test_an_archive_without_a_member(missing: str, folder: Path, tmp_path: Path) -> None:
+def test_an_archive_with_a_missing_member_is_refused(missing: str, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.keras"
     with zipfile.ZipFile(folder / "model.keras") as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
             if name != missing:
                 new.writestr(name, old.read(name))
-    with pytest.raises(UnirnnError):  # without the others it may be recognised as some other format
+    with pytest.raises(UnirnnError):  # what is left may be taken for another format
         unirnn.load(path)
 
 
-def test_a_file_that_claims_more_than_it_has() -> None:
+def test_a_file_that_claims_more_data_than_it_has_is_refused() -> None:
     data = bytearray(h5(lambda file: file.create_dataset("a", data=np.ones((4, 4), "f4"))))
     at = bytes(data).index(struct.pack("<QQ", 4, 4))
     for rows, words in ((1 << 40, "claims 64 at"), (1 << 62, "claims 64 at"), (5, "a dataset of 80 bytes claims 64")):
@@ -627,7 +627,7 @@ def undamaged(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 def changes(data: bytes, draw: st.DataObject) -> bytes:
-    """The bytes with a bit flipped, with a part replaced, or without their end."""
+    """The bytes with a flipped bit, a replaced part, or a missing end."""
     at = draw.draw(st.integers(0, len(data) - 1))
     how = draw.draw(st.sampled_from(("flip", "replace", "repeat", "cut")))
     if how == "flip":

@@ -1,6 +1,6 @@
 """Reading and writing the layers of Keras, and refusing those that no spec describes.
 
-What they compute is tested in tests/roundtrip.
+Their numbers are tested in tests/roundtrip.
 """
 
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def test_the_spec_of_a_layer(make: Callable[[], Any], spec: RecurrentSpec) -> No
     assert unirnn.snapshot(layer) == taken
 
 
-def test_a_list_of_layers() -> None:
+def test_a_list_of_layers_is_a_stack() -> None:
     stacked = [layers.GRU(4, return_sequences=True), layers.GRU(4)]
     keras.Sequential([keras.Input((None, 3)), *stacked])
     assert unirnn.snapshot(stacked).spec == GRUSpec(3, 4, 2, batch_first=True)
@@ -185,7 +185,7 @@ def test_biases_that_a_layer_does_not_have() -> None:
     assert unirnn.snapshot(layer) == before
 
 
-def test_weights_of_bfloat16() -> None:
+def test_bfloat16_weights_are_read_as_float32() -> None:
     # No backend of Keras can draw an orthogonal matrix in bfloat16.
     layer = built(layers.GRU(4, dtype="bfloat16", recurrent_initializer="glorot_uniform"))
     taken = unirnn.snapshot(layer)

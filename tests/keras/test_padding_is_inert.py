@@ -19,7 +19,7 @@ takes_seconds = pytest.mark.skipif(
 
 
 class Tagger(keras.Model):  # type: ignore[misc]
-    """Right or wrong by its arguments."""
+    """A model whose arguments decide whether it handles padding correctly."""
 
     def __init__(self, masked: bool = True, pool: str = "", norm: bool = False) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def drawn(**options: Any) -> Any:
 
 
 @takes_seconds
-def test_a_right_model() -> None:
+def test_a_right_model_passes() -> None:
     model = drawn()
     model(keras.ops.ones((2, 4, 3)))
     before = [to_numpy(variable.value) for variable in model.variables]
@@ -71,7 +71,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 @takes_seconds
 @pytest.mark.parametrize(("options", "words"), WRONG.values(), ids=WRONG.keys())
-def test_wrong_models(options: dict[str, Any], words: list[str]) -> None:
+def test_wrong_models_are_found(options: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(AssertionError) as raised:
         padding_is_inert(drawn(**options), BATCH, nan=False)
     for pattern in words:
@@ -79,7 +79,7 @@ def test_wrong_models(options: dict[str, Any], words: list[str]) -> None:
 
 
 def test_gradients_of_a_function() -> None:
-    """Of a layer's weights, and of an array of floats beside one of integers."""
+    """Gradients reach the weights and a float array; an integer array beside it has none."""
     layer = layers.Dense(2)
     x = np.array([[1.0, 2.0, 3.0]], np.float32)
     layer(x)

@@ -1,6 +1,6 @@
-"""The compiled kernels: their numbers over all sizes, on whatever instruction set the process has chosen.
+"""The numbers of the compiled kernels at many sizes, on the instruction set that the process has chosen.
 
-Everything else, such as lengths, layouts and stacks, is checked by the conformance suite.
+The conformance suite checks everything else, such as lengths, layouts and stacks.
 """
 
 import itertools
@@ -78,7 +78,7 @@ def run(spec: RecurrentSpec, arrays: dict[str, Array], lengths: Sequence[int] | 
 
 
 def expected(spec: RecurrentSpec, arrays: dict[str, Array], lengths: Sequence[int]) -> dict[str, Array]:
-    """The same by the oracle, in float64."""
+    """The same results and gradients from the oracle, in float64."""
     wide = {name: np.nan_to_num(array.astype(np.float64)) for name, array in arrays.items()}
     weights = {name: wide[name] for name in spec.weight_shapes()}
     hx = tuple(wide[f"{name}_0"] for name in spec.states)
@@ -102,7 +102,7 @@ def expected(spec: RecurrentSpec, arrays: dict[str, Array], lengths: Sequence[in
     dtype=st.sampled_from(["float32", "float64"]),
     seed=st.integers(0, 99),
 )
-def test_results_and_gradients_are_those_of_the_oracle(
+def test_results_and_gradients_agree_with_the_oracle(
     cell: str,
     lengths: list[int],
     input_size: int,
@@ -118,7 +118,7 @@ def test_results_and_gradients_are_those_of_the_oracle(
     assert found.keys() == wanted.keys()
     for name, array in wanted.items():
         if cell in HARD and dtype == "float32" and name.startswith("d_"):
-            continue  # rounding may move a value to the other side of a corner, where the slope is another one
+            continue  # rounding may move a value across a corner, where the slope changes
         scale = max(1.0, float(np.abs(array).max(initial=0)))
         np.testing.assert_allclose(found[name], array, rtol=0, atol=TOLERANCE[dtype] * scale, err_msg=name)
 
@@ -184,7 +184,7 @@ def test_a_call_is_whole_where_no_threads_can_be_made() -> None:
 
 
 @pytest.mark.parametrize(("wanted", "count"), [("3", 3), ("2,1", 2), ("", None), ("many", None), ("0", None)])
-def test_the_number_of_threads_is_that_of_openmp_or_of_the_cores(
+def test_the_number_of_threads_is_omp_num_threads_or_the_cores(
     wanted: str, count: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", wanted)
@@ -203,8 +203,8 @@ def test_a_sequence_has_the_same_bits_in_any_batch(cell: str) -> None:
             np.testing.assert_array_equal(part[name], whole[name][:, begin:end], err_msg=name)
 
 
-def of_one_number(function: str, x: Array, factor: float = 1) -> Array:
-    """The kernels' own tanh or gates of many numbers: a layer of one unit, and one sequence for each number."""
+def apply_kernel(function: str, x: Array, factor: float = 1) -> Array:
+    """Apply the kernels' tanh or gates to many numbers: one unit, and one sequence for each number."""
     hx = np.ones((1, len(x), 1), x.dtype)
     if function == "tanh":
         spec: RecurrentSpec = RNNSpec(1, 1, bias=False)
@@ -220,7 +220,7 @@ def of_one_number(function: str, x: Array, factor: float = 1) -> Array:
 @pytest.mark.parametrize("function", ["tanh", "sigmoid"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_tanh_and_sigmoid_are_accurate_over_the_whole_range(function: str, dtype: str) -> None:
-    """Within 3 units in the last place of NumPy's in a longer type."""
+    """They are within 3 units in the last place of NumPy's result in a longer type."""
     tiny = np.finfo(dtype).smallest_subnormal
     magnitudes = np.concatenate((np.geomspace(float(tiny) * 2**60, 800, 20_000), np.arange(1, 60) * float(tiny)))
     x = np.concatenate((-magnitudes, [0.0], magnitudes)).astype(dtype)
@@ -229,29 +229,29 @@ def test_tanh_and_sigmoid_are_accurate_over_the_whole_range(function: str, dtype
         exact = np.tanh(wide) if function == "tanh" else 1 / (1 + np.exp(-wide))
         wanted = exact.astype(dtype)
         unit = np.maximum(np.spacing(np.abs(wanted)), tiny)
-    error = np.abs(of_one_number(function, x).astype(np.longdouble) - exact) / unit
+    error = np.abs(apply_kernel(function, x).astype(np.longdouble) - exact) / unit
     assert error.max() <= 3, (x[error.argmax()], error.max())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_infinities_and_nan_are_those_of_ieee(dtype: str) -> None:
+def test_infinities_and_nan_follow_ieee(dtype: str) -> None:
     x = np.array([np.inf, -np.inf, np.nan, -0.0], dtype)
-    np.testing.assert_array_equal(of_one_number("tanh", x), np.array([1, -1, np.nan, -0.0], dtype))
-    # The other gates multiply x with 0, so it is finite here, and the gate's own weight makes it infinite.
+    np.testing.assert_array_equal(apply_kernel("tanh", x), np.array([1, -1, np.nan, -0.0], dtype))
+    # The other gates multiply x by 0, so x must be finite; the tested gate's weight makes it infinite.
     largest = np.finfo(dtype).max
     x = np.array([largest, -largest, np.nan, -0.0], dtype)
     for function in ("sigmoid", "hard_sigmoid", "hard_sigmoid_0.2"):
-        found = of_one_number(function, x, 4)
+        found = apply_kernel(function, x, 4)
         np.testing.assert_array_equal(found, np.array([1, 0, np.nan, 0.5], dtype), err_msg=function)
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_strides_of_the_caller(cell: str) -> None:
+def test_inputs_of_any_strides_give_the_same_results(cell: str) -> None:
     spec, lengths = make(cell, 5, 11), [4, 0, 2]
     arrays = draw(spec, 4, lengths, "float32", 0)
     expected_results = run(spec, arrays, lengths)
     changes: list[Callable[[Array], Array]] = [
-        lambda a: np.ascontiguousarray(a.swapaxes(0, 1)).swapaxes(0, 1),  # as batch_first gives it
+        lambda a: np.ascontiguousarray(a.swapaxes(0, 1)).swapaxes(0, 1),  # the memory layout of batch_first
         lambda a: np.ascontiguousarray(a[::-1])[::-1],
         lambda a: np.asfortranarray(a),
         lambda a: np.repeat(a, 2, axis=2)[:, :, ::2],
@@ -262,7 +262,7 @@ def test_strides_of_the_caller(cell: str) -> None:
             np.testing.assert_array_equal(array, expected_results[name], err_msg=name)
 
 
-def test_the_struct_says_what_is_kept() -> None:
+def test_python_and_c_agree_on_how_much_is_kept() -> None:
     found = library.load()
     assert found is not None
     cells = range(-1, len(compiled.KEPT) + 1)
@@ -273,21 +273,19 @@ def test_the_struct_says_what_is_kept() -> None:
     ("lengths", "cell", "proj_size"),
     [([3, -1], 2, 0), ([3, 5], 2, 0), ([3, 1], len(compiled.KEPT), 0), ([3, 1], 8, 1), ([3, 1], 8, 2), ([3, 1], 2, 1)],
 )
-def test_the_library_refuses_what_would_read_outside_of_the_arrays(
-    lengths: list[int], cell: int, proj_size: int
-) -> None:
-    """No caller of ours gives it such; it says so all the same, and computes nothing."""
+def test_the_library_refuses_to_read_outside_of_the_arrays(lengths: list[int], cell: int, proj_size: int) -> None:
+    """Our own callers never pass such arguments; the library refuses them all the same, and computes nothing."""
     found, ns = library.load(), np.array(lengths)
     assert found is not None
     layer = compiled.Layer(cell, 0, 0, 1, 4, 2, 1, 2, proj_size, ns.ctypes.data)
-    if (cell, proj_size) != (8, 1):  # an LSTM whose projection has no weight
+    if (cell, proj_size) != (8, 1):  # that case is an LSTM whose projection has no weight
         layer.weight_hr = ns.ctypes.data if proj_size else None
     with pytest.raises(RuntimeError, match="the compiled kernels: error"):
         compiled.forward(layer)
 
 
-def test_pairs_of_sizes_around_the_registers() -> None:
-    """Every size up to two vectors of the widest registers and a bit: the last vector is full or partly filled."""
+def test_every_size_around_the_vector_width_is_right() -> None:
+    """Every size up to a little over two of the widest vectors, so that the last vector is full or partly filled."""
     for cell, (input_size, hidden_size) in itertools.product(
         CELLS, [(1, n) for n in range(1, 36)] + [(33, 3), (16, 32)]
     ):

@@ -1,4 +1,4 @@
-"""The compiled library: how it is built, found and loaded, and what is said where it is missing."""
+"""The compiled library: how it is built, found and loaded, and the message when it is missing."""
 
 import importlib.util
 import logging
@@ -39,7 +39,7 @@ def elsewhere(tmp_path: Path) -> ModuleType:
 
 @pytest.fixture
 def hook(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The build hook, as it is without settings in the environment."""
+    """The build hook, without settings from the environment."""
     pytest.importorskip("hatchling")
     for name in ("CC", "UNIRNN_PURE", "UNIRNN_CFLAGS", "UNIRNN_NATIVE", "UNIRNN_BUILT"):
         monkeypatch.delenv(name, raising=False)
@@ -56,7 +56,7 @@ def import_file(name: str, path: str | Path) -> ModuleType:
 
 
 def python(code: str, folder: Path, **variables: str) -> str:
-    """What a new process prints, which imports the same unirnn as this one."""
+    """Run code in a new process that imports the same unirnn as this one, and return what it prints."""
     package = Path(unirnn.kernels.__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(package)} | variables
     return subprocess.run(
@@ -85,8 +85,8 @@ def test_every_instruction_set_can_be_forced(compiled: CDLL, tmp_path: Path) -> 
         assert python(code, tmp_path, UNIRNN_ISA=name) == name
 
 
-@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs Linux, which says what the processor has")
-def test_the_instruction_sets_are_those_of_the_processor(compiled: CDLL) -> None:
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs /proc/cpuinfo")
+def test_the_instruction_sets_match_the_processor(compiled: CDLL) -> None:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     flags = set(next((line for line in lines if line.startswith("flags")), "").split())
     names = instruction_sets(compiled)
@@ -138,7 +138,7 @@ def test_a_broken_library_is_explained(elsewhere: ModuleType, what: str) -> None
     assert elsewhere.load() is None
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="changes the header of a library for Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="changes the header of a Linux library")
 def test_a_library_for_another_processor_is_explained(compiled: CDLL, elsewhere: ModuleType) -> None:
     contents = bytearray(Path(compiled._name).read_bytes())
     contents[18:20] = b"\xff\xfe"  # the processor, in the header
@@ -150,7 +150,7 @@ def test_a_library_for_another_processor_is_explained(compiled: CDLL, elsewhere:
 def test_a_library_of_another_version_is_refused(
     compiled: CDLL, elsewhere: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its structs may be others, so it would read memory that is not meant for it."""
+    """Its structs may have another layout, so it could read memory outside of ours."""
     shutil.copy(library._FOLDER / library._NAME, Path(elsewhere.__file__ or "").parent)
     monkeypatch.setattr(elsewhere, "_INTERFACE", compiled.unirnn_interface() + 1)
     assert elsewhere.why_not().endswith("is of another version; install unirnn again to build it")
@@ -164,11 +164,11 @@ def test_the_wheel_is_for_one_platform_and_every_python(hook: ModuleType, platfo
     assert hook.wheel_tag(f"cp311-cp311-{platform}") == f"py3-none-{platform}"
 
 
-def test_both_sides_agree_on_the_names_of_the_files(hook: ModuleType) -> None:
+def test_the_build_hook_and_the_library_use_the_same_file_names(hook: ModuleType) -> None:
     assert (hook.LIBRARY, hook.REASON) == (library._NAME, library._REASON)
 
 
-def test_without_a_compiler_on_the_path_it_is_zig(
+def test_without_a_compiler_on_the_path_zig_is_used(
     hook: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -1,4 +1,4 @@
-"""What the tests of MindSpore share."""
+"""Fixtures for the tests of MindSpore."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def in_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """MindSpore writes rewritten networks, and graphs that fail to compile, to the working directory."""
+    """Run in a temporary folder: MindSpore writes rewritten networks and failed graphs to the working directory."""
     monkeypatch.chdir(tmp_path)
 
 

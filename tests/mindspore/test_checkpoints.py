@@ -16,7 +16,7 @@ import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, files
 from unirnn.errors import ArgumentError, FileError, SpecError, UnirnnError
 
-# The files of these tests do not say batch_first; what is done then is tested in test_snapshots.py.
+# The files of these tests do not say batch_first; test_snapshots.py tests the warning about that.
 pytestmark = pytest.mark.filterwarnings("ignore::unirnn.errors.AssumptionWarning")
 
 GRU = GRUSpec(2, 3)
@@ -49,7 +49,7 @@ def test_mindspore_loads_a_saved_snapshot(tmp_path: Path, spec: RecurrentSpec, f
 
 
 class Net(nn.Cell):
-    """`MODEL` by MindSpore's own layers."""
+    """`MODEL`, written with MindSpore's own layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,8 +145,8 @@ def write(path: Path, entries: list[Entry]) -> None:
     path.write_bytes(message.SerializeToString())
 
 
-def test_a_parameter_stored_in_parts(tmp_path: Path) -> None:
-    """MindSpore writes parameters of more than half a GiB in parts."""
+def test_a_parameter_stored_in_parts_is_joined(tmp_path: Path) -> None:
+    """MindSpore splits parameters of more than half a GiB."""
     (name, dtype, dims, _), other = FINE
     content = np.arange(18, dtype="<f4").tobytes()
     write(tmp_path / "a.ckpt", [(name, dtype, dims, content[:40]), (name, dtype, dims, content[40:]), other])
@@ -219,7 +219,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path, whole: Any, data: st.
     snapshot, content, _ = whole
     length = data.draw(st.integers(0, len(content) - 1))
     found = load_or_refuse(tmp_path / "a.ckpt", content[:length])
-    # A cut between two parameters leaves a valid message of a layer without biases, and cuts off the checksum too.
+    # A cut between two parameters may leave a valid layer without biases, and it removes the checksum.
     assert found is None or found == snapshot or not found.spec.bias
 
 

@@ -31,7 +31,7 @@ def test_the_example_runs(tmp_path: Path) -> None:
             str(SCRIPT),
         ],
         cwd=tmp_path,
-        # msrun starts the first "python" of the path
+        # msrun starts the first "python" in PATH
         env={**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "GLOG_v": "4"},
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""Models that are code: the namespace function by function, and cells in graph mode and in training."""
+"""Models that are code: each function of the namespace, and cells in graph mode and in training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -92,14 +92,14 @@ def arrays(dtype: str) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("function", CASES.values(), ids=CASES.keys())
-def test_a_function_is_the_standard_s(function: Callable[..., Any], dtype: str) -> None:
+def test_a_function_computes_what_the_standard_says(function: Callable[..., Any], dtype: str) -> None:
     given = arrays(dtype)
     actual, expected = function(OURS, *map(Tensor, given)).asnumpy(), np.asarray(function(STANDARD, *given))
     assert (actual.dtype == expected.dtype) or {actual.dtype.kind, expected.dtype.kind} == {"i"}
     close(actual.astype(np.float64), expected.astype(np.float64), 1e-14 if dtype == "float64" else 3e-6)
 
 
-def test_all_that_is_there_is_tested() -> None:
+def test_every_function_of_the_namespace_is_tested() -> None:
     used = " ".join(CASES) + " logical_and logical_or logical_not any all permute_dims matrix_transpose squeeze"
     used += " expand_dims astype ones zeros"
     imported = {"Any", "Tensor"}
@@ -108,7 +108,7 @@ def test_all_that_is_there_is_tested() -> None:
 
 
 class Attention(unirnn.Model):
-    """An attention over the valid steps, with a method besides, and a tied weight."""
+    """Attention over the valid steps, with a further method and a tied weight."""
 
     def __init__(self) -> None:
         self.head = unirnn.LinearSpec(6, 9, tied_to="embedding")
@@ -131,7 +131,7 @@ class Attention(unirnn.Model):
 TOKENS, LENGTHS = Tensor(np.random.default_rng(0).integers(0, 9, (3, 5))), Tensor([5, 2, 0])
 
 
-def test_a_compiled_definition() -> None:
+def test_a_compiled_definition_computes_the_same() -> None:
     net: Any = Attention().build("mindspore", seed=0)
 
     def loss(tokens: Any, seq_length: Any) -> Any:

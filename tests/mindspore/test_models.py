@@ -1,6 +1,6 @@
-"""Models as MindSpore's users meet them: in graph mode and under ``ms.jit``, in training loops, and in files.
+"""Models in graph mode and under ``ms.jit``, in training loops, and in files.
 
-The numbers are those of PyNative mode, which the conformance suite checks.
+The expected numbers are those of PyNative mode, which the conformance suite checks.
 """
 
 from collections.abc import Callable
@@ -64,7 +64,7 @@ def build(spec: Spec) -> Any:
 
 
 def batch(spec: Spec, *, is_filled: bool = False) -> Tensor:
-    """Three sequences of six steps; the padding of `LENGTHS` is NaN, or no token, if ``is_filled``."""
+    """Three sequences of six steps; with ``is_filled``, the padding holds NaN or an invalid token."""
     rng = np.random.default_rng(0)
     x: Any = rng.integers(0, 9, (3, 6)) if spec.takes_tokens else rng.standard_normal((3, 6, 4)).astype(np.float32)
     if is_filled:
@@ -84,7 +84,7 @@ def assert_same(actual: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("spec", [TOKENS, FEATURES], ids=["tokens", "features"])
 def test_training_a_compiled_model(spec: Spec) -> None:
-    """Loss, gradients, states and running statistics, with NaN or no tokens in the padding."""
+    """Loss, gradients, states and running statistics are right, with NaN or invalid tokens in the padding."""
 
     def training_step(net: nn.Cell) -> Callable[..., Any]:
         def loss(x: Any, seq_length: Any) -> Any:
@@ -139,7 +139,7 @@ MISTAKES: dict[str, tuple[Any, Any, str]] = {
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES.keys())
 def test_mistakes_in_a_compiled_function(mistake: tuple[Any, Any, str]) -> None:
-    """What is known at compile time is refused then; what is not, when a result is read."""
+    """A mistake that shows at compile time is refused then, any other when a result is read."""
     tokens, lengths, words = mistake
     net = build(POOLED)
 
@@ -167,7 +167,7 @@ def native(value: Any) -> Any:
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 def test_gradients_of_the_model_itself(call: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
-    """MindSpore's graph mode takes no keywords there."""
+    """In PyNative mode only: MindSpore's graph mode takes no keywords here."""
     args, kwargs = tuple(map(native, call[0])), {name: native(value) for name, value in call[1].items()}
     net, x = build(STREAM), batch(STREAM)
     parameters = net.trainable_params()
@@ -237,7 +237,7 @@ class Wrapped(nn.Cell):
         self.model = build(spec)
 
 
-TAKEN = Sequential(  # names that a cell, or this backend's, has for something else, and a tied weight
+TAKEN = Sequential(  # names that a cell, or a cell of this backend, uses itself, and a tied weight
     name=EmbeddingSpec(9, 4),
     phase=LinearSpec(4, 4),
     body=GRUSpec(4, 4, batch_first=True),

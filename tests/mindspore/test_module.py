@@ -1,4 +1,4 @@
-"""A built module works as a cell of MindSpore does, in PyNative mode and in graph mode."""
+"""A built module works like a cell of MindSpore, in PyNative mode and in graph mode."""
 
 import copy
 import subprocess
@@ -72,7 +72,7 @@ def test_mindspores_seed_draws_the_weights_of_its_own_layer(spec: RecurrentSpec)
 
 
 @each
-def test_dense_numbers_equal_those_of_the_native_layer(spec: RecurrentSpec) -> None:
+def test_dense_calls_give_the_native_layers_numbers(spec: RecurrentSpec) -> None:
     theirs = getattr(nn, spec.kind)(**spec.to_kwargs("mindspore"))
     ours = spec.build("mindspore")
     ms.load_param_into_net(ours, {p.name: p for p in theirs.get_parameters()})
@@ -158,7 +158,7 @@ class TestGraph:
 
 
 class TestMistakesWhileCompiling:
-    """MindSpore knows no values while it compiles; all other mistakes raise the usual messages."""
+    """Mistakes that do not depend on values, which are unknown while MindSpore compiles, raise the usual messages."""
 
     gru = GRUSpec(3, 4).build("mindspore", seed=0)
 
@@ -218,7 +218,7 @@ class TestMistakesWhileCompiling:
         x = Tensor(np.ones((5, 3, 3), np.float32))
         with pytest.raises(errors.LengthError, match=r"seq_length\[2\]: given 9, expected 0 <= n <= 5"):
             compiled(self.gru)(x, None, Tensor([1, 2, 9]))[0].asnumpy()
-        output, _ = compiled(self.gru)(x, None, Tensor([1, 2, 5]))  # compiled anew, it works
+        output, _ = compiled(self.gru)(x, None, Tensor([1, 2, 5]))  # compiled again, it works
         assert (output.asnumpy()[1:, 0] == 0).all()
 
 
@@ -255,7 +255,7 @@ def test_checkpoints_and_copies(spec: RecurrentSpec, tmp_path: Path) -> None:
     assert_equal(spec, module(x, hx, LENGTHS), expected)
 
 
-def test_a_device_other_than_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_device_than_the_process_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = unirnn.registry.load("mindspore")
     monkeypatch.setattr(type(backend), "devices", lambda self: (unirnn.Device("cpu"), unirnn.Device("ascend", 0)))
     with pytest.raises(errors.DeviceError, match=r"MindSpore runs on CPU 0; call mindspore.set_device\('Ascend'\)"):
@@ -306,7 +306,7 @@ def test_a_kernel_named_in_build_runs_or_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There are no compiled kernels."""
+    """Pretend that the compiled kernels are missing."""
     monkeypatch.setattr(kernels.library, "_open", lambda: (None, "there is no C compiler"))
 
 
@@ -325,7 +325,7 @@ class TestWithoutCompiledKernels:
         with pytest.raises(errors.LengthError, match="seq_length"):
             run(x, hx, Tensor([1, 2, 9]))[0].asnumpy()
 
-    def test_what_cannot_be_had_is_refused(self) -> None:
+    def test_a_kernel_that_is_not_available_is_refused(self) -> None:
         with pytest.raises(errors.LimitError, match="given 'compiled', but there is no C compiler; build with 'auto'"):
             SPECS[1].build("mindspore", kernel="compiled")
         module = SPECS[2].build("mindspore", dtype="float64")
@@ -355,7 +355,7 @@ TOLERANCES = {"float32": 1e-5, "float64": 1e-12, "float16": 5e-3}
     ids=repr,
 )
 def test_padding_in_a_graph_changes_nothing(spec: RecurrentSpec, dtype: str) -> None:
-    """NaN in the padding, and all results and gradients are those of the NumPy backend; lengths of zero too."""
+    """With NaN in the padding and lengths of 0, all results and gradients equal those of the NumPy backend."""
     module, tolerance = spec.build("mindspore", seed=0, dtype=dtype), TOLERANCES[dtype]
     x = np.random.default_rng(1).standard_normal((5, 3, 3)).astype(dtype)
     for n, b in zip(LENGTHS, range(3), strict=True):
@@ -457,7 +457,7 @@ GRADIENTS: dict[str, tuple[Callable[[nn.Cell, Tensor], Any], list[bool]]] = {
 
 @each
 class TestPreparationOfABackwardPass:
-    def test_none_if_no_gradient_is_recorded(self, spec: RecurrentSpec, prepared: list[bool]) -> None:
+    def test_no_backward_pass_is_prepared_without_a_gradient(self, spec: RecurrentSpec, prepared: list[bool]) -> None:
         loss, x = Squared(spec.build("mindspore", seed=0)).set_train(), batch(spec)[0]
         loss(x)
         ms.grad(loss)(x)
@@ -465,7 +465,7 @@ class TestPreparationOfABackwardPass:
         assert prepared == [False, True, False]
 
     @pytest.mark.parametrize(("gradient", "needs_grad"), GRADIENTS.values(), ids=GRADIENTS.keys())
-    def test_one_if_a_gradient_is_recorded(
+    def test_a_backward_pass_is_prepared_if_a_gradient_is_recorded(
         self, spec: RecurrentSpec, prepared: list[bool], gradient: Any, needs_grad: list[bool]
     ) -> None:
         loss, x = Squared(spec.build("mindspore", seed=0)), batch(spec)[0]
@@ -474,7 +474,7 @@ class TestPreparationOfABackwardPass:
         close(gradient(loss, x).asnumpy(), pullback(2 * output, None)["input"], 1e-5)
         assert prepared == needs_grad
 
-    def test_one_if_mindspore_does_not_tell(
+    def test_a_backward_pass_is_prepared_if_mindspore_does_not_tell(
         self, spec: RecurrentSpec, prepared: list[bool], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(pynative, "common", None)
@@ -502,7 +502,7 @@ def test_inference_takes_a_fraction_of_the_memory_of_training() -> None:
 
 
 def test_second_derivatives_are_refused_also_after_a_mistake() -> None:
-    # In a process of its own: after an exception within a gradient MindSpore's next operators may fail.
+    # In a process of its own: after an exception within a gradient, MindSpore's next operators may fail.
     program = """
 import mindspore as ms, numpy as np, unirnn
 from mindspore import ops
@@ -588,7 +588,7 @@ def test_an_infinity_raises_no_warning() -> None:
 
 @pytest.mark.parametrize("lengths", [LENGTHS, np.array(LENGTHS, np.int32), Tensor(LENGTHS, ms.int64)], ids=type)
 def test_lengths_launch_no_operator(lengths: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The call would wait for each of them if MindSpore launches operators asynchronously."""
+    """When MindSpore launches operators asynchronously, the call would wait for each of them."""
     gru = GRUSpec(3, 4).build("mindspore", seed=0)
     x, _ = batch(gru.spec)
     expected = gru(x, None, LENGTHS)

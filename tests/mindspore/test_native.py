@@ -19,7 +19,7 @@ from unirnn.testing.tolerances import close
 
 pytestmark = pytest.mark.usefixtures("blocking")
 
-# float16 where a fused operator computes in it
+# looser where a fused operator computes in float16
 TOLERANCES = {("RNN", "ascend"): 1e-5, ("GRU", "ascend"): 5e-3, ("LSTM", "ascend"): 5e-3}
 LENGTHS = {"ragged": [2, 4, 0], "all zero": [0, 0, 0]}
 SPECS: list[RecurrentSpec] = [
@@ -95,7 +95,7 @@ def test_numbers_without_lengths(spec: RecurrentSpec, device: dispatch.DeviceKin
 @each_device
 @pytest.mark.parametrize("spec", [GRUSpec(2, 16, bidirectional=True), LSTMSpec(2, 16, bidirectional=True)], ids=repr)
 def test_jit(spec: RecurrentSpec, device: dispatch.DeviceKind) -> None:
-    """Of the fused operators; those that run step by step compile in a graph on the CPU too."""
+    """Only layers with a fused operator; graphs that run step by step are tested on the CPU too."""
     run = Run(spec, device, LENGTHS["ragged"])
     module = run.module
 

@@ -29,7 +29,7 @@ RESETS[:, 3] = True  # every step
 
 
 class Run:
-    """A batch with NaN in its padding, and the results and gradients that the NumPy backend gives for it."""
+    """A batch with NaN in its padding, and its results and gradients on the NumPy backend."""
 
     def __init__(self, spec: RecurrentSpec) -> None:
         rng = np.random.default_rng(0)
@@ -72,7 +72,7 @@ class Run:
 
 @each
 def test_numbers_and_gradients_of_the_fallback(spec: RecurrentSpec) -> None:
-    """Those of the other kernels in PyNative mode are tested in conformance."""
+    """The conformance suite tests the other kernels in PyNative mode."""
     Run(spec).check(spec.build("mindspore", seed=0, kernel="fallback"), compiled=False)
 
 
@@ -142,7 +142,7 @@ def test_a_file_that_takes_resets_needs_a_known_t(tmp_path: Path) -> None:
         ms.set_context(jit_syntax_level=ms.LAX)
 
 
-def test_the_limit_is_told() -> None:
+def test_explain_tells_the_cost_of_resets_in_a_graph() -> None:
     told = str(explain(GRUSpec(3, 16), "mindspore", "gpu"))
     assert "in a graph, a call with resets runs CudnnGRU once for each step" in told
 
@@ -154,7 +154,7 @@ def leaves(tree: Any) -> list[Any]:
 @pytest.mark.parametrize("kernel", ["auto", "native"])
 @pytest.mark.parametrize("spec", [GRUSpec(3, 4, 2, batch_first=True), LSTMSpec(3, 4)], ids=repr)
 def test_steps_are_one_call(spec: RecurrentSpec, kernel: str) -> None:
-    """Their gradients too, in PyNative mode and in a graph."""
+    """The results and gradients agree, in PyNative mode and in a graph."""
     module = spec.build("mindspore", seed=0, kernel=kernel)
     x = Tensor(np.random.default_rng(0).standard_normal((3, 2, 3)).astype(np.float32))
 
@@ -199,7 +199,7 @@ def test_a_step_in_half_precision() -> None:
 
 
 class TestMistakesOfSteps:
-    """The words are the core's, also while MindSpore compiles."""
+    """The messages are the core's, also while MindSpore compiles."""
 
     @staticmethod
     def check(spec: RecurrentSpec, x: Any, state: Any, words: str) -> None:

@@ -119,7 +119,7 @@ def test_a_list_of_layers_is_a_stack(holder: Any) -> None:
     ],
     ids=["RNN", "GRU", "LSTM"],
 )
-def test_the_parameters_of_a_cell(kind: Any, spec: RecurrentSpec) -> None:
+def test_a_snapshot_of_a_cells_parameters(kind: Any, spec: RecurrentSpec) -> None:
     cell = kind()
     state = nn.CellList([cell, nn.Dense(4, 2)]).parameters_dict()
     taken = unirnn.snapshot(state, **({"spec": spec} if spec.kind == "RNN" else {"batch_first": False}))

@@ -69,8 +69,8 @@ def parts(state: Any) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["pynative", "jit"])
-def test_a_loop_over_chunks(spec: RecurrentSpec, compiled: bool) -> None:
-    """Its gradients treat the state as a constant, and its last state is that of the whole sequence."""
+def test_a_loop_over_chunks_treats_the_state_as_a_constant(spec: RecurrentSpec, compiled: bool) -> None:
+    """The gradients treat the state as a constant; the last state equals the whole sequence's."""
     module = spec.build("mindspore", seed=0)
     step, state = streaming(module)
     if compiled:
@@ -89,15 +89,15 @@ def test_a_loop_over_chunks(spec: RecurrentSpec, compiled: bool) -> None:
 
 
 def test_a_loop_over_chunks_fails_without_detaching(spec: RecurrentSpec) -> None:
-    """So it does for any cell in MindSpore 2.10; once it no longer does, the guide has to change."""
+    """In MindSpore 2.10 this holds for any cell; when this test fails, the guide has to change."""
     step, state = streaming(spec.build("mindspore", seed=0))
     (_, state), _ = step(chunk(0), state, LENGTHS[0])
     with pytest.raises(RuntimeError, match="Try to backward the graph twice"):
         step(chunk(1), state, LENGTHS[1])
 
 
-def test_what_a_loop_over_steps_does_with_states(spec: RecurrentSpec) -> None:
-    """In a graph as in PyNative mode, with gradients, and a NaN that is not chosen has no influence."""
+def test_states_in_a_loop_over_steps(spec: RecurrentSpec) -> None:
+    """The results and gradients in a graph equal those in PyNative mode, and an unselected NaN has no influence."""
     rng = np.random.default_rng(0)
     h, c = (Tensor(rng.standard_normal((spec.num_layers, 3, 4)).astype(np.float32)) for _ in range(2))
     is_lstm = spec.kind == "LSTM"

@@ -19,7 +19,7 @@ SPECS: list[RecurrentSpec] = [
     GRUSpec(3, 4, 2, bidirectional=True, batch_first=True),
     LSTMSpec(3, 4, 2, bidirectional=True, batch_first=True, bias=False),
 ]
-# two layers or two directions: one spec with both takes twice as long to compile
+# no spec has two layers and two directions, which would double the compile time
 STACKED = GRUSpec(3, 4, 2, batch_first=True)
 BOTH_WAYS = LSTMSpec(3, 4, bidirectional=True, batch_first=True, bias=False)
 LENGTHS = [5, 0, 2, 3]
@@ -119,7 +119,7 @@ def test_parameters_can_be_filtered_by_name() -> None:
 
 
 class Tagger(nn.Cell):
-    """A label for each step, without `unirnn.state`, whose functions the level O1 can't rewrite."""
+    """Labels each step; does not use `unirnn.state`, whose functions the level O1 can't rewrite."""
 
     def __init__(self, spec: RecurrentSpec) -> None:
         super().__init__()
@@ -192,13 +192,13 @@ def test_an_error_in_a_call_ends_its_mixed_precision(spec: Spec) -> None:
     net = spec.build("mindspore", seed=0).to_float(ms.float16)
     with pytest.raises(errors.ShapeError):
         net(ops.ones((2, 5, 7)))
-    # MindSpore would go on to compute in float16, whatever is computed.
+    # MindSpore by itself would go on in float16 for everything that follows.
     third = ms.Tensor(np.full(3, 1 / 3))
     assert (ms.grad(lambda x: (x * third).sum())(ms.Tensor(np.ones(3))).asnumpy() == 1 / 3).all()
 
 
 class WithState(nn.Cell):
-    """Takes and returns arrays, not tuples, as an exported file does."""
+    """Takes and returns arrays instead of tuples, like an exported file."""
 
     def __init__(self, layer: nn.Cell, spec: RecurrentSpec) -> None:
         super().__init__()
@@ -227,7 +227,7 @@ def test_bfloat16_is_refused_before_the_run() -> None:
     ids=repr,
 )
 def test_an_exported_file_computes_the_same(spec: RecurrentSpec, dtype: str, tmp_path: Path) -> None:
-    """A file contains no Python, so MindSpore's own operators compute the layer there."""
+    """A file contains no Python, so MindSpore's own operators compute the layer."""
     net = WithState(spec.build("mindspore", seed=0, dtype=dtype), spec)
     rng = np.random.default_rng(0)
     path = str(tmp_path / "layer.mindir")
@@ -258,7 +258,7 @@ def test_an_exported_file_computes_the_same(spec: RecurrentSpec, dtype: str, tmp
 
 @pytest.mark.parametrize("spec", [STACKED, BOTH_WAYS], ids=repr)
 def test_an_exported_file_of_mixed_precision(spec: RecurrentSpec, tmp_path: Path) -> None:
-    """Exported for a known size of the batch, the others for an unknown one."""
+    """The batch size is known at export here; in the other tests it is unknown."""
     x, lengths, _ = batch()
     x, lengths = x[:, : max(FEW)], lengths.clamp(max=max(FEW))
     state = Tensor(np.random.default_rng(0).standard_normal(spec.state_shapes(16)["h"]).astype(np.float32))

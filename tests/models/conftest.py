@@ -1,4 +1,4 @@
-"""The backends on which the models of others are built."""
+"""The backends on which third-party models are built."""
 
 import pytest
 

@@ -20,11 +20,11 @@ import unirnn
 from unirnn.contract.backend import Backend
 from unirnn.testing.tolerances import close
 
-# The magnitudes of what a gate adds up reach a sum of 50, so that float32 can round it by 50 * 2**-24 = 3e-6 more than
-# once, and three gates make a state. Their own states in float32 are 9.4e-6 away from those in float64.
+# The magnitudes of the terms in a gate add up to 50, so float32 can round by 50 * 2**-24 = 3e-6, several times, and
+# three gates make a state. The package's own float32 states differ from its float64 states by 9.4e-6.
 TOLERANCE = 2e-5
 
-# These read and tag text, and download data on import; they are not needed for prediction.
+# These packages read and tag text, and download data on import; prediction does not need them.
 NOT_NEEDED = ("nltk", "nltk.corpus", "nltk.tokenize", "inflect")
 with mock.patch.dict(sys.modules, {name: mock.MagicMock() for name in NOT_NEEDED}), warnings.catch_warnings():
     warnings.filterwarnings("ignore", "invalid escape sequence")  # in a regular expression of the package
@@ -66,10 +66,10 @@ def theirs() -> Any:
 
 
 class Words(NamedTuple):
-    """English words as the input of our encoder, and what the package computes from them.
+    """English words as the input of our encoder, and the package's results for them.
 
-    ``tokens`` `(B, T)` holds the letters of each word and a token for its end; ``lengths`` `(B,)` counts them. In the
-    padding stands -1, which is no token. ``states`` `(sum of lengths, 256)` has the state of their encoder after each
+    ``tokens`` `(B, T)` holds the letters of each word and a token for its end; ``lengths`` `(B,)` counts them. The
+    padding holds -1, an invalid token. ``states`` `(sum of lengths, 256)` has the state of their encoder after each
     valid token, computed by their code in float64. ``phonemes`` are their pronunciations.
     """
 
@@ -80,7 +80,7 @@ class Words(NamedTuple):
 
     @property
     def valid(self) -> NDArray[np.bool_]:
-        """Which of the tokens are valid."""
+        """The mask of the valid tokens."""
         is_valid: NDArray[np.bool_] = np.arange(self.tokens.shape[1]) < self.lengths[:, None]
         return is_valid
 

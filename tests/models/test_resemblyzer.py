@@ -18,7 +18,7 @@ import unirnn
 from unirnn.contract.backend import Backend
 from unirnn.testing.tolerances import close
 
-# These read audio; they are not needed for prediction, since the encoder takes spectrograms.
+# These packages read audio; prediction does not need them, since the encoder takes spectrograms.
 NOT_NEEDED = ("librosa", "webrtcvad", "scipy", "scipy.ndimage", "scipy.ndimage.morphology")
 with mock.patch.dict(sys.modules, {name: mock.MagicMock() for name in NOT_NEEDED}):
     from resemblyzer.voice_encoder import VoiceEncoder
@@ -43,7 +43,7 @@ def theirs() -> Any:
 
 
 def test_the_layer_in_the_file_is_the_layer_in_the_module(theirs: Any) -> None:
-    snapshot = unirnn.load(PRETRAINED, batch_first=True)  # it has no other recurrent layer
+    snapshot = unirnn.load(PRETRAINED, batch_first=True)  # the file has no other recurrent layer
     assert snapshot.spec == unirnn.LSTMSpec(40, 256, 3, batch_first=True)
     of_layer = unirnn.snapshot(theirs.lstm)
     assert of_layer.spec == MODEL["lstm"]
@@ -51,7 +51,7 @@ def test_the_layer_in_the_file_is_the_layer_in_the_module(theirs: Any) -> None:
 
 
 def test_embeddings_are_theirs_on_every_backend(backend: Backend, theirs: Any) -> None:
-    # The similarity is for training only.
+    # The similarity is used in training only.
     snapshot = unirnn.load(PRETRAINED, spec=MODEL, prefix="model_state.", rename={"similarity_": None})
     net = snapshot.build(backend.name)
 

@@ -61,7 +61,7 @@ class VoiceActivity(unirnn.Model):
         )
 
     def magnitudes(self, chunks: Any) -> Any:
-        """The magnitudes `(B, 4, 129)` of 4 frames of each chunk, whose last 64 samples are mirrored at its end."""
+        """The magnitudes `(B, 4, 129)` of 4 frames of each chunk; its last 64 samples are mirrored at its end."""
         mirrored = self.xp.flip(chunks[:, -65:-1], axis=1)
         parts = self.stft(self.xp.concat([chunks, mirrored], axis=1)[:, :, None])
         return self.xp.sqrt(parts[:, :, :129] ** 2 + parts[:, :, 129:] ** 2)
@@ -79,7 +79,7 @@ CHAIN = unirnn.Sequential(frames=MODEL.frames, chunks=MODEL.chunks)
 
 
 class Theirs(NamedTuple):
-    """What their model gives for each of the chunks `(N, 576)`: the probability `(N,)`, and `(2, N, 128)` h and c."""
+    """Their results for chunks `(N, 576)`: the probabilities `(N,)`, and h and c `(2, N, 128)`."""
 
     chunks: Array
     probabilities: Array
@@ -87,7 +87,7 @@ class Theirs(NamedTuple):
 
 
 def signal(seconds: int = 3, rate: int = 16000) -> Array:
-    """Something like speech: vowels of a voice that goes up and down, with noise, and pauses."""
+    """A signal like speech: vowels of varying pitch, noise and pauses."""
     time = np.arange(seconds * rate) / rate
     pitch = 130 + 30 * np.sin(2 * np.pi * 0.7 * time)
     phase = 2 * np.pi * np.cumsum(pitch) / rate
@@ -126,12 +126,12 @@ def weights() -> dict[str, Array]:
     return {array.name: onnx.numpy_helper.to_array(array) for array in onnx.load(PRETRAINED).graph.initializer}
 
 
-@pytest.mark.parametrize("backend", ["numpy", "torch", "mindspore", "array_api"], indirect=True)  # that take code
+@pytest.mark.parametrize("backend", ["numpy", "torch", "mindspore", "array_api"], indirect=True)  # they take code
 def test_code_computes_all_chunks_at_once(backend: Backend, theirs: Theirs, weights: dict[str, Array]) -> None:
     options: dict[str, Any] = {"namespace": array_api_strict} if backend.name == "array_api" else {}
     net = unirnn.snapshot(weights, spec=MODEL, rename={**RENAME, STFT: "stft.weight"}).build(backend.name, **options)
     state, found = None, []
-    for part in np.split(theirs.chunks[None], [50, 60], axis=1):  # in three calls, to go on from the state
+    for part in np.split(theirs.chunks[None], [50, 60], axis=1):  # in three calls, which pass the state on
         probabilities, state = net(backend.from_numpy(part, net), state)
         found.append(backend.to_numpy(probabilities)[0])
     close(np.concatenate(found), theirs.probabilities, 1e-5, "probabilities")

@@ -1,4 +1,4 @@
-"""The kernels of the core in NumPy modules: the compiled one, and the one by NumPy that stands in for it."""
+"""The kernels of NumPy modules: the compiled kernel, and its fallback in NumPy."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -42,7 +42,7 @@ def test_nan_stays_nan(kernel: str) -> None:
         assert not np.isnan(output[:, 1]).any()
 
 
-def test_errors_of_kernels_by_name() -> None:
+def test_a_named_kernel_that_cannot_be_used_is_refused() -> None:
     with pytest.raises(errors.ArgumentError, match="kernel: given 'fast', expected one of 'auto'"):
         SPEC.build("numpy", kernel="fast")
     with pytest.raises(
@@ -54,12 +54,12 @@ def test_errors_of_kernels_by_name() -> None:
         SPEC.build("numpy", kernel="reference").vjp(np.ones((2, 3), np.float32))
 
 
-def test_auto_takes_the_compiled_kernel_where_there_is_one() -> None:
+def test_auto_takes_the_first_available_kernel() -> None:
     (first, *_) = unirnn.explain(SPEC, "numpy").kernels
     assert first == (KERNELS[0], "in all cases")
 
 
-def test_without_the_library_numpy_computes_and_the_compiled_kernel_is_refused_with_the_reason() -> None:
+def test_without_the_library_the_fallback_runs_and_the_compiled_kernel_is_refused() -> None:
     x = np.ones((5, 2, 3), np.float32)
     with (
         mock.patch("unirnn.kernels.library.load", return_value=None),

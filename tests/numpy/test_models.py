@@ -1,4 +1,4 @@
-"""Models on NumPy: weights that are written in place, pullbacks, what is kept for them, and steps."""
+"""Models on NumPy: writing weights in place, pullbacks and the arrays that they keep, and steps."""
 
 import copy
 import pickle
@@ -144,7 +144,7 @@ KEPT: list[Spec] = [
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["dense", "ragged"])
 @pytest.mark.parametrize("spec", KEPT, ids=repr)
-def test_arrays_may_be_written_over_before_the_pullback(spec: Spec, lengths: Array | None) -> None:
+def test_arrays_may_be_overwritten_before_the_pullback(spec: Spec, lengths: Array | None) -> None:
     net = Sequential(spec).build("numpy", dtype="float64", seed=0)
     x = TOKENS.copy() if spec.takes_tokens else FEATURES.copy()
     wanted = None
@@ -160,7 +160,7 @@ def test_arrays_may_be_written_over_before_the_pullback(spec: Spec, lengths: Arr
         wanted = found
 
 
-def test_dropout_and_its_gradient_are_one_factor() -> None:
+def test_dropout_and_its_gradient_use_the_same_factor() -> None:
     for spec in (DropoutSpec(0.5), DropoutSpec(0.5, locked=True)):
         for lengths in (None, LENGTHS):
             net = spec.build("numpy", seed=0).train()
@@ -186,7 +186,7 @@ def test_an_empty_batch_has_gradients_of_zeros(spec: Spec, lengths: Any) -> None
 
 
 @pytest.mark.parametrize("spec", [PoolSpec("mean"), Sequential()], ids=repr)
-def test_gradients_may_be_written_over(spec: Spec) -> None:
+def test_gradients_may_be_overwritten(spec: Spec) -> None:
     net = spec.build("numpy", dtype="float64")
     output, _, pullback = net.vjp(FEATURES)
     pullback(np.ones_like(output))["input"] *= 2
@@ -230,7 +230,7 @@ def test_float16_is_computed_in_float32_and_rounded_once() -> None:
 
 
 @pytest.mark.parametrize("kernel", ["compiled", "fallback", "reference"])
-def test_the_kernel_is_that_of_the_recurrent_layers(kernel: str) -> None:
+def test_the_kernel_applies_to_the_recurrent_layers(kernel: str) -> None:
     if kernel == "compiled" and not unirnn.kernels.is_compiled():
         pytest.skip("no compiled kernels")
     auto, net = (CAUSAL.build("numpy", dtype="float64", seed=0, kernel=name) for name in ("auto", kernel))
@@ -250,7 +250,7 @@ def test_unknown_kernel() -> None:
 # ---- steps, copies, threads ----------------------------------------------------------------------
 
 
-def test_a_step_uses_the_weights_of_its_moment() -> None:
+def test_a_step_uses_the_current_weights() -> None:
     net = LANGUAGE_MODEL.build("numpy", seed=0)
     _, state = net.step(TOKENS[:, 0])
     found = []
@@ -272,7 +272,7 @@ def test_a_model_that_has_made_steps_can_be_copied() -> None:
     np.testing.assert_array_equal(net.step(TOKENS[:, 0])[0], wanted)
 
 
-def test_threads_share_a_model() -> None:
+def test_threads_can_share_a_model() -> None:
     net = LANGUAGE_MODEL.build("numpy", seed=0)
     batches = np.random.default_rng(0).integers(0, 7, (8, 16, 12))
 

@@ -103,7 +103,7 @@ def test_truncated_gradients_ignore_later_chunks(spec: RecurrentSpec) -> None:
 # ---- prepared steps ------------------------------------------------------------------------------
 
 
-def test_a_step_uses_the_weights_of_its_moment() -> None:
+def test_a_step_uses_the_current_weights() -> None:
     gru = GRUSpec(3, 4, 2).build("numpy", seed=0)
     x = np.ones((2, 3), np.float32)
     _, state = gru.step(x)

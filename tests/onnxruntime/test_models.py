@@ -1,6 +1,6 @@
 """Models as ``.onnx``, and on ONNX Runtime: the names in a graph, any T and B, other runtimes, files, and copies.
 
-That the numbers are right is for the conformance suite.
+The conformance suite checks the numbers.
 """
 
 import copy
@@ -122,7 +122,7 @@ def test_each_layer_is_one_recurrent_node(spec: Spec, operators: list[str]) -> N
     assert "Loop" not in {node.op_type for node in nodes}
 
 
-def test_weights_that_are_tied_are_there_once() -> None:
+def test_tied_weights_are_stored_once() -> None:
     names = [tensor.name for tensor in written(LANGUAGE_MODEL).graph.initializer]
     assert "embedding.weight" in names
     assert "head.weight" not in names
@@ -161,7 +161,7 @@ def flat(states: Any) -> list[NDArray[Any]]:
 
 
 def feeds(spec: Any, steps: int, ns: NDArray[np.int64]) -> dict[str, Any]:
-    """Inputs of a graph, with NaN, or a token that does not exist, in the padding."""
+    """Inputs of a graph, with NaN or an invalid token in the padding."""
     rng = np.random.default_rng(0)
     padding = np.arange(steps) >= ns[:, None]
     padding = padding if spec.batch_first else padding.T
@@ -293,7 +293,7 @@ TOKENS = np.array([[1, 2, 3, 4, 5], [6, 5, 4, 3, 2]])
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint32", "int64", "uint64"])
-def test_tokens_of_any_integers(dtype: str) -> None:
+def test_tokens_may_have_any_integer_dtype(dtype: str) -> None:
     model = LANGUAGE_MODEL.build("onnxruntime", seed=0)
     np.testing.assert_array_equal(model(TOKENS.astype(dtype)), model(TOKENS))
 
@@ -331,8 +331,8 @@ def test_a_layer_without_weights_has_a_dtype(function: Any) -> None:
         layer(np.ones((2, 3), np.float32))
 
 
-def test_empty_arrays() -> None:
-    """Over some of them, ONNX Runtime's own nodes end the process."""
+def test_empty_arrays_give_empty_results() -> None:
+    """Some empty arrays crash the process in ONNX Runtime's own nodes."""
     assert LinearSpec(3, 4).build("onnxruntime")(np.ones((2, 0, 3), np.float32)).shape == (2, 0, 4)
     model = TAGGER.build("onnxruntime")
     output, states = model(np.ones((5, 0, 3), np.float32), seq_length=[], return_state=True)
@@ -342,8 +342,8 @@ def test_empty_arrays() -> None:
     assert output.shape == (0, 5, 7)
 
 
-def test_a_layer_norm_of_large_numbers() -> None:
-    # A node that computes the variance as a difference of squares is off by 4e-4.
+def test_a_layer_norm_of_large_numbers_is_accurate() -> None:
+    # Computing the variance as a difference of squares is off by 4e-4.
     x = (np.random.default_rng(0).standard_normal((4, 64)) + 1e4).astype(np.float32)
     reference = LayerNormSpec(64).build("numpy", dtype="float64")
     close(LayerNormSpec(64).build("onnxruntime")(x), reference(x.astype(np.float64)), 1e-5)
@@ -351,14 +351,14 @@ def test_a_layer_norm_of_large_numbers() -> None:
 
 @pytest.mark.parametrize("how", ["last", "mean", "max"])
 @pytest.mark.parametrize("seq_length", [None, [3, 3, 3], [3, 2, 3]])
-def test_nan_in_a_valid_step_is_not_lost(how: Any, seq_length: Any) -> None:
+def test_nan_in_a_valid_step_reaches_the_result(how: Any, seq_length: Any) -> None:
     x = np.zeros((3, 3, 9), np.float32)
     x[:2, 1:] = np.nan
     output = PoolSpec(how).build("onnxruntime")(x, seq_length=seq_length)
     np.testing.assert_array_equal(np.isnan(output).all(axis=1), [True, True, False])
 
 
-def test_what_differs_while_training() -> None:
+def test_explain_tells_what_differs_in_training() -> None:
     texts = [str(limit) for limit in unirnn.explain(CLASSIFIER, "onnxruntime")]
     assert texts == [
         "differs: onnxruntime is for inference: no gradients, and dropout is never applied",
@@ -382,7 +382,7 @@ def test_a_model_that_is_code_is_refused() -> None:
         written(spec)
 
 
-def test_a_model_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_writer, "_MAX_BYTES", 4000)
     spec = Sequential(LinearSpec(3, 200), LinearSpec(200, 3))
     with pytest.raises(

@@ -50,7 +50,7 @@ def assert_file_meets_guarantees(
     dtype: str = "float32",
     seed: int = 0,
 ) -> None:
-    """Compare a session of the file with the oracle; the filler is in the padding, and in states of length 0."""
+    """Compare a session of the file with the oracle; padding, and states of empty sequences, hold the filler."""
     taken = unirnn.snapshot(spec.build("numpy", seed=0, dtype=dtype))
     session = session_of(source)
     rng = np.random.default_rng(seed)
@@ -88,7 +88,7 @@ def assert_file_meets_guarantees(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_file_meets_the_guarantees(kind: str, tmp_path: Path) -> None:
-    """Other layers are those of `test_random_files_meet_the_guarantees`."""
+    """`test_random_files_meet_the_guarantees` covers other layers."""
     cls, options = KINDS[kind]
     spec = cls(3, 4, 3, bidirectional=True, batch_first=True, **options)
     path = tmp_path / "layer.onnx"
@@ -157,7 +157,7 @@ LIMITS: dict[str, tuple[RecurrentSpec, dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize(("spec", "arguments", "expected"), LIMITS.values(), ids=LIMITS.keys())
-def test_limits(spec: RecurrentSpec, arguments: dict[str, Any], expected: list[str]) -> None:
+def test_explain_lists_the_limits(spec: RecurrentSpec, arguments: dict[str, Any], expected: list[str]) -> None:
     assert sorted(texts(spec, **arguments)) == sorted([INFERENCE, *expected])
 
 
@@ -329,7 +329,7 @@ except ImportError as error:
 
 @pytest.mark.parametrize("state", ["none", "given"])
 @pytest.mark.parametrize("cls", [GRUSpec, LSTMSpec])
-def test_a_call_with_the_shapes_of_the_last_one_is_not_checked_again(cls: Any, state: str) -> None:
+def test_a_call_with_the_same_shapes_is_not_checked_again(cls: Any, state: str) -> None:
     x, h = np.ones((5, 2, 3), np.float32), np.ones((1, 2, 4), np.float32)
     hx = None if state == "none" else (h, h) if cls is LSTMSpec else h
     module = cls(3, 4).build("onnxruntime", seed=0)

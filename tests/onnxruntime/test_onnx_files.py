@@ -119,7 +119,7 @@ def test_the_metadata_holds_the_whole_spec() -> None:
     assert json.loads(metadata["unirnn"]) == {"format": 2, "spec": taken.spec.to_dict()}
 
 
-def test_weights_that_are_too_large_for_a_model() -> None:
+def test_weights_that_are_too_large_for_a_model_are_refused() -> None:
     shape = (2**15, 2**14)
     huge = {name: np.broadcast_to(np.float32(0), shape) for name in ("weight_ih_l0", "weight_hh_l0")}
     with pytest.raises(errors.LimitError, match="onnx: given weights of 4294967296 bytes, expected at most 2146435072"):
@@ -156,7 +156,7 @@ for action in (lambda: onnx_writer.emit(snapshot.spec, snapshot.weights), lambda
     assert done.stdout.splitlines() == [words + 'python -m pip install "onnx>=1.16"'] * 2
 
 
-# ---- models of other programs -----------------------------------------------------------------------------
+# ---- models of other programs -------------------------------------------------------------------------------------
 
 
 def other_model(
@@ -167,7 +167,7 @@ def other_model(
     initializers: bool = True,
     **attributes: Any,
 ) -> Any:
-    """A model with one recurrent node for each snapshot; ``joints`` makes the nodes from each to the next."""
+    """A model with one recurrent node for each snapshot; ``joints`` makes the nodes between them."""
     nodes: list[Any] = []
     constants: list[Any] = []
     x = "x"
@@ -268,13 +268,13 @@ STOPPED = {
 
 
 @pytest.mark.parametrize("joints", PASSED.values(), ids=PASSED.keys())
-def test_nodes_between_layers_that_change_nothing(joints: Any) -> None:
+def test_nodes_that_change_nothing_may_stand_within_a_stack(joints: Any) -> None:
     taken = drawn(GRUSpec(4, 4, 2))
     assert onnx_reader.read_model(other_model(unstack(taken), joints=joints)) == taken
 
 
 @pytest.mark.parametrize("joints", STOPPED.values(), ids=STOPPED.keys())
-def test_nodes_between_layers_that_change_something(joints: Any) -> None:
+def test_nodes_that_change_something_end_a_stack(joints: Any) -> None:
     parts = unstack(drawn(GRUSpec(4, 4, 2)))
     model = other_model(parts, joints=joints)
     assert layers_of(model) == {"rnn0": parts[0], "rnn1": parts[1]}
@@ -320,7 +320,7 @@ def test_an_output_of_the_model_ends_a_stack() -> None:
     assert layers_of(model) == {"rnn0": parts[0], "rnn1": parts[1]}
 
 
-def test_a_cycle_of_nodes() -> None:
+def test_a_cycle_of_nodes_is_harmless() -> None:
     taken = drawn(GRUSpec(4, 4))
     model = other_model([taken])
     model.graph.node[-1].output[0] = "a"
@@ -337,7 +337,7 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize("specs", DIFFERENT.values(), ids=DIFFERENT.keys())
-def test_layers_that_differ_are_not_one_stack(specs: list[RecurrentSpec]) -> None:
+def test_different_layers_are_not_one_stack(specs: list[RecurrentSpec]) -> None:
     parts = [drawn(spec) for spec in specs]
     assert layers_of(other_model(parts)) == {"rnn0": parts[0], "rnn1": parts[1]}
 
@@ -478,7 +478,9 @@ ATTRIBUTES: dict[str, tuple[RecurrentSpec, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("spec", "attributes", "words"), ATTRIBUTES.values(), ids=ATTRIBUTES.keys())
-def test_an_attribute_that_no_spec_describes(spec: RecurrentSpec, attributes: dict[str, Any], words: str) -> None:
+def test_an_attribute_that_no_spec_describes_is_refused(
+    spec: RecurrentSpec, attributes: dict[str, Any], words: str
+) -> None:
     model = other_model([drawn(spec)], **attributes)
     expected = f"onnx: node 'rnn0' ({spec.kind}): {words}"
     with pytest.raises(errors.SpecError, match=f"^{re.escape(expected)}"):
@@ -488,7 +490,7 @@ def test_an_attribute_that_no_spec_describes(spec: RecurrentSpec, attributes: di
     assert str(found).startswith(expected)
 
 
-def test_attributes_with_their_default_values() -> None:
+def test_attributes_with_their_default_values_are_read() -> None:
     lstm, gru = drawn(LSTMSpec(3, 4)), drawn(GRUSpec(3, 4, reset_after=False))
     assert onnx_reader.read_model(other_model([lstm], input_forget=0, activations=["Sigmoid", "Tanh", "Tanh"])) == lstm
     assert (
@@ -525,7 +527,7 @@ def test_constants_are_found_behind_identities() -> None:
     assert onnx_reader.read_model(model) == taken
 
 
-# ---- altered files -------------------------------------------------------------------------------
+# ---- altered files ------------------------------------------------------------------------------------------------
 
 
 def set_(field: str, value: Any) -> Callable[[Any], None]:

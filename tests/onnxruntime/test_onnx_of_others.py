@@ -152,12 +152,12 @@ def test_constants_that_a_function_computes() -> None:
         ),
     ],
 )
-def test_weights_that_are_no_constants(nodes: Any, words: str) -> None:
+def test_weights_that_are_not_constants_are_refused(nodes: Any, words: str) -> None:
     with pytest.raises(errors.SpecError, match=re.escape(f"onnx: node 'gru' (GRU): {words}")):
         onnx_reader.read_model(model([*nodes, gru(weights="VRB")], WEIGHTS))
 
 
-# ---- what a file may ask for ---------------------------------------------------------------------
+# ---- limits on a file's constants ----------------------------------------------------------------
 
 DOUBLED = [node("Concat", [f"d{k}", f"d{k}"], [f"d{k + 1}"], axis=0) for k in range(60)]
 HUGE = {
@@ -305,10 +305,10 @@ def nested(depth: int) -> bytes:
         branch = field(1, b"then_branch") + field(6, inner) + bytes([0xA0, 0x01, 5])  # a graph
         inner = field(1, field(2, b"Y") + field(3, b"i") + field(4, b"If") + field(5, branch))
     whole: bytes = model([], WEIGHTS).SerializeToString()
-    return whole + field(7, inner)  # a field that is there twice is merged
+    return whole + field(7, inner)  # a field that occurs twice is merged
 
 
-def test_hostile_functions_and_graphs() -> None:
+def test_hostile_functions_and_graphs_are_refused() -> None:
     call = node("Layer", ["x", "W", "R", "B"], ["Y"], domain="theirs", name="call")
     itself = model([call], WEIGHTS, functions=[called(gru(), call)])
     with pytest.raises(errors.FileError, match="its graphs or functions are nested more than 64 deep"):
@@ -359,7 +359,7 @@ ACTIVATED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("kind", "attributes", "options"), ACTIVATED.values(), ids=ACTIVATED.keys())
-def test_activations_and_directions_are_those_of_onnx_runtime(kind: str, attributes: Any, options: Any) -> None:
+def test_activations_and_directions_agree_with_onnx_runtime(kind: str, attributes: Any, options: Any) -> None:
     spec = {"GRU": GRUSpec, "LSTM": LSTMSpec, "RNN": RNNSpec}[kind](3, 4, **options)
     taken = drawn(spec)
     if kind == "GRU":
@@ -373,7 +373,7 @@ def test_activations_and_directions_are_those_of_onnx_runtime(kind: str, attribu
     assert found == taken
     (directions,) = computed(of, x=X)
     expected = directions.transpose(0, 2, 1, 3).reshape(5, 2, -1)
-    built = found.build("array_api", namespace=array_api_strict)  # the reference, which computes all of them
+    built = found.build("array_api", namespace=array_api_strict)  # the reference supports all of them
     np.testing.assert_allclose(np.asarray(built(array_api_strict.asarray(X))[0]), expected, atol=1e-6)
 
 
@@ -393,7 +393,7 @@ def test_activations_and_directions_are_those_of_onnx_runtime(kind: str, attribu
         (5, np.zeros((1, 2, 4), np.float32), ""),
     ],
 )
-def test_lengths_and_states_that_are_constants_are_said(role: int, value: Array, words: str) -> None:
+def test_a_note_tells_of_constant_lengths_and_states(role: int, value: Array, words: str) -> None:
     inputs = ["x", *"WRB", "", ""]
     inputs[role] = "given"
     of = model([node("GRU", inputs, ["y"], hidden_size=4, linear_before_reset=1)], {**WEIGHTS, "given": value})
@@ -404,7 +404,7 @@ def test_lengths_and_states_that_are_constants_are_said(role: int, value: Array,
 
 
 def pair(**second: Any) -> Any:
-    """A forward and a reverse node, whose outputs are joined, and a layer above."""
+    """A forward and a reverse node with joined outputs, and a layer above them."""
     both = drawn(GRUSpec(3, 4, 2, bidirectional=True))
     below, above = unstack(both)
     constants = {"axis": ints(1), "last": ints(0, 0, -1)}
@@ -424,7 +424,7 @@ def pair(**second: Any) -> Any:
     return model(nodes, constants), both
 
 
-def test_a_forward_and_a_reverse_node_that_are_joined_are_one_layer() -> None:
+def test_joined_forward_and_reverse_nodes_are_one_layer() -> None:
     of, both = pair()
     assert layers(of) == {"forward": both.spec}
     found = onnx_reader.read_model(of)
@@ -454,7 +454,7 @@ def other_input(of: Any) -> None:
         (other_input, {}),
     ],
 )
-def test_nodes_that_are_not_the_two_directions_of_one_layer(change: Any, second: Any) -> None:
+def test_other_pairs_of_nodes_are_not_two_directions_of_one_layer(change: Any, second: Any) -> None:
     of, _ = pair(**second)
     if change is not None:
         change(of)
@@ -485,12 +485,12 @@ def test_an_lstm_of_integers_is_dequantised(dtype: Any, per_row: bool) -> None:
         found = onnx_reader.read_model(of)
     for role, array in expected.items():
         np.testing.assert_allclose(found.to("onnx")[f"{role}_l0"], array, rtol=1e-6)
-    (directions,) = computed(of, x=X)  # which rounds its input, too
+    (directions,) = computed(of, x=X)  # it rounds its input, too
     by_runtime = directions.transpose(0, 2, 1, 3).reshape(5, 2, -1)
     np.testing.assert_allclose(found.build("numpy")(X)[0], by_runtime, atol=0.05)
 
 
-# ---- what is said of other models ----------------------------------------------------------------
+# ---- messages about other models -----------------------------------------------------------------
 
 
 def scan(states: int) -> Any:
@@ -511,7 +511,7 @@ HINTS: dict[str, tuple[list[Any], str]] = {
 
 
 @pytest.mark.parametrize(("nodes", "words"), HINTS.values(), ids=HINTS.keys())
-def test_models_without_a_layer_that_can_be_read(nodes: Any, words: str) -> None:
+def test_models_without_a_readable_layer_are_refused(nodes: Any, words: str) -> None:
     with pytest.raises((errors.ArgumentError, errors.SpecError), match=f"^{re.escape(words)}"):
         onnx_reader.read_model(model(nodes, {}))
 
@@ -519,10 +519,10 @@ def test_models_without_a_layer_that_can_be_read(nodes: Any, words: str) -> None
 def test_parameters_of_pytorch_are_read_by_their_names() -> None:
     taken = drawn(GRUSpec(3, 4))
     of = model([node("Relu", ["x"], ["y"])], {f"enc.{name}": array for name, array in taken.weights.items()})
-    with pytest.raises(errors.ArgumentError, match=NONE):  # a program that is not known to lay them out so
+    with pytest.raises(errors.ArgumentError, match=NONE):  # other programs may use another layout
         onnx_reader.read_model(of)
     of.producer_name = "pytorch"
-    # The exporter renames what it changes, so that nobody knows whether they are all.
+    # The exporter renames the arrays that it changes, so some may be missing.
     with pytest.raises(errors.ArgumentError, match=r"some may be missing; .*, give as spec GRUSpec\(3, 4\)$"):
         onnx_reader.read_model(of)
     assert onnx_reader.read_model(of, spec=taken.spec) == taken
@@ -559,7 +559,7 @@ def linked(data: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [Path.unlink, shortened, linked])
-def test_a_file_of_numbers_that_is_altered(change: Callable[[Path], None], tmp_path: Path) -> None:
+def test_an_altered_file_of_numbers_is_refused(change: Callable[[Path], None], tmp_path: Path) -> None:
     path = saved_with_data(tmp_path)
     change(tmp_path / "a.onnx.data")
     assert [layer.spec for layer in contents(path).layers.values()] == [GRU.spec]
@@ -582,7 +582,7 @@ def test_a_path_in_a_file_is_not_followed(location: str, tmp_path: Path) -> None
 
 
 def intricate() -> bytes:
-    """A small file with all of it: a branch, a function, computed constants, integers, a pair of directions."""
+    """A small file with a branch, a function, computed constants, integers, and a pair of directions."""
     of, _ = pair()
     of.functions.append(called(gru(name="inside")))
     of.opset_import.append(helper.make_opsetid("theirs", 1))
@@ -601,7 +601,7 @@ def intricate() -> bytes:
 INTRICATE = intricate()
 
 
-def test_the_file_that_is_altered_is_understood() -> None:
+def test_the_intricate_file_is_read_before_it_is_altered() -> None:
     names = ["forward", "choose/then_branch/gru", "f/inside", "quantized"]
     assert list(layers(onnx_reader.parse(INTRICATE))) == names
 

@@ -4,7 +4,7 @@ MindSpore needs NumPy 1 and JAX needs NumPy 2, so no environment holds all six f
 layers into one folder, ``$UNIRNN_EXCHANGE``: the file of a snapshot, and what the framework itself computed. It reads
 the files in the folder into layers of its own frameworks and runs them. ``nox -s roundtrip`` does this in two
 environments, and again in the first, for the files of the second. ``$UNIRNN_PAIRS`` is the number of ordered pairs that
-must have been checked by then. Without the two variables, an environment checks its own pairs.
+must have been checked at the end. Without these variables, an environment checks its own pairs.
 """
 
 import os
@@ -34,10 +34,10 @@ TOLERANCE = 1e-5  # for float32 and three layers
 
 
 def common_cases(source: Framework, target: Framework) -> list[Case]:
-    """The cases that both frameworks have."""
+    """The cases that both frameworks support."""
     kinds = {*source.kinds} & {*target.kinds}
     if "GRU" in kinds:
-        kinds -= {"GRU without b_hn"}  # a GRU with all biases shows more
+        kinds -= {"GRU without b_hn"}  # the GRU with all biases tests more
     return [case for case in CASES if case.kind in kinds]
 
 
@@ -47,7 +47,7 @@ def checked(source: Framework, target: Framework, case: Case) -> Path:
 
 
 def trips() -> list[Any]:
-    """The trips that were not checked before, from existing files and from those that this environment will write.
+    """The trips still to check, from existing files and from those that this environment will write.
 
     Keras runs on another backend in each environment, so the trips to and from it are checked in both.
     """

@@ -1,4 +1,4 @@
-"""A plugin of pytest that makes every MindSpore module use the custom operators, as graph mode does."""
+"""A pytest plugin that makes every MindSpore module use the custom operators, as graph mode does."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Distributions of third parties, as if they were installed: backends that are found by their entry points."""
+"""Third-party distributions that count as installed, with backends that are found by their entry points."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ __all__ = ["installed", "write_distribution"]
 
 
 def write_distribution(folder: Path, name: str, entry_points: str, modules: Mapping[str, str] | None = None) -> None:
-    """Write a distribution into a folder, with the text of its entry points, and of its modules by their paths."""
+    """Write a distribution into a folder, from the text of its entry points and the text of each module by path."""
     info = folder / f"{name.replace('-', '_')}-1.dist-info"
     texts = {
         f"{info.name}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n",

@@ -1,6 +1,6 @@
 """A small emulation of MindSpore's fused operators on GPU and Ascend, which no machine here has.
 
-Each class holds to the documented contract of one operator (MindSpore 2.10, ``mindspore.ops``): its arguments, the
+Each class follows the documented contract of one operator (MindSpore 2.10, ``mindspore.ops``): its arguments, the
 shapes, dtypes and gate order of its inputs, and its outputs, computed step by step by primitive
 operations. A wrong argument raises TypeError. What the hardware does beyond the contract is not emulated.
 """
@@ -20,7 +20,7 @@ def require(operator: str, condition: bool, message: str) -> None:
 
 
 def _steps_gru(x: Any, h: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
-    """Gates r, z, n by rows; reset after the product."""
+    """Gates r, z, n by rows, with the reset after the product."""
     steps: Any = ()
     for t in range(x.shape[0]):
         x_r, x_z, x_n = ops.split(ops.matmul(x[t], w_ih.T) + b_ih, w_ih.shape[0] // 3, 1)
@@ -33,7 +33,7 @@ def _steps_gru(x: Any, h: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> An
 
 
 def _unpack(w: Any, rows: int, input_size: int, hidden_size: int, has_bias: bool) -> Any:
-    """CuDNN's weights in a row: w_ih, w_hh, b_ih, b_hh."""
+    """The parts of cuDNN's flat weight: w_ih, w_hh, b_ih, b_hh."""
     flat = w.reshape((-1,))
     first, second = rows * input_size, rows * (input_size + hidden_size)
     w_ih, w_hh = flat[:first].reshape((rows, input_size)), flat[first:second].reshape((rows, hidden_size))

@@ -1,9 +1,8 @@
 """The frameworks of the round trips. Each makes a native layer, fills it, runs it, and loads a snapshot into it.
 
 Only `Numpy` and loading a snapshot use unirnn. The others use the framework's own constructor, its own way to set
-random weights (also the biases, which are zeros at first in Keras and Flax), and its own call. The input and the
-results are NumPy arrays of shape `(T, B, ...)`, and the states are `(L*D, B, H)`, whatever the framework's own shapes
-are.
+random weights (also the biases, which are zeros at first in Keras and Flax), and its own call. Whatever the shapes of
+the framework, the input and the results are NumPy arrays `(T, B, ...)`, and the states are `(L*D, B, H)`.
 """
 
 import functools
@@ -49,7 +48,7 @@ class Case:
         return f"{self.kind}-{self.spec.num_layers}-{direction}"
 
     def clear(self, b_hh: Array) -> Array:
-        """Clear the candidate's part of a GRU's second bias, if the case is without it: the last third everywhere."""
+        """If the case has no b_hn, set it to zeros; it is the last third of b_hh in every framework."""
         if self.kind == "GRU without b_hn":
             b_hh[..., 2 * H :] = 0
         return b_hh

@@ -1,4 +1,4 @@
-"""A limit of the memory that Python allocates."""
+"""A limit on the memory that Python allocates."""
 
 import tracemalloc
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ __all__ = ["limited_memory"]
 
 @contextmanager
 def limited_memory(limit: int = 4 << 20) -> Iterator[None]:
-    """A context in which no more memory than this is in use at once, also if it ends by an error."""
+    """A context that fails if its peak memory is over the limit, also when it ends with an error."""
     tracemalloc.start()
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a module of torch returns, taken apart."""
+"""The tensors in what a torch module returns."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""A small backend over torch's tensors that is right, and many wrong ones, each of which makes one usual mistake.
+"""A small correct backend over torch's tensors, and many wrong ones, each with one common mistake.
 
-The right one, `Handmade`, shares nothing with `unirnn.reference`. Each place where a mistake is often made is a method,
-which a wrong one overrides. So each of them really computes its wrong numbers.
+The correct one, `Handmade`, shares no code with `unirnn.reference`. Each place where mistakes are common is a method,
+which a wrong backend overrides. So each wrong backend really computes its wrong numbers.
 """
 
 import warnings
@@ -60,7 +60,7 @@ class Weights(NamedTuple):
 
 
 def valid_steps(steps: int, lengths: Tensor) -> Tensor:
-    """`(B, T)` bool: which steps are valid."""
+    """The mask `(B, T)` of the valid steps."""
     return torch.arange(steps) < lengths[:, None]
 
 
@@ -111,10 +111,10 @@ class Layers(Module):
         return torch.where(valid_steps(len(x), lengths).T[..., None], x, 0)
 
     def place(self, position: int) -> int:
-        """Where the state of a layer and direction stands."""
+        """The index of a layer and direction in the state."""
         return position
 
-    def of(self, position: int) -> Weights:
+    def weights_of(self, position: int) -> Weights:
         """The weights of a layer and direction."""
         suffix = self.spec.suffixes()[position]
         return Weights(*(self.weights.get(name + suffix) for name in Weights._fields))  # type: ignore[arg-type]
@@ -140,28 +140,28 @@ class Layers(Module):
         begins = None if resets is None else self.begins(resets, lengths, reverse)
         if begins is not None:
             begins = begins[order, rows]
-        states = self.steps(x[order, rows], state, self.of(position), lengths, begins)
+        states = self.steps(x[order, rows], state, self.weights_of(position), lengths, begins)
         output = self.zeroed(torch.stack([state[0] for state in states]), lengths)
         return self.in_order(output, order), self.final(states, state, output, lengths)
 
     def order(self, steps: int, lengths: Tensor, reverse: bool) -> Tensor:
-        """`(T, B)`: which step is read as the t-th; the padding is not moved, so it is its own inverse."""
+        """The step `(T, B)` that is read at time t. Padding stays in place, so the order is its own inverse."""
         step = torch.arange(steps)[:, None].expand(steps, len(lengths))
         return torch.where(step < lengths, lengths - 1 - step, step) if reverse else step
 
     def in_order(self, output: Tensor, order: Tensor) -> Tensor:
-        """An output in the order of time."""
+        """The output, in the order of time."""
         return output[order, torch.arange(output.shape[1])]
 
     def begins(self, resets: Tensor, lengths: Tensor, reverse: bool) -> Tensor:
-        """`(T, B)`: whether a sequence begins with a step, in the direction in which it is read."""
+        """The mask `(T, B)` of the steps at which a sequence begins, in the direction of reading."""
         resets = resets & valid_steps(len(resets), lengths).T
         if not reverse:
             return resets
-        return torch.cat([resets[1:], torch.zeros_like(resets[:1])])  # it begins with the step before a reset
+        return torch.cat([resets[1:], torch.zeros_like(resets[:1])])  # a sequence begins with the step before a reset
 
     def steps(self, x: Tensor, state: State, w: Weights, lengths: Tensor, begins: Tensor | None) -> list[State]:
-        """The state after each step; that of the last valid step from there on."""
+        """The state after each step; in the padding, the state of the last valid step."""
         valid, initial, found = valid_steps(len(x), lengths).T[..., None], state, []
         for t in range(len(x)):
             if begins is not None:
@@ -169,7 +169,7 @@ class Layers(Module):
                     torch.where(begins[t][:, None], self.after_reset(own, part), part)
                     for part, own in zip(state, initial, strict=True)
                 )
-            clean = tuple(torch.where(valid[t], part, 0) for part in state)  # of an empty sequence it may be NaN
+            clean = tuple(torch.where(valid[t], part, 0) for part in state)  # the state of an empty sequence may be NaN
             after = self.cell(w, x[t], clean)
             state = tuple(torch.where(valid[t], new, old) for new, old in zip(after, state, strict=True))
             found.append(state)
@@ -211,7 +211,7 @@ class Layers(Module):
         return self.spec.reset_after
 
     def recurrent_n(self, w: Weights, h: Tensor) -> Tensor:
-        """The product of n with the state that has been reset."""
+        """The recurrent product of n, with the reset applied."""
         weight = self.gates(w.weight_hh.T)[2].T
         return F.linear(h, weight, None if w.bias_hh is None else self.gates(w.bias_hh)[2])
 
@@ -293,7 +293,7 @@ class Net(ModelModule):
         return torch.where(valid if x.ndim == 2 else valid[..., None], x, 0)
 
     def layer(self, name: str, spec: Any, x: Tensor, lengths: Tensor | None, run: Run) -> tuple[Tensor, Tensor | None]:
-        """What a layer, or a model within the model, makes of an array and its lengths."""
+        """The result of a layer, or of a model within the model, with its lengths."""
         children = [(f"{name}.{child}" if name else child, layer) for child, layer in getattr(spec, "children", ())]
         match spec:
             case Sequential():
@@ -332,7 +332,7 @@ class Net(ModelModule):
         return y.swapaxes(0, 1)
 
     def pool(self, how: str, x: Tensor, lengths: Tensor) -> Tensor:
-        """`(B, F)` of `(B, T, F)`, which is zero in the padding."""
+        """Pool `(B, T, F)`, which is zero in the padding, to `(B, F)`."""
         has_begun = (lengths > 0)[:, None]
         if how == "mean":
             return self.mean(x, lengths)
@@ -354,7 +354,7 @@ class Net(ModelModule):
         return x[torch.arange(len(x)), (lengths - 1).clamp(min=0)]
 
     def convolution(self, spec: Conv1dSpec, w: dict[str, Tensor], x: Tensor, lengths: Tensor, run: Run) -> Tensor:
-        """`(B, T', F')` of `(B, T, F)`, which is zero in the padding."""
+        """Convolve `(B, T, F)`, which is zero in the padding, to `(B, T', F')`."""
         left, right = self.zeros_around(spec)
         before = x.new_zeros(len(x), left, x.shape[2])
         is_causal = bool(spec.state_shapes(None))
@@ -373,7 +373,7 @@ class Net(ModelModule):
         return spec.padded
 
     def same_steps(self, name: str, spec: Spec, w: dict[str, Tensor], x: Tensor, lengths: Tensor | None) -> Tensor:
-        """What a layer computes that keeps the steps."""
+        """The result of a layer that keeps the steps."""
         match spec:
             case EmbeddingSpec():
                 return self.embedding(spec, w["weight"], x)
@@ -395,12 +395,12 @@ class Net(ModelModule):
         raise NotImplementedError(spec)
 
     def tied_weight(self, name: str) -> Tensor:
-        """The weight of a layer that has that of another."""
+        """The weight of a tied layer, which belongs to another layer."""
         assert isinstance(self.spec, (Sequential, Residual, Concat))
         return self.weights[self.spec.tied()[f"{name}.weight"]]
 
     def embedding(self, spec: EmbeddingSpec, weight: Tensor, tokens: Tensor) -> Tensor:
-        if spec.padding_idx is not None:  # whose vector is not trained
+        if spec.padding_idx is not None:  # its vector is not trained
             weight = torch.where(torch.arange(len(weight))[:, None] == spec.padding_idx, weight.detach(), weight)
         return weight[tokens.long()]
 
@@ -433,7 +433,7 @@ class Net(ModelModule):
         return self.training
 
     def counted(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """`(N, F)`, the steps of which a batch normalisation finds mean and variance."""
+        """The steps `(N, F)` over which a batch normalisation takes mean and variance."""
         return x if lengths is None else x[valid_steps(x.shape[1], lengths)]
 
     def change_statistics(self, spec: BatchNormSpec, w: dict[str, Tensor], rows: Tensor) -> None:
@@ -442,7 +442,7 @@ class Net(ModelModule):
 
 
 class Handmade(Backend):
-    """The backend; a wrong one has other classes of modules, or overrides a method."""
+    """The correct backend; a wrong one uses other module classes or overrides a method."""
 
     name = "handmade"
     support = Support(
@@ -520,9 +520,9 @@ class Handmade(Backend):
 
 @dataclass(frozen=True)
 class Wrong:
-    """A wrong backend, the test of the conformance suite that catches it, and words of the message that name the cause.
+    """A wrong backend, the conformance test that catches it, and the words of the message that name the cause.
 
-    The words are None if the message shows only what is wrong, and not why.
+    The words are None if the message shows only what is wrong, not why.
     """
 
     backend: Backend
@@ -575,7 +575,7 @@ class GatesOfLstmSwapped(Layers):
 
 @caught_by(f"{CALL}[GRU-ragged]", "z is inverted")
 class UpdateGateInverted(Layers):
-    """z and 1 - z change places, as in the paper of the GRU."""
+    """z and 1 - z are swapped, as in the GRU paper."""
 
     def between(self, z: Tensor, n: Tensor, h: Tensor) -> Tensor:
         return z * n + (1 - z) * h
@@ -593,13 +593,13 @@ class ResetGateBefore(Layers):
 class BiasForgotten(Layers):
     """One of the two biases is forgotten."""
 
-    def of(self, position: int) -> Weights:
-        return super().of(position)._replace(bias_hh=None)
+    def weights_of(self, position: int) -> Weights:
+        return super().weights_of(position)._replace(bias_hh=None)
 
 
 @caught_by(f"{CALL}[GRU-ragged]", "the recurrent bias of n is added outside of the reset gate")
 class BiasOutsideOfTheResetGate(Layers):
-    """Both biases of the GRU are added to the input's product."""
+    """Both biases of the GRU are added to the product with the input."""
 
     def cell(self, w: Weights, x: Tensor, state: State) -> State:
         if isinstance(self.spec, GRUSpec) and w.bias_ih is not None and w.bias_hh is not None:
@@ -609,7 +609,7 @@ class BiasOutsideOfTheResetGate(Layers):
 
 @caught_by(f"{CALL}[LSTM-ragged]", "1 is added to the bias of the forget gate")
 class ForgetBias(Layers):
-    """TensorFlow's forget_bias."""
+    """1 is added to the forget gate, like TensorFlow's forget_bias."""
 
     def lstm(self, gates: Sequence[Tensor], state: State) -> State:
         i, f, g, o = gates
@@ -628,8 +628,8 @@ class TanhForRelu(Layers):
 class WeightsTransposed(Layers):
     """The state is multiplied from the other side."""
 
-    def of(self, position: int) -> Weights:
-        w = super().of(position)
+    def weights_of(self, position: int) -> Weights:
+        w = super().weights_of(position)
         return w._replace(weight_hh=torch.cat([block.T for block in w.weight_hh.chunk(len(self.spec.gates))]))
 
 
@@ -638,7 +638,7 @@ class WeightsTransposed(Layers):
 
 @caught_by(f"{CALL}[LSTM-ragged]", "h_0 and c_0 are exchanged")
 class InitialStatesOfLstmSwapped(Layers):
-    """The pair is taken as (c, h)."""
+    """The initial pair is read as (c, h)."""
 
     def steps(self, x: Tensor, state: State, w: Weights, lengths: Tensor, begins: Tensor | None) -> list[State]:
         return super().steps(x, state[::-1], w, lengths, begins)
@@ -646,7 +646,7 @@ class InitialStatesOfLstmSwapped(Layers):
 
 @caught_by(f"{CALL}[LSTM-ragged]", "h_n and c_n are exchanged")
 class FinalStatesOfLstmSwapped(Layers):
-    """The pair is returned as (c, h)."""
+    """The final pair is returned as (c, h)."""
 
     def final(self, states: list[State], initial: State, output: Tensor, lengths: Tensor) -> State:
         return states[-1][::-1]
@@ -654,7 +654,7 @@ class FinalStatesOfLstmSwapped(Layers):
 
 @caught_by(f"{CALL}[GRU-ragged]", "the initial state is ignored")
 class InitialStateIgnored(Layers):
-    """Each call begins from zeros."""
+    """Each call starts from zeros."""
 
     def run(self, x: Tensor, hx: State | None, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor, State]:
         return super().run(x, None if hx is None else tuple(0 * part for part in hx), lengths, resets)
@@ -669,7 +669,7 @@ class StateOfStepT(Layers):
     ) -> tuple[Tensor, State]:
         output, _ = super().direction(x, state, position, lengths, resets)
         every = torch.full_like(lengths, len(x))
-        return output, self.steps(x, state, self.of(position), every, resets)[-1]
+        return output, self.steps(x, state, self.weights_of(position), every, resets)[-1]
 
     def zeroed_input(self, x: Tensor, lengths: Tensor) -> Tensor:
         return x
@@ -716,7 +716,7 @@ class PaddingNotZeroed(Layers):
 
 @caught_by(f"{CALL}[GRU-ragged]", "NaN leaks from the padding")
 class MaskMultiplied(Layers):
-    """The padding is multiplied with a mask: 0 * NaN is NaN."""
+    """The padding is multiplied by a mask, and 0 * NaN is NaN."""
 
     def zeroed(self, x: Tensor, lengths: Tensor) -> Tensor:
         return x * valid_steps(len(x), lengths).T[..., None]
@@ -732,7 +732,7 @@ class MaskMultiplied(Layers):
 
 @caught_by(f"{CALL}[GRU-ragged]", "gradient")
 class NanInTheGradient(Layers):
-    """Results are selected, but computed from the padding: on the way back, 0 * NaN is NaN."""
+    """Results are selected, but the padding enters the computation: in the backward pass, 0 * NaN is NaN."""
 
     def zeroed_input(self, x: Tensor, lengths: Tensor) -> Tensor:
         return x
@@ -747,7 +747,7 @@ class LengthsIgnored(Layers):
 
 
 class StateNotSelected(Layers):
-    """The steps of the padding go on from the state that a sequence ended in, or never began with."""
+    """The padding is computed too, starting from the last state or from the state of an empty sequence."""
 
     def steps(self, x: Tensor, state: State, w: Weights, lengths: Tensor, begins: Tensor | None) -> list[State]:
         valid, found = valid_steps(len(x), lengths).T[..., None], []
@@ -763,7 +763,7 @@ class StateNotSelected(Layers):
 
 @caught_by("test_guarantees.py::test_relu_does_not_overflow_in_the_padding")
 class OverflowInThePadding(StateNotSelected):
-    """An infinity that the padding has grown to reaches the gradient."""
+    """The state overflows in the padding, and the infinity reaches the gradient."""
 
 
 @caught_by("test_guarantees.py::test_the_state_of_an_empty_sequence_changes_no_other_number[nan-GRU]")
@@ -772,13 +772,13 @@ class NanOfAnEmptySequence(StateNotSelected):
 
 
 def by_length(lengths: Tensor) -> Tensor:
-    """The order of sequences that packing wants: the longest first."""
+    """The order that packing needs: the longest sequence first."""
     return lengths.argsort(descending=True, stable=True)
 
 
 @caught_by(f"{CALL}[GRU-ragged]", "neither the output nor the final state is sorted back")
 class NotUnsorted(Layers):
-    """The sequences are sorted by length, and not sorted back."""
+    """The sequences are sorted by length and not restored to their order."""
 
     def run(self, x: Tensor, hx: State | None, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor, State]:
         if lengths is None:
@@ -790,7 +790,7 @@ class NotUnsorted(Layers):
 
 @caught_by(f"{CALL}[GRU-ragged]", "the final state is not sorted back")
 class StateNotUnsorted(Layers):
-    """The output is sorted back, and the state is not."""
+    """The output is restored to its order, but the state is not."""
 
     def final(self, states: list[State], initial: State, output: Tensor, lengths: Tensor) -> State:
         return tuple(part[by_length(lengths)] for part in states[-1])
@@ -838,9 +838,9 @@ class OutputsOfDirectionsSwapped(Layers):
 class BiasesOfDirectionsSwapped(Layers):
     """Each direction has the biases of the other one."""
 
-    def of(self, position: int) -> Weights:
-        other = super().of(position ^ 1 if self.spec.bidirectional else position)
-        return super().of(position)._replace(bias_ih=other.bias_ih, bias_hh=other.bias_hh)
+    def weights_of(self, position: int) -> Weights:
+        other = super().weights_of(position ^ 1 if self.spec.bidirectional else position)
+        return super().weights_of(position)._replace(bias_ih=other.bias_ih, bias_hh=other.bias_hh)
 
 
 @caught_by(
@@ -850,13 +850,13 @@ class BiasesOfDirectionsSwapped(Layers):
 class DirectionsOfTheSecondLayerSwapped(Layers):
     """From the second layer on, each direction has the weights of the other one."""
 
-    def of(self, position: int) -> Weights:
-        return super().of(position ^ 1 if self.spec.bidirectional and position > 1 else position)
+    def weights_of(self, position: int) -> Weights:
+        return super().weights_of(position ^ 1 if self.spec.bidirectional and position > 1 else position)
 
 
 @caught_by(f"{CALL}[GRU-ragged, 2 layers]", "all layers begin with the initial state of the first one")
 class StateOfTheFirstLayer(Layers):
-    """All layers begin from the state of the first one."""
+    """All layers start from the state of the first one."""
 
     def run(self, x: Tensor, hx: State | None, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor, State]:
         if hx is not None:
@@ -869,7 +869,7 @@ class StateOfTheFirstLayer(Layers):
 
 @caught_by(f"{CALL}[GRU-resets]", "the resets are ignored")
 class ResetsIgnored(Layers):
-    """A column is one sequence."""
+    """Each column is taken for one sequence."""
 
     def run(self, x: Tensor, hx: State | None, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor, State]:
         return super().run(x, hx, lengths, None)
@@ -886,7 +886,7 @@ class ResetOneStepLate(Layers):
 
 @caught_by(f"{CALL}[GRU-resets]", "a reset at step 0 does not replace the initial state")
 class ResetAtStep0Ignored(Layers):
-    """A reset is seen between two steps only."""
+    """A reset counts only between two steps."""
 
     def begins(self, resets: Tensor, lengths: Tensor, reverse: bool) -> Tensor:
         begins = super().begins(resets, lengths, reverse)
@@ -913,7 +913,7 @@ class ResetOfTheReverseDirection(Layers):
 
 @caught_by(f"{CALL}[GRU-resets, ragged, bidirectional]", "a reset in the padding, at step n, is read")
 class ResetsReadInThePadding(Layers):
-    """A reset right after the last valid step is taken for one, by the reverse direction."""
+    """The reverse direction reads a reset right after the last valid step."""
 
     def begins(self, resets: Tensor, lengths: Tensor, reverse: bool) -> Tensor:
         every = torch.full_like(lengths, len(resets)) if reverse else lengths
@@ -922,7 +922,7 @@ class ResetsReadInThePadding(Layers):
 
 @caught_by(f"{CALL}[GRU-resets]", "gradient of")
 class GradientPassesAReset(Layers):
-    """A reset puts zeros, through which the gradient passes."""
+    """A reset sets the state to zeros, but lets the gradient pass."""
 
     def after_reset(self, initial: Tensor, before: Tensor) -> Tensor:
         return before - before.detach()
@@ -943,16 +943,16 @@ class BatchFirstIgnoredInResets(Layers):
 
 @caught_by("test_states.py::test_what_comes_out_goes_into_a_step")
 class StepIgnoresTheState(Layers):
-    """Each step begins from zeros."""
+    """Each step starts from zeros."""
 
     def step(self, x: Any, state: Any = None) -> tuple[Any, Any]:
-        super().step(x, state)  # what is wrong is refused
+        super().step(x, state)  # it refuses invalid arguments
         return super().step(x)
 
 
 @caught_by("test_states.py::test_what_comes_out_goes_into_a_step")
 class StepKeepsItsOwnState(Layers):
-    """A step goes on from the step before, whatever state it is given."""
+    """A step continues from the previous step, whatever state it is given."""
 
     def step(self, x: Any, state: Any = None) -> tuple[Any, Any]:
         y, self.kept = super().step(x, getattr(self, "kept", state))
@@ -961,7 +961,7 @@ class StepKeepsItsOwnState(Layers):
 
 @caught_by("test_models.py::test_steps_and_chunks_are_one_call[language model]")
 class StepOfAModelIgnoresTheState(Net):
-    """Each step of a model begins from zeros."""
+    """Each step of a model starts from zeros."""
 
     def states_of_a_step(self, states: Sequence[Any]) -> Sequence[Any]:
         return [None] * len(states)
@@ -990,13 +990,13 @@ class NoGradientFromTheFinalState(Layers):
 class GradientOfAWeightDoubled(Layers):
     """A weight is added to its gradient twice."""
 
-    def of(self, position: int) -> Weights:
-        w = super().of(position)
+    def weights_of(self, position: int) -> Weights:
+        w = super().weights_of(position)
         return w._replace(weight_hh=w.weight_hh + (w.weight_hh - w.weight_hh.detach()))
 
 
 class ZeroedForwardOnly(torch.autograd.Function):
-    """A selection whose way back forgets to select."""
+    """A selection whose backward pass does not select."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, valid: Tensor) -> Tensor:
@@ -1076,11 +1076,11 @@ class GlobalGeneratorMoved(Handmade):
 class StaleWeights(Layers):
     """The weights are prepared at the first call, and not again after `load_weights`."""
 
-    def of(self, position: int) -> Weights:
+    def weights_of(self, position: int) -> Weights:
         if not hasattr(self, "prepared"):
             self.prepared: dict[int, Weights] = {}
         if position not in self.prepared:
-            found = super().of(position)
+            found = super().weights_of(position)
             self.prepared[position] = found._replace(weight_hh=found.weight_hh.detach().clone())
         return self.prepared[position]
 
@@ -1091,7 +1091,7 @@ class WeightsShared(Handmade):
 
     def weight(self, array: NDArray[Any], dtype: Any) -> Tensor:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch knows that this is a mistake
+            warnings.simplefilter("ignore")  # torch warns about this mistake
             return torch.from_numpy(array).to(dtype)
 
 
@@ -1105,7 +1105,7 @@ class AlwaysTheSameWeights(Handmade):
 
 @caught_by("test_building.py::test_snapshot_round_trip[GRU-reset-before]")
 class VariantForgotten(Handmade):
-    """A snapshot does not say which variant of the GRU the layer is."""
+    """A snapshot loses the variant of the GRU."""
 
     def read(self, module: Any) -> tuple[Any, dict[str, NDArray[Any]]] | None:
         found = super().read(module)
@@ -1119,7 +1119,7 @@ class VariantForgotten(Handmade):
 
 @caught_by("test_mistakes.py::test_in_a_call[input with a wrong last axis]")
 class OtherWords(Layers):
-    """A wrong input is refused in the framework's own words."""
+    """A wrong input is refused with the framework's own message."""
 
     def _prepare(self, given: Arguments) -> Call:
         if isinstance(given.input, Tensor) and given.input.shape[-1] != self.spec.input_size:
@@ -1129,7 +1129,7 @@ class OtherWords(Layers):
 
 @caught_by("test_mistakes.py::test_in_a_call[seq_length above T]", "DID NOT RAISE")
 class LengthsCutOff(Layers):
-    """Lengths beyond T are taken for T."""
+    """Lengths over T are read as T."""
 
     def _prepare(self, given: Arguments) -> Call:
         if isinstance(given.seq_length, list) and isinstance(given.input, Tensor):
@@ -1147,7 +1147,7 @@ class TokensNotChecked(Net):
 
 @caught_by("test_models.py::test_one_step_has_no_variance_and_changes_no_statistics[one sequence, pooled]")
 class WorkBeforeTheCheck(Net):
-    """A batch that is too small is refused by the layer that meets it, when the ones before it have changed."""
+    """A batch that is too small is refused only after earlier layers have changed their statistics."""
 
     def check_training(self, call: ModelCall) -> None:
         pass
@@ -1174,7 +1174,7 @@ class DropoutAfterTheLastLayer(Layers):
 
 @caught_by("test_guarantees.py::test_dropout_is_off_unless_training[GRU]", "output in evaluation, without dropout")
 class DropoutInEvaluation(Layers):
-    """Dropout is on unless training is off: `eval` does not switch it off."""
+    """Dropout stays on after `eval`."""
 
     def has_dropout_after(self, layer: int) -> bool:
         return layer < self.spec.num_layers - 1
@@ -1182,7 +1182,7 @@ class DropoutInEvaluation(Layers):
 
 @caught_by("test_guarantees.py::test_dropout_drops_and_rescales_between_layers_only")
 class DropoutNotRescaled(Layers):
-    """What is kept is not divided by 1 - p."""
+    """The kept elements are not divided by 1 - p."""
 
     def dropout(self, x: Tensor) -> Tensor:
         return super().dropout(x) * (1 - self.spec.dropout)
@@ -1199,7 +1199,7 @@ class DropoutDrawnOnce(Layers):
 
 @caught_by(f"{MODEL}[Dropout, ragged]")
 class DropoutLayerInEvaluation(Net):
-    """A dropout is on in evaluation."""
+    """A dropout layer is active in evaluation."""
 
     def same_steps(self, name: str, spec: Spec, w: dict[str, Tensor], x: Tensor, lengths: Tensor | None) -> Tensor:
         if isinstance(spec, DropoutSpec):
@@ -1209,7 +1209,7 @@ class DropoutLayerInEvaluation(Net):
 
 @caught_by("test_models.py::test_dropout[False]")
 class DropoutKeepsP(Net):
-    """p is the probability to keep an element."""
+    """p is taken for the probability of keeping an element."""
 
     def dropout(self, spec: DropoutSpec, x: Tensor, lengths: Tensor | None) -> Tensor:
         return super().dropout(replace(spec, p=1 - spec.p), x, lengths)
@@ -1217,7 +1217,7 @@ class DropoutKeepsP(Net):
 
 @caught_by("test_models.py::test_dropout[True]", "all steps drop the same: False, expected True")
 class LockedDropoutUnlocked(Net):
-    """A locked dropout draws at each step."""
+    """A locked dropout draws again at each step."""
 
     def dropout(self, spec: DropoutSpec, x: Tensor, lengths: Tensor | None) -> Tensor:
         return super().dropout(spec, x, None)
@@ -1244,7 +1244,7 @@ class MaximumSeesZeros(Net):
 
 @caught_by(f"{MODEL}[Pool, last, ragged]", "it takes step T-1")
 class LastStepIsPadding(Net):
-    """The last step is T-1."""
+    """The last step is taken at T - 1."""
 
     def last(self, x: Tensor, lengths: Tensor) -> Tensor:
         return x[:, -1]
@@ -1268,7 +1268,7 @@ class BatchNormInEvaluation(Net):
 
 @caught_by("test_models.py::test_running_statistics_see_valid_steps_only", "divided by N, instead of N - 1")
 class RunningVarianceBiased(Net):
-    """The running variance gets the batch's biased one."""
+    """The running variance is updated with the batch's biased variance."""
 
     def change_statistics(self, spec: BatchNormSpec, w: dict[str, Tensor], rows: Tensor) -> None:
         w["running_mean"].lerp_(rows.mean(0), spec.momentum)
@@ -1277,7 +1277,7 @@ class RunningVarianceBiased(Net):
 
 @caught_by("test_models.py::test_running_statistics_see_valid_steps_only", "the momentum is taken the other way round")
 class MomentumTheOtherWay(Net):
-    """The momentum is what stays of the running statistics."""
+    """The momentum is taken for the share of the old running statistics."""
 
     def change_statistics(self, spec: BatchNormSpec, w: dict[str, Tensor], rows: Tensor) -> None:
         w["running_mean"].lerp_(rows.mean(0), 1 - spec.momentum)
@@ -1309,7 +1309,7 @@ class ConvolutionShifted(Net):
 
 @caught_by(f"{MODEL}[Activation, softmax, ragged]", "softmax is taken over the axis of time")
 class SoftmaxOverTime(Net):
-    """A softmax is taken over the steps, the padding included."""
+    """A softmax is taken over the steps, including the padding."""
 
     def softmax(self, function: Callable[[Tensor, int], Tensor], x: Tensor) -> Tensor:
         return function(x, 1)
@@ -1325,7 +1325,7 @@ class ConcatInTheWrongOrder(Net):
 
 @caught_by(f"{MODEL}[Pool, first_last, ragged]", "both halves are those of the last valid step")
 class LastStepOfBothDirections(Net):
-    """The reverse direction's result is taken at the last step, where it has begun."""
+    """The reverse direction's result is taken at the last step, where that direction starts."""
 
     def pool(self, how: str, x: Tensor, lengths: Tensor) -> Tensor:
         return super().pool("last" if how == "first_last" else how, x, lengths)
@@ -1343,7 +1343,7 @@ class StatisticsChangeInEvaluation(Net):
 
 @caught_by(f"{MODEL}[BatchNorm, training, ragged]", "gradient of input")
 class StatisticsAreConstants(Net):
-    """No gradient passes the statistics of the batch."""
+    """No gradient passes through the statistics of the batch."""
 
     def counted(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         return super().counted(x, lengths).detach()
@@ -1378,7 +1378,7 @@ class ContextOfStepT(Net):
 
 @caught_by(f"{MODEL}[strided, bidirectional, ragged]")
 class LengthsAfterAConvolution(Net):
-    """A convolution with a stride leaves the lengths as they are, but for those beyond T."""
+    """A convolution with a stride does not shorten the lengths; it only limits them to the new T."""
 
     def layer(self, name: str, spec: Any, x: Tensor, lengths: Tensor | None, run: Run) -> tuple[Tensor, Tensor | None]:
         y, after = super().layer(name, spec, x, lengths, run)
@@ -1387,7 +1387,7 @@ class LengthsAfterAConvolution(Net):
 
 @caught_by(f"{MODEL}[convolutions, time first, ragged]")
 class StatesOfAModelInAnotherOrder(Net):
-    """The states of the layers come from the last layer to the first."""
+    """The states are returned from the last layer to the first."""
 
     def _run(self, call: ModelCall) -> tuple[Tensor, list[State]]:
         y, finals = super()._run(call)
@@ -1402,7 +1402,7 @@ class TiedWeightCopied(Net):
         return super().tied_weight(name).detach().clone()
 
 
-# ---- what a call leaves behind, and what a backend says about itself -----------------------------
+# ---- side effects of a call, and what a backend says about itself --------------------------------
 
 
 @caught_by("test_guarantees.py::test_results_and_arguments_stay_as_they_are[GRU]", "an argument is changed in place")
@@ -1448,7 +1448,7 @@ class BufferReused(Layers):
 
 @caught_by("test_guarantees.py::test_gradients_are_not_borrowed[GRU]", "gradients are computed by")
 class GradientsBorrowed(Handmade):
-    """The gradients are those of the numpy backend, whatever the backend computes."""
+    """The gradients come from the numpy backend, whatever this backend computes."""
 
     def gradients(
         self, module: Any, arguments: Mapping[str, Any], cotangents: Sequence[NDArray[Any]]
@@ -1460,7 +1460,7 @@ class GradientsBorrowed(Handmade):
 
 @caught_by("test_streaming.py::test_no_gradient_passes_a_detached_state", "a gradient passes a state that was detached")
 class DetachDoesNothing(Handmade):
-    """A state is given back as it is."""
+    """A state is returned unchanged."""
 
     def detach(self, array: Any) -> Any | None:
         return array if isinstance(array, Tensor) else None
@@ -1468,20 +1468,20 @@ class DetachDoesNothing(Handmade):
 
 @caught_by(f"{CALL}[GRU-reverse, ragged, resets, 2 layers]", "remove the limit")
 class LimitThatWorks(Handmade):
-    """A limit is declared, and what it refuses is computed."""
+    """A limit is declared, but the call that it refuses works."""
 
     support = replace(Handmade.support, lacks=("gate_activation", "proj_size", "reverse"))
 
 
 @caught_by(f"{CALL}[GRU-ragged]", "remove the limit")
 class GradientsThatWork(Handmade):
-    """No gradients are declared, and there are."""
+    """The backend says that it has no gradients, but it has."""
 
     support = replace(Handmade.support, derivatives=0)
 
 
 @caught_by("test_guarantees.py::test_dropout_is_off_unless_training[GRU]", "remove the limit")
 class DropoutThatWorks(Handmade):
-    """No dropout is declared, and there is."""
+    """The backend says that it has no dropout, but it has."""
 
     support = replace(Handmade.support, dropout=False)

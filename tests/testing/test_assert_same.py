@@ -1,4 +1,4 @@
-"""Two models that compute the same pass, whatever they are of; two that don't are told apart in words."""
+"""Equal models of any framework pass; for models that differ, the message names the difference."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -35,7 +35,7 @@ MODEL = Sequential(
 
 
 def message(*args: Any, **kwargs: Any) -> list[str]:
-    """The lines of the failure, without the first one that has the names of the models."""
+    """The lines of the failure after the first, which has the names of the models."""
     with pytest.raises(AssertionError) as caught:
         assert_same(*args, **kwargs)
     first, *lines = str(caught.value).splitlines()
@@ -52,12 +52,12 @@ def changed(
     return Snapshot(as_spec or spec, {**weights, **change(weights)}).build("numpy")
 
 
-# ---- what is the same ----------------------------------------------------------------------------
+# ---- equal models ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("spec", [LAYER, MODEL, RNNSpec(3, 4)], ids=lambda spec: spec.kind)
 @pytest.mark.parametrize("other", ["numpy", "torch", "mindspore"])
-def test_what_is_built_from_one_seed_is_the_same(spec: Any, other: str) -> None:
+def test_modules_of_one_seed_are_the_same(spec: Any, other: str) -> None:
     pytest.importorskip(other)
     if other == "mindspore":
         pytest.importorskip("mindspore").runtime.launch_blocking()
@@ -114,7 +114,7 @@ def test_a_call_can_be_given() -> None:
     assert_same(net, net, given, call=lambda model, input, seq_length: model(input, 2.0))
 
 
-# ---- what differs --------------------------------------------------------------------------------
+# ---- differences -----------------------------------------------------------------------------
 
 
 def test_a_gru_of_the_other_variant() -> None:
@@ -163,7 +163,7 @@ def test_the_first_layer_of_a_model() -> None:
 
 
 class Wrong:
-    """A layer with the spec and the weights of another, and results of its own."""
+    """A layer with the spec and the weights of another, but its own results."""
 
     def __init__(self, module: Any, change: Callable[[Any, Any], Any]) -> None:
         self.module, self.change, self.spec = module, change, module.spec
@@ -185,7 +185,7 @@ def test_only_the_padding_differs() -> None:
     assert lines[0].endswith(", first at step 0 of sequence 3, which has 0 steps.")
 
 
-def test_a_nan() -> None:
+def test_a_nan_in_only_one_model_is_named() -> None:
     given = batch(LAYER).filled(np.nan)
     right = LAYER.build("numpy", seed=0)
     wrong = Wrong(right, lambda output, h_n: (output, np.where(np.arange(4)[:, None, None] == 2, np.nan, h_n)))
@@ -267,12 +267,12 @@ def test_a_model_that_changes_its_input() -> None:
         (lambda x, lengths: 1j * x, lambda x, lengths: 1j * x, "the gradients of complex numbers"),
     ],
 )
-def test_what_is_not_compared_is_said(a: Any, b: Any, words: str) -> None:
+def test_a_warning_names_what_is_not_compared(a: Any, b: Any, words: str) -> None:
     with pytest.warns(UserWarning, match=f"^not compared: {words}"):
         assert_same(a, b, batch(features=3))
 
 
-def test_gradients_that_only_one_has_are_said() -> None:
+def test_a_warning_names_gradients_that_only_one_model_has() -> None:
     torch = pytest.importorskip("torch")
 
     def of_torch(name: str) -> Any:

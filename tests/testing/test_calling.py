@@ -34,19 +34,19 @@ def with_a_mask_of_padding(x: Any, scale: float = 1, key_padding_mask: Any = Non
 
 
 def with_a_mask_of_attention_as_well(x: Any, mask: Any = None, src_key_padding_mask: Any = None) -> Any:
-    """As ``torch.nn.TransformerEncoder``, whose ``mask`` is of pairs of steps."""
+    """Like ``torch.nn.TransformerEncoder``, whose ``mask`` is over pairs of steps."""
     assert mask is None
     return src_key_padding_mask
 
 
 class WithForward:
-    """As a module of torch: called by an object's own, tells its arguments by another method."""
+    """Like a torch module: calling it forwards to a method, which has the argument names."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
 
     def forward(self, input: Any, input_lengths: Any = None, mask: Any = None) -> Any:
-        assert mask is None  # one way is enough
+        assert mask is None  # the lengths are enough
         return input_lengths
 
 
@@ -71,7 +71,7 @@ def test_a_function_gets_lengths_or_a_mask_by_name(model: Any, given: Batch, exp
     np.testing.assert_array_equal(call_model(model, given), expected, strict=True)
 
 
-def test_without_lengths_nothing_is_asked_for() -> None:
+def test_without_lengths_the_model_needs_no_argument_for_them() -> None:
     dense = replace(BATCH, seq_length=None)
     assert call_model(without, dense) is dense.input
 
@@ -81,7 +81,7 @@ def test_the_way_to_call_can_be_given() -> None:
     np.testing.assert_array_equal(found, BATCH.input + BATCH.lengths.sum())
 
 
-def test_what_a_model_does_not_take_is_an_error() -> None:
+def test_a_model_without_an_argument_for_lengths_is_an_error() -> None:
     with pytest.raises(ArgumentError, match=r"without has no argument with a known name .*: it has scale; give call="):
         call_model(without, BATCH)
     with pytest.raises(ArgumentError, match=r"batch: given with hx, expected a batch without: .*with_lengths has no"):
@@ -140,7 +140,7 @@ def test_a_layer_of_mindspore_gets_its_lengths() -> None:
     np.testing.assert_allclose(output.asnumpy(), expected, atol=1e-6)
 
 
-def test_the_layout_is_that_of_the_model() -> None:
+def test_a_batch_is_passed_in_the_layout_of_the_model() -> None:
     time_first = unirnn.GRUSpec(3, 4).build("numpy")
     given = in_layout_of(time_first, batch(features=3, with_resets=True))
     assert given.input.shape == (6, 4, 3)
@@ -151,7 +151,7 @@ def test_the_layout_is_that_of_the_model() -> None:
     assert in_layout_of(without, given) is given
 
 
-def test_what_is_no_batch_is_an_error() -> None:
+def test_an_invalid_batch_is_an_error() -> None:
     right = Batch([[[1.0], [2.0]]], [1])  # type: ignore[arg-type]
     assert right.padding.tolist() == [[False, True]]
     for arguments, words in (
@@ -174,7 +174,7 @@ def test_what_is_no_batch_is_an_error() -> None:
         assert_same(with_lengths, with_lengths, no_batch)
 
 
-def test_the_lengths_of_the_batch_stay() -> None:
+def test_a_model_cannot_change_the_lengths_of_the_batch() -> None:
     def changes(x: Any, lengths: Any) -> Any:
         lengths += 1
         return lengths

@@ -1,4 +1,4 @@
-"""Each usual mistake is recognised by the numbers that it gives, and nothing is named for other numbers."""
+"""Each common mistake is recognised by its numbers, and other numbers name no cause."""
 
 import functools
 from dataclasses import replace
@@ -62,12 +62,12 @@ def drawn(spec: RecurrentSpec, *, with_resets: bool = False) -> tuple[dict[str, 
 
 @functools.cache
 def recognised(spec: RecurrentSpec, with_resets: bool) -> dict[str, set[str]]:
-    """The mistakes in whose numbers each mistake is seen; none for one that changes nothing in this layer."""
+    """For each mistake, the mistakes recognised in its numbers; none if it changes nothing in this layer."""
     weights, given = drawn(spec, with_resets=with_resets)
     trial = trial_of(spec, weights, given)
     right = trial.run()
     candidates = {row.text: list(row.candidates(trial)) for row in hypotheses(spec, with_resets)}
-    assert len(candidates) == len(list(hypotheses(spec, with_resets)))  # no text twice
+    assert len(candidates) == len(list(hypotheses(spec, with_resets)))  # all texts differ
     found: dict[str, set[str]] = {}
     for text, own in candidates.items():
         found[text] = {
@@ -80,20 +80,20 @@ def recognised(spec: RecurrentSpec, with_resets: bool) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize(("spec", "with_resets"), SPECS, ids=str)
-def test_each_mistake_of_a_recurrent_layer_gives_numbers_of_its_own(spec: RecurrentSpec, with_resets: bool) -> None:
+def test_each_mistake_of_a_recurrent_layer_has_its_own_numbers(spec: RecurrentSpec, with_resets: bool) -> None:
     for text, found in recognised(spec, with_resets).items():
         assert found <= {text}, text
 
 
-def test_each_mistake_is_seen_in_some_layer() -> None:
-    """So that no row of the table is there for nothing."""
+def test_each_mistake_is_recognised_in_some_layer() -> None:
+    """Every row of the table is needed."""
     found = [recognised(spec, with_resets) for spec, with_resets in SPECS]
     for text in {text for rows in found for text in rows}:
         assert any(text in rows and rows[text] == {text} for rows in found), text
 
 
 @pytest.mark.parametrize("where", ["input", "state", "weight"])
-def test_nothing_is_said_of_nan(where: str) -> None:
+def test_nan_has_no_named_cause(where: str) -> None:
     spec = GRUSpec(3, 4, bidirectional=True)
     weights, given = drawn(spec)
     if where == "weight":
@@ -220,7 +220,7 @@ def test_the_numbers_themselves_show_a_mistake(change: Any, expected: str) -> No
     assert recurrent_cause(spec, weights, given, output, state, TOLERANCE) == expected
 
 
-def test_dropout_between_layers_is_suspected_where_there_may_be_some() -> None:
+def test_dropout_between_layers_is_suspected_if_the_spec_has_it() -> None:
     for dropout, expected in ((0.0, None), (0.5, "the first layer is right and those above it are not, as by dropout")):
         spec = GRUSpec(3, 4, 2, dropout=dropout)
         weights, given = drawn(spec)

@@ -1,4 +1,4 @@
-"""The members of a backend that take any model of its framework: gradients, hooks, modes and seeds."""
+"""The backend methods that take any model of the framework: gradients, hooks, modes and seeds."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def torch_model() -> Any:
 
 
 def mindspore_model() -> Any:
-    """The same of MindSpore's."""
+    """The same model of MindSpore's own layers."""
     ms = pytest.importorskip("mindspore")
     nn = ms.nn
 
@@ -54,7 +54,7 @@ FACTOR = np.array([2.0, 0.5, 1.0, -1.0], np.float32)
 
 @MODELS
 def test_gradients_of_a_function_of_any_model(make: Any) -> None:
-    """Of integers as well as floats; a weight that is frozen has none, and one of no influence has zeros."""
+    """Inputs may be integers or floats. A frozen weight has no gradient; a weight without influence has zeros."""
     model = make()
     framework = framework_of(model)
     framework.set_training(model, False)
@@ -80,8 +80,8 @@ def test_gradients_of_a_function_of_any_model(make: Any) -> None:
 
 
 @MODELS
-def test_what_each_layer_returned(make: Any) -> None:
-    """In the order of the run, with copies: the ReLU in place writes over what the linear layer returned."""
+def test_hooks_record_what_each_layer_returned(make: Any) -> None:
+    """Outputs come in the order of the run, as copies: the in-place ReLU overwrites the linear layer's output."""
     model = make()
     framework = framework_of(model)
     framework.set_training(model, False)
@@ -131,7 +131,7 @@ def test_seeds_of_mindspore() -> None:
     np.testing.assert_array_equal(*found)
 
 
-def test_what_has_no_gradients() -> None:
+def test_asking_numpy_for_gradients_of_a_function_is_refused() -> None:
     for framework in (framework_of(lambda x: x), framework_of(unirnn.GRUSpec(3, 4).build("numpy"))):
         with pytest.raises(errors.LimitError, match="numpy has no gradients of functions"):
             framework.gradient(np.sum, [FACTOR])

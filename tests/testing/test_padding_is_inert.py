@@ -1,4 +1,4 @@
-"""Right models pass, and of wrong ones the message says what moved, which layer moved it, and why."""
+"""Right models pass; for wrong ones, the message says what moved, in which layer, and why."""
 
 import random
 import re
@@ -42,7 +42,7 @@ def multiplied_mask(x: Any, lengths: Any) -> Any:
 
 
 def nested(x: Any, lengths: Any) -> Any:
-    """Padding as it likes, in a dict of tuples; integers; a number; and two axes of steps."""
+    """Results with arbitrary padding, in nested containers, with integers, a number, and two axes of steps."""
     scores = np.einsum("btf,bsf->bts", x, x)
     pooled = masked_mean(x, lengths)
     return {
@@ -55,7 +55,7 @@ def nested(x: Any, lengths: Any) -> Any:
 
 
 def strided(x: Any, lengths: Any) -> Any:
-    """Every third step, where all three are valid; time first."""
+    """The sums of three steps each, time first."""
     steps = x.shape[1] // 3
     return x[:, : 3 * steps].reshape(len(x), steps, 3, x.shape[-1]).sum(2).swapaxes(0, 1)
 
@@ -80,8 +80,8 @@ def last(x: Any, lengths: Any) -> Any:
     return x[np.arange(len(x)), np.asarray(lengths) - 1]
 
 
-class Keeps:
-    """A state from call to call."""
+class Stateful:
+    """A model that keeps a state from call to call."""
 
     state = 0.0
 
@@ -91,7 +91,7 @@ class Keeps:
 
 
 class Noise:
-    """Dropout whose generator no seed of NumPy determines; it is a part of the object, so that a copy has it too."""
+    """Dropout with a generator of its own, which no NumPy seed sets, but which a copy of the object copies."""
 
     training = False
 
@@ -121,7 +121,7 @@ RIGHT: dict[str, tuple[Any, Batch]] = {
 
 
 @pytest.mark.parametrize(("model", "given"), RIGHT.values(), ids=RIGHT.keys())
-def test_right_functions(model: Any, given: Batch) -> None:
+def test_right_functions_pass(model: Any, given: Batch) -> None:
     padding_is_inert(model, given, nan=model is not RIGHT["negative zero"][0])
 
 
@@ -154,19 +154,19 @@ WRONG: dict[str, tuple[Any, Batch, list[str]]] = {
 
 
 @pytest.mark.parametrize(("model", "given", "words"), WRONG.values(), ids=WRONG.keys())
-def test_wrong_functions(model: Any, given: Batch, words: list[str]) -> None:
+def test_wrong_functions_are_found(model: Any, given: Batch, words: list[str]) -> None:
     assert_found(model, given, words)
 
 
 def assert_found(model: Any, given: Batch, words: list[str], **arguments: Any) -> None:
-    """All of the patterns are in the message."""
+    """Check that the message contains all patterns."""
     with pytest.raises(AssertionError) as raised:
         padding_is_inert(model, given, **arguments)
     for pattern in words:
         assert re.search(pattern, str(raised.value), re.MULTILINE), f"{pattern}\n{raised.value}"
 
 
-def test_tokens() -> None:
+def test_a_model_of_tokens_is_checked() -> None:
     table = np.random.default_rng(0).standard_normal((7, 4))
     padding_is_inert(lambda tokens, lengths: masked_mean(table[tokens], lengths), TOKENS)
     assert_found(lambda tokens, lengths: table[tokens].max(1), TOKENS, ["token 6 is in the padding|token 6"])
@@ -176,7 +176,7 @@ def test_tokens() -> None:
     ("model", "given", "words"),
     [
         (masked_mean, replace(BATCH, seq_length=np.full(4, 6)), r"^batch: all of its sequences have T steps"),
-        (Keeps(), BATCH, None),  # a copy each time: the state is not kept
+        (Stateful(), BATCH, None),  # each run uses a copy, so the state does not carry over
         (
             lambda x, lengths: x + np.random.default_rng().random(),
             BATCH,
@@ -185,7 +185,7 @@ def test_tokens() -> None:
         (lambda x: x, BATCH, r"^call: not given"),
     ],
 )
-def test_what_can_not_be_checked(model: Any, given: Batch, words: str | None) -> None:
+def test_models_that_cannot_be_checked_are_refused(model: Any, given: Batch, words: str | None) -> None:
     if words is None:
         padding_is_inert(model, given)
         return
@@ -215,13 +215,13 @@ NOT_CHECKED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("model", "words"), NOT_CHECKED.values(), ids=NOT_CHECKED.keys())
-def test_what_is_not_checked_is_said(model: Any, words: str) -> None:
+def test_a_warning_names_what_is_not_checked(model: Any, words: str) -> None:
     with pytest.warns(UserWarning, match=f"^not checked, since {words}"):
         padding_is_inert(model, BATCH)
     assert_found(lambda x, lengths: (model(x, lengths), x.max()), BATCH, [f"not checked, since {words}"])
 
 
-def test_models_that_return_nothing_to_check() -> None:
+def test_models_without_arrays_to_check_are_refused() -> None:
     for nothing in (None, object(), []):
         with pytest.raises(ArgumentError, match=r"which returns .*, expected arrays"):
             padding_is_inert(lambda x, lengths, own=nothing: own, BATCH)
@@ -232,7 +232,7 @@ def test_models_that_return_nothing_to_check() -> None:
             padding_is_inert(wrong, BATCH)
 
 
-def test_generators_of_random_numbers_are_as_before() -> None:
+def test_generators_of_random_numbers_are_restored() -> None:
     before = random.getstate(), str(np.random.get_state())
     padding_is_inert(masked_mean, BATCH)
     assert (random.getstate(), str(np.random.get_state())) == before
@@ -242,7 +242,7 @@ def test_generators_of_random_numbers_are_as_before() -> None:
 
 
 def torch_model(**options: Any) -> Any:
-    """A model of torch's layers, right or wrong by the options."""
+    """A model of torch's layers; the options decide whether it is right."""
     torch = pytest.importorskip("torch")
     nn, rnn = torch.nn, torch.nn.utils.rnn
 
@@ -291,16 +291,16 @@ def torch_model(**options: Any) -> Any:
 TORCH_RIGHT: list[dict[str, Any]] = [
     {"bidirectional": True, "num_layers": 2, "dropout": 0.4},
     {"kind": "LSTM", "pool": "masked mean", "norm": "dropout"},
-    {"packed": False, "pool": "last"},  # its gradients are right for finite numbers
-    {"norm": "strided"},  # and these, too
+    {"packed": False, "pool": "last"},  # right for finite numbers
+    {"norm": "strided"},  # likewise
     {"bidirectional": True, "pool": "attention"},
 ]
 
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("options", TORCH_RIGHT, ids=str)
-def test_right_models_of_torch(options: dict[str, Any]) -> None:
-    """Nothing of the model is changed: neither a weight nor a mode nor a statistic."""
+def test_right_models_of_torch_pass_unchanged(options: dict[str, Any]) -> None:
+    """The check changes no weight, no mode and no statistic of the model."""
     model = torch_model(**options)
     model.rnn.eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -312,7 +312,7 @@ def test_right_models_of_torch(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_module_of_torch_is_left_as_it_was(fails: bool) -> None:
-    """Also one that replaces its buffers, changes weights, modes and what is trained, and that raises an error."""
+    """The module replaces buffers, changes weights, modes and requires_grad, and raises an error."""
     torch = pytest.importorskip("torch")
 
     class Changes(torch.nn.Module):  # type: ignore[name-defined, misc]
@@ -401,12 +401,12 @@ TORCH_WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("options", "words"), TORCH_WRONG.values(), ids=TORCH_WRONG.keys())
-def test_wrong_models_of_torch(options: dict[str, Any], words: list[str]) -> None:
+def test_wrong_models_of_torch_are_found(options: dict[str, Any], words: list[str]) -> None:
     assert_found(torch_model(**options), BATCH, words)
 
 
 def test_only_the_gradient_of_a_weight_sees_nan() -> None:
-    """A linear layer that computes the padding too is right for all numbers."""
+    """A linear layer that also computes the padding is right for all finite numbers."""
     torch = pytest.importorskip("torch")
 
     class Projected(torch.nn.Module):  # type: ignore[name-defined, misc]
@@ -431,7 +431,7 @@ def test_batch_norm_in_evaluation_alone() -> None:
 
 
 def test_a_model_that_takes_one_size_only() -> None:
-    """What can't be run is said, if anything is wrong; a call says how a model is called."""
+    """If anything is wrong, the message also says which checks could not run."""
     torch = pytest.importorskip("torch")
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(18, 2)).double()
     words = [
@@ -474,8 +474,8 @@ def mindspore_model(**options: Any) -> Any:
 FLOATS = batch(features=3, min_length=1)
 
 
-def test_a_right_model_of_mindspore() -> None:
-    """Its own dropout draws other numbers each time, whatever the seed is: it is switched off, and on again."""
+def test_a_right_model_of_mindspore_passes() -> None:
+    """MindSpore's dropout ignores the seed, so the check switches it off and on again."""
     model = mindspore_model(pool="mean", bidirectional=True)
     model.set_train(True)
     padding_is_inert(model, FLOATS, nan=False)
@@ -495,7 +495,7 @@ MINDSPORE_WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize(("options", "words"), MINDSPORE_WRONG.values(), ids=MINDSPORE_WRONG.keys())
-def test_wrong_models_of_mindspore(options: dict[str, Any], words: list[str]) -> None:
+def test_wrong_models_of_mindspore_are_found(options: dict[str, Any], words: list[str]) -> None:
     assert_found(mindspore_model(**options), FLOATS, words)
 
 
@@ -522,7 +522,7 @@ def test_modules_of_unirnn(name: str, given: Batch) -> None:
 
 
 def test_gradients_without_autodiff_are_checked() -> None:
-    """Of a module of NumPy whose ``vjp`` is wrong."""
+    """The check finds a NumPy module whose ``vjp`` is wrong."""
     module = unirnn.GRUSpec(3, 4).build("numpy", seed=0)
     right: Callable[..., Any] = type(module).vjp
 

@@ -29,7 +29,7 @@ MARKED = "import pytest\n@pytest.mark.rnn_backend({})\n" + TEST
 
 @pytest.fixture(autouse=True, scope="module")
 def _frameworks_stay_imported() -> None:
-    """What is imported within a run of pytester is forgotten after it, and no framework can be imported twice."""
+    """Keep frameworks imported: pytester forgets imports after a run, and frameworks can't be imported twice."""
     for name in registry.backends():
         with suppress(BackendError):
             registry.load(name)
@@ -37,7 +37,7 @@ def _frameworks_stay_imported() -> None:
 
 @pytest.fixture
 def absent(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of a backend that is registered, and whose framework is not installed."""
+    """The name of a registered backend whose framework is not installed."""
     folder = tmp_path_factory.mktemp("absent")
     modules = {"unirnn_absent.py": "import a_framework_that_nobody_has\n"}
     write_distribution(folder, "unirnn-absent", "[unirnn.backends]\nabsent = unirnn_absent:backend\n", modules)
@@ -46,7 +46,7 @@ def absent(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
 
 
 def run(pytester: pytest.Pytester, code: str, *options: str) -> dict[str, str]:
-    """The tests of a file, and how they end: the reason, if they are skipped."""
+    """The outcome of each test in a file; for a skipped test, the reason."""
     pytester.makepyfile(code)
     found = {}
     for report in pytester.inline_run("-p", "no:cacheprovider", *options).getreports("pytest_runtest_logreport"):
@@ -86,13 +86,13 @@ def run(pytester: pytest.Pytester, code: str, *options: str) -> dict[str, str]:
         ),
     ],
 )
-def test_what_a_test_runs_for(pytester: pytest.Pytester, code: str, options: str, expected: list[str]) -> None:
+def test_the_backends_that_a_test_runs_for(
+    pytester: pytest.Pytester, code: str, options: str, expected: list[str]
+) -> None:
     assert run(pytester, code, *options.split()) == {f"test_it[{name}]": "passed" for name in expected}
 
 
-def test_by_default_it_runs_for_all_that_are_installed_and_need_no_option(
-    pytester: pytest.Pytester, absent: str
-) -> None:
+def test_by_default_a_test_runs_for_every_installed_backend(pytester: pytest.Pytester, absent: str) -> None:
     installed = [one.name for one in subjects(["all"]) if isinstance(one, Subject)]
     assert "numpy" in installed
     assert absent not in installed
@@ -129,7 +129,9 @@ NOT_INSTALLED = "backend 'absent' needs a_framework_that_nobody_has, which is no
     ],
 )
 @pytest.mark.usefixtures("absent")
-def test_what_is_skipped_says_why(pytester: pytest.Pytester, code: str, options: str, name: str, reason: str) -> None:
+def test_a_skipped_test_gives_the_reason(
+    pytester: pytest.Pytester, code: str, options: str, name: str, reason: str
+) -> None:
     assert run(pytester, code, *options.split())[f"test_it[{name}]"].startswith(f"Skipped: {reason}")
 
 
@@ -174,7 +176,7 @@ def test_what_is_skipped_says_why(pytester: pytest.Pytester, code: str, options:
     ],
 )
 @pytest.mark.usefixtures("absent")
-def test_what_cannot_be_understood_is_an_error_before_any_test_runs(
+def test_a_wrong_option_is_an_error_before_any_test_runs(
     pytester: pytest.Pytester, code: str, options: str, message: str
 ) -> None:
     pytester.makepyfile(code)
@@ -198,7 +200,7 @@ def test_it(request):
 """
 
 
-def test_what_cannot_run_for_each_backend_says_so(pytester: pytest.Pytester) -> None:
+def test_a_test_that_cannot_run_for_each_backend_says_so(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(FOR_EACH)
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "--rnn-backends=numpy")
     result.assert_outcomes(failed=1, errors=1)
@@ -206,7 +208,7 @@ def test_what_cannot_run_for_each_backend_says_so(pytester: pytest.Pytester) -> 
 
 
 class OfLSTMs(NumpyBackend):
-    """It has LSTMs only, of one dtype, and an option that it knows no kernels of."""
+    """A backend with LSTMs only, in one dtype, and without kernels."""
 
     name = "of_lstms"
     support = replace(NumpyBackend.support, who="of_lstms", kinds=("LSTM",), dtypes=("float32",))
@@ -216,7 +218,7 @@ class OfLSTMs(NumpyBackend):
 
 
 class Broken(NumpyBackend):
-    """Its framework is there, and its driver is not."""
+    """A backend with its framework, but without a working driver."""
 
     name = "broken"
 
@@ -309,7 +311,7 @@ def test_the_tests_of_the_page_pass(pytester: pytest.Pytester) -> None:
     assert len(found) == 5
 
 
-def test_it_imports_nothing_heavy_unless_a_test_has_the_fixture(tmp_path: Path) -> None:
+def test_the_plugin_imports_nothing_heavy_unless_a_test_has_the_fixture(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
         "import sys\n\ndef test_it():\n    assert 'unirnn_pytest' in sys.modules\n"
         "    assert not {'numpy', 'unirnn', 'torch', 'hypothesis.strategies'} & set(sys.modules)\n"

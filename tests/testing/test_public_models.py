@@ -1,6 +1,6 @@
 """What `padding_is_inert` finds in well-known models with recurrent layers, written after their papers.
 
-They are small, and treat padded batches as the papers' code, or the most common code for them, does.
+They are small, and treat padded batches like the papers' code or the most common implementation.
 """
 
 import re
@@ -21,7 +21,7 @@ TOKENS = batch(num_tokens=9, min_length=1, steps=6, batch_size=3)
 
 
 def packed(rnn: Any, x: Any, lengths: Any) -> tuple[Any, Any]:
-    """A layer over packed sequences, and its output padded again."""
+    """Run a layer over packed sequences, and pad its output again."""
     output, state = rnn(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
     return pad_packed_sequence(output, batch_first=True, total_length=x.shape[1])[0], state
 
@@ -199,7 +199,7 @@ class HAN(nn.Module):
 
 class AWDLSTM(nn.Module):
     """Merity, Keskar and Socher 2018: a language model with locked dropout, which returns its states for the next
-    batch. It reads forward only, so padding can't reach valid steps; the states it can.
+    batch. It reads forward only, so padding can reach the states, but not valid steps.
     """
 
     def __init__(self, with_states: bool) -> None:
@@ -221,8 +221,8 @@ class AWDLSTM(nn.Module):
 
 
 class DrQA(nn.Module):
-    """Chen et al. 2017: stacked layers, whose outputs are put side by side. In training, DrQA's reader takes the faster
-    way by default, which ignores padding; here in both modes.
+    """Chen et al. 2017: stacked layers, whose outputs are put side by side. In training, DrQA's reader by default
+    takes a faster way that ignores padding; here it does so in both modes.
     """
 
     def __init__(self, right: bool) -> None:
@@ -367,7 +367,7 @@ def made(make: Any) -> tuple[Any, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("make", "given", "words"), FOUND.values(), ids=FOUND.keys())
-def test_what_is_found(make: Any, given: Batch, words: list[str]) -> None:
+def test_the_mistakes_of_a_model_are_found(make: Any, given: Batch, words: list[str]) -> None:
     model, arguments = made(make)
     with pytest.raises(AssertionError) as raised:
         padding_is_inert(model, given, **arguments)
@@ -376,6 +376,6 @@ def test_what_is_found(make: Any, given: Batch, words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("make", "given"), INERT.values(), ids=INERT.keys())
-def test_where_nothing_is_found(make: Any, given: Batch) -> None:
+def test_models_without_mistakes_pass(make: Any, given: Batch) -> None:
     model, arguments = made(make)
     padding_is_inert(model, given, **arguments)

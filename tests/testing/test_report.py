@@ -1,4 +1,4 @@
-"""The command that runs the conformance suite: its table, strict limits, borrowed gradients, and its status."""
+"""The command that runs the conformance suite: its table, strict limits, borrowed gradients, and exit status."""
 
 import importlib.util
 import os
@@ -29,7 +29,7 @@ backend = Mine()
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where a user works: with a configuration and a conftest that no test would survive, and with the backend."""
+    """A user's working folder: the backend, and a configuration and a conftest that would break any test."""
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --no-such-option\n")
     (tmp_path / "conftest.py").write_text("raise RuntimeError('not for the suite')\n")
     write_distribution(tmp_path, "mine", "[unirnn.backends]\nmine = mine:backend\n", {"mine.py": MINE})
@@ -60,7 +60,7 @@ def test_a_backend_that_keeps_its_promises(folder: Path) -> None:
     assert sorted(folder.rglob("*")) == before  # nothing is written
 
 
-def test_a_limit_that_works_and_borrowed_gradients(folder: Path) -> None:
+def test_a_limit_that_works_and_borrowed_gradients_are_reported(folder: Path) -> None:
     tests = "borrowed or projected-resets or projected-huge or of_a_step or (float16 and LSTM)"
     found = run(folder, "mine", "-k", tests)
     assert found.returncode == 1, found.stdout + found.stderr
@@ -81,7 +81,9 @@ def test_a_limit_that_works_and_borrowed_gradients(folder: Path) -> None:
         ("array_api", "array_api needs the option namespace"),
     ],
 )
-def test_what_cannot_be_tested_is_one_line(name: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_backend_that_cannot_be_tested_is_an_error_in_one_line(
+    name: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([name]) == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -89,7 +91,7 @@ def test_what_cannot_be_tested_is_one_line(name: str, words: str, capsys: pytest
     assert said.err.count("\n") == 1
 
 
-def test_nothing_tested_is_no_success(folder: Path) -> None:
+def test_a_run_without_tests_fails(folder: Path) -> None:
     found = run(folder, "numpy", "-k", "no_such_test")
     assert found.returncode == 1
     assert "Tests: none" in found.stdout

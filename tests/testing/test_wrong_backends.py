@@ -20,7 +20,7 @@ NAME = Handmade.name
 
 
 class Reports:
-    """A plugin of pytest that keeps what the tests reported."""
+    """A pytest plugin that collects the reports of the tests."""
 
     def __init__(self) -> None:
         self.found: list[pytest.TestReport] = []
@@ -42,8 +42,8 @@ def run_suite(*tests: str) -> list[pytest.TestReport]:
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Backend], None]:
-    """A function that registers a backend, as if its distribution were installed."""
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # no plugin but that of unirnn, to save time
+    """Return a function that registers a backend as if its distribution were installed."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # load only the plugin of unirnn, to save time
     entry = metadata.EntryPoint(NAME, "wrong_backends:Handmade", registry.GROUP)
     entries = {**registry._entry_points(), NAME: entry}
     monkeypatch.setattr(registry, "_entry_points", lambda: entries)

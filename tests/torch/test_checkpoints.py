@@ -1,4 +1,4 @@
-"""PyTorch's files: checkpoints are read without running anything in them, and ours are loaded by torch."""
+"""PyTorch's files: checkpoints are read without running anything in them, and torch loads ours."""
 
 import argparse
 import io
@@ -23,7 +23,7 @@ import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, files
 from unirnn.errors import ArgumentError, DTypeError, FileError, SpecError, UnirnnError
 
-# The files of these tests do not say batch_first; what is done then is tested in test_snapshots.py.
+# The files of these tests do not say batch_first; test_snapshots.py tests the warning about that.
 pytestmark = pytest.mark.filterwarnings("ignore::unirnn.errors.AssumptionWarning")
 
 GRU = GRUSpec(2, 3)
@@ -50,7 +50,7 @@ def tensors(prefix: str = "") -> dict[str, torch.Tensor]:
     return {prefix + name: tensor for name, tensor in layer_of(GRU).state_dict().items()}
 
 
-# ---- ours, in torch ------------------------------------------------------------------------------
+# ---- torch loads ours ----------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
@@ -115,10 +115,10 @@ def test_bfloat16_is_read_as_float32(tmp_path: Path, zipped: bool) -> None:
     assert files.contents(path).layers[""].num_bytes == 4 * GRU.num_weights
 
 
-def test_what_is_no_float_tensor_is_left_out(tmp_path: Path) -> None:
+def test_tensors_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, of sparse tensors and quantised ones
+        warnings.simplefilter("ignore")  # from torch, about sparse and quantised tensors
         quantised = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
         others = {
             "a.weight_ih_l0": torch.ones(9, 2).to_sparse(),
@@ -142,7 +142,7 @@ def test_what_is_no_float_tensor_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_tensor_that_is_to_be_negated_is_left_out(tmp_path: Path) -> None:
-    negated = torch.view_as_complex(torch.ones(9, 3, 2)).conj().imag  # torch computes it when it is used
+    negated = torch.view_as_complex(torch.ones(9, 3, 2)).conj().imag  # torch negates it when it is used
     save(tensors() | {"weight_hh_l0": negated}, tmp_path / "a.pt")
     assert "weight_hh_l0" not in files.contents(tmp_path / "a.pt").arrays
 
@@ -187,7 +187,7 @@ def test_several_layers_need_a_prefix(tmp_path: Path) -> None:
 
 
 class Model(torch.nn.Module):
-    """A model with everything that may be in a module."""
+    """A model with everything that a module may hold."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -247,11 +247,11 @@ def test_all_tensors_are_read_as_torch_reads_them(tmp_path: Path, writer: str) -
 
 
 class Own(torch.nn.RNN):
-    """What it computes can't be seen in a file."""
+    """A subclass, whose computation a file does not show."""
 
 
 @each_layout
-def test_a_whole_module_says_what_names_and_shapes_do_not(tmp_path: Path, zipped: bool) -> None:
+def test_a_whole_module_also_says_its_options(tmp_path: Path, zipped: bool) -> None:
     encoder = torch.nn.RNN(2, 3, 2, nonlinearity="relu", batch_first=True, dropout=0.5)
     head = torch.nn.LSTM(3, 4, proj_size=2)
     model = torch.nn.ModuleDict({"encoder": encoder, "heads": torch.nn.ModuleList([head])})
@@ -275,7 +275,7 @@ def test_a_whole_module_says_what_names_and_shapes_do_not(tmp_path: Path, zipped
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "data").glob("torch_*")), ids=lambda p: p.name)
-def test_the_files_that_are_read_without_torch_are_those_of_torch(path: Path) -> None:
+def test_torch_and_unirnn_read_the_same_from_a_file(path: Path) -> None:
     if path.suffix == ".jit":
         loaded = torch.jit.load(path).state_dict()  # type: ignore[no-untyped-call]
     elif path.suffix:
@@ -287,7 +287,7 @@ def test_the_files_that_are_read_without_torch_are_those_of_torch(path: Path) ->
     assert Snapshot(GRU, weights) == files.load(path)
 
 
-# ---- ours, written -------------------------------------------------------------------------------
+# ---- checkpoints that unirnn writes --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth"])
@@ -306,21 +306,21 @@ def test_torch_loads_a_checkpoint_of_ours(tmp_path: Path, suffix: str) -> None:
         module = model.build("torch", seed=1)
         module.load_state_dict(loaded, strict=True)
         assert unirnn.snapshot(module) == snapshot
-        # The weight that is tied is stored once.
+        # The tied weight is stored once.
         assert loaded["head.weight"].data_ptr() == loaded["embedding.weight"].data_ptr()
 
 
-# ---- hostile ones --------------------------------------------------------------------------------
+# ---- hostile files -------------------------------------------------------------------------------
 
 
-def test_weights_that_share_one_storage_are_not_all_copied(tmp_path: Path) -> None:
+def test_many_weights_that_share_one_storage_are_refused(tmp_path: Path) -> None:
     path, shared = tmp_path / "a.pt", torch.zeros(768, 256)
     save({f"weight_{kind}_l{layer}": shared for layer in range(50) for kind in ("ih", "hh")}, path)
     words = r"its weights share their memory, .* at most 16777216 are read from a file"
     with pytest.raises(FileError, match=words), limited_memory(20 << 20):
         files.load(path)
     save({f"weight_{kind}_l{layer}": shared for layer in range(4) for kind in ("ih", "hh")}, path)
-    assert files.load(path).spec == GRUSpec(256, 256, 4, bias=False)  # a few may share theirs
+    assert files.load(path).spec == GRUSpec(256, 256, 4, bias=False)  # a few weights may share a storage
 
 
 class Runs:
@@ -337,12 +337,12 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path, zipped: bool) -> None:
     save(tensors() | {"code": Runs(marker)}, path, zipped)
     assert files.load(path) == snapshot_of(GRU)
     assert not marker.exists()
-    torch.load(path, weights_only=False)  # it is such a file: torch runs what is in it, where it is told to trust it
+    torch.load(path, weights_only=False)  # torch runs the code in the file when told to trust it
     assert marker.exists()
 
 
 def rezipped(path: Path, change: Callable[[bytes], bytes], method: int = zipfile.ZIP_STORED) -> None:
-    """Change the pickle in a file; checksums are right again."""
+    """Change the pickle in a file, with correct checksums."""
     with zipfile.ZipFile(path) as archive:
         records = [(name, archive.read(name)) for name in archive.namelist()]
     with zipfile.ZipFile(path, "w", method) as archive:
@@ -351,7 +351,7 @@ def rezipped(path: Path, change: Callable[[bytes], bytes], method: int = zipfile
 
 
 def lie(numbers: int | None = None, rows: int | None = None) -> Callable[[bytes], bytes]:
-    """Say something else of the first tensor, `(9, 2)`: how many numbers are stored, how many rows it has."""
+    """Claim another number of stored elements, or of rows, for the first tensor, which is `(9, 2)`."""
 
     def change(data: bytes) -> bytes:
         stored = data.index(b"K\x12", data.index(b"cpu"))  # the integer 18
@@ -366,7 +366,7 @@ def lie(numbers: int | None = None, rows: int | None = None) -> Callable[[bytes]
 
 
 def call(what: str) -> Callable[[bytes], bytes]:
-    """Another pickle: one that calls something with 2**30."""
+    """Replace the pickle by one that calls something with 2**30."""
     return lambda data: f"\x80\x02c{what}\n".encode("latin-1") + b"J\x00\x00\x00\x40\x85R."
 
 
@@ -391,7 +391,7 @@ def mapping(data: bytes) -> Callable[[bytes], bytes]:
         lambda data: data[:-20],
     ],
 )
-def test_claims_that_no_byte_backs(tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+def test_false_claims_about_sizes_are_harmless(tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "a.pt"
     save(tensors(), path)
     assert files.load(path) == snapshot_of(GRU)
@@ -401,7 +401,7 @@ def test_claims_that_no_byte_backs(tmp_path: Path, change: Callable[[bytes], byt
         found = files.load(path)
     except UnirnnError:
         found = None
-    assert found is None or found == snapshot_of(GRU)  # a storage said to be larger, of which no more is used
+    assert found is None or found == snapshot_of(GRU)  # a storage may claim to be larger if the rest is unused
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB; the least of them claims 2 GiB
 
 
@@ -420,7 +420,7 @@ def test_compressed_records_are_refused(tmp_path: Path) -> None:
         files.load(path)
 
 
-def test_a_name_that_occurs_twice(tmp_path: Path) -> None:
+def test_a_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     save({"a": tensors(), "a.weight_ih_l0": torch.ones(9, 2)}, path)
     with pytest.raises(FileError, match=r"'a\.weight_ih_l0' occurs twice"):
@@ -452,7 +452,7 @@ for at in range(0, len(whole), 5):
 
 
 @each_layout
-def test_no_inverted_byte_ends_the_process(tmp_path: Path, zipped: bool) -> None:
+def test_no_inverted_byte_crashes_the_process(tmp_path: Path, zipped: bool) -> None:
     (tmp_path / "whole.pt").write_bytes(whole_file(zipped))
     done = subprocess.run([sys.executable, "-c", FLIPS, str(tmp_path)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""In more than one process, and in several replicas, a module gives what it gives alone on the whole batch."""
+"""In several processes or replicas, a module gives the same results as alone on the whole batch."""
 
 import re
 import subprocess
@@ -25,7 +25,7 @@ from unirnn.contract.call import join_state
 from unirnn.errors import ArgumentError
 from unirnn.state import from_batch_major, to_batch_major
 
-# torch's own word about its own computation
+# a warning of torch about its own computation
 PROJECTIONS = "LSTM with projections is not supported with oneDNN"
 pytestmark = [pytest.mark.filterwarnings(f"ignore:{PROJECTIONS}:UserWarning"), pytest.mark.usefixtures("one_thread")]
 
@@ -75,7 +75,7 @@ def batch(spec: RecurrentSpec, lengths: list[int]) -> tuple[Tensor, tuple[Tensor
 def shard(
     spec: RecurrentSpec, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor, rank: int
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-    """Every second sequence; the state's batch is its second axis whatever ``batch_first`` says."""
+    """Every second sequence; the batch is the state's second axis, whatever ``batch_first`` says."""
     mine = slice(rank, None, WORLD_SIZE)
     return x[mine] if spec.batch_first else x[:, mine], tuple(part[:, mine] for part in state), lengths[mine]
 
@@ -93,7 +93,7 @@ def total(parts: Iterable[Tensor]) -> Any:
 def train(
     module: nn.Module, spec: RecurrentSpec, lengths: list[int], rank: int | None = None
 ) -> dict[str, Tensor | None]:
-    """Train a little, on the shard of a process or on all; return the last gradients."""
+    """Train a little, on one process's shard or on everything; return the last gradients."""
     x, state, ns = batch(spec, lengths)
     scale = 1
     if rank is not None:
@@ -141,10 +141,10 @@ def train_model(net: nn.Module, rank: int | None) -> dict[str, Tensor]:
 
 
 def work(rank: int, folder: Path) -> None:
-    """One of the processes: all that the tests look at, in one start of the interpreter."""
+    """Run everything that the tests need in one of the processes, to start the interpreter once."""
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", PROJECTIONS, UserWarning)
-    # fully_shard says so of any output that is a view, as those of torch.nn.LSTM with batch_first are too
+    # fully_shard warns of any output that is a view, also of torch.nn.LSTM's with batch_first
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=WORLD_SIZE)
@@ -152,7 +152,7 @@ def work(rank: int, folder: Path) -> None:
     for engine in ENGINES:
         for spec in SPECS:
             for case, lengths in LENGTHS.items():
-                # DDP begins with the weights of the first process, FSDP with each process's own part
+                # DDP starts from the weights of the first process, FSDP from each process's own part
                 seed = rank if engine is ddp else 0
                 module = engine(spec.build("torch", seed=seed))
                 gradients = train(module, spec, lengths, rank)
@@ -160,7 +160,7 @@ def work(rank: int, folder: Path) -> None:
                 if engine is ddp:
                     weights = {n: torch.from_numpy(w) for n, w in unirnn.snapshot(module.module).to("torch").items()}
                 else:
-                    gradients = {}  # of parts of parameters
+                    gradients = {}  # they are gradients of sharded parameters
                     if engine is fsdp:
                         with pytest.raises(ArgumentError, match="sharded over processes, expected whole ones; gather"):
                             unirnn.snapshot(module)
@@ -220,7 +220,7 @@ class BatchMajor(nn.Module):
 
 
 def replicate(network: Any, count: int) -> list[nn.Module]:
-    """What ``torch.nn.parallel.replicate`` does, which takes GPUs only: a clone stands for the copy to another."""
+    """Like ``torch.nn.parallel.replicate``, which needs GPUs: a clone stands for the copy on another GPU."""
     replicas = []
     for _ in range(count):
         copies = {module: module._replicate_for_data_parallel() for module in network.modules()}
@@ -228,7 +228,7 @@ def replicate(network: Any, count: int) -> list[nn.Module]:
             for name, child in module.named_children():
                 setattr(copied, name, copies[child])
             for name, parameter in module.named_parameters(recurse=False):
-                setattr(copied, name, parameter.clone())  # no leaf, and so a plain attribute of the replica
+                setattr(copied, name, parameter.clone())  # not a leaf, so a plain attribute of the replica
         replicas.append(copies[network])
     return replicas
 
@@ -246,7 +246,7 @@ def test_replicas_have_the_outputs_and_the_gradients_of_the_module(spec: Recurre
     replicas = replicate(module, 2)
     assert not any(list(replica.parameters()) for replica in replicas)
     halves = zip(x.chunk(2), zip(*(part.chunk(2) for part in arguments[1]), strict=True), ns.chunk(2), strict=True)
-    with ThreadPoolExecutor(2) as threads:  # a thread for each, as there
+    with ThreadPoolExecutor(2) as threads:  # one thread for each replica, as in DataParallel
         results = list(threads.map(lambda replica, half: replica(*half), replicas, halves))
     joined = tuple(torch.cat(parts) for parts in zip(*results, strict=True))
     torch.testing.assert_close(joined, whole)
@@ -257,7 +257,7 @@ def test_replicas_have_the_outputs_and_the_gradients_of_the_module(spec: Recurre
 @each
 def test_data_parallel_without_a_gpu_is_the_module(spec: RecurrentSpec) -> None:
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("needs a machine without a GPU")
     module = spec.build("torch", seed=0)
     x, state, ns = batch(spec, LENGTHS["ragged"])
     actual = nn.DataParallel(module)(x, join_state(state), seq_length=ns)

@@ -1,4 +1,4 @@
-"""What only a GPU shows, collected where torch sees one; the conformance suite has it as one more subject."""
+"""Tests that need a GPU, collected only where torch sees one. The conformance suite tests the numbers there."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +32,7 @@ TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 
 @pytest.fixture(autouse=True, params=["dense steps", "rows"])
 def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run lengths in both ways, although the cases are small; without TensorFloat-32."""
+    """Run lengths in both ways, although the cases are small, and switch TensorFloat-32 off."""
     if request.param == "rows":
         monkeypatch.setattr(dispatch, "WIDE", dict.fromkeys(dispatch.WIDE, 0))
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -62,7 +62,7 @@ def gradients(result: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
 def test_lengths_on_the_host_cost_no_synchronisation(spec: RecurrentSpec) -> None:
     gru = built(spec)
     x, ns = batch(spec, 5, [5, 0, 2])
-    gru(x, None, [5, 0, 2])  # cuDNN's first call makes its handle
+    gru(x, None, [5, 0, 2])  # the first call creates cuDNN's handle
     torch.cuda.set_sync_debug_mode("error")
     try:
         for lengths in (None, [5, 0, 2], torch.tensor([5, 0, 2])):
@@ -128,7 +128,7 @@ def test_one_graph_trains_with_other_sizes(spec: RecurrentSpec, ragged: bool, ba
 
 
 @each_operator
-def test_cuda_graphs_leave_out_what_they_can_not_capture(spec: RecurrentSpec) -> None:
+def test_compiling_with_cuda_graphs_computes_the_same(spec: RecurrentSpec) -> None:
     torch.compiler.reset()
     module = built(spec)
     compiled: Any = torch.compile(module, fullgraph=True, mode="reduce-overhead")

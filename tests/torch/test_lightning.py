@@ -1,4 +1,4 @@
-"""A module in Lightning's trainer fits, checkpoints, and resumes to the very same weights."""
+"""In Lightning's trainer, a module fits, checkpoints, and resumes to exactly the same weights."""
 
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
 pytestmark = [
     # Lightning's use of torch, not ours
     pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"),
-    # said where there are many cores; but the data are a list in memory, which no process need load
+    # raised on machines with many cores; the data are in memory, so workers would not help
     pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers:UserWarning"),
-    # as the one of a run that is resumed
+    # the folder of a resumed run
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning"),
 ]
 SPECS: list[RecurrentSpec] = [
@@ -32,14 +32,14 @@ EPOCHS = 4
 
 
 class Echo(lightning.LightningModule):
-    """Says at each step what it hears.
+    """Repeats its input at each step.
 
     Parameters
     ----------
     spec
-        As `Spec.to_dict` writes it: plain values, which a checkpoint keeps and ``weights_only`` reads.
+        The result of `Spec.to_dict`: plain values, which ``weights_only`` can read from a checkpoint.
     learning_rate, seed
-        Of the optimizer, and of the first weights.
+        The learning rate of the optimizer, and the seed of the initial weights.
     """
 
     def __init__(self, spec: dict[str, Any], learning_rate: float, seed: int) -> None:
@@ -103,7 +103,7 @@ def test_resuming_leads_to_the_very_same_weights(spec: RecurrentSpec, tmp_path: 
     assert model.training_step(batch) < before
     assert unirnn.snapshot(model.layers) != first
 
-    resumed = echo(spec, seed=1)  # whose first weights must not count
+    resumed = echo(spec, seed=1)  # its initial weights must not matter
     rest = trainer(tmp_path)
     steps: list[Any] = []
     resumed.layers.register_forward_hook(lambda *_: steps.append(_))

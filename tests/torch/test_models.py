@@ -1,4 +1,4 @@
-"""A model that the torch backend builds does everywhere in torch what one that was written by hand does."""
+"""A model that the torch backend builds works everywhere in torch like one that was written by hand."""
 
 import copy
 import io
@@ -71,7 +71,7 @@ each = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 
 
 def batch(spec: Spec, lengths: tuple[int, ...] = (9, 5, 0, 7), steps: int = 9) -> tuple[Tensor, Tensor]:
-    """An input with no token, or NaN, in its padding, and the lengths."""
+    """An input with invalid tokens or NaN in its padding, and the lengths."""
     generator = torch.Generator().manual_seed(1)
     ns = torch.tensor(lengths)
     if spec.takes_tokens:
@@ -108,7 +108,7 @@ class Written(nn.Module):
 # ---- native --------------------------------------------------------------------------------------
 
 
-def test_state_dicts_and_numbers_are_those_of_a_model_written_by_hand() -> None:
+def test_state_dicts_and_numbers_equal_a_model_written_by_hand() -> None:
     ours, theirs = CLASSIFIER.build("torch", seed=0), Written()
     theirs.load_state_dict(ours.state_dict(), strict=True)
     ours.load_state_dict(Written().state_dict(), strict=True)
@@ -204,7 +204,7 @@ def test_copies_give_the_same_numbers(spec: Spec) -> None:
 
 
 @pytest.mark.parametrize("spec", [LinearSpec(6, 4), PoolSpec("mean"), Conv1dSpec(6, 4, 3), BatchNormSpec(6)], ids=repr)
-def test_a_layer_by_itself_is_a_native_one(spec: Spec) -> None:
+def test_a_single_layer_is_built_as_a_native_one(spec: Spec) -> None:
     net: Any = spec.build("torch", seed=0).eval()
     native: Any = {"Linear": nn.Linear, "Conv1d": nn.Conv1d, "BatchNorm": nn.BatchNorm1d}.get(spec.kind, nn.Module)
     assert isinstance(net, native)
@@ -219,7 +219,7 @@ def test_a_layer_by_itself_is_a_native_one(spec: Spec) -> None:
         net(x)
 
 
-def test_hooks_of_layers_run_and_change_what_flows() -> None:
+def test_hooks_of_layers_run_and_can_change_outputs() -> None:
     net, (x, ns) = FEATURES.build("torch", seed=0), batch(FEATURES)
     seen: list[str] = []
     for name, layer in net.named_modules():
@@ -301,14 +301,14 @@ def test_one_graph_with_any_lengths(name: str) -> None:
         compiled(x, seq_length=torch.tensor([1, 1, 12, 1, 1, 1]))
 
 
-def test_a_batch_normalisation_by_itself_is_one_graph() -> None:
+def test_a_single_batch_normalisation_is_one_graph() -> None:
     net, x, ns = unirnn.BatchNormSpec(3).build("torch", seed=0).eval(), torch.ones(2, 5, 3), torch.tensor([3, 5])
     compiled: Any = torch.compile(net, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, seq_length=ns), net(x, seq_length=ns))
 
 
 def test_a_training_step_in_a_graph_counts_the_valid_steps_only() -> None:
-    """Other models' graphs are those of `test_one_graph_with_any_lengths`; here is all that a graph can hold."""
+    """The model has everything that a graph can hold; `test_one_graph_with_any_lengths` covers other models."""
     nets = [FEATURES.build("torch", seed=0) for _ in range(2)]
     torch.compiler.reset()
     compiled = torch.compile(nets[1], fullgraph=True, backend="aot_eager")
@@ -333,7 +333,7 @@ def test_torch_export_with_any_lengths(spec: Spec) -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @each
-def test_torch_jit_script_is_refused_in_words(spec: Spec) -> None:
+def test_torch_jit_script_is_refused_with_a_reason(spec: Spec) -> None:
     net = spec.build("torch")
     for module in (net, nn.Sequential(net)):
         with pytest.raises(errors.LimitError, match=r"^torch.jit.script: .* use torch.export.export, or torch.jit.tr"):
@@ -469,7 +469,7 @@ def test_locked_dropout_drops_the_same_in_all_steps() -> None:
 
 
 class Attention(unirnn.Model):
-    """Scores of tags from an attention over the valid steps."""
+    """Tag scores from attention over the valid steps."""
 
     def __init__(self, tags: int) -> None:
         self.embedding = EmbeddingSpec(20, 6)

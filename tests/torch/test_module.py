@@ -1,4 +1,4 @@
-"""A module that the torch backend builds does everywhere in torch what a native layer does."""
+"""A module that the torch backend builds works everywhere in torch like a native layer."""
 
 import copy
 import io
@@ -54,7 +54,7 @@ def assert_equal(actual: Any, expected: Any, tolerance: float = 0.0) -> None:
 
 
 def skip_unless_torch_computes_in_bfloat16(spec: RecurrentSpec) -> None:
-    """Some processors lack what oneDNN needs for an LSTM in bfloat16: torch's own layer raises there."""
+    """On some processors oneDNN has no LSTM in bfloat16, and torch's own layer raises."""
     if spec in VARIANTS:
         return
     try:
@@ -135,7 +135,7 @@ def test_a_packed_sequence_without_a_native_layer(spec: RecurrentSpec, enforce_s
     packed = pack_padded_sequence(x, torch.tensor(lengths), True, enforce_sorted)
     for state in (None, hx):
         actual, h_n = gru(packed, state)
-        torch.testing.assert_close(actual[1:], packed[1:], rtol=0, atol=0)  # its sizes and its order
+        torch.testing.assert_close(actual[1:], packed[1:], rtol=0, atol=0)  # its batch sizes and its order
         assert_equal((pad_packed_sequence(actual, True)[0], h_n), gru(x, state, lengths), 1e-12)
     with pytest.raises(errors.ArgumentError, match="given besides a PackedSequence"):
         gru(packed, seq_length=lengths)
@@ -230,7 +230,7 @@ class TestAsPartOfTorch:
 
 
 def reset() -> None:
-    """Forget what was compiled: torch limits recompilations for all modules of one class together."""
+    """Forget compiled code: torch counts recompilations of all modules of a class together."""
     torch.compiler.reset()
 
 

@@ -52,7 +52,7 @@ RESET_BEFORE = GRUSpec(3, 4, reset_after=False)
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a native layer one operator in a graph, as it is on a GPU."""
+    """Run a native layer as one operator in a graph, as on a GPU."""
     decide = dispatch.route
 
     def route(kernel: str, *arguments: Any, **options: Any) -> Route:
@@ -123,7 +123,7 @@ def test_random_layers_against_the_reference(kind: str, data: st.DataObject) -> 
 
 @every_kind
 def test_results_do_not_depend_on_the_number_of_threads(kind: str) -> None:
-    """Bit for bit; the layer is large enough for three."""
+    """The results are equal bit for bit; the layer is large enough for three threads."""
     module = spec_of(kind, 24, 40, bidirectional=True).build("torch", seed=0, kernel="compiled")
     x, hx, ns = batch(module.spec, 80, [80, 0, 77, 3, *range(40, 80)])
     found = []
@@ -174,7 +174,7 @@ def test_changed_weights_are_used_at_once(kind: str) -> None:
 
 @pytest.mark.parametrize("grad", [True, False])
 @every_kind
-def test_inputs_in_any_memory(kind: str, grad: bool) -> None:
+def test_inputs_in_any_memory_layout_give_the_same_results(kind: str, grad: bool) -> None:
     """Views with any strides, with repeated steps, and with lazily negated numbers."""
     module = spec_of(kind, 3, 4, bidirectional=True).build("torch", dtype="float64", seed=0, kernel="compiled")
     x, hx, _ = batch(module.spec, 5, [5, 5], dtype=torch.float64)
@@ -220,7 +220,7 @@ def test_weights_that_do_not_fit_are_refused(grad: bool) -> None:
 def test_valid_steps_equal_dense_steps(
     kind: str, batch_first: bool, lengths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A native call runs over the valid steps only in inference, and on a GPU in training too."""
+    """A native call skips the padding in inference, and on a GPU in training too."""
     spec = spec_of(kind, 3, 4, 2, bidirectional=True, batch_first=batch_first)
     module = spec.build("torch", dtype="float64", seed=0, kernel="native")
     x, hx, ns = batch(spec, 6, lengths, dtype=torch.float64)
@@ -260,7 +260,7 @@ def test_second_derivatives(kind: str, lengths: list[int] | None) -> None:
 @pytest.mark.parametrize("kernel", ["auto", "native"])
 @each_kind
 def test_gradient_penalty(kind: str, kernel: str) -> None:
-    """float32, in which a native LSTM is oneDNN's."""
+    """The dtype is float32, in which oneDNN runs a native LSTM."""
     spec = spec_of(kind, 3, 4)
     x, _, _ = batch(spec, 20, [20, 20])
     penalties = []
@@ -301,7 +301,7 @@ def test_gradients_of_some_arguments_only() -> None:
 
 
 def test_an_output_changed_in_place() -> None:
-    """The backward pass does not read the output that the caller has."""
+    """The backward pass does not read the caller's output."""
     for lengths in (None, [5, 0, 2]):
         found: list[Tensor] = []
         for inplace in (True, False):
@@ -327,7 +327,7 @@ def test_operators_pass_opcheck(kind: str, kernel: str) -> None:
         [*module.parameters(), *([None] if spec.kind == "LSTM" else [])],
         torch.arange(15).reshape(5, 3) % 4 == 2,
     )
-    # Of ragged calls that keep what a backward pass needs, the rest of the buffer is left as it was.
+    # A ragged call that prepares a backward pass leaves part of its buffer uninitialised, which opcheck would compare.
     torch.library.opcheck(operator, (x.nan_to_num(), None, None, *states, *weights, True, kernel, True))
     torch.library.opcheck(
         operator, (x, ns, resets, *states, *[w if w is None else w.detach() for w in weights], True, kernel, False)
@@ -353,7 +353,7 @@ def sorted_by_shape(tensors: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def test_a_training_step_imports_neither_the_compiler_nor_the_exporter() -> None:
-    """They take seconds, and 50 ms; `torch.library.custom_op` and `torch.onnx.is_in_onnx_export` would."""
+    """These imports take seconds and 50 ms; `torch.library.custom_op` and `torch.onnx.is_in_onnx_export` cause them."""
     code = (
         "import sys, torch, unirnn\n"
         "gru = unirnn.GRUSpec(3, 4).build('torch', seed=0, kernel='compiled')\n"
@@ -372,8 +372,8 @@ def test_a_training_step_imports_neither_the_compiler_nor_the_exporter() -> None
         (LSTMSpec(3, 5, proj_size=2, bias=False), [0, 60, 100], 150),
     ],
 )
-def test_weights_in_one_piece_lie_as_cudnn_has_them(spec: RecurrentSpec, starts: list[int], size: int) -> None:
-    # Where torch.nn.RNNBase.flatten_parameters put them on an H100, read off there.
+def test_flattened_weights_have_cudnns_layout(spec: RecurrentSpec, starts: list[int], size: int) -> None:
+    # The expected offsets come from torch.nn.RNNBase.flatten_parameters on an H100.
     weights = [w.detach() for w in spec.build("torch", seed=0).parameters()]
     found = native._in_one_piece(weights)
     assert [w.storage_offset() for w in found] == starts
@@ -512,7 +512,7 @@ def test_lengths_in_a_graph_are_checked_when_it_runs(kernel: str) -> None:
     r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"
 )  # the exporter's own
 @each_traced
-def test_onnx_export_has_one_node_a_layer_and_any_t_and_b(spec: RecurrentSpec, ragged: bool, tmp_path: Path) -> None:
+def test_onnx_export_has_one_node_per_layer_and_any_t_and_b(spec: RecurrentSpec, ragged: bool, tmp_path: Path) -> None:
     module, path = spec.build("torch", seed=0).eval(), tmp_path / "layer.onnx"
     given = arguments(spec, ragged, 5, [5, 0, 2])
     torch.onnx.export(module, given, path, dynamo=True, verbose=False, dynamic_shapes=shapes(spec, ragged))
@@ -553,7 +553,9 @@ REFUSED: dict[str, tuple[RecurrentSpec, dict[str, Any], type[Exception], str]] =
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())
-def test_a_build_refuses(case: tuple[RecurrentSpec, dict[str, Any], type[Exception], str]) -> None:
+def test_a_build_with_an_unsupported_kernel_is_refused(
+    case: tuple[RecurrentSpec, dict[str, Any], type[Exception], str],
+) -> None:
     spec, options, error, words = case
     with pytest.raises(error) as caught:
         spec.build("torch", **options)
@@ -566,12 +568,12 @@ def test_a_gpu_has_no_compiled_kernel() -> None:
     assert [kernel.name for kernel in unirnn.explain(GRUSpec(3, 4), "torch", "gpu").kernels] == ["native", "reference"]
 
 
-# torch.func.jvp itself uses it
+# torch.func.jvp uses torch.jit.script
 ignore_jit_script_warning = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 
 @ignore_jit_script_warning
-def test_a_call_that_the_named_kernel_does_not_support() -> None:
+def test_a_call_that_the_named_kernel_does_not_support_is_refused() -> None:
     gru, x = GRUSpec(3, 4).build("torch", seed=0, kernel="compiled"), torch.ones(5, 2, 3)
     with (
         torch.autocast("cpu", torch.bfloat16),
@@ -666,7 +668,7 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_library")
 @each_kind
 def test_without_the_compiled_kernels(kind: str) -> None:
-    """Torch's own layer runs a call; in a graph it is one operator, as on a GPU."""
+    """Torch's own layer runs the call; in a graph it runs as one operator, as on a GPU."""
     torch.compiler.reset()
     spec = spec_of(kind, 3, 4, bidirectional=True)
     auto, native = (spec.build("torch", dtype="float64", seed=0, kernel=k) for k in ("auto", "native"))
@@ -714,7 +716,7 @@ def test_the_compiled_kernel_by_name_where_it_is_missing() -> None:
 
 @each_kind
 def test_saved_tensors_go_through_autograd(kind: str) -> None:
-    """They can be packed and unpacked, recomputed, traced, and used for several gradients at once."""
+    """Saved tensors can be packed and unpacked, recomputed, traced, and used for several gradients."""
     module = spec_of(kind, 3, 4, 2, bidirectional=True).build("torch", dtype="float64", seed=0)
     x, _, ns = batch(module.spec, 7, [7, 0, 4], dtype=torch.float64)
     x.requires_grad_()
@@ -747,7 +749,7 @@ def test_saved_tensors_go_through_autograd(kind: str) -> None:
         results = flat(module(dense))
     output.sum().backward()
     weights = list(module.parameters())
-    # Whoever shards a model resizes its memory.
+    # Sharding a model resizes the memory of its tensors.
     for tensor in (dense, output, *results, *weights):
         assert tensor.untyped_storage().resizable()
     for leaf in (dense, *weights):
@@ -857,8 +859,8 @@ def test_the_default_device_has_no_influence() -> None:
     ],
 )
 @pytest.mark.parametrize("grad", [True, False])
-def test_a_device_is_never_waited_for(spec: RecurrentSpec, grad: bool) -> None:
-    # A tensor on meta has no values, so reading one, which would wait for a GPU, raises.
+def test_a_call_never_waits_for_the_device(spec: RecurrentSpec, grad: bool) -> None:
+    # A meta tensor has no values, so reading it raises; on a GPU, reading would wait.
     module = spec.build("torch").to("meta")
     x = torch.empty(5, 5, 3, device="meta", requires_grad=True)
     with torch.set_grad_enabled(grad):
@@ -869,7 +871,7 @@ def test_a_device_is_never_waited_for(spec: RecurrentSpec, grad: bool) -> None:
                 x.grad = None
                 output.sum().backward()
                 assert x.grad is not None
-    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # lengths are read, to be checked
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # checking lengths reads them
         module(x, None, torch.empty(5, dtype=torch.int64, device="meta"))
 
 

@@ -58,7 +58,7 @@ print(sorted(others & (set(sys.modules) - before)))
     assert done.stdout == "[]\n"
 
 
-def test_a_state_dict_as_it_is() -> None:
+def test_a_state_dict_can_be_passed_unchanged() -> None:
     model = torch.nn.ModuleDict({"encoder": torch.nn.GRU(3, 4), "head": torch.nn.Linear(4, 2)})
     expected = unirnn.snapshot(model["encoder"])
     assert unirnn.snapshot(model.state_dict(), batch_first=False) == expected
@@ -110,7 +110,7 @@ def test_dropout_in_a_list_of_layers() -> None:
             unirnn.snapshot(layers)
 
 
-def test_other_layers_in_a_list() -> None:
+def test_other_layers_in_a_list_are_refused() -> None:
     norm, linear = torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 4)
     layers = torch.nn.ModuleList([torch.nn.GRU(3, 4), norm, torch.nn.GRU(4, 4), linear])
     with pytest.raises(
@@ -153,7 +153,7 @@ def test_the_state_dict_of_a_cell(kind: Any, spec: RecurrentSpec, bias: bool) ->
         np.testing.assert_allclose(output[step], expected.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_a_module_that_is_no_layer() -> None:
+def test_a_module_that_is_no_layer_is_refused() -> None:
     with pytest.raises(errors.ArgumentError, match=r"obj: given torch\.nn\.modules\.linear\.Linear, expected a module"):
         unirnn.snapshot(torch.nn.Linear(3, 4))
 
@@ -187,7 +187,7 @@ def test_weights_that_are_shared_are_not_half_written() -> None:
     assert unirnn.snapshot(native) == before
 
 
-def test_weights_without_numbers() -> None:
+def test_weights_without_numbers_are_refused() -> None:
     with pytest.raises(errors.ArgumentError, match="its weight_ih_l0 is on the device 'meta' and has no values"):
         unirnn.snapshot(torch.nn.GRU(3, 4, device="meta"))
 
@@ -196,13 +196,13 @@ pruned: Any = partial(prune.random_unstructured, amount=0.5)
 
 
 def dropped(layer: Any) -> None:
-    """As AWD-LSTM does in a call: the weight is a copy of the raw one with elements dropped out."""
+    """Like AWD-LSTM during a call: the weight is a copy of the raw weight with dropped elements."""
     layer.weight_hh_l0_raw = layer.weight_hh_l0
     layer.weight_hh_l0 = torch.nn.Parameter(torch.nn.functional.dropout(layer.weight_hh_l0))
 
 
 def dropped_from_above(layer: Any) -> None:
-    """As fastai does, whose wrapper has the raw weight."""
+    """Like fastai, whose wrapper has the raw weight."""
     layer._parameters["weight_hh_l0"] = torch.nn.functional.dropout(layer.weight_hh_l0)
 
 
@@ -229,7 +229,7 @@ def test_a_wrapped_layer_is_asked_for() -> None:
         unirnn.snapshot(torch.nn.DataParallel(torch.nn.GRU(3, 4)))
 
 
-def test_an_optimizer_and_a_compiled_module_see_what_is_written() -> None:
+def test_an_optimizer_and_a_compiled_module_use_loaded_weights() -> None:
     native, taken = torch.nn.GRU(3, 4), unirnn.snapshot(torch.nn.GRU(3, 4))
     optimizer = torch.optim.SGD(native.parameters(), lr=0.0)
     module = taken.build("torch")

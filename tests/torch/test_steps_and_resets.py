@@ -1,6 +1,6 @@
-"""Resets and steps in what torch makes of a call: graphs, traces, transforms, mixed precision; and prepared steps.
+"""Resets and steps in graphs, traces, transforms and mixed precision; and prepared steps.
 
-The numbers themselves are checked in ``unirnn/testing/conformance``.
+The conformance suite checks the numbers.
 """
 
 import copy
@@ -46,7 +46,7 @@ def batch(spec: RecurrentSpec, steps: int, batch_size: int, seed: int = 0, **opt
 
 
 def expected(module: Any, arguments: tuple[Any, ...]) -> list[Tensor]:
-    """By the reference, step by step."""
+    """The results of the reference, step by step."""
     other = unirnn.snapshot(module).build("torch", kernel="reference")
     return flat(other(*arguments))
 
@@ -57,7 +57,7 @@ def assert_same(actual: Any, wanted: list[Tensor], tolerance: float = 1e-12) -> 
 
 @pytest.fixture(params=["auto", "operator"])
 def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[RecurrentSpec], Any]:
-    """Builds a layer as it is on a CPU, or, with "operator", torch's own as it is in a graph on a GPU."""
+    """Build a layer as on a CPU or, with "operator", torch's own operators as in a graph on a GPU."""
     if request.param == "operator":
         decide = dispatch.route
 
@@ -110,7 +110,7 @@ def test_a_traced_module_takes_other_lengths_and_resets(
     module = build(spec)
 
     class Flat(nn.Module):
-        """For a trace, which takes no nested results."""
+        """Flat results for a trace, which takes no nested ones."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -187,7 +187,7 @@ def test_a_packed_sequence_has_no_resets() -> None:
     r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning"
 )  # the exporter's own
 def test_an_export_to_onnx_takes_other_resets(tmp_path: Path) -> None:
-    """For as many steps as it was exported with: it is unrolled, since ONNX's own layers take no resets."""
+    """T is fixed: the export is unrolled, since ONNX's own layers take no resets."""
     gru, path = GRUSpec(3, 4, bidirectional=True).build("torch", seed=0).eval(), tmp_path / "layer.onnx"
     torch.onnx.export(gru, batch(gru.spec, 5, 3), path, dynamo=True, verbose=False)
     arguments = batch(gru.spec, 5, 3, 1)
@@ -223,7 +223,7 @@ def test_a_loop_of_steps_in_one_graph(spec: RecurrentSpec) -> None:
 
 
 @one_way
-def test_gradients_of_steps_are_those_of_a_call(spec: RecurrentSpec) -> None:
+def test_gradients_of_steps_equal_those_of_a_call(spec: RecurrentSpec) -> None:
     module = spec.build("torch", dtype="float64", seed=0)
     x, hx, _, _ = batch(spec, 4, 3, dtype=torch.float64)
     parameters = list(module.parameters())
@@ -255,7 +255,7 @@ def _load(module: nn.Module) -> None:
 
 @pytest.mark.parametrize("change", [_assign, _write, _replace, _load], ids=lambda change: change.__name__)
 @torch.no_grad()
-def test_a_step_uses_the_weights_of_its_moment(change: Callable[[nn.Module], None]) -> None:
+def test_a_step_uses_the_current_weights(change: Callable[[nn.Module], None]) -> None:
     gru = GRUSpec(3, 4, 2).build("torch", seed=0)
     x = torch.ones(2, 3)
     _, state = gru.step(x)

@@ -78,8 +78,8 @@ def test_a_compiled_function_uses_torchs_detach(spec: RecurrentSpec) -> None:
     assert second.grad.abs().max() > 0
 
 
-def test_what_a_loop_over_steps_does_with_states(spec: RecurrentSpec) -> None:
-    """In a compiled function as in eager mode, with gradients, and a NaN that is not chosen has no influence."""
+def test_states_in_a_loop_over_steps(spec: RecurrentSpec) -> None:
+    """The results and gradients when compiled equal those in eager mode, and an unselected NaN has no influence."""
 
     def run(state: Any, index: Tensor, mask: Tensor) -> Any:
         beams = unirnn.state.select(unirnn.state.repeat(state, 2), index)

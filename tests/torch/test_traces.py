@@ -1,4 +1,4 @@
-"""`torch.jit.trace`, and the exporter to ONNX by traces: right at another T than the example's, or an error."""
+"""`torch.jit.trace` and the trace-based ONNX exporter: at another T than the example's, right or an error."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ from unirnn import (
     SumDirectionsSpec,
 )
 
-# Both warn about themselves, and of what they make constant; the exporter of a batch size other than 1, too.
+# Both warn about themselves and about constants; the exporter also warns about batch sizes other than 1.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
@@ -53,7 +53,7 @@ CASES: dict[str, tuple[Spec, str, str, str]] = {
 
 
 class Flat(nn.Module):
-    """For a trace, which takes positional arguments, and no nested results."""
+    """Positional arguments and flat results, for a trace."""
 
     def __init__(self, module: nn.Module, names: list[str]) -> None:
         super().__init__()
@@ -94,13 +94,15 @@ def exported(flat: Flat, example: dict[str, Tensor], path: Path) -> Callable[...
 
 @pytest.mark.parametrize("how", ["trace", "onnx"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_another_number_of_steps(case: tuple[Spec, str, str, str], how: str, tmp_path: Path) -> None:
+def test_a_trace_at_another_number_of_steps_is_right_or_an_error(
+    case: tuple[Spec, str, str, str], how: str, tmp_path: Path
+) -> None:
     spec, kernel, given, any_steps = case
     module = spec.build("torch", seed=0, kernel=kernel).eval()
     steps = 1 if "one step" in given else 4
     example = arguments(given, steps, 3)
     run = (traced if how == "trace" else exported)(Flat(module, list(example)).eval(), example, tmp_path)
-    # 8 steps of 3 sequences are as many numbers as 4 of 6.
+    # 8 steps of 3 sequences have as many elements as 4 steps of 6 sequences.
     for other, batch_size in ((steps, 3), (steps, 5), (8, 3), (3, 5)):
         other_arguments = arguments(given, other, batch_size)
         if other == steps or how in any_steps:

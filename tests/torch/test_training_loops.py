@@ -84,14 +84,14 @@ def test_activation_checkpointing(spec: RecurrentSpec, use_reentrant: bool) -> N
         module.zero_grad()
         leaf = x.clone().requires_grad_()
         output: Any = run(leaf, hx, LENGTHS)[0]
-        output.square().sum().backward()  # the reentrant kind knows no nested results
+        output.square().sum().backward()  # the reentrant kind takes no nested results
         found.append({**gradients(module), "input": leaf.grad})
     torch.testing.assert_close(found[1], found[0])
 
 
 @each
 def test_clipping_and_weight_decay_train_as_with_the_native_layer(spec: RecurrentSpec) -> None:
-    """The native layer takes lengths as a packed sequence, and no length of 0."""
+    """The native layer takes lengths as a packed sequence, without a length of 0."""
     x, hx = batch(spec)
     lengths = torch.tensor([5, 1, 2])
     packed = pack_padded_sequence(x.nan_to_num(), lengths, spec.batch_first, enforce_sorted=False)
@@ -130,10 +130,10 @@ def test_autocast_trains(spec: RecurrentSpec) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         try:
             native = getattr(nn, spec.kind)(3, 4, batch_first=spec.batch_first)(x)[0]
-        except RuntimeError as error:  # some processors lack what oneDNN needs for an LSTM in bfloat16
+        except RuntimeError as error:  # on some processors oneDNN has no LSTM in bfloat16
             pytest.skip(f"torch's own layer can't do it here: {error}")
         result = module(x, hx, LENGTHS)
-    assert result[0].dtype == native.dtype  # torch 2.13 leaves a GRU on the CPU in float32
+    assert result[0].dtype == native.dtype  # torch 2.13 keeps a GRU on the CPU in float32
     total(result).backward()
     for name, gradient in gradients(module).items():
         scale = expected[name].abs().max().item()
@@ -237,7 +237,7 @@ class TestDynamicQuantisation:
         assert (output[length:] == 0).all()
         assert (output[:length] != 0).all()
 
-    def test_what_torch_can_not_quantise(self) -> None:
+    def test_layers_that_torch_cannot_quantise_are_refused(self) -> None:
         words = "torch.s quantisation has no (RNN|LSTM with proj_size=2|GRU with reset_after=False)"
         for spec in (RNNSpec(3, 4), LSTMSpec(3, 4, proj_size=2), RESET_BEFORE):
             with pytest.raises(errors.LimitError, match=words):
