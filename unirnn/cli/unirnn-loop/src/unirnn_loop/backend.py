@@ -1,4 +1,4 @@
-"""What unirnn asks of the framework: to build modules, and to move arrays."""
+"""The framework's side of unirnn: building modules and moving arrays."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Models, and the layers around recurrent ones."""
+"""Models and non-recurrent layers."""
 
 from typing import Any
 
