@@ -1,7 +1,7 @@
 """The pytest plugin of unirnn: the fixture ``rnn_backend``, its marker and its options.
 
-Pytest imports it whenever unirnn is installed, before it measures coverage. So it is a
-separate package, and imports unirnn only when a test uses the fixture.
+Pytest imports it whenever unirnn is installed, before it measures coverage. So it is a separate package, and
+imports unirnn only when a test uses the fixture.
 """
 
 import re
