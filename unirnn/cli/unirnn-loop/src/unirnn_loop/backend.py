@@ -1,4 +1,4 @@
-"""The framework's side of unirnn: building modules and moving arrays."""
+"""What unirnn asks of the framework: to build modules, and to move arrays."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

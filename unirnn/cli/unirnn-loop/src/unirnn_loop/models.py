@@ -1,4 +1,4 @@
-"""Models and non-recurrent layers."""
+"""Models, and the layers around recurrent ones."""
 
 from typing import Any
 
