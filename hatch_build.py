@@ -1,4 +1,4 @@
-"""Compile the kernels in ``unirnn/kernels/csrc`` into the wheel, or write down in it why they are missing.
+"""Compile the kernels in ``unirnn/kernels/csrc`` into the wheel, or record in it why they are missing.
 
 The compiler is the one that the environment variable CC names, else the system's, else the one in the package
 ``ziglang``, which is then a requirement of the build (as it is with ``CC=ziglang``). ``UNIRNN_PURE=1`` builds without a
@@ -95,7 +95,7 @@ def is_pure() -> bool:
 
 
 def is_set(variable: str) -> bool:
-    """Whether an environment variable is there, and not 0."""
+    """Whether an environment variable is set, and not 0."""
     return os.environ.get(variable, "0") not in ("", "0")
 
 
@@ -118,7 +118,7 @@ def find_compiler() -> list[str] | None:
 def zig() -> list[str] | None:
     """The command of the compiler in the package ``ziglang``, which need not be installed yet.
 
-    Without a target, it would compile for the processor that it runs on.
+    Without a target, it would compile for the processor of this machine.
     """
     machine = ZIG_MACHINES.get(platform.machine().lower())
     if machine is None or sys.maxsize < 2**32:

@@ -1,4 +1,4 @@
-"""Everything that is run on unirnn: ``nox -l`` lists it.
+"""The sessions for unirnn's checks: ``nox -l`` lists them.
 
 ``nox`` tests it in every environment, ``nox -t torch`` in that of one backend, and ``nox -t ci`` runs what takes longer
 and few changes can break.
@@ -42,7 +42,7 @@ FRAMEWORKS = "--backend=numpy --backend=torch --backend=onnxruntime"
 SIZES = "--size=S --size=M --size=L --size=wide --size=long"
 LENGTHS = "--lengths=dense --lengths=uniform --lengths=short"
 BLOCKING = "--backend=mindspore --mode=eager --mode=jit"
-# by what their files are called
+# named after their files
 BENCHMARKS = {
     "threads1": f"--threads=1 {FRAMEWORKS} {SIZES} {LENGTHS} --seconds=0.5",
     "threads1-steps": f"--threads=1 {FRAMEWORKS} --backend=mindspore --mode=eager --cell=gru --cell=lstm --size=step "
@@ -75,7 +75,7 @@ BACKENDS = {
 }
 # Where conformance is tested once more with another instruction set, or launching mode, of the recurrent layers.
 WITHOUT_MODELS = [f"--ignore={CONFORMANCE}/test_models.py"]
-# What only several backends beside each other can show.
+# Tests that need several backends side by side.
 TOGETHER = [
     "test_migrating.py",
     "test_training.py",
@@ -185,7 +185,7 @@ def thorough(session: nox.Session, backend: str) -> None:
 
 
 def run_backend(session: nox.Session, backend: str, files: list[str], *options: str) -> None:
-    """Install a backend alone, and run tests and its doctests."""
+    """Install a single backend, and run its tests and doctests."""
     install(session, *(["test", "test-torch"] if backend == "torch" else ["test"]), extras=EXTRAS[backend])
     names = ["numpy", "array_api"] if backend == "numpy" else [backend]
     doctests = [] if session.posargs else [f"backends/unirnn_{name}" for name in names]
@@ -208,7 +208,7 @@ def run_backend(session: nox.Session, backend: str, files: list[str], *options: 
 
 @nox.session(python=newest("all"))
 def models(session: nox.Session) -> None:
-    """Trained models of others, from their packages, on every backend."""
+    """Trained third-party models, from their packages, on every backend."""
     python = together(session, "test")
     packages = ["--no-deps", *nox.project.dependency_groups(PROJECT, "test-models")]
     session.run(python, "-m", "pip", "install", "--quiet", "-c", "constraints.txt", *packages, external=True)
@@ -239,7 +239,7 @@ def roundtrip(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Learn who speaks: one model in PyTorch's and in MindSpore's own loop, the same predictions on every backend."""
+    """Speaker recognition: train one model in PyTorch's and MindSpore's loops; compare predictions on every backend."""
     python = together(session, "demo")
     session.run(python, "examples/japanese_vowels/demo.py", *session.posargs, external=True)
     session.run(python, "examples/japanese_vowels/same_run.py", external=True)
@@ -247,7 +247,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(tags=["ci"])
 def examples(session: nox.Session) -> None:
-    """The programs in examples, besides the demo; each ends with an error if it does not do what it is to show."""
+    """The example programs except the demo; each fails if it does not do what it demonstrates."""
     python = together(session, "demo", "test", "typing")
     data = ["--no-deps", *nox.project.dependency_groups(PROJECT, "data")]
     session.run(python, "-m", "pip", "install", "--quiet", "-c", "constraints.txt", *data, external=True)
@@ -261,7 +261,7 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """What time costs, in benchmarks/figures, and which bars hold: about half an hour."""
+    """Measure times into benchmarks/figures and check the bars: about half an hour."""
     python = together(session, "benchmark")
     figures = Path("benchmarks/figures")
     figures.mkdir(exist_ok=True)
@@ -280,7 +280,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def memory(session: nox.Session) -> None:
-    """What memory costs, and whether it grows: a quarter of an hour."""
+    """Measure memory and check that it does not grow: a quarter of an hour."""
     python = together(session, "benchmark")
     session.run(python, "benchmarks/memory.py", *session.posargs, external=True)
 

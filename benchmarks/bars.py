@@ -43,7 +43,7 @@ def _ratio(row: Row, name: str) -> float:
 
 @dataclass(frozen=True)
 class Bar:
-    """What a figure must be in certain rows, at most or at least.
+    """The upper or lower limit of a figure in certain rows.
 
     Parameters
     ----------

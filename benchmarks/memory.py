@@ -59,7 +59,7 @@ console = Console()
 
 @dataclass(frozen=True)
 class Case:
-    """What one process measures."""
+    """The measurement of one process."""
 
     framework: str
     mode: str
@@ -111,7 +111,7 @@ def installed(names: Sequence[str]) -> list[str]:
         try:
             registry.load(name)
         except MissingBackendError as error:
-            # The brackets of 'unirnn[torch]' are no markup.
+            # The brackets of 'unirnn[torch]' are not markup.
             console.print(f"Left out: {error}", style="yellow", markup=False, highlight=False, soft_wrap=True)
         else:
             present.append(name)

@@ -136,7 +136,7 @@ def builds() -> list[dict[str, Any]]:
 
 
 def native(framework: str, spec: RecurrentSpec) -> Callable[[], Any]:
-    """Return what makes the framework's own layer."""
+    """Return the constructor of the framework's own layer."""
     module: Any = __import__(f"{framework}.nn").nn
     return lambda: getattr(module, spec.kind)(**spec.to_kwargs(framework))
 

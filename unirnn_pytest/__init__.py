@@ -1,7 +1,7 @@
 """The pytest plugin of unirnn: the fixture ``rnn_backend``, its marker and its options.
 
-Pytest imports it whenever unirnn is installed, before it measures coverage. So it is a package by itself, and imports
-unirnn only once a test asks for the fixture.
+Pytest imports it whenever unirnn is installed, before it measures coverage. So it is a separate package, and
+imports unirnn only when a test uses the fixture.
 """
 
 import re
@@ -72,7 +72,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _under_test(config: pytest.Config, marked: Sequence[str], given: Mapping[str, Any]) -> "list[Subject | Missing]":
-    """What the fixture gives by the options, and by the arguments of a test's marker."""
+    """The fixture's values, from the options and the arguments of a test's marker."""
     from unirnn.errors import ArgumentError
     from unirnn.testing.subjects import Missing
 
@@ -81,7 +81,7 @@ def _under_test(config: pytest.Config, marked: Sequence[str], given: Mapping[str
         raise ArgumentError(f"rnn_backend: given {wrong}, expected names of backends, devices= and dtypes=")
     for option in OPTIONS:
         text = config.getoption(option)
-        if text is not None and not _names(text):  # such as a variable of a shell that is not set
+        if text is not None and not _names(text):  # such as an unset shell variable
             raise ArgumentError(f"--{option.replace('_', '-')}: given {text!r}, expected at least one name")
     marked, named = _names(",".join(marked)), _names(config.getoption("rnn_backends"))
     is_named = named not in ([], ["all"])
@@ -96,7 +96,7 @@ def _under_test(config: pytest.Config, marked: Sequence[str], given: Mapping[str
         raise ArgumentError(f"--rnn-backends: {absent[0].reason}")
     if is_named and marked:
         found = [one for one in found if one.name in {text.partition("[")[0].strip() for text in marked}]
-    # Where nothing is left, pytest would say no more than that there are no parameters.
+    # With no backend left, pytest would only say that there are no parameters.
     names = ", ".join(marked)
     none = f"the test is for {names}, and --rnn-backends={config.getoption('rnn_backends')} leaves that out"
     return found or [Missing(names, names, none if marked else "no backend is installed")]

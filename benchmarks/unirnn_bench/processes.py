@@ -79,7 +79,7 @@ def run(job: Job, *, seconds: float, slow: bool) -> Generator[dict[str, Any], No
 def worker_main() -> None:
     """Run in the process of a job: read the job from standard input, and print each row as a line of JSON."""
     rows = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a framework prints must not get among the rows
+    os.dup2(2, 1)  # keep a framework's output out of the rows
     task = json.load(sys.stdin)
     backend = registry.load(task["backend"])
     for layer in task["layers"]:

@@ -1,7 +1,7 @@
 """The fast path on a CPU: recurrent layers, forward and backward, over the valid steps only.
 
-`recurrent` runs a whole stack of layers over NumPy's arrays, and `Step` makes one time step after the other. They call
-the compiled kernels, the library that is built from ``csrc``; where that can't be had, NumPy does the same.
+`recurrent` runs a whole stack of layers over NumPy's arrays, and `Step` runs single time steps. They call
+the compiled kernels, the library that is built from ``csrc``, or, if it is not available, NumPy.
 `unirnn.kernels.compiled` calls the library over the memory of any framework's arrays.
 """
 

@@ -50,7 +50,7 @@ def forward(one: Direction, output: Array, final: State, *, keep: bool) -> Array
 
 
 def backward(one: Direction, kept: Array, d_output: Array, d_final: State, d_state: State) -> tuple[Array, Weights]:
-    """Write the gradients of the initial state, and give the others; see `unirnn.kernels.fallback.backward`."""
+    """Write the gradients of the initial state, and return the others; see `unirnn.kernels.fallback.backward`."""
     d_x, d_weights = np.empty(one.x.shape, one.x.dtype), one.blank_gradients()
     wanted = compiled.gradients(_MEMORY, d_output, d_final, d_x, d_state, d_weights)
     compiled.backward(_layer(one, kept), wanted)
@@ -83,7 +83,7 @@ class Step:
 
     @staticmethod
     def can_be_had(spec: RecurrentSpec, weights: Mapping[str, Array], x: Array) -> bool:
-        """Whether the compiled kernels can make such steps."""
+        """Whether the compiled kernels can run such steps."""
         return (
             library.load() is not None
             and spec.can_stream
@@ -101,7 +101,7 @@ class Step:
         return all(weights.get(name) is array for name, array in self._weights.items())
 
     def run(self, x: Array, state: State) -> tuple[Array, State]:
-        """Make a step: the output, `(B, H)` or `(H,)`, and the state after it; no state is zeros."""
+        """Run a step; return the output, `(B, H)` or `(H,)`, and the next state. Without a state, start from zeros."""
         y = np.empty(self._y_shape, self._dtype)
         final = tuple([np.empty(shape, self._dtype) for shape in self._state_shapes])
         given = [part if _is_whole(part) else np.require(part, None, ["C", "A"]) for part in (x, *state)]
@@ -111,6 +111,6 @@ class Step:
 
 
 def _is_whole(array: Array) -> bool:
-    """Whether it lies in one piece of memory, as the kernels read it."""
+    """Whether an array is contiguous in memory, as the kernels need it."""
     flags = array.flags
     return flags.c_contiguous and flags.aligned

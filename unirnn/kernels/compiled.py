@@ -83,14 +83,14 @@ class Gradients(ctypes.Structure):
 
 
 class Memory(NamedTuple):
-    """Where a framework's arrays lie.
+    """How to locate a framework's arrays in memory.
 
     Parameters
     ----------
     address
-        Of an array's first number.
+        The address of an array's first number.
     strides
-        Of an array's first two axes, in numbers; the third axis must be contiguous.
+        The strides of an array's first two axes, in numbers; the third axis must be contiguous.
     """
 
     address: Callable[[Any], int]
@@ -119,9 +119,9 @@ def cell_of(spec: RecurrentSpec) -> str:
 
 @functools.cache  # asking takes as long as a small step
 def num_threads() -> int:
-    """How many threads a call may use where no framework says: OMP_NUM_THREADS, or the cores of this process.
+    """How many threads a call may use if no framework sets it: OMP_NUM_THREADS, or the cores of this process.
 
-    Like other libraries, it looks when it is first asked.
+    As in other libraries, the first call decides.
     """
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     if wanted.isdecimal() and int(wanted):

@@ -1,4 +1,4 @@
-"""What one layer in one direction is, for the kernels over NumPy's arrays."""
+"""The description of one layer in one direction, for the kernels over NumPy arrays."""
 
 from typing import Any, NamedTuple
 

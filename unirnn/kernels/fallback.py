@@ -1,4 +1,4 @@
-"""The kernels by NumPy, for where the compiled ones can't be had: slower, with the same results and gradients.
+"""The kernels in NumPy, for when the compiled ones are not available: slower, with the same results and gradients.
 
 It goes step by step over the sequences that have the step, so the padding is never read.
 """
@@ -18,7 +18,7 @@ __all__ = ["backward", "forward"]
 
 
 class _Step(NamedTuple):
-    """What a step back needs of a step forward: see `_Cell`."""
+    """The values of a forward step that the backward step needs; see `_Cell`."""
 
     before: State
     after: State
@@ -27,7 +27,7 @@ class _Step(NamedTuple):
 
 
 class _Cell(NamedTuple):
-    """A cell: a step forward and a step back.
+    """A cell: a forward step and a backward step.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class _Cell(NamedTuple):
         ``backward(step, d_state, w_hh)``: the gradients of the gates' parts that come from the input and from the
         state, `(n, gates*H)` each, and of the state before.
 
-    A projection is no part of the cell: what a step forward gives is yet to be projected.
+    A projection is not part of the cell: the result of a forward step is projected later.
     """
 
     forward: Callable[[Array, State, Array, Array | float], tuple[State, tuple[Array, ...]]]
@@ -155,7 +155,7 @@ def _steps(one: Direction) -> Iterator[tuple[int, slice | Array, slice | Array]]
         begins: slice | Array = slice(0)
         if one.resets is not None and not one.reverse:
             begins = np.flatnonzero(one.resets[t, active])
-        elif one.resets is not None and t + 1 < steps:  # what is read before step t is another sequence
+        elif one.resets is not None and t + 1 < steps:  # another sequence is read before step t
             has_next = True if lengths is None else lengths[active] > t + 1
             begins = np.flatnonzero(one.resets[t + 1, active] & has_next)
         yield t, active, begins

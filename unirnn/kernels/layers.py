@@ -1,8 +1,8 @@
 """A whole stack of layers on a CPU, over NumPy's arrays: forward and backward.
 
-Each layer in each direction is one call of the compiled kernels (`unirnn.kernels.arrays`), or, where they can't be had,
-of the same by NumPy (`unirnn.kernels.fallback`). Both compute the valid steps only and never read the padding.
-float16 is computed in float32.
+Each layer in each direction is one call of the compiled kernels (`unirnn.kernels.arrays`), or, if they are not
+available, of their NumPy version (`unirnn.kernels.fallback`). Both compute the valid steps only
+and never read the padding. float16 is computed in float32.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,7 +40,7 @@ def is_compiled() -> bool:
 
 
 def check_compiled() -> None:
-    """Refuse the kernel ``"compiled"`` where there is none.
+    """Refuse the kernel ``"compiled"`` if it is not available.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The test kit: one's own model on several backends, and a backend of one's own against every guarantee.
+"""The test kit: test your model on several backends, or your backend against every guarantee.
 
 With ``pip install unirnn[testing]``, pytest has the fixture ``rnn_backend``, and ``python -m unirnn.testing NAME`` runs
 the conformance suite for a backend.

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments
-        Those of the command line; None: this process's own.
+        The command-line arguments; None takes those of this process.
 
     Returns
     -------
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check_options(options: Sequence[str]) -> None:
-    """Refuse options of pytest that would test something else than what the report says."""
+    """Refuse pytest options that would make the report wrong about what was tested."""
     for option in options:
         if option.startswith(("--rnn-backends", "--rnn-devices", "--rnn-dtypes")):
             raise ArgumentError(f"options: given {option}, expected NAME and --device, which say what is tested")
@@ -91,7 +91,7 @@ def _own_options() -> list[str]:
 
 
 def _shield(folder: str) -> None:
-    """Leave out what the environment says to pytest, in this process and its workers; let hypothesis write there."""
+    """Ignore pytest's environment variables, in this process and its workers; let hypothesis write there."""
     for name in [name for name in os.environ if name.startswith("PYTEST_")]:
         del os.environ[name]
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = folder

@@ -53,9 +53,9 @@ def explain(a: Side, b: Side, tolerance: float, *, only_gradients: bool) -> Iter
     a, b
         The models; they have run.
     tolerance
-        The largest difference that counts for none.
+        The largest difference that is ignored.
     only_gradients
-        Whether the results are the same, and the gradients are not.
+        Whether only the gradients differ.
     """
     first = None
     if not only_gradients:
@@ -118,7 +118,7 @@ def _zeroed(results: list[Array], batch: Batch) -> list[Array]:
 
 
 def _after(given: Batch, spec: Spec | None, path: str, output: Array) -> Batch:
-    """What the next layer of a chain is given."""
+    """The input of the next layer in a chain."""
     leaf = None if spec is None else spec.leaves().get(path)
     if output.ndim < 3:
         return given
@@ -267,6 +267,6 @@ def _cause_of_recurrent_gradients(side: Side, snapshot: Snapshot, tolerance: flo
     arrays: dict[str, Array] = {"input": batch.input, **dict(zip(names.values(), hx, strict=True)), **snapshot.weights}
     wide = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
     renamed = {names.get(name, name): array for name, array in found.items()}
-    # What was not asked for is taken to be right.
+    # Values that were not computed are taken to be right.
     renamed = {**oracle.gradients(spec, wide, batch.lengths, tuple(side.cotangents)), **renamed}
     return recurrent_gradient_cause(spec, wide, batch.lengths, tuple(side.cotangents), renamed, tolerance)

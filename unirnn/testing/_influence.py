@@ -1,4 +1,4 @@
-"""What the padding moved, in words."""
+"""Describe in words what the padding changed."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Where in a model's results the sequences and their valid steps are.
+"""Find the sequences and their valid steps in a model's results.
 
 Nobody says which axis of a result is the batch and which the steps, or how many steps a strided convolution leaves. The
 same model called with other sizes tells: the axis that is 1 for a sequence alone is the batch, and those that grow with
@@ -148,7 +148,7 @@ class Deviation:
 def deviation(
     base: Array, other: Array, places: Places, batch: Batch, tolerance: float, floor: float = 0.0
 ) -> Deviation | None:
-    """What moved at the valid places; None if nothing did, within the tolerance.
+    """The difference at the valid places; None if it is within the tolerance.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ def deviation_alone(
 ) -> Deviation | None:
     """The same between sequence b in the batch, and alone without its padding."""
     if places.batch_axis is None:
-        return None  # it has no part that is this sequence's
+        return None  # no part of it belongs to this sequence
     before = places.split(base, batch.batch_size)
     after = places.split(other, 1)
     if before.ndim != after.ndim:
@@ -201,7 +201,7 @@ def deviation_alone(
 def _compare(
     before: Array, after: Array, valid: NDArray[np.bool_], places: Places, tolerance: float, floor: float
 ) -> Deviation | None:
-    if before.dtype.kind not in "fiubc":  # no numbers
+    if before.dtype.kind not in "fiubc":  # not numbers
         moved = (before != after) & valid
         off = moved.astype(np.float64)
         most = 1.0

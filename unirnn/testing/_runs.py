@@ -1,4 +1,4 @@
-"""A model of any framework that runs with arrays of NumPy: what `assert_same` and `padding_is_inert` share."""
+"""Run a model of any framework on NumPy arrays, for `assert_same` and `padding_is_inert`."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -35,7 +35,7 @@ class Runner:
 
     @contextmanager
     def mode(self, training: bool) -> Iterator[Any]:
-        """The model in training or in evaluation."""
+        """A context in which the model is in training or evaluation mode."""
         with self.framework.restored(self.model) as net:
             self.framework.set_training(net, training)
             yield net

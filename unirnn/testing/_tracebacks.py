@@ -1,4 +1,4 @@
-"""What pytest leaves out of a traceback."""
+"""Which frames pytest leaves out of a traceback."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ __all__ = ["is_for_the_test"]
 
 
 def is_for_the_test(caught: Any) -> bool:
-    """Whether an error, or a skip, says all by its message; then pytest shows the line of the test, not the kit's code.
+    """Whether the message of an error or a skip is enough; then pytest shows the line of the test, not the kit's code.
 
     Modules have it as ``__tracebackhide__``. Any other error is shown where it was raised.
     """
-    import pytest  # which alone calls this
+    import pytest  # only pytest calls this
 
     return isinstance(caught.value, (AssertionError, UnirnnError, pytest.skip.Exception))

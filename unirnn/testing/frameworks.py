@@ -1,4 +1,4 @@
-"""One way to work with a model of any framework: to call it on arrays, to take gradients, and to watch its layers."""
+"""A common way to call a model of any framework, take gradients, and watch its layers."""
 
 import copy
 import random
@@ -64,7 +64,7 @@ Framework: TypeAlias = "Backend | KerasFramework | PlainFramework"
 
 
 def framework_of(model: Any) -> Framework:
-    """The framework that a model is of.
+    """The framework of a model.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def gradient(
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """The generators of random numbers of Python, of NumPy and of torch are as before after the context."""
+    """A context that restores the random generators of Python, NumPy and torch on exit."""
     own, numpy_state = random.getstate(), np.random.get_state()
     torch = sys.modules.get("torch")
     devices = range(torch.cuda.device_count()) if torch is not None and torch.cuda.is_initialized() else ()

@@ -39,7 +39,7 @@ hypothesis.settings.register_profile("thorough", deadline=None, max_examples=400
 
 @st.composite
 def specs(draw: st.DrawFn, *, max_layers: int = 3, uncommon: bool = True) -> RecurrentSpec:
-    """Any spec of recurrent layers; ``uncommon``: also what torch and MindSpore have no layer for."""
+    """Any spec of recurrent layers; with ``uncommon``, also those that torch and MindSpore lack."""
     cls, kind_options = KINDS[draw(st.sampled_from(list(KINDS)))]
     options: dict[str, Any] = dict(kind_options)
     hidden_size, num_layers = draw(st.integers(1, 5)), draw(st.integers(1, max_layers))
@@ -80,7 +80,7 @@ def ragged(
     Parameters
     ----------
     model
-        For what the batches are; see `unirnn.testing.batch`.
+        The model that the batches are for; see `unirnn.testing.batch`.
     max_steps, max_batch_size
         The largest T and B.
     min_length
@@ -149,7 +149,7 @@ def models(draw: st.DrawFn, *, max_layers: int = 5) -> Sequential:
 
 
 def _sized(features: int, batch_first: bool) -> st.SearchStrategy[Spec]:
-    """A layer with weights, which knows the size of its input."""
+    """A layer with weights and a fixed input size."""
     return st.one_of(
         st.builds(LinearSpec, st.just(features), st.integers(1, 6), st.booleans()),
         _recurrent(features, batch_first),

@@ -1,4 +1,4 @@
-"""The backends under test: which there are, and what the fixture ``rnn_backend`` gives."""
+"""The backends under test, and the value of the fixture ``rnn_backend``."""
 
 import contextlib
 import functools
@@ -31,7 +31,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A backend under test; the fixture ``rnn_backend`` gives one.
+    """A backend under test: the value of the fixture ``rnn_backend``.
 
     Parameters
     ----------
@@ -243,7 +243,7 @@ def gradients(
 
 @dataclass(frozen=True)
 class Missing:
-    """What can't be tested here, and why: a backend, or a device or a dtype that it lacks."""
+    """A backend that can't be tested here, or a device or dtype that it lacks, with the reason."""
 
     name: str
     label: str
@@ -263,7 +263,7 @@ def launch_blocking() -> None:
     """
     try:
         import mindspore
-    except Exception:  # whoever uses MindSpore is told why it can't be imported
+    except Exception:  # users of MindSpore get the reason of a failed import elsewhere
         return
     if hasattr(mindspore, "runtime"):
         mindspore.runtime.launch_blocking()
@@ -332,7 +332,7 @@ def subjects(
         subject = Subject(backend, options, is_brief=is_brief or "kernel" in options)
         try:
             found += _variants(subject, places, kinds)
-        except Exception as error:  # whatever a framework raises, such as for a driver that is too old
+        except Exception as error:  # a framework may raise anything, such as for an old driver
             reason = f"{name}: its devices or limits can't be listed: {type(error).__name__}: {error}"
             found.append(Missing(name, name, reason, is_installed=False))
     return found

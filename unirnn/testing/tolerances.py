@@ -1,4 +1,4 @@
-"""How much numbers may differ, and how much they do."""
+"""Tolerances, and the measurement of differences."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -75,7 +75,7 @@ def largest(array: NDArray[Any]) -> float:
 
 
 def check_tolerance(tolerance: float | None) -> None:
-    """Refuse what no difference can be compared with."""
+    """Refuse a tolerance that no difference can be compared with."""
     if tolerance is not None and not 0 <= tolerance < np.inf:
         raise ArgumentError(f"tolerance: given {tolerance}, expected a finite number that is not negative, or None")
 
@@ -108,7 +108,7 @@ def close(
     ...
     AssertionError: output: off by 1.00e-01
     """
-    # Not by `assert`, to whose message pytest would add what it compared.
+    # Not `assert`: pytest would add the compared values to its message.
     if actual.shape != expected.shape:
         raise AssertionError(f"{what}: shape {actual.shape}, expected {expected.shape}")
     difference = np.abs(actual.astype(np.float64) - expected).max(initial=0)

@@ -1,6 +1,6 @@
 """What each backend's modules are compared with: one module for each backend, of the same name.
 
-Such a module has the members of `Baselines`. A backend that has none here is measured alone.
+Such a module has the members of `Baselines`. A backend without such a module is measured alone.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ Calls = Mapping[str, Call]
 
 
 class Baselines(Protocol):
-    """What a module of baselines has."""
+    """The members of a module of baselines."""
 
     MODES: tuple[str, ...]
     """The ways to run that need a process each; ``("eager",)`` if there is only one."""

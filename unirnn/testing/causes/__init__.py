@@ -1,4 +1,4 @@
-"""Which usual mistake gives exactly these numbers: of layers, of weights and of gradients.
+"""Find the usual mistake that explains wrong results, weights or gradients.
 
 A table of hypotheses: each is a mistake in plain words, and what the oracle computes if it is made. A mistake is named
 only if its numbers agree with those that were computed, and the right ones do not.
@@ -39,7 +39,7 @@ def weights_cause(spec: Spec, a: Arrays, b: Arrays) -> str | None:
     Parameters
     ----------
     spec
-        What both are weights of.
+        The spec of both sets of weights.
     a, b
         By the names of `Spec.weight_shapes`.
 
@@ -160,7 +160,7 @@ def gradient_cause(
     padding: NDArray[np.bool_] | None = None,
     spec: Spec | None = None,
 ) -> str | None:
-    """The usual mistake that gives these gradients.
+    """The usual mistake that explains these gradients.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ def gradient_cause(
         The gradients by name: ``input``, ``hx`` (``hx[0]``, ``h_0``, ...), and the names of weights. None is a gradient
         that there is not.
     tolerance
-        The largest difference that is no mistake, relative to the largest value of an array.
+        The largest allowed difference, relative to the largest value of an array.
     padding
         Where the padding of the input is, in its two leading axes.
     spec

@@ -1,4 +1,4 @@
-"""Which usual mistake gives exactly these numbers of a layer that is not recurrent; see `recurrent`."""
+"""Find the usual mistake that explains wrong results of a non-recurrent layer; see `recurrent`."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -86,7 +86,7 @@ def layer_cause(
     batch_first: bool = True,
     training: bool = False,
 ) -> str | None:
-    """The usual mistake that gives what a layer has computed that is not recurrent.
+    """The usual mistake that explains the results of a non-recurrent layer.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ def _halves(forward: Array, backward: Array) -> Array:
 
 
 def _empty_as(t: LayerTrial, value: float) -> Array:
-    """The right output, but for empty sequences."""
+    """The right output, except for empty sequences."""
     return np.where((t.lengths == 0)[:, None], value, t.run())
 
 

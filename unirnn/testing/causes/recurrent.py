@@ -1,4 +1,4 @@
-"""Which usual mistake gives exactly these numbers of a recurrent layer.
+"""Find the usual mistake that explains wrong results of a recurrent layer.
 
 `recurrent_mistakes` has a table of hypotheses. A mistake is named only if its numbers agree with those that were
 computed, and the right ones do not. What no hypothesis explains may still be seen in the numbers themselves.
@@ -38,7 +38,7 @@ def recurrent_cause(
     state: Sequence[Array] | None,
     tolerance: float,
 ) -> str | None:
-    """The usual mistake that gives what a recurrent layer has computed.
+    """The usual mistake that explains the results of a recurrent layer.
 
     Parameters
     ----------

@@ -55,7 +55,7 @@ class Trial:
 
     @property
     def is_finite(self) -> bool:
-        """Whether there is neither NaN nor infinity but in the padding; otherwise, any two mistakes may look alike."""
+        """Whether everything outside the padding is finite; otherwise, any two mistakes may look alike."""
         arrays = (self.input[~self.padding], *self.hx, *self.weights.values())
         return all(bool(np.isfinite(array).all()) for array in arrays)
 

@@ -43,7 +43,7 @@ Results = tuple[NDArray[Any], tuple[NDArray[Any], ...]]
 
 @dataclass(frozen=True)
 class Case:
-    """A layer, a batch, and which arguments the call gets."""
+    """A layer, a batch, and the arguments that are passed to the call."""
 
     num_layers: int = 1
     bidirectional: bool = False
@@ -136,7 +136,7 @@ VARIANT_CASES = {
 
 
 class Arrays:
-    """Those of a case: the arguments and cotangents in its dtype, the weights in float64."""
+    """The arrays of a case: arguments and cotangents in its dtype, weights in float64."""
 
     def __init__(self, case: Case, spec: RecurrentSpec, weights: dict[str, NDArray[Any]]) -> None:
         rng = np.random.default_rng(case.seed)
@@ -174,7 +174,7 @@ class Arrays:
         return recurrent(spec, self.weights, self.input.astype(np.float64), hx, self.lengths, self.resets)
 
     def cause(self, spec: RecurrentSpec, results: Results, tolerance: float) -> str | None:
-        """The usual mistake that gives these results."""
+        """The usual mistake that explains these results."""
         output, state = results
         input, hx, resets, axis = self.input, self.hx, self.resets, 0 if spec.batch_first else 1
         if input.ndim == 2:  # a batch of one sequence
@@ -219,7 +219,7 @@ def assert_dropout(subject: Subject, one: NDArray[Any], other: NDArray[Any]) -> 
 
 
 def skip_if_brief(subject: Subject, kind: str) -> None:
-    """Skip a kind whose cell alone differs, which the cases of `VARIANTS` and random ones test."""
+    """Skip a kind that differs only in its cell: the cases of `VARIANTS` and random cases test it."""
     if subject.is_brief and kind not in ("GRU", "LSTM"):
         pytest.skip(f"{subject.label} treats all kinds alike but for the cell")
 
@@ -236,7 +236,7 @@ def refusal(subject: Subject, spec: Spec, dtype: str) -> str | None:
 
 
 def skip_if_refused(subject: Subject, spec: Spec, dtype: str, seed: int, assert_right: Callable[[Any], None]) -> None:
-    """Skip a test of what the backend declares that it can't build; fail if it builds it, and computes it right."""
+    """Skip a test of a spec that the backend declares it can't build; fail if the backend computes it correctly."""
     text = refusal(subject, spec, dtype)
     if text is None:
         return

@@ -1,4 +1,4 @@
-"""What the conformance tests share."""
+"""Hooks and fixtures of the conformance tests."""
 
 from collections.abc import Generator
 from typing import Any
@@ -29,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Begin with a test: nothing is found out yet."""
+    """Clear the findings before each test."""
     findings.clear()
 
 
@@ -37,7 +37,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Put what a test found out into its report, which travels between processes."""
+    """Add a test's findings to its report, which travels between processes."""
     report = yield
     found = finding(item, call, report)
     if found is not None:
@@ -46,7 +46,7 @@ def pytest_runtest_makereport(
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave models out for a subject with a kernel: kernels compute recurrent layers, and models are the same."""
+    """Deselect tests of models for a subject with a kernel: kernels change only recurrent layers."""
     left_out = [item for item in items if isinstance(item, pytest.Function) and _is_model_of_a_kernel(item)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

@@ -1,8 +1,8 @@
-"""What a backend guarantees, and what a test of the conformance suite finds out about it.
+"""The promises of a backend, and how a conformance test records whether they hold.
 
-A test says by the marker ``promise`` which guarantees it checks. Where it checks several, `checking` tells which of
-them is broken. What the backend itself declares that it can't do is a limit. Limits are strict: one that turns out to
-work is a failure.
+The marker ``promise`` names the promises that a test checks. If it checks several, `checking` records which one is
+broken. A limit is something that the backend declares it can't do. Limits are strict: a test fails if a declared
+limit turns out to work.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from _pytest.outcomes import Skipped  # pytest.skip.Exception, of which type checkers know no class
+from _pytest.outcomes import Skipped  # pytest.skip.Exception, which type checkers do not see as a class
 
 __all__ = [
     "CELLS",
@@ -49,7 +49,7 @@ CELLS = ("RNN", "GRU", "LSTM", "models")
 
 
 class DeclaredLimit(Skipped):
-    """A test is skipped because the backend declares that it can't do what is tested."""
+    """Skip a test because the backend declares that it can't do what is tested."""
 
     # pytest shows a class by these names before the reason, and its own as "Skipped"
     __module__ = "builtins"
@@ -57,26 +57,26 @@ class DeclaredLimit(Skipped):
 
 
 class WrongLimitError(AssertionError):
-    """A limit that the backend declares is not one: it can do what is tested."""
+    """The backend declares a limit, but can do what is tested."""
 
 
 @dataclass
 class Findings:
-    """What the test that runs has found out, besides whether it passes.
+    """What the running test has recorded, besides its outcome.
 
     Parameters
     ----------
     broken
-        The promise whose check failed last, and the cell, if the test says so.
+        The promise whose check failed last, and the cell if the test names one.
     limits
-        The texts of the limits because of which a promise was not checked.
+        The texts of the limits that left a promise unchecked.
     """
 
     broken: tuple[str, str | None] | None = None
     limits: dict[str, str] = field(default_factory=dict)
 
     def clear(self) -> None:
-        """Begin with another test."""
+        """Clear the findings before the next test."""
         self.broken = None
         self.limits.clear()
 
@@ -87,17 +87,17 @@ findings = Findings()
 
 @contextmanager
 def checking(promise: str, cell: str | None = None, cause: Callable[[], str | None] | None = None) -> Iterator[None]:
-    """Say which promise is broken if the body raises, and why.
+    """Record which promise is broken if the body raises, and explain why.
 
     Parameters
     ----------
     promise
         One of `PROMISES`.
     cell
-        One of `CELLS`; None: those of the test.
+        One of `CELLS`, or None for the cells of the test.
     cause
-        Tells the usual mistake that gives the wrong numbers, of which the body's last assertion is; see
-        `unirnn.testing.causes`. It is asked only if an assertion fails, and its answer is added to the message.
+        A function that names the usual mistake behind the wrong numbers of the body's last assertion; see
+        `unirnn.testing.causes`. It is called only if an assertion fails, and its answer is added to the message.
 
     Examples
     --------
@@ -120,7 +120,7 @@ def checking(promise: str, cell: str | None = None, cause: Callable[[], str | No
 
 
 def declare(promise: str, name: str, text: str, works: Callable[[], Any]) -> None:
-    """Leave a promise unchecked, since the backend declares a limit; unless what it says is not so.
+    """Leave a promise unchecked because of a declared limit, after verifying that the limit is real.
 
     Parameters
     ----------
@@ -131,12 +131,12 @@ def declare(promise: str, name: str, text: str, works: Callable[[], Any]) -> Non
     text
         The limit.
     works
-        Tries all the same. It raises if that is not possible, or gives wrong numbers.
+        A function that tries it anyway. It raises if the backend fails or gives wrong numbers.
 
     Raises
     ------
     WrongLimitError
-        If it works.
+        If the attempt succeeds.
 
     Examples
     --------
@@ -147,13 +147,13 @@ def declare(promise: str, name: str, text: str, works: Callable[[], Any]) -> Non
     """
     try:
         works()
-    except Exception:  # whatever a backend raises for what it does not have
+    except Exception:  # a backend may raise anything for what it does not support
         findings.limits[promise] = text
         return
     raise WrongLimitError(f"{name} declares {text!r}, but computes it; remove the limit")
 
 
 def skip_for_limit(name: str, text: str, works: Callable[[], Any]) -> NoReturn:
-    """Skip a test because of a limit; the arguments are those of `declare`, which raises if the limit is not one."""
+    """Skip a test because of a limit. Arguments and errors are the same as for `declare`."""
     declare("limits", name, text, works)
     raise DeclaredLimit(text)

@@ -15,11 +15,11 @@ __all__ = ["Report", "finding"]
 
 _KEY = "unirnn"
 _MOST_FAILURES = 25
-_WIDTH = 400  # of a failure's message
+_WIDTH = 400  # longest message of a failure, in characters
 
 
 def finding(item: pytest.Item, call: "pytest.CallInfo[None]", report: pytest.TestReport) -> tuple[str, Any] | None:
-    """What a test says about the promises: a user property of its report, of types that JSON has.
+    """A test's findings about the promises, as a user property of its report with JSON types.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def finding(item: pytest.Item, call: "pytest.CallInfo[None]", report: pytest.Tes
     -------
     tuple or None
         A key, and the outcome of each promise (``"passed"``, ``"failed"`` or ``"limit"``), the cells, the texts of the
-        limits, and the message of a failure. None of a phase that says nothing.
+        limits, and the message of a failure. None for a phase without findings.
     """
     if report.passed and report.when != "call":
         return None
@@ -44,7 +44,7 @@ def finding(item: pytest.Item, call: "pytest.CallInfo[None]", report: pytest.Tes
     elif report.passed:
         outcomes = {promise: "limit" if promise in limits else "passed" for promise in promises}
     elif report.failed:
-        # A fixture of a session raises for each test, and `findings` are those of one.
+        # A session fixture raises again for each test, but `findings` belong to one test.
         broken, cell = ("limits", None) if isinstance(error, WrongLimitError) else findings.broken or (None, None)
         outcomes = dict.fromkeys(promises if broken is None else [broken], "failed")
         cells = cells if cell is None else [cell]
@@ -54,14 +54,14 @@ def finding(item: pytest.Item, call: "pytest.CallInfo[None]", report: pytest.Tes
 
 
 def _limit(text: str) -> str:
-    """What a backend can't do: of the text of an explanation only the limits, without what was built, and where."""
+    """The limits in the text of an explanation, without what was built and where."""
     lines = [line.strip() for line in text.splitlines()]
     own = [line.removeprefix("can't: ") for line in lines if line.startswith("can't: ")]
     return "; ".join(own) or " ".join(lines)
 
 
 def _cells(item: pytest.Item) -> list[str]:
-    """What a test is about: by its marker, its parameters, or all recurrent layers."""
+    """The cells that a test checks, from its marker or its parameters; by default all recurrent layers."""
     marked = [marker.kwargs["cell"] for marker in item.iter_markers("promise") if "cell" in marker.kwargs]
     if marked:
         return marked[:1]
@@ -77,13 +77,13 @@ def _cells(item: pytest.Item) -> list[str]:
 
 
 def _message(error: BaseException) -> str:
-    """What an exception says, in one line; of several that hypothesis found, the first."""
+    """An exception's message in one line; the first one if hypothesis found several."""
     inner = getattr(error, "exceptions", None)
     if inner:
         return _message(inner[0])
     notes = [note for note in getattr(error, "__notes__", ()) if "alsifying example" in note]
     what, _, cause = str(error).partition("sual cause: ")
-    what = what.removesuffix("U").partition("\nassert ")[0]  # behind it, pytest repeats the values
+    what = what.removesuffix("U").partition("\nassert ")[0]  # pytest repeats the values after this
     text = " ".join(" ".join([what, *notes]).split()).removeprefix("Arrays are not equal ")
     if not isinstance(error, AssertionError) or not text:
         text = f"{type(error).__name__}: {text}"
@@ -93,7 +93,7 @@ def _message(error: BaseException) -> str:
 
 @dataclass
 class Report:
-    """A plugin of pytest that collects what the tests found out, and makes the report of it.
+    """A pytest plugin that collects the findings of the tests and formats the report.
 
     Attributes
     ----------
@@ -113,7 +113,7 @@ class Report:
     tests: Counter[str] = field(default_factory=Counter)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add a phase of a test, also one that ran in another process."""
+        """Add one phase of a test, which may have run in another process."""
         found: dict[str, Any] = dict(report.user_properties).get(_KEY, {})  # type: ignore[assignment]
         if report.failed:
             self._fail(report.nodeid, found)

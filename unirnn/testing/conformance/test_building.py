@@ -41,7 +41,7 @@ def test_a_seed_gives_the_same_bits_everywhere(rnn_backend: Subject, spec: Recur
 
 @pytest.mark.promise("building", cell="GRU")
 def test_a_seed_leaves_the_global_generator_alone(rnn_backend: Subject) -> None:
-    """NumPy's, and that of the framework, from which weights without a seed are drawn."""
+    """Building with a seed changes neither NumPy's global generator nor the framework's."""
     np.random.seed(0)
     expected = np.random.random_sample()
     np.random.seed(0)
@@ -85,7 +85,7 @@ def test_load_weights_replaces_them_in_place(rnn_backend: Subject, spec: Recurre
     module, taken = rnn_backend.build(spec, seed=3), unirnn.snapshot(rnn_backend.build(spec, seed=4))
     input = np.random.default_rng(0).standard_normal((5, 2, 3)).astype(np.float32)
     for seq_length in (None, [5, 2]):
-        rnn_backend.call(module, input, seq_length=seq_length)  # so that the module has cached what it caches
+        rnn_backend.call(module, input, seq_length=seq_length)  # fill the module's caches
     unirnn.load_weights(module, taken)
     assert unirnn.snapshot(module) == taken
     fresh = rnn_backend.rebuild(taken)

@@ -1,4 +1,4 @@
-"""What every backend guarantees for models that are code, `unirnn.Model`."""
+"""What every backend guarantees for models written as code, with `unirnn.Model`."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ class Tagger(unirnn.Model):
 
 
 class LanguageModel(unirnn.Model):
-    """Tokens to scores of the next ones, with a tied weight, and a method that writes."""
+    """Scores of the next token, with a tied weight and a method that generates tokens."""
 
     def __init__(self) -> None:
         self.embedding = unirnn.EmbeddingSpec(7, 4)
@@ -98,7 +98,7 @@ def tagger_by_hand(spec: Tagger, weights: dict[str, Array], x: Array, lengths: A
 
 
 def assert_tags(rnn_backend: Subject, net: Any, dtype: str) -> None:
-    """A tagger gives what is computed by hand."""
+    """Check a tagger against a computation by hand."""
     found = rnn_backend.read(net)
     weights = {name: np.array(array, np.float64) for name, array in found[1].items()}
     x = np.random.default_rng(0).standard_normal((B, T, 3)).astype(dtype)

@@ -1,6 +1,6 @@
 """What every backend guarantees, checked against the oracle.
 
-First come the cases of a table, then random ones from hypothesis. The same tests check the backend of a third party:
+A table of cases comes first, then random cases from hypothesis. To run these tests on a third-party backend, use
 ``python -m unirnn.testing NAME``.
 """
 
@@ -47,23 +47,23 @@ pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not sup
 
 
 def promises_of(case: Case) -> tuple[str, ...]:
-    """What a case checks; first what it is about, which its output shows."""
+    """The promises that a case checks; its main promise, which the output shows, comes first."""
     about = "numbers" if case.lengths is None else "seq_length"
     is_ragged = case.lengths is not None and any(n < case.steps for n in case.lengths)
     return ("resets" if case.resets else about, "state", "gradients", *(("padding",) if is_ragged else ()))
 
 
 def with_promises(rows: dict[str, Case]) -> list[Any]:
-    """The cases of a table as parameters, marked by what they check."""
+    """The cases of a table as pytest parameters, marked with the promises they check."""
     return [pytest.param(case, id=name, marks=pytest.mark.promise(*promises_of(case))) for name, case in rows.items()]
 
 
 def assert_numbers(rnn_backend: Subject, case: Case, batch: Arrays, spec: RecurrentSpec, results: Results) -> None:
-    """Output and final state are the oracle's; padding gives 0; a sequence of length 0 ends in its initial state."""
+    """Output and final state equal the oracle's; padding gives 0; a sequence of length 0 keeps its initial state."""
     output, final = results
     tolerance = rnn_backend.tolerance_of(case.dtype)
     expected_output, expected_final = batch.expected(spec)
-    # The scale is that of all layers: a narrow last layer may cancel most of what it gets.
+    # Use the scale of all layers: a narrow last layer may cancel most of its gradient.
     scale = max(np.abs(array).max() for array in (expected_output, *expected_final))
 
     def cause() -> str | None:
@@ -82,7 +82,7 @@ def assert_numbers(rnn_backend: Subject, case: Case, batch: Arrays, spec: Recurr
 
 
 def assert_empty_sequences(case: Case, batch: Arrays, final: tuple[NDArray[Any], ...]) -> None:
-    """A sequence of length 0 ends in its initial state."""
+    """The final state of a sequence of length 0 is its initial state."""
     if batch.lengths is not None:
         empty = np.broadcast_to(batch.lengths == 0, (case.batch_size or 1,))
         for part, initial in zip(final, batch.hx, strict=True):
@@ -94,7 +94,7 @@ def assert_empty_sequences(case: Case, batch: Arrays, final: tuple[NDArray[Any],
 
 
 def arrays_of(spec: RecurrentSpec, batch: Arrays) -> dict[str, NDArray[Any]]:
-    """What there are gradients of, in float64."""
+    """The arrays that have gradients, in float64."""
     given = {"input": batch.input, **{f"{s}_0": p for s, p in zip(spec.states, batch.hx, strict=True)}}
     return {**{name: array.astype(np.float64) for name, array in given.items()}, **batch.weights}
 
@@ -102,7 +102,7 @@ def arrays_of(spec: RecurrentSpec, batch: Arrays) -> dict[str, NDArray[Any]]:
 def assert_gradients(
     rnn_backend: Subject, case: Case, batch: Arrays, spec: RecurrentSpec, gradients: dict[str, NDArray[Any]]
 ) -> None:
-    """Each number agrees, relative to the largest of all gradients: some are small sums of large numbers."""
+    """Each number agrees relative to the largest gradient: some are small sums of large numbers."""
     cotangents = tuple(d.astype(np.float64) for d in (batch.d_output, *batch.d_state))
     expected = oracle.gradients(spec, arrays_of(spec, batch), batch.lengths, cotangents, batch.resets)
     assert gradients.keys() == expected.keys()
@@ -115,7 +115,7 @@ def assert_gradients(
 
 
 def cause_of_padding(*results: NDArray[Any]) -> str:
-    """What the results show that are right with other numbers in the padding."""
+    """The mistake to report if results are right only with other numbers in the padding."""
     if any(np.isnan(array).any() for array in results):
         return "NaN leaks from the padding of the input, as by a multiplication with a mask: 0 * NaN is NaN"
     return "it reads what stands in the padding"
@@ -124,7 +124,7 @@ def cause_of_padding(*results: NDArray[Any]) -> str:
 def assert_guarantees(
     rnn_backend: Subject, kind: str, case: Case, filler: float, *, gradients_known: bool = True
 ) -> None:
-    """Results and gradients are the oracle's, and stay the same bit for bit with the filler in the padding."""
+    """Results and gradients equal the oracle's, and stay bit-for-bit equal with the filler in the padding."""
     case = in_its_dtype(rnn_backend, case)
     module, batch = built(rnn_backend, kind, case)
     spec, tolerance = module.spec, rnn_backend.tolerance_of(case.dtype)
@@ -188,7 +188,7 @@ def test_guarantees_of_variants(rnn_backend: Subject, kind: str, case: Case) -> 
 
 
 @pytest.mark.promise("gradients")
-@pytest.mark.parametrize("kind", ["RNN-tanh", "GRU-reset-before"])  # whose gradients cancel the most
+@pytest.mark.parametrize("kind", ["RNN-tanh", "GRU-reset-before"])  # their gradients cancel the most
 def test_float32_gradients_of_deep_narrow_stacks(rnn_backend: Subject, kind: str) -> None:
     skip_without_gradients(rnn_backend)
     case = Case(steps=100, batch_size=3, num_layers=6, bidirectional=True, input_size=1, hidden_size=1, dtype="float32")
@@ -212,7 +212,7 @@ def test_random_specs(rnn_backend: Subject, kind: str, data: st.DataObject) -> N
     plain = in_its_dtype(rnn_backend, Case())
     kept = [name for name in names if not is_refused(name, plain)]
     if not kept:
-        built(rnn_backend, names[0], plain)  # which skips the test
+        built(rnn_backend, names[0], plain)  # this skips the test
     name, case = data.draw(st.sampled_from(kept)), in_its_dtype(rnn_backend, data.draw(cases()))
     # Without a bias, zero inputs give 0, where frameworks define the slope of relu differently.
     assume("projected" not in name or case.hidden_size > 3)
@@ -227,7 +227,7 @@ def test_random_specs(rnn_backend: Subject, kind: str, data: st.DataObject) -> N
 def test_gradients_are_not_borrowed(
     rnn_backend: Subject, spec: RecurrentSpec | unirnn.Sequential, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are not those of the numpy backend, which are right whatever the backend computes."""
+    """The backend computes its own gradients: the numpy backend's would pass whatever the backend computes."""
     if rnn_backend.name == "numpy":
         pytest.skip("they are its own")
     skip_without_gradients(rnn_backend)
@@ -245,7 +245,7 @@ def test_gradients_are_not_borrowed(
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the numpy backend's own functions for gradients, each time that one of them is called."""
+    """The name of each gradient function of the numpy backend, once per call."""
     called: list[str] = []
     layer, model = (spec.build("numpy", seed=0) for spec in (unirnn.GRUSpec(1, 1), unirnn.Sequential()))
     for owner, name in ((registry.load("numpy"), "gradients"), (layer, "vjp"), (model, "vjp")):
@@ -265,7 +265,7 @@ INTEGERS = ("int8", "int16", "int32", "int64", "uint8")
 @pytest.mark.promise("state")
 @pytest.mark.parametrize("kind", KINDS)
 def test_results_and_arguments_stay_as_they_are(rnn_backend: Subject, kind: str) -> None:
-    """Another call changes neither what an earlier one returned, nor what it was given."""
+    """A later call changes neither the results nor the arguments of an earlier call."""
     case = in_its_dtype(rnn_backend, Case(lengths=RAGGED, num_layers=2))
     module, batch = built(rnn_backend, kind, case)
     given = [batch.input, *batch.hx, batch.input[0], *batch.hx]

@@ -25,7 +25,7 @@ from unirnn.testing.subjects import Subject, gradients
 
 
 def is_ours(frame: FrameType) -> bool:
-    """Whether a frame runs code of unirnn, or of one of its backends, and is no generator, which may be closing."""
+    """Whether a frame runs code of unirnn or a backend. Generators are left out, since they may be closing."""
     if frame.f_code.co_flags & inspect.CO_GENERATOR:
         return False
     name = frame.f_globals.get("__name__", "")
@@ -33,7 +33,7 @@ def is_ours(frame: FrameType) -> bool:
 
 
 def interrupt_at(point: int, action: Callable[[], Any]) -> bool:
-    """Run an action, and interrupt it at that point, counted from 0; False if it ends before."""
+    """Run an action and interrupt it at a point, counted from 0. Return False if it ends earlier."""
     passed = count()
 
     def profile(frame: FrameType, event: str, argument: Any) -> None:
@@ -51,7 +51,7 @@ def interrupt_at(point: int, action: Callable[[], Any]) -> bool:
 
 
 def state_of_the_process() -> dict[str, Any]:
-    """What a call could change."""
+    """The process state that a call could change."""
     found: dict[str, Any] = {
         "environment": dict(os.environ),
         "NumPy's errors": np.geterr(),

@@ -332,7 +332,7 @@ def test_a_device_that_does_not_exist(rnn_backend: Subject, device: str) -> None
         rnn_backend.build(GRUSpec(I, H), device=device)
 
 
-ma: Any = np.ma  # which has no types in the stubs of NumPy 1
+ma: Any = np.ma  # not typed in the stubs of NumPy 1
 SUBCLASSES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "masked array": ("numpy.MaskedArray", lambda array: ma.masked_array(array, True)),
     "matrix": ("numpy.matrix", lambda array: array.reshape(len(array), -1).view(np.matrix)),
@@ -359,7 +359,7 @@ GIVEN: dict[str, tuple[str, Callable[..., Any]]] = {
 
 
 class Kelvins(np.ndarray[Any, Any]):
-    """An array of a third party."""
+    """A third-party array."""
 
 
 @pytest.mark.promise("errors", cell="GRU")

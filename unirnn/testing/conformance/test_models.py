@@ -1,7 +1,7 @@
-"""What every backend guarantees for models and for the layers around recurrent ones, checked against the oracle.
+"""What every backend guarantees for models and non-recurrent layers, checked against the oracle.
 
-First comes a table with a row for each layer, each in several batches; then random models. A backend that builds no
-models has nothing to show here.
+A table with a row for each layer, each in several batches, comes first; then random models. These tests do not apply
+to a backend that builds no models.
 """
 
 from dataclasses import dataclass, replace
@@ -57,7 +57,7 @@ Array = NDArray[Any]
 ACTIVATIONS = ("relu", "tanh", "sigmoid", "gelu", "silu", "hard_sigmoid", "softmax", "log_softmax")
 SPECS: dict[str, Spec] = {
     "Embedding": EmbeddingSpec(7, 3),
-    "Embedding, padding_idx": EmbeddingSpec(7, 3, padding_idx=5),  # which is among the tokens of `Call`
+    "Embedding, padding_idx": EmbeddingSpec(7, 3, padding_idx=5),  # one of the tokens of `Call`
     "Linear": LinearSpec(3, 5),
     "Linear, no bias": LinearSpec(3, 5, bias=False),
     **{f"Activation, {function}": ActivationSpec(function) for function in ACTIVATIONS},  # type: ignore[arg-type]
@@ -116,7 +116,7 @@ STEPS = 6
 
 @dataclass(frozen=True)
 class Case:
-    """How a model is called: lengths, the steps at which a sequence begins anew, whether there is a state."""
+    """How a model is called: the lengths, the steps at which sequences are reset, and whether a state is given."""
 
     lengths: tuple[int, ...] | None = None
     resets: bool = False
@@ -153,7 +153,7 @@ def takes_resets(spec: Spec) -> bool:
 
 
 class Call:
-    """A model of a backend, the arguments of a call as NumPy arrays, and what the oracle gives for them."""
+    """A backend's model, the arguments of a call as NumPy arrays, and the oracle's results for them."""
 
     def __init__(self, rnn_backend: Subject, spec: Spec, case: Case, net: Any = None) -> None:
         case = replace(case, dtype=available(rnn_backend, case.dtype))
@@ -201,7 +201,7 @@ class Call:
         return self._as_called(output), [self._state(part) for final in finals for part in final]
 
     def arguments(self, input: Array) -> dict[str, Any]:
-        """The arguments of the call, as NumPy arrays, as the caller gives them."""
+        """The caller's arguments as NumPy arrays."""
         hx = None
         if any(state is not None for state in self.states):
             parts = [[self._state(part) for part in state or ()] for state in self.states]
@@ -214,7 +214,7 @@ class Call:
         return {"input": input, "hx": hx, "seq_length": lengths, "resets": resets, "return_state": True}
 
     def native(self, value: Any) -> Any:
-        """Arrays of NumPy, nested in tuples, as the backend's; anything else as it is."""
+        """Convert NumPy arrays, also in nested tuples, to the backend's; leave anything else unchanged."""
         if isinstance(value, tuple):
             return tuple(map(self.native, value))
         is_array = isinstance(value, np.ndarray)
@@ -265,7 +265,7 @@ def assert_equal(actual: list[Array], expected: list[Array], what: str) -> None:
 
 
 def assert_guarantees(rnn_backend: Subject, spec: Spec, case: Case) -> None:
-    """Results and gradients are the oracle's, and stay the same bit for bit with NaN in the padding."""
+    """Results and gradients equal the oracle's, and stay bit-for-bit equal with NaN in the padding."""
     dtype = available(rnn_backend, case.dtype)
     skip_if_refused(rnn_backend, spec, dtype, case.seed, lambda net: assert_results(Call(rnn_backend, spec, case, net)))
     call = Call(rnn_backend, spec, case)
@@ -277,7 +277,7 @@ def assert_guarantees(rnn_backend: Subject, spec: Spec, case: Case) -> None:
 
 
 def assert_results(call: Call) -> None:
-    """Output and states are the oracle's."""
+    """Output and states equal the oracle's."""
     tolerance, dtype = call.rnn_backend.tolerance_of(call.case.dtype), call.case.dtype
     with checking(promises_of(call.case)[0], "models"):
         output, states = call.run(call.input)
@@ -296,7 +296,7 @@ def assert_results(call: Call) -> None:
 
 
 def assert_gradients(call: Call) -> None:
-    """Each gradient is the oracle's along one direction, and that of the padding is zero."""
+    """Each gradient equals the oracle's along one direction, and the padding's gradient is zero."""
     expected, expected_states = call.expected()
     tolerance = call.rnn_backend.tolerance_of(call.case.dtype)
     rng = np.random.default_rng(1)
@@ -321,7 +321,7 @@ def assert_gradients(call: Call) -> None:
 
 
 def assert_slopes(call: Call, found: dict[str, Array], d_results: list[Array], tolerance: float) -> None:
-    """Each gradient is the oracle's along one direction."""
+    """Each gradient equals the oracle's along one direction."""
     spec, rng = call.spec, np.random.default_rng(2)
     assert found.keys() - {"input"} >= spec.weight_shapes().keys() - set(spec.buffers)
     arrays = {"input": call.input, **call.weights}
@@ -344,14 +344,14 @@ def assert_slopes(call: Call, found: dict[str, Array], d_results: list[Array], t
 
 
 def promises_of(case: Case) -> tuple[str, ...]:
-    """What a case checks; first what it is about, which the output shows."""
+    """The promises that a case checks; its main promise, which the output shows, comes first."""
     about = "numbers" if case.lengths is None else "seq_length"
     is_ragged = case.lengths is not None and any(n < STEPS for n in case.lengths)
     return ("resets" if case.resets else about, "state", "gradients", *(("padding",) if is_ragged else ()))
 
 
 def cases() -> list[Any]:
-    """Each spec in each case that says something about it, marked by what it checks."""
+    """Each spec with each case that is relevant to it, marked with the promises it checks."""
     return [
         pytest.param(spec, case, id=f"{name}, {how}", marks=pytest.mark.promise(*promises_of(case)))
         for name, spec in SPECS.items()

@@ -1,4 +1,4 @@
-"""The states that people handle between steps: zeros, some of a batch, each several times, one or the other."""
+"""Operations on states between steps: zeros, selection, repetition, and a choice between two states."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def drawn(spec: RecurrentSpec, seed: int) -> list[NDArray[Any]]:
 
 
 class Held:
-    """A module, and states as its framework has them."""
+    """A module, and states as arrays of its framework."""
 
     def __init__(self, rnn_backend: Subject, spec: RecurrentSpec) -> None:
         self.rnn_backend, self.module = rnn_backend, rnn_backend.build(spec, seed=0)
@@ -98,7 +98,7 @@ def test_where(rnn_backend: Subject, spec: RecurrentSpec) -> None:
 
 @pytest.mark.promise("state", cell="LSTM")
 def test_what_comes_out_goes_into_a_step(rnn_backend: Subject) -> None:
-    """A beam of two, reordered, and a sequence that begins anew."""
+    """A reordered beam of two and a reset sequence can be passed to a step."""
     module = rnn_backend.build(LSTMSpec(3, 4), seed=0)
     whole, _ = rnn_backend.call(module, np.ones((2, 2, 3), np.float32))
     x = rnn_backend.array(np.ones((2, 3), np.float32), module)

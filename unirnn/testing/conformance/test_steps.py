@@ -1,4 +1,4 @@
-"""Steps are one call: T steps give what a call over T steps gives, and a reset is a state of zeros."""
+"""T single steps give the same numbers as one call over T steps, and a reset sets the state to zeros."""
 
 from dataclasses import replace
 from typing import Any

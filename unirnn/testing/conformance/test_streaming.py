@@ -27,7 +27,7 @@ from unirnn.testing.tolerances import close
 
 
 def chunked(rnn_backend: Subject, module: Any, batch: Arrays, case: Case, cuts: list[int]) -> Any:
-    """Feed the steps between the cuts chunk by chunk; the lengths are what is left of each sequence."""
+    """Feed the input in chunks split at the cuts, with the remaining length of each sequence."""
     axis = 1 if case.batch_first and case.batch_size is not None else 0
     state = batch.hx if case.state else None
     outputs = []
