@@ -171,7 +171,7 @@ for many, one in zip(*found, strict=True):
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits what only Linux limits")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limit of a thread's stack")
 @pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer can't run with such a stack")
 def test_a_call_is_whole_where_no_threads_can_be_made() -> None:
     import resource

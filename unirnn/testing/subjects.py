@@ -263,7 +263,7 @@ def launch_blocking() -> None:
     """
     try:
         import mindspore
-    except Exception:  # users of MindSpore get the reason of a failed import elsewhere
+    except Exception:  # building on MindSpore fails with the reason
         return
     if hasattr(mindspore, "runtime"):
         mindspore.runtime.launch_blocking()
