@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from unirnn import kernels
 from unirnn.contract.backend import leaves
+from unirnn.contract.call import Layout
 from unirnn.contract.models import (
     ModelCall,
     ModelModule,
@@ -45,6 +46,8 @@ __all__ = ["NumpyModel"]
 
 Array = NDArray[Any]
 State = tuple[Array, ...]
+
+_STEP = Layout(batched=True, batch_first=False, is_step=True)
 
 
 class NumpyModel(ModelModule):
@@ -102,7 +105,7 @@ class NumpyModel(ModelModule):
         self._generator = generator
         self._kernel = kernel
         self._names = _weight_names(spec)
-        self._last_steps: dict[str, kernels.Step | None] = {}
+        self._last_steps: dict[str, kernels.Prepared | None] = {}
 
     def vjp(
         self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None
@@ -534,8 +537,8 @@ class _Run:
             y, final = last.run(x, parts)
             self.finals.append(final)
             return y
-        can_be_had = kernel in ("auto", "compiled") and len(x) and kernels.Step.can_be_had(spec, weights, x)
-        steps[name] = kernels.Step(spec, weights, x) if can_be_had else None
+        can_be_had = kernel in ("auto", "compiled") and kernels.Prepared.can_be_had(weights, x)
+        steps[name] = kernels.Prepared(spec, weights, x, _STEP) if can_be_had else None
         ys, final, _ = model_layers.recurrent(spec, weights, kernel, x[None], state, None, None, noise, False)
         self.finals.append(tuple(map(self._rounded, final)))
         return ys.reshape(ys.shape[1:])

@@ -57,25 +57,39 @@ class NumpyModule(Module):
         self.weights = dict(weights)
         self._generator = generator
         self._kernel = kernel
-        self._last_step: kernels.Step | None = None
+        self._last: dict[str, kernels.Prepared | None] = {}
+
+    def __call__(
+        self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, **aliases: Any
+    ) -> tuple[Array, Any]:
+        given = bind(self.spec, input, hx, seq_length, resets, aliases)
+        if given.seq_length is None and given.resets is None:
+            return self._run_like_last(
+                "call", given.input, state_parts(self.spec, given.hx), lambda: self._prepare(given)
+            )
+        call = self._prepare(given)
+        return call.restore(*self._run(call))
+
+    __call__.__doc__ = Module.__call__.__doc__
 
     def step(self, x: Any, state: Any = None) -> tuple[Array, Any]:
-        # What prepares a step takes longer than the step, so it is kept for the next one.
-        parts = state_parts(self.spec, state, "state") or ()
-        has_dropout = self.training and self.spec.dropout
-        last = self._last_step
-        if last is None or has_dropout or not last.fits(self.weights, x, parts):
-            call = prepare_step(self.spec, x, state, like=self._like())
-            self._last_step = self._prepared_step(x) if call.sizes.batch_size != 0 else None
-            return call.restore(*self._run(call))
-        y, final = last.run(x, parts)
-        return y, join_state(final)
+        parts = state_parts(self.spec, state, "state")
+        return self._run_like_last("step", x, parts, lambda: prepare_step(self.spec, x, state, like=self._like()))
 
     step.__doc__ = Module.step.__doc__
 
-    def _prepared_step(self, x: Array) -> kernels.Step | None:
-        can_be_had = self._kernel in ("auto", "compiled") and kernels.Step.can_be_had(self.spec, self.weights, x)
-        return kernels.Step(self.spec, self.weights, x) if can_be_had else None
+    def _run_like_last(
+        self, kind: str, x: Any, state: tuple[Any, ...] | None, prepare: Callable[[], Call]
+    ) -> tuple[Array, Any]:
+        """Run a call by what was prepared for the last of its kind, if that fits; preparing can take longer than it."""
+        last = None if self.training and self.spec.dropout else self._last.get(kind)
+        if last is not None and last.fits(self.weights, x, state or ()):
+            y, final = last.run(x, state or ())
+            return y, join_state(final)
+        call = prepare()
+        can_be_had = self._kernel in ("auto", "compiled") and kernels.Prepared.can_be_had(self.weights, x)
+        self._last[kind] = kernels.Prepared(self.spec, self.weights, x, call.layout) if can_be_had else None
+        return call.restore(*self._run(call))
 
     def vjp(
         self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, **aliases: Any

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unirnn import RecurrentSpec, reference
-from unirnn.contract.call import Sizes
+from unirnn.contract.call import Layout, Sizes, join_state
 from unirnn.contract.call import lengths as checked
 from unirnn.devices import short_name
 from unirnn.errors import DTypeError, ShapeError
 from unirnn.kernels import compiled
 
-__all__ = ["Call", "Step", "backward", "empty_kept", "empty_results", "forward", "num_states", "num_weights"]
+__all__ = ["Call", "Prepared", "backward", "empty_kept", "empty_results", "forward", "num_states", "num_weights"]
 
 _MEMORY = compiled.Memory(Tensor.data_ptr, lambda tensor: tensor.stride()[:2])
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
@@ -179,54 +179,66 @@ def backward(
     return d_x, *d_state, *d_weights[: num_weights(call.cell)]
 
 
-class Step:
-    """One time step of a stack of layers that run forward, prepared for many steps of equal shapes; without gradients.
+class Prepared:
+    """A stack of layers, prepared for many calls with tensors of equal shapes, in which every step is valid.
+
+    It computes no gradients.
 
     Parameters
     ----------
     spec
         The layers.
     weights
-        Of each layer.
+        Of each layer and direction.
     x
-        `(B, I)` or `(I,)`, an input with the shape and the dtype of all others.
+        An input with the shape, the strides and the dtype of all others.
+    layout
+        Its layout.
     """
 
-    def __init__(self, spec: RecurrentSpec, weights: Sequence[reference.Weights], x: Tensor) -> None:
-        self._shape, self._dtype = x.shape, x.dtype
-        self._y_shape = (*x.shape[:-1], spec.output_size)
-        self._weights = _places(w for of_layer in weights for w in of_layer if w is not None)
-        batch_size = x.shape[0] if x.dim() == 2 else 1
-        self._state_shapes = list(spec.state_shapes(batch_size if x.dim() == 2 else None).values())
-        cell = compiled.cell_of(spec)
-        self._run = compiled.Step(_MEMORY, cell, _DTYPES[x.dtype], weights, batch_size).run
+    def __init__(self, spec: RecurrentSpec, weights: Sequence[reference.Weights], x: Tensor, layout: Layout) -> None:
+        self._shape, self._strides, self._dtype = x.shape, x.stride(), x.dtype
+        self._weights = _places(w for own in weights for w in own if w is not None)
+        self._layout, steps = layout, layout.canonical_steps(x)
+        size = (*steps.shape[:2], spec.num_directions * spec.output_size)
+        self._y_shape, self._between_shape = size, (spec.num_layers - 1, *size)
+        self._state_shapes = list(spec.state_shapes(size[1] if layout.batched else None).values())
+        self._run = compiled.Stack(_MEMORY, spec, _DTYPES[x.dtype], weights, steps).run
 
     def __reduce__(self) -> Any:
         return type(None), ()  # it holds addresses, so a copy of a module begins without one
 
     @staticmethod
-    def can_be_had(spec: RecurrentSpec, weights: Iterable[Tensor], x: Tensor) -> bool:
-        """Whether the compiled kernels, which must be there, can make such steps."""
+    def can_be_had(weights: Iterable[Tensor], x: Tensor) -> bool:
+        """Whether the compiled kernels, which must be there, can run such calls."""
         readable = all(w.dtype is x.dtype and w.is_cpu and _in_one_piece(w) is w for w in weights)
-        return readable and x.dtype in _DTYPES and x.is_cpu and x.shape[0] > 0 and spec.can_stream
+        return readable and x.dtype in _DTYPES and x.is_cpu and x.numel() > 0 and x.stride(-1) == 1
 
     def fits(self, weights: Iterable[Tensor], x: Tensor, state: Sequence[Tensor]) -> bool:
-        """Whether it can make a step: the weights have not moved, and the tensors have the same shapes and dtypes."""
-        if x.shape != self._shape or x.dtype is not self._dtype or not x.is_cpu:
+        """Whether it can make a call: the weights have not moved, and the tensors have the same shapes and dtypes."""
+        if x.shape != self._shape or x.stride() != self._strides or x.dtype is not self._dtype:
+            return False
+        if not x.is_cpu or x.is_neg():
             return False
         for part, shape in zip(state, self._state_shapes, strict=False):
             if part.shape != shape or part.dtype is not self._dtype or not part.is_cpu:
                 return False
         return _places(weights) == self._weights
 
-    def run(self, x: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Make a step: the output, `(B, H)` or `(H,)`, and the state after it; no state is zeros."""
-        y = x.new_empty(self._y_shape)
-        final = tuple([x.new_empty(shape) for shape in self._state_shapes])
-        given = [_in_one_piece(part) for part in (x, *state)]  # held while its memory is read
-        at, *before = [part.data_ptr() for part in given]
-        self._run(at, before, y.data_ptr(), [part.data_ptr() for part in final], torch.get_num_threads())
-        return y, final
+    def run(self, x: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, Any]:
+        """Make a call; without a state, start from zeros. Return the output and the final state in the layout of x."""
+        y, final = x.new_empty(self._y_shape), tuple([x.new_empty(shape) for shape in self._state_shapes])
+        between = x.new_empty(self._between_shape) if self._between_shape[0] else None
+        given = [_in_one_piece(part) for part in state]  # held while its memory is read
+        self._run(
+            x.data_ptr(),
+            [part.data_ptr() for part in given],
+            0 if between is None else between.data_ptr(),
+            y.data_ptr(),
+            [part.data_ptr() for part in final],
+            torch.get_num_threads(),
+        )
+        return self._layout.restore_steps(y), join_state(final)
 
 
 def _places(tensors: Iterable[Tensor]) -> list[Any]:
@@ -238,9 +250,7 @@ def _in_one_piece(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_contiguous() and not tensor.is_neg() else tensor.resolve_neg().contiguous()
 
 
-def _described(
-    call: Call, *, output: Tensor | None = None, final: Sequence[Tensor] = (), kept: Tensor | None
-) -> compiled.Layer:
+def _described(call: Call, *, output: Tensor | None = None, final: Sequence[Tensor] = (), kept: Tensor | None) -> bytes:
     dtype, threads = _DTYPES[call.x.dtype], torch.get_num_threads()
     return compiled.layer(_MEMORY, call.cell, dtype, call, threads, output=output, final=final, kept=kept)
 

@@ -2,7 +2,7 @@
 
 `unirnn_torch.dispatch.route` decides which one runs a call. Then `run` takes it through these functions:
 
-- COMPILED without gradients: `_infer`, `compiled.forward`.
+- COMPILED without gradients: `_infer`, `compiled.forward`; a call like the one before goes by `compiled.Prepared`.
 - COMPILED with gradients: `_layer_by_layer`, `operators.layer`. Going back, `operators._differentiate` and
   `compiled.backward`.
 - COMPILED or NATIVE_OPERATORS in a graph: `_layer_by_layer`, and one operator for each direction of a layer.

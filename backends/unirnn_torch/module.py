@@ -4,6 +4,7 @@ A call is prepared by `unirnn.contract.call.prepare`, `unirnn_torch.dispatch.rou
 `unirnn_torch.layers.run` computes it.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from unirnn.contract.backend import Arrays
 from unirnn.contract.call import (
     Arguments,
     Call,
+    Layout,
     Sizes,
     bind,
     check_lengths,
@@ -26,7 +28,6 @@ from unirnn.contract.call import (
     lengths,
     prepare,
     prepare_step,
-    state_parts,
 )
 from unirnn.contract.module import Module
 from unirnn.devices import short_name
@@ -34,7 +35,7 @@ from unirnn.errors import ArgumentError
 from unirnn.specs.arguments import missing_arguments
 
 from . import dispatch, layers, native, operators
-from .compiled import Step
+from .compiled import Prepared
 from .dispatch import Route
 from .layers import Lengths, Resets, Stack, State
 
@@ -78,7 +79,6 @@ class Recurrent(torch.nn.RNNBase):
     spec: RecurrentSpec
     __prepare_scriptable__ = dispatch.refuse_script
     _first_weights: Arrays | None = None
-    _last_step: Step | None = None
 
     def __init__(
         self,
@@ -113,6 +113,7 @@ class Recurrent(torch.nn.RNNBase):
         self.kernel = kernel
         self._names = tuple(spec.weight_shapes())
         self._has_native = dispatch.has_native(spec)
+        self._last: dict[str, Prepared | None] = {}
         if weights is not None:
             self._first_weights = None
 
@@ -141,25 +142,25 @@ class Recurrent(torch.nn.RNNBase):
         given = bind(self.spec, input, hx, seq_length, resets, aliases)
         if isinstance(given.input, PackedSequence):
             return self._run_packed_sequence(*given)
-        weights = self._weights
-        like = Tensor, _dtype(weights, given.input, *_parts(given.hx))
-        call = prepare(self.spec, given, like=like, read_lengths=read_lengths, read_resets=read_resets)
-        return self._run(call, weights)
+        weights, parts = self._weights, _parts(given.hx)
+
+        def prepared() -> Call:
+            like = Tensor, _dtype(weights, given.input, *parts)
+            return prepare(self.spec, given, like=like, read_lengths=read_lengths, read_resets=read_resets)
+
+        if given.seq_length is None and given.resets is None:
+            return self._run_like_last("call", weights, given.input, given.hx, prepared)
+        return self._run(prepared(), weights)
 
     forward.__doc__ = Module.__call__.__doc__
 
     def step(self, x: Any, state: Any = None) -> tuple[Tensor, Any]:
-        weights, parts = self._weights, state_parts(self.spec, state, "state") or ()
-        is_simple = self._is_simple(weights, x, parts)
-        # What prepares a step takes longer than the step, so it is kept for the next one.
-        last = self._last_step if is_simple else None
-        if last is not None and last.fits(weights.values(), x, parts):
-            y, final = last.run(x, parts)
-            return y, join_state(final)
-        call = prepare_step(self.spec, x, state, like=(Tensor, _dtype(weights, x, *parts)))
-        if is_simple:
-            self._last_step = self._prepared_step(weights, x)
-        return self._run(call, weights)
+        weights = self._weights
+
+        def prepared() -> Call:
+            return prepare_step(self.spec, x, state, like=(Tensor, _dtype(weights, x, *_parts(state))))
+
+        return self._run_like_last("step", weights, x, state, prepared)
 
     step.__doc__ = Module.step.__doc__
 
@@ -168,18 +169,32 @@ class Recurrent(torch.nn.RNNBase):
         weight = self._weights["weight_hh_l0"]
         return join_state([weight.new_zeros(shape) for shape in self.spec.state_shapes(batch_size).values()])
 
+    def _run_like_last(
+        self, kind: str, weights: dict[str, Tensor], x: Any, hx: Any, prepare: Callable[[], Call]
+    ) -> tuple[Tensor, Any]:
+        """Run a call by what was prepared for the last of its kind, if that fits; preparing can take longer than it."""
+        parts = _parts(hx)
+        if not self._is_simple(weights, x, parts):
+            return self._run(prepare(), weights)
+        last = self._last.get(kind)
+        if last is not None and len(parts) in (0, len(self.spec.states)) and last.fits(weights.values(), x, parts):
+            return last.run(x, parts)
+        call = prepare()
+        self._last[kind] = self._prepared(weights, x, call.layout)
+        return self._run(call, weights)
+
     def _is_simple(self, weights: dict[str, Tensor], x: Any, state: tuple[Any, ...]) -> bool:
-        """Whether a step needs no gradient, and nothing traces, watches or changes it, as dropout would."""
+        """Whether a call needs no gradient, and nothing traces, watches or changes it, as dropout would."""
         if torch.is_grad_enabled() or (self.training and self.dropout):
             return False
         tensors = isinstance(x, Tensor) and all(isinstance(part, Tensor) for part in state)
         return tensors and not operators.needs_operator(x, state, weights.values()) and dispatch.is_plain()
 
-    def _prepared_step(self, weights: dict[str, Tensor], x: Tensor) -> Step | None:
+    def _prepared(self, weights: dict[str, Tensor], x: Tensor, layout: Layout) -> Prepared | None:
         if self.kernel not in ("auto", "compiled") or dispatch.unsupported_reason("compiled", self.spec) is not None:
             return None
         stack = Stack(self.spec, weights, 0.0, False, False)
-        return Step(self.spec, stack.directions(), x) if Step.can_be_had(self.spec, weights.values(), x) else None
+        return Prepared(self.spec, stack.directions(), x, layout) if Prepared.can_be_had(weights.values(), x) else None
 
     def _run(self, call: Call, weights: dict[str, Tensor]) -> tuple[Tensor, Any]:
         x, ns, begins = call.input, call.lengths, call.resets

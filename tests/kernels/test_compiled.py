@@ -277,9 +277,9 @@ def test_the_library_refuses_to_read_outside_of_the_arrays(lengths: list[int], c
     """Our own callers never pass such arguments; the library refuses them all the same, and computes nothing."""
     found, ns = library.load(), np.array(lengths)
     assert found is not None
-    layer = compiled.Layer(cell, 0, 0, 1, 4, 2, 1, 2, proj_size, ns.ctypes.data)
-    if (cell, proj_size) != (8, 1):  # that case is an LSTM whose projection has no weight
-        layer.weight_hr = ns.ctypes.data if proj_size else None
+    has_weight_hr = proj_size and (cell, proj_size) != (8, 1)  # that case is an LSTM whose projection has no weight
+    weight_hr = ns.ctypes.data if has_weight_hr else 0
+    layer = compiled._LAYER.pack(cell, 0, 0, 1, 4, 2, 1, 2, proj_size, ns.ctypes.data, *[0] * 5, weight_hr, *[0] * 11)
     with pytest.raises(RuntimeError, match="the compiled kernels: error"):
         compiled.forward(layer)
 

@@ -1,4 +1,4 @@
-"""Pullbacks chunk by chunk: full or truncated gradients; and steps one after the other."""
+"""Pullbacks chunk by chunk: full or truncated gradients; and calls and steps one after the other."""
 
 import copy
 import pickle
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors
-from unirnn.contract.call import join_state
+from unirnn.contract.call import join_state, state_parts
 from unirnn.testing.tolerances import close
 
 Array = NDArray[Any]
@@ -100,20 +100,46 @@ def test_truncated_gradients_ignore_later_chunks(spec: RecurrentSpec) -> None:
     np.testing.assert_array_equal(first, truncated[0])
 
 
-# ---- prepared steps ------------------------------------------------------------------------------
+# ---- prepared calls and steps --------------------------------------------------------------------
 
 
-def test_a_step_uses_the_current_weights() -> None:
+PREPARED = [
+    *SPECS,
+    GRUSpec(3, 4, 3, bidirectional=True),
+    LSTMSpec(3, 4, 2, proj_size=2, bidirectional=True, batch_first=True),
+    RNNSpec(3, 4, reverse=True),
+]
+
+
+@pytest.mark.parametrize("spec", PREPARED, ids=repr)
+def test_a_prepared_call_gives_the_same_bits(spec: RecurrentSpec) -> None:
+    module, rng = spec.build("numpy", seed=0), np.random.default_rng(0)
+    for shape, batch_size in (((5, 2, 3), 5 if spec.batch_first else 2), ((5, 3), None)):
+        x = rng.standard_normal(shape).astype(np.float32)
+        parts = [rng.standard_normal(size).astype(np.float32) for size in spec.state_shapes(batch_size).values()]
+        full = shape[1] if batch_size == shape[0] else shape[0]
+        for given, hx in ((x, None), (x, join_state(parts)), (x[::-1], None), (np.asfortranarray(x), None)):
+            wanted, final = module(given, hx, full if batch_size is None else [full] * batch_size)
+            for _ in range(2):
+                output, found = module(given, hx)
+                np.testing.assert_array_equal(output, wanted)
+                for part, expected in zip(state_parts(spec, found) or (), state_parts(spec, final) or (), strict=True):
+                    np.testing.assert_array_equal(part, expected)
+
+
+@pytest.mark.parametrize("steps", [None, 2], ids=["step", "call"])
+def test_the_current_weights_are_used(steps: int | None) -> None:
     gru = GRUSpec(3, 4, 2).build("numpy", seed=0)
-    x = np.ones((2, 3), np.float32)
-    _, state = gru.step(x)
-    before, _ = gru.step(x, state)
+    run, x = (gru, np.ones((steps, 2, 3), np.float32)) if steps else (gru.step, np.ones((2, 3), np.float32))
+    _, state = run(x)
+    before, _ = run(x, state)
     gru.weights["weight_hh_l0"] *= 0.5
-    written, _ = gru.step(x, state)
+    written, _ = run(x, state)
     gru.weights["weight_ih_l1"] = gru.weights["weight_ih_l1"] * 0.5
-    replaced, _ = gru.step(x, state)
+    replaced, _ = run(x, state)
     assert len({float(y.sum()) for y in (before, written, replaced)}) == 3
-    close(replaced, gru(x[None], state)[0][0], 1e-6)
+    wanted, _ = gru(x if steps else x[None], state, [steps or 1] * 2)
+    close(replaced, wanted if steps else wanted[0], 1e-6)
 
 
 def test_a_prepared_step_takes_other_shapes_and_layouts() -> None:
@@ -137,10 +163,10 @@ def test_a_prepared_step_takes_other_shapes_and_layouts() -> None:
             lstm.step(wrong)
 
 
-def test_a_module_that_has_made_steps_can_be_copied() -> None:
+def test_a_module_that_has_made_calls_and_steps_can_be_copied() -> None:
     gru = GRUSpec(3, 4).build("numpy", seed=0)
     x = np.ones((2, 3), np.float32)
-    gru.step(x)
+    gru(x[None])
     wanted, _ = gru.step(x)
     for other in (copy.deepcopy(gru), pickle.loads(pickle.dumps(gru))):
         np.testing.assert_array_equal(other.step(x)[0], wanted)

@@ -1,4 +1,4 @@
-"""Resets and steps in graphs, traces, transforms and mixed precision; and prepared steps.
+"""Resets and steps in graphs, traces, transforms and mixed precision; and prepared calls and steps.
 
 The conformance suite checks the numbers.
 """
@@ -253,18 +253,43 @@ def _load(module: nn.Module) -> None:
     module.load_state_dict({name: value * 0.5 for name, value in module.state_dict().items()}, assign=True)
 
 
+@pytest.mark.parametrize("steps", [None, 2], ids=["step", "call"])
 @pytest.mark.parametrize("change", [_assign, _write, _replace, _load], ids=lambda change: change.__name__)
 @torch.no_grad()
-def test_a_step_uses_the_current_weights(change: Callable[[nn.Module], None]) -> None:
+def test_the_current_weights_are_used(change: Callable[[nn.Module], None], steps: int | None) -> None:
     gru = GRUSpec(3, 4, 2).build("torch", seed=0)
-    x = torch.ones(2, 3)
-    _, state = gru.step(x)
-    before, _ = gru.step(x, state)
+    run, x = (gru, torch.ones(steps, 2, 3)) if steps else (gru.step, torch.ones(2, 3))
+    _, state = run(x)
+    before, _ = run(x, state)
     change(gru)
-    after, _ = gru.step(x, state)
-    wanted, _ = gru(x.unsqueeze(0), state)
-    torch.testing.assert_close(after, wanted[0])
+    after, _ = run(x, state)
+    wanted, _ = gru(x if steps else x.unsqueeze(0), state, [steps or 1] * 2)
+    torch.testing.assert_close(after, wanted if steps else wanted[0])
     assert (after - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *SPECS,
+        GRUSpec(3, 4, 3, batch_first=True),
+        LSTMSpec(3, 4, 2, proj_size=2, bidirectional=True, batch_first=True),
+        RNNSpec(3, 4, reverse=True),
+    ],
+    ids=repr,
+)
+@torch.no_grad()
+def test_a_prepared_call_gives_the_same_bits(spec: RecurrentSpec) -> None:
+    module, generator = spec.build("torch", seed=0), torch.Generator().manual_seed(0)
+    for shape, batch_size in (((5, 2, 3), 5 if spec.batch_first else 2), ((5, 3), None)):
+        x = torch.randn(shape, generator=generator)
+        hx = join_state([torch.randn(size, generator=generator) for size in spec.state_shapes(batch_size).values()])
+        full = shape[1] if batch_size == shape[0] else shape[0]
+        other = x.movedim(-1, 0).contiguous().movedim(0, -1)  # in another order of memory
+        for given, state in ((x, None), (x, hx), (other, None), (torch.complex(x, -x).conj().imag, None)):
+            wanted = module(given, state, full if batch_size is None else [full] * batch_size)
+            for _ in range(2):
+                torch.testing.assert_close(module(given, state), wanted, rtol=0, atol=0)
 
 
 @torch.no_grad()
@@ -317,10 +342,10 @@ def test_threads_make_steps_at_the_same_time() -> None:
 
 
 @torch.no_grad()
-def test_a_module_that_has_made_steps_can_be_copied() -> None:
+def test_a_module_that_has_made_calls_and_steps_can_be_copied() -> None:
     gru = GRUSpec(3, 4).build("torch", seed=0)
     x = torch.ones(2, 3)
-    gru.step(x)
+    gru(x.unsqueeze(0))
     wanted, _ = gru.step(x)
     for other in (copy.deepcopy(gru), pickle.loads(pickle.dumps(gru))):
         torch.testing.assert_close(other.step(x)[0], wanted)

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from unirnn.contract.call import Layout
 from unirnn.reference import Weights
 from unirnn.specs import RecurrentSpec
 
 from . import compiled, library
 from .direction import Array, Direction, State
 
-__all__ = ["Step", "backward", "forward"]
+__all__ = ["Prepared", "backward", "forward"]
 
 
 def _address(array: Array) -> int:
@@ -33,7 +34,7 @@ _NAMES = {np.dtype(name): name for name in ("float32", "float64")}  # a dtype's 
 _MEMORY = compiled.Memory(_address, _strides)
 
 
-def _layer(one: Direction, kept: Array | None, output: Array | None = None, final: State = ()) -> compiled.Layer:
+def _layer(one: Direction, kept: Array | None, output: Array | None = None, final: State = ()) -> bytes:
     cell, dtype, threads = compiled.cell_of(one.spec), _NAMES[one.x.dtype], compiled.num_threads()
     return compiled.layer(_MEMORY, cell, dtype, one, threads, output=output, final=final, kept=kept)
 
@@ -57,8 +58,8 @@ def backward(one: Direction, kept: Array, d_output: Array, d_final: State, d_sta
     return d_x, d_weights
 
 
-class Step:
-    """One time step of a stack of layers in one direction, prepared for many steps of equal shapes.
+class Prepared:
+    """A stack of layers, prepared for many calls with arrays of equal shapes, in which every step is valid.
 
     Parameters
     ----------
@@ -67,47 +68,57 @@ class Step:
     weights
         By the names of `Spec.weight_shapes`.
     x
-        `(B, I)` or `(I,)`, an input with the shape and the dtype of all others.
+        An input with the shape, the strides and the dtype of all others.
+    layout
+        Its layout.
     """
 
-    def __init__(self, spec: RecurrentSpec, weights: Mapping[str, Array], x: Array) -> None:
-        self._weights, self._shape, self._dtype = dict(weights), x.shape, x.dtype
-        self._y_shape = (*x.shape[:-1], spec.output_size)
-        self._state_shapes = list(spec.state_shapes(x.shape[0] if x.ndim == 2 else None).values())
+    def __init__(self, spec: RecurrentSpec, weights: Mapping[str, Array], x: Array, layout: Layout) -> None:
+        self._weights, self._shape, self._strides, self._dtype = dict(weights), x.shape, x.strides, x.dtype
+        self._layout, steps = layout, layout.canonical_steps(x)
+        size = (*steps.shape[:2], spec.num_directions * spec.output_size)
+        self._y_shape, self._between_shape = size, (spec.num_layers - 1, *size)
+        self._state_shapes = list(spec.state_shapes(size[1] if layout.batched else None).values())
         layers = [Weights(*(weights.get(name + suffix) for name in Weights._fields)) for suffix in spec.suffixes()]
-        batch_size = x.shape[0] if x.ndim == 2 else 1
-        self._run = compiled.Step(_MEMORY, compiled.cell_of(spec), _NAMES[x.dtype], layers, batch_size).run
+        self._run = compiled.Stack(_MEMORY, spec, _NAMES[x.dtype], layers, steps).run
 
     def __reduce__(self) -> Any:
         return type(None), ()  # it holds addresses, so a copy of a module begins without one
 
     @staticmethod
-    def can_be_had(spec: RecurrentSpec, weights: Mapping[str, Array], x: Array) -> bool:
-        """Whether the compiled kernels can run such steps."""
+    def can_be_had(weights: Mapping[str, Array], x: Array) -> bool:
+        """Whether the compiled kernels can run such calls."""
         return (
             library.load() is not None
-            and spec.can_stream
             and x.dtype in _NAMES
+            and x.size > 0
+            and x.strides[-1] == x.itemsize
             and all(array.dtype == x.dtype and _is_whole(array) for array in weights.values())
         )
 
     def fits(self, weights: Mapping[str, Array], x: Any, state: State) -> bool:
-        """Whether it can make a step: with the same weights, and arrays of the same shapes and dtype."""
-        if type(x) is not np.ndarray or x.shape != self._shape or x.dtype != self._dtype:
+        """Whether it can make a call: with the same weights, and arrays of the same shapes and dtype."""
+        if type(x) is not np.ndarray or x.shape != self._shape or x.dtype != self._dtype or x.strides != self._strides:
             return False
         for part, shape in zip(state, self._state_shapes, strict=False):
             if type(part) is not np.ndarray or part.shape != shape or part.dtype != self._dtype:
                 return False
-        return all(weights.get(name) is array for name, array in self._weights.items())
+        return x.flags.aligned and all(weights.get(name) is array for name, array in self._weights.items())
 
     def run(self, x: Array, state: State) -> tuple[Array, State]:
-        """Run a step; return the output, `(B, H)` or `(H,)`, and the next state. Without a state, start from zeros."""
-        y = np.empty(self._y_shape, self._dtype)
-        final = tuple([np.empty(shape, self._dtype) for shape in self._state_shapes])
-        given = [part if _is_whole(part) else np.require(part, None, ["C", "A"]) for part in (x, *state)]
-        at, *before = [_address(part) for part in given]
-        self._run(at, before, _address(y), [_address(part) for part in final], compiled.num_threads())
-        return y, final
+        """Make a call; without a state, start from zeros. Return the output and the final state in the layout of x."""
+        y, final = np.empty(self._y_shape, self._dtype), [np.empty(shape, self._dtype) for shape in self._state_shapes]
+        between = np.empty(self._between_shape, self._dtype) if self._between_shape[0] else None
+        given = [part if _is_whole(part) else np.require(part, None, ["C", "A"]) for part in state]
+        self._run(
+            _address(x),
+            [_address(part) for part in given],
+            0 if between is None else _address(between),
+            _address(y),
+            [_address(part) for part in final],
+            compiled.num_threads(),
+        )
+        return self._layout.restore_steps(y), tuple(final)
 
 
 def _is_whole(array: Array) -> bool:

@@ -7,6 +7,7 @@ arrays lie; nothing is copied.
 import ctypes
 import functools
 import os
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -17,11 +18,9 @@ from . import library
 
 __all__ = [
     "KEPT",
-    "Gradients",
-    "Layer",
     "Memory",
     "OneDirection",
-    "Step",
+    "Stack",
     "backward",
     "cell_of",
     "forward",
@@ -47,39 +46,9 @@ _CELLS = {name: k for k, name in enumerate(KEPT)}  # the order is that of ``enum
 _DTYPES = {"float32": 0, "float64": 1}
 
 
-class _Steps(ctypes.Structure):
-    """An array `(T, B, F)`."""
-
-    _fields_ = (("data", ctypes.c_void_p), ("step", ctypes.c_int64), ("sequence", ctypes.c_int64))
-
-
-_NO_STEPS = _Steps()
-
-
-class Layer(ctypes.Structure):
-    """``unirnn_layer``; see `layer`."""
-
-    _fields_ = (
-        *((name, ctypes.c_int32) for name in ("cell", "dtype", "reverse", "num_threads")),
-        *((name, ctypes.c_int64) for name in ("steps", "batch_size", "input_size", "hidden_size", "proj_size")),
-        *((name, ctypes.c_void_p) for name in ("lengths", "resets", *Weights._fields)),
-        ("input", _Steps),
-        *((name, ctypes.c_void_p) for name in ("h_0", "c_0")),
-        ("output", _Steps),
-        *((name, ctypes.c_void_p) for name in ("h_n", "c_n", "kept")),
-    )
-
-
-class Gradients(ctypes.Structure):
-    """``unirnn_gradients``; see `gradients`."""
-
-    _fields_ = (
-        ("d_output", _Steps),
-        *((name, ctypes.c_void_p) for name in ("d_h_n", "d_c_n")),
-        ("d_input", _Steps),
-        *((name, ctypes.c_void_p) for name in ("d_h_0", "d_c_0")),
-        *((f"d_{name}", ctypes.c_void_p) for name in Weights._fields),
-    )
+# The structs of ``csrc/unirnn.h``, in their order: P is a pointer, and 0 the null pointer; Pqq is a ``unirnn_steps``.
+_LAYER = struct.Struct("4i 5q 2P 5P Pqq 2P Pqq 2P P")
+_GRADIENTS = struct.Struct("Pqq 2P Pqq 2P 5P")
 
 
 class Memory(NamedTuple):
@@ -96,16 +65,16 @@ class Memory(NamedTuple):
     address: Callable[[Any], int]
     strides: Callable[[Any], tuple[int, int]]
 
-    def _addresses(self, arrays: Iterable[Any]) -> list[int | None]:
+    def _addresses(self, arrays: Iterable[Any]) -> list[int]:
         address = self.address
-        return [None if array is None else address(array) for array in arrays]
+        return [0 if array is None else address(array) for array in arrays]
 
-    def _steps(self, array: Any) -> _Steps:
-        return _NO_STEPS if array is None else _Steps(self.address(array), *self.strides(array))
+    def _steps(self, array: Any) -> tuple[int, int, int]:
+        return (0, 0, 0) if array is None else (self.address(array), *self.strides(array))
 
-    def _pair(self, state: Sequence[Any]) -> list[int | None]:
+    def _pair(self, state: Sequence[Any]) -> list[int]:
         """The addresses of h and c; an RNN or GRU has no c, and no state is zeros."""
-        return [*self._addresses(state), None, None][:2]
+        return [*self._addresses(state), 0, 0][:2]
 
 
 def cell_of(spec: RecurrentSpec) -> str:
@@ -173,8 +142,8 @@ def layer(
     output: Any = None,
     final: Sequence[Any] = (),
     kept: Any = None,
-) -> Layer:
-    """Describe a layer to the compiled kernels; the arrays must live as long as it is used.
+) -> bytes:
+    """Describe a layer to the compiled kernels, as a ``unirnn_layer``; the arrays must live as long as it is used.
 
     Parameters
     ----------
@@ -197,7 +166,7 @@ def layer(
     x, weights = call.x, call.weights
     steps, batch_size, input_size = x.shape
     hidden_size, proj_size = _sizes(weights)
-    return Layer(
+    return _LAYER.pack(
         _CELLS[cell],
         _DTYPES[dtype],
         call.reverse,
@@ -208,9 +177,9 @@ def layer(
         hidden_size,
         proj_size,
         *memory._addresses((call.lengths, call.resets, *weights)),
-        memory._steps(x),
+        *memory._steps(x),
         *memory._pair(call.state),
-        memory._steps(output),
+        *memory._steps(output),
         *memory._pair(final),
         *memory._addresses((kept,)),
     )
@@ -223,8 +192,8 @@ def gradients(
     d_x: Any | None,
     d_state: Sequence[Any],
     d_weights: Weights,
-) -> Gradients:
-    """Describe the gradients of a layer's results, and those to be computed; their layout is that of `layer`.
+) -> bytes:
+    """Describe the gradients of a layer's results, and those to be computed, as a ``unirnn_gradients``; see `layer`.
 
     Parameters
     ----------
@@ -235,54 +204,63 @@ def gradients(
     d_x, d_state, d_weights
         To be written. None for d_x, or for all weights, if they are not wanted.
     """
-    return Gradients(
-        memory._steps(d_output),
+    return _GRADIENTS.pack(
+        *memory._steps(d_output),
         *memory._pair(d_final),
-        memory._steps(d_x),
+        *memory._steps(d_x),
         *memory._pair(d_state),
         *memory._addresses(d_weights),
     )
 
 
-class Step:
-    """One time step of a stack of layers, described once for many steps: only a step's own arrays are filled in.
+class Stack:
+    """A stack of layers, described once for many calls of equal shapes, in which every step is valid.
 
     Parameters
     ----------
     memory
-        Where the weights lie; they are read there, and must stay there.
-    cell, dtype
+        Where the weights lie; they are read there at each call, and must stay there.
+    spec
+        The layers.
+    dtype
         See `layer`.
     weights
-        Of each layer, contiguous.
-    batch_size
-        B.
+        Of each layer and direction, in the order of the state; contiguous.
+    x
+        `(T, B, I)`, laid out in memory as the inputs of all calls.
     """
 
-    def __init__(self, memory: Memory, cell: str, dtype: str, weights: Sequence[Weights], batch_size: int) -> None:
-        hidden_size, proj_size = _sizes(weights[0])
-        output_size, sequence = proj_size or hidden_size, batch_size * (4 if dtype == "float32" else 8)
-        self._h_stride, self._c_stride = sequence * output_size, sequence * hidden_size
+    def __init__(self, memory: Memory, spec: RecurrentSpec, dtype: str, weights: Sequence[Weights], x: Any) -> None:
         self._run = _library().unirnn_forward
+        steps, batch_size, _ = x.shape
+        hidden_size, proj_size = _sizes(weights[0])
+        output_size, width, itemsize = spec.output_size, spec.num_directions, 4 if dtype == "float32" else 8
+        self._h_bytes, self._c_bytes = (itemsize * batch_size * size for size in (output_size, hidden_size))
+        self._output_bytes = self._h_bytes * steps * width
         self._layers = []
-        for w in weights:
-            input_size = w.weight_ih.shape[1]
-            one = Layer(_CELLS[cell], _DTYPES[dtype], 0, 1, 1, batch_size, input_size, hidden_size, proj_size)
-            for name, address in zip(Weights._fields, memory._addresses(w), strict=True):
-                setattr(one, name, address)
-            one.input.sequence, one.output.sequence = input_size, output_size
-            self._layers.append(bytes(one))
+        for layer in range(spec.num_layers):
+            strides = memory.strides(x) if not layer else (batch_size * width * output_size, width * output_size)
+            directions = []
+            for k in range(layer * width, (layer + 1) * width):
+                own, which = weights[k], (_CELLS[cell_of(spec)], _DTYPES[dtype], spec.is_reverse(k))
+                sizes = (steps, batch_size, own.weight_ih.shape[1], hidden_size, proj_size)
+                column = k % width * output_size * itemsize
+                directions.append((which, (*sizes, 0, 0, *memory._addresses(own)), column))
+            self._layers.append((strides, directions))
+        self._output_strides = batch_size * width * output_size, width * output_size
 
-    def run(self, x: int, state: Sequence[int], y: int, final: Sequence[int], num_threads: int) -> None:
-        """Make a step.
+    def run(self, x: int, state: Sequence[int], between: int, y: int, final: Sequence[int], num_threads: int) -> None:
+        """Make a call. All arguments but the last are addresses, and all arrays but the input contiguous.
 
         Parameters
         ----------
         x, y
-            Addresses of the input `(B, I)` and of the output, of the size of h, which is written.
+            Of the input, and of the output, `(T, B, D*H)`, which is written.
         state, final
-            Addresses of the state before it, `(L, B, H)` each, empty for zeros; and of the state after it, which is
-            written. With a projection, h is `(L, B, proj_size)`. All arrays are contiguous.
+            Of the initial state, `(L*D, B, H)` each, empty for zeros; and of the final state, which is written. With a
+            projection, the h of both and the output have its size instead of H.
+        between
+            `(L-1, T, B, D*H)`, for the outputs of all layers but the last; not used if L is 1.
         num_threads
             How many threads may compute.
 
@@ -291,22 +269,29 @@ class Step:
         MemoryError
             If there is too little.
         """
-        h, c, left = 0, 0, len(self._layers)
-        for described in self._layers:
-            one = Layer.from_buffer_copy(described)  # another thread may be making a step at the same time
+        h, c, left, target = 0, 0, len(self._layers), x
+        for input_strides, directions in self._layers:
             left -= 1
-            one.num_threads, one.input.data = num_threads, x
-            x = final[0] + h  # the output of a layer is its state, and the next one's input
-            one.h_n, one.output.data = x, x if left else y
-            if state:
-                one.h_0 = state[0] + h
-            if len(final) == 2:
-                one.c_n = final[1] + c
-                if state:
-                    one.c_0 = state[1] + c
-            _check(self._run(ctypes.byref(one)))
-            h += self._h_stride
-            c += self._c_stride
+            source, target = target, between if left else y
+            between += self._output_bytes
+            for which, fixed, column in directions:
+                described = _LAYER.pack(
+                    *which,
+                    num_threads,
+                    *fixed,
+                    source,
+                    *input_strides,
+                    state[0] + h if state else 0,
+                    state[1] + c if len(state) == 2 else 0,
+                    target + column,
+                    *self._output_strides,
+                    final[0] + h,
+                    final[1] + c if len(final) == 2 else 0,
+                    0,
+                )
+                _check(self._run(described))
+                h += self._h_bytes
+                c += self._c_bytes
 
 
 def _sizes(weights: Weights) -> tuple[int, int]:
@@ -317,7 +302,7 @@ def _sizes(weights: Weights) -> tuple[int, int]:
     return hidden_size, proj_size
 
 
-def forward(described: Layer) -> None:
+def forward(described: bytes) -> None:
     """Run a layer.
 
     Raises
@@ -325,10 +310,10 @@ def forward(described: Layer) -> None:
     MemoryError
         If there is too little.
     """
-    _check(_library().unirnn_forward(ctypes.byref(described)))
+    _check(_library().unirnn_forward(described))
 
 
-def backward(described: Layer, wanted: Gradients) -> None:
+def backward(described: bytes, wanted: bytes) -> None:
     """Compute a layer's gradients, after a forward pass that kept what they need.
 
     Raises
@@ -336,7 +321,7 @@ def backward(described: Layer, wanted: Gradients) -> None:
     MemoryError
         If there is too little.
     """
-    _check(_library().unirnn_backward(ctypes.byref(described), ctypes.byref(wanted)))
+    _check(_library().unirnn_backward(described, wanted))
 
 
 @functools.cache
