@@ -158,21 +158,23 @@ INLINE vec reduce(vec x, ivec *n) {
 
 /* 1 / (1 + exp(-x)), computed from exp(-|x|), which can't overflow and is accurate for large negative x too. */
 INLINE vec sigmoid(vec x) {
-    vec least = splat(EXP_LEAST), y = -absolute(x);
+    vec y = -absolute(x);
     ivec n;
-    vec r = reduce(choose(y < least, least, y), &n);
+    vec r = reduce(y, &n);
     /* In two factors, since 2**n itself may be too small for a normal number. */
     ivec half = n >> 1;
     vec e = (splat(1) + exp_less_1_near_0(r)) * power_of_two(half) * power_of_two(n - half);
+    e = choose(y < splat(EXP_LEAST), splat(0), e);
     return choose(x < splat(0), e, splat(1)) / (splat(1) + e);
 }
 
 /* Computed from exp(-2|x|) - 1, which stays accurate for small x. */
 INLINE vec tanh_of(vec x) {
-    vec least = splat(TANH_LEAST), y = absolute(x) * splat(-2);
+    vec y = absolute(x) * splat(-2);
     ivec n;
-    vec r = reduce(choose(y < least, least, y), &n);
+    vec r = reduce(y, &n);
     vec power = power_of_two(n);
     vec e = power * exp_less_1_near_0(r) + (power - splat(1));
+    e = choose(y < splat(TANH_LEAST), splat(-1), e);
     return with_sign(-e / (splat(2) + e), x);
 }
