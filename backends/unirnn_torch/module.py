@@ -13,21 +13,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from unirnn import LSTMSpec, RecurrentSpec, RNNSpec
-from unirnn.contract import call as _call
 from unirnn.contract.backend import Arrays
 from unirnn.contract.call import (
     Arguments,
     Call,
-    Sizes,
     bind,
-    check_lengths,
-    check_resets,
     join_state,
-    lengths,
     prepare,
     prepare_step,
     state_parts,
 )
+from unirnn.contract.lengths import Sizes, check_lengths, check_resets, parse_lengths, parse_resets
 from unirnn.contract.module import Module
 from unirnn.devices import short_name
 from unirnn.errors import ArgumentError
@@ -298,11 +294,11 @@ def read_lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64] | Tensor:
         check_lengths(tuple(seq_length.shape), short_name(seq_length.dtype), sizes)
         if dispatch.is_batched(seq_length):
             values = dispatch.unwrapped(seq_length).flatten()
-            lengths(values.tolist(), Sizes(sizes.steps, len(values)))
+            parse_lengths(values.tolist(), Sizes(sizes.steps, len(values)))
             return seq_length.to(torch.int64).reshape(-1)
         # Not by `numpy`, which does not work under the gradients of torch.func.
         seq_length = np.array(seq_length.tolist(), short_name(seq_length.dtype))
-    return lengths(seq_length, sizes)
+    return parse_lengths(seq_length, sizes)
 
 
 def read_resets(resets: Any, sizes: Sizes, batch_first: bool) -> NDArray[np.bool_] | Tensor | None:
@@ -319,4 +315,4 @@ def read_resets(resets: Any, sizes: Sizes, batch_first: bool) -> NDArray[np.bool
     if isinstance(resets, Tensor):
         check_resets(tuple(resets.shape), short_name(resets.dtype), sizes, batch_first)
         resets = resets.cpu().numpy()
-    return _call.resets(resets, sizes, batch_first)
+    return parse_resets(resets, sizes, batch_first)

@@ -38,8 +38,9 @@ from unirnn.specs import (
     SumDirectionsSpec,
 )
 
-from . import call as _call
-from .call import Sizes, join_state
+from .arrays import check_array, check_dtype, check_state_dtype
+from .call import join_state, state_parts
+from .lengths import Sizes, parse_lengths, parse_resets
 
 __all__ = [
     "ModelCall",
@@ -147,8 +148,8 @@ def prepare_model(
     resets: Any,
     *,
     like: tuple[type[Any], Any],
-    read_lengths: Callable[[Any, Sizes], Any] = _call.lengths,
-    read_resets: Callable[[Any, Sizes, bool], Any] = _call.resets,
+    read_lengths: Callable[[Any, Sizes], Any] = parse_lengths,
+    read_resets: Callable[[Any, Sizes, bool], Any] = parse_resets,
 ) -> ModelCall:
     """Check the arguments of a call.
 
@@ -356,7 +357,7 @@ def check_steps_of_batch_norms(
 
 def _check_input(name: str, spec: Spec, array: Any, array_type: type[Any], dtype: Any) -> tuple[int, ...]:
     """The shape of an input whose class, dtype and last axis are right."""
-    _call.check_array(name, array, array_type)
+    check_array(name, array, array_type)
     shape = tuple(array.shape)
     if spec.takes_tokens:
         if not short_name(array.dtype).startswith(("int", "uint")):
@@ -370,7 +371,7 @@ def _check_input(name: str, spec: Spec, array: Any, array_type: type[Any], dtype
             spec.output_features(shape[-1])
         except SpecError as error:
             raise ShapeError(f"{name}: given shape {shape}, wrong on the last axis: {error}") from None
-    _call.check_dtype(name, array.dtype, dtype)
+    check_dtype(name, array.dtype, dtype)
     return shape
 
 
@@ -404,10 +405,10 @@ def _read_states(
         name = f"{argument}[{position}] ({layer})"
         parts = _state_parts(leaf, item, name)
         for part, expected in zip(parts or (), leaf.state_shapes(batch_size).values(), strict=False):
-            _call.check_array(name, part, array_type)
+            check_array(name, part, array_type)
             if tuple(part.shape) != expected:
                 raise ShapeError(f"{name}: given shape {tuple(part.shape)}, expected {expected}")
-            _call.check_dtype(name, part.dtype, dtype)
+            check_state_dtype(name, part.dtype, dtype)
         if parts is not None and batch_size is None:
             parts = tuple(part[:, None, ...] for part in parts)
         found.append(parts)
@@ -416,7 +417,7 @@ def _read_states(
 
 def _state_parts(leaf: Spec, item: Any, name: str) -> State | None:
     if isinstance(leaf, RecurrentSpec):
-        return _call.state_parts(leaf, item, name)
+        return state_parts(leaf, item, name)
     if isinstance(item, (tuple, list)):
         raise ArgumentError(f"{name}: given a {type(item).__name__}, expected one array for {leaf.kind}")
     return None if item is None else (item,)
@@ -475,7 +476,7 @@ class ModelModule(ABC):
         seq_length
             `(B,)` integers, ``0 <= n <= T``; None is T for every sequence. See `unirnn.contract.models`.
         resets
-            `(B, T)` or `(T, B)` bools, in the layout of the input; see `unirnn.contract.call`.
+            `(B, T)` or `(T, B)` bools, in the layout of the input; see `unirnn.contract.lengths`.
         return_state
             Whether to return the final state too.
 
