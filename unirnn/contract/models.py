@@ -76,6 +76,8 @@ class ModelCall(NamedTuple):
     sizes
         T and B, as the caller gave them; None for a model that computes each step by itself, and is called without
         lengths and resets.
+    is_step
+        Whether it is one step, without an axis T.
     """
 
     input: Any
@@ -83,17 +85,18 @@ class ModelCall(NamedTuple):
     lengths: Any
     resets: Any
     sizes: Sizes | None
+    is_step: bool = False
 
     @property
     def is_batched(self) -> bool:
         """Whether the caller's arrays have an axis B, or need none."""
         return self.sizes is None or self.sizes.batch_size is not None
 
-    def restore(self, spec: Spec, output: Any, *, is_step: bool = False) -> Any:
+    def restore(self, spec: Spec, output: Any) -> Any:
         """The output as the caller gets it."""
         if self.is_batched:
             return output
-        return output[0, ...] if is_step or spec.ends_steps or is_batch_first(spec) else output[:, 0, ...]
+        return output[0, ...] if self.is_step or spec.ends_steps or is_batch_first(spec) else output[:, 0, ...]
 
     def restore_states(self, states: Sequence[State]) -> tuple[Any, ...]:
         """The states as the caller gets them: for each layer an array, or an LSTM's pair."""
@@ -230,7 +233,7 @@ def prepare_model_step(spec: Spec, x: Any, state: Any, *, like: tuple[type[Any],
         raise ShapeError(f"x: given shape {shape}, expected {layout}")
     sizes = Sizes(1, shape[0] if len(shape) == rank else None)
     states = _read_states(spec, state, "state", sizes.batch_size, array_type, dtype)
-    return ModelCall(x if sizes.batch_size is not None else x[None, ...], states, None, None, sizes)
+    return ModelCall(x if sizes.batch_size is not None else x[None, ...], states, None, None, sizes, is_step=True)
 
 
 def check_can_stream(spec: Spec) -> None:
@@ -426,7 +429,7 @@ def _state_parts(leaf: Spec, item: Any, name: str) -> State | None:
 class ModelModule(ABC):
     """A model that is not a class of some framework: its spec, its mode, and its call.
 
-    Subclasses implement `_like`, `_run` and `_run_step`.
+    Subclasses implement `_like` and `_run`, and override `_run_step` if they compute a step in another way than a call.
 
     Parameters
     ----------
@@ -521,7 +524,7 @@ class ModelModule(ABC):
         """
         call = prepare_model_step(self.spec, x, state, like=self._like())
         output, states = self._run_step(call)
-        return call.restore(self.spec, output, is_step=True), call.restore_states(states)
+        return call.restore(self.spec, output), call.restore_states(states)
 
     @abstractmethod
     def _like(self) -> tuple[type[Any], Any]:
@@ -531,6 +534,6 @@ class ModelModule(ABC):
     def _run(self, call: ModelCall) -> tuple[Any, Sequence[State]]:
         """The output in the layout of the input, and the final states."""
 
-    @abstractmethod
     def _run_step(self, call: ModelCall) -> tuple[Any, Sequence[State]]:
         """The output `(B, F)` of one step, and the states after it."""
+        return self._run(call)
