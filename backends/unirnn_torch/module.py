@@ -218,9 +218,9 @@ class Recurrent(torch.nn.RNNBase):
     ) -> tuple[PackedSequence, Any]:
         spec, weights = self.spec, self._weights
         if resets is not None:
-            raise ArgumentError("resets: given besides a PackedSequence; give the padded input and seq_length")
+            raise ArgumentError("resets: given with a PackedSequence; give the padded input and seq_length")
         if seq_length is not None:
-            raise ArgumentError("seq_length: given besides a PackedSequence, which holds its own lengths; give one")
+            raise ArgumentError("seq_length: given with a PackedSequence, which holds its own lengths; leave it out")
         data, batch_sizes, order, inverse = sequence
         steps, batch_size = len(batch_sizes), int(batch_sizes[0])
         # A view with the shape that the padded input would have, by which the arguments are checked.

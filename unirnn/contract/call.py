@@ -308,9 +308,8 @@ def _check(
 
 def _array_names(spec: RecurrentSpec, *, is_step: bool) -> tuple[str, ...]:
     """The names of a call's arrays in messages: the input, and each part of the state."""
-    if not is_step:
-        return "input", *(f"{part}_0" for part in spec.states)
-    return ("x", "state") if len(spec.states) == 1 else ("x", "state[0]", "state[1]")
+    input, state = ("x", "state") if is_step else ("input", "hx")
+    return (input, state) if len(spec.states) == 1 else (input, f"{state}[0]", f"{state}[1]")
 
 
 def _check_arrays(

@@ -401,13 +401,14 @@ def _read_states(
         what = f"a {type(given).__name__} of {len(given)}" if isinstance(given, (tuple, list)) else type(given).__name__
         raise ArgumentError(
             f"{argument}: given {what}, expected a tuple with an item for each layer that has a state: "
-            f"{', '.join(layers) or 'none'}"
+            f"{', '.join(layer or leaf.kind for layer, leaf in layers.items()) or 'none'}"
         )
     found: list[State | None] = []
     for position, ((layer, leaf), item) in enumerate(zip(layers.items(), given, strict=True)):
-        name = f"{argument}[{position}] ({layer})"
-        parts = _state_parts(leaf, item, name)
-        for part, expected in zip(parts or (), leaf.state_shapes(batch_size).values(), strict=False):
+        item_name, layer = f"{argument}[{position}]", layer or leaf.kind
+        parts = _state_parts(leaf, item, f"{item_name} ({layer})")
+        for k, (part, expected) in enumerate(zip(parts or (), leaf.state_shapes(batch_size).values(), strict=False)):
+            name = f"{item_name}[{k}] ({layer})" if isinstance(item, (tuple, list)) else f"{item_name} ({layer})"
             check_array(name, part, array_type)
             if tuple(part.shape) != expected:
                 raise ShapeError(f"{name}: given shape {tuple(part.shape)}, expected {expected}")
