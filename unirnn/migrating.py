@@ -13,8 +13,9 @@ from unirnn.devices import DTYPES
 from unirnn.errors import ArgumentError, DTypeError, ShapeError, SpecError
 from unirnn.files import contents
 from unirnn.files._contents import StoredArray, stored
+from unirnn.snapshots.derived_weights import check_derived, without_dropped
+from unirnn.snapshots.model_weights import Rename, mismatch, renamed
 from unirnn.snapshots.snapshot import Snapshot
-from unirnn.snapshots.state_dicts import Rename, check_derived, mismatch, renamed, without_dropped
 from unirnn.specs import RecurrentSpec, Spec
 
 __all__ = ["Migration", "migrate"]

@@ -20,9 +20,9 @@ from unirnn.files import onnx_reader
 from unirnn.files._contents import Choice, read_state_dict, stored, warn_of_assumptions
 from unirnn.snapshots import flax, keras, layouts
 from unirnn.snapshots._recognition import class_name
+from unirnn.snapshots.model_weights import Rename
 from unirnn.snapshots.snapshot import Snapshot
 from unirnn.snapshots.stacking import stack, unstack
-from unirnn.snapshots.state_dicts import Rename
 from unirnn.specs import RecurrentSpec, Spec
 
 __all__ = ["load_weights", "snapshot"]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unirnn import registry, state
-from unirnn.contract.call import Sizes, lengths
+from unirnn.contract.lengths import Sizes, parse_lengths
 from unirnn.errors import ArgumentError, DTypeError, ShapeError
 
 __all__ = ["left_to_right", "lengths_of", "right_to_left"]
@@ -152,7 +152,7 @@ def _rotate(x: Any, seq_length: Any, batch_first: bool, by: int) -> Any:
     if len(shape) < 2:
         raise ShapeError(f"x: given shape {shape}, expected {'(B, T, ...)' if batch_first else '(T, B, ...)'}")
     batch_size, steps = shape[:2] if batch_first else shape[1::-1]
-    counts = lengths(registry.to_numpy(seq_length), Sizes(steps, batch_size))
+    counts = parse_lengths(registry.to_numpy(seq_length), Sizes(steps, batch_size))
     if not math.prod(shape):
         return x
     rows, step = np.arange(batch_size)[:, None], np.arange(steps)

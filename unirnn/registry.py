@@ -175,7 +175,7 @@ def to_numpy(array: Any, argument: str = "array") -> "NDArray[Any]":
     >>> to_numpy([1.0, 2.0])
     array([1., 2.])
     """
-    from unirnn.contract.call import as_plain  # here, since importing unirnn needs none of it
+    from unirnn.contract.arrays import as_plain  # here, since importing unirnn needs none of it
 
     if not isinstance(array, np.ndarray):  # NumPy's arrays are those of no other framework
         own = packages(array)

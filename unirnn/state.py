@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from unirnn import registry
-from unirnn.contract.call import join_state, type_name
+from unirnn.contract.arrays import type_name
+from unirnn.contract.call import join_state
 from unirnn.devices import short_name
 from unirnn.errors import ArgumentError, DTypeError, ShapeError
 from unirnn.specs import RecurrentSpec

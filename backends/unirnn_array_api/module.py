@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from unirnn import RecurrentSpec, reference
 from unirnn.contract.call import Call
-from unirnn.contract.models import ModelCall, ModelModule, check_steps_of_batch_norms, clean_tokens, is_batch_first
+from unirnn.contract.models import ModelCall, ModelModule, check_steps_of_batch_norms, clean_tokens
 from unirnn.contract.module import Module
 from unirnn.specs import Spec
 
@@ -118,60 +118,29 @@ class ArrayModel(ModelModule):
         return type(self.namespace.asarray(0.0)), getattr(self.namespace, self._dtype)
 
     def _run(self, call: ModelCall) -> tuple[Any, tuple[Any, ...]]:
-        xp, spec, x = self.namespace, self.spec, call.input
+        xp, spec, device = self.namespace, self.spec, array_api_compat.device(call.input)
+        training = None
         if self.training:
             check_steps_of_batch_norms(spec, call)
-        device = array_api_compat.device(x)
+            like = xp.zeros((), dtype=getattr(xp, self._dtype), device=device)
+            training = reference.Training(lambda shape, p: _keep(self._generator, like, shape, p))
+        x = call.input
         if spec.takes_tokens:
-            x = self._tokens(call)
-        if call.sizes is None:
-            shape = tuple(x.shape)
-            x = xp.reshape(x, (-1, 1) if spec.takes_tokens else (-1, 1, shape[-1]))
-            y, _ = self._reference(x, (), None, None)
-            return xp.reshape(y, (*(shape if spec.takes_tokens else shape[:-1]), y.shape[-1])), ()
-        is_swapped = is_batch_first(spec)
-        x = _swapped(xp, x) if is_swapped else x
+            x = xp.asarray(clean_tokens(spec, call, np.asarray(x)), device=device)
         ns, begins = (
             None if array is None else xp.asarray(np.ascontiguousarray(array), device=device)
             for array in (call.lengths, call.resets)
         )
-        y, states = self._reference(x, call.states, ns, begins)
-        return _swapped(xp, y) if is_swapped and not spec.ends_steps else y, states
-
-    def _run_step(self, call: ModelCall) -> tuple[Any, tuple[Any, ...]]:
-        if self.training:
-            check_steps_of_batch_norms(self.spec, call)
-        x = self._tokens(call) if self.spec.takes_tokens else call.input
-        y, states = self._reference(x[None, ...], call.states, None, None)
-        return y[0, ...], states
-
-    def _reference(self, x: Any, states: Any, lengths: Any, resets: Any) -> tuple[Any, tuple[Any, ...]]:
-        training = None
-        if self.training:
-            like = self.namespace.zeros(
-                (), dtype=getattr(self.namespace, self._dtype), device=array_api_compat.device(x)
-            )
-            training = reference.Training(lambda shape, p: _keep(self._generator, like, shape, p))
-        result = reference.model(
-            self.namespace, self.spec, self.weights, x, states, lengths, resets, training, detach=_detached
-        )
+        call = call._replace(input=x, lengths=ns, resets=begins)
+        result = reference.model(xp, spec, self.weights, call, training=training, detach=_detached)
         if training is not None:
             self.weights |= training.statistics
         return result
-
-    def _tokens(self, call: ModelCall) -> Any:
-        found = clean_tokens(self.spec, call, np.asarray(call.input))
-        return self.namespace.asarray(found, device=array_api_compat.device(call.input))
 
 
 def _detached(array: Any) -> Any:
     """The array without its history, if the namespace has gradients."""
     return array.detach() if hasattr(array, "detach") else array
-
-
-def _swapped(xp: Any, array: Any) -> Any:
-    """`(T, B)` to `(B, T)` with whatever axes follow, and back."""
-    return xp.permute_dims(array, (1, 0, *range(2, len(array.shape))))
 
 
 def _keep(generator: np.random.Generator, like: Any, shape: tuple[int, ...], p: float) -> Any:

@@ -15,17 +15,14 @@ from mindspore import dtype as mstype
 from mindspore.nn import cell as _cells
 
 from unirnn import RecurrentSpec, Spec
-from unirnn.contract import call as _call
+from unirnn.contract.arrays import check_array
 from unirnn.contract.call import (
-    Sizes,
     bind,
-    check_array,
     check_call,
-    check_lengths,
-    check_resets,
     check_step,
     state_parts,
 )
+from unirnn.contract.lengths import Sizes, check_lengths, check_resets, parse_lengths, parse_resets
 from unirnn.contract.models import is_batch_first, prepare_model, prepare_model_step
 from unirnn.devices import short_name
 from unirnn.errors import LimitError, ShapeError
@@ -208,14 +205,14 @@ def _given(found: Any) -> Any:
 
 def _read_lengths(seq_length: Any, sizes: Sizes) -> Any:
     if not isinstance(seq_length, _Known):
-        return _call.lengths(seq_length, sizes)
+        return parse_lengths(seq_length, sizes)
     check_lengths(seq_length.shape, short_name(seq_length.dtype), sizes)
     return seq_length
 
 
 def _read_resets(resets: Any, sizes: Sizes, batch_first: bool) -> Any:
     if not isinstance(resets, _Known):
-        return _call.resets(resets, sizes, batch_first)
+        return parse_resets(resets, sizes, batch_first)
     check_resets(resets.shape, short_name(resets.dtype), sizes, batch_first)
     return resets
 

@@ -21,7 +21,7 @@ from unirnn import Spec
 from unirnn.errors import FileError
 from unirnn.files import floats
 from unirnn.files._header import spec_from_metadata
-from unirnn.snapshots.state_dicts import mindspore_names
+from unirnn.snapshots.model_weights import mindspore_names
 from unirnn.specs import Conv1dSpec
 
 __all__ = ["encode", "read_checkpoint"]

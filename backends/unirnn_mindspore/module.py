@@ -8,9 +8,9 @@ from mindspore import Parameter, ParameterTuple, Tensor, ops
 from mindspore import dtype as mstype
 
 from unirnn import RecurrentSpec
-from unirnn.contract import call as _call
 from unirnn.contract.backend import Arrays
 from unirnn.contract.call import bind, check_call, check_step
+from unirnn.contract.lengths import parse_resets
 from unirnn.contract.module import Module
 from unirnn.devices import short_name
 
@@ -93,7 +93,7 @@ class Recurrent(CheckedCell):
             seq_length = Tensor(ns if sizes.batch_size is not None else ns[0])
         if resets is not None:
             given = on_host(resets)
-            if _call.resets(given, sizes, self.batch_first) is None:
+            if parse_resets(given, sizes, self.batch_first) is None:
                 resets = None
             elif not isinstance(resets, Tensor):
                 resets = Tensor(np.asarray(given))

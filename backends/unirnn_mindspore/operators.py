@@ -13,7 +13,7 @@ from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
 from unirnn import LSTMSpec, RecurrentSpec, Spec
-from unirnn.contract.call import Sizes, lengths
+from unirnn.contract.lengths import Sizes, parse_lengths
 from unirnn.contract.models import check_tokens
 from unirnn.kernels import library
 from unirnn.kernels.compiled import cell_of
@@ -170,7 +170,7 @@ class CheckedLengths(nn.Cell):
 @functools.cache  # MindSpore never forgets an operator's function
 def _checked() -> Any:
     def check(seq_length: Any, steps: Any) -> Any:
-        return lengths(seq_length, Sizes(int(steps), seq_length.shape[0]))
+        return parse_lengths(seq_length, Sizes(int(steps), seq_length.shape[0]))
 
     def like_lengths(seq_length: Any, steps: Any) -> Any:
         return seq_length

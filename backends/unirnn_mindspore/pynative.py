@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import Tensor, common
 
 from unirnn import RecurrentSpec, kernels
-from unirnn.contract.call import Sizes, lengths
+from unirnn.contract.lengths import Sizes, parse_lengths
 from unirnn.errors import LimitError
 from unirnn.kernels import KernelName
 
@@ -54,7 +54,7 @@ def _run(call: Call, x: Any, rest: tuple[Any, ...], *, keep: bool) -> tuple[Any,
     weights = {name: w.asnumpy() for name, w in zip(spec.weight_shapes(), rest[given:], strict=True)}
     if keep:  # an assignment to a parameter from here on must not change the gradient
         weights = {name: array.copy() for name, array in weights.items()}
-    ns = None if call.seq_length is None else lengths(call.seq_length.asnumpy(), Sizes(*input.shape[:2]))
+    ns = None if call.seq_length is None else parse_lengths(call.seq_length.asnumpy(), Sizes(*input.shape[:2]))
     begins = None if call.resets is None else call.resets.asnumpy()
     noise = None if call.noise is None else call.noise.asnumpy()
     with _quiet():

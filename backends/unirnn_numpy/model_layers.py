@@ -307,13 +307,14 @@ def recurrent_noise(
 def recurrent(
     spec: RecurrentSpec,
     weights: Mapping[str, Array],
-    kernel: str,
     x: Array,
     state: tuple[Array, ...] | None,
-    lengths: NDArray[np.int64] | None,
-    resets: NDArray[np.bool_] | None,
-    noise: Array | None,
-    keep: bool,
+    lengths: NDArray[np.int64] | None = None,
+    resets: NDArray[np.bool_] | None = None,
+    *,
+    kernel: str,
+    noise: Array | None = None,
+    keep: bool = False,
 ) -> tuple[Array, tuple[Array, ...], kernels.Pullback | None]:
     """Run recurrent layers by a kernel; see `unirnn.kernels.recurrent`.
 

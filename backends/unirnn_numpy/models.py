@@ -473,7 +473,15 @@ class _Run:
         if self._training:
             noise = model_layers.recurrent_noise(self._model._generator, spec, flow.x.shape[:2], self.dtype)
         y, final, pullback = model_layers.recurrent(
-            spec, weights, self._model._kernel, flow.x, state, flow.lengths, self._call.resets, noise, self._keep
+            spec,
+            weights,
+            flow.x,
+            state,
+            flow.lengths,
+            self._call.resets,
+            kernel=self._model._kernel,
+            noise=noise,
+            keep=self._keep,
         )
         self.finals.append(tuple(map(self._rounded, final)))
 
@@ -539,7 +547,7 @@ class _Run:
             return y
         can_be_had = kernel in ("auto", "compiled") and kernels.Prepared.can_be_had(weights, x)
         steps[name] = kernels.Prepared(spec, weights, x, _STEP) if can_be_had else None
-        ys, final, _ = model_layers.recurrent(spec, weights, kernel, x[None], state, None, None, noise, False)
+        ys, final, _ = model_layers.recurrent(spec, weights, x[None], state, kernel=kernel, noise=noise)
         self.finals.append(tuple(map(self._rounded, final)))
         return ys.reshape(ys.shape[1:])
 

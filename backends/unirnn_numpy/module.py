@@ -158,7 +158,9 @@ class NumpyModule(Module):
                 self._generator, self.spec, x.shape[:2], model_layers.computed(x.dtype)
             )
         state, ns, begins = call.state, call.lengths, call.resets
-        return model_layers.recurrent(self.spec, self.weights, self._kernel, x, state, ns, begins, noise, keep)
+        return model_layers.recurrent(
+            self.spec, self.weights, x, state, ns, begins, kernel=self._kernel, noise=noise, keep=keep
+        )
 
 
 def check_shape(name: str, given: Any, result: Array) -> None:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unirnn import RecurrentSpec, reference
-from unirnn.contract.call import Layout, Sizes, join_state
-from unirnn.contract.call import lengths as checked
+from unirnn.contract.call import Layout, join_state
+from unirnn.contract.lengths import Sizes, parse_lengths
 from unirnn.devices import short_name
 from unirnn.errors import DTypeError, ShapeError
 from unirnn.kernels import compiled
@@ -88,7 +88,7 @@ class Call(NamedTuple):
         if self.lengths is None:
             return None
         steps, batch_size, _ = self.x.shape
-        return checked(self.lengths.cpu().numpy(), Sizes(steps, batch_size))
+        return parse_lengths(self.lengths.cpu().numpy(), Sizes(steps, batch_size))
 
 
 def num_states(cell: str) -> int:

@@ -90,7 +90,7 @@ class ModelModule(nn.Module):
         call = prepare_model_step(self.spec, x, state, like=(Tensor, self._dtype(x)))
         self._check_steps(call)
         flow = self._run(Flow(call.input, None, None, False, call.states, (), None))
-        return call.restore(self.spec, flow.x, is_step=True), call.restore_states(flow.finals)
+        return call.restore(self.spec, flow.x), call.restore_states(flow.finals)
 
     step.__doc__ = _models.ModelModule.step.__doc__
 

@@ -14,21 +14,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from unirnn import LSTMSpec, RecurrentSpec, RNNSpec
-from unirnn.contract import call as _call
 from unirnn.contract.backend import Arrays
 from unirnn.contract.call import (
     Arguments,
     Call,
     Layout,
-    Sizes,
     bind,
-    check_lengths,
-    check_resets,
     join_state,
-    lengths,
     prepare,
     prepare_step,
 )
+from unirnn.contract.lengths import Sizes, check_lengths, check_resets, parse_lengths, parse_resets
 from unirnn.contract.module import Module
 from unirnn.devices import short_name
 from unirnn.errors import ArgumentError
@@ -237,9 +233,9 @@ class Recurrent(torch.nn.RNNBase):
     ) -> tuple[PackedSequence, Any]:
         spec, weights = self.spec, self._weights
         if resets is not None:
-            raise ArgumentError("resets: given besides a PackedSequence; give the padded input and seq_length")
+            raise ArgumentError("resets: given with a PackedSequence; give the padded input and seq_length")
         if seq_length is not None:
-            raise ArgumentError("seq_length: given besides a PackedSequence, which holds its own lengths; give one")
+            raise ArgumentError("seq_length: given with a PackedSequence, which holds its own lengths; leave it out")
         data, batch_sizes, order, inverse = sequence
         steps, batch_size = len(batch_sizes), int(batch_sizes[0])
         # A view with the shape that the padded input would have, by which the arguments are checked.
@@ -313,11 +309,11 @@ def read_lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64] | Tensor:
         check_lengths(tuple(seq_length.shape), short_name(seq_length.dtype), sizes)
         if dispatch.is_batched(seq_length):
             values = dispatch.unwrapped(seq_length).flatten()
-            lengths(values.tolist(), Sizes(sizes.steps, len(values)))
+            parse_lengths(values.tolist(), Sizes(sizes.steps, len(values)))
             return seq_length.to(torch.int64).reshape(-1)
         # Not by `numpy`, which does not work under the gradients of torch.func.
         seq_length = np.array(seq_length.tolist(), short_name(seq_length.dtype))
-    return lengths(seq_length, sizes)
+    return parse_lengths(seq_length, sizes)
 
 
 def read_resets(resets: Any, sizes: Sizes, batch_first: bool) -> NDArray[np.bool_] | Tensor | None:
@@ -334,4 +330,4 @@ def read_resets(resets: Any, sizes: Sizes, batch_first: bool) -> NDArray[np.bool
     if isinstance(resets, Tensor):
         check_resets(tuple(resets.shape), short_name(resets.dtype), sizes, batch_first)
         resets = resets.cpu().numpy()
-    return _call.resets(resets, sizes, batch_first)
+    return parse_resets(resets, sizes, batch_first)

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, reference
-from unirnn.contract.call import Sizes
-from unirnn.contract.call import lengths as checked
+from unirnn.contract.lengths import Sizes, parse_lengths
 from unirnn.kernels.compiled import KEPT, cell_of
 from unirnn.specs.recurrent import GateActivation
 
@@ -298,7 +297,7 @@ _BACKWARD = {cell: _define_backward(cell) for cell in KEPT}
 
 
 def _check_lengths(lengths: Tensor, steps: int) -> Tensor:
-    checked(lengths.cpu().numpy(), Sizes(steps, len(lengths)))
+    parse_lengths(lengths.cpu().numpy(), Sizes(steps, len(lengths)))
     return lengths.clone()
 
 

@@ -72,8 +72,10 @@ class _Timed:
 
 
 def _warm_up(call: Callable[[], object], shortest: float, seconds: float) -> _Timed:
+    start = time.perf_counter()
     call()  # builds sessions and graphs
-    call()  # finds the caches and the memory as a call in a loop does
+    if time.perf_counter() - start < seconds:
+        call()  # finds the caches and the memory as a call in a loop does
     took, repeats = 0.0, 0
     while took < shortest:
         start = time.perf_counter()

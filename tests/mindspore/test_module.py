@@ -199,7 +199,7 @@ class TestMistakesWhileCompiling:
 
     def test_types(self) -> None:
         x = Tensor(np.ones((5, 3, 3), np.float32))
-        with pytest.raises(errors.ArgumentError, match=r"h_0: given .*, expected a mindspore\.Tensor"):
+        with pytest.raises(errors.ArgumentError, match=r"hx: given .*, expected a mindspore\.Tensor"):
             compiled(self.gru)(x, 0.0, None)
         with pytest.raises(errors.ArgumentError, match=r"input: given .*, expected a mindspore\.Tensor"):
             compiled(self.gru)([1.0, 2.0], None, None)

@@ -299,3 +299,17 @@ def assert_same(found: dict[str, Array], expected: dict[str, Array]) -> None:
     assert found.keys() == expected.keys()
     for name, array in found.items():
         np.testing.assert_array_equal(array, expected[name], name)
+
+
+def test_an_error_names_the_layer_and_the_part_of_the_state() -> None:
+    x, h = np.zeros((2, 5, 3), "float32"), np.zeros((1, 2, 4), "float32")
+    lstm = Sequential(encoder=LSTMSpec(3, 4, batch_first=True)).build("numpy")
+    with pytest.raises(errors.ShapeError, match=r"hx\[0\]\[1\] \(encoder\): given shape \(1, 1, 4\), expected"):
+        lstm(x, ((h, h[:, :1]),))
+    with pytest.raises(errors.DTypeError, match=r"state\[0\]\[0\] \(encoder\): given dtype float64, expected float32"):
+        lstm.step(x[:, 0], ((h.astype("float64"), h),))
+    alone = Conv1dSpec(3, 4, 3, padding="causal").build("numpy")
+    with pytest.raises(errors.ArgumentError, match=r"hx: given ndarray, expected a tuple .* a state: Conv1d$"):
+        alone(x, x)
+    with pytest.raises(errors.ShapeError, match=r"hx\[0\] \(Conv1d\): given shape \(2, 5, 3\), expected \(2, 2, 3\)"):
+        alone(x, (x,))

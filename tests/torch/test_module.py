@@ -116,9 +116,9 @@ def test_a_packed_sequence_still_works(spec: RecurrentSpec, kernel: str, toleran
 def test_a_packed_sequence_has_its_own_lengths() -> None:
     gru = GRUSpec(3, 4).build("torch")
     packed = pack_padded_sequence(torch.ones(5, 2, 3), torch.tensor([5, 2]))
-    with pytest.raises(errors.ArgumentError, match="given besides a PackedSequence"):
+    with pytest.raises(errors.ArgumentError, match="given with a PackedSequence"):
         gru(packed, seq_length=[5, 2])
-    with pytest.raises(errors.ShapeError, match=r"h_0: given shape \(1, 3, 4\), expected \(1, 2, 4\)"):
+    with pytest.raises(errors.ShapeError, match=r"hx: given shape \(1, 3, 4\), expected \(1, 2, 4\)"):
         gru(packed, torch.zeros(1, 3, 4))
 
 
@@ -137,7 +137,7 @@ def test_a_packed_sequence_without_a_native_layer(spec: RecurrentSpec, enforce_s
         actual, h_n = gru(packed, state)
         torch.testing.assert_close(actual[1:], packed[1:], rtol=0, atol=0)  # its batch sizes and its order
         assert_equal((pad_packed_sequence(actual, True)[0], h_n), gru(x, state, lengths), 1e-12)
-    with pytest.raises(errors.ArgumentError, match="given besides a PackedSequence"):
+    with pytest.raises(errors.ArgumentError, match="given with a PackedSequence"):
         gru(packed, seq_length=lengths)
 
 

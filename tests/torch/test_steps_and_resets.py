@@ -179,7 +179,7 @@ def test_under_autocast() -> None:
 def test_a_packed_sequence_has_no_resets() -> None:
     gru = GRUSpec(3, 4).build("torch", seed=0)
     packed = pack_padded_sequence(torch.zeros(5, 2, 3), torch.tensor([5, 2]))
-    with pytest.raises(errors.ArgumentError, match="resets: given besides a PackedSequence; give the padded input"):
+    with pytest.raises(errors.ArgumentError, match="resets: given with a PackedSequence; give the padded input"):
         gru(packed, resets=torch.zeros(5, 2, dtype=torch.bool))
 
 

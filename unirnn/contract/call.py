@@ -5,64 +5,32 @@ Every module is called as ``module(input, hx=None, seq_length=None, resets=None)
 wrong before any work is done, and give a `Call`: the arrays in one layout, `(T, B, I)`, and what restores the caller's.
 So the same mistake raises the same exception with the same words everywhere.
 
-Nothing here looks at the values in an array except `lengths` and `resets`. The rule for ``seq_length``:
-
-- one integer for each sequence, in any order: ``0 <= n <= T``; for an unbatched input, one integer;
-- from step n on the output is exactly 0, in both directions and every layer;
-- the forward final state is the state after step n-1; the reverse direction starts at step n-1, and its final state is
-  the one after step 0; **for n = 0 both are the initial state**;
-- the output keeps its T steps, whatever the longest n is;
-- padding has no influence: what stands in steps t >= n changes no output, no state and no gradient.
-
-The rule for ``resets``, one bool for each step:
-
-- at a step where it is true, a new sequence begins, whose state before that step is zeros; no gradient passes;
-- so a column of the batch is several sequences, one after another: the first begins from the initial state (unless its
-  step 0 is a reset), the others from zeros, and the final state is that of the last one;
-- the reverse direction reads each of them from its own end to its own beginning. So it begins with the last one, from
-  the initial state, and the final state is the one after step 0;
-- what stands in the padding has no influence.
+Nothing here looks at the values in an array except those of ``seq_length`` and ``resets``, whose rules are in
+`unirnn.contract.lengths`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from unirnn.devices import DTYPES, short_name
-from unirnn.errors import ArgumentError, DTypeError, LengthError, ShapeError
+from unirnn.errors import ArgumentError, ShapeError
 from unirnn.specs import RecurrentSpec
 from unirnn.specs import arguments as names
+
+from .arrays import check_array, check_dtype, check_state_dtype
+from .lengths import Sizes, parse_lengths, parse_resets
 
 __all__ = [
     "Arguments",
     "Call",
     "Layout",
-    "Sizes",
-    "as_plain",
     "bind",
-    "check_array",
     "check_call",
-    "check_dtype",
-    "check_lengths",
-    "check_resets",
     "check_step",
     "join_state",
-    "lengths",
     "prepare",
     "prepare_step",
-    "resets",
     "state_parts",
-    "type_name",
 ]
-
-
-class Sizes(NamedTuple):
-    """T and B of a call; B is None for an unbatched input."""
-
-    steps: int
-    batch_size: int | None
 
 
 def swap_axes(array: Any) -> Any:
@@ -176,9 +144,9 @@ def prepare(
         The framework's class of an array, and the module's dtype, as a name or as the framework's object. None for the
         dtype: any floating dtype.
     read_lengths
-        Checks ``seq_length`` and makes an array `(B,)` of it; None is `lengths`.
+        Checks ``seq_length`` and makes an array `(B,)` of it; None is `parse_lengths`.
     read_resets
-        Checks ``resets`` and makes an array `(T, B)` of it; None is `resets`.
+        Checks ``resets`` and makes an array `(T, B)` of it; None is `parse_resets`.
     swap
         Swaps the first two axes of an array, where the framework's arrays have no method ``swapaxes``.
 
@@ -198,7 +166,7 @@ def prepare(
     """
     input, hx, seq_length, resets = given
     state, sizes, ns = check_call(spec, input, hx, seq_length, like=like, read_lengths=read_lengths)
-    begins = None if resets is None else (read_resets or _resets)(resets, sizes, spec.batch_first)
+    begins = None if resets is None else (read_resets or parse_resets)(resets, sizes, spec.batch_first)
     return _lay_out(Layout(sizes.batch_size is not None, spec.batch_first, swap), input, state, ns, begins, sizes)
 
 
@@ -266,7 +234,7 @@ def check_call(
     """Check the arguments of a call: the state's parts, T and B, and the lengths; see `prepare`."""
     state = state_parts(spec, hx)
     sizes = _check(spec, *like, input, state, is_step=False)
-    return state, sizes, None if seq_length is None else (read_lengths or lengths)(seq_length, sizes)
+    return state, sizes, None if seq_length is None else (read_lengths or parse_lengths)(seq_length, sizes)
 
 
 def bind(
@@ -340,57 +308,8 @@ def _check(
 
 def _array_names(spec: RecurrentSpec, *, is_step: bool) -> tuple[str, ...]:
     """The names of a call's arrays in messages: the input, and each part of the state."""
-    if not is_step:
-        return "input", *(f"{part}_0" for part in spec.states)
-    return ("x", "state") if len(spec.states) == 1 else ("x", "state[0]", "state[1]")
-
-
-def check_array(argument: str, array: Any, array_type: type[Any]) -> None:
-    """Check that an argument is an array of the framework.
-
-    Memory-mapped arrays are the only subclass of NumPy's arrays that is accepted: others hide numbers, as masked arrays
-    do, or compute something else, as matrices do.
-
-    Raises
-    ------
-    ArgumentError
-        If it is not one.
-    """
-    if not isinstance(array, array_type):
-        raise ArgumentError(f"{argument}: given {type_name(type(array))}, expected a {type_name(array_type)}")
-    _check_plain(argument, type(array))
-
-
-def as_plain(argument: str, given: Any) -> NDArray[Any]:
-    """Convert anything that NumPy reads to a NumPy array, but refuse its subclasses; see `check_array`.
-
-    Raises
-    ------
-    ArgumentError
-        If it is of a subclass, or a list of such arrays.
-    Exception
-        Whatever an array of some framework raises.
-    """
-    for kind in {*map(type, given)} if isinstance(given, (list, tuple)) else ():
-        _check_plain(argument, kind)
-    values: NDArray[Any] = np.asanyarray(given)
-    _check_plain(argument, type(values))
-    return values
-
-
-def _check_plain(argument: str, kind: type[Any]) -> None:
-    if issubclass(kind, np.ndarray) and kind not in (np.ndarray, np.memmap):
-        advice = "numpy.asarray makes one of it"
-        if issubclass(kind, np.ma.MaskedArray):
-            advice = "its mask would be ignored, so say what counts by seq_length, and give the numbers by filled()"
-        raise ArgumentError(f"{argument}: given {type_name(kind)}, expected a numpy.ndarray, not a subclass; {advice}")
-
-
-def type_name(kind: type) -> str:
-    """The name of a class in messages: ``list``, ``torch.Tensor``."""
-    package = kind.__module__.partition(".")[0]
-    name = kind.__name__.rpartition(".")[2]  # JAX's class has the name "jaxlib._jax.Array"
-    return name if package == "builtins" else f"{package}.{name}"
+    input, state = ("x", "state") if is_step else ("input", "hx")
+    return (input, state) if len(spec.states) == 1 else (input, f"{state}[0]", f"{state}[1]")
 
 
 def _check_arrays(
@@ -424,177 +343,5 @@ def _check_arrays(
                     f"{name}: given shape {state_shape}, expected {expected}, "
                     + ("(L*D, B, H) whatever batch_first says" if batched else "(L*D, H) for an unbatched input")
                 )
-            if not _fits(state_dtype, dtype):
-                raise DTypeError(
-                    f"{name}: given dtype {short_name(state_dtype)}, expected {_wanted(dtype)}, the input's"
-                )
+            check_state_dtype(name, state_dtype, dtype)
     return Sizes(steps, batch_size)
-
-
-def check_dtype(argument: str, given: Any, dtype: Any) -> None:
-    """Check that an input has the module's dtype; None: that it has a floating one. Raises DTypeError."""
-    if not _fits(given, dtype):
-        name = short_name(given)
-        advice = f", or build with dtype={name!r}" if name in DTYPES else ""
-        raise DTypeError(
-            f"{argument}: given dtype {name}, expected {_wanted(dtype)}, the module's own; cast the input{advice}"
-        )
-
-
-def _fits(given: Any, dtype: Any) -> bool:
-    if dtype is None:
-        return short_name(given) in DTYPES
-    # Objects of one framework need no names, which cost as much as the rest of a short call.
-    return bool(given == dtype) or short_name(given) == short_name(dtype)
-
-
-def _wanted(dtype: Any) -> str:
-    return "a floating one" if dtype is None else short_name(dtype)
-
-
-def check_lengths(shape: tuple[int, ...], dtype: str, sizes: Sizes) -> None:
-    """Check the shape and the dtype of ``seq_length``, without looking at its values.
-
-    Parameters
-    ----------
-    shape, dtype
-        Its shape, and its dtype's name.
-    sizes
-        T and B of the call.
-
-    Raises
-    ------
-    ShapeError
-        If it is not one integer for each sequence.
-    DTypeError
-        If it does not hold integers.
-    """
-    if not dtype.startswith(("int", "uint")):
-        raise DTypeError(f"seq_length: given dtype {dtype}, expected integers")
-    expected = () if sizes.batch_size is None else (sizes.batch_size,)
-    if shape != expected:
-        raise ShapeError(
-            f"seq_length: given shape {shape}, expected {expected}, "
-            + ("one integer for each sequence" if expected else "one integer for an unbatched input")
-        )
-
-
-def lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64]:
-    """Check ``seq_length`` and make it one int64 array.
-
-    Parameters
-    ----------
-    seq_length
-        Integers as a list, a tuple, or anything that NumPy reads; one integer for an unbatched input.
-    sizes
-        T and B of the call.
-
-    Returns
-    -------
-    numpy.ndarray
-        `(B,)`, or `(1,)` for an unbatched input.
-
-    Raises
-    ------
-    ShapeError
-        If it is not one integer for each sequence.
-    DTypeError
-        If it does not hold integers.
-    LengthError
-        If a value is below 0 or above T; the message names its position.
-    """
-    values = _read_values("seq_length", seq_length, "integers")
-    # An empty list is an array of floats. Getting a dtype's name, and NumPy's min and max, are slow for small batches.
-    is_integer = values.dtype.kind in "iu" or not values.size
-    check_lengths(values.shape, "int64" if is_integer else values.dtype.name, sizes)
-    values = values.reshape(-1)
-    numbers = values.tolist()
-    if numbers and (min(numbers) < 0 or max(numbers) > sizes.steps):
-        position = next(i for i, n in enumerate(numbers) if not 0 <= n <= sizes.steps)
-        raise LengthError(
-            f"seq_length[{position}]: given {numbers[position]}, "
-            f"expected 0 <= n <= {sizes.steps}, the number of time steps"
-        )
-    return values.astype(np.int64)
-
-
-def _read_values(argument: str, given: Any, expected: str) -> NDArray[Any]:
-    """A NumPy array of lengths or resets; a DTypeError if NumPy can't read them."""
-    try:
-        return as_plain(argument, given)
-    except ArgumentError:
-        raise
-    except Exception as error:  # whatever an array of some framework raises
-        raise DTypeError(f"{argument}: given {type_name(type(given))}, expected {expected} ({error})") from None
-
-
-def check_resets(shape: tuple[int, ...], dtype: str, sizes: Sizes, batch_first: bool) -> None:
-    """Check the shape and the dtype of ``resets``, without looking at its values.
-
-    Parameters
-    ----------
-    shape, dtype
-        Its shape, and its dtype's name.
-    sizes
-        T and B of the call.
-    batch_first
-        Whether its shape is `(B, T)`.
-
-    Raises
-    ------
-    ShapeError
-        If it is not one bool for each step.
-    DTypeError
-        If it does not hold bools.
-    """
-    if dtype != "bool":
-        raise DTypeError(f"resets: given dtype {dtype}, expected bool; cast it")
-    steps, batch_size = sizes
-    expected: tuple[int | None, ...]
-    if batch_size is None:
-        layout, expected = "(T,) for an unbatched input", (steps,)
-    elif batch_first:
-        layout, expected = "(B, T)", (batch_size, steps)
-    else:
-        layout, expected = "(T, B)", (steps, batch_size)
-    if shape != expected:
-        raise ShapeError(f"resets: given shape {shape}, expected {expected}, {layout}: one bool for each step")
-
-
-def resets(resets: Any, sizes: Sizes, batch_first: bool) -> NDArray[np.bool_] | None:
-    """Check ``resets`` and make it one array of bools.
-
-    Parameters
-    ----------
-    resets
-        Bools in lists or tuples, or anything that NumPy reads: `(T, B)`, `(B, T)` if ``batch_first``, or `(T,)`.
-    sizes
-        T and B of the call.
-    batch_first
-        Whether it is `(B, T)`.
-
-    Returns
-    -------
-    numpy.ndarray or None
-        `(T, B)`; `(T, 1)` for an unbatched input. None if no step is a reset.
-
-    Raises
-    ------
-    ShapeError
-        If it is not one bool for each step.
-    DTypeError
-        If it does not hold bools.
-    """
-    values = _read_values("resets", resets, "bools")
-    # An empty list is an array of floats.
-    check_resets(values.shape, values.dtype.name if values.size else "bool", sizes, batch_first)
-    if not values.any():
-        return None
-    if sizes.batch_size is None:
-        values = values[:, None]
-    elif batch_first:
-        values = values.T
-    return np.array(values, order="C")
-
-
-_resets = resets  # where an argument has its name

@@ -38,8 +38,9 @@ from unirnn.specs import (
     SumDirectionsSpec,
 )
 
-from . import call as _call
-from .call import Sizes, join_state
+from .arrays import check_array, check_dtype, check_state_dtype
+from .call import join_state, state_parts
+from .lengths import Sizes, parse_lengths, parse_resets
 
 __all__ = [
     "ModelCall",
@@ -75,6 +76,8 @@ class ModelCall(NamedTuple):
     sizes
         T and B, as the caller gave them; None for a model that computes each step by itself, and is called without
         lengths and resets.
+    is_step
+        Whether it is one step, without an axis T.
     """
 
     input: Any
@@ -82,17 +85,18 @@ class ModelCall(NamedTuple):
     lengths: Any
     resets: Any
     sizes: Sizes | None
+    is_step: bool = False
 
     @property
     def is_batched(self) -> bool:
         """Whether the caller's arrays have an axis B, or need none."""
         return self.sizes is None or self.sizes.batch_size is not None
 
-    def restore(self, spec: Spec, output: Any, *, is_step: bool = False) -> Any:
+    def restore(self, spec: Spec, output: Any) -> Any:
         """The output as the caller gets it."""
         if self.is_batched:
             return output
-        return output[0, ...] if is_step or spec.ends_steps or is_batch_first(spec) else output[:, 0, ...]
+        return output[0, ...] if self.is_step or spec.ends_steps or is_batch_first(spec) else output[:, 0, ...]
 
     def restore_states(self, states: Sequence[State]) -> tuple[Any, ...]:
         """The states as the caller gets them: for each layer an array, or an LSTM's pair."""
@@ -147,8 +151,8 @@ def prepare_model(
     resets: Any,
     *,
     like: tuple[type[Any], Any],
-    read_lengths: Callable[[Any, Sizes], Any] = _call.lengths,
-    read_resets: Callable[[Any, Sizes, bool], Any] = _call.resets,
+    read_lengths: Callable[[Any, Sizes], Any] = parse_lengths,
+    read_resets: Callable[[Any, Sizes, bool], Any] = parse_resets,
 ) -> ModelCall:
     """Check the arguments of a call.
 
@@ -229,7 +233,7 @@ def prepare_model_step(spec: Spec, x: Any, state: Any, *, like: tuple[type[Any],
         raise ShapeError(f"x: given shape {shape}, expected {layout}")
     sizes = Sizes(1, shape[0] if len(shape) == rank else None)
     states = _read_states(spec, state, "state", sizes.batch_size, array_type, dtype)
-    return ModelCall(x if sizes.batch_size is not None else x[None, ...], states, None, None, sizes)
+    return ModelCall(x if sizes.batch_size is not None else x[None, ...], states, None, None, sizes, is_step=True)
 
 
 def check_can_stream(spec: Spec) -> None:
@@ -356,7 +360,7 @@ def check_steps_of_batch_norms(
 
 def _check_input(name: str, spec: Spec, array: Any, array_type: type[Any], dtype: Any) -> tuple[int, ...]:
     """The shape of an input whose class, dtype and last axis are right."""
-    _call.check_array(name, array, array_type)
+    check_array(name, array, array_type)
     shape = tuple(array.shape)
     if spec.takes_tokens:
         if not short_name(array.dtype).startswith(("int", "uint")):
@@ -370,7 +374,7 @@ def _check_input(name: str, spec: Spec, array: Any, array_type: type[Any], dtype
             spec.output_features(shape[-1])
         except SpecError as error:
             raise ShapeError(f"{name}: given shape {shape}, wrong on the last axis: {error}") from None
-    _call.check_dtype(name, array.dtype, dtype)
+    check_dtype(name, array.dtype, dtype)
     return shape
 
 
@@ -397,17 +401,18 @@ def _read_states(
         what = f"a {type(given).__name__} of {len(given)}" if isinstance(given, (tuple, list)) else type(given).__name__
         raise ArgumentError(
             f"{argument}: given {what}, expected a tuple with an item for each layer that has a state: "
-            f"{', '.join(layers) or 'none'}"
+            f"{', '.join(layer or leaf.kind for layer, leaf in layers.items()) or 'none'}"
         )
     found: list[State | None] = []
     for position, ((layer, leaf), item) in enumerate(zip(layers.items(), given, strict=True)):
-        name = f"{argument}[{position}] ({layer})"
-        parts = _state_parts(leaf, item, name)
-        for part, expected in zip(parts or (), leaf.state_shapes(batch_size).values(), strict=False):
-            _call.check_array(name, part, array_type)
+        item_name, layer = f"{argument}[{position}]", layer or leaf.kind
+        parts = _state_parts(leaf, item, f"{item_name} ({layer})")
+        for k, (part, expected) in enumerate(zip(parts or (), leaf.state_shapes(batch_size).values(), strict=False)):
+            name = f"{item_name}[{k}] ({layer})" if isinstance(item, (tuple, list)) else f"{item_name} ({layer})"
+            check_array(name, part, array_type)
             if tuple(part.shape) != expected:
                 raise ShapeError(f"{name}: given shape {tuple(part.shape)}, expected {expected}")
-            _call.check_dtype(name, part.dtype, dtype)
+            check_state_dtype(name, part.dtype, dtype)
         if parts is not None and batch_size is None:
             parts = tuple(part[:, None, ...] for part in parts)
         found.append(parts)
@@ -416,7 +421,7 @@ def _read_states(
 
 def _state_parts(leaf: Spec, item: Any, name: str) -> State | None:
     if isinstance(leaf, RecurrentSpec):
-        return _call.state_parts(leaf, item, name)
+        return state_parts(leaf, item, name)
     if isinstance(item, (tuple, list)):
         raise ArgumentError(f"{name}: given a {type(item).__name__}, expected one array for {leaf.kind}")
     return None if item is None else (item,)
@@ -425,7 +430,7 @@ def _state_parts(leaf: Spec, item: Any, name: str) -> State | None:
 class ModelModule(ABC):
     """A model that is not a class of some framework: its spec, its mode, and its call.
 
-    Subclasses implement `_like`, `_run` and `_run_step`.
+    Subclasses implement `_like` and `_run`, and override `_run_step` if they compute a step in another way than a call.
 
     Parameters
     ----------
@@ -475,7 +480,7 @@ class ModelModule(ABC):
         seq_length
             `(B,)` integers, ``0 <= n <= T``; None is T for every sequence. See `unirnn.contract.models`.
         resets
-            `(B, T)` or `(T, B)` bools, in the layout of the input; see `unirnn.contract.call`.
+            `(B, T)` or `(T, B)` bools, in the layout of the input; see `unirnn.contract.lengths`.
         return_state
             Whether to return the final state too.
 
@@ -520,7 +525,7 @@ class ModelModule(ABC):
         """
         call = prepare_model_step(self.spec, x, state, like=self._like())
         output, states = self._run_step(call)
-        return call.restore(self.spec, output, is_step=True), call.restore_states(states)
+        return call.restore(self.spec, output), call.restore_states(states)
 
     @abstractmethod
     def _like(self) -> tuple[type[Any], Any]:
@@ -530,6 +535,6 @@ class ModelModule(ABC):
     def _run(self, call: ModelCall) -> tuple[Any, Sequence[State]]:
         """The output in the layout of the input, and the final states."""
 
-    @abstractmethod
     def _run_step(self, call: ModelCall) -> tuple[Any, Sequence[State]]:
         """The output `(B, F)` of one step, and the states after it."""
+        return self._run(call)

@@ -56,7 +56,7 @@ class Module(ABC):
         hx
             Initial state, `(L*D, B, H)`, or `(L*D, H)`; for LSTM a pair ``(h_0, c_0)``. None is zeros. Also ``h_0``.
         seq_length
-            `(B,)` integers, ``0 <= n <= T``, on any device; see `unirnn.contract.call`. None is T for every sequence.
+            `(B,)` integers, ``0 <= n <= T``, on any device; see `unirnn.contract.lengths`. None is T for each sequence.
         resets
             `(T, B)` bools, `(B, T)` if ``batch_first``, or `(T,)`: whether a new sequence begins at a step, whose state
             before it is zeros. None is nowhere.

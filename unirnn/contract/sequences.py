@@ -2,7 +2,7 @@
 
 They are independent of each other. So an implementation that takes lengths, but no resets, can compute them side by
 side, like the columns of a larger batch. `sequences` finds them, and `run_sequences` runs them. The rule for ``resets``
-is in `unirnn.contract.call`.
+is in `unirnn.contract.lengths`.
 """
 
 from collections.abc import Callable, Sequence

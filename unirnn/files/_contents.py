@@ -13,9 +13,9 @@ from unirnn.devices import DTYPES, short_name
 from unirnn.errors import ArgumentError, AssumptionWarning, DTypeError, FileError, SpecError, UnirnnError
 from unirnn.files._header import FORMAT, spec_from_metadata
 from unirnn.registry import to_numpy
-from unirnn.snapshots import flax, state_dicts
+from unirnn.snapshots import flax, model_weights, state_dicts
+from unirnn.snapshots.model_weights import Rename
 from unirnn.snapshots.snapshot import Snapshot
-from unirnn.snapshots.state_dicts import Rename
 from unirnn.specs import ModelSpec, RecurrentSpec, Spec
 
 __all__ = [
@@ -278,7 +278,7 @@ def read_state_dict(arrays: Mapping[str, StoredArray], choice: Choice) -> Snapsh
         found = state_dicts.choose_layer(shapes, prefix=choice.prefix, spec=spec, batch_first=choice.batch_first)
         return replace(_read_layer(arrays, *found), assumed=assumed)
     floating = [name for name, array in arrays.items() if array.dtype in DTYPES]
-    sources = state_dicts.choose_weights(spec, shapes, floating, prefix=choice.only_prefix, rename=choice.rename)
+    sources = model_weights.choose_weights(spec, shapes, floating, prefix=choice.only_prefix, rename=choice.rename)
     for source in sources.values():
         check_dtype(source, arrays[source].dtype)
     for name, other in (spec.tied() if isinstance(spec, ModelSpec) else {}).items():

@@ -1,7 +1,7 @@
 """Writing ``.onnx``: the graph of a layer or a model, made from a spec and its weights without tracing.
 
 The graph of a recurrent layer takes ``input``, ``seq_length`` `(B,)` and ``h_0`` (and ``c_0``), with any T and B, and
-gives ``output`` and ``h_n`` (and ``c_n``), by the rules of `unirnn.contract.call`. Each layer is one recurrent node,
+gives ``output`` and ``h_n`` (and ``c_n``), by the rules of `unirnn.contract.lengths`. Each layer is one recurrent node,
 for both directions. An LSTM with ``proj_size``, for which ONNX has no operator, is a ``Scan`` over the steps for each
 layer and direction. ONNX leaves open what a node does with the padding and with sequences of length 0, so ``Where``
 nodes decide it: they replace the padding by zeros before the first layer and after each, and they take the initial

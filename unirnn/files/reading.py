@@ -9,8 +9,8 @@ from unirnn.errors import ArgumentError, FileError, UnirnnError
 from unirnn.files._contents import Choice, Contents, StoredArray, contents_of_arrays, warn_of_assumptions
 from unirnn.files._formats import check_format, check_regular, recognise
 from unirnn.files._paths import Path, path_string
+from unirnn.snapshots.model_weights import Rename
 from unirnn.snapshots.snapshot import Snapshot
-from unirnn.snapshots.state_dicts import Rename
 from unirnn.specs import Spec
 
 __all__ = ["contents", "load"]

@@ -3,7 +3,8 @@
 Padding is kept out by selection, never by multiplication with a mask: 0 * NaN is NaN, in the gradient too. The input is
 cleaned before anything is computed from it, so nothing after it can meet a NaN of the padding.
 
-The rule for ``seq_length`` itself is in `unirnn.contract.call`.
+What ``seq_length`` means, and the checks of what a caller gives, are in `unirnn.contract.lengths`. Lengths have been
+checked when they come here.
 """
 
 from typing import Any

@@ -1,14 +1,15 @@
 """Models on the reference path: each layer once in the array API standard.
 
-Arrays are `(T, B, F)` here, whatever the model's layout is, and `(B, F)` after a pooling. Padding is zeros at first,
-and finite from there on, so it can't reach a value or a gradient through a layer that computes each step by itself. A
-layer that mixes steps puts zeros into the padding of its input.
+From layer to layer, arrays are `(T, B, F)`, whatever the model's layout is, and `(B, F)` after a pooling. Padding
+is zeros at first, and finite from there on, so it can't reach a value or a gradient through a layer that computes each
+step by itself. A layer that mixes steps puts zeros into the padding of its input.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from unirnn.contract.models import ModelCall, is_batch_first
 from unirnn.specs import (
     ActivationSpec,
     BatchNormSpec,
@@ -67,10 +68,8 @@ def model(
     xp: Any,
     spec: Spec,
     weights: Mapping[str, Array],
-    x: Array,
-    states: tuple[State | None, ...],
-    lengths: Array | None,
-    resets: Array | None,
+    call: ModelCall,
+    *,
     training: Training | None = None,
     detach: Callable[[Array], Array] | None = None,
 ) -> tuple[Array, tuple[State, ...]]:
@@ -84,14 +83,8 @@ def model(
         The model.
     weights
         By the names of `Spec.weight_shapes`.
-    x
-        `(T, B, F)`, or `(T, B)` integers if it takes tokens.
-    states
-        For each layer that has a state the parts of its initial state; None is zeros.
-    lengths
-        `(B,)` integers on the input's device, checked; None if every step is valid.
-    resets
-        `(T, B)` bool on the input's device; None if no sequence begins anew.
+    call
+        A call, or a step. All its arrays, also the lengths and the resets, are the namespace's, on one device.
     training
         What is different while training; None for evaluation.
     detach
@@ -101,16 +94,41 @@ def model(
     Returns
     -------
     output
-        `(T', B, F')`, zero in the padding, or `(B, F')` after a pooling.
+        In the layout of the call's input, zero in the padding; `(B, F')` after a pooling.
     states
         The final state of each layer that has one.
     """
     if isinstance(spec, ModelSpec):
         weights = {**weights, **{name: weights[other] for name, other in spec.tied().items()}}
     finals: list[State] = []
-    run = _Run(xp, weights, iter(states), finals, resets, training, detach)
-    flow = run.layer("", spec, _select(xp, _Flow(x, lengths, True)))
-    return _select(xp, flow).x, tuple(finals)
+    run = _Run(xp, weights, iter(call.states), finals, call.resets, training, detach)
+    flow = run.layer("", spec, _select(xp, _Flow(_time_major(xp, spec, call), call.lengths, True)))
+    return _restored(xp, spec, call, _select(xp, flow).x), tuple(finals)
+
+
+def _time_major(xp: Any, spec: Spec, call: ModelCall) -> Array:
+    """The input of a call as `(T, B, F)`, or `(T, B)` for tokens."""
+    x = call.input
+    if call.is_step:
+        return x[None, ...]
+    if call.sizes is None:  # the rows of an array of any shape are a batch of one step
+        return xp.reshape(x, (1, -1) if spec.takes_tokens else (1, -1, x.shape[-1]))
+    return _swapped(xp, x) if is_batch_first(spec) else x
+
+
+def _restored(xp: Any, spec: Spec, call: ModelCall, y: Array) -> Array:
+    """The output `(T', B, F')`, or `(B, F')` after a pooling, in the layout of the call's input."""
+    if call.is_step:
+        return y[0, ...]
+    if call.sizes is None:
+        leading = call.input.shape if spec.takes_tokens else call.input.shape[:-1]
+        return xp.reshape(y, (*leading, y.shape[-1]))
+    return _swapped(xp, y) if is_batch_first(spec) and not spec.ends_steps else y
+
+
+def _swapped(xp: Any, array: Array) -> Array:
+    """`(T, B)` to `(B, T)` with whatever axes follow, and back."""
+    return xp.permute_dims(array, (1, 0, *range(2, len(array.shape))))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""State dicts: finding recurrent layers, or the weights of a given model, among the names and shapes of arrays.
+"""State dicts: finding recurrent layers among the names and shapes of arrays.
 
 A recurrent layer is a set of names that share a prefix and end as torch's and MindSpore's do:
 ``encoder.lstm.weight_ih_l0``, or ``decoder.cell.weight_ih`` for a cell, which is a layer of one step. The names and
@@ -6,16 +6,10 @@ shapes determine the sizes, the layers, the directions and the biases, and the n
 do not determine whether an RNN is tanh or relu. Nor do they determine ``batch_first`` and ``dropout``, which are taken
 to be False and 0. A GRU under these names is the one of torch and MindSpore, with ``reset_after=True``.
 
-Of a model, names and shapes determine too little, so its spec is given. Its weights are looked up by their names, and
-by those that MindSpore gives them.
-
-Some weights are computed at each call from others: by weight normalisation, by pruning, by weight dropping. The names
-beside a weight show it: ``weight_hh_l0_g``, ``weight_hh_l0_mask``. Such a weight is an error, but for one case: where
-weights are dropped at random in training, as in AWD-LSTM, ``weight_hh_l0_raw`` is the trained weight, and
-``weight_hh_l0`` the copy of the last step. The raw one is taken.
+The weights of a whole model are found by its spec, in `unirnn.snapshots.model_weights`. What becomes of weights that
+are computed from other arrays is in `unirnn.snapshots.derived_weights`.
 """
 
-import difflib
 import itertools
 import math
 import re
@@ -23,28 +17,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from unirnn.contract.weights import check_weights, format_names
-from unirnn.errors import ArgumentError, ShapeError, SpecError, UnirnnError
+from unirnn.errors import ArgumentError, SpecError, UnirnnError
+from unirnn.snapshots.derived_weights import NESTED, check_nothing_beside, split_name, without_dropped
 from unirnn.snapshots.stacking import renumbered, stacked_spec
-from unirnn.specs import GRUSpec, LSTMSpec, ModelSpec, RecurrentSpec, RNNSpec, Spec
+from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
 
-__all__ = [
-    "Match",
-    "Rename",
-    "check_derived",
-    "choose_layer",
-    "choose_name",
-    "choose_weights",
-    "find_layers",
-    "mindspore_names",
-    "mismatch",
-    "renamed",
-    "without_dropped",
-]
+__all__ = ["Match", "choose_layer", "choose_name", "find_layers"]
 
 Shapes = Mapping[str, tuple[int, ...]]
-Rename = Mapping[str, str | None]
-"""New beginnings of names by the old ones; None leaves the arrays out."""
-
 Match = tuple[RecurrentSpec, dict[str, str]]
 """The spec of a layer, and for each name of `Spec.weight_shapes` the name of the array that holds it."""
 
@@ -54,9 +34,7 @@ _NAME = re.compile(
     r"(?P<part>(?:[._].*)?)",
     re.DOTALL,
 )
-_RAW = re.compile(r"(?P<layer>(?:.*\.)?)(?P<weight>[^.]*(?:weight|bias)[^.]*)_raw", re.DOTALL)
 _NUMBER = re.compile("[0-9]{1,9}")
-_NESTED = "parametrizations."  # where torch keeps what a weight is computed from
 _MATRICES = {"weight_ih_l0", "weight_hh_l0"}  # that every layer has
 _BY_GATES: dict[int, type[RecurrentSpec]] = {len(cls.gates): cls for cls in (RNNSpec, GRUSpec, LSTMSpec)}
 
@@ -222,256 +200,6 @@ def _choose_prefix(found: Mapping[str, "_Layer"], prefix: str | None) -> str:
     return choose_name([key for key, own in found.items() if own.names >= _MATRICES] or found, prefix)
 
 
-def choose_weights(
-    spec: Spec, shapes: Shapes, floating: Iterable[str], *, prefix: str | None = None, rename: Rename | None = None
-) -> dict[str, str]:
-    """Find the weights of a model, or of one layer, among the names of arrays.
-
-    Parameters
-    ----------
-    spec
-        The spec of the model.
-    shapes
-        The shape of every array by its name.
-    floating
-        The names of the arrays of floats. Others, such as torch's ``num_batches_tracked``, may be left over.
-    prefix
-        The beginning of the names of the model's arrays, with or without the dot at its end. Other arrays do not count.
-    rename
-        New beginnings of names by the old ones, of which the longest counts; None leaves the arrays out.
-
-    Returns
-    -------
-    dict
-        For each name of `Spec.weight_shapes`, the name of the array that holds it. If the weight of a tied layer is
-        there too, also that by its name.
-
-    Raises
-    ------
-    ArgumentError
-        If weights are missing or arrays are left over, or two arrays get the same name, or no name begins as
-        ``rename`` says.
-    ShapeError
-        If an array has another shape than the weight.
-    SpecError
-        If a weight is there only by its parametrization.
-
-    Examples
-    --------
-    >>> import unirnn
-    >>> shapes = {"fc.weight": (2, 3), "fc.bias": (2,)}
-    >>> model = unirnn.Sequential(head=unirnn.LinearSpec(3, 2))
-    >>> choose_weights(model, shapes, shapes, rename={"fc.": "head."})
-    {'head.weight': 'fc.weight', 'head.bias': 'fc.bias'}
-    """
-    spec.check_complete()
-    arrays = without_dropped(shapes)
-    sources = {name: arrays[held] for name, held in renamed(arrays, prefix, rename).items()}
-    expected = spec.weight_shapes()
-    tied = spec.tied() if isinstance(spec, ModelSpec) else {}
-    names = mindspore_names(spec)
-    found: dict[str, str] = {}
-    for name in (*expected, *tied):
-        known = next((spelling for spelling in (name, names.get(name)) if spelling in sources), None)
-        if known is not None:
-            found[name] = sources.pop(known)
-    for name, other in tied.items():  # a file that stores shared arrays once may have either of the names
-        if name in found:
-            found.setdefault(other, found[name])
-    missing = [name for name in expected if name not in found]
-    floats = {*floating}
-    left_over = {
-        name: tuple(shapes[source])
-        for name, source in sources.items()
-        if source in floats and not name.endswith("num_batches_tracked")
-    }
-    if missing or left_over:
-        check_derived(missing, expected, left_over)
-        begin = _beginning(shapes, prefix)
-        given_names = {name: sources[name].removeprefix(begin) for name in left_over}
-        raise ArgumentError(mismatch("the spec", expected, missing, left_over, given_names))
-    for name, source in found.items():
-        given, shape = tuple(shapes[source]), expected[tied.get(name, name)]
-        # MindSpore's convolutions over time have an axis of size 1 before the last.
-        if given != shape and (len(shape) != 3 or given != (*shape[:2], 1, shape[2])):
-            raise ShapeError(f"weights[{source!r}]: given shape {given}, expected {shape}")
-    return found
-
-
-_MINDSPORE = {
-    "BatchNorm": {
-        "weight": "gamma",
-        "bias": "beta",
-        "running_mean": "moving_mean",
-        "running_var": "moving_variance",
-    },
-    "Embedding": {"weight": "embedding_table"},
-    "LayerNorm": {"weight": "gamma", "bias": "beta"},
-}
-"""MindSpore's names of the weights of layers, where they differ from torch's."""
-
-
-def mindspore_names(spec: Spec) -> dict[str, str]:
-    """The names that MindSpore's own layers give the weights of a model, where they are other than torch's.
-
-    Examples
-    --------
-    >>> import unirnn
-    >>> mindspore_names(unirnn.Sequential(embedding=unirnn.EmbeddingSpec(5, 4), head=unirnn.LinearSpec(4, 2)))
-    {'embedding.weight': 'embedding.embedding_table'}
-    """
-    return {
-        f"{layer}.{weight}" if layer else weight: f"{layer}.{spelling}" if layer else spelling
-        for layer, leaf in spec.leaves().items()
-        for weight, spelling in _MINDSPORE.get(leaf.kind, {}).items()
-    }
-
-
-def _beginning(names: Iterable[str], prefix: str | None) -> str:
-    """The beginning of the names of the model's arrays: the prefix, with the dot at its end."""
-    begin = prefix or ""
-    if begin and not any(name.startswith(begin) and name != begin for name in names):
-        raise ArgumentError(
-            f"prefix: given {prefix!r}, expected the beginning of a name; given {format_names(map(repr, names))}"
-        )
-    if begin and not begin.endswith(".") and any(name.startswith(f"{begin}.") for name in names):
-        begin += "."
-    return begin
-
-
-def renamed(names: Iterable[str], prefix: str | None, rename: Rename | None) -> dict[str, str]:
-    """The names of arrays by their new names.
-
-    Parameters
-    ----------
-    names
-        The names.
-    prefix
-        What they begin with; it is cut off, and other names are left out.
-    rename
-        New beginnings of names by the old ones, of which the longest counts; None leaves the arrays out.
-
-    Raises
-    ------
-    ArgumentError
-        If no name begins with the prefix, or with one of the old beginnings, or two arrays get the same name.
-
-    Examples
-    --------
-    >>> renamed(["net.fc.weight", "net.fc.bias"], "net.", {"fc.": "head."})
-    {'head.weight': 'net.fc.weight', 'head.bias': 'net.fc.bias'}
-    """
-    begin, rename = _beginning(names, prefix), rename or {}
-    inner = {name[len(begin) :]: name for name in names if name.startswith(begin)}
-    for old in rename:
-        if not any(name.startswith(old) for name in inner):
-            where = f" without the prefix {begin!r}" if begin else ""
-            known = format_names(map(repr, inner)) or "none"
-            raise ArgumentError(f"rename: given {old!r}, expected the beginning of a name{where}; given {known}")
-    found: dict[str, str] = {}
-    for name, source in inner.items():
-        beginnings = [old for old in rename if name.startswith(old)]
-        if beginnings:
-            old = max(beginnings, key=len)
-            new = rename[old]
-            if new is None:
-                continue
-            name = new + name[len(old) :]
-        if name in found:
-            raise ArgumentError(f"rename: {found[name]!r} and {source!r} are both {name!r} then, expected one of them")
-        found[name] = source
-    return found
-
-
-def check_derived(missing: Iterable[str], expected: Iterable[str], left_over: Iterable[str]) -> None:
-    """Refuse weights that are computed from arrays that are left over.
-
-    Parameters
-    ----------
-    missing
-        The names of weights that no array was found for.
-    expected
-        The names of all weights.
-    left_over
-        The names of the arrays that are no weights.
-
-    Raises
-    ------
-    SpecError
-        If there are such weights; it names them.
-    """
-    without, known = {*missing}, {*expected}
-    parts: dict[str, str] = {}
-    for name in left_over:
-        layer, end = _split(name)
-        if _NESTED in layer:  # "layer.parametrizations.weight.original0"
-            layer, _, end = name.rpartition(_NESTED)
-            weights = [layer + end.partition(".")[0]]
-        else:
-            pieces = end.split("_")[:6]  # no name of a weight has more
-            weights = [layer + "_".join(pieces[:k]) for k in range(1, len(pieces))]
-        parts.update((weight, name) for weight in weights if weight in known)
-    absent = [weight for weight in parts if weight in without]
-    if absent:
-        raise SpecError(_parametrization(absent))
-    if parts:
-        raise SpecError(_derived(parts, ", by rename={...: None},"))
-
-
-def mismatch(
-    owner: str, expected: Shapes, missing: list[str], left_over: Shapes, given_names: Mapping[str, str]
-) -> str:
-    """The message that says what is missing and what is left over, and how it might be renamed.
-
-    Parameters
-    ----------
-    owner, expected
-        What has the weights, such as ``"the spec"``, and their shapes by name.
-    missing
-        Those that no array was found for.
-    left_over
-        The shapes of arrays that are no weights, by their new names.
-    given_names
-        By these names the old ones, which ``rename`` takes.
-    """
-    wrong = [
-        f"{what} {format_names(names)}"
-        for what, names in (("missing", missing), ("left over", given_names.values()))
-        if names
-    ]
-    hints: dict[str, str | None] = {}
-    taken: dict[str, str] = {}
-    free = dict(left_over)
-    for name in missing:
-        layer, end = _split(name)
-        fitting = [found for found in free if free[found] == expected[name]]
-        # In the layer that is taken for this one already; else in a layer with such a weight; else the closest name.
-        alike = [found for found in fitting if _split(found)[1] == end and bool(_split(found)[0]) == bool(layer)]
-        close = [found for found in alike if taken.get(_split(found)[0]) == layer]
-        close = (
-            close or difflib.get_close_matches(name, alike, 1, cutoff=0) or difflib.get_close_matches(name, fitting, 1)
-        )
-        if close:
-            del free[close[0]]
-            given, given_end = _split(given_names[close[0]])
-            if close[0] in alike and layer:
-                taken[_split(close[0])[0]] = layer
-            hints |= {given: layer} if given and given_end == end and layer else {given_names[close[0]]: name}
-    if not missing:
-        hints = dict.fromkeys(given_names.values())
-    shown = ", ".join(f"{old!r}: {new!r}" for old, new in list(hints.items())[:8])
-    advice = ""
-    if hints:
-        advice = f"; perhaps rename={{{shown}}}" if missing else f"; rename={{{shown}}} leaves them out"
-    return f"weights: {'; '.join(wrong)}{advice}; {owner} has {format_names(expected) or 'no weights'}"
-
-
-def _split(name: str) -> tuple[str, str]:
-    """The layer of a weight, with its dot, and the rest of the name."""
-    layer, dot, end = name.rpartition(".")
-    return layer + dot, end
-
-
 def choose_name(names: Iterable[str], prefix: str | None) -> str:
     """The requested name, or the only one if none is requested; an ArgumentError that lists the names otherwise."""
     known = list(names)
@@ -505,29 +233,6 @@ class _Layer:
         return {*self.sources, *self.beside}
 
 
-def without_dropped(names: Iterable[str]) -> dict[str, str]:
-    """The arrays by name, where a raw weight has the place of the copy that was dropped out last.
-
-    AWD-LSTM and others have the raw weight beside the copy, fastai one level further up: ``0.rnns.0.weight_hh_l0_raw``
-    beside ``0.rnns.0.module.weight_hh_l0``.
-
-    Examples
-    --------
-    >>> without_dropped(["rnn.weight_hh_l0", "rnn.weight_hh_l0_raw"])
-    {'rnn.weight_hh_l0': 'rnn.weight_hh_l0_raw'}
-    """
-    given = list(names)
-    layers = {_split(name)[0] for name in given}
-    weights: dict[str, str] = {}  # of the raw ones, by their names
-    for name in given:
-        match = _RAW.fullmatch(name)
-        if match is not None:
-            inner = f"{match['layer']}module."
-            weights[name] = (inner if inner in layers else match["layer"]) + match["weight"]
-    dropped = {*weights.values()}
-    return {weights.get(name, name): name for name in given if name not in dropped}
-
-
 def _by_prefix(shapes: Shapes) -> dict[str, _Layer]:
     """The recurrent layers, and what looks like one, by prefix."""
     found: dict[str, _Layer] = {}
@@ -539,7 +244,7 @@ def _by_prefix(shapes: Shapes) -> dict[str, _Layer]:
             continue
         prefix, weight = match["prefix"], match["weight"] + (match["number"] or "_l0")
         if match["part"].startswith("."):
-            prefix = prefix.removesuffix(_NESTED)
+            prefix = prefix.removesuffix(NESTED)
         own = found.setdefault(prefix, _Layer())
         own.is_cell &= not match["number"]
         if match["part"] or weight in own.sources:
@@ -553,8 +258,8 @@ def _by_prefix(shapes: Shapes) -> dict[str, _Layer]:
         if not own.names >= _MATRICES and (not own.sources or own.is_cell):
             del found[prefix]
     for name, source in others.items():
-        parent = _split(name)[0]
-        for prefix in {parent, _split(parent.removesuffix("."))[0]}:
+        parent = split_name(name)[0]
+        for prefix in {parent, split_name(parent.removesuffix("."))[0]}:
             # Beside a numbered layer without a prefix, they may be a whole model's, from which its names were cut off.
             if prefix in found and (prefix or found[prefix].is_cell) and math.prod(shapes[source]) > 1:
                 found[prefix].others.append(source)
@@ -563,11 +268,7 @@ def _by_prefix(shapes: Shapes) -> dict[str, _Layer]:
 
 def _layer_spec(own: _Layer, shapes: Shapes, spec: RecurrentSpec | None = None) -> RecurrentSpec:
     """The spec of one layer, inferred from its names and shapes if it is not given."""
-    absent = [weight for weight in own.beside if weight not in own.sources]
-    if absent:
-        raise SpecError(_parametrization(absent))
-    if own.beside:
-        raise SpecError(_derived(own.beside, " of the mapping"))
+    check_nothing_beside(own.beside, own.sources, " of the mapping")
     if spec is None and own.others:  # a cell written by hand, or a subclass, with a normalisation in it, for example
         what = "cell" if own.is_cell else "layer"
         raise SpecError(
@@ -586,23 +287,6 @@ def _check_nonlinearity(found: RecurrentSpec) -> None:
             f"weights: they are those of {found!r}, but whether it is tanh or relu does not follow from names and "
             f"shapes; give as spec {found!r} or {replace(found, nonlinearity='relu')!r}"
         )
-
-
-def _parametrization(names: Iterable[str]) -> str:
-    return (
-        f"weights: given a parametrization of {format_names(names)}, expected the weight itself; remove it first by "
-        "torch.nn.utils.parametrize.remove_parametrizations, or by torch.nn.utils.remove_weight_norm"
-    )
-
-
-def _derived(beside: Mapping[str, str], how: str) -> str:
-    """Why weights with other arrays beside them are refused."""
-    pairs = format_names(f"{array!r} beside {weight}" for weight, array in beside.items())
-    return (
-        f"weights: given {pairs}, so the weight may be computed from it at each call; save the weight alone, after "
-        "torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.prune.remove; or leave the other "
-        f"out{how} if it has no part in the layer"
-    )
 
 
 def _infer(shapes: Shapes) -> RecurrentSpec:

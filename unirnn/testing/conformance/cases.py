@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from unirnn import GRUSpec, LSTMSpec, Model, RecurrentSpec, RNNSpec, Spec, explain
-from unirnn.contract.call import join_state, type_name
+from unirnn.contract.arrays import type_name
+from unirnn.contract.call import join_state
 from unirnn.contract.weights import draw as draw_weights
 from unirnn.testing.batches import Batch
 from unirnn.testing.causes import recurrent_cause

@@ -88,37 +88,37 @@ CALLS: dict[str, Mistake] = {
     "hx is a number": (
         lambda gru, to: gru(to(X), 0.0),
         errors.ArgumentError,
-        "h_0: given float, expected a {array}",
+        "hx: given float, expected a {array}",
     ),
     "hx of the wrong rank": (
         lambda gru, to: gru(to(X), to(zeros(B, H))),
         errors.ShapeError,
-        "h_0: given shape (3, 4), expected (2, 3, 4), (L*D, B, H) whatever batch_first says",
+        "hx: given shape (3, 4), expected (2, 3, 4), (L*D, B, H) whatever batch_first says",
     ),
     "hx of the wrong batch": (
         lambda gru, to: gru(to(X), to(zeros(2, 7, H))),
         errors.ShapeError,
-        "h_0: given shape (2, 7, 4), expected (2, 3, 4), (L*D, B, H) whatever batch_first says",
+        "hx: given shape (2, 7, 4), expected (2, 3, 4), (L*D, B, H) whatever batch_first says",
     ),
     "hx of the wrong layers": (
         lambda gru, to: gru(to(X), to(zeros(1, B, H))),
         errors.ShapeError,
-        "h_0: given shape (1, 3, 4), expected (2, 3, 4), (L*D, B, H) whatever batch_first says",
+        "hx: given shape (1, 3, 4), expected (2, 3, 4), (L*D, B, H) whatever batch_first says",
     ),
     "hx of the wrong size": (
         lambda gru, to: gru(to(X), to(zeros(2, B, 5))),
         errors.ShapeError,
-        "h_0: given shape (2, 3, 5), expected (2, 3, 4), (L*D, B, H) whatever batch_first says",
+        "hx: given shape (2, 3, 5), expected (2, 3, 4), (L*D, B, H) whatever batch_first says",
     ),
     "batched hx, unbatched input": (
         lambda gru, to: gru(to(zeros(T, I)), to(zeros(2, 1, H))),
         errors.ShapeError,
-        "h_0: given shape (2, 1, 4), expected (2, 4), (L*D, H) for an unbatched input",
+        "hx: given shape (2, 1, 4), expected (2, 4), (L*D, H) for an unbatched input",
     ),
     "hx of another dtype": (
         lambda gru, to: gru(to(X), to(zeros(2, B, H, dtype="float64"))),
         errors.DTypeError,
-        "h_0: given dtype float64, expected float32, the input's",
+        "hx: given dtype float64, expected float32, the input's",
     ),
     "seq_length too short": (
         lambda gru, to: gru(to(X), None, [1, 2]),
@@ -236,17 +236,17 @@ LSTM_CALLS: dict[str, Mistake] = {
     "cell state of the wrong shape": (
         lambda lstm, to: lstm(to(X), (to(zeros(1, B, H)), to(zeros(1, B, 5)))),
         errors.ShapeError,
-        "c_0: given shape (1, 3, 5), expected (1, 3, 4), (L*D, B, H) whatever batch_first says",
+        "hx[1]: given shape (1, 3, 5), expected (1, 3, 4), (L*D, B, H) whatever batch_first says",
     ),
     "cell state of another dtype": (
         lambda lstm, to: lstm(to(X), (to(zeros(1, B, H)), to(zeros(1, B, H, dtype="float64")))),
         errors.DTypeError,
-        "c_0: given dtype float64, expected float32, the input's",
+        "hx[1]: given dtype float64, expected float32, the input's",
     ),
     "cell state is missing": (
         lambda lstm, to: lstm(to(X), (to(zeros(1, B, H)), None)),
         errors.ArgumentError,
-        "c_0: given NoneType, expected a {array}",
+        "hx[1]: given NoneType, expected a {array}",
     ),
 }
 
@@ -343,7 +343,7 @@ LENGTHS = np.array([1, 2, 0])
 # Each row: what is wrong, and a function of (gru, to, T, change).
 GIVEN: dict[str, tuple[str, Callable[..., Any]]] = {
     "input": ("input", lambda gru, to, steps, change: gru(change(zeros(steps, B, I)))),
-    "hx": ("h_0", lambda gru, to, steps, change: gru(to(zeros(steps, B, I)), change(zeros(1, B, H)))),
+    "hx": ("hx", lambda gru, to, steps, change: gru(to(zeros(steps, B, I)), change(zeros(1, B, H)))),
     "step": ("x", lambda gru, to, steps, change: gru.step(change(zeros(B, I)))),
     "lengths": ("seq_length", lambda gru, to, steps, change: gru(to(zeros(steps, B, I)), None, change(LENGTHS))),
     "lengths in a list": (

@@ -567,7 +567,7 @@ MISTAKES: dict[str, tuple[Spec, dict[str, Any], type[Exception], str]] = {
         STREAM,
         {"input": (2, 5, 3), "hx": (((1, 2, 4), (1, 2, 3)),)},
         ShapeError,
-        r"hx\[0\] \(encoder\): given shape \(1, 2, 3\), expected \(1, 2, 4\)",
+        r"hx\[0\]\[1\] \(encoder\): given shape \(1, 2, 3\), expected \(1, 2, 4\)",
     ),
     "a state of one array": (
         STREAM,

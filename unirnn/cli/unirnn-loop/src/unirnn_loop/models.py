@@ -6,14 +6,7 @@ import array_api_compat.torch as xp
 import torch
 
 from unirnn import Spec, reference
-from unirnn.contract.models import (
-    ModelCall,
-    ModelModule,
-    State,
-    check_steps_of_batch_norms,
-    check_tokens,
-    is_batch_first,
-)
+from unirnn.contract.models import ModelCall, ModelModule, State, check_steps_of_batch_norms, clean_tokens
 
 
 class LoopModel(ModelModule):
@@ -31,31 +24,15 @@ class LoopModel(ModelModule):
         return torch.Tensor, self._dtype
 
     def _run(self, call: ModelCall) -> tuple[torch.Tensor, tuple[State, ...]]:
-        x = call.input
-        if call.sizes is None:  # nothing needs an axis T, so x may have any shape: let its rows be a batch
-            shape = x.shape if self.spec.takes_tokens else x.shape[:-1]
-            y, _ = self._reference(x.reshape(1, -1, *x.shape[len(shape) :]), call)
-            return y.reshape(*shape, y.shape[-1]), ()
-        if not is_batch_first(self.spec):
-            return self._reference(x, call)
-        y, states = self._reference(x.swapaxes(0, 1), call)
-        return y if self.spec.ends_steps else y.swapaxes(0, 1), states
-
-    def _run_step(self, call: ModelCall) -> tuple[torch.Tensor, tuple[State, ...]]:
-        y, states = self._reference(call.input[None], call)
-        return y[0], states
-
-    def _reference(self, x: torch.Tensor, call: ModelCall) -> tuple[torch.Tensor, tuple[State, ...]]:
-        lengths, resets = (None if array is None else torch.tensor(array) for array in (call.lengths, call.resets))
-        if self.spec.takes_tokens:
-            valid = None if lengths is None else torch.arange(len(x))[:, None] < lengths
-            check_tokens(self.spec, x.numpy(), None if valid is None else valid.numpy())
         training = None
         if self.training:
             check_steps_of_batch_norms(self.spec, call)
             training = reference.Training(self._keep)
-        arguments = self.spec, self.weights, x, call.states, lengths, resets, training
-        y, states = reference.model(xp, *arguments, detach=torch.Tensor.detach)
+        if self.spec.takes_tokens:
+            call = call._replace(input=torch.tensor(clean_tokens(self.spec, call, call.input.numpy())))
+        lengths, resets = (None if array is None else torch.tensor(array) for array in (call.lengths, call.resets))
+        call = call._replace(lengths=lengths, resets=resets)
+        y, states = reference.model(xp, self.spec, self.weights, call, training=training, detach=torch.Tensor.detach)
         if training is not None:
             self.weights |= {name: array.detach() for name, array in training.statistics.items()}
         return y, states
