@@ -32,7 +32,7 @@ __all__ = ["Reader", "main", "train"]
 
 LEARNING, ALL = ("torch", "mindspore"), ("torch", "mindspore", "numpy", "onnxruntime")
 COLUMNS, STEPS, RATE = 16, 64, 0.01
-TRAINING, UNSEEN, WRITTEN, BEGINNING = 160_000, 2000, 300, "The "  # numbers of characters, and the start of the written text
+TRAINING, UNSEEN, WRITTEN, BEGINNING = 160_000, 2000, 300, "The "  # characters; the start of the written text
 TEMPERATURE = 0.6  # below 1, likely characters are written more often than they were read
 LARGEST_LOSS = 2.2  # nats for each character; without learning it is log(len(CHARACTERS)), 4.6
 READING_TOLERANCE, LEARNING_TOLERANCE = 1e-5, 1e-3
