@@ -1,4 +1,4 @@
-"""The sequences that the scripts here learn from: of different lengths, and the same in every process and framework."""
+"""The sequences that the scripts learn from. They have different lengths, and are the same in every process."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""DistributedDataParallel gives the gradients that one process computes from the whole batch, also if it is ragged.
+"""DistributedDataParallel gives the gradients that one process computes from the whole batch, even if it is ragged.
 
     torchrun --nproc-per-node 2 examples/distributed/torch_ddp.py
 
@@ -21,7 +21,7 @@ TOLERANCE = 1e-6
 
 def main() -> int:
     """Train, compare the gradients, and return the exit status."""
-    distributed.init_process_group("gloo")  # between GPUs "nccl"
+    distributed.init_process_group("gloo")  # with GPUs "nccl"
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     x, lengths, targets = (torch.from_numpy(array) for array in sequences())
     mine = slice(rank, None, world_size)
@@ -37,8 +37,8 @@ def main() -> int:
     for _ in range(50):
         optimizer.zero_grad()
         output, _ = parallel(x[:, mine], seq_length=lengths[mine])
-        # DDP takes the mean over processes, however many steps each of them has. So each computes its sum, times the
-        # number of processes, divided by the steps of all. The mean of these is the mean over all steps.
+        # DDP takes the mean over processes, however many steps each of them has. So each process multiplies its sum by
+        # the number of processes, and divides it by the steps of all. The mean of these is the mean over all steps.
         loss = (output - targets[:, mine]).square().sum() * world_size / steps
         loss.backward()
 

@@ -24,10 +24,10 @@ TOLERANCE = 1e-5
 
 def main() -> int:
     """Train, compare the weights, and return the exit status."""
-    distributed.init_process_group("gloo")  # between GPUs "nccl"
+    distributed.init_process_group("gloo")  # with GPUs "nccl"
     worst, first, last = train()
-    # What FSDP has made holds the process group. `train` has left nothing of it, so the group can go, in all processes
-    # at the same time.
+    # FSDP's objects hold the process group. When `train` has returned and they are collected, all processes can destroy
+    # the group at the same time.
     gc.collect()
     distributed.barrier()
     distributed.destroy_process_group()

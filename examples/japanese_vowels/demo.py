@@ -2,10 +2,10 @@
 
     python examples/japanese_vowels/demo.py
 
-It learns to tell nine speakers apart, from utterances of 7 to 29 steps, with the same seed and in the same order in
-both frameworks. Then the weights that PyTorch has trained run in NumPy, MindSpore and ONNX Runtime.
-The exit status is 1 if an accuracy is below 96 %, or if a prediction differs. A framework that is not installed is
-left out. Without PyTorch, the trained weights are those in ``weights.npz``.
+It learns to tell nine speakers apart, from utterances of 7 to 29 steps, with the same seed and the same order of
+batches in both frameworks. Then the model with the weights from PyTorch runs in NumPy, MindSpore and ONNX Runtime. The
+exit status is 1 if an accuracy is below 96 %, or if a prediction differs. Frameworks that are not installed are left
+out. Without PyTorch, the trained weights are read from ``weights.npz``.
 """
 
 import argparse

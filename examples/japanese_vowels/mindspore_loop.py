@@ -14,8 +14,8 @@ from run import Run
 
 __all__ = ["train"]
 
-# By default MindSpore gives each operator to threads that wait for work by spinning. On few cores they take the time
-# that the work itself needs. A small model trains three times as fast if each operator is waited for.
+# By default MindSpore gives each operator to threads that wait for work by spinning. On few cores the spinning takes
+# the time that the work itself needs. A small model trains three times as fast if MindSpore waits for each operator.
 mindspore.runtime.launch_blocking()
 
 
@@ -48,7 +48,7 @@ def _float64_optimizer(run: Run, parameters: list[Parameter]) -> nn.Cell:
     """Make the optimizers of MindSpore that take float64 on a CPU, which nn.SGD and nn.Adam do not.
 
     With momentum 0 and weight decay 0 they are SGD and Adam. Their scalars are float32, and what is computed with
-    those is rounded to float32, so they are made float64.
+    these is rounded to float32, so they are converted to float64.
     """
     if run.optimizer == "SGD":
         optimizer = nn.Momentum(parameters, run.learning_rate, momentum=0.0)

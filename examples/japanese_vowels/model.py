@@ -1,6 +1,6 @@
-"""The model: a bidirectional GRU reads an utterance, and a linear layer tells from its two last states who speaks.
+"""The model: a bidirectional GRU reads an utterance, and a linear layer tells from its final states who is speaking.
 
-This is all that is written of the model, for every backend.
+This is the whole definition of the model, for all backends.
 """
 
 import unirnn

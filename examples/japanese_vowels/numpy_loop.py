@@ -1,4 +1,4 @@
-"""The training loop in NumPy, with cross-entropy, SGD and Adam written by hand.
+"""The training loop in NumPy, with its own cross-entropy, SGD and Adam.
 
 The losses of the frameworks are compared with those of this loop.
 """

@@ -1,4 +1,4 @@
-"""What to train, and how: a `Run`, which every framework repeats number by number."""
+"""What to train, and how: a `Run`, whose losses every framework reproduces."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,8 +14,8 @@ __all__ = ["Run"]
 class Run:
     """A training that gives the same losses in every framework.
 
-    MindSpore's optimizers have their numbers in float32, whatever the dtype of the parameters is. So the numbers here
-    are powers of two and sums of few of them, which are exact in float32.
+    MindSpore's optimizers store their hyperparameters in float32, whatever the dtype of the parameters is. So the
+    hyperparameters here are powers of two and sums of few of them, which are exact in float32.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class Run:
     betas
         Adam's.
     epsilon
-        Adam's. Frameworks add it before or after the bias correction. As it is this small, there is no difference.
+        Adam's. Frameworks add it before or after the bias correction, which makes no difference if it is this small.
     """
 
     optimizer: Literal["SGD", "Adam"] = "Adam"

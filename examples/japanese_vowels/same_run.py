@@ -4,8 +4,8 @@
 
 With one seed and one order of the batches, the model of the demo takes 50 steps of SGD without momentum, and 50
 steps of Adam, in float64 and in float32, each framework with its own optimizer. The exit status is 1 if at any step a
-loss differs from NumPy's by more than 1e-8 of it in float64, or 1e-3 in float32. A framework that is not installed is
-left out.
+loss differs from NumPy's by more than 1e-8 of its value in float64, or 1e-3 in float32. Frameworks that are not
+installed are left out.
 """
 
 import argparse

@@ -11,8 +11,8 @@ from torch import nn
 
 __all__ = ["train"]
 
-# A second thread does not help in a step of this small model. And torch's threads wait for each other by spinning,
-# which was twenty times slower on two busy cores.
+# A second thread does not help in a step of this small model. On two busy cores it was even twenty times slower,
+# because torch's threads wait for each other by spinning.
 torch.set_num_threads(1)
 
 
@@ -24,7 +24,7 @@ def train(net: nn.Module, run: Run, utterances: Utterances, batches: Iterable[ND
     net
         What ``run.model.build("torch", ...)`` has made.
     run
-        The optimizer and its numbers.
+        The optimizer and its hyperparameters.
     utterances
         The training set.
     batches

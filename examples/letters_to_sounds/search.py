@@ -1,4 +1,4 @@
-"""Beam search, and how wrong its results are. Only the model's own arrays stay in its framework, the rest is NumPy."""
+"""Beam search, and the number of errors in its results. The model computes in its framework, the rest is NumPy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,28 +21,28 @@ def beam_search(net: Any, backend: str, words: Words, width: int) -> NDArray[np.
     Parameters
     ----------
     net, backend
-        A `pronouncer.Pronouncer`, and where it was built.
+        A built `pronouncer.Pronouncer`, and its backend.
     words
-        Of them, only the letters are used.
+        Only their letters are used.
     width
-        K: how many hypotheses there are of each word. The best comes first.
+        K: the number of hypotheses of each word.
 
     Returns
     -------
     phonemes
-        `(B, T)`: places in `dictionary.PHONEMES`, and `END` after the last.
+        `(B, T)`: the best hypothesis, as indices in `dictionary.PHONEMES`, with `END` after the last phoneme.
     """
     framework = registry.load(backend)
     letter_counts = framework.from_numpy(words.letter_counts, net)
     memory, state = net.read(framework.from_numpy(words.letters, net), letter_counts)
     state = unirnn.state.repeat(state, width)
-    first_rows = np.arange(len(words))[:, None] * width  # of the state, where the hypotheses of each word begin
+    first_rows = np.arange(len(words))[:, None] * width  # of the hypotheses of each word in the batch of the state
     hypotheses = np.full((len(words), width, 1), END)  # (B, K, T)
-    # All hypotheses of a word begin equal. Only the first may go on, or they would stay equal.
+    # All hypotheses of a word are equal at first. Only the first one counts, or they would stay equal.
     scores: NDArray[np.float64] = np.full((len(words), width), -np.inf)
     scores[:, 0] = 0
     ended = np.zeros((len(words), width), bool)
-    after_end = np.full(len(PHONEMES), -np.inf)  # the log-probabilities then: it can only end again, at no cost
+    after_end = np.full(len(PHONEMES), -np.inf)  # after the end only `END` follows, and the score stays the same
     after_end[END] = 0
 
     for _ in range(MOST_PHONEMES):
@@ -64,7 +64,7 @@ def beam_search(net: Any, backend: str, words: Words, width: int) -> NDArray[np.
 
 
 def edits(given: Sequence[str], expected: Sequence[str]) -> int:
-    """How many phonemes must be inserted, deleted or replaced to make one word of another."""
+    """How many phonemes must be inserted, deleted or replaced to turn one word into another."""
     row = list(range(len(expected) + 1))
     for i, phoneme in enumerate(given, start=1):
         diagonal, row[0] = row[0], i

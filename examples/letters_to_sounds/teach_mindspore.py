@@ -8,9 +8,9 @@ from mindspore import Tensor, nn, ops
 
 __all__ = ["teach"]
 
-mindspore.runtime.launch_blocking()  # a small model is faster on a CPU if each operator is waited for
+mindspore.runtime.launch_blocking()  # a small model is faster on a CPU if MindSpore waits for each operator
 
-EPSILON = 1e-14  # Adam's, which the frameworks add in two places: if it is this small, there is no difference
+EPSILON = 1e-14  # Adam's; the frameworks add it at different places, which makes no difference if it is this small
 
 
 def teach(net: nn.Cell, batches: Iterable[Words], rates: Sequence[float]) -> Iterator[float]:

@@ -8,9 +8,9 @@ from torch import nn
 
 __all__ = ["teach"]
 
-torch.set_num_threads(1)  # a small model is slower with more: they wait for each other by spinning
+torch.set_num_threads(1)  # a small model is slower with more threads, which wait for each other by spinning
 
-EPSILON = 1e-14  # Adam's, which the frameworks add in two places: if it is this small, there is no difference
+EPSILON = 1e-14  # Adam's; the frameworks add it at different places, which makes no difference if it is this small
 
 
 def teach(net: nn.Module, batches: Iterable[Words], rates: Sequence[float]) -> Iterator[float]:

@@ -1,8 +1,8 @@
 """Many cart-poles at once, in NumPy, of which the player sees only positions.
 
 A pole stands on a cart, which is pushed to the left or to the right. The physics and the limits are those of the
-classic control problem (Barto, Sutton and Anderson, 1983), as in Gymnasium's ``CartPole-v1``. There the player is told
-the velocities as well. Here they must be found out from what was seen before, and that needs memory.
+classic control problem (Barto, Sutton and Anderson, 1983), as in Gymnasium's ``CartPole-v1``. There the player also
+sees the velocities. Here it has to estimate them from earlier observations, which needs memory.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ class CartPoles:
         self._steps = np.zeros(batch_size, np.int64)
 
     def observe(self) -> NDArray[np.float32]:
-        """The position of each cart and the angle of its pole, `(B, 2)`, as shares of the largest allowed."""
+        """The position of each cart and the angle of its pole, `(B, 2)`, divided by the largest allowed values."""
         x, _, angle, _ = self._state.T
         return np.stack([x / FARTHEST, angle / STEEPEST], axis=1, dtype=np.float32)
 

@@ -1,6 +1,6 @@
 """The same policy without unirnn: torch's LSTM in a loop over single steps, since an episode may begin at any of them.
 
-So does stable-baselines3-contrib as soon as one episode begins within a batch.
+stable-baselines3-contrib does the same as soon as one episode begins within a batch.
 """
 
 import time
@@ -32,7 +32,7 @@ class LoopPolicy(Policy):
 
 
 def medians(policies: Sequence[Policy], rollout: Rollout, repeats: int = 30) -> list[float]:
-    """The median time of a training step of each policy, in seconds. They take turns, so that noise hits them alike."""
+    """The median seconds of a training step of each policy. They take turns, so that noise affects them alike."""
     times: list[list[float]] = [[] for _ in policies]
     for _ in range(repeats):
         for policy, taken in zip(policies, times, strict=True):
@@ -45,6 +45,6 @@ def medians(policies: Sequence[Policy], rollout: Rollout, repeats: int = 30) -> 
 
 @torch.no_grad()
 def largest_difference(a: Policy, b: Policy, rollout: Rollout) -> float:
-    """The largest difference between what the LSTMs of two policies put out."""
+    """The largest difference between the outputs of the LSTMs of two policies."""
     outputs = [p.remember(p.encoder(rollout.observed), rollout.state, rollout.begins) for p in (a, b)]
     return (outputs[0] - outputs[1]).abs().max().item()

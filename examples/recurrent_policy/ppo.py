@@ -29,7 +29,7 @@ class Policy(nn.Module):
     Parameters
     ----------
     forgets
-        Whether every step begins a new sequence. The policy is then one without memory, with the same parameters.
+        Whether every step begins a new sequence. The policy then has no memory, but the same parameters.
     """
 
     def __init__(self, *, forgets: bool = False) -> None:
@@ -41,7 +41,7 @@ class Policy(nn.Module):
         self.critic = nn.Linear(SPEC.hidden_size, 1)
 
     def step(self, observed: Tensor, state: State, begins: Tensor) -> tuple[Categorical, Tensor, State]:
-        """Act: what each player may do, what it expects, and the state after this step.
+        """Act for one step: the distribution of actions, the expected return, and the state after this step.
 
         Parameters
         ----------
@@ -57,7 +57,7 @@ class Policy(nn.Module):
         return Categorical(logits=self.actor(y)), self.critic(y).squeeze(-1), state
 
     def forward(self, observed: Tensor, state: State, begins: Tensor) -> tuple[Categorical, Tensor]:
-        """Learn: the same at all steps of a rollout.
+        """Compute the same for all steps of a rollout, to learn from it.
 
         Parameters
         ----------
@@ -109,12 +109,12 @@ class Rollout(NamedTuple):
 
 
 class Players:
-    """B players, whose games and memories go on from one rollout to the next.
+    """B players, whose games and states continue from one rollout to the next.
 
     Parameters
     ----------
     policy
-        What they all play by.
+        The policy of all players.
     batch_size
         B.
     seed
@@ -137,7 +137,7 @@ class Players:
             action = actions.sample()
             observed, terminated, truncated = map(torch.from_numpy, self.games.step(action.numpy()))
             rows.append((self.observed, self.begins, action, actions.log_prob(action), value, terminated, truncated))
-            # An episode that is done with this step begins anew with the next.
+            # If this step ends an episode, the next step is the first of a new one.
             self.observed, self.begins = observed, terminated | truncated
         _, last, _ = self.policy.step(self.observed, self.state, self.begins)
 
@@ -147,11 +147,11 @@ class Players:
 
 
 def advantages(values: Tensor, terminated: Tensor, truncated: Tensor) -> Tensor:
-    """Estimate how much better than expected the actions were, `(T, B)`, from the expectations `(T+1, B)`.
+    """Estimate how much better than expected the actions were, `(T, B)`, from the values `(T+1, B)`.
 
     This is generalised advantage estimation. The reward of a step is `1 - GAMMA`, so that returns are between 0 and 1.
     """
-    # After a truncated episode as much would have followed as was expected before its last step.
+    # A truncated episode would have gone on. The value before its last step estimates what would have followed.
     following = torch.where(truncated, values[:-1], values[1:]) * ~terminated
     errors = 1 - GAMMA + GAMMA * following - values[:-1]
     done = terminated | truncated
@@ -162,7 +162,7 @@ def advantages(values: Tensor, terminated: Tensor, truncated: Tensor) -> Tensor:
 
 
 def loss(policy: Policy, rollout: Rollout) -> Tensor:
-    """PPO's loss: that of the actions, clipped, that of the values, and a reward for trying."""
+    """PPO's loss: the clipped loss of the actions, the loss of the values, and a bonus for entropy."""
     actions, value = policy(rollout.observed, rollout.state, rollout.begins)
     ratio = (actions.log_prob(rollout.action) - rollout.log_prob).exp()
     clipped = ratio.clamp(1 - CLIP, 1 + CLIP)
@@ -173,7 +173,7 @@ def loss(policy: Policy, rollout: Rollout) -> Tensor:
 
 
 def learn(policy: Policy, optimizer: torch.optim.Optimizer, rollout: Rollout) -> None:
-    """Learn from a rollout. Each batch has all steps of some players, since a memory needs them in their order."""
+    """Learn from a rollout. Each batch has all steps of some players, since a recurrent policy needs them in order."""
     for _ in range(EPOCHS):
         for players in torch.randperm(PLAYERS).split(PLAYERS_AT_ONCE):
             optimizer.zero_grad()
@@ -195,7 +195,7 @@ def train(policy: Policy, seed: int) -> Iterator[int]:
 
 @torch.no_grad()
 def evaluate(policy: Policy, seed: int, episodes: int = 100) -> float:
-    """The mean score: for how many steps the pole stands, if the policy does what it thinks best."""
+    """The mean score: the number of steps for which the pole stands, with the most probable action at each step."""
     games = CartPoles(episodes, seed)
     state = zeros(policy.lstm, episodes)
     score, stands = torch.zeros(episodes), torch.ones(episodes, dtype=torch.bool)

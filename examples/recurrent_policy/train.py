@@ -1,11 +1,11 @@
-"""A policy with memory learns by PPO what one without can't: to balance a pole on a cart from their positions alone.
+"""By PPO, a policy with memory learns to balance a pole from positions alone, and one without memory does not.
 
     python examples/recurrent_policy/train.py
 
-Both are the same network, but one of them forgets everything at each step. Then the script measures a training step,
-and beside it that of a policy which runs torch's LSTM in a loop over single steps. The exit status is 1 if the mean
-score with memory is below 300 of 500, if that without memory is above 100, or if the outputs of the two LSTMs differ by
-more than 1e-5.
+Both are the same network, but one of them forgets everything at each step. Then the script measures the time of a
+training step, and that of a policy which runs torch's LSTM in a loop over single steps. The exit status is 1 if the
+mean score with memory is below 300 of 500, if the score without memory is above 100, or if the outputs of the two LSTMs
+differ by more than 1e-5.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def train_both(seed: int) -> list[float]:
     print("   steps  with memory  without memory")
     for number, (steps, _) in enumerate(zip(*(train(policy, seed) for policy in policies), strict=True), start=1):
         if number % 8 == 0:
-            # Other games than those of the training.
+            # with other games than in training
             scores = [evaluate(policy, seed + 1) for policy in policies]
             print("{:8,}{:13.0f}{:16.0f}".format(steps, *scores), flush=True)
     return scores
@@ -51,7 +51,7 @@ def compare_with_loop(seed: int) -> float:
     """Print what a training step costs with resets and in a loop, and return how much their outputs differ."""
     policy, loop = Policy(), LoopPolicy()
     loop.load_state_dict(policy.state_dict())
-    # A policy that knows nothing yet has the shortest episodes.
+    # An untrained policy has the shortest episodes.
     rollout = Players(policy, PLAYERS_AT_ONCE, seed).play(STEPS)
     with_resets, in_loop = medians([policy, loop], rollout)
     difference = largest_difference(policy, loop, rollout)

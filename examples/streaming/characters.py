@@ -2,10 +2,10 @@
 
     python examples/streaming/characters.py
 
-The model learns in PyTorch and in MindSpore, from the same weights to the same losses. What PyTorch has learned goes
-into a file. From that file each framework reads a text that the model has not seen, whole, in chunks of any size, and
-by single steps, and then writes a text of its own. The exit status is 1 if losses, log-likelihoods or texts differ, or
-if the model has not learned. Frameworks that are not installed are left out.
+The model learns in PyTorch and in MindSpore, from the same weights and with the same losses. The model from PyTorch is
+saved to a file, and built from it in each framework. There it reads a text that it has not seen, whole, in chunks of
+any size and by single steps, and then writes a text of its own. The exit status is 1 if losses, log-likelihoods or
+texts differ, or if the model has not learned. Frameworks that are not installed are left out.
 """
 
 import argparse
@@ -32,29 +32,29 @@ __all__ = ["Reader", "main", "train"]
 
 LEARNING, ALL = ("torch", "mindspore"), ("torch", "mindspore", "numpy", "onnxruntime")
 COLUMNS, STEPS, RATE = 16, 64, 0.01
-LEARNT, READ, WRITTEN, BEGINNING = 160_000, 2000, 300, "The "
+TRAINING, UNSEEN, WRITTEN, BEGINNING = 160_000, 2000, 300, "The "  # characters; the start of the written text
 TEMPERATURE = 0.6  # below 1, likely characters are written more often than they were read
-LEARNED = 2.2  # nats for each character; without learning they are log(len(CHARACTERS)), 4.6
+LARGEST_LOSS = 2.2  # nats for each character; without learning it is log(len(CHARACTERS)), 4.6
 READING_TOLERANCE, LEARNING_TOLERANCE = 1e-5, 1e-3
 
 Array = NDArray[Any]
 
 
 def numbers(text: str) -> NDArray[np.int64]:
-    """The places of characters in `CHARACTERS`; those that it lacks are left out."""
+    """The indices of characters in `CHARACTERS`; other characters are left out."""
     return np.array([CHARACTERS.index(character) for character in text if character in CHARACTERS])
 
 
 def documentation() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The prose of Python's own ``help()``: the beginning to learn from, the end to try what was learned."""
+    """The prose of Python's own ``help()``: the beginning for training, and the end, which is not seen in training."""
     topics = pydoc_data.topics.topics
     lines = (line for name in sorted(topics) for line in topics[name].splitlines())
     text = numbers(" ".join(line for line in lines if line[:1].isalpha()))  # without code and tables
-    return text[:LEARNT], text[-READ:]
+    return text[:TRAINING], text[-UNSEEN:]
 
 
 def train(backend: str, text: NDArray[np.int64], seed: int) -> tuple[unirnn.Snapshot, list[float]]:
-    """Read the text once, cut into columns that are read side by side, chunk by chunk; return the losses as well."""
+    """Train on the text once, cut into columns that are read side by side, chunk by chunk; also return the losses."""
     length = len(text) // COLUMNS
     columns = text[: length * COLUMNS].reshape(COLUMNS, length).T.copy()  # (length, COLUMNS)
     chunks = [columns[start : start + STEPS + 1] for start in range(0, length - STEPS, STEPS)]
@@ -64,7 +64,7 @@ def train(backend: str, text: NDArray[np.int64], seed: int) -> tuple[unirnn.Snap
     return unirnn.snapshot(net), losses
 
 
-# Three ways to read a text `(T, 1)`. Each yields logits `(n, 1, characters)`, whose n add up to T.
+# Three ways to read a text `(T, 1)`. Each yields logits `(n, 1, characters)`; the sum of all n is T.
 
 
 def whole(net: Any, text: Any) -> Iterator[Any]:
@@ -73,7 +73,7 @@ def whole(net: Any, text: Any) -> Iterator[Any]:
 
 
 def in_chunks(net: Any, text: Any) -> Iterator[Any]:
-    """Read it in chunks of 1 to 200 characters, as they may come from a network."""
+    """Read it in chunks of 1 to 200 characters, as they may arrive from a network."""
     ends = np.random.default_rng(0).integers(1, 201, len(text)).cumsum()
     start, state = 0, None
     for end in [*ends[ends < len(text)].tolist(), len(text)]:
@@ -99,7 +99,7 @@ class Reader:
     Parameters
     ----------
     trained
-        Its weights, wherever they come from.
+        The model and its weights.
     backend
         The framework.
     """
@@ -124,7 +124,7 @@ class Reader:
         return float(found[np.arange(len(found)), text[1:]].sum())
 
     def write(self, beginning: str, length: int, seed: int) -> str:
-        """Go on from a beginning, character by character."""
+        """Continue a beginning, character by character."""
         random, text = np.random.default_rng(seed), beginning
         logits, state = self.net(self.array(numbers(beginning)[:, None]), return_state=True)
         last = logits[-1]
@@ -181,9 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     same = [backend for backend in texts if texts[backend] == text]
     print(f"\nWritten, the same by {', '.join(same)}:\n\n{textwrap.fill(text, 100)}")
 
-    loss = -likelihoods[0][0] / (READ - 1)
+    loss = -likelihoods[0][0] / (UNSEEN - 1)
     checks = {
-        f"{loss:.3f} nats for each new character, expected {LEARNED} at most": loss <= LEARNED,
+        f"{loss:.3f} nats for each new character, expected {LARGEST_LOSS} at most": loss <= LARGEST_LOSS,
         "the losses differ": np.allclose(curves, curves[0], rtol=LEARNING_TOLERANCE),
         "the log-likelihoods differ": np.allclose(likelihoods, likelihoods[0][0], rtol=READING_TOLERANCE),
         "the texts differ": len(same) == len(texts),

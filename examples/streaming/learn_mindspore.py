@@ -12,9 +12,9 @@ import unirnn
 
 __all__ = ["learn"]
 
-EPSILON = 1e-14  # Adam's, which the frameworks add in two places: if it is this small, there is no difference
+EPSILON = 1e-14  # Adam's; the frameworks add it at different places, which makes no difference if it is this small
 
-mindspore.runtime.launch_blocking()  # a small model is faster on a CPU if each operator is waited for
+mindspore.runtime.launch_blocking()  # a small model is faster on a CPU if MindSpore waits for each operator
 
 
 def learn(net: nn.Cell, chunks: Iterable[NDArray[np.int64]], rate: float) -> Iterator[float]:

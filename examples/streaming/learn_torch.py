@@ -11,9 +11,9 @@ import unirnn
 
 __all__ = ["learn"]
 
-EPSILON = 1e-14  # Adam's, which the frameworks add in two places: if it is this small, there is no difference
+EPSILON = 1e-14  # Adam's; the frameworks add it at different places, which makes no difference if it is this small
 
-torch.set_num_threads(1)  # a small model is slower with more: they wait for each other by spinning
+torch.set_num_threads(1)  # a small model is slower with more threads, which wait for each other by spinning
 
 
 def learn(net: nn.Module, chunks: Iterable[NDArray[np.int64]], rate: float) -> Iterator[float]:
@@ -24,7 +24,8 @@ def learn(net: nn.Module, chunks: Iterable[NDArray[np.int64]], rate: float) -> I
     net
         What ``MODEL.build("torch", ...)`` has made.
     chunks
-        `(T+1, B)` each: T characters, and at each the next one. Each chunk goes on where the one before ended.
+        `(T+1, B)` each: T characters to read, and the one after each of them. A chunk begins where the one before
+        ended.
     rate
         The learning rate.
     """
@@ -36,5 +37,5 @@ def learn(net: nn.Module, chunks: Iterable[NDArray[np.int64]], rate: float) -> I
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        state = unirnn.detach(state)  # the next chunk goes on from it, but no gradient flows back
+        state = unirnn.detach(state)  # the next chunk begins with this state, but no gradient flows back
         yield loss.item()

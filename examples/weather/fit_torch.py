@@ -9,9 +9,9 @@ from torch import nn
 
 __all__ = ["fit"]
 
-torch.set_num_threads(1)  # a small model is slower with more: they wait for each other by spinning
+torch.set_num_threads(1)  # a small model is slower with more threads, which wait for each other by spinning
 
-EPSILON = 1e-14  # Adam's, which the frameworks add in two places: if it is this small, there is no difference
+EPSILON = 1e-14  # Adam's; the frameworks add it at different places, which makes no difference if it is this small
 
 
 def fit(net: nn.Module, batches: Iterable[tuple[NDArray[Any], NDArray[Any]]], rate: float) -> Iterator[float]:

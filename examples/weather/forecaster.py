@@ -1,6 +1,6 @@
 """The forecaster: from the weather of each day, and of all days before it, to the temperatures of the next seven.
 
-This is all that is written of the model, for every backend.
+This is the whole definition of the model, for all backends.
 """
 
 import unirnn

@@ -2,9 +2,10 @@
 
     python examples/weather/weather.py
 
-The forecaster learns from 2012 to 2014, in PyTorch and in MindSpore, from the same weights to the same losses. Then it
-goes through 2015 day by day, in every framework. The exit status is 1 if losses or forecasts differ between frameworks,
-or if another day's temperature is as good a forecast. Frameworks that are not installed are left out.
+The forecaster learns from the years 2012 to 2014, in PyTorch and in MindSpore, from the same weights and with the same
+losses. Then it makes forecasts for 2015 day by day, in every framework. The exit status is 1 if losses or forecasts
+differ between frameworks, or if the error is not at least a tenth below that of two naive forecasts. Frameworks that
+are not installed are left out.
 """
 
 import argparse
@@ -66,7 +67,7 @@ class Weather:
         self.features = ((features - self._mean) / self._deviation).astype(np.float32)
 
     def degrees(self, scaled: Array) -> Array:
-        """Temperatures from the scale of `features` in degrees."""
+        """Convert temperatures from the scale of `features` to degrees."""
         return scaled * self._deviation[0] + self._mean[0]  # type: ignore[no-any-return]
 
     def batches(self, seed: int) -> Iterator[tuple[Array, Array]]:
@@ -83,14 +84,14 @@ class Weather:
         Parameters
         ----------
         forecasts
-            `(n, 7)`, made on each day from the last of 2014, as long as all seven days after it are known.
+            `(n, 7)`, one made on each day from the last of 2014 to the last with seven known days after it.
         """
         later = np.lib.stride_tricks.sliding_window_view(self.highest[self.first :], DAYS)
         return np.abs(forecasts - later).mean(axis=0)  # type: ignore[no-any-return]
 
 
 def train(backend: str, weather: Weather, seed: int) -> tuple[unirnn.Snapshot, Array]:
-    """Train in one framework; return the loss of each batch as well."""
+    """Train in one framework; also return the loss of each batch."""
     loop = importlib.import_module(f"fit_{backend}")
     net = MODEL.build(backend, seed=seed)
     losses = np.array(list(loop.fit(net, weather.batches(seed), RATE)))
@@ -98,7 +99,10 @@ def train(backend: str, weather: Weather, seed: int) -> tuple[unirnn.Snapshot, A
 
 
 def forecast(trained: unirnn.Snapshot, backend: str, weather: Weather) -> Array:
-    """Forecasts in degrees `(n, 7)`, as `Weather.errors` takes them: to the end of 2014 at once, then day by day."""
+    """Make forecasts in degrees, `(n, 7)`, as `Weather.errors` takes them.
+
+    The model reads all days before the first forecast in one call, and the others day by day.
+    """
     net, framework = trained.build(backend), registry.load(backend)
     features = framework.from_numpy(weather.features[None], net)
     _, state = net(features[:, : weather.first - 1], return_state=True)
@@ -140,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made_on = np.arange(weather.first - 1, len(weather.highest) - DAYS)
     last_year = weather.highest[made_on[:, None] + np.arange(1, DAYS + 1) - YEAR]
     today = np.repeat(weather.highest[made_on, None], DAYS, axis=1)
-    # What one framework has learned forecasts in each of them.
+    # The model that was trained in one framework makes forecasts in each of them.
     forecasts = {
         f"{source}, in {backend}": forecast(trained, backend, weather)
         for source, trained in learned.items()

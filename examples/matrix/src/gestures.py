@@ -1,4 +1,4 @@
-"""Which gesture was made: a classifier of what the sensors of a glove measure, written once for every framework."""
+"""A classifier that tells from the sensors of a glove which gesture was made, written once for all frameworks."""
 
 import unirnn
 

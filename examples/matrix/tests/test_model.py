@@ -14,5 +14,5 @@ def test_it_is_the_same_model_in_every_framework(rnn_backend: Subject) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(drawn=ragged(MODEL, nan_padding=True))
-def test_so_it_is_for_any_batch(rnn_backend: Subject, drawn: Batch) -> None:
+def test_it_is_the_same_for_any_batch(rnn_backend: Subject, drawn: Batch) -> None:
     assert_same(rnn_backend.build(MODEL, seed=0), MODEL.build("numpy", seed=0), drawn, gradients=False)
