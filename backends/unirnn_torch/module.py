@@ -23,6 +23,7 @@ from unirnn.contract.call import (
     join_state,
     prepare,
     prepare_step,
+    state_parts,
 )
 from unirnn.contract.lengths import Sizes, check_lengths, check_resets, parse_lengths, parse_resets
 from unirnn.contract.module import Module
@@ -169,11 +170,11 @@ class Recurrent(torch.nn.RNNBase):
         self, kind: str, weights: dict[str, Tensor], x: Any, hx: Any, prepare: Callable[[], Call]
     ) -> tuple[Tensor, Any]:
         """Run a call by what was prepared for the last of its kind, if that fits; preparing can take longer than it."""
-        parts = _parts(hx)
+        parts = state_parts(self.spec, hx, "state" if kind == "step" else "hx") or ()
         if not self._is_simple(weights, x, parts):
             return self._run(prepare(), weights)
         last = self._last.get(kind)
-        if last is not None and len(parts) in (0, len(self.spec.states)) and last.fits(weights.values(), x, parts):
+        if last is not None and last.fits(weights.values(), x, parts):
             return last.run(x, parts)
         call = prepare()
         self._last[kind] = self._prepared(weights, x, call.layout)

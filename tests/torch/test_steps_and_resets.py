@@ -312,6 +312,22 @@ def test_a_prepared_step_takes_other_shapes_dtypes_and_layouts() -> None:
 
 
 @torch.no_grad()
+def test_mistakes_after_a_prepared_call() -> None:
+    for spec, wrong, expected in (
+        (GRUSpec(3, 4), (torch.zeros(1, 2, 4),), "given a tuple of 1, expected one array"),
+        (LSTMSpec(3, 4), torch.zeros(1, 2, 4), "given one Tensor, expected a pair"),
+        (LSTMSpec(3, 4), (torch.zeros(1, 2, 4),), "given a tuple of 1, expected a pair"),
+    ):
+        module, x = spec.build("torch", seed=0), torch.ones(2, 3)
+        for name, run, given in (("hx", module, x.unsqueeze(0)), ("state", module.step, x)):
+            run(given)
+            with pytest.raises(errors.ArgumentError, match=f"{name}: {expected}"):
+                run(given, wrong)
+            with pytest.raises(errors.UnirnnError, match="given"):
+                run(given.tolist())
+
+
+@torch.no_grad()
 def test_what_a_step_returns_belongs_to_the_caller() -> None:
     gru = GRUSpec(3, 4).build("torch", seed=0)
     x = torch.ones(2, 3)
