@@ -346,7 +346,8 @@ def check_computes_as(kind: type, module: Any, *methods: str) -> None:
     Examples
     --------
     >>> import unirnn
-    >>> check_computes_as(unirnn.contract.module.Module, unirnn.GRUSpec(3, 4).build("numpy"), "__call__")
+    >>> gru = unirnn.GRUSpec(3, 4).build("numpy")
+    >>> check_computes_as(type(gru), gru, "__call__", "step")
     """
     for method in methods:
         if getattr(type(module), method) is not getattr(kind, method) or method in getattr(module, "__dict__", ()):
