@@ -192,7 +192,7 @@ def test_a_nan_in_only_one_model_is_named() -> None:
     assert message(wrong, right, given) == [
         "The final state h_n is NaN in a, where b has numbers, first in layer 1, in its forward direction, in sequence "
         "0.",
-        "Usual cause, in a: NaN leaks from the padding of the input, as by a multiplication with a mask: 0 * NaN is "
+        "Usual cause, in a: NaN leaks from the padding of the input, as when it is multiplied by a mask: 0 * NaN is "
         "NaN.",
     ]
 
@@ -256,7 +256,7 @@ def test_a_model_that_changes_its_input() -> None:
         (
             lambda x, lengths: x,
             lambda x, lengths: (x, x),
-            "more than the first result, since a returns 1 arrays, and b 2",
+            "any but the first result, since a returns 1 arrays, and b 2",
         ),
         (
             lambda x, lengths: (x, iter([])),
@@ -291,7 +291,7 @@ def test_a_warning_names_gradients_that_only_one_model_has() -> None:
     with pytest.warns(UserWarning, match=r"only one of the two has .*: fc.bias$"):
         assert_same(frozen, a, given, call=call)
     weight, bias = (array.detach().numpy() for array in (a.fc.weight, a.fc.bias))
-    with pytest.warns(UserWarning, match=r"the gradients, since b .* has none; gradients=False asks for none$"):
+    with pytest.warns(UserWarning, match=r"the gradients, since b .* has none; give gradients=False to compare none$"):
         assert_same(a, lambda x: x @ weight.T + bias, given, call=lambda model, x, seq_length: model(x))
     assert_same(a, lambda x: x @ weight.T + bias, given, call=lambda model, x, seq_length: model(x), gradients=False)
     assert_same(torch.nn.DataParallel(a), a, given, call=call)  # their weights have the same names
