@@ -199,7 +199,7 @@ def noisy(size: float) -> Any:
     [
         (changed_padding, "the output is not set to zero in the padding"),
         (exchanged_axes, "the axes B and T of the output are exchanged"),
-        (nan, "NaN leaks from the padding of the input, as by a multiplication with a mask: 0 * NaN is NaN"),
+        (nan, "NaN leaks from the padding of the input, as when it is multiplied by a mask: 0 * NaN is NaN"),
         (
             dropped,
             "the output has dropout, with p = 0.2: some elements are 0, and the others are larger by a factor; no "
@@ -221,7 +221,7 @@ def test_the_numbers_themselves_show_a_mistake(change: Any, expected: str) -> No
 
 
 def test_dropout_between_layers_is_suspected_if_the_spec_has_it() -> None:
-    for dropout, expected in ((0.0, None), (0.5, "the first layer is right and those above it are not, as by dropout")):
+    for dropout, expected in ((0.0, None), (0.5, "the first layer is right and those above it are not")):
         spec = GRUSpec(3, 4, 2, dropout=dropout)
         weights, given = drawn(spec)
         output, (h_n,) = computed(spec, given, weights)
@@ -283,7 +283,7 @@ def test_each_mistake_of_another_layer_is_recognised(spec: Spec, training: bool)
         (
             ActivationSpec("relu"),
             lambda t, right: right * np.where(t.padding, np.nan, 1)[..., None].max(axis=1, keepdims=True),
-            "NaN leaks from the padding of the input, as by a multiplication with a mask: 0 * NaN is NaN",
+            "NaN leaks from the padding of the input, as when it is multiplied by a mask: 0 * NaN is NaN",
         ),
         (LinearSpec(4, 3), lambda t, right: right.astype("float16"), "it was computed in float16, or rounded to it"),
         (PoolSpec("mean"), lambda t, right: np.random.default_rng(1).standard_normal(right.shape), None),
@@ -303,7 +303,12 @@ def test_the_numbers_of_another_layer_show_a_mistake(spec: Spec, change: Any, ex
     [
         (lambda t: t.input[~t.padding], 0.1, 1, None),
         (lambda t: t.input[~t.padding], 0.9, 1, "the momentum is taken the other way round"),
-        (lambda t: t.input[~t.padding], 0.1, 0, "the running variance gets the one that is divided by N, instead"),
+        (
+            lambda t: t.input[~t.padding],
+            0.1,
+            0,
+            "the running variance is updated with a variance divided by N, instead",
+        ),
         (lambda t: t.input[~t.padding], 0, 1, "the running statistics are not changed"),
         (lambda t: t.input[~t.padding], 1, 1, "the running statistics are replaced by those of the batch"),
         (lambda t: t.input.reshape(-1, 4), 0.1, 1, "the running statistics count the padding, with what stands in it"),

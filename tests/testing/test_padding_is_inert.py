@@ -421,7 +421,7 @@ def test_only_the_gradient_of_a_weight_sees_nan() -> None:
     assert_found(
         Projected(),
         BATCH,
-        [r"the gradient of project.weight: became NaN", "only NaN does this.*gradient of its weights"],
+        [r"the gradient of project.weight: became NaN", "only NaN has this effect.*gradient of its weights"],
     )
     padding_is_inert(Projected(), BATCH, gradients=False)
 

@@ -19,6 +19,7 @@ from unirnn import LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, registry
 from unirnn.contract.call import join_state, state_parts
 from unirnn.testing import oracle
 from unirnn.testing.causes import gradient_cause, recurrent_gradient_cause
+from unirnn.testing.causes.numbers import NAN_FROM_PADDING
 from unirnn.testing.conformance.cases import (
     CASES,
     KINDS,
@@ -117,7 +118,7 @@ def assert_gradients(
 def cause_of_padding(*results: NDArray[Any]) -> str:
     """The mistake to report if results are right only with other numbers in the padding."""
     if any(np.isnan(array).any() for array in results):
-        return "NaN leaks from the padding of the input, as by a multiplication with a mask: 0 * NaN is NaN"
+        return NAN_FROM_PADDING
     return "it reads what stands in the padding"
 
 
