@@ -112,7 +112,7 @@ NOT_INSTALLED = "backend 'absent' needs a_framework_that_nobody_has, which is no
             MARKED.format("'absent', 'torch'"),
             "--rnn-backends=numpy",
             "absent, torch",
-            "the test is for absent, torch, and --rnn-backends=numpy leaves that out",
+            "the test is for absent, torch, which --rnn-backends=numpy excludes",
         ),
         (
             TEST,
