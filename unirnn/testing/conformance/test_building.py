@@ -92,7 +92,7 @@ def test_load_weights_replaces_them_in_place(rnn_backend: Subject, spec: Recurre
     for seq_length in (None, [5, 2]):
         expected, _ = rnn_backend.call(fresh, input, seq_length=seq_length)
         output, _ = rnn_backend.call(module, input, seq_length=seq_length)
-        message = "after load_weights, the module computes with other weights: it may keep a copy of earlier ones"
+        message = "after load_weights, the module computes with wrong weights: it may keep a copy of earlier ones"
         np.testing.assert_array_equal(output, expected, message)
 
 
@@ -114,7 +114,7 @@ def test_a_snapshot_is_a_read_only_copy(rnn_backend: Subject) -> None:
     built = rnn_backend.rebuild(taken)
     unirnn.load_weights(built, other)
     for name, array in taken.weights.items():
-        message = f"{name}: the snapshot has changed with a module's weights, with which it shares memory"
+        message = f"{name}: the snapshot has changed together with a module's weights, with which it shares memory"
         np.testing.assert_array_equal(array, before[name], message)
         with pytest.raises(ValueError, match="read-only"):
             array += 1

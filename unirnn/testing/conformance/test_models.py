@@ -116,7 +116,7 @@ STEPS = 6
 
 @dataclass(frozen=True)
 class Case:
-    """How a model is called: the lengths, the steps at which sequences are reset, and whether a state is given."""
+    """How a model is called: the lengths, whether there are resets and an initial state, and the mode."""
 
     lengths: tuple[int, ...] | None = None
     resets: bool = False
@@ -172,7 +172,7 @@ class Call:
             features = spec.input_features or 4
             self.input = rng.standard_normal((*self.leading, features)).astype(case.dtype)
             if isinstance(spec, PoolSpec):
-                self.input -= 3  # so that a maximum which counts the padding as zeros is another number
+                self.input -= 3  # so that zeros in the padding would be the maximum
         self.states: list[tuple[Array, ...] | None] = [
             tuple(rng.standard_normal(shape).astype(case.dtype) for shape in leaf.state_shapes(columns).values())
             if case.state
@@ -190,7 +190,7 @@ class Call:
     @property
     def options(self) -> dict[str, Any]:
         batch_first = is_batch_first(self.spec)
-        # A backend for inference says that train() changes nothing.
+        # For a backend that only does inference, train() changes nothing.
         training = self.case.training and self.rnn_backend.backend.support.dropout
         return {"lengths": self.lengths, "resets": self.resets, "batch_first": batch_first, "training": training}
 
@@ -230,13 +230,13 @@ class Call:
         return self.rnn_backend.backend.gradients(self.net, self.arguments(input), cotangents)
 
     def filled(self) -> Array:
-        """The input with NaN, or with no token, in the padding."""
+        """The input with NaN, or with an invalid token, in the padding."""
         filled = self.input.copy()
         filled[self.padding] = -1 if self.spec.takes_tokens else np.nan
         return filled
 
     def cause(self, output: Array) -> str | None:
-        """The usual mistake that gives this output, if the model is one layer without a state."""
+        """The usual mistake that explains an output, if the model is one layer without a state."""
         spec, batch_first = self.spec, is_batch_first(self.spec)
         if isinstance(spec, ModelSpec) or spec.stateful:
             return None
@@ -309,7 +309,7 @@ def assert_gradients(call: Call) -> None:
             with_nan = call.gradients(call.filled(), [d_output, *d_states])
             assert_equal(list(with_nan.values()), list(found.values()), "gradient with NaN in the padding")
     if call.case.batch_size is None:
-        return  # checked with an axis B, and the results without it
+        return  # the other cases check the gradients themselves
     if "input" in found:
         with checking("padding", "models"):
             assert (found["input"][call.padding] == 0).all(), "gradient of the padding is not exactly 0"

@@ -23,7 +23,7 @@ def drawn(spec: RecurrentSpec, seed: int) -> list[NDArray[Any]]:
 
 
 class Held:
-    """A module, and states as arrays of its framework."""
+    """A module, with methods that convert states to its framework and check them."""
 
     def __init__(self, rnn_backend: Subject, spec: RecurrentSpec) -> None:
         self.rnn_backend, self.module = rnn_backend, rnn_backend.build(spec, seed=0)
@@ -139,7 +139,7 @@ class TestMistakes:
     def test_a_native_index_out_of_range(self, held: Held, pair: Any, outside: int) -> None:
         index = held.rnn_backend.array(np.array([1, outside]), held.module)
         if "cuda" in str(getattr(index, "device", "")):
-            pytest.skip("the device itself stops")
+            pytest.skip("on this device, an index out of range stops the whole process")
         with pytest.raises(errors.ArgumentError, match=r"index.*: .*expected 0 <= i < 3, the number of sequences"):
             state.select(pair, index)
 

@@ -27,7 +27,7 @@ B, I, H = 3, 2, 4  # noqa: E741
 
 
 def call_in_steps(rnn_backend: Subject, module: Any, case: Case, batch: Any) -> Any:
-    """The outputs `(T, B, H)` or `(T, H)`, and the final state, step by step."""
+    """Compute the outputs, `(T, B, H)` or `(T, H)`, and the final state step by step."""
     steps, resets = batch.input, batch.resets
     if case.batch_first and case.batch_size is not None:
         steps, resets = steps.swapaxes(0, 1), None if resets is None else resets.T
