@@ -244,7 +244,7 @@ def test_control_characters_of_names_are_escaped(run: Run, tmp_path: Path, monke
     [
         (
             ["--steps", "9999999999999"],
-            "parity: given GRUSpec(10, 16), T = 9999999999999, B = 8, which takes 1e+15 num",
+            "parity: given GRUSpec(10, 16), T = 9999999999999, B = 8, which needs 1e+15 num",
         ),
         (["--input-size", "99999999999999999999"], "parity: given GRUSpec(99999999999999999999, 16), T = 100, B = 8, "),
         (["--num-layers", "99999999999999999999"], "num_layers: given 99999999999999999999, expected at most 10000 in"),

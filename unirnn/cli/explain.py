@@ -24,10 +24,11 @@ def explain(
         typer.Option("--backend", "-b", help="May be repeated. Default: every backend that is installed."),
     ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", help="It need not be present. Default: the backend's default device.")
+        str | None,
+        typer.Option("--device", help="May be a device that is not present. Default: the backend's default device."),
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", "-d", help="float16, bfloat16, float32 or float64.")] = "float32",
-    kernels: Annotated[bool, typer.Option("--kernels", "-k", help="Say also when which kernel runs.")] = False,
+    kernels: Annotated[bool, typer.Option("--kernels", "-k", help="Also say which kernel runs when.")] = False,
 ) -> None:
     """Show what backends can't do, or do differently, for a layer or a model.
 
