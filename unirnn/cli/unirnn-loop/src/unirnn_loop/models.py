@@ -1,4 +1,4 @@
-"""Models, and the layers around recurrent ones."""
+"""Models and non-recurrent layers."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from unirnn.contract.models import (
 
 
 class LoopModel(ModelModule):
-    """A model, or a layer that is not recurrent."""
+    """A model, or a non-recurrent layer."""
 
     def __init__(
         self, spec: Spec, weights: dict[str, torch.Tensor], dtype: torch.dtype, generator: torch.Generator
@@ -32,7 +32,7 @@ class LoopModel(ModelModule):
 
     def _run(self, call: ModelCall) -> tuple[torch.Tensor, tuple[State, ...]]:
         x = call.input
-        if call.sizes is None:  # nothing needs an axis T, so x may have any shape: let its rows be a batch
+        if call.sizes is None:  # no layer needs an axis T, so x may have any shape; its rows become a batch
             shape = x.shape if self.spec.takes_tokens else x.shape[:-1]
             y, _ = self._reference(x.reshape(1, -1, *x.shape[len(shape) :]), call)
             return y.reshape(*shape, y.shape[-1]), ()
