@@ -1,4 +1,4 @@
-"""Each common mistake is recognised by its numbers, and other numbers name no cause."""
+"""Each usual mistake is recognised by its numbers, and no cause is named for other numbers."""
 
 import functools
 from dataclasses import replace
@@ -62,7 +62,7 @@ def drawn(spec: RecurrentSpec, *, with_resets: bool = False) -> tuple[dict[str, 
 
 @functools.cache
 def recognised(spec: RecurrentSpec, with_resets: bool) -> dict[str, set[str]]:
-    """For each mistake, the mistakes recognised in its numbers; none if it changes nothing in this layer."""
+    """For each mistake, the mistakes that are recognised in its numbers; none if it has no effect in this layer."""
     weights, given = drawn(spec, with_resets=with_resets)
     trial = trial_of(spec, weights, given)
     right = trial.run()
@@ -86,7 +86,7 @@ def test_each_mistake_of_a_recurrent_layer_has_its_own_numbers(spec: RecurrentSp
 
 
 def test_each_mistake_is_recognised_in_some_layer() -> None:
-    """Every row of the table is needed."""
+    """Every hypothesis is needed."""
     found = [recognised(spec, with_resets) for spec, with_resets in SPECS]
     for text in {text for rows in found for text in rows}:
         assert any(text in rows and rows[text] == {text} for rows in found), text
@@ -244,7 +244,7 @@ LAYERS = [
     (SumDirectionsSpec(), False),
     (EmbeddingSpec(5, 4, padding_idx=2), False),
 ]
-"""Layers, and whether they are called while training."""
+"""Layers, and whether they are called in training mode."""
 
 
 def drawn_layer(spec: Spec, training: bool) -> LayerTrial:
@@ -338,7 +338,7 @@ def test_the_running_statistics_show_a_mistake(select: Any, momentum: float, ddo
 
 
 def in_gate_order(spec: RecurrentSpec, order: str) -> Any:
-    """The rows of each weight in another order of the gates."""
+    """Reorder the rows of each weight to another order of the gates."""
     blocks = [spec.gates.index(gate) for gate in order.split()]
     return lambda name, array: array.reshape(len(blocks), -1, *array.shape[1:])[blocks].reshape(array.shape)
 
