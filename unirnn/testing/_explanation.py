@@ -278,15 +278,15 @@ def _cause_of_gradients(a: Side, b: Side, tolerance: float) -> tuple[str, str] |
 def _cause_of_recurrent_gradients(side: Side, snapshot: Snapshot, tolerance: float) -> str | None:
     """The usual mistake that explains the gradients of a recurrent layer, as found by the oracle."""
     spec = replace(snapshot.spec, batch_first=True, dropout=0.0)
-    batch, found = side.batch.in_layout(True), dict(side.found or {})
-    if len(side.cotangents) != 1 + len(spec.states) or batch.resets is not None:
+    batch, cotangents = side.batch.in_layout(True), tuple(side.cotangents)
+    if len(cotangents) != 1 + len(spec.states) or batch.resets is not None:
         return None
     shapes = spec.state_shapes(batch.batch_size)
     hx = state_parts(spec, batch.hx) or tuple(np.zeros(shape) for shape in shapes.values())
-    names = oracle.names_of_state(spec)
-    arrays: dict[str, Array] = {"input": batch.input, **dict(zip(names.values(), hx, strict=True)), **snapshot.weights}
+    initial = {f"{name}_0": part for name, part in zip(spec.states, hx, strict=True)}
+    arrays: dict[str, Array] = {"input": batch.input, **initial, **snapshot.weights}
     wide = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
-    renamed = {names.get(name, name): array for name, array in found.items()}
     # A gradient that was not computed is taken to be right.
-    renamed = {**oracle.gradients(spec, wide, batch.lengths, tuple(side.cotangents)), **renamed}
-    return recurrent_gradient_cause(spec, wide, batch.lengths, tuple(side.cotangents), renamed, tolerance)
+    right = oracle.gradients(spec, wide, batch.lengths, cotangents)
+    found = {**right, **oracle.renamed(spec, side.found or {})}
+    return recurrent_gradient_cause(spec, wide, batch.lengths, cotangents, found, tolerance)

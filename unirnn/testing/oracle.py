@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
 
-__all__ = ["derivative", "gradients", "names_of_state", "recurrent"]
+__all__ = ["derivative", "gradients", "names_of_state", "recurrent", "renamed"]
 
 Array = NDArray[Any]
 Parts = tuple[Array, ...]
@@ -146,6 +146,19 @@ def names_of_state(spec: RecurrentSpec) -> dict[str, str]:
     if len(spec.states) == 1:
         return {"hx": "h_0"}
     return {f"hx[{k}]": f"{name}_0" for k, name in enumerate(spec.states)}
+
+
+def renamed(spec: RecurrentSpec, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the gradients that `Backend.gradients` returns, from its names to those of `gradients`.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> renamed(unirnn.GRUSpec(3, 4), {"input": 1, "hx": 2})
+    {'input': 1, 'h_0': 2}
+    """
+    names = names_of_state(spec)
+    return {names.get(name, name): gradient for name, gradient in found.items()}
 
 
 def derivative(

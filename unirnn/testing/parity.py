@@ -243,6 +243,16 @@ class _Trial(NamedTuple):
     d_output: Array
     d_state: tuple[Array, ...]
 
+    def arrays(self) -> dict[str, Array]:
+        """The input, the initial state and the weights in float64, by the oracle's names."""
+        initial = {f"{name}_0": part for name, part in zip(self.spec.states, self.hx, strict=True)}
+        given = {"input": self.input, **initial, **self.weights}
+        return {name: array.astype(np.float64) for name, array in given.items()}
+
+    def cotangents(self) -> tuple[Array, ...]:
+        """The cotangents in float64."""
+        return tuple(d.astype(np.float64) for d in (self.d_output, *self.d_state))
+
 
 class _Results(NamedTuple):
     """The arrays that were computed, by name; ``gradients`` is None if gradients are not compared."""
@@ -288,22 +298,14 @@ def _round(array: Array, dtype: str) -> Array:
 
 def _reference(trial: _Trial, dtype: str) -> _Results:
     """The results that the oracle computes for a trial."""
-
-    def widen(array: Array) -> Array:
-        return array.astype(np.float64)
-
-    spec, lengths = trial.spec, trial.seq_length
-    weights = {name: widen(array) for name, array in trial.weights.items()}
-    input, hx = widen(trial.input), tuple(map(widen, trial.hx))
-    output, state = oracle.recurrent(spec, weights, input, hx, lengths)
+    spec, arrays = trial.spec, trial.arrays()
+    hx = tuple(arrays[f"{name}_0"] for name in spec.states)
+    output, state = oracle.recurrent(spec, arrays, arrays["input"], hx, trial.seq_length)
     gradients = None
     if not (isinstance(spec, RNNSpec) and spec.nonlinearity == "relu" and dtype in ("float16", "bfloat16")):
-        names = oracle.names_of_state(spec)
-        initial = dict(zip(names.values(), hx, strict=True))
-        cotangents = (widen(trial.d_output), *map(widen, trial.d_state))
-        found = oracle.gradients(spec, {"input": input, **initial, **weights}, lengths, cotangents)
-        renamed = {own: name for name, own in names.items()}
-        gradients = {renamed.get(name, name): gradient for name, gradient in found.items()}
+        found = oracle.gradients(spec, arrays, trial.seq_length, trial.cotangents())
+        names = {own: name for name, own in oracle.names_of_state(spec).items()}
+        gradients = {names.get(name, name): gradient for name, gradient in found.items()}
     return _Results({"output": output}, _named(spec, state), gradients)
 
 
@@ -330,19 +332,12 @@ def _cause(backend: Backend, module: Any, spec: RecurrentSpec, comparison: Compa
         output, state = results.output["output"], list(results.state.values())
         cause = causes.recurrent_cause(spec, trial.weights, batch, output, state, comparison.tolerance)
         if cause is None and results.gradients is not None:
-            cause = _cause_of_gradients(trial, results.gradients, comparison.tolerance)
+            found = oracle.renamed(spec, results.gradients)
+            given = trial.arrays(), trial.seq_length, trial.cotangents()
+            cause = causes.recurrent_gradient_cause(spec, *given, found, comparison.tolerance)
         if cause is not None:
             return cause
     return None
-
-
-def _cause_of_gradients(trial: _Trial, gradients: dict[str, Array], tolerance: float) -> str | None:
-    names = oracle.names_of_state(trial.spec)
-    found = {names.get(name, name): gradient for name, gradient in gradients.items()}
-    given = {"input": trial.input, **dict(zip(names.values(), trial.hx, strict=True)), **trial.weights}
-    arrays = {name: array.astype(np.float64) for name, array in given.items()}
-    cotangents = tuple(d.astype(np.float64) for d in (trial.d_output, *trial.d_state))
-    return causes.recurrent_gradient_cause(trial.spec, arrays, trial.seq_length, cotangents, found, tolerance)
 
 
 def _named(spec: RecurrentSpec, state: Sequence[Array]) -> dict[str, Array]:

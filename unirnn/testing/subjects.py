@@ -19,7 +19,7 @@ from unirnn.errors import ArgumentError, BackendError, LimitError, MissingBacken
 from unirnn.specs import Spec
 
 from ._tracebacks import is_for_the_test
-from .oracle import names_of_state
+from .oracle import renamed
 from .tolerances import tolerance
 
 __all__ = ["Missing", "Subject", "checked", "gradients", "launch_blocking", "subjects"]
@@ -236,9 +236,7 @@ def gradients(
     """The gradients of a recurrent layer, by the names ``input``, ``h_0`` (and ``c_0``), and those of the weights."""
     lengths = None if seq_length is None else np.asarray(seq_length)
     arguments = {"input": input, "hx": join_state(hx), "seq_length": lengths, "resets": resets}
-    found = backend.gradients(module, arguments, (d_output, *d_state))
-    names = names_of_state(module.spec)
-    return {names.get(name, name): gradient for name, gradient in found.items()}
+    return renamed(module.spec, backend.gradients(module, arguments, (d_output, *d_state)))
 
 
 @dataclass(frozen=True)
