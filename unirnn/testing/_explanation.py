@@ -15,7 +15,7 @@ from unirnn.specs import LinearSpec, ModelSpec, RecurrentSpec, Sequential, Spec
 from . import oracle
 from ._differences import difference
 from ._sides import Side, snapshot_of
-from .batches import Batch
+from .batches import Batch, zeroed
 from .causes import arrays_cause, gradient_cause, layer_cause, recurrent_cause, recurrent_gradient_cause
 from .causes.numbers import NOT_ZEROED
 
@@ -130,8 +130,7 @@ def _zeroed(results: list[Array], batch: Batch) -> list[Array]:
     """Set the padding of a layer's output to zero, since a model may do so only after a later layer."""
     if not results or results[0].shape[:2] != (batch.batch_size, batch.steps):
         return results
-    padding = batch.padding.reshape(*batch.padding.shape, *[1] * (results[0].ndim - 2))
-    return [np.where(padding, 0, results[0]), *results[1:]]
+    return [zeroed(results[0], batch.padding), *results[1:]]
 
 
 def _after(given: Batch, spec: Spec | None, path: str, output: Array) -> Batch:

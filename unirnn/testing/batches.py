@@ -15,7 +15,7 @@ from unirnn.specs import RecurrentSpec, Spec
 
 from ._tracebacks import is_for_the_test
 
-__all__ = ["Batch", "batch"]
+__all__ = ["Batch", "batch", "zeroed"]
 
 __tracebackhide__ = is_for_the_test
 
@@ -229,6 +229,17 @@ def batch(
             check_takes_resets(spec)
         resets = rng.random(leading) < 0.3
     return Batch(input, lengths, hx, resets, is_first, num_tokens)
+
+
+def zeroed(array: Array, padding: NDArray[np.bool_]) -> Array:
+    """A copy of an array with zeros in its padding, which is a mask over its leading axes.
+
+    Examples
+    --------
+    >>> zeroed(np.ones((2, 2)), np.array([False, True])).tolist()
+    [[1.0, 1.0], [0.0, 0.0]]
+    """
+    return np.where(padding.reshape(*padding.shape, *[1] * (array.ndim - padding.ndim)), 0, array)
 
 
 def _spec_of(model: Any) -> Spec | None:

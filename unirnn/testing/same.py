@@ -13,7 +13,7 @@ from ._differences import Difference, difference, place_in_state
 from ._explanation import explain
 from ._sides import Gradients, Side
 from ._tracebacks import is_for_the_test
-from .batches import Batch
+from .batches import Batch, zeroed
 from .calling import Call
 from .tolerances import check_tolerance, largest
 
@@ -118,7 +118,7 @@ def _differences_of_results(one: Side, other: Side, tolerance: float) -> Iterato
         else:
             valid = one.valid(a, k) if other.valid(b, k) is not None else None
             if valid is not None:
-                a, b = (np.where(valid.reshape(*valid.shape, *[1] * (x.ndim - 2)), x, 0) for x in (a, b))
+                a, b = zeroed(a, ~valid), zeroed(b, ~valid)
             yield from difference(name, a, b, tolerance, lambda at: place_in_state(one.spec or other.spec, at))
 
 
@@ -158,7 +158,7 @@ def _results_not_compared(one: Side, other: Side) -> Iterator[str]:
         both = np.isnan(a) & np.isnan(b)
         valid = one.valid(a, k)
         if valid is not None:
-            both &= valid.reshape(*valid.shape, *[1] * (a.ndim - 2))
+            both = zeroed(both, ~valid)
         if both.any():
             yield f"{name}, where both models give NaN, {both.sum()} of its {both.size} numbers"
 
@@ -194,13 +194,12 @@ def _differences_of_output(one: Side, other: Side, a: Array, b: Array, tolerance
     if valid is None:
         yield from difference("output", a, b, tolerance, place)
         return
-    where = valid.reshape(*valid.shape, *[1] * (a.ndim - 2))
-    right = np.where(where, b, 0)
-    found = list(difference("output", np.where(where, a, 0), right, tolerance, place))
+    right = zeroed(b, ~valid)
+    found = list(difference("output", zeroed(a, ~valid), right, tolerance, place))
     yield from found
     if not found and one.is_built and other.is_built:
-        padding = np.where(where, 0, a), np.where(where, 0, b)
-        yield from difference("output in the padding", *padding, tolerance, place, largest(right))
+        in_padding = zeroed(a, valid), zeroed(b, valid)
+        yield from difference("output in the padding", *in_padding, tolerance, place, largest(right))
 
 
 def _differences_of_gradients(one: Side, other: Side, tolerance: float) -> Iterator[Difference]:
@@ -210,7 +209,7 @@ def _differences_of_gradients(one: Side, other: Side, tolerance: float) -> Itera
         b = other.results[k]
         d = rng.standard_normal(b.shape) if b.dtype.kind == "f" else np.zeros(b.shape)
         valid = one.valid(b, k) if one.is_built else other.valid(b, k)
-        cotangents.append(d if valid is None else np.where(valid.reshape(*valid.shape, *[1] * (d.ndim - 2)), d, 0))
+        cotangents.append(d if valid is None else zeroed(d, ~valid))
     if not one.with_gradients or not other.with_gradients:
         return
     found = [side.gradients(cotangents) for side in (one, other)]

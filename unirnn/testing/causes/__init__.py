@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from unirnn.specs import EmbeddingSpec, RecurrentSpec, Spec
 from unirnn.testing import oracle
+from unirnn.testing.batches import zeroed
 
 from .layers import layer_cause, statistics_cause
 from .numbers import is_close, relative_difference, rounding
@@ -191,9 +192,9 @@ def gradient_cause(
         return None
     arrays = {name: found.get(name) for name in wrong}
     if padding is not None and "input" in wrong:
-        own = _without_padding(arrays["input"], padding)
-        if own is not None and _is_right(own, expected["input"], tolerance):
-            wrong_by = "NaN, instead of" if np.isnan(np.asarray(arrays["input"])).any() else "not"
+        own = arrays["input"]
+        if own is not None and _is_right(zeroed(own, padding), expected["input"], tolerance):
+            wrong_by = "NaN, instead of" if np.isnan(own).any() else "not"
             return f"the gradient with respect to the padding of the input is {wrong_by} zero"
     if any(np.isnan(expected[name]).any() for name in wrong):
         return None
@@ -205,7 +206,8 @@ def gradient_cause(
         )
     if isinstance(spec, EmbeddingSpec) and spec.padding_idx is not None and "weight" in wrong:
         own = arrays["weight"]
-        if own is not None and _is_right(_without_row(own, spec.padding_idx), expected["weight"], tolerance):
+        row = np.arange(spec.num_embeddings) == spec.padding_idx
+        if own is not None and _is_right(zeroed(own, row), expected["weight"], tolerance):
             return "padding_idx is ignored: the gradient of its vector is not zero"
     return _of_each_gradient(arrays, expected, len(wrong) == len(expected), tolerance)
 
@@ -300,20 +302,6 @@ def _is_right(found: Array | None, expected: Array, tolerance: float) -> bool:
     if found is None:
         return not expected.any()
     return is_close(np.asarray(found, np.float64), np.asarray(expected, np.float64), tolerance)
-
-
-def _without_padding(array: Array | None, padding: NDArray[np.bool_]) -> Array | None:
-    """A copy of the array with zeros in its padding."""
-    if array is None:
-        return None
-    mask = padding.reshape(*padding.shape, *[1] * (array.ndim - padding.ndim))
-    return np.where(mask, 0, array)
-
-
-def _without_row(array: Array, row: int) -> Array:
-    copy = np.array(array)
-    copy[row] = 0
-    return copy
 
 
 def _is_state(name: str) -> bool:

@@ -21,8 +21,9 @@ from unirnn.specs import (
 )
 from unirnn.specs.layers import Activation
 from unirnn.testing import model_oracle
+from unirnn.testing.batches import zeroed
 
-from .numbers import NAN_FROM_PADDING, NOT_ZEROED, is_close, rounding
+from .numbers import NAN_FROM_PADDING, NOT_ZEROED, is_close, one_of, rounding
 
 __all__ = ["layer_cause", "layer_hypotheses", "statistics_cause"]
 
@@ -57,12 +58,12 @@ class LayerTrial:
     @property
     def zeroed(self) -> Array:
         """A copy of the input with zeros in its padding."""
-        return np.where(self.padding[..., None], 0, self.input)
+        return zeroed(self.input, self.padding)
 
     def only_valid(self, output: Array) -> Array:
         """A copy of an output `(B, T', F')` with zeros in its padding."""
         after = self.spec.output_lengths(self.lengths)
-        return np.where((np.arange(output.shape[1]) >= after[:, None])[..., None], 0, output)
+        return zeroed(output, np.arange(output.shape[1]) >= after[:, None])
 
 
 Candidates = Callable[[LayerTrial], Iterable[Array]]
@@ -119,16 +120,13 @@ def layer_cause(
     >>> print(layer_cause(unirnn.PoolSpec("mean"), {}, x, np.array([2, 4]), x.mean(axis=1), 1e-5))
     the mean counts the padding: it is taken over all T steps, with what stands in the padding
     """
-    kind = np.int64 if spec.takes_tokens else np.float64
-    wide, given = np.asarray(input, kind), np.asarray(output, np.float64)
-    if not batch_first:
-        wide, given = wide.swapaxes(0, 1), given if spec.ends_steps else given.swapaxes(0, 1)
-    ns = np.full(len(wide), wide.shape[1]) if lengths is None else np.asarray(lengths)
-    own = {name: np.asarray(array, np.float64) for name, array in weights.items()}
-    trial = LayerTrial(spec, own, wide, ns, training)
+    trial = _trial(spec, weights, input, lengths, batch_first=batch_first, training=training)
+    given = np.asarray(output, np.float64)
+    if not batch_first and not spec.ends_steps:
+        given = given.swapaxes(0, 1)
     right = trial.run()
-    valid = np.arange(wide.shape[1]) < ns[:, None]
-    if is_close(given, right, tolerance) or not all(np.isfinite(array).all() for array in (wide[valid], *own.values())):
+    arrays = trial.input[~trial.padding], *trial.weights.values()
+    if is_close(given, right, tolerance) or not all(np.isfinite(array).all() for array in arrays):
         return None
     with np.errstate(all="ignore"):
         found = [
@@ -137,7 +135,7 @@ def layer_cause(
             if any(is_close(given, candidate, tolerance) for candidate in candidates(trial))
         ]
     if found:
-        return found[0] if len(found) == 1 else f"one of these: {'; '.join(found)}"
+        return one_of(found)
     if given.shape != right.shape:
         return None
     if not spec.ends_steps and is_close(trial.only_valid(given), right, tolerance):
@@ -145,6 +143,16 @@ def layer_cause(
     if np.isnan(given).any():
         return NAN_FROM_PADDING
     return rounding([(given, right)], tolerance)
+
+
+def _trial(
+    spec: Spec, weights: Mapping[str, Array], input: Array, lengths: Array | None, *, batch_first: bool, training: bool
+) -> LayerTrial:
+    x = np.asarray(input, np.int64 if spec.takes_tokens else np.float64)
+    x = x if batch_first else x.swapaxes(0, 1)
+    ns = np.full(len(x), x.shape[1]) if lengths is None else np.asarray(lengths)
+    wide = {name: np.asarray(array, np.float64) for name, array in weights.items()}
+    return LayerTrial(spec, wide, x, ns, training)
 
 
 def layer_hypotheses(spec: Spec) -> Iterator[LayerHypothesis]:
@@ -447,9 +455,7 @@ def statistics_cause(
     >>> print(statistics_cause(spec, before, x, np.array([2]), after, 1e-5))
     the momentum is taken the other way round: running = momentum * running + (1 - momentum) * batch
     """
-    wide = np.asarray(input, np.float64) if batch_first else np.asarray(input, np.float64).swapaxes(0, 1)
-    ns = np.full(len(wide), wide.shape[1]) if lengths is None else np.asarray(lengths)
-    trial = LayerTrial(spec, weights, wide, ns, True)
+    trial = _trial(spec, weights, input, lengths, batch_first=batch_first, training=True)
     m, valid = spec.momentum, trial.input[~trial.padding]
 
     def moved(steps: Array, momentum: float = m, ddof: int = 1) -> tuple[Array, ...]:

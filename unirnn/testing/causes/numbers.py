@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from unirnn.testing.tolerances import gaps, largest
 
-__all__ = ["NAN_FROM_PADDING", "NOT_ZEROED", "is_close", "relative_difference", "rounding"]
+__all__ = ["NAN_FROM_PADDING", "NOT_ZEROED", "is_close", "one_of", "relative_difference", "rounding"]
 
 Array = NDArray[Any]
 
@@ -71,6 +71,11 @@ def rounding(pairs: Sequence[tuple[Array, Array]], tolerance: float) -> str | No
         if epsilon / 30 <= size <= 8 * epsilon and tolerance < epsilon:
             return f"the difference is as large as the rounding to {text}"
     return None
+
+
+def one_of(causes: Sequence[str]) -> str:
+    """The only cause, or a sentence that lists several."""
+    return causes[0] if len(causes) == 1 else f"one of these: {'; '.join(causes)}"
 
 
 def _has_bits(array: Array, bits: int) -> bool:

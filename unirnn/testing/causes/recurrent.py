@@ -15,7 +15,7 @@ from unirnn.contract.call import state_parts
 from unirnn.specs import RecurrentSpec
 from unirnn.testing.batches import Batch
 
-from .numbers import NAN_FROM_PADDING, NOT_ZEROED, is_close, rounding
+from .numbers import NAN_FROM_PADDING, NOT_ZEROED, is_close, one_of, rounding
 from .recurrent_mistakes import Parts, Results, Trial, hypotheses
 
 __all__ = ["agrees", "recurrent_cause", "trial_of"]
@@ -91,7 +91,7 @@ def _cause(trial: Trial, given: Given, tolerance: float) -> str | None:
         if any(agrees(candidate, given, tolerance) for candidate in hypothesis.candidates(trial))
     ]
     if found:
-        return found[0] if len(found) == 1 else f"one of these: {'; '.join(found)}"
+        return one_of(found)
     return next(filter(None, (check(trial, right, given, tolerance) for check in CHECKS)), None)
 
 

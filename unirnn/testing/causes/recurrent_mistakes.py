@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
 from unirnn.testing import oracle
+from unirnn.testing.batches import zeroed
 
 __all__ = ["Hypothesis", "Parts", "Results", "Trial", "hypotheses", "reordered"]
 
@@ -61,7 +62,7 @@ class Trial:
 
     def zeroed(self, output: Array) -> Array:
         """A copy of an output with zeros in its padding."""
-        return np.where(self.padding[..., None], 0, output)
+        return zeroed(output, self.padding)
 
 
 Candidates = Callable[[Trial], Iterable[Results]]
@@ -87,7 +88,8 @@ def hypotheses(spec: RecurrentSpec, with_resets: bool) -> Iterator[Hypothesis]:
     if isinstance(spec, GRUSpec):
         now, other = ("before", "after") if spec.reset_after else ("after", "before")
         text = f"the GRU variant: the reset gate is applied {now} the product with W_hn, instead of {other} it"
-        yield Hypothesis(text, lambda t: [t.with_spec(reset_after=not _as_gru(t.spec).reset_after)])
+        is_after = not spec.reset_after
+        yield Hypothesis(text, lambda t: [t.with_spec(reset_after=is_after)])
         yield from OF_GRU
     if isinstance(spec, LSTMSpec):
         yield from OF_LSTM
@@ -115,11 +117,6 @@ def hypotheses(spec: RecurrentSpec, with_resets: bool) -> Iterator[Hypothesis]:
         yield from (*OF_RESETS, *(OF_RESETS_IN_REVERSE if spec.reverse else OF_RESETS_FORWARD))
         if spec.bidirectional:
             yield from (*OF_RESETS_IN_REVERSE, *OF_RESETS_OF_DIRECTIONS)
-
-
-def _as_gru(spec: RecurrentSpec) -> GRUSpec:
-    assert isinstance(spec, GRUSpec)
-    return spec
 
 
 def _with_gates(function: str) -> Candidates:
@@ -213,15 +210,14 @@ OF_LSTM = (
         "1 is added to the bias of the forget gate, like TensorFlow's forget_bias",
         lambda t: [t.run(weights=_with_forget_bias(t), spec=replace(t.spec, bias=True))],
     ),
-    Hypothesis("h_0 and c_0 are exchanged", lambda t: [t.run(hx=t.hx[::-1])] if _h_is_like_c(t.spec) else []),
+    Hypothesis(
+        "h_0 and c_0 are exchanged",
+        lambda t: [t.run(hx=t.hx[::-1])] if t.spec.output_size == t.spec.hidden_size else [],
+    ),
     Hypothesis("h_n and c_n are exchanged", lambda t: [Results(t.run().output, t.run().state[::-1])]),
     Hypothesis("h_0 is ignored", lambda t: [t.run(hx=(t.hx[0] * 0, t.hx[1]))]),
     Hypothesis("c_0 is ignored", lambda t: [t.run(hx=(t.hx[0], t.hx[1] * 0))]),
 )
-
-
-def _h_is_like_c(spec: RecurrentSpec) -> bool:
-    return spec.output_size == spec.hidden_size
 
 
 def _with_forget_bias(t: Trial) -> dict[str, Array]:
