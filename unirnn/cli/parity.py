@@ -15,7 +15,7 @@ from unirnn.testing import parity as comparing
 from unirnn.testing.subjects import launch_blocking
 
 from .printing import AsJson, busy, new_table, one_line, print_json, print_parts
-from .specs import takes_spec
+from .specs import Backends, takes_spec
 
 __all__ = ["parity"]
 
@@ -30,10 +30,7 @@ def parity(
         list[str] | None,
         typer.Option("--dtype", "-d", help="May be repeated. Default: float32, and float64 where the backend has it."),
     ] = None,
-    backend: Annotated[
-        list[str] | None,
-        typer.Option("--backend", "-b", help="May be repeated. Default: every backend that is installed."),
-    ] = None,
+    backend: Backends = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare backends with an oracle in float64, with the same weights and the same ragged batch.

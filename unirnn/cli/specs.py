@@ -15,7 +15,13 @@ from unirnn import RecurrentSpec, Spec, specs
 from unirnn.errors import SpecError, UnirnnError
 from unirnn.specs import ModelSpec
 
-__all__ = ["Cell", "parse_spec", "takes_spec"]
+__all__ = ["Backends", "Cell", "parse_spec", "takes_spec"]
+
+Backends = Annotated[
+    list[str] | None,
+    typer.Option("--backend", "-b", help="May be repeated. Default: every backend that is installed."),
+]
+"""The option of every command that runs a spec on backends."""
 
 
 class Cell(str, Enum):

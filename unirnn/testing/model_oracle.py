@@ -28,7 +28,7 @@ from unirnn.specs import (
     SumDirectionsSpec,
 )
 
-from .oracle import IMAGINARY_STEP, recurrent
+from .oracle import IMAGINARY_STEP, recurrent, sigmoid
 
 __all__ = ["derivative", "model"]
 
@@ -251,21 +251,17 @@ def _activation(function: str, x: Array) -> Array:
     if function == "tanh":
         return np.tanh(x)
     if function == "sigmoid":
-        return _sigmoid(x)
+        return sigmoid(x)
     if function == "gelu":
         return 0.5 * x * (1 + _erf(x / math.sqrt(2)))
     if function == "silu":
-        return x * _sigmoid(x)
+        return x * sigmoid(x)
     if function == "hard_sigmoid":
         line = x / 6 + 0.5
         return np.where(line.real <= 0, 0, np.where(line.real >= 1, 1, line))
     shifted = x - x.real.max(axis=-1, keepdims=True)
     total = np.exp(shifted).sum(axis=-1, keepdims=True)
     return np.exp(shifted) / total if function == "softmax" else shifted - np.log(total)
-
-
-def _sigmoid(x: Array) -> Array:
-    return 0.5 * np.tanh(0.5 * x) + 0.5  # 1 / (1 + exp(-x)), without the overflow
 
 
 def _erf(x: Array) -> Array:

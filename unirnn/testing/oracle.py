@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
 
-__all__ = ["derivative", "gradients", "names_of_state", "recurrent", "renamed"]
+__all__ = ["derivative", "gradients", "names_of_state", "recurrent"]
 
 Array = NDArray[Any]
 Parts = tuple[Array, ...]
@@ -309,10 +309,15 @@ def _lstm(spec: LSTMSpec, w: _Weights, x: Array, h: Array, c: Array) -> tuple[Pa
     return (new_h, new_c), back
 
 
+def sigmoid(a: Array) -> Array:
+    """The logistic function, of real or complex numbers."""
+    return np.asarray(0.5 * np.tanh(0.5 * a) + 0.5)  # 1 / (1 + exp(-a)) without overflow
+
+
 def _gate(spec: GRUSpec | LSTMSpec, a: Array) -> tuple[Array, Array]:
     """The value of the gates' function, and its slope."""
     if spec.gate_activation == "sigmoid":
-        s = 0.5 * np.tanh(0.5 * a) + 0.5  # 1 / (1 + exp(-a)), without the overflow
+        s = sigmoid(a)
         return s, s * (1 - s)
     slope = {"hard_sigmoid": 1 / 6, "hard_sigmoid_0.2": 0.2}[spec.gate_activation]
     line = slope * a + 0.5

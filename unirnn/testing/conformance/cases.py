@@ -16,7 +16,7 @@ from unirnn.contract.call import join_state, type_name
 from unirnn.contract.weights import draw as draw_weights
 from unirnn.testing.batches import Batch
 from unirnn.testing.causes import recurrent_cause
-from unirnn.testing.conformance.promises import DeclaredLimit, skip_for_limit
+from unirnn.testing.conformance.promises import DeclaredLimit, promises_of, skip_for_limit
 from unirnn.testing.oracle import recurrent
 from unirnn.testing.subjects import Subject
 from unirnn.testing.tolerances import close
@@ -72,6 +72,10 @@ class Case:
             reverse=self.reverse,
             **options,
         )
+
+    @property
+    def promises(self) -> tuple[str, ...]:
+        return promises_of(self.lengths, self.steps, with_resets=bool(self.resets))
 
     @property
     def seq_length(self) -> Any:
@@ -306,6 +310,10 @@ def cases(draw: st.DrawFn) -> Case:
         hidden_size=draw(st.integers(1, 5)),
         seed=draw(st.integers(0, 2**16)),
     )
+
+
+def zeros(*shape: int, dtype: str = "float32") -> NDArray[Any]:
+    return np.zeros(shape, dtype)
 
 
 def in_words_of(array: Any, words: str) -> str:

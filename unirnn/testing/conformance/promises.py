@@ -5,7 +5,7 @@ broken. A limit is something that the backend declares it can't do. Limits are s
 can do it, the test fails.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ __all__ = [
     "WrongLimitError",
     "checking",
     "declare",
+    "promises_of",
     "recording",
     "skip_for_limit",
 ]
@@ -47,6 +48,19 @@ PROMISES: Mapping[str, str] = MappingProxyType(
 
 CELLS = ("RNN", "GRU", "LSTM", "models")
 """The kinds of layers for which a promise may hold: the columns of the report."""
+
+
+def promises_of(lengths: Sequence[int] | None, steps: int, *, with_resets: bool) -> tuple[str, ...]:
+    """The promises that a call checks. The first one is what its output shows.
+
+    Examples
+    --------
+    >>> promises_of([3, 0], 3, with_resets=False)
+    ('seq_length', 'state', 'gradients', 'padding')
+    """
+    about = "resets" if with_resets else "numbers" if lengths is None else "seq_length"
+    is_ragged = lengths is not None and any(n < steps for n in lengths)
+    return (about, "state", "gradients", *(("padding",) if is_ragged else ()))
 
 
 class DeclaredLimit(Skipped):

@@ -47,16 +47,9 @@ from unirnn.testing.tolerances import close
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 
 
-def promises_of(case: Case) -> tuple[str, ...]:
-    """The promises that a case checks; its main promise, which the output shows, comes first."""
-    about = "numbers" if case.lengths is None else "seq_length"
-    is_ragged = case.lengths is not None and any(n < case.steps for n in case.lengths)
-    return ("resets" if case.resets else about, "state", "gradients", *(("padding",) if is_ragged else ()))
-
-
 def with_promises(rows: dict[str, Case]) -> list[Any]:
     """The cases of a table as pytest parameters, marked with the promises they check."""
-    return [pytest.param(case, id=name, marks=pytest.mark.promise(*promises_of(case))) for name, case in rows.items()]
+    return [pytest.param(case, id=name, marks=pytest.mark.promise(*case.promises)) for name, case in rows.items()]
 
 
 def assert_numbers(rnn_backend: Subject, case: Case, batch: Arrays, spec: RecurrentSpec, results: Results) -> None:
@@ -70,7 +63,7 @@ def assert_numbers(rnn_backend: Subject, case: Case, batch: Arrays, spec: Recurr
     def cause() -> str | None:
         return batch.cause(spec, results, tolerance)
 
-    with checking(promises_of(case)[0], spec.kind, cause):
+    with checking(case.promises[0], spec.kind, cause):
         assert output.dtype == case.dtype, f"output: dtype {output.dtype}, expected {case.dtype}"
         close(output, expected_output, tolerance, f"{spec.kind}: output", scale=scale)
     with checking("padding", spec.kind, cause):
@@ -130,7 +123,7 @@ def assert_guarantees(
     module, batch = built(rnn_backend, kind, case)
     spec, tolerance = module.spec, rnn_backend.tolerance_of(case.dtype)
     hx, cell = batch.hx if case.state else None, spec.kind
-    with checking(promises_of(case)[0], cell):
+    with checking(case.promises[0], cell):
         results = rnn_backend.call(module, batch.input, hx, case.seq_length, batch.resets)
     assert_numbers(rnn_backend, case, batch, spec, results)
 

@@ -37,7 +37,7 @@ class Held:
         for part, other in zip(parts, expected, strict=True):
             assert type(part) is type(kind)
             assert getattr(part, "device", None) == getattr(kind, "device", None)
-            np.testing.assert_array_equal(self.rnn_backend.backend.to_numpy(part), other)
+            np.testing.assert_array_equal(self.rnn_backend.to_numpy(part), other)
 
 
 @pytest.mark.promise("state")
@@ -49,7 +49,7 @@ def test_zeros(rnn_backend: Subject, spec: RecurrentSpec) -> None:
         held.check(state.zeros(held.module, batch_size), [np.zeros(shape, np.float32) for shape in shapes])
     x = rnn_backend.array(np.ones((5, 3, 3), np.float32), held.module)
     output, _ = held.module(x, state.zeros(held.module, 3))
-    np.testing.assert_array_equal(rnn_backend.backend.to_numpy(output), rnn_backend.backend.to_numpy(held.module(x)[0]))
+    np.testing.assert_array_equal(rnn_backend.to_numpy(output), rnn_backend.to_numpy(held.module(x)[0]))
 
 
 @pytest.mark.promise("state", cell="GRU")
@@ -106,8 +106,8 @@ def test_what_comes_out_goes_into_a_step(rnn_backend: Subject) -> None:
     beams = state.select(state.repeat(before, 2), [3, 0])
     after = state.where([True, False], state.zeros(module, 2), beams)
     y, _ = module.step(x, after)
-    expected = [rnn_backend.backend.to_numpy(module.step(x, given)[0]) for given in (None, before)]
-    found = rnn_backend.backend.to_numpy(y)
+    expected = [rnn_backend.to_numpy(module.step(x, given)[0]) for given in (None, before)]
+    found = rnn_backend.to_numpy(y)
     np.testing.assert_allclose(found, [expected[0][0], expected[1][0]], atol=1e-6)
     np.testing.assert_allclose(found, whole[:, 0], atol=1e-6, err_msg="the steps 0 and 1 are not those of one call")
 
