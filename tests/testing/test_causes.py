@@ -311,7 +311,7 @@ def test_the_numbers_of_another_layer_show_a_mistake(spec: Spec, change: Any, ex
         ),
         (lambda t: t.input[~t.padding], 0, 1, "the running statistics are not changed"),
         (lambda t: t.input[~t.padding], 1, 1, "the running statistics are replaced by those of the batch"),
-        (lambda t: t.input.reshape(-1, 4), 0.1, 1, "the running statistics count the padding, with what stands in it"),
+        (lambda t: t.input.reshape(-1, 4), 0.1, 1, "the running statistics count the padding, with the values in it"),
         (
             lambda t: t.zeroed.reshape(-1, 4),
             0.1,

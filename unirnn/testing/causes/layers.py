@@ -118,7 +118,7 @@ def layer_cause(
     >>> import unirnn
     >>> x = np.arange(8.0).reshape(2, 4, 1)
     >>> print(layer_cause(unirnn.PoolSpec("mean"), {}, x, np.array([2, 4]), x.mean(axis=1), 1e-5))
-    the mean counts the padding: it is taken over all T steps, with what stands in the padding
+    the mean counts the padding: it is taken over all T steps, including the values in the padding
     """
     trial = _trial(spec, weights, input, lengths, batch_first=batch_first, training=training)
     given = np.asarray(output, np.float64)
@@ -208,7 +208,7 @@ def _empty_as(t: LayerTrial, value: float) -> Array:
 OF_POOLING = {
     "mean": (
         LayerHypothesis(
-            "the mean counts the padding: it is taken over all T steps, with what stands in the padding",
+            "the mean counts the padding: it is taken over all T steps, including the values in the padding",
             lambda t: [t.input.mean(axis=1)],
         ),
         LayerHypothesis(
@@ -221,7 +221,7 @@ OF_POOLING = {
     "max": (
         LayerHypothesis("the maximum counts the padding, which is taken to be zeros", lambda t: [t.zeroed.max(axis=1)]),
         LayerHypothesis(
-            "the maximum counts the padding: it is taken over all T steps, with what stands in the padding",
+            "the maximum counts the padding: it is taken over all T steps, including the values in the padding",
             lambda t: [t.input.max(axis=1)],
         ),
         LayerHypothesis("the maximum of an empty sequence is minus infinity", lambda t: [_empty_as(t, -np.inf)]),
@@ -366,7 +366,7 @@ def _undilated(t: LayerTrial) -> list[Array]:
 OF_KIND: dict[type[Spec], tuple[LayerHypothesis, ...]] = {
     BatchNormSpec: (
         LayerHypothesis(
-            "the statistics of the batch count the padding, with what stands in it", _by_statistics(lambda t: t.input)
+            "the statistics of the batch count the padding, with the values in it", _by_statistics(lambda t: t.input)
         ),
         LayerHypothesis(
             "the statistics of the batch count the padding, which is taken to be zeros",
@@ -391,7 +391,7 @@ OF_KIND: dict[type[Spec], tuple[LayerHypothesis, ...]] = {
     ),
     Conv1dSpec: (
         LayerHypothesis("it reads what stands in the padding of the input, instead of zeros", _reads_padding),
-        LayerHypothesis("it is shifted: another number of zeros stands before step 0", _shifted),
+        LayerHypothesis("it is shifted: the number of zeros before step 0 is wrong", _shifted),
         LayerHypothesis("the kernel is flipped", _flipped),
         LayerHypothesis("the bias is missing", _without("bias")),
         LayerHypothesis("the dilation is ignored", _undilated),
@@ -472,7 +472,7 @@ def statistics_cause(
         "the running variance is updated with a variance divided by N, instead of N - 1": moved(valid, ddof=0),
         "the running statistics are not changed": moved(valid, 0),
         "the running statistics are replaced by those of the batch": moved(valid, 1),
-        "the running statistics count the padding, with what stands in it": moved(trial.input),
+        "the running statistics count the padding, with the values in it": moved(trial.input),
         "the running statistics count the padding, which is taken to be zeros": moved(trial.zeroed),
     }
     for text, (mean, variance) in variants.items():
