@@ -222,8 +222,8 @@ def _ways_to_say_lengths(model: Any, batch: Batch, lengths: Any) -> dict[str, Ca
         return _like(np.ascontiguousarray(array), batch.input)
 
     if _is_of_keras(model):  # in Keras, a padding_mask marks valid steps as well
-        ways = dict.fromkeys((*VALID, "attention_mask", "padding_mask"), lambda: mask(by_sequence))
-        return ways | dict.fromkeys(LENGTHS, lambda: lengths)
+        masks = dict.fromkeys((*VALID, "attention_mask", "padding_mask"), lambda: mask(by_sequence))
+        return {**masks, **dict.fromkeys(LENGTHS, lambda: lengths)}
     return {
         **dict.fromkeys(LENGTHS, lambda: lengths),
         # In torch.nn, these are `(B, T)` in any layout. They come first: there, `mask` is about pairs of steps.

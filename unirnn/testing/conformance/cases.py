@@ -312,7 +312,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-def zeros(*shape: int, dtype: str = "float32") -> NDArray[Any]:
+def zeros(*shape: int, dtype: str = "float32") -> Any:
     return np.zeros(shape, dtype)
 
 
