@@ -5,7 +5,8 @@ r"""Compare the figures of a benchmark with the bars that the project has set it
     python benchmarks/overheads.py --json overheads.json
     python benchmarks/bars.py bench.json overheads.json
 
-The exit status is 1 if a bar is missed. A bar that the figures don't cover is shown as not measured, and is no miss.
+The exit status is 1 if a bar is missed. A bar for which there are no figures is shown as not measured, and is not a
+miss.
 """
 
 import argparse
@@ -29,11 +30,11 @@ FIGURES: dict[str, tuple[str, Callable[[Row], float | None]]] = {
     "part": ("ours / other", lambda row: row["ratio"]),
     "difference": ("ours - other, ms", lambda row: row["ours"] - row["other"]),
 }
-"""What is compared, and how it is found in a row, if it is there. Any other name is the name of a ratio; see
-`unirnn_bench.baselines`."""
+"""Figures by name, each with a heading and a function that finds it in a row, or gives None. Any other name is that of
+a ratio; see `unirnn_bench.baselines`."""
 
 AT_LEAST = ("peak", "speed-up")
-"""The figures that are good if they are high."""
+"""The figures for which a higher value is better."""
 
 
 def _ratio(row: Row, name: str) -> float:
@@ -48,13 +49,13 @@ class Bar:
     Parameters
     ----------
     title
-        The group that it belongs to.
+        The group of bars to which it belongs.
     limit
-        What the figure must reach, or must not exceed.
+        The value that the figure must reach, or must not exceed.
     figure
         A key of `FIGURES`, or the name of a ratio.
     where
-        Which rows: the value, or the possible values, of each key.
+        The rows to which it applies: for each key, the value or a tuple of possible values.
     """
 
     title: str
@@ -63,7 +64,7 @@ class Bar:
     where: Mapping[str, Any]
 
     def figures(self, rows: Sequence[Row]) -> Iterator[tuple[float, Row]]:
-        """Yield the figure of each row that it applies to and that has it."""
+        """Yield each row to which the bar applies, with its figure, if it has this figure."""
         for row in rows:
             if all(
                 row.get(key) in (value if isinstance(value, tuple) else (value,)) for key, value in self.where.items()
@@ -83,9 +84,9 @@ class Bar:
 SIZES = ("S", "long", "M", "L", "wide")
 FORWARD, BACKWARD = {"backward": False}, {"backward": True}
 DENSE = {"lengths": "dense"}
-BLOCKING = ("eager", "jit")  # MindSpore's modes that wait for a result
+BLOCKING = ("eager", "jit")  # MindSpore's modes that wait for each result
 
-# In the order of SIZES: forward and with backward.
+# The limits are in the order of SIZES; the first tuple is forward, the second with backward.
 PEAK = (0.45, 0.40, 0.65, 0.65, 0.50), (0.30, 0.25, 0.55, 0.60, 0.45)
 TO_ONNXRUNTIME = (0.55, 0.40, 0.75, 0.75, 0.9)
 TO_TORCH = {
@@ -96,7 +97,7 @@ MINDSPORE_TO_TORCH = {
     "GRU": ((0.5, 0.3, 0.8, 0.8, 1.0), (0.3, 0.2, 0.6, 0.7, 0.9)),
     "LSTM": ((1.2, 1.2, 0.8, 0.8, 1.0), (1.2, 1.2, 0.6, 0.7, 0.9)),
 }
-# A training step's peak before the compiled kernels, divided by that of torch.nn's layer.
+# The peak memory of a training step before there were compiled kernels, divided by that of torch.nn's layer.
 MEMORY = {
     "numpy": {"RNN": 0.71, "GRU": 0.66, "LSTM": 0.62},
     "torch": {"RNN": 0.61, "GRU": 0.73, "LSTM": 1.0},
@@ -110,7 +111,7 @@ def bars() -> list[Bar]:
 
 
 def _rows(**where: Any) -> dict[str, Any]:
-    """Rows of one layer in one direction, in the mode of a backend that has only one on a CPU."""
+    """Select rows of one layer in one direction, in the mode eager."""
     return {"mode": "eager", "num_layers": 1, "bidirectional": False, **where}
 
 
@@ -201,10 +202,10 @@ def _other() -> Iterator[Bar]:
 
 
 def with_speed_ups(rows: Sequence[Row]) -> list[Row]:
-    """Add to each row of several threads how many times as fast it is as the same row with one.
+    """Add the speed-up over one thread to each row with several threads.
 
-    The rows may be of two runs, between which the machine has changed its speed, so their shares of the peak are
-    compared.
+    The two rows may come from different runs, between which the speed of the machine may have changed. So the speed-up
+    is computed from their shares of the peak, not from their times.
     """
     names = ("backend", "mode", "cell", "size", "num_layers", "bidirectional", "lengths", "backward")
 
@@ -236,7 +237,7 @@ def describe(row: Row) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print each bar with its worst figure and the rows that miss it; return 1 if there are any."""
+    """Print each bar with its worst figure, and the rows that miss it; return 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a report of unirnn bench or overheads.py")
     options = parser.parse_args(arguments)

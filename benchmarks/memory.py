@@ -1,17 +1,18 @@
-"""Measure by how much a process grows with each training step: with our layers, with native ones, with no layer.
+"""Measure how much the memory of a process grows per training step: with layers of unirnn, native ones, and none.
 
     python benchmarks/memory.py
 
-A step is a forward pass, a loss, its gradient, and one update by the framework's own SGD, over 10 steps of 4 sequences
-with 16 features. Each measurement has a process of its own. After 200 steps to warm up, the resident memory is read
-after every hundredth step, when garbage has been collected and, where glibc can, free memory of the heap has been
-returned to the system. The growth is the median of the slopes between all pairs of samples (the estimator of Theil and
-Sen), which a single large page does not change.
+A training step is a forward pass, a loss, its gradient, and one update by the framework's own SGD, for 4 sequences of
+10 time steps with 16 features. Each measurement has a process of its own. After a warm-up of 200 training steps, the
+resident memory is read after every hundredth one. Before each reading, garbage is collected and, if the C library is
+glibc, the free memory of the heap is returned to the system. The growth is the median of the slopes between all pairs
+of readings (the Theil-Sen estimator), which is not affected by a single outlier.
 
-In MindSpore's PyNative mode the loss and its gradient grow as well. Therefore each framework is also measured with
-weights, a loss and an update, but no layer; the difference is the layer's share.
+In MindSpore's PyNative mode, memory also grows because of the loss and its gradient. Therefore each framework is also
+measured with weights, a loss and an update, but without a layer. The difference is the layer's share.
 
-The exit status is 1 if a layer of ours grows by more than is allowed. Frameworks that are not installed are left out.
+The exit status is 1 if memory grows by more than is allowed with a layer of unirnn. Frameworks that are not installed
+are left out.
 """
 
 import argparse
@@ -39,16 +40,16 @@ from unirnn.errors import MissingBackendError
 
 STEPS, BATCH, SIZE = 10, 4, 16
 WARM_UP, SAMPLE_EVERY = 200, 100
-BATCHES = 7  # with different lengths, which repeat
+BATCHES = 7  # the number of batches, which have different lengths and take turns
 LEARNING_RATE = 0.01
 SPECS: dict[str, RecurrentSpec] = {"GRU": GRUSpec(SIZE, SIZE), "LSTM": LSTMSpec(SIZE, SIZE)}
 LENGTHS = ("dense", "ragged")
 MODES = {"numpy": ("eager",), "torch": ("eager",), "mindspore": ("eager", "jit")}
 
-# Growth of up to this many bytes a step counts as none: allocators take memory in pages of 4 KiB at unpredictable
-# times, and this is one page in 80 steps. A leak would be larger: the smallest array has a header of 112 bytes.
+# Growth of up to this many bytes per step is ignored: allocators take memory in pages of 4 KiB at unpredictable times,
+# and this is one page in 80 steps. A leak would be larger, since even the smallest array has a header of 112 bytes.
 NOISE = 50
-# MindSpore 2.10 itself grows by about 670 bytes for each shape, axis or flag that is passed to an operator.
+# In MindSpore 2.10, memory grows by about 670 bytes for each shape, axis or flag that is passed to an operator.
 BARS = {("mindspore", "eager"): 5000}
 
 Array = NDArray[Any]
@@ -69,7 +70,7 @@ class Case:
 
     @property
     def bar(self) -> int:
-        """How much our layer may grow, in bytes a step."""
+        """How much memory may grow with a layer of unirnn, in bytes per step."""
         return BARS.get((self.framework, self.mode), NOISE)
 
 
@@ -77,15 +78,15 @@ class Case:
 class Growth:
     """The result of a case."""
 
-    bytes_a_step: float
+    bytes_per_step: float
     total_bytes: int
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--framework", action="append", choices=MODES, help="measure this one (repeatable)")
-    parser.add_argument("--steps", type=int, default=2000, help="how many, warming up included (default 2000)")
+    parser.add_argument("--framework", action="append", choices=MODES, help="measure this framework (repeatable)")
+    parser.add_argument("--steps", type=int, default=2000, help="number of steps, with the warm-up (default: 2000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     options = parser.parse_args(arguments)
     if options.steps < WARM_UP + 4 * SAMPLE_EVERY:
@@ -105,13 +106,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def installed(names: Sequence[str]) -> list[str]:
-    """Return the frameworks that are installed; print which are not, and how to install them."""
+    """Return the frameworks that are installed; print which ones are not, and how to install them."""
     present = []
     for name in names:
         try:
             registry.load(name)
         except MissingBackendError as error:
-            # The brackets of 'unirnn[torch]' are not markup.
+            # The message may have brackets, as in 'unirnn[torch]', which are not markup.
             console.print(f"Left out: {error}", style="yellow", markup=False, highlight=False, soft_wrap=True)
         else:
             present.append(name)
@@ -119,7 +120,7 @@ def installed(names: Sequence[str]) -> list[str]:
 
 
 def cases(frameworks: Sequence[str]) -> list[Case]:
-    """List the cases in the order of the table. Native layers are measured dense: each takes lengths differently."""
+    """List the cases in the order of the table. Native layers are only measured on dense input."""
     found = []
     for framework in frameworks:
         for mode in MODES[framework]:
@@ -132,7 +133,7 @@ def cases(frameworks: Sequence[str]) -> list[Case]:
 
 
 def in_a_process(case: Case, steps: int) -> Growth:
-    """Measure a case in a fresh interpreter, so that it does not inherit the memory of another one."""
+    """Measure a case in a fresh interpreter, so that earlier cases don't affect its memory."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(measure, (case, steps))
 
@@ -151,10 +152,10 @@ def measure(case: Case, steps: int) -> Growth:
 
 
 def resident_bytes() -> int:
-    """Return the resident memory of this process, without what it could return to the system."""
+    """Return the resident memory of this process, without memory that it could return to the system."""
     gc.collect()
     if sys.platform == "linux":
-        # Free pages of the heap are not growth, and it is unpredictable when they are returned.
+        # Free pages of the heap don't count as growth, and are returned at unpredictable times.
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not
         if trim is not None:
             trim(0)
@@ -162,8 +163,8 @@ def resident_bytes() -> int:
 
 
 def training(case: Case) -> Step:
-    """Return one training step as a function of the number of its batch."""
-    os.environ.setdefault("GLOG_v", "3")  # no warnings of MindSpore about devices that this machine lacks
+    """Return a function that does one training step, given the number of the batch."""
+    os.environ.setdefault("GLOG_v", "3")  # stop MindSpore from warning about devices that this machine lacks
     rng = np.random.default_rng(0)
     x = rng.standard_normal((STEPS, BATCH, SIZE)).astype(np.float32)
     ragged = [rng.integers(1, STEPS + 1, BATCH) for _ in range(BATCHES)]
@@ -174,7 +175,7 @@ def training(case: Case) -> Step:
 
 
 def numpy_training(case: Case, x: Array, lengths: list[Array] | None) -> Step:
-    """Train in NumPy, which has no optimizer: the update is written out."""
+    """Train in NumPy. It has no optimizer, so the update is written out."""
     if case.layer == "none":
         weight = np.ones((SIZE, SIZE), np.float32)
 
@@ -198,7 +199,7 @@ def torch_training(case: Case, x: Array, lengths: list[Array] | None) -> Step:
     """Train in PyTorch's usual loop."""
     import torch
 
-    torch.set_num_threads(1)  # more threads would spend their time waiting
+    torch.set_num_threads(1)  # for such small sizes, more threads would only wait
     layer: Any
     if case.layer == "none":
         layer = torch.nn.ParameterList([torch.ones(SIZE, SIZE)])
@@ -228,7 +229,7 @@ def torch_training(case: Case, x: Array, lengths: list[Array] | None) -> Step:
 
 
 def mindspore_training(case: Case, x: Array, lengths: list[Array] | None) -> Step:
-    """Train in MindSpore's usual loop; with jit, the gradient is one compiled graph."""
+    """Train in MindSpore's usual loop. In mode jit, the gradient is one compiled graph."""
     import mindspore
 
     mindspore.runtime.launch_blocking()  # otherwise threads free memory at unpredictable times
@@ -268,17 +269,17 @@ def mindspore_training(case: Case, x: Array, lengths: list[Array] | None) -> Ste
 
 
 def show(found: dict[Case, Growth]) -> list[str]:
-    """Print the table, and return a complaint for each layer of ours that grows too much."""
+    """Print the table, and return a complaint for each layer of unirnn with which memory grows too much."""
     table = Table("framework", "layer", "cell", "lengths", title="Growth of the process")
-    for heading in ("bytes\na step", "layer's\nshare", "KiB\nin all", "bar"):
+    for heading in ("bytes\nper step", "layer's\nshare", "KiB\nin total", "bar"):
         table.add_column(heading, justify="right")
     wrong = []
     for case, growth in found.items():
         bare = found[Case(case.framework, case.mode, "-", "-", "none")]
-        exceeds = case.layer == "ours" and growth.bytes_a_step > case.bar
+        exceeds = case.layer == "ours" and growth.bytes_per_step > case.bar
         if exceeds:
             what = f"{case.framework}, {case.mode}, {case.cell}, {case.lengths}"
-            wrong.append(f"{what}: {growth.bytes_a_step:,.0f} bytes a step, at most {case.bar:,} expected")
+            wrong.append(f"{what}: {growth.bytes_per_step:,.0f} bytes per step, expected at most {case.bar:,}")
         if case.layer == "none":
             table.add_section()
         table.add_row(
@@ -286,8 +287,8 @@ def show(found: dict[Case, Growth]) -> list[str]:
             case.layer,
             case.cell,
             case.lengths,
-            f"[bold red]{growth.bytes_a_step:,.0f}[/]" if exceeds else f"{growth.bytes_a_step:,.0f}",
-            "" if case.layer == "none" else f"{growth.bytes_a_step - bare.bytes_a_step:,.0f}",
+            f"[bold red]{growth.bytes_per_step:,.0f}[/]" if exceeds else f"{growth.bytes_per_step:,.0f}",
+            "" if case.layer == "none" else f"{growth.bytes_per_step - bare.bytes_per_step:,.0f}",
             f"{growth.total_bytes / 1024:,.0f}",
             f"{case.bar:,}" if case.layer == "ours" else "",
         )

@@ -1,18 +1,18 @@
-"""Measure what unirnn costs in addition to the computation.
+"""Measure what unirnn costs apart from the time of its calls.
 
     python benchmarks/overheads.py
 
-The parts, each of which ``--only`` chooses:
+It measures these parts; ``--only`` selects one of them:
 
-- ``import``: ``import unirnn`` and ``import numpy``, in fresh interpreters, by turns.
-- ``first call``: the first call and the second one of a layer, in fresh interpreters.
-- ``build``: ``build`` and the native constructors of PyTorch and MindSpore, in one process, by turns.
-- ``peak memory``: how much a process's memory grows, at its peak, during training steps of size L, compared with
-  PyTorch's native layer. Each is measured in a process of its own, after a step of a tiny layer, so that what a
-  framework allocates once does not count.
-- ``scaling``: whether time follows the work: training steps with twice T, with twice B, and with as many sequences of
-  length 0 added.
-- ``load``: loading a snapshot of 1 GiB, compared with ``safetensors.numpy.load_file`` of the same file.
+- ``import``: the time of ``import unirnn`` and of ``import numpy``, alternately, in fresh interpreters.
+- ``first call``: the time of the first and of the second call of a layer, in fresh interpreters.
+- ``build``: the time of ``build`` and of the native constructors of PyTorch and MindSpore, alternately, in one process.
+- ``peak memory``: by how much the memory of a process grows, at its peak, during training steps of size L, compared
+  with PyTorch's native layer. Each layer is measured in a process of its own, after a training step of a tiny layer, so
+  that one-time allocations of the framework don't count.
+- ``scaling``: whether time grows in proportion to the work. Training steps are measured with twice T, with twice B, and
+  with as many sequences of length 0 added.
+- ``load``: the time to load a snapshot of 1 GiB, compared with ``safetensors.numpy.load_file`` of the same file.
 
 Frameworks that are not installed are left out.
 """
@@ -45,7 +45,7 @@ from unirnn_bench.work import SIZES, Work
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, load, registry
 
 FRAMEWORKS = [name for name in ("torch", "mindspore") if find_spec(name)]
-LARGE = 2**30  # bytes of the snapshot that is loaded
+LARGE = 2**30  # the size of the snapshot that is loaded, in bytes
 SPECS: list[RecurrentSpec] = [kind(128, 128) for kind in (RNNSpec, GRUSpec, LSTMSpec)]
 
 console = Console()
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     parser.add_argument("--only", choices=PARTS, action="append", help="measure this part (repeatable)")
     options = parser.parse_args(arguments)
-    os.environ.setdefault("GLOG_v", "3")  # no warnings of MindSpore about devices that this machine lacks
+    os.environ.setdefault("GLOG_v", "3")  # stop MindSpore from warning about devices that this machine lacks
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     rows: list[dict[str, Any]] = []
     for part in options.only or PARTS:
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def imports() -> list[dict[str, Any]]:
-    """Measure the import alone, without the start of the interpreter."""
+    """Measure the import, without the start of the interpreter."""
     times: dict[str, list[float]] = {"unirnn": [], "numpy": []}
     for _ in range(15):
         for module, taken in times.items():
@@ -110,7 +110,7 @@ for _ in range(2):
 
 
 def first_calls() -> list[dict[str, Any]]:
-    """Measure the first two calls of a GRU of size S in a process; MindSpore's own start takes longer than both."""
+    """Measure the first two calls of a GRU of size S. MindSpore is left out, since its own start takes longer."""
     rows = []
     for framework in [name for name in ("numpy", *FRAMEWORKS) if name != "mindspore"]:
         taken = []
@@ -127,7 +127,7 @@ def first_calls() -> list[dict[str, Any]]:
 
 
 def builds() -> list[dict[str, Any]]:
-    """Measure `build` without a seed, which draws weights as the native constructor does."""
+    """Measure `build` without a seed, which draws the weights in the same way as the native constructor."""
     return [
         compare(f"{framework}, {spec.kind}", partial(spec.build, framework), native(framework, spec), seconds=1)
         for framework in FRAMEWORKS
@@ -142,7 +142,7 @@ def native(framework: str, spec: RecurrentSpec) -> Callable[[], Any]:
 
 
 def compare(what: str, ours: Callable[[], object], other: Callable[[], object], *, seconds: float) -> dict[str, Any]:
-    """Measure two functions by turns, and return a row with their medians."""
+    """Measure two functions alternately, and return a row with their medians."""
     times, errors = measure({"ours": ours, "other": other}, seconds)
     if errors:
         raise RuntimeError(f"{what}: {errors}")
@@ -166,7 +166,7 @@ def peaks() -> list[dict[str, Any]]:
 
 
 def peak_in_a_process(framework: str, cell: str, *, ours: bool) -> float:
-    """Measure a peak in a fresh interpreter."""
+    """Measure the peak memory in a fresh interpreter."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(peak, (framework, cell, ours))
 
@@ -174,17 +174,16 @@ def peak_in_a_process(framework: str, cell: str, *, ours: bool) -> float:
 def peak(framework: str, cell: str, ours: bool) -> float:
     """Return by how many MiB the peak of this process grows during three training steps."""
     step, small = training(framework, cell, ours, tuple(SIZES["L"])), training(framework, cell, ours, (3, 2, 4, 4))
-    small()  # loads and allocates what is needed once
+    small()  # loads libraries and makes one-time allocations
     before = resident("VmRSS")
-    # From now on, Linux records a new peak.
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5")  # makes Linux reset the recorded peak
     for _ in range(3):
         step()
     return (resident("VmHWM") - before) / 1024
 
 
 def resident(field: str) -> int:
-    """Return the memory of this process in KiB: ``VmRSS`` is what it has now, ``VmHWM`` the peak."""
+    """Return the memory of this process in KiB: ``VmRSS`` is the current amount, ``VmHWM`` the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1])
 
@@ -232,7 +231,7 @@ def scaling() -> list[dict[str, Any]]:
 
 
 def gru_step(framework: str, steps: int, seq_length: NDArray[np.int64]) -> Callable[[], object]:
-    """Return what `unirnn bench` measures as ours."""
+    """Return the call that `unirnn bench` measures as ``ours``."""
     spec = GRUSpec(*SIZES["M"][2:])
     rng = np.random.default_rng(0)
     input, d_output = rng.standard_normal((2, steps, len(seq_length), spec.hidden_size), np.float32)

@@ -1,4 +1,4 @@
-"""The benchmark: baselines compute the same as ours, reports are complete, and bars are evaluated correctly.
+"""The benchmark: baselines compute the same as unirnn, reports are complete, and bars are evaluated correctly.
 
 No test depends on how long something takes.
 """

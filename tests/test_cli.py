@@ -1,7 +1,7 @@
 """The command ``unirnn``: what it prints, where, and with which exit status.
 
-Some tests need backends of third parties. They are a distribution in a temporary folder, found by its entry points in
-this process and in a fresh one.
+Some tests need third-party backends. These are in a distribution in a temporary folder, whose entry points are found by
+this process and by a fresh one.
 """
 
 import importlib.util
@@ -47,7 +47,7 @@ NEEDS_CLI = "the command needs typer and rich"
 
 
 def compared(name: str) -> list[str]:
-    """The dtypes that parity compares by default."""
+    """The dtypes in which parity compares a backend by default."""
     return [dtype for dtype in ("float32", "float64") if dtype in registry.load(name).support.dtypes]
 
 
@@ -90,7 +90,7 @@ lost = Lost()
 
 @pytest.fixture(scope="session")
 def third_parties(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a distribution of backends: one lacks its framework; others are broken, fail, or are wrong."""
+    """A folder with a distribution of backends that lack their framework, can't be imported, fail, or are wrong."""
     folder = tmp_path_factory.mktemp("third_parties")
     modules = {
         "__init__": "",
@@ -244,7 +244,7 @@ def test_control_characters_of_names_are_escaped(run: Run, tmp_path: Path, monke
     [
         (
             ["--steps", "9999999999999"],
-            "parity: given GRUSpec(10, 16), T = 9999999999999, B = 8, which takes 1e+15 num",
+            "parity: given GRUSpec(10, 16), T = 9999999999999, B = 8, which needs 1e+15 num",
         ),
         (["--input-size", "99999999999999999999"], "parity: given GRUSpec(99999999999999999999, 16), T = 100, B = 8, "),
         (["--num-layers", "99999999999999999999"], "num_layers: given 99999999999999999999, expected at most 10000 in"),
@@ -394,7 +394,7 @@ def test_parity_finds_a_wrong_backend(run: Run) -> None:
     lines = run("parity", "--backend", "numpy", "--backend", "wrong", *SMALL, status=1).stdout.splitlines()
     verdicts = {line.split()[0]: line.split()[-1] for line in lines if line.startswith(("numpy ", "wrong "))}
     assert verdicts == {"numpy": "yes", "wrong": "no"}
-    # Below the table are the differences that the backend declares.
+    # Below the table are the differences that the backend declares as limits.
     assert "wrong, cpu, float32: differs: adds 1e-3 to every number" in lines
 
 

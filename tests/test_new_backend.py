@@ -67,8 +67,8 @@ def test_with_the_name_from_the_guide_the_files_equal_the_guide(tmp_path: Path) 
             for name in ("", "My_frame", "my-frame", "_frame", "frame_", "2d", "ä")
         ),
         ("torch", "which is a backend already"),
-        ("bench", "the package unirnn_bench is there already"),
-        ("json", "which is a module of Python's own library"),
+        ("bench", "the package unirnn_bench exists already"),
+        ("json", "which is a module of Python's standard library"),
         ("all", "which means every backend"),
     ],
 )
@@ -90,7 +90,7 @@ def test_existing_files_are_never_overwritten(there: str, tmp_path: Path) -> Non
         if there == "a folder with a file":
             (taken / "README.md").write_text("mine")
     before = [(path, path.lstat()) for path in tmp_path.rglob("*")]
-    with pytest.raises(FileError, match="unirnn-my-frame: it is there already"):
+    with pytest.raises(FileError, match="unirnn-my-frame: it exists already"):
         write_distribution("my_frame", tmp_path)
     assert [(path, path.lstat()) for path in tmp_path.rglob("*")] == before
 

@@ -1,7 +1,7 @@
 """The pytest plugin of unirnn: the fixture ``rnn_backend``, its marker and its options.
 
-Pytest imports it whenever unirnn is installed, before it measures coverage. So it is a separate package, and
-imports unirnn only when a test uses the fixture.
+Pytest imports it whenever unirnn is installed, and before it starts to measure coverage. Therefore it is a package of
+its own, which imports unirnn only when a test uses the fixture.
 """
 
 import re
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["rnn_backend"]
 
 MARKER = (
-    "rnn_backend(*names, devices=(), dtypes=()): the backends, devices and dtypes for which the fixture rnn_backend "
-    "runs a test; those that the options leave out, or that are not installed, are skipped."
+    "rnn_backend(*names, devices=(), dtypes=()): the backends, devices and dtypes with which a test that uses the "
+    "fixture rnn_backend runs; those that the options exclude, or that are not installed, are skipped."
 )
 OPTIONS = ("rnn_backends", "rnn_devices", "rnn_dtypes")
 MADE = pytest.StashKey["dict[str, list[Subject | Missing]]"]()
@@ -30,14 +30,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--rnn-backends",
         metavar="NAMES",
         help="backends for tests with the fixture rnn_backend, separated by commas; name[option=value] builds with an "
-        "option, and 'all' is every backend that is registered; default: those that are installed",
+        "option, and 'all' means every registered backend; default: those that are installed",
     )
-    group.addoption("--rnn-devices", metavar="NAMES", help="devices for these tests; default: each backend's own")
+    group.addoption(
+        "--rnn-devices", metavar="NAMES", help="devices for these tests; default: each backend's default device"
+    )
     group.addoption("--rnn-dtypes", metavar="NAMES", help="dtypes for these tests; default: float32")
     group.addoption(
         "--rnn-asynchronous",
         action="store_true",
-        help="leave MindSpore as it is: without this, it runs each operator at once, which is faster on a CPU",
+        help="let MindSpore run operators asynchronously; by default it runs each operator at once, which is faster on "
+        "a CPU",
     )
 
 
@@ -47,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Refuse wrong options before any test is collected."""
+    """Raise a usage error for wrong options before any test is collected."""
     if any(session.config.getoption(name) is not None for name in OPTIONS):
         from unirnn.errors import UnirnnError
 
@@ -58,7 +61,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that has the fixture for each backend."""
+    """Parametrize each test that uses the fixture with the backends."""
     if "rnn_backend" not in metafunc.fixturenames:
         return
     from unirnn.errors import UnirnnError
@@ -72,7 +75,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _under_test(config: pytest.Config, marked: Sequence[str], given: Mapping[str, Any]) -> "list[Subject | Missing]":
-    """The fixture's values, from the options and the arguments of a test's marker."""
+    """The values of the fixture, according to the options and the arguments of a test's marker."""
     from unirnn.errors import ArgumentError
     from unirnn.testing.subjects import Missing
 
@@ -96,16 +99,18 @@ def _under_test(config: pytest.Config, marked: Sequence[str], given: Mapping[str
         raise ArgumentError(f"--rnn-backends: {absent[0].reason}")
     if is_named and marked:
         found = [one for one in found if one.name in {text.partition("[")[0].strip() for text in marked}]
-    # With no backend left, pytest would only say that there are no parameters.
+    if found:
+        return found
+    # For an empty list, pytest would only say that there are no parameters.
     names = ", ".join(marked)
-    none = f"the test is for {names}, and --rnn-backends={config.getoption('rnn_backends')} leaves that out"
-    return found or [Missing(names, names, none if marked else "no backend is installed")]
+    excluded = f"the test is for {names}, which --rnn-backends={config.getoption('rnn_backends')} excludes"
+    return [Missing(names, names, excluded if marked else "no backend is installed")]
 
 
 def _subjects(
     config: pytest.Config, names: list[str] | None, devices: list[str], dtypes: list[str]
 ) -> "list[Subject | Missing]":
-    """The backends to test, the same objects for all tests of a run, so that pytest makes the fixture once for each."""
+    """The backends to test. All tests get the same objects, so that pytest sets the fixture up once for each."""
     from unirnn.testing.subjects import Subject, checked, launch_blocking, subjects
 
     made = config.stash.setdefault(MADE, {})
@@ -114,13 +119,13 @@ def _subjects(
         is_asynchronous = bool(config.getoption("rnn_asynchronous"))
         found = subjects(names, devices, dtypes, is_brief=is_asynchronous)
         if not is_asynchronous and any(isinstance(one, Subject) and one.name == "mindspore" for one in found):
-            launch_blocking()  # before it runs an operator
+            launch_blocking()  # has no effect after the first operator
         made[key] = [checked(one) if isinstance(one, Subject) else one for one in found]
     return made[key]
 
 
 def _names(names: str | Sequence[str] | None) -> list[str]:
-    """A list of names; in a text, they are separated by commas, and a comma within brackets separates options."""
+    """Split a text into names at its commas, except for those in brackets, which separate options."""
     parts = re.split(r",(?![^\[]*\])", names or "") if names is None or isinstance(names, str) else names
     return [name.strip() for name in parts if name.strip()]
 
@@ -131,7 +136,7 @@ def rnn_backend(request: pytest.FixtureRequest) -> "Subject":
     from unirnn.testing.subjects import Missing
 
     if not hasattr(request, "param"):
-        text = "rnn_backend: asked for by getfixturevalue or by a unittest.TestCase, which pytest can't run for each "
+        text = "rnn_backend: requested by getfixturevalue or by a unittest.TestCase, which pytest can't run for each "
         pytest.fail(f"{text}backend; name it among the arguments of a test", pytrace=False)
     found = request.param
     if isinstance(found, Missing):

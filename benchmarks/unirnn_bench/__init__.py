@@ -1,29 +1,31 @@
-"""The benchmark behind ``unirnn bench``: what a layer costs, compared with what its user would otherwise run.
+"""The benchmark behind ``unirnn bench``, which compares the time of a layer with the alternatives that a user has.
 
-The benchmark measures *rows*. A row is one layer at one size, or a model around one, with one kind of lengths, forward
-or with backward, on one backend. Several implementations compute a row. ``ours`` is the module of unirnn; the others
-are its baselines:
+The benchmark measures *rows*. A row is one layer of one size, or a model that contains it, with one kind of lengths,
+forward or with backward, on one backend. Several implementations compute a row. One of them, ``ours``, is the module of
+unirnn. The others are its baselines:
 
-- ``native``: the framework's own layer on the dense input, or the model as people write it with that layer,
-- ``usual``: what people write in that framework to get the same result,
-- ``torch``: PyTorch's own layer, or model, on the dense input, for every backend,
-- ``onnxruntime``: a bare session of ONNX Runtime on the dense input, for every backend, forward only,
-- ``floor``: the matrix products alone, without anything else.
+- ``native``: the framework's own layer on dense input, or a model that is written with this layer in the usual way,
+- ``usual``: the usual code in that framework that gives the same results,
+- ``torch``: PyTorch's own layer, or model, on dense input, for every backend,
+- ``onnxruntime``: a bare session of ONNX Runtime on dense input, for every backend, forward only,
+- ``floor``: only the matrix products.
 
-Besides these ratios, a row has the share of the processor's peak that ours reaches.
+A row has the ratio of the time of ``ours`` to the time of each baseline, and the share of the processor's peak that
+``ours`` reaches.
 
-They take turns in random order within one process, with garbage collection switched off. A figure is a median of many
-calls, and what is reported is a ratio within one row, because a shared machine changes its speed between rows.
+The implementations take turns in random order within one process, with garbage collection switched off. A time is the
+median of many calls. Only ratios within one row are reported, because the speed of a shared machine changes from row to
+row.
 
-Each backend has a process of its own, which is told how many threads to use before any library is loaded.
+Each backend has a process of its own, in which the number of threads is set before any library is loaded.
 
 - `unirnn_bench.work`: the sizes, the layers and the arrays of a row,
-- `unirnn_bench.baselines`: what each framework is compared with,
-- `unirnn_bench.timing`: measures several functions fairly,
+- `unirnn_bench.baselines`: the baselines of each framework,
+- `unirnn_bench.timing`: measures several functions under the same conditions,
 - `unirnn_bench.rows`: measures one row,
 - `unirnn_bench.jobs`: plans which rows are measured, and in which process,
-- `unirnn_bench.processes`: runs them there,
-- `unirnn_bench.plotting`: draws the result.
+- `unirnn_bench.processes`: runs these processes,
+- `unirnn_bench.plotting`: draws the results.
 
 Importing this package imports no framework.
 """

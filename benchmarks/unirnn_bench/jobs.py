@@ -1,4 +1,4 @@
-"""Plans which rows of the benchmark are measured, and in which process."""
+"""Plan which rows of the benchmark are measured, and in which process."""
 
 import itertools
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ __all__ = ["WHOLE", "Grid", "Job", "Plan", "plan"]
 
 @dataclass(frozen=True)
 class Grid:
-    """What is measured on each backend: every combination of these options, forward and with backward.
+    """The rows that are measured on each backend: all combinations of these options, forward and with backward.
 
-    The sizes of one step and of a model are exceptions. A step is measured dense, for one layer in one direction, and
-    forward only. A model has one layer in two directions, and takes no resets.
+    There are two exceptions. A size of one step is only measured dense, for one layer in one direction, and forward. A
+    size of a model has one layer in two directions, and no resets.
 
     Raises
     ------
@@ -44,7 +44,7 @@ class Grid:
     lengths: tuple[str, ...] = ("dense", "uniform")
     threads: tuple[int, ...] = (1,)
     modes: tuple[str, ...] | None = None
-    """The modes of the backends that take part, see `unirnn_bench.baselines`; None means all of them."""
+    """The modes to measure, see `unirnn_bench.baselines`; None means all modes of each backend."""
 
     def __post_init__(self) -> None:
         for what, given, known in (("size", self.sizes, tuple(SIZES)), ("lengths", self.lengths, LENGTHS)):
@@ -71,13 +71,13 @@ class Grid:
                 layer = Layer(cell, size, 1, False, "dense", False)
             if size in MODELS:
                 layer = Layer(cell, size, 1, True, "dense" if lengths == "resets" else lengths, backward)
-            _ = layer.spec  # raises here what the layer's process would raise later
+            _ = layer.spec  # an invalid layer raises its error here, not later in a process
             layers[layer] = None
         return tuple(layers)
 
 
 WHOLE = Grid(sizes=tuple(SIZES), num_layers=(1, 2), bidirectional=(False, True), lengths=LENGTHS)
-"""Everything that can be measured with one thread."""
+"""All rows that can be measured with one thread."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Job:
 
 
 class Plan(NamedTuple):
-    """The jobs, the version of each backend that takes part, and the reason why another one does not."""
+    """The jobs, the version of each backend that is measured, and for each other backend why it is left out."""
 
     jobs: list[Job]
     versions: dict[str, str]
@@ -104,16 +104,16 @@ def plan(grid: Grid, backends: Sequence[str] | None = None) -> Plan:
     Parameters
     ----------
     grid
-        What is measured on each backend.
+        The rows to measure on each backend.
     backends
         The names of the backends. None means every backend that is installed and can build without further options.
 
     Raises
     ------
     BackendError
-        If a backend that was asked for by name is not available.
+        If a backend that was requested by name is not available.
     ArgumentError
-        If no backend has one of the modes, or if a backend that was asked for by name needs further options.
+        If a mode is not known to any backend, or if a backend that was requested by name needs further options.
     SpecError
         If a number of layers is not valid.
     """
@@ -158,6 +158,6 @@ def _why_left_out(name: str, error: UnirnnError) -> str:
 
 def _load(name: str) -> Backend:
     backend = registry.load(name)
-    # Finds out whether it builds without further options.
+    # This raises an error for a backend that can't build without further options.
     RecurrentSpec.from_dict({"kind": "RNN", "input_size": 1, "hidden_size": 1}).build(name, seed=0)
     return backend

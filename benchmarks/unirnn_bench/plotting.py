@@ -1,4 +1,4 @@
-"""Draws the rows of a benchmark: a panel for each cell and pass, and each baseline that ours is compared with."""
+"""Draw the rows of a benchmark, with a panel for each cell, each baseline, and for forward and with backward."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ BASELINES = ("torch", "native", "usual")
 
 
 def check_plot_file(path: Path) -> None:
-    """Refuse a picture that could not be drawn, before anything is measured.
+    """Raise an error for a picture that can't be drawn, before anything is measured.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         for backward in (False, True)
         if any(row["backward"] == backward and baseline in row["ratios"] for row in rows)
     ]
-    width = min(max(4.0, 0.16 * len(groups) * (len(series) + 1)), 10.0)  # inches, of a panel
+    width = min(max(4.0, 0.16 * len(groups) * (len(series) + 1)), 10.0)  # of a panel, in inches
     shape = (max(1, len(panels)), max(1, len(cells)))
     figure = Figure(figsize=(width * shape[1] + 1, 3.2 * shape[0] + 1), layout="constrained")
     axes = figure.subplots(*shape, squeeze=False, sharey="row", sharex=True)
@@ -65,7 +65,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 }
                 bar = 0.8 / len(series)
                 places = [groups.index(group) + (number - (len(series) - 1) / 2) * bar for group in found]
-                # Bars begin at 1, where both take the same time.
+                # Bars begin at 1, which means that both take the same time.
                 heights = [ratio - 1 for ratio in found.values()]
                 panel.bar(places, heights, bar, bottom=1, color=f"C{number}", label=name)
             panel.axhline(1, color="black", linewidth=1)
@@ -75,7 +75,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             panel.grid(axis="y", alpha=0.3)
             panel.set_title(f"{cell}, {'with backward' if backward else 'forward'}")
         row_of_axes[0].set_ylabel(f"divided by {DESCRIPTIONS[baseline]}", fontsize="small")
-    figure.suptitle("Time of unirnn divided by the baseline's; below 1 unirnn is faster")
+    figure.suptitle("Time of unirnn, divided by that of a baseline; below 1, unirnn is faster")
     handles, labels = axes[0][0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))

@@ -1,7 +1,7 @@
-"""Runs the jobs of the benchmark, each in a process of its own, and describes the machine that they ran on.
+"""Run the jobs of the benchmark, each in a process of its own, and describe the machine.
 
-A library reads how many threads it may use when it is loaded, so the number has to stand in the environment of a
-fresh process.
+Libraries read the number of threads from the environment when they are loaded. So it has to be set in the environment
+of a fresh process.
 """
 
 import json
@@ -34,20 +34,20 @@ def run(job: Job, *, seconds: float, slow: bool) -> Generator[dict[str, Any], No
     Parameters
     ----------
     job
-        The rows.
+        The job.
     seconds, slow
         See `unirnn_bench.rows.measure_row`, whose results are yielded.
 
     Raises
     ------
     BackendError
-        If the process ends before its last row. The message has its exit status and the last line that it printed.
+        If the process ends before the last row. The message contains its exit status and the last line that it printed.
     """
     environment = {**os.environ, **dict.fromkeys(_THREADS, str(job.threads))}
     program = "from unirnn_bench.processes import worker_main; worker_main()"
     task = json.dumps({**asdict(job), "seconds": seconds, "slow": slow})
     done = 0
-    # The working directory is temporary: MindSpore writes files into it.
+    # The working directory is temporary because MindSpore writes files into it.
     with tempfile.TemporaryFile("w+", errors="replace") as printed, tempfile.TemporaryDirectory() as folder:
         with subprocess.Popen(
             [sys.executable, "-c", program],
@@ -66,7 +66,7 @@ def run(job: Job, *, seconds: float, slow: bool) -> Generator[dict[str, Any], No
                 for line in process.stdout:
                     yield json.loads(line)
                     done += 1
-            except BaseException:  # the caller wants no more rows: stop measuring
+            except BaseException:  # the caller has closed the generator, or a row can't be read: stop measuring
                 process.kill()
                 raise
         if done < len(job.layers):
@@ -77,9 +77,9 @@ def run(job: Job, *, seconds: float, slow: bool) -> Generator[dict[str, Any], No
 
 
 def worker_main() -> None:
-    """Run in the process of a job: read the job from standard input, and print each row as a line of JSON."""
+    """Run a job, which is read from standard input, and print each row as a line of JSON."""
     rows = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # keep a framework's output out of the rows
+    os.dup2(2, 1)  # whatever a framework prints goes to standard error, not between the rows
     task = json.load(sys.stdin)
     backend = registry.load(task["backend"])
     for layer in task["layers"]:
@@ -95,7 +95,7 @@ def worker_main() -> None:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the date, the processor, the system and the version of Python, for the head of a report."""
+    """Return the date, the processor, the system and the version of Python, for a report."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpu": _cpu(),

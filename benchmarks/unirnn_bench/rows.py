@@ -1,4 +1,4 @@
-"""Measures one row of the benchmark."""
+"""Measure one row of the benchmark."""
 
 import functools
 from dataclasses import asdict, replace
@@ -18,7 +18,7 @@ from .work import Layer, Work
 __all__ = ["measure_row"]
 
 REFERENCES = ("torch", "onnxruntime")
-"""The backends whose native layers, on dense input, every backend is compared with."""
+"""Every backend is compared with the native layers of these backends, on dense input."""
 
 
 def measure_row(
@@ -29,25 +29,26 @@ def measure_row(
     Parameters
     ----------
     backend
-        Where.
+        The backend that computes the row.
     layer
-        What.
+        The layer or model of the row.
     mode
         One of the modes of the backend; see `unirnn_bench.baselines`.
     threads
-        How many threads may be used. The process should have been started with as many.
+        The number of threads, with which the process should have been started.
     seconds
         How long to measure all implementations together.
     slow
-        Whether to measure baselines that take minutes as well.
+        Whether to include baselines that take minutes.
 
     Returns
     -------
     dict
-        ``times`` has the median, the quartiles (in seconds) and the number of samples of each implementation;
-        ``ratios``, for each baseline, the time of ours divided by the baseline's; ``peak``, the share of the
-        processor's peak that ours reaches, measured by turns with the functions, or None if it is not known;
-        ``errors``, what failed and why; ``fill``, the fraction of valid steps. The other keys say which row it is.
+        ``times`` has the median and the quartiles (in seconds) and the number of samples of each implementation,
+        ``ratios`` the time of ``ours`` divided by that of each baseline, and ``errors`` the error of each
+        implementation that failed. ``peak`` is the share of the processor's peak that ``ours`` reaches, or None if it
+        is not known; the peak is measured alternately with the implementations. ``fill`` is the fraction of valid
+        steps. The other keys identify the row.
     """
     work = Work.draw(layer, mode, threads, slow)
     calls = dict(baselines.load(backend).calls(work))
@@ -86,9 +87,9 @@ def measure_row(
 
 
 def _can_compare(reference: str, layer: Layer, mode: str) -> bool:
-    """Whether a backend that others are compared with is installed, and computes a row on the same device."""
-    has_it = reference != "onnxruntime" or not (layer.backward or layer.model is not None or mode == "cuda")
-    return has_it and _is_installed(reference)
+    """Whether one of `REFERENCES` is installed and can compute a row on the same device."""
+    can_compute = reference != "onnxruntime" or not (layer.backward or layer.model is not None or mode == "cuda")
+    return can_compute and _is_installed(reference)
 
 
 @functools.cache

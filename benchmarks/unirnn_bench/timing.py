@@ -1,4 +1,4 @@
-"""Measures functions fairly: they take turns in random order, so that a change of the machine's speed affects all."""
+"""Measure functions in turns and in random order, so that a change in the speed of the machine affects all of them."""
 
 import gc
 import random
@@ -9,34 +9,35 @@ from dataclasses import dataclass
 __all__ = ["REST", "measure"]
 
 _SHORTEST_SAMPLE = 1e-3
-"""In seconds. A faster function is called several times in a row, so that the clock and cold caches count little."""
+"""The shortest time of a turn, in seconds. A faster function is called several times in a row, so that the resolution
+of the clock and cold caches matter little."""
 
 REST = 0.03
-"""In seconds: how long to wait before each turn when several threads are used. A library's threads go on spinning for
-a while after a call, and would take the cores from the next one."""
+"""How many seconds to wait before each turn if several threads are used. After a call, the threads of a library keep
+spinning for a while, and would take the cores away from the next function."""
 
 
 def measure(
     calls: Mapping[str, Callable[[], object]], seconds: float, *, rest: float = 0
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Measure functions by turns.
+    """Measure functions that take turns.
 
     Parameters
     ----------
     calls
         The functions by name.
     seconds
-        How long to measure all of them together. Each is called at least once, and at least five times unless it
-        takes all of the time by itself.
+        How long to measure all of them together. Each is called at least five times, or only once if that takes all of
+        the time.
     rest
-        How many seconds to wait before each turn, which is then ten times as long; see `REST`.
+        How many seconds to wait before each turn; see `REST`. If it is not 0, turns are ten times as long.
 
     Returns
     -------
     times
-        The samples of each function, in seconds a call.
+        The samples of each function, in seconds per call.
     errors
-        The error of each function that raised one. The others are measured all the same.
+        The error of each function that raised one. This does not affect the other functions.
 
     Examples
     --------
@@ -50,7 +51,7 @@ def measure(
     for name, call in calls.items():
         try:
             timed[name] = _warm_up(call, shortest, seconds)
-        except Exception as error:  # whatever one function raises, the others are measured
+        except Exception as error:  # an error of one function must not stop the others
             errors[name] = f"{type(error).__name__}: {error}"
     collecting = gc.isenabled()
     gc.collect()
@@ -66,14 +67,14 @@ def measure(
 @dataclass
 class _Timed:
     call: Callable[[], object]
-    repeats: int  # calls in each sample
-    samples: list[float]  # seconds a call
-    spent: float  # seconds in all
+    repeats: int  # calls per turn
+    samples: list[float]  # seconds per call
+    spent: float  # seconds in total
 
 
 def _warm_up(call: Callable[[], object], shortest: float, seconds: float) -> _Timed:
     start = time.perf_counter()
-    call()  # builds sessions and graphs
+    call()  # the first call builds sessions and graphs
     if time.perf_counter() - start < seconds:
         call()  # finds the caches and the memory as a call in a loop does
     took, repeats = 0.0, 0

@@ -1,4 +1,4 @@
-"""What a row of the benchmark computes: a layer or a model of a given size, and the arrays that it is called with."""
+"""The work of a row of the benchmark: a layer or a model of a given size, and the arrays with which it is called."""
 
 import math
 from collections.abc import Mapping
@@ -35,25 +35,26 @@ SIZES: Mapping[str, Size] = {
     "step64": Size(1, 64, 128, 128),
     "model": Size(100, 16, 128, 256),
 }
-"""The sizes by name; ``policy`` is the size of a recurrent policy in reinforcement learning."""
+"""The sizes by name; ``policy`` is that of a recurrent policy in reinforcement learning."""
 
 STEPS = ("step", "step64")
-"""The sizes of one time step: a call of the method ``step``, from a given state."""
+"""The sizes at which one time step is measured: a call of the method ``step`` with a given state."""
 
 MODELS = ("model",)
-"""The sizes of a whole model, which classifies sequences of tokens."""
+"""The sizes at which a whole model is measured, which classifies sequences of tokens."""
 
 TOKENS, CLASSES = 5000, 9
-"""How many tokens and how many classes a model knows."""
+"""The number of tokens and of classes of a model."""
 
 LENGTHS = ("dense", "full", "uniform", "short", "resets")
-"""The kinds of lengths: none given; all T; uniform in 1..T; a tenth of them T and the others at most T/10; none given,
-but a new sequence begins at 2 % of the steps."""
+"""The kinds of lengths. ``dense``: no lengths are given. ``full``: all are T. ``uniform``: they are uniform in 1..T.
+``short``: a tenth of them are T, and the others at most T/10. ``resets``: no lengths are given, and a new sequence
+begins at 2 % of the steps."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The layer of a row, in the words of the command's options.
+    """The layer of a row, described by the values of the command's options.
 
     Examples
     --------
@@ -87,7 +88,7 @@ class Layer:
 
     @property
     def model(self) -> Sequential | None:
-        """The model around the layer; None if the row is the layer alone."""
+        """The model that contains the layer; None for a row that measures only the layer."""
         if self.size not in MODELS:
             return None
         return Sequential(
@@ -105,31 +106,32 @@ class Layer:
 
 @dataclass(frozen=True)
 class Work:
-    """What every implementation of a row computes, in float32, from arrays that exist before the clock starts.
+    """The work that every implementation of a row does in float32, with arrays that are made before the measurement.
 
     Parameters
     ----------
     spec
-        The layer, with ``batch_first=False``; if there is a model, its recurrent layer.
+        The layer, with ``batch_first=False``. For a model, this is its recurrent layer.
     input
-        `(T, B, I)`; `(T, B)` tokens for a model.
+        `(T, B, I)`; for a model, tokens `(T, B)`.
     hx
-        The parts of the initial state, `(L*D, B, H)` each, with which a step is made; None means zeros, and a call.
+        The parts of the state, `(L*D, B, H)` each, for a row that measures ``step``. None means that the module is
+        called, without an initial state.
     seq_length
         `(B,)`, or None for dense input.
     resets
-        `(T, B)` bool, or None.
+        `(T, B)` bools, or None.
     d_output
-        `(T, B, D*H)`, the gradient of the output, for rows with a backward pass; `(B, F)` for a model. None means
-        inference.
+        The gradient of the output, `(T, B, D*H)`, or `(B, F)` for a model, for rows with a backward pass. None means
+        that there is only a forward pass.
     mode
         One of the modes of the backend; see `unirnn_bench.baselines`.
     threads
-        How many threads may be used.
+        The number of threads.
     slow
-        Whether to measure baselines that take minutes as well.
+        Whether to include baselines that take minutes.
     model
-        The model around the layer; None if the row is the layer alone.
+        The model that contains the layer; None for a row that measures only the layer.
     """
 
     spec: RecurrentSpec
@@ -145,7 +147,7 @@ class Work:
 
     @classmethod
     def draw(cls, layer: Layer, mode: str, threads: int, slow: bool) -> "Work":
-        """Draw the arrays of a row, the same for every backend."""
+        """Draw the arrays of a row. They are the same for every backend."""
         rng = np.random.default_rng(0)
         steps, batch_size, input_size, _ = SIZES[layer.size]
         spec, model = layer.spec, layer.model
@@ -176,7 +178,7 @@ class Work:
 
     @property
     def active(self) -> list[int]:
-        """How many sequences are still running at each step, up to the end of the longest one."""
+        """The number of sequences that have not yet ended at each step, up to the end of the longest one."""
         steps, batch_size, *_ = self.input.shape
         if self.seq_length is None:
             return [batch_size] * steps
@@ -185,10 +187,10 @@ class Work:
 
     @property
     def operations(self) -> int:
-        """How many floating-point operations the matrix products of the valid steps take, forward and backward.
+        """The number of floating-point operations in the matrix products of the valid steps, forward and backward.
 
-        Of a model, only its recurrent layer is counted, which takes nearly all of them. Backward, there are two
-        products for each one forward: one for the gradient of each factor.
+        For a model, only those of the recurrent layer are counted, which are nearly all. For each product of the
+        forward pass, the backward pass has two: one for the gradient of each factor.
 
         Examples
         --------
@@ -203,7 +205,7 @@ class Work:
 
     @property
     def fill(self) -> float:
-        """The fraction of the steps that are valid."""
+        """The fraction of steps that are valid."""
         steps, batch_size, *_ = self.input.shape
         return sum(self.active) / (steps * batch_size)
 
@@ -213,7 +215,7 @@ def _draw_lengths(kind: str, steps: int, batch_size: int, rng: np.random.Generat
         return None
     if kind == "full":
         return np.full(batch_size, steps)
-    # Spread evenly, so that the amount of work does not depend on chance where the batch is small.
+    # Spread evenly, so that the amount of work does not depend on chance if the batch is small.
     spread = (np.arange(batch_size) + 0.5) / batch_size
     lengths = np.ceil(spread * (steps if kind == "uniform" else steps / 10)).astype(np.int64)
     if kind == "short":

@@ -35,7 +35,7 @@ MODEL = Sequential(
 
 
 def message(*args: Any, **kwargs: Any) -> list[str]:
-    """The lines of the failure after the first, which has the names of the models."""
+    """The lines of the message after the first one, which names the models."""
     with pytest.raises(AssertionError) as caught:
         assert_same(*args, **kwargs)
     first, *lines = str(caught.value).splitlines()
@@ -117,7 +117,7 @@ def test_a_call_can_be_given() -> None:
 # ---- differences -----------------------------------------------------------------------------
 
 
-def test_a_gru_of_the_other_variant() -> None:
+def test_the_other_variant_of_a_gru_is_recognised() -> None:
     other = replace(LAYER, reset_after=False)
     lines = message(changed(LAYER, dict, as_spec=other), LAYER.build("numpy", seed=0), batch(LAYER))
     assert lines == [
@@ -131,7 +131,7 @@ def test_a_gru_of_the_other_variant() -> None:
     ]
 
 
-def test_weights_in_another_order_of_gates() -> None:
+def test_another_order_of_gates_is_recognised() -> None:
     spec = LSTMSpec(3, 4)
 
     def reordered(weights: dict[str, Any]) -> dict[str, Any]:
@@ -144,14 +144,14 @@ def test_weights_in_another_order_of_gates() -> None:
     ]
 
 
-def test_the_layer_and_direction_within_a_stack() -> None:
+def test_the_layer_and_direction_in_a_stack_are_named() -> None:
     name = "weight_hh_l1_reverse"
     lines = message(changed(LAYER, lambda w: {name: 2 * w[name]}), LAYER.build("numpy", seed=0), batch(LAYER))
     assert ", first in layer 1, in its reverse direction, in sequence " in lines[1]
     assert lines[2:] == [f"The weights of a are not those of b: {name} differs, by up to 1 of the largest value."]
 
 
-def test_the_first_layer_of_a_model() -> None:
+def test_the_first_layer_that_differs_is_named() -> None:
     name = "encoder.bias_hh_l0"
     lines = message(changed(MODEL, lambda w: {name: 0 * w[name]}), MODEL.build("numpy", seed=0), batch(MODEL))
     assert lines[0].endswith(", first in sequence 0.")
@@ -163,7 +163,7 @@ def test_the_first_layer_of_a_model() -> None:
 
 
 class Wrong:
-    """A layer with the spec and the weights of another, but its own results."""
+    """A layer with the spec and the weights of another one, which changes its results."""
 
     def __init__(self, module: Any, change: Callable[[Any, Any], Any]) -> None:
         self.module, self.change, self.spec = module, change, module.spec
@@ -172,7 +172,7 @@ class Wrong:
         return self.change(*self.module(input, hx, seq_length, resets))
 
 
-def test_only_the_padding_differs() -> None:
+def test_a_difference_only_in_the_padding_is_recognised() -> None:
     given = batch(LAYER)
     right = LAYER.build("numpy", seed=0)
     wrong = Wrong(right, lambda output, h_n: (np.where(given.padding[..., None], 7, output), h_n))
@@ -192,12 +192,12 @@ def test_a_nan_in_only_one_model_is_named() -> None:
     assert message(wrong, right, given) == [
         "The final state h_n is NaN in a, where b has numbers, first in layer 1, in its forward direction, in sequence "
         "0.",
-        "Usual cause, in a: NaN leaks from the padding of the input, as by a multiplication with a mask: 0 * NaN is "
+        "Usual cause, in a: NaN leaks from the padding of the input, as when it is multiplied by a mask: 0 * NaN is "
         "NaN.",
     ]
 
 
-def test_shapes_and_numbers_of_results() -> None:
+def test_different_shapes_and_numbers_of_results() -> None:
     def net(x: Any, lengths: Any) -> Any:
         return x
 
@@ -210,13 +210,13 @@ def test_shapes_and_numbers_of_results() -> None:
 
 @dataclass
 class Record:
-    """What a model returns."""
+    """The results of a model."""
 
     y: Any
     state: Any = None
 
 
-def test_results_by_name_and_in_records() -> None:
+def test_results_in_dicts_and_dataclasses_are_matched_by_name() -> None:
     given = batch(features=3)
     assert_same(lambda x, lengths: {"y": x, "n": 1.0}, lambda x, lengths: {"n": 1.0, "y": x}, given)
     assert_same(lambda x, lengths: (x, Record(x[:, 0], "a")), lambda x, lengths: (x, Record(x[:, 0], "b")), given)
@@ -239,7 +239,7 @@ def test_the_padding_of_a_further_result_is_not_compared() -> None:
     assert message(net, lambda x, lengths: (x[:, 0], 0 * x), given)[0].startswith("The result 1 differs")
 
 
-def test_a_model_that_changes_its_input() -> None:
+def test_a_model_that_changes_its_input_does_not_change_the_batch() -> None:
     def changes(x: Any, lengths: Any) -> Any:
         x[:, 0] = 0
         return x
@@ -256,7 +256,7 @@ def test_a_model_that_changes_its_input() -> None:
         (
             lambda x, lengths: x,
             lambda x, lengths: (x, x),
-            "more than the first result, since a returns 1 arrays, and b 2",
+            "any but the first result, since a returns 1 arrays, and b 2",
         ),
         (
             lambda x, lengths: (x, iter([])),
@@ -291,7 +291,7 @@ def test_a_warning_names_gradients_that_only_one_model_has() -> None:
     with pytest.warns(UserWarning, match=r"only one of the two has .*: fc.bias$"):
         assert_same(frozen, a, given, call=call)
     weight, bias = (array.detach().numpy() for array in (a.fc.weight, a.fc.bias))
-    with pytest.warns(UserWarning, match=r"the gradients, since b .* has none; gradients=False asks for none$"):
+    with pytest.warns(UserWarning, match=r"the gradients, since b .* has none; give gradients=False to compare none$"):
         assert_same(a, lambda x: x @ weight.T + bias, given, call=lambda model, x, seq_length: model(x))
     assert_same(a, lambda x: x @ weight.T + bias, given, call=lambda model, x, seq_length: model(x), gradients=False)
     assert_same(torch.nn.DataParallel(a), a, given, call=call)  # their weights have the same names
@@ -307,7 +307,7 @@ def test_nothing_to_compare_is_an_error() -> None:
             assert_same(lambda x, lengths: x, lambda x, lengths: x, given, tolerance=wrong)
 
 
-def test_a_layer_that_is_called_twice() -> None:
+def test_the_call_of_a_layer_that_is_called_twice_is_named() -> None:
     torch = pytest.importorskip("torch")
 
     class Twice(torch.nn.Module):  # type: ignore[misc, name-defined]
@@ -330,7 +330,7 @@ def test_integers_have_no_tolerance() -> None:
     assert "more than the tolerance of 0," in lines[0]
 
 
-def test_gradients_alone() -> None:
+def test_a_difference_only_in_the_gradients_is_recognised() -> None:
     torch = pytest.importorskip("torch")
 
     class Net(torch.nn.Module):  # type: ignore[misc, name-defined]
@@ -360,7 +360,7 @@ def test_gradients_alone() -> None:
 
 
 @pytest.mark.parametrize("change", ["packing", "mean", "weights"])
-def test_models_of_torch(change: str) -> None:
+def test_differences_of_models_of_torch(change: str) -> None:
     torch = pytest.importorskip("torch")
     rnn = torch.nn.utils.rnn
 

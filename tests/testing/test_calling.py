@@ -1,4 +1,4 @@
-"""A model is called by the names of its arguments, whatever its framework."""
+"""The names of a model's arguments tell how it is called, whatever its framework."""
 
 from dataclasses import replace
 from typing import Any
@@ -34,13 +34,13 @@ def with_a_mask_of_padding(x: Any, scale: float = 1, key_padding_mask: Any = Non
 
 
 def with_a_mask_of_attention_as_well(x: Any, mask: Any = None, src_key_padding_mask: Any = None) -> Any:
-    """Like ``torch.nn.TransformerEncoder``, whose ``mask`` is over pairs of steps."""
+    """Like ``torch.nn.TransformerEncoder``, whose ``mask`` is about pairs of steps."""
     assert mask is None
     return src_key_padding_mask
 
 
 class WithForward:
-    """Like a torch module: calling it forwards to a method, which has the argument names."""
+    """Like a torch module: a call runs the method ``forward``, whose signature has the names of the arguments."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Each common mistake is recognised by its numbers, and other numbers name no cause."""
+"""Each usual mistake is recognised by its numbers, and no cause is named for other numbers."""
 
 import functools
 from dataclasses import replace
@@ -62,7 +62,7 @@ def drawn(spec: RecurrentSpec, *, with_resets: bool = False) -> tuple[dict[str, 
 
 @functools.cache
 def recognised(spec: RecurrentSpec, with_resets: bool) -> dict[str, set[str]]:
-    """For each mistake, the mistakes recognised in its numbers; none if it changes nothing in this layer."""
+    """For each mistake, the mistakes that are recognised in its numbers; none if it has no effect in this layer."""
     weights, given = drawn(spec, with_resets=with_resets)
     trial = trial_of(spec, weights, given)
     right = trial.run()
@@ -86,7 +86,7 @@ def test_each_mistake_of_a_recurrent_layer_has_its_own_numbers(spec: RecurrentSp
 
 
 def test_each_mistake_is_recognised_in_some_layer() -> None:
-    """Every row of the table is needed."""
+    """Every hypothesis is needed."""
     found = [recognised(spec, with_resets) for spec, with_resets in SPECS]
     for text in {text for rows in found for text in rows}:
         assert any(text in rows and rows[text] == {text} for rows in found), text
@@ -199,7 +199,7 @@ def noisy(size: float) -> Any:
     [
         (changed_padding, "the output is not set to zero in the padding"),
         (exchanged_axes, "the axes B and T of the output are exchanged"),
-        (nan, "NaN leaks from the padding of the input, as by a multiplication with a mask: 0 * NaN is NaN"),
+        (nan, "NaN leaks from the padding of the input, as when it is multiplied by a mask: 0 * NaN is NaN"),
         (
             dropped,
             "the output has dropout, with p = 0.2: some elements are 0, and the others are larger by a factor; no "
@@ -221,7 +221,7 @@ def test_the_numbers_themselves_show_a_mistake(change: Any, expected: str) -> No
 
 
 def test_dropout_between_layers_is_suspected_if_the_spec_has_it() -> None:
-    for dropout, expected in ((0.0, None), (0.5, "the first layer is right and those above it are not, as by dropout")):
+    for dropout, expected in ((0.0, None), (0.5, "the first layer is right and those above it are not")):
         spec = GRUSpec(3, 4, 2, dropout=dropout)
         weights, given = drawn(spec)
         output, (h_n,) = computed(spec, given, weights)
@@ -244,7 +244,7 @@ LAYERS = [
     (SumDirectionsSpec(), False),
     (EmbeddingSpec(5, 4, padding_idx=2), False),
 ]
-"""Layers, and whether they are called while training."""
+"""Layers, and whether they are called in training mode."""
 
 
 def drawn_layer(spec: Spec, training: bool) -> LayerTrial:
@@ -283,7 +283,7 @@ def test_each_mistake_of_another_layer_is_recognised(spec: Spec, training: bool)
         (
             ActivationSpec("relu"),
             lambda t, right: right * np.where(t.padding, np.nan, 1)[..., None].max(axis=1, keepdims=True),
-            "NaN leaks from the padding of the input, as by a multiplication with a mask: 0 * NaN is NaN",
+            "NaN leaks from the padding of the input, as when it is multiplied by a mask: 0 * NaN is NaN",
         ),
         (LinearSpec(4, 3), lambda t, right: right.astype("float16"), "it was computed in float16, or rounded to it"),
         (PoolSpec("mean"), lambda t, right: np.random.default_rng(1).standard_normal(right.shape), None),
@@ -303,10 +303,15 @@ def test_the_numbers_of_another_layer_show_a_mistake(spec: Spec, change: Any, ex
     [
         (lambda t: t.input[~t.padding], 0.1, 1, None),
         (lambda t: t.input[~t.padding], 0.9, 1, "the momentum is taken the other way round"),
-        (lambda t: t.input[~t.padding], 0.1, 0, "the running variance gets the one that is divided by N, instead"),
+        (
+            lambda t: t.input[~t.padding],
+            0.1,
+            0,
+            "the running variance is updated with a variance divided by N, instead",
+        ),
         (lambda t: t.input[~t.padding], 0, 1, "the running statistics are not changed"),
         (lambda t: t.input[~t.padding], 1, 1, "the running statistics are replaced by those of the batch"),
-        (lambda t: t.input.reshape(-1, 4), 0.1, 1, "the running statistics count the padding, with what stands in it"),
+        (lambda t: t.input.reshape(-1, 4), 0.1, 1, "the running statistics count the padding, with the values in it"),
         (
             lambda t: t.zeroed.reshape(-1, 4),
             0.1,
@@ -333,7 +338,7 @@ def test_the_running_statistics_show_a_mistake(select: Any, momentum: float, ddo
 
 
 def in_gate_order(spec: RecurrentSpec, order: str) -> Any:
-    """The rows of each weight in another order of the gates."""
+    """Reorder the rows of each weight to another order of the gates."""
     blocks = [spec.gates.index(gate) for gate in order.split()]
     return lambda name, array: array.reshape(len(blocks), -1, *array.shape[1:])[blocks].reshape(array.shape)
 

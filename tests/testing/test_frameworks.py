@@ -54,7 +54,7 @@ FACTOR = np.array([2.0, 0.5, 1.0, -1.0], np.float32)
 
 @MODELS
 def test_gradients_of_a_function_of_any_model(make: Any) -> None:
-    """Inputs may be integers or floats. A frozen weight has no gradient; a weight without influence has zeros."""
+    """Inputs may be integers or floats. A frozen weight has no gradient, and a weight without influence has zeros."""
     model = make()
     framework = framework_of(model)
     framework.set_training(model, False)
@@ -81,7 +81,7 @@ def test_gradients_of_a_function_of_any_model(make: Any) -> None:
 
 @MODELS
 def test_hooks_record_what_each_layer_returned(make: Any) -> None:
-    """Outputs come in the order of the run, as copies: the in-place ReLU overwrites the linear layer's output."""
+    """Outputs are in the order in which layers ran. They are copies, so an in-place ReLU does not overwrite any."""
     model = make()
     framework = framework_of(model)
     framework.set_training(model, False)

@@ -1,4 +1,4 @@
-"""Right models pass; for wrong ones, the message says what moved, in which layer, and why."""
+"""Right models pass. For wrong ones, the message says what moved, in which layer, and why."""
 
 import random
 import re
@@ -42,7 +42,7 @@ def multiplied_mask(x: Any, lengths: Any) -> Any:
 
 
 def nested(x: Any, lengths: Any) -> Any:
-    """Results with arbitrary padding, in nested containers, with integers, a number, and two axes of steps."""
+    """Nested results that contain the padding, integers, a number, and an array with two axes of steps."""
     scores = np.einsum("btf,bsf->bts", x, x)
     pooled = masked_mean(x, lengths)
     return {
@@ -55,7 +55,7 @@ def nested(x: Any, lengths: Any) -> Any:
 
 
 def strided(x: Any, lengths: Any) -> Any:
-    """The sums of three steps each, time first."""
+    """The sums of three steps each, in a time-first array."""
     steps = x.shape[1] // 3
     return x[:, : 3 * steps].reshape(len(x), steps, 3, x.shape[-1]).sum(2).swapaxes(0, 1)
 
@@ -91,7 +91,7 @@ class Stateful:
 
 
 class Noise:
-    """Dropout with a generator of its own, which no NumPy seed sets, but which a copy of the object copies."""
+    """Dropout with its own generator, which ignores NumPy's seed, but is copied together with the object."""
 
     training = False
 
@@ -300,7 +300,7 @@ TORCH_RIGHT: list[dict[str, Any]] = [
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("options", TORCH_RIGHT, ids=str)
 def test_right_models_of_torch_pass_unchanged(options: dict[str, Any]) -> None:
-    """The check changes no weight, no mode and no statistic of the model."""
+    """The check changes no weight, mode or statistic of the model."""
     model = torch_model(**options)
     model.rnn.eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -312,7 +312,7 @@ def test_right_models_of_torch_pass_unchanged(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_module_of_torch_is_left_as_it_was(fails: bool) -> None:
-    """The module replaces buffers, changes weights, modes and requires_grad, and raises an error."""
+    """The module replaces buffers, changes weights, modes and requires_grad, and may raise an error."""
     torch = pytest.importorskip("torch")
 
     class Changes(torch.nn.Module):  # type: ignore[name-defined, misc]
@@ -405,8 +405,8 @@ def test_wrong_models_of_torch_are_found(options: dict[str, Any], words: list[st
     assert_found(torch_model(**options), BATCH, words)
 
 
-def test_only_the_gradient_of_a_weight_sees_nan() -> None:
-    """A linear layer that also computes the padding is right for all finite numbers."""
+def test_only_the_gradient_of_a_weight_is_nan() -> None:
+    """A linear layer that also computes the padding is right if the padding is finite."""
     torch = pytest.importorskip("torch")
 
     class Projected(torch.nn.Module):  # type: ignore[name-defined, misc]
@@ -421,17 +421,17 @@ def test_only_the_gradient_of_a_weight_sees_nan() -> None:
     assert_found(
         Projected(),
         BATCH,
-        [r"the gradient of project.weight: became NaN", "only NaN does this.*gradient of its weights"],
+        [r"the gradient of project.weight: became NaN", "only NaN has this effect.*gradient of its weights"],
     )
     padding_is_inert(Projected(), BATCH, gradients=False)
 
 
-def test_batch_norm_in_evaluation_alone() -> None:
+def test_a_batch_norm_passes_in_evaluation_mode() -> None:
     padding_is_inert(torch_model(norm="batch"), BATCH, training=False, nan=False)
 
 
-def test_a_model_that_takes_one_size_only() -> None:
-    """If anything is wrong, the message also says which checks could not run."""
+def test_a_model_that_takes_only_one_size() -> None:
+    """If something is wrong, the message also says which checks could not run."""
     torch = pytest.importorskip("torch")
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(18, 2)).double()
     words = [
@@ -515,7 +515,7 @@ LAYER = unirnn.LSTMSpec(3, 4, num_layers=2, bidirectional=True, dropout=0.3)
 @pytest.mark.parametrize(
     "given", [batch(LAYER, with_state=True, with_resets=True), batch(CHAIN)], ids=["layer", "chain"]
 )
-def test_modules_of_unirnn(name: str, given: Batch) -> None:
+def test_modules_of_unirnn_pass(name: str, given: Batch) -> None:
     pytest.importorskip(name)
     launch_blocking()
     padding_is_inert((LAYER if given.num_tokens is None else CHAIN).build(name, seed=0), given)

@@ -29,7 +29,7 @@ MARKED = "import pytest\n@pytest.mark.rnn_backend({})\n" + TEST
 
 @pytest.fixture(autouse=True, scope="module")
 def _frameworks_stay_imported() -> None:
-    """Keep frameworks imported: pytester forgets imports after a run, and frameworks can't be imported twice."""
+    """Import frameworks first, since pytester removes what a run imports, and they can't be imported twice."""
     for name in registry.backends():
         with suppress(BackendError):
             registry.load(name)
@@ -112,7 +112,7 @@ NOT_INSTALLED = "backend 'absent' needs a_framework_that_nobody_has, which is no
             MARKED.format("'absent', 'torch'"),
             "--rnn-backends=numpy",
             "absent, torch",
-            "the test is for absent, torch, and --rnn-backends=numpy leaves that out",
+            "the test is for absent, torch, which --rnn-backends=numpy excludes",
         ),
         (
             TEST,
@@ -208,7 +208,7 @@ def test_a_test_that_cannot_run_for_each_backend_says_so(pytester: pytest.Pytest
 
 
 class OfLSTMs(NumpyBackend):
-    """A backend with LSTMs only, in one dtype, and without kernels."""
+    """A backend that has only LSTMs, in one dtype, and no kernels."""
 
     name = "of_lstms"
     support = replace(NumpyBackend.support, who="of_lstms", kinds=("LSTM",), dtypes=("float32",))
@@ -218,7 +218,7 @@ class OfLSTMs(NumpyBackend):
 
 
 class Broken(NumpyBackend):
-    """A backend with its framework, but without a working driver."""
+    """A backend whose framework is installed, but has no working driver."""
 
     name = "broken"
 

@@ -1,6 +1,6 @@
-"""What `padding_is_inert` finds in well-known models with recurrent layers, written after their papers.
+"""`padding_is_inert` finds the mistakes of well-known recurrent models, which are written here after their papers.
 
-They are small, and treat padded batches like the papers' code or the most common implementation.
+The models are small, and treat padded batches like the code of the papers or like the most common implementation.
 """
 
 import re
@@ -31,7 +31,7 @@ def valid_steps(x: Any, lengths: Any) -> Any:
 
 
 class CRNN(nn.Module):
-    """Shi, Bai and Yao 2015: text in images of one height, padded to one width; it takes no widths."""
+    """Shi, Bai and Yao 2015: reads text in images that are padded to the same width, and takes no widths."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,8 +52,8 @@ class CRNN(nn.Module):
 
 
 class DeepSpeech2(nn.Module):
-    """Amodei et al. 2016, as in deepspeech.pytorch: masks after each layer of its convolutions, batch norm between the
-    recurrent layers over all steps of the batch.
+    """Amodei et al. 2016, as in deepspeech.pytorch: masks the output of each convolution; the batch normalisations
+    between the recurrent layers run over all steps of the batch.
     """
 
     def __init__(self, masked: bool) -> None:
@@ -77,8 +77,8 @@ class DeepSpeech2(nn.Module):
 
 
 class Bahdanau(nn.Module):
-    """Bahdanau, Cho and Bengio 2015: additive attention over the states of an encoder in two directions, as in most
-    tutorials: the encoder is not packed, and the attention is not masked. Two steps of the decoder.
+    """Bahdanau, Cho and Bengio 2015, as in most tutorials: additive attention over the states of a bidirectional
+    encoder. The encoder is not packed, and the attention is not masked. The decoder runs for two steps.
     """
 
     def __init__(self, right: bool = False) -> None:
@@ -105,7 +105,7 @@ class Bahdanau(nn.Module):
 
 
 class BiLSTMCRF(nn.Module):
-    """Huang, Xu and Yu 2015; Lample et al. 2016: the partition function is masked, the encoder is not packed."""
+    """Huang, Xu and Yu 2015; Lample et al. 2016: the partition function is masked, but the encoder is not packed."""
 
     def __init__(self, right: bool = False) -> None:
         super().__init__()
@@ -127,8 +127,8 @@ class BiLSTMCRF(nn.Module):
 
 
 class InferSent(nn.Module):
-    """Conneau et al. 2017: packed, and the maximum over the steps, in which the first published code counts the zeros
-    of the padding; later code puts -1e9 in the place of zeros.
+    """Conneau et al. 2017: a packed encoder, then the maximum over the steps. In the first published code, the maximum
+    includes the zeros of the padding; later code replaces zeros by -1e9.
     """
 
     def __init__(self, later: bool) -> None:
@@ -145,8 +145,8 @@ class InferSent(nn.Module):
 
 
 class ELMo(nn.Module):
-    """Peters et al. 2018: a language model in each direction. The simple way to run the second is over the flipped
-    batch; reversing each sequence by its length is right.
+    """Peters et al. 2018: a language model in each direction. It is tempting to run the second one over the flipped
+    batch, but it is right to reverse each sequence by its length.
     """
 
     def __init__(self, right: bool) -> None:
@@ -167,7 +167,7 @@ class ELMo(nn.Module):
 
 
 class Tacotron2Encoder(nn.Module):
-    """Shen et al. 2018: convolutions with batch norm over padded characters, then a packed layer."""
+    """Shen et al. 2018: convolutions with batch normalisation over padded characters, then a packed layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class Tacotron2Encoder(nn.Module):
 
 
 class HAN(nn.Module):
-    """Yang et al. 2016: attention over the states of the words of one sentence; the public code has no mask."""
+    """Yang et al. 2016: attention over the states of the words in a sentence; the public code has no mask."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,8 +221,8 @@ class AWDLSTM(nn.Module):
 
 
 class DrQA(nn.Module):
-    """Chen et al. 2017: stacked layers, whose outputs are put side by side. In training, DrQA's reader by default
-    takes a faster way that ignores padding; here it does so in both modes.
+    """Chen et al. 2017: stacked layers, whose outputs are concatenated. In training, DrQA's reader by default uses
+    faster code that ignores the padding. Here it does so in both modes.
     """
 
     def __init__(self, right: bool) -> None:
@@ -239,8 +239,8 @@ class DrQA(nn.Module):
 
 
 class TextRCNN(nn.Module):
-    """Lai et al. 2015: the states on both sides of each word beside the word, and the maximum over the text; it takes
-    no lengths.
+    """Lai et al. 2015: concatenates each word with the states on both sides, and takes the maximum over the text. It
+    takes no lengths.
     """
 
     def __init__(self) -> None:
@@ -256,8 +256,8 @@ class TextRCNN(nn.Module):
 
 
 class GRU4Rec(nn.Module):
-    """Hidasi et al. 2016: the next item of a session, from the state after its last one: the final state of the layer,
-    or the output at step n - 1.
+    """Hidasi et al. 2016: predicts the next item of a session from the state after the last item, which is taken from
+    the final state of the layer, or from the output at step n - 1.
     """
 
     def __init__(self, right: bool) -> None:
@@ -273,8 +273,8 @@ class GRU4Rec(nn.Module):
 
 
 class Seq2Vec(nn.Module):
-    """As AllenNLP's PytorchSeq2VecWrapper (Gardner et al. 2018): sorts by length, packs, and puts the final states of
-    the last layer back into order.
+    """Gardner et al. 2018 (AllenNLP's PytorchSeq2VecWrapper): sorts the batch by length, packs it, and restores the
+    order of the final states.
     """
 
     def __init__(self) -> None:
@@ -290,7 +290,7 @@ class Seq2Vec(nn.Module):
 
 
 class GE2E(nn.Module):
-    """Wan et al. 2018: the voice of a speaker from the final state over frames, of unit length; it takes no lengths."""
+    """Wan et al. 2018: describes a speaker's voice by the normalised final state, and takes no lengths."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -304,7 +304,7 @@ class GE2E(nn.Module):
 
 class Listener(nn.Module):
     """Chan et al. 2016 (Listen, Attend and Spell): each layer of the pyramid reads pairs of steps. The usual code
-    rounds odd lengths up, so that the last pair has a step of padding.
+    rounds odd lengths up, so that the last pair includes a step of padding.
     """
 
     def __init__(self, down: bool) -> None:
@@ -345,7 +345,7 @@ FOUND: dict[str, tuple[Any, Batch, list[str]]] = {
     "TextRCNN": (TextRCNN, TOKENS, [r"rnn \(LSTM\)", NOT_PACKED]),
     "GRU4Rec, final state": (lambda: GRU4Rec(False), TOKENS, [r"gru \(GRU\)", OF_STEP_T]),
     "GE2E": (GE2E, FRAMES, [r"lstm \(LSTM\)", OF_STEP_T]),
-    "Listener, up": (lambda: Listener(False), FRAMES, [r"rnn \(LSTM\)", "or a valid step is made of padding too"]),
+    "Listener, up": (lambda: Listener(False), FRAMES, [r"rnn \(LSTM\)", "or computes a valid step from it"]),
 }
 INERT: dict[str, tuple[Any, Batch]] = {
     "Bahdanau, packed and masked": (lambda: Bahdanau(True), TOKENS),

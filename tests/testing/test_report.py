@@ -29,7 +29,7 @@ backend = Mine()
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A user's working folder: the backend, and a configuration and a conftest that would break any test."""
+    """A user's working folder with a backend, and with a configuration and a conftest that would break any test."""
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --no-such-option\n")
     (tmp_path / "conftest.py").write_text("raise RuntimeError('not for the suite')\n")
     write_distribution(tmp_path, "mine", "[unirnn.backends]\nmine = mine:backend\n", {"mine.py": MINE})
@@ -44,7 +44,7 @@ def run(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def rows(text: str) -> dict[str, list[str]]:
-    """The rows of the table by their first column."""
+    """The rows of the table, by their first column."""
     lines = [line for line in text.splitlines() if line.startswith(("Numbers", "Padding", "Gradients", "Declared lim"))]
     parts = [[part.strip() for part in line.split("  ") if part.strip()] for line in lines]
     return {name: cells for name, *cells in parts}

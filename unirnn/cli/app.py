@@ -1,12 +1,12 @@
-"""The command ``unirnn`` as a whole: its commands, and how errors are shown.
+"""The command ``unirnn``: its subcommands, and how errors are shown.
 
-Results go to the standard output: tables as wide as the terminal, or, in a pipe or a file, as wide as their contents.
-Errors of unirnn, and those of files and of memory, go to the standard error, in one line. Control characters in names
-are escaped, and so is what the terminal's encoding lacks. The exit status is
+Results are written to standard output. Tables are as wide as the terminal or, in a pipe or a file, as wide as their
+contents. Errors of unirnn, of files and of memory are written to standard error as a single line. Control characters in
+names are escaped, and so are characters that the encoding of the terminal lacks. The exit status is
 
-- 0 if all is well;
+- 0 if the command succeeds;
 - 1 if a backend is out of tolerance, fails, or can't build the layer that is explained;
-- 2 if the arguments are wrong, or name something that is not there.
+- 2 if the arguments are wrong, or name something that does not exist.
 """
 
 import io
@@ -26,23 +26,23 @@ from .printing import one_line, visible
 __all__ = ["app"]
 
 
-_UsageError: Any = typer.BadParameter.__base__  # of click, which newer versions of typer hold a copy of
+_UsageError: Any = typer.BadParameter.__base__  # click's class; newer versions of typer have a copy of click
 
 
 class _Commands(TyperGroup):
-    """The commands, which show errors of unirnn and of the system as one line instead of a traceback."""
+    """A group of commands that shows errors of unirnn and of the system as one line instead of a traceback."""
 
     def main(self, *args: Any, **options: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")  # a terminal may lack characters of Chinese, or of a name
+                stream.reconfigure(errors="backslashreplace")  # a terminal may lack characters of names
         try:
             return super().main(*args, **options)
         except UnirnnError as error:
             message = one_line(error)
         except MemoryError as error:
             message = f"too little memory: {one_line(error)}"
-        except OSError as error:  # of a file, or of the output: a full disk
+        except OSError as error:  # from a file or from the output, such as a full disk
             if error.errno is None:
                 raise
             message = one_line(error)
@@ -64,7 +64,7 @@ class _Commands(TyperGroup):
 
 
 def _discard_output() -> None:
-    """Discard what could not be written, or Python would try it again at its end, and show the error as its own."""
+    """Discard output that could not be written. Python would try to write it again at exit, and print another error."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -73,7 +73,7 @@ def _discard_output() -> None:
 
 
 def _import_bench() -> Any:
-    """The command ``bench``, which alone needs the package ``unirnn_bench``."""
+    """Import the command ``bench``, the only one that needs the package ``unirnn_bench``."""
     try:
         from .bench import bench
     except ModuleNotFoundError as error:

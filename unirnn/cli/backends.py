@@ -14,7 +14,7 @@ __all__ = ["backends"]
 
 
 def backends(as_json: AsJson = False) -> None:
-    """Show the backends: versions, devices and dtypes, and how to install those that are missing."""
+    """Show the backends with their versions, devices and dtypes, and how to install those that are missing."""
     with busy("importing the backends"):
         entries = [_describe(name) for name in registry.backends()]
     if as_json:
@@ -35,9 +35,9 @@ def backends(as_json: AsJson = False) -> None:
 
 
 def _kernels() -> str:
-    """Which compiled kernels are used on a CPU, or why there are none."""
+    """Say which compiled kernels are used on a CPU, or why there are none."""
     missing = library.why_not()
-    compiled = None if missing else library.load()  # which would log the reason as well
+    compiled = None if missing else library.load()  # if the library is missing, load would also log the reason
     if compiled is None:
         return f"no compiled kernels: {missing}; NumPy computes, which is slower"
     return f"compiled kernels: {compiled.unirnn_isa().decode()}"

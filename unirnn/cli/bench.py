@@ -1,4 +1,4 @@
-"""The command ``unirnn bench``. What measures is the package ``unirnn_bench``."""
+"""The command ``unirnn bench``. The measurements are made by the package ``unirnn_bench``."""
 
 import json
 import shlex
@@ -28,41 +28,42 @@ _SIZES = ", ".join(f"{name} {tuple(size)}" for name, size in SIZES.items())
 
 def bench(
     backend: Annotated[
-        list[str] | None, typer.Option(help="May be repeated. Without it: every one that is installed.")
+        list[str] | None, typer.Option(help="May be repeated. Default: every backend that is installed.")
     ] = None,
     cell: Annotated[
-        list[Cell] | None, typer.Option(case_sensitive=False, help="May be repeated. Without it: all three.")
+        list[Cell] | None, typer.Option(case_sensitive=False, help="May be repeated. Default: all three.")
     ] = None,
     size: Annotated[
-        list[str] | None, typer.Option(help=f"May be repeated; T, B, I, H: {_SIZES}. Without it: S, M, step.")
+        list[str] | None, typer.Option(help=f"May be repeated; with T, B, I, H: {_SIZES}. Default: S, M, step.")
     ] = None,
-    layers: Annotated[list[int] | None, typer.Option(help="May be repeated. Without it: 1.")] = None,
+    layers: Annotated[list[int] | None, typer.Option(help="May be repeated. Default: 1.")] = None,
     bidirectional: Annotated[
-        bool | None, typer.Option("--bidirectional/--unidirectional", help="Without it: unidirectional.")
+        bool | None, typer.Option("--bidirectional/--unidirectional", help="Default: unidirectional.")
     ] = None,
     lengths: Annotated[
         list[str] | None,
-        typer.Option(help=f"May be repeated: {', '.join(LENGTHS)}. Without it: dense, uniform."),
+        typer.Option(help=f"May be repeated: {', '.join(LENGTHS)}. Default: dense, uniform."),
     ] = None,
-    threads: Annotated[list[int] | None, typer.Option(help="May be repeated. Without it: 1.")] = None,
+    threads: Annotated[list[int] | None, typer.Option(help="May be repeated. Default: 1.")] = None,
     mode: Annotated[
-        list[str] | None, typer.Option(help="May be repeated, such as jit or cuda. Without it: all of each backend.")
+        list[str] | None, typer.Option(help="Such as jit or cuda; may be repeated. Default: all modes of each backend.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="How long each row is measured.")] = 0.5,
     whole: Annotated[
         bool,
-        typer.Option("--whole", help="Everything that no other option restricts, even if slow; takes hours."),
+        typer.Option("--whole", help="Measure everything that no other option excludes; takes hours."),
     ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures to it.")] = None,
     plot_file: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw them there, .png; needs matplotlib.")
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the figures in it; a .png; needs matplotlib.")
     ] = None,
 ) -> None:
     """Measure the time of layers, forward and with backward, and of what one would use without unirnn.
 
-    A ratio is our time divided by another's, so below 1 ours is faster. The others are the framework's native dense
-    layer, what is usual in the framework, torch's native dense layer, ONNX Runtime's bare session, and the floor: the
-    bare matrix products. The peak is what the processor could do at most.
+    A ratio is the time of unirnn divided by that of a baseline, so below 1, unirnn is faster. The baselines are the
+    framework's own layer on dense input, the usual code in that framework, torch's own layer on dense input, a bare
+    session of ONNX Runtime, and the floor, which is only the matrix products. The peak is the share of the processor's
+    peak speed that unirnn reaches.
 
     The exit status is 1 if something failed.
     """
@@ -82,7 +83,7 @@ def bench(
         jobs, versions, left_out = plan(grid, backend or None)
     for file in (json_file, plot_file):
         if file is not None:
-            file.touch()  # a file that can't be written is an error before the measuring, not after it
+            file.touch()  # if the file can't be written, raise the error before the measurement, not after it
     rows, failures = _measure(jobs, seconds, slow=whole)
     if json_file is not None:
         found = {"versions": versions, "seconds": seconds, "rows": rows, "left_out": left_out, "failures": failures}
@@ -97,13 +98,13 @@ def bench(
 
 
 def _write_report(file: Path, found: dict[str, Any]) -> None:
-    """Write what was found, below the command and the machine that found it."""
+    """Write a report with the command, a description of the machine, and the figures."""
     report = {"command": shlex.join(["unirnn", *sys.argv[1:]]), **processes.describe_machine(), **found}
     file.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
 def _measure(jobs: list[Job], seconds: float, *, slow: bool) -> tuple[list[dict[str, Any]], list[str]]:
-    """Run the jobs behind a progress bar: the rows, and what failed."""
+    """Run the jobs and show a progress bar. Return the rows, and descriptions of what failed."""
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -147,7 +148,7 @@ def _print_bench(rows: list[dict[str, Any]]) -> None:
                 Text("-" if row["peak"] is None else f"{row['peak']:.0%}"),
                 *(Text("-") if r is None else Text(f"{r:.2f}", "green" if r <= 1 else "") for r in ratios),
             )
-        print_parts(f"ours, and its ratio to the others; float32, threads: {threads}", table)
+        print_parts(f"The time of unirnn, and its ratio to others; float32, threads: {threads}", table)
     if rows:
-        print_parts("", "peak: the share of the processor's peak of fused multiply-adds that ours reaches")
+        print_parts("", "peak: the share of the processor's peak of fused multiply-adds that unirnn reaches")
         print_parts(*(f"/ {name}: divided by the time of {text}" for name, text in DESCRIPTIONS.items()))

@@ -11,7 +11,7 @@ from unirnn import explain as explain_limits
 from unirnn.devices import Device, dtype_name
 
 from .printing import busy, print_parts, reason
-from .specs import takes_spec
+from .specs import Backends, takes_spec
 
 __all__ = ["explain"]
 
@@ -19,15 +19,13 @@ __all__ = ["explain"]
 @takes_spec
 def explain(
     spec: Spec,
-    backend: Annotated[
-        list[str] | None,
-        typer.Option("--backend", "-b", help="May be repeated. Default: every backend that is installed."),
-    ] = None,
+    backend: Backends = None,
     device: Annotated[
-        str | None, typer.Option("--device", help="It need not be present. Default: the backend's default device.")
+        str | None,
+        typer.Option("--device", help="May be a device that is not present. Default: the backend's default device."),
     ] = None,
     dtype: Annotated[str, typer.Option("--dtype", "-d", help="float16, bfloat16, float32 or float64.")] = "float32",
-    kernels: Annotated[bool, typer.Option("--kernels", "-k", help="Say also when which kernel runs.")] = False,
+    kernels: Annotated[bool, typer.Option("--kernels", "-k", help="Also say which kernel runs when.")] = False,
 ) -> None:
     """Show what backends can't do, or do differently, for a layer or a model.
 

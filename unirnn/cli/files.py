@@ -1,4 +1,4 @@
-"""The commands on files: ``unirnn show`` and ``unirnn convert``."""
+"""The commands for files: ``unirnn show`` and ``unirnn convert``."""
 
 import re
 import shlex
@@ -23,23 +23,23 @@ __all__ = ["convert", "show"]
 
 _UNKNOWN = "batch_first is not said by such a file; give convert --batch-first or --time-major"
 _ADVICE = re.compile(r"give as spec (\w+\([^()]*\))")
-"""The first spec that the error of a layer advises to give."""
-_READ = "Of PyTorch, MindSpore, ONNX, NumPy, Keras or safetensors, with any suffix."
+"""Finds the spec that an error suggests, the first one if there are several."""
+_READ = "A file of PyTorch, MindSpore, ONNX, NumPy, Keras or safetensors, with any suffix."
 _File = Annotated[Path, typer.Argument(metavar="FILE", help=_READ, show_default=False)]
 _Format = Annotated[
     str | None,
-    typer.Option("--format", "-f", help=f"If the file's content does not tell: {', '.join(files.FORMATS)}."),
+    typer.Option("--format", "-f", help=f"Needed if the content does not show it: {', '.join(files.FORMATS)}."),
 ]
 
 
 def show(file: _File, format: _Format = None, as_json: AsJson = False) -> None:
-    """Show what a file holds: a snapshot, or the recurrent layers in any other checkpoint, with their prefixes.
+    """Show what a file contains: a snapshot, or the recurrent layers of any other checkpoint with their prefixes.
 
-    Then it shows how to convert or load it.
+    The last lines show how to convert or load the file.
 
-    Of a model, the layers are shown. Their multiply-adds are for one sequence and one time step of the input.
+    For a model, its layers are shown. Their multiply-adds are for one sequence and one time step of the input.
 
-    Bytes and dtypes are those of the weights after reading: bfloat16 becomes float32.
+    Bytes and dtypes are those of the weights after reading, which turns bfloat16 into float32.
     """
     with busy(f"reading {file}"):
         found = files.contents(file, format=format)
@@ -82,13 +82,13 @@ def show(file: _File, format: _Format = None, as_json: AsJson = False) -> None:
 
 
 def _others(found: files.Contents) -> list[str]:
-    """What else is in the file: arrays that are of no recurrent layer, or why there is none."""
+    """Describe what else is in the file: arrays of no recurrent layer, or the reason why there is no array."""
     prefixes = tuple(filter(None, found.layers))
     of_whole = found.layers[""].weights if "" in found.layers else {}
     others = [
         f"{one_line(name[:80])} {array.shape}"
         for name, array in found.arrays.items()
-        # The names of a cell's arrays have no number of a layer.
+        # The names of a cell's arrays don't have the number of a layer.
         if not name.startswith(prefixes) and name not in of_whole and f"{name}_l0" not in of_whole
     ]
     if others:
@@ -104,7 +104,7 @@ def _others(found: files.Contents) -> list[str]:
 
 
 def _next(file: Path, found: files.Contents) -> list[str]:
-    """The command and the call that read the first layer whose spec is known, or that could be."""
+    """The command and the call that read the first layer whose spec is known or suggested."""
     known = [prefix for prefix, layer in found.layers.items() if isinstance(layer.spec, Spec)]
     advice = {prefix: match[1] for prefix, layer in found.layers.items() if (match := _ADVICE.search(str(layer.spec)))}
     if not known and not advice:
@@ -124,7 +124,7 @@ def _next(file: Path, found: files.Contents) -> list[str]:
 
 
 def _described(spec: object) -> RenderableType:
-    """A table of the layers of a model, or the spec of a layer."""
+    """A table with the layers of a model, or the spec of a layer."""
     if not isinstance(spec, ModelSpec):
         return repr(spec)
     table = new_table(*COLUMNS)
@@ -156,14 +156,14 @@ def convert(
         typer.Option(
             "--prefix",
             "-p",
-            help="Which layer, if the file holds several: how its names begin; 'unirnn show' lists them.",
+            help="The layer to read if the file has several: how its names begin; 'unirnn show' lists the prefixes.",
         ),
     ] = None,
     spec: Annotated[
         str | None,
         typer.Option(
-            help="The layer, if the file does not say all of it (tanh or relu, batch_first): "
-            "'RNNSpec(2, 3, nonlinearity=\"relu\")'; or the model whose weights it has, also as JSON."
+            help="The spec of the layer, if the file lacks part of it (tanh or relu, batch_first), such as "
+            "'RNNSpec(2, 3, nonlinearity=\"relu\")'; or that of the model whose weights it has; also as JSON."
         ),
     ] = None,
     rename: Annotated[
@@ -172,14 +172,14 @@ def convert(
             "--rename",
             "-r",
             metavar="OLD=NEW",
-            help="With a model as --spec: a new beginning for the names that begin so. May be repeated.",
+            help="With a model as --spec: replace the beginning OLD of names by NEW. May be repeated.",
         ),
     ] = None,
     batch_first: Annotated[
         bool | None,
         typer.Option(
             "--batch-first/--time-major",
-            help="Whether the layer takes (B, T, I) or (T, B, I), if neither the file nor --spec says it.",
+            help="Whether the layer takes (B, T, I) or (T, B, I), if neither the file nor --spec determines it.",
             show_default=False,
         ),
     ] = None,
@@ -191,7 +191,7 @@ def convert(
 ) -> None:
     """Read a layer or a model from a file and write it to a file of another format.
 
-    The output is written as a whole or, after an error, not at all.
+    The output is either written completely or, after an error, not at all.
     """
     parsed = None if spec is None else parse_spec(spec)
     pairs = [pair.partition("=") for pair in rename or ()]
@@ -200,7 +200,7 @@ def convert(
             raise ArgumentError(f"--rename: given {old!r}, expected OLD=NEW")
     renamed = {old: new for old, _, new in pairs} if pairs else None
     with busy(f"converting {source}"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", AssumptionWarning)  # it is said below
+        warnings.simplefilter("ignore", AssumptionWarning)  # _UNKNOWN replaces it below
         snapshot = files.load(
             source, prefix=prefix, spec=parsed, rename=renamed, batch_first=batch_first, format=format
         )

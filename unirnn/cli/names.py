@@ -15,14 +15,14 @@ __all__ = ["names"]
 
 
 class Language(str, Enum):
-    """A language, as an option."""
+    """The values of the option --language."""
 
     EN = "en"
     ZH = "zh"
 
 
 _ZH = {"difference": "差异", "constructor": "构造函数", "build": "构建", "call": "调用", "result": "返回值"}
-"""The words of the table in Chinese."""
+"""The words of the table, with their translations into Chinese."""
 
 
 def names(

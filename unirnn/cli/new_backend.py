@@ -1,6 +1,6 @@
 """The command ``unirnn new-backend``.
 
-What it writes is the folder ``unirnn-loop`` beside this file, with another name in the place of "loop".
+It writes a copy of the folder ``unirnn-loop`` next to this file, in which another name replaces "loop".
 """
 
 import os
@@ -21,18 +21,18 @@ from .printing import print_parts
 __all__ = ["TEMPLATE", "new_backend", "write_distribution"]
 
 TEMPLATE = Path(__file__).parent / "unirnn-loop"
-"""The distribution that is written; the code in the guide "Write a backend" is read from it, too."""
+"""The distribution that is copied. The code in the guide "Write a backend" comes from it as well."""
 
 
 def new_backend(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="What build() calls it, such as the name of the framework's package.")
+        str, typer.Argument(metavar="NAME", help="The name for build(), such as that of the framework's package.")
     ],
 ) -> None:
-    """Write a package with a backend, to begin one of your own with.
+    """Write a package with a backend, as a starting point for your own.
 
-    It is a folder unirnn-NAME in the current folder. The backend in it computes with PyTorch's tensors, and passes the
-    conformance suite as it is.
+    The package is a new folder unirnn-NAME in the current folder. Its backend computes with PyTorch's tensors, and
+    passes the conformance suite without changes.
     """
     folder = write_distribution(name, Path.cwd())
     print_parts(
@@ -44,14 +44,14 @@ def new_backend(
 
 
 def write_distribution(name: str, parent: Path) -> Path:
-    """Write a distribution with a backend: a new folder in another, all of it or nothing.
+    """Write a distribution with a backend into a new folder. After an error, nothing is left of it.
 
     Parameters
     ----------
     name
         The backend's name: lower-case letters, digits and underscores.
     parent
-        The folder to write it into.
+        The folder that will contain the new folder.
 
     Returns
     -------
@@ -61,9 +61,9 @@ def write_distribution(name: str, parent: Path) -> Path:
     Raises
     ------
     ArgumentError
-        If the name is not such a name, or is taken.
+        If the name has other characters, or is taken.
     FileError
-        If there is a file or a folder of that name; it is left as it is.
+        If a file or a folder of that name exists, which is left unchanged.
     OSError
         If the folder can't be written.
 
@@ -77,7 +77,7 @@ def write_distribution(name: str, parent: Path) -> Path:
     _check_name(name)
     target = parent / f"unirnn-{name.replace('_', '-')}"
     if os.path.lexists(target):
-        raise FileError(f"{target.name}: it is there already, and is left as it is; remove it, or give another NAME")
+        raise FileError(f"{target.name}: it exists already, and is left unchanged; remove it, or give another NAME")
     with tempfile.TemporaryDirectory(dir=parent, prefix=".unirnn-") as temporary:
         made = Path(temporary, target.name)
         for source in TEMPLATE.rglob("*"):
@@ -90,7 +90,7 @@ def write_distribution(name: str, parent: Path) -> Path:
 
 
 def _check_name(name: str) -> None:
-    """Refuse a name that is malformed or taken."""
+    """Raise ArgumentError for a name that is malformed or taken."""
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise ArgumentError(
             f"NAME: given {name!r}, expected lower-case letters and digits, and underscores between them, "
@@ -98,8 +98,8 @@ def _check_name(name: str) -> None:
         )
     for is_taken, why in (
         (name in registry.backends(), "which is a backend already"),
-        (find_spec(f"unirnn_{name}") is not None, f"and the package unirnn_{name} is there already"),
-        (name in sys.stdlib_module_names, "which is a module of Python's own library"),
+        (find_spec(f"unirnn_{name}") is not None, f"and the package unirnn_{name} exists already"),
+        (name in sys.stdlib_module_names, "which is a module of Python's standard library"),
         (name == "all", "which means every backend, as in --rnn-backends=all"),
     ):
         if is_taken:
@@ -107,7 +107,7 @@ def _check_name(name: str) -> None:
 
 
 def _renamed(text: str, name: str) -> str:
-    """A text or a path of the template, with a name in the place of "loop"."""
+    """Replace "loop" by a name in a text or a path of the template."""
     of_class = "".join(part.capitalize() for part in name.split("_"))
     text = text.replace("unirnn-loop", f"unirnn-{name.replace('_', '-')}").replace("Loop", of_class)
     return text.replace("loop", name)

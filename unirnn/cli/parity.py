@@ -15,7 +15,7 @@ from unirnn.testing import parity as comparing
 from unirnn.testing.subjects import launch_blocking
 
 from .printing import AsJson, busy, new_table, one_line, print_json, print_parts
-from .specs import takes_spec
+from .specs import Backends, takes_spec
 
 __all__ = ["parity"]
 
@@ -30,22 +30,19 @@ def parity(
         list[str] | None,
         typer.Option("--dtype", "-d", help="May be repeated. Default: float32, and float64 where the backend has it."),
     ] = None,
-    backend: Annotated[
-        list[str] | None,
-        typer.Option("--backend", "-b", help="May be repeated. Default: every backend that is installed."),
-    ] = None,
+    backend: Backends = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare backends with an oracle in float64, on the same weights and the same ragged batch.
+    """Compare backends with an oracle in float64, with the same weights and the same ragged batch.
 
-    The oracle, unirnn.testing.oracle, computes step by step in NumPy. It shares no code with any backend.
+    The oracle, unirnn.testing.oracle, computes step by step in NumPy, and shares no code with any backend.
 
     The exit status is 1 if a backend is out of tolerance or fails.
     """
     _check_sizes(spec, steps, batch_size)
     batch = {"steps": steps, "batch_size": batch_size, "seed": seed}
     with busy("comparing the backends"):
-        # If MindSpore was imported before the command, whoever did so decides how it runs.
+        # Don't change how MindSpore runs if it was imported before the command.
         if "mindspore" in (backend or registry.backends()) and "mindspore" not in sys.modules:
             launch_blocking()
         found = comparing.compare(spec, backend or None, dtype or None, **batch)
@@ -66,11 +63,11 @@ def parity(
 
 
 def _check_sizes(spec: RecurrentSpec, steps: int, batch_size: int) -> None:
-    """Refuse sizes that no memory holds, which NumPy refuses in other words for each size."""
+    """Raise one error for all sizes that fit into no memory. NumPy's own error depends on the size."""
     largest = max(spec.num_weights, steps * batch_size * max(spec.input_size, spec.output_size))
     if largest > 2**40:
         raise ArgumentError(
-            f"parity: given {spec!r}, T = {steps}, B = {batch_size}, which takes {largest:.0e} numbers, expected at "
+            f"parity: given {spec!r}, T = {steps}, B = {batch_size}, which needs {largest:.0e} numbers, expected at "
             "most 1e12; give smaller sizes"
         )
 
@@ -102,7 +99,7 @@ def _print(found: comparing.Parity, batch: str) -> None:
         if not c.within:
             if c.cause is not None:
                 notes.append(f"{c.backend}, {c.device}, {c.dtype}: usual cause: {c.cause}")
-            # A difference that the backend declares may be the reason.
+            # The reason may be a limit that the backend declares.
             limits = explain_limits(found.spec, c.backend, c.device, dtype=c.dtype)
             notes += [f"{c.backend}, {c.device}, {c.dtype}: {limit}" for limit in limits]
     notes += [f"{note.backend}: failed: {one_line(note.reason)}" for note in found.failures]

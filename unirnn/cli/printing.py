@@ -1,4 +1,4 @@
-"""How the commands print: tables, lines and JSON, and a spinner while the user waits."""
+"""Functions with which commands print tables, lines and JSON, and show a spinner while the user waits."""
 
 import json
 from typing import Annotated, Any
@@ -19,12 +19,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 
 def visible(text: object) -> str:
-    """Text with its control characters escaped, which would move a terminal's cursor or change its colours."""
+    """Escape the control characters in a text, which could move the cursor of a terminal or change its colours."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
 
 
 class _Table(Table):
-    """A table whose cells are visible; see `visible`."""
+    """A table that makes the text of its cells `visible`."""
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         super().add_row(
@@ -37,7 +37,7 @@ class _Table(Table):
 
 
 def new_table(*columns: str) -> Table:
-    """A table whose cells are text, and folded, never cut off."""
+    """Make a table whose cells contain text, which is folded and never cut off."""
     table = _Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -45,7 +45,7 @@ def new_table(*columns: str) -> Table:
 
 
 def print_parts(*parts: RenderableType) -> None:
-    """Print tables and text; a str is not wrapped, so that a command in it can be copied, and is made `visible`."""
+    """Print tables and text. A str is made `visible`, and is not wrapped, so that commands in it can be copied."""
     console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = 10_000  # in a pipe or a file, a table is as wide as its contents
@@ -61,16 +61,16 @@ def print_json(value: Any) -> None:
 
 
 def busy(what: str) -> Status:
-    """Show that something is going on while frameworks are imported and run; on a terminal only."""
+    """Show a spinner, only on a terminal, while frameworks are imported and run."""
     return Console(stderr=True).status(Text(f"{visible(what)} ..."))
 
 
 def reason(error: Exception) -> str:
-    """The message of an error, with its type unless it is one of unirnn's own, whose messages need none."""
+    """The message of an error. Unless it is an error of unirnn, its type comes first."""
     text = one_line(error)
     return text if isinstance(error, UnirnnError) else f"{type(error).__name__}: {text}"
 
 
 def one_line(message: object) -> str:
-    """A message of several lines as one, made `visible`."""
+    """Join the lines of a message, and make it `visible`."""
     return visible("; ".join(line.strip() for line in str(message).splitlines()))

@@ -1,4 +1,4 @@
-"""How a layer or a model is named on the command line: by a spec, or a recurrent layer by its cell and options."""
+"""Read a layer or a model from the command line: from a spec, or from the cell and options of a recurrent layer."""
 
 import ast
 import functools
@@ -15,11 +15,17 @@ from unirnn import RecurrentSpec, Spec, specs
 from unirnn.errors import SpecError, UnirnnError
 from unirnn.specs import ModelSpec
 
-__all__ = ["Cell", "parse_spec", "takes_spec"]
+__all__ = ["Backends", "Cell", "parse_spec", "takes_spec"]
+
+Backends = Annotated[
+    list[str] | None,
+    typer.Option("--backend", "-b", help="May be repeated. Default: every backend that is installed."),
+]
+"""The option of every command that runs a spec on backends."""
 
 
 class Cell(str, Enum):
-    """A cell, as an argument."""
+    """The cells, as values of an argument."""
 
     RNN = "RNN"
     GRU = "GRU"
@@ -30,7 +36,7 @@ _SPECS: dict[str, type[Spec]] = {
     name: vars(specs)[name] for name in specs.__all__ if hasattr(vars(specs)[name], "kind") and name != "Model"
 }
 _DEFAULTS = {"input_size": 10, "hidden_size": 16}
-"""Of a layer that is given by its cell alone."""
+"""The sizes of a layer that is given by its cell."""
 _MOST_LAYERS = 10_000
 
 _SPEC = Annotated[
@@ -69,14 +75,14 @@ _OPTIONS: dict[str, Any] = {
         typer.Option("--gate-activation", help="GRU and LSTM only: sigmoid, hard_sigmoid or hard_sigmoid_0.2."),
     ],
 }
-"""The arguments of specs as options, by their names in `RecurrentSpec.to_dict`."""
+"""The options for the arguments of specs, by their names in `RecurrentSpec.to_dict`."""
 
 
 def takes_spec(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the argument SPEC and the options that describe a layer, in the place of its parameter ``spec``.
+    """Replace the parameter ``spec`` of a command by the argument SPEC and the options that describe a layer.
 
-    Where both a whole spec and options are given, an option replaces the argument of the spec. The command's annotation
-    says whether it takes any spec, or recurrent layers only.
+    If the user gives both a whole spec and options, the options replace arguments of the spec. The annotation of the
+    parameter determines whether the command takes any spec, or only recurrent layers.
     """
     wanted = command.__annotations__["spec"]
 
@@ -113,18 +119,18 @@ def takes_spec(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def parse_spec(text: str) -> Spec:
-    """Read a spec; only literals and specs are evaluated.
+    """Parse a spec. Only literals and specs are evaluated.
 
     Parameters
     ----------
     text
-        What Python prints, ``GRUSpec(10, 16, num_layers=2)`` or ``Sequential(...)``, also with ``unirnn.`` before each
-        name, or the JSON of `Spec.to_dict`.
+        A spec as Python prints it, ``GRUSpec(10, 16, num_layers=2)`` or ``Sequential(...)``, optionally with
+        ``unirnn.`` before each name, or the JSON of `Spec.to_dict`.
 
     Raises
     ------
     SpecError
-        If it is neither, or no layer can have one of its values.
+        If it is neither of these, or has an invalid value.
     ArgumentError
         If an argument is unknown, missing, of the wrong type, or given twice.
 
@@ -150,19 +156,19 @@ def parse_spec(text: str) -> Spec:
 
 
 def _check_layers(spec: Spec) -> None:
-    """Refuse so many layers that naming their weights would never end."""
+    """Raise SpecError for so many layers that it would take forever to name their weights."""
     for leaf in spec.leaves().values():
         if isinstance(leaf, RecurrentSpec) and leaf.num_layers > _MOST_LAYERS:
             raise SpecError(f"num_layers: given {leaf.num_layers}, expected at most {_MOST_LAYERS} in a command")
 
 
 def _read_call(node: ast.AST) -> Spec:
-    """Read the call of a spec's class; a ValueError if it is anything else."""
+    """Evaluate the call of a spec's class; raises ValueError for anything else."""
     if not isinstance(node, ast.Call):
         raise ValueError
     cls = _SPECS.get(ast.unparse(node.func).removeprefix("unirnn."))
     named = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg is not None}
-    if cls is None or len(named) < len(node.keywords):  # fewer if one is given twice, or by ``**``
+    if cls is None or len(named) < len(node.keywords):  # an argument is given twice, or by ``**``
         raise ValueError
     if issubclass(cls, ModelSpec):
         return cls(*map(_read_call, node.args), **{name: _read_call(value) for name, value in named.items()})

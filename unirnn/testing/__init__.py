@@ -1,7 +1,7 @@
-"""The test kit: test your model on several backends, or your backend against every guarantee.
+"""The test kit: test a model on several backends, or a backend against every guarantee.
 
-With ``pip install unirnn[testing]``, pytest has the fixture ``rnn_backend``, and ``python -m unirnn.testing NAME`` runs
-the conformance suite for a backend.
+After ``pip install unirnn[testing]``, pytest has the fixture ``rnn_backend``, and ``python -m unirnn.testing NAME``
+runs the conformance suite on a backend.
 """
 
 from typing import TYPE_CHECKING, Any

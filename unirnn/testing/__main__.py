@@ -1,8 +1,8 @@
-"""Run the conformance suite for an installed backend, and print which guarantees hold.
+"""Run the conformance suite on an installed backend, and print which guarantees hold.
 
-``python -m unirnn.testing NAME [--device D] [options of pytest]``, such as ``-n 4``, which needs pytest-xdist, or
-``-k GRU``. NAME may have options of the build: ``"numpy[kernel=fallback]"``. The status is 0 if something was tested
-and nothing failed, 2 if nothing could be tested, else 1.
+``python -m unirnn.testing NAME [--device D] [options of pytest]``. NAME may include options of the build, as in
+``"numpy[kernel=fallback]"``. Useful options of pytest are ``-k GRU``, and ``-n 4``, which needs pytest-xdist. The exit
+status is 0 if something was tested and nothing failed, 2 if nothing could be tested, else 1.
 """
 
 import argparse
@@ -21,12 +21,12 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the suite; see the module.
+    """Run the suite as the module's docstring describes.
 
     Parameters
     ----------
     arguments
-        The command-line arguments; None takes those of this process.
+        The command-line arguments; None means those of this process.
 
     Returns
     -------
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     assert __doc__ is not None
     parser = argparse.ArgumentParser("python -m unirnn.testing", description=__doc__, allow_abbrev=False)
     parser.add_argument("name", metavar="NAME", help="the backend, such as mindspore, or numpy[kernel=fallback]")
-    parser.add_argument("--device", help="such as cuda; default: the backend's own")
+    parser.add_argument("--device", help="the device, such as cuda; default: the backend's default device")
     given, options = parser.parse_known_args(arguments)
     missing = [package for package in ("pytest", "hypothesis") if find_spec(package) is None]
     if missing:
@@ -71,12 +71,12 @@ def _check_options(options: Sequence[str]) -> None:
 
 
 def _subject(name: str, device: str | None) -> Subject:
-    """The backend to test, or an error that says why it can't be tested."""
+    """The backend to test; raises an error that says why if it can't be tested."""
     found = subjects([name], [] if device is None else [device])
     if len(found) != 1:
         raise ArgumentError(f"NAME: given {name!r}, expected the name of one backend")
     if any(isinstance(subject, Subject) and subject.name == "mindspore" for subject in found):
-        launch_blocking()  # before it runs an operator
+        launch_blocking()  # has no effect after the first operator
     subject = checked(found[0]) if isinstance(found[0], Subject) else found[0]
     if isinstance(subject, Missing):
         raise BackendError(f"{subject.label}: {subject.reason}")
@@ -84,14 +84,14 @@ def _subject(name: str, device: str | None) -> Subject:
 
 
 def _own_options() -> list[str]:
-    """Options of pytest that leave the user's own configuration out, and write nothing next to the suite."""
+    """Options of pytest that ignore the user's configuration and write no files next to the suite."""
     folder = Path(__file__).parent / "conformance"
     places = [str(folder), "-c", os.devnull, f"--rootdir={folder}", f"--confcutdir={folder}"]
     return [*places, "-p", "no:cacheprovider", "--import-mode=importlib", "-q", "--no-header", "--no-summary"]
 
 
 def _shield(folder: str) -> None:
-    """Ignore pytest's environment variables, in this process and its workers; let hypothesis write there."""
+    """Unset pytest's environment variables for this process and its workers, and let hypothesis write to a folder."""
     for name in [name for name in os.environ if name.startswith("PYTEST_")]:
         del os.environ[name]
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = folder

@@ -1,4 +1,4 @@
-"""In what two arrays differ, and where first."""
+"""How much two arrays differ, and where first."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,29 +15,29 @@ __all__ = ["Difference", "difference", "place_in_state"]
 
 Array = NDArray[Any]
 Place = Callable[[tuple[int, ...]], str]
-"""Where in a model an element is, in words."""
+"""Describes the position of an element, such as its step and its sequence, given its index in the array."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """In what two arrays differ.
+    """A difference between two arrays.
 
     Parameters
     ----------
     what
-        Such as ``output``.
+        What the arrays are, such as ``output``.
     size
-        The largest difference, relative to the largest value in b; infinite if only one is NaN somewhere.
+        The largest difference, relative to the largest value in b; infinite if there is a NaN in only one array.
     tolerance
-        How large it may be.
+        The largest relative difference that is allowed.
     where
-        Where it begins, in words.
+        A description of the first place at which they differ.
     shapes
-        The two shapes, if they are not the same.
+        The two shapes if they differ, else empty.
     nan
-        The side that has a NaN, or empty.
+        The side that has a NaN, ``a`` or ``b``, if only one has; else empty.
     text
-        A whole sentence instead of all that, or empty.
+        A sentence that replaces the one about the difference; usually empty.
     """
 
     what: str
@@ -49,7 +49,7 @@ class Difference:
     text: str = ""
 
     def sentence(self) -> str:
-        """The difference in words."""
+        """The difference as a sentence."""
         if self.text:
             return self.text
         if self.shapes:
@@ -64,7 +64,7 @@ class Difference:
 
 
 def _side_with_nan(a: Array, b: Array) -> str:
-    """Which of the two has a NaN; empty if both have one, or none."""
+    """Name the side that has a NaN; empty if both sides have one, or neither."""
     has = [bool(np.isnan(array).any()) if array.dtype.kind in "fc" else False for array in (a, b)]
     return "" if has[0] == has[1] else "a" if has[0] else "b"
 
@@ -72,12 +72,15 @@ def _side_with_nan(a: Array, b: Array) -> str:
 def difference(
     what: str, a: Array, b: Array, tolerance: float, place: Place = lambda at: "", least: float = 0.0
 ) -> Iterator[Difference]:
-    """The difference of two arrays of one shape, if it is too large; NaN at the same places are equal."""
+    """Yield the difference between two arrays of one shape if it is too large. NaN equals NaN.
+
+    The difference is relative to the largest value in b, or to ``least`` if that is larger.
+    """
     if not a.size:
         return
-    if a.dtype.kind not in "fc" and b.dtype.kind not in "fc":  # integers and flags are not rounded
+    if a.dtype.kind not in "fc" and b.dtype.kind not in "fc":  # integers and bools have no rounding errors
         tolerance = 0.0
-    if not {a.dtype.kind, b.dtype.kind} <= set("fciub"):  # no numbers
+    if not {a.dtype.kind, b.dtype.kind} <= set("fciub"):  # such as strings: equal, or off by 1
         a, b = np.asarray(a != b, np.float64), np.zeros(b.shape)
     off, scale = gaps(a, b), max(largest(b), least) or 1.0
     wrong = np.argwhere(off > tolerance * scale)
@@ -88,7 +91,7 @@ def difference(
 
 
 def place_in_state(spec: Spec | None, at: tuple[int, ...]) -> str:
-    """Layer, direction and sequence of the first number of a state `(L*D, B, H)` that differs."""
+    """Describe an index in a state `(L*D, B, H)` by its layer, direction and sequence."""
     if len(at) < 3:
         return f", first in sequence {at[0]}" if len(at) == 2 else ""
     if not isinstance(spec, RecurrentSpec):

@@ -1,4 +1,4 @@
-"""Why two models differ: the first layer, their weights, and the usual cause."""
+"""Explain why two models differ: the first layer that differs, their specs and weights, and the usual cause."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from unirnn.specs import LinearSpec, ModelSpec, RecurrentSpec, Sequential, Spec
 from . import oracle
 from ._differences import difference
 from ._sides import Side, snapshot_of
-from .batches import Batch
+from .batches import Batch, zeroed
 from .causes import arrays_cause, gradient_cause, layer_cause, recurrent_cause, recurrent_gradient_cause
 from .causes.numbers import NOT_ZEROED
 
@@ -23,12 +23,29 @@ __all__ = ["explain"]
 
 Array = NDArray[Any]
 Layers = dict[tuple[str, int], tuple[str, list[Array]]]
-"""For each call of a layer, by its path and number: its class, and what it returned, the output as `(B, T, ...)`."""
+"""The class of each layer and the arrays that it returned, by the layer's path and the number of the call. The first
+array is `(B, T, ...)`."""
 
 
 @dataclass(frozen=True)
 class _First:
-    """The first layer that differs: its paths, its class, its results, what a chain gives it, and the layer before."""
+    """The first layer that differs.
+
+    Parameters
+    ----------
+    paths
+        Its path in each of the two models.
+    call
+        Which of its calls differs, counted from 0.
+    kind
+        The name of its class.
+    results
+        What it returned in each model.
+    given
+        Its input, provided that the model is a chain of layers.
+    before
+        The layer before it, which does not differ; empty if it is the first of all.
+    """
 
     paths: tuple[str, str]
     call: int
@@ -38,7 +55,7 @@ class _First:
     before: str
 
     def sentence(self) -> str:
-        """The layer in words."""
+        """A sentence that names the layer."""
         name = self.paths[0] if self.paths[0] == self.paths[1] else f"{self.paths[0]} (in b {self.paths[1]})"
         name += _of_call(self.call)
         after = f" The one before it, {self.before}, is the same." if self.before else ""
@@ -46,14 +63,14 @@ class _First:
 
 
 def explain(a: Side, b: Side, tolerance: float, *, only_gradients: bool) -> Iterator[str]:
-    """Sentences about two models that differ.
+    """Yield sentences that explain why two models differ.
 
     Parameters
     ----------
     a, b
-        The models; they have run.
+        The models, which have already run.
     tolerance
-        The largest difference that is ignored.
+        The largest relative difference that is ignored.
     only_gradients
         Whether only the gradients differ.
     """
@@ -104,21 +121,20 @@ def _first_layer(a: Side, b: Side, tolerance: float) -> _First | None:
 
 
 def _differ(own: list[Array], right: list[Array], after: Batch, tolerance: float) -> bool:
-    """Whether what two layers returned differs, where it is of the same shapes; not in the padding of the output."""
+    """Whether results of two layers that have the same shapes differ. The padding of the output is ignored."""
     pairs = zip(_zeroed(own, after), _zeroed(right, after), strict=False)
     return any(x.shape == y.shape and any(difference("", x, y, tolerance)) for x, y in pairs)
 
 
 def _zeroed(results: list[Array], batch: Batch) -> list[Array]:
-    """What a layer returned, with zeros in the padding of its output, where the models set them later."""
+    """Set the padding of a layer's output to zero, since a model may do so only after a later layer."""
     if not results or results[0].shape[:2] != (batch.batch_size, batch.steps):
         return results
-    padding = batch.padding.reshape(*batch.padding.shape, *[1] * (results[0].ndim - 2))
-    return [np.where(padding, 0, results[0]), *results[1:]]
+    return [zeroed(results[0], batch.padding), *results[1:]]
 
 
 def _after(given: Batch, spec: Spec | None, path: str, output: Array) -> Batch:
-    """The input of the next layer in a chain."""
+    """The input of the next layer, if the layers form a chain."""
     leaf = None if spec is None else spec.leaves().get(path)
     if output.ndim < 3:
         return given
@@ -127,7 +143,7 @@ def _after(given: Batch, spec: Spec | None, path: str, output: Array) -> Batch:
 
 
 def _layers(side: Side) -> Layers:
-    """What each layer returned, by its path."""
+    """The results of each layer, by its path and the number of the call."""
     found = side.watched()
     if found or not isinstance(side.spec, Sequential) or side.snapshot is None:
         return found
@@ -137,7 +153,10 @@ def _layers(side: Side) -> Layers:
 def _built_one_by_one(
     side: Side, spec: Sequential, snapshot: Snapshot
 ) -> Iterator[tuple[tuple[str, int], tuple[str, list[Array]]]]:
-    """The results of the first layers of a model, built from its weights, for each number of them."""
+    """Yield the results of each layer of a model, by building and running the layers up to it.
+
+    This is for frameworks that can't watch layers.
+    """
     for count in range(1, len(spec) + 1):
         children = dict(spec.children[:count])
         name, layer = spec.children[count - 1]
@@ -149,14 +168,14 @@ def _built_one_by_one(
             same = replace(side.batch, hx=hx if part.stateful else None)
             one = Side(side.label, module, same, None)
             one.run()
-        except UnirnnError:  # such as a backend that builds with further options only
+        except UnirnnError:  # such as that of a backend which can't build without further options
             return
         state = one.results[1 + len(_parts_of(spec, count - 1)) :] if isinstance(layer, RecurrentSpec) else []
         yield (name, 0), (layer.kind, [*one.results[:1], *state])
 
 
 def _parts_of(spec: Sequential, count: int) -> list[str]:
-    """The parts of the states of the first layers."""
+    """The names of the parts of the states of the first ``count`` layers."""
     return [
         part for _, layer in spec.children[:count] for leaf in layer.stateful.values() for part in leaf.state_shapes(1)
     ]
@@ -188,7 +207,7 @@ def _specs_and_weights(a: Side, b: Side) -> Iterator[str]:
 
 
 def _cause(a: Side, b: Side, first: _First | None, tolerance: float) -> tuple[str, str] | None:
-    """The side with a usual mistake, and the mistake."""
+    """The side that has made a usual mistake, and a description of the mistake."""
     sides = (a, b)
     if first is None:
         snapshots = [side.snapshot for side in sides]
@@ -196,26 +215,26 @@ def _cause(a: Side, b: Side, first: _First | None, tolerance: float) -> tuple[st
     else:
         snapshots = [_snapshot_of_layer(side, path) for side, path in zip(sides, first.paths, strict=True)]
         results, batches = list(first.results), [replace(first.given, hx=None)] * 2
-    for k, source in ((0, 0), (1, 1), (0, 1), (1, 0)):  # each by its own weights, then by those of the other
+    for k, source in ((0, 0), (1, 1), (0, 1), (1, 0)):  # results with the side's own weights, then with the other's
         snapshot, own, given = snapshots[source], results[k], batches[k]
         if snapshot is None or not own:
             continue
-        counts = first is None and sides[k].is_built  # what stands in the padding of the output
-        for found in [own] if counts else [own, _zeroed(own, given)]:
+        padding_matters = first is None and sides[k].is_built
+        for found in [own] if padding_matters else [own, _zeroed(own, given)]:
             cause = _cause_of_layer(snapshot, given, found, tolerance)
-            if cause is not None and (counts or cause != NOT_ZEROED):
+            if cause is not None and (padding_matters or cause != NOT_ZEROED):
                 return sides[k].label, cause
     return None
 
 
 def _cause_of_layer(snapshot: Snapshot, batch: Batch, results: list[Array], tolerance: float) -> str | None:
-    """The usual cause of the results of one layer; the input and the output are `(B, T, ...)`."""
+    """The usual mistake that explains the results of one layer. Its input and output are `(B, T, ...)`."""
     spec, input = snapshot.spec, batch.input
     is_given_tokens = input.ndim == 2
     if spec.takes_tokens != is_given_tokens or (
         not is_given_tokens and spec.input_features not in (0, input.shape[-1])
     ):
-        return None  # it is not in a chain after the layer before
+        return None  # the layer before does not give its input, so the model is no chain
     if isinstance(spec, RecurrentSpec):
         parts = results[1 : 1 + len(spec.states)]
         is_known = [part.shape for part in parts] == list(spec.state_shapes(batch.batch_size).values())
@@ -226,7 +245,7 @@ def _cause_of_layer(snapshot: Snapshot, batch: Batch, results: list[Array], tole
 
 
 def _snapshot_of_layer(side: Side, path: str) -> Snapshot | None:
-    """Spec and weights of a layer within a model."""
+    """The spec and the weights of a layer within a model."""
     if side.snapshot is not None:
         leaf = side.snapshot.spec.leaves().get(path)
         if leaf is None or (isinstance(leaf, LinearSpec) and leaf.tied_to):
@@ -256,17 +275,17 @@ def _cause_of_gradients(a: Side, b: Side, tolerance: float) -> tuple[str, str] |
 
 
 def _cause_of_recurrent_gradients(side: Side, snapshot: Snapshot, tolerance: float) -> str | None:
-    """The usual cause of the gradients of a recurrent layer, with the oracle."""
+    """The usual mistake that explains the gradients of a recurrent layer, as found by the oracle."""
     spec = replace(snapshot.spec, batch_first=True, dropout=0.0)
-    batch, found = side.batch.in_layout(True), dict(side.found or {})
-    if len(side.cotangents) != 1 + len(spec.states) or batch.resets is not None:
+    batch, cotangents = side.batch.in_layout(True), tuple(side.cotangents)
+    if len(cotangents) != 1 + len(spec.states) or batch.resets is not None:
         return None
     shapes = spec.state_shapes(batch.batch_size)
     hx = state_parts(spec, batch.hx) or tuple(np.zeros(shape) for shape in shapes.values())
-    names = oracle.names_of_state(spec)
-    arrays: dict[str, Array] = {"input": batch.input, **dict(zip(names.values(), hx, strict=True)), **snapshot.weights}
+    initial = {f"{name}_0": part for name, part in zip(spec.states, hx, strict=True)}
+    arrays: dict[str, Array] = {"input": batch.input, **initial, **snapshot.weights}
     wide = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
-    renamed = {names.get(name, name): array for name, array in found.items()}
-    # Values that were not computed are taken to be right.
-    renamed = {**oracle.gradients(spec, wide, batch.lengths, tuple(side.cotangents)), **renamed}
-    return recurrent_gradient_cause(spec, wide, batch.lengths, tuple(side.cotangents), renamed, tolerance)
+    # A gradient that was not computed is taken to be right.
+    right = oracle.gradients(spec, wide, batch.lengths, cotangents)
+    found = {**right, **oracle.renamed(spec, side.found or {})}
+    return recurrent_gradient_cause(spec, wide, batch.lengths, cotangents, found, tolerance)

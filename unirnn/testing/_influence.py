@@ -1,4 +1,4 @@
-"""Describe in words what the padding changed."""
+"""Describe what a change of the padding has moved."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,19 @@ __all__ = ["Change", "Moved", "name_of_result", "sentences"]
 
 @dataclass(frozen=True)
 class Change:
-    """Another batch with the same valid steps."""
+    """Another batch with the same valid steps.
+
+    Parameters
+    ----------
+    words
+        A clause that describes the change, such as ``NaN is in the padding``.
+    short
+        The same in a word or two.
+    batch
+        The changed batch.
+    alone
+        The index of the sequence if the batch has only one, else None.
+    """
 
     words: str
     short: str
@@ -22,7 +34,21 @@ class Change:
 
 @dataclass(frozen=True)
 class Moved:
-    """Something that a change moved."""
+    """A result, gradient or statistic that was moved by a change.
+
+    Parameters
+    ----------
+    training
+        Whether the model was in training mode.
+    what
+        What moved.
+    change
+        The change that moved it.
+    difference
+        How much it moved, and where first.
+    is_of_weight
+        Whether it is the gradient of a weight.
+    """
 
     training: bool
     what: str
@@ -32,12 +58,12 @@ class Moved:
 
 
 def name_of_result(path: str) -> str:
-    """The name of an array that the model returns, by its path."""
+    """Name an array that the model returns, given its path."""
     return f"output{path}"
 
 
 def sentences(found: list[Moved], base: Batch) -> list[str]:
-    """What moved in evaluation, and what in training."""
+    """Describe what moved in evaluation mode, and what in training mode."""
     lines = []
     for training in (False, True):
         rows = [moved for moved in found if moved.training is training]
@@ -47,7 +73,7 @@ def sentences(found: list[Moved], base: Batch) -> list[str]:
 
 
 def _of_one_mode(rows: list[Moved], base: Batch) -> list[str]:
-    """One sentence for each thing that moved; one for the gradients of all weights."""
+    """Write one line for each thing that moved, and a single one for the gradients of all weights."""
     by_what: dict[str, list[Moved]] = {}
     for row in rows:
         by_what.setdefault("a weight" if row.is_of_weight else row.what, []).append(row)

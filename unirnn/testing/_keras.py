@@ -22,7 +22,7 @@ Array = NDArray[Any]
 
 @functools.cache
 def _outer_layer() -> Any:
-    """The class of a layer whose call is a function: layers that it calls are in its mode."""
+    """The class of a layer whose call runs a function, so that the layers in it run in this layer's mode."""
     keras: Any = importlib.import_module("keras")
 
     class Outer(keras.layers.Layer):  # type: ignore[misc]
@@ -42,7 +42,7 @@ class KerasFramework:
     name = "keras"
 
     def __init__(self) -> None:
-        # Here, since Keras needs a framework, and says which one it runs on.
+        # Keras is imported here because importing it loads the framework that it runs on.
         self._keras: Any = importlib.import_module("keras")
         self._training = False
 
@@ -69,7 +69,7 @@ class KerasFramework:
         elif kind == "jax":
             by_input, by_weight = _gradients_of_jax(of_floats, tensors, variables)
         else:
-            raise LimitError(f"unirnn takes no gradients of Keras on {kind}; it takes those on torch and jax")
+            raise LimitError(f"unirnn can't take gradients of Keras on {kind}; it can on torch and jax")
         found = dict(zip(floats, map(self.to_numpy, by_input), strict=True))
         weights = {v.path: self.to_numpy(g) for v, g in zip(variables, by_weight, strict=True)}
         return [found.get(k) for k in range(len(arrays))], weights
@@ -81,7 +81,7 @@ class KerasFramework:
         def watched(name: str, layer: Any) -> Callable[..., Any]:
             call = layer.call
 
-            @functools.wraps(call)  # with the signature, by which a model is called
+            @functools.wraps(call)  # this keeps the signature, which tells how the model is called
             def add(*args: Any, **kwargs: Any) -> Any:
                 results = call(*args, **kwargs)
                 if not any(map(_is_traced, arrays_by_path(results).values())):
@@ -100,15 +100,15 @@ class KerasFramework:
                 del layer.call
 
     def _copied(self, value: Any) -> Any:
-        """An array's copy, as NumPy's; anything else as it is."""
+        """A NumPy copy of an array; anything else is returned unchanged."""
         return np.array(self.to_numpy(value)) if self._keras.ops.is_tensor(value) else value
 
     def set_training(self, module: Any, mode: bool) -> None:
         self._training = mode
 
     def run(self, function: Callable[[], Any]) -> Any:
-        """What a function returns, with the layers that it calls in the mode that was set."""
-        if not self._training:  # as without a mode; the names of layers that this builds are then their own
+        """Run a function so that the layers in it are in the mode that was set, and return its result."""
+        if not self._training:  # no outer layer, which would change the names of layers that this call builds
             return function()
         return _outer_layer()(function)(self._keras.ops.zeros((1, 1)), training=self._training)
 
@@ -116,7 +116,7 @@ class KerasFramework:
         self._keras.utils.set_random_seed(seed)
 
     def all_weights(self, module: Any) -> dict[tuple[str, ...], Array] | None:
-        """All variables: the states of its own generators of random numbers are among them."""
+        """All variables, including the states of the model's own random generators."""
         return {(variable.path,): self.to_numpy(variable.value) for variable in module.variables}
 
     @contextmanager
@@ -130,13 +130,13 @@ class KerasFramework:
 
 
 def _is_traced(value: Any) -> bool:
-    """Whether an array has no values, as of a cell within the loop of a layer on JAX."""
+    """Whether an array is a tracer of JAX, which has no values; cells get these inside the loop of a layer."""
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(value, jax.core.Tracer)
 
 
 def _by_path(layer: Any, path: str = "") -> dict[str, Any]:
-    """A layer and all those within it, each under its first path; Keras has no public list of them."""
+    """A layer and all layers within it, each by the first path that leads to it. Keras has no public list of them."""
     found = {path: layer}
     for inner in layer._layers:
         own = _by_path(inner, f"{path}.{inner.name}" if path else inner.name)

@@ -1,8 +1,9 @@
 """Find the sequences and their valid steps in a model's results.
 
-Nobody says which axis of a result is the batch and which the steps, or how many steps a strided convolution leaves. The
-same model called with other sizes tells: the axis that is 1 for a sequence alone is the batch, and those that grow with
-more padding, or shrink for a sequence alone, are steps. A sequence alone has as many of them as are valid.
+A result does not say which of its axes is the batch and which are steps, nor how many steps a strided convolution has
+left. Calling the model with other sizes shows it. The axis whose size becomes 1 for a single sequence is the batch.
+Axes that grow with more padding, or shrink for a single sequence, are steps. A single sequence without padding has as
+many steps as are valid.
 """
 
 import dataclasses
@@ -29,18 +30,18 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """The axes of an array, and what of it is valid.
+    """The meaning of the axes of an array, and which of its elements are valid.
 
     Parameters
     ----------
     shape
-        The array's, with its first axis split in two where it was `(B*T, ...)` or `(T*B, ...)`.
+        The shape of the array. If the array is `(B*T, ...)` or `(T*B, ...)`, its first axis is split in two.
     batch_axis
-        The axis of the sequences, if there is one.
+        The axis of the sequences, or None.
     step_axes
-        The axes of steps: attention may have two.
+        The axes of steps. The weights of an attention have two.
     valid_steps
-        `(B,)`: how many steps of each sequence are valid, by the axis.
+        For each axis of steps, how many steps of each sequence are valid, `(B,)`.
     """
 
     shape: tuple[int, ...]
@@ -49,7 +50,7 @@ class Places:
     valid_steps: Mapping[int, NDArray[np.int64]]
 
     def valid(self) -> NDArray[np.bool_]:
-        """Where the array is valid, of its shape."""
+        """A mask of the valid elements, of the array's shape."""
         valid = np.ones(self.shape, bool)
         if self.batch_axis is None:
             return valid
@@ -63,7 +64,7 @@ class Places:
         return valid
 
     def split(self, array: Array, batch_size: int) -> Array:
-        """An array of the same layout, maybe with other steps, with its axes as here; `(B*T, ...)` becomes two."""
+        """Split the first axis of an array as that of `shape` is split. The array may have another number of steps."""
         if array.ndim == len(self.shape) or self.batch_axis is None:
             return array
         sizes = (batch_size, -1) if self.batch_axis == 0 else (-1, batch_size)
@@ -71,16 +72,16 @@ class Places:
 
 
 def find_places(base: Array, longer: Array | None, alone: Mapping[int, Array], batch: Batch) -> Places:
-    """Find the axes of an array.
+    """Find the meaning of the axes of a result.
 
     Parameters
     ----------
     base
-        The array for the batch.
+        The result for the batch.
     longer
-        The array for the batch with more padding; None if there is none.
+        The result for the batch with more padding, or None if it is not known.
     alone
-        The arrays of single sequences without padding, by their indices, as far as there are any.
+        The results for single sequences without padding, as far as they are known, by the index of the sequence.
     batch
         The batch.
     """
@@ -91,14 +92,14 @@ def find_places(base: Array, longer: Array | None, alone: Mapping[int, Array], b
     if not shape or any(other.ndim != base.ndim for other in others):
         return everything
     if shape[0] == lengths.sum() != steps and shape[0] != size and (longer is None or longer.shape == shape):
-        return everything  # the valid steps alone, as in a packed sequence
+        return everything  # only the valid steps, as in a packed sequence
     is_flat = size > 1 and shape[0] == size * steps and (longer is None or longer.shape[0] % size == 0)
     if is_flat and (longer is None or longer.shape[0] > shape[0]):
         split = (size, steps) if batch.batch_first else (steps, size)
         axis = 1 if batch.batch_first else 0
         return Places((*split, *shape[1:]), 1 - axis, (axis,), {axis: lengths})
-    own = 0 if batch.batch_first else 1  # the axis of the batch, where that is not known otherwise
-    order = sorted(range(len(shape)), key=lambda axis: (axis != own, axis))
+    likely = 0 if batch.batch_first else 1  # the batch axis, if several axes have the right size
+    order = sorted(range(len(shape)), key=lambda axis: (axis != likely, axis))
     if alone:
         found = [a for a in order if shape[a] == size and all(array.shape[a] == 1 for array in alone.values())]
     else:
@@ -118,7 +119,7 @@ def find_places(base: Array, longer: Array | None, alone: Mapping[int, Array], b
 
 
 def _valid_steps(axis: int, size: int, alone: Mapping[int, Array], batch: Batch) -> NDArray[np.int64]:
-    """How many steps of each sequence are valid on an axis; where that can't be known, none are."""
+    """How many steps of each sequence are valid on an axis; 0 where that is not known."""
     as_many = size in (batch.steps, batch.lengths.max())
     found = [alone[b].shape[axis] if b in alone else n if as_many else 0 for b, n in enumerate(batch.lengths.tolist())]
     return np.minimum(found, batch.lengths) if as_many else np.array(found)
@@ -126,16 +127,16 @@ def _valid_steps(axis: int, size: int, alone: Mapping[int, Array], batch: Batch)
 
 @dataclass(frozen=True)
 class Deviation:
-    """How much an array moved, and where first.
+    """How much an array has moved, and where first.
 
     Parameters
     ----------
     size, largest
-        The largest difference, and the largest absolute value before.
+        The largest difference, and the largest absolute value before the change.
     sequence, step
-        The first place: the first step that moved, and the first sequence that moved there; None where there is none.
+        The first step that has moved, and the first sequence that has moved at this step; None without such an axis.
     text
-        Says it, where it is no difference of numbers.
+        Describes the deviation if it is not a difference of numbers, else empty.
     """
 
     size: float
@@ -148,18 +149,19 @@ class Deviation:
 def deviation(
     base: Array, other: Array, places: Places, batch: Batch, tolerance: float, floor: float = 0.0
 ) -> Deviation | None:
-    """The difference at the valid places; None if it is within the tolerance.
+    """Measure how much the valid elements of an array have moved; None if that is within the tolerance.
 
     Parameters
     ----------
     base, other
-        The arrays; the other one may have more steps.
+        The array before and after the change. It may have more steps afterwards.
     places
-        Those of the base.
+        The axes of ``base``.
     batch
-        The batch of the base.
+        The batch of ``base``.
     tolerance
-        Relative to the largest value of the base, or to ``floor`` if that is larger.
+        The largest difference that is ignored, relative to the largest value of ``base``, or to ``floor`` if that is
+        larger.
     floor
         See ``tolerance``.
     """
@@ -178,9 +180,9 @@ def deviation(
 def deviation_alone(
     base: Array, other: Array, b: int, places: Places, batch: Batch, tolerance: float, floor: float = 0.0
 ) -> Deviation | None:
-    """The same between sequence b in the batch, and alone without its padding."""
+    """Like `deviation`, between sequence b in the batch and the same sequence by itself, without its padding."""
     if places.batch_axis is None:
-        return None  # no part of it belongs to this sequence
+        return None  # no part of the array belongs to this sequence
     before = places.split(base, batch.batch_size)
     after = places.split(other, 1)
     if before.ndim != after.ndim:
@@ -201,7 +203,7 @@ def deviation_alone(
 def _compare(
     before: Array, after: Array, valid: NDArray[np.bool_], places: Places, tolerance: float, floor: float
 ) -> Deviation | None:
-    if before.dtype.kind not in "fiubc":  # not numbers
+    if before.dtype.kind not in "fiubc":  # such as strings: equal, or off by 1
         moved = (before != after) & valid
         off = moved.astype(np.float64)
         most = 1.0

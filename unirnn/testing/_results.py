@@ -1,4 +1,4 @@
-"""The arrays in what a model returns: nested in tuples, lists, dicts and records, or in a packed sequence of torch."""
+"""Find the arrays in what a model returns: in nested tuples, lists, dicts and dataclasses, or packed by torch."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ __all__ = ["arrays_by_path", "check_returned", "unread_parts"]
 
 
 def arrays_by_path(results: Any) -> dict[str, Any]:
-    """The arrays and numbers in nested results, by their paths in them.
+    """The arrays and numbers in nested results, by path.
 
     Examples
     --------
@@ -21,7 +21,7 @@ def arrays_by_path(results: Any) -> dict[str, Any]:
 
 
 def unread_parts(results: Any) -> dict[str, str]:
-    """The classes of what is in nested results and holds no numbers that can be read, by their paths.
+    """The classes of the objects in nested results whose numbers can't be read, by path.
 
     Examples
     --------
@@ -33,12 +33,12 @@ def unread_parts(results: Any) -> dict[str, str]:
 
 
 def check_returned(model: Any, results: Any) -> None:
-    """Refuse a model that returns no array and no number; raises ArgumentError."""
+    """Raise ArgumentError if a model has returned neither an array nor a number."""
     if not arrays_by_path(results):
         raise ArgumentError(
             f"model: given {getattr(model, '__qualname__', type(model).__qualname__)}, which returns "
             f"{type(results).__qualname__}, expected arrays, or tuples, lists, dicts or dataclasses of them; give "
-            "call=lambda model, input, seq_length: ..., which returns what is to be checked"
+            "call=lambda model, input, seq_length: ..., which returns the arrays to check"
         )
 
 
@@ -47,12 +47,12 @@ def _is_array(part: Any) -> bool:
 
 
 def _parts_by_path(results: Any, path: str = "") -> dict[str, Any]:
-    """All that is in nested results, by its path."""
-    fields = getattr(results, "_fields", None)  # of a named tuple
+    """All objects in nested results, by path."""
+    fields = getattr(results, "_fields", None)  # named tuples have it
     if isinstance(results, Mapping):
         parts = {f"{path}[{key!r}]": part for key, part in results.items()}
     elif hasattr(results, "batch_sizes") and hasattr(results, "sorted_indices"):
-        parts = {f"{path}.data": results.data}  # a PackedSequence: the rest of it says how it is packed
+        parts = {f"{path}.data": results.data}  # a PackedSequence, whose other fields only describe the layout
     elif isinstance(results, tuple) and fields is not None:
         parts = {f"{path}.{name}": part for name, part in zip(fields, results, strict=True)}
     elif isinstance(results, (tuple, list)):

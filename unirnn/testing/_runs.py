@@ -26,12 +26,12 @@ Array = NDArray[Any]
 
 
 class Runner:
-    """A model and how it is called. Nothing that runs in `mode` changes the model."""
+    """Runs a model. Whatever runs within `mode` leaves the model unchanged."""
 
     def __init__(self, model: Any, call: Call | None) -> None:
         self.model, self.call, self.framework = model, call, framework_of(model)
         self.unread: dict[str, str] = {}
-        """The classes of what the last call returned and nobody can read, by their paths."""
+        """The classes of the objects that the last call returned and whose numbers can't be read, by path."""
 
     @contextmanager
     def mode(self, training: bool) -> Iterator[Any]:
@@ -41,30 +41,30 @@ class Runner:
             yield net
 
     def native(self, batch: Batch, net: Any) -> Batch:
-        """The batch with arrays of the framework; they are copies, which the model may change."""
+        """The batch with arrays of the framework. They are copies, so the model may change them in place."""
         return batch.changed(lambda array: self.framework.from_numpy(array.copy(), net))
 
     def numpy(self, arrays: Mapping[str, Any]) -> dict[str, Array]:
-        """Arrays of the framework, and numbers, as arrays of NumPy."""
+        """Convert arrays of the framework, and numbers, to NumPy arrays."""
         return {
             path: np.array(self.framework.to_numpy(part) if hasattr(part, "dtype") else part)
             for path, part in arrays.items()
         }
 
     def call_on(self, net: Any, batch: Batch) -> dict[str, Any]:
-        """Call the model with arrays of the framework: the arrays that it returns, by their paths."""
+        """Call the model with arrays of the framework, and return the arrays in its results by path."""
 
         def run() -> Any:
             return call_model(net, batch, self.call)
 
-        run_in_mode: Any = getattr(self.framework, "run", None)  # Keras has no mode of a layer, but one of a call
+        run_in_mode: Any = getattr(self.framework, "run", None)  # in Keras, the mode belongs to a call, not to a layer
         returned = run() if run_in_mode is None else run_in_mode(run)
         check_returned(self.model, returned)
         self.unread = unread_parts(returned)
         return arrays_by_path(returned)
 
     def watch(self, net: Any, batch: Batch) -> tuple[dict[str, Any], dict[tuple[str, int], Watched]]:
-        """The results, and what each layer returned, by its name and the number of its call."""
+        """Call the model; return its results, and those of each layer by its name and the number of the call."""
         with self.framework.watch(unwrapped(net)) as layers:
             results = self.call_on(net, batch)
         calls: Counter[str] = Counter()
@@ -75,9 +75,10 @@ class Runner:
         return results, found
 
     def differentiate(self, net: Any, batch: Batch, factors: Mapping[str, Array]) -> dict[str, Array] | None:
-        """The gradients of the sum of results times factors, which are given by the paths of the results.
+        """Differentiate the sum of results times factors, which are given by the paths of the results.
 
-        They are named ``input``, ``hx`` (``hx[0]``, ...) and as the weights; None if the framework has none.
+        The gradients are named ``input``, ``hx`` (or ``hx[0]``, ...), and after the weights. The result is None if the
+        framework has no gradients.
         """
         given = leaves({"input": batch.input, "hx": batch.hx})
         native = [self.framework.from_numpy(array.copy(), net) for array in given.values()]

@@ -1,4 +1,4 @@
-"""A model of any framework that is compared with another: it runs in evaluation, and stays as it is."""
+"""One of the two models that `assert_same` compares. It runs in evaluation mode, and nothing changes it."""
 
 import sys
 import warnings
@@ -30,7 +30,7 @@ Gradients = dict[str, Array | None]
 
 
 def snapshot_of(model: Any) -> Snapshot | None:
-    """The snapshot of a model that unirnn can read, or None."""
+    """Take the snapshot of a model; None if unirnn can't read the model."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -40,7 +40,7 @@ def snapshot_of(model: Any) -> Snapshot | None:
 
 
 class Side(Runner):
-    """One of the two models, and what it has computed."""
+    """One of the two models, together with its results and gradients."""
 
     def __init__(self, label: str, model: Any, batch: Batch, call: Call | None) -> None:
         super().__init__(model, call)
@@ -50,9 +50,9 @@ class Side(Runner):
         self.is_built = isinstance(own, Spec)
         self.snapshot = snapshot_of(model)
         self.spec: Spec | None = own if isinstance(own, Spec) else getattr(self.snapshot, "spec", None)
-        self.results: list[Array] = []  # the first of them with the batch as its first axis
+        self.results: list[Array] = []  # the first axis of the first one is B
         self.paths: list[str] = []
-        self.with_gradients: set[str] = set()  # the paths of arrays of floats
+        self.with_gradients: set[str] = set()  # the paths of the results that are arrays of floats
         self.cotangents: list[Array] = []
         self.found: Gradients | None = None
         self.is_time_first = False
@@ -64,11 +64,11 @@ class Side(Runner):
         return f"{self.label} ({name} of {self.framework.name})"
 
     def all_weights(self) -> dict[tuple[str, ...], Array]:
-        """The weights by their names; empty if they can't be read."""
+        """The weights by name; empty if they can't be read."""
         return self.framework.all_weights(unwrapped(self.model)) or {}
 
     def run(self, like: "Side | None" = None) -> None:
-        """Compute the results, in the order of another side if they have the same names."""
+        """Compute the results, and put them into the order of another side if both have the same names."""
         with self.mode(training=False) as net:
             found = self.call_on(net, self.native(self.batch, net))
             if like is not None and set(like.paths) == set(found):
@@ -81,31 +81,32 @@ class Side(Runner):
         self.with_gradients = {p for p, x in found.items() if arrays[p].dtype.kind == "f" and hasattr(x, "dtype")}
 
     def watched(self) -> dict[tuple[str, int], tuple[str, list[Array]]]:
-        """For each call of a layer that its framework can watch, by its path and number: its class, and its results."""
+        """The class and the results of each call of a layer, by the layer's path and the number of the call."""
         with self.mode(training=False) as net:
             _, layers = self.watch(net, self.native(self.batch, net))
             results = {key: arrays_by_path(_padded(layer.results, self.batch)) for key, layer in layers.items()}
             return {key: (layers[key].kind, self._canonical(self.numpy(own))) for key, own in results.items() if key[0]}
 
     def gradients(self, cotangents: list[Array]) -> Gradients | None:
-        """Gradients of the sum of results times cotangents, `(B, T, ...)`, by name; None if there are none."""
+        """The gradients of the sum of results times cotangents, by name; None if the framework has none.
+
+        Both the first cotangent and the gradient of the input are `(B, T, ...)`.
+        """
         factors = {
             path: self._in_own_layout(k, d) for k, (path, d) in enumerate(zip(self.paths, cotangents, strict=False))
         }
         with self.mode(training=False) as net, without_cudnn():
             own = {path: factor for path, factor in factors.items() if path in self.with_gradients}
             found = self.differentiate(net, self.batch, own)
-        return None if found is None else self._named({**found})
-
-    def _named(self, gradients: Gradients) -> Gradients:
-        """The gradient of the input as `(B, T, ...)`."""
-        d_input = gradients.get("input")
-        if d_input is not None and not self.batch.batch_first:
-            gradients["input"] = d_input.swapaxes(0, 1)
-        return gradients
+        if found is None:
+            return None
+        named: Gradients = {**found}
+        if "input" in found and not self.batch.batch_first:
+            named["input"] = found["input"].swapaxes(0, 1)
+        return named
 
     def _canonical(self, results: dict[str, Array]) -> list[Array]:
-        """The arrays of a result, the first of them with the batch as its first axis."""
+        """The arrays of a result as a list; the first one is transposed if its first axis is not B."""
         arrays = list(results.values())
         if not arrays:
             return []
@@ -126,10 +127,10 @@ class Side(Runner):
         return np.ascontiguousarray(moved, kind if kind.kind == "f" else None)
 
     def valid(self, output: Array, position: int = 0) -> NDArray[np.bool_] | None:
-        """Where a result, `(B, T', ...)`, is valid; None if it has no steps, or nobody knows which."""
+        """Where a result `(B, T', ...)` is valid; None if it has no axis of steps, or if that is not known."""
         lengths = self.batch.lengths
         if position and (self.spec is not None or not self.batch.batch_first or len(lengths) == self.batch.steps):
-            return None  # it is a state, or it may be one
+            return None  # it is a state, or might be one
         if self.is_built and self.spec is not None and not isinstance(self.spec, Model):
             if self.spec.ends_steps:
                 return None
@@ -144,14 +145,14 @@ class Side(Runner):
 
 
 def _padded(results: Any, batch: Batch) -> Any:
-    """What a layer returned, with torch's packed sequences as padded ones."""
+    """Replace torch's packed sequences in what a layer returned by padded ones."""
     torch = sys.modules.get("torch")
     if torch is None:
         return results
-    packed, rnn = torch.nn.utils.rnn.PackedSequence, torch.nn.utils.rnn
+    rnn = torch.nn.utils.rnn
 
     def pad(value: Any) -> Any:
-        if not isinstance(value, packed):
+        if not isinstance(value, rnn.PackedSequence):
             return tuple(pad(part) for part in value) if type(value) in (tuple, list) else value
         return rnn.pad_packed_sequence(value, batch.batch_first, total_length=batch.steps)[0]
 
@@ -159,7 +160,7 @@ def _padded(results: Any, batch: Batch) -> Any:
 
 
 def _device_of(array: Any) -> Device | None:
-    """The kind of the device on which an array is, where that is no CPU."""
+    """The GPU or Ascend that holds an array; None for a CPU."""
     name = str(getattr(array, "device", "")).lower()
     if name.startswith(("cuda", "gpu")):
         return Device("gpu")

@@ -1,4 +1,4 @@
-"""Which frames pytest leaves out of a traceback."""
+"""Decide which frames pytest hides in a traceback."""
 
 from typing import Any
 
@@ -8,9 +8,10 @@ __all__ = ["is_for_the_test"]
 
 
 def is_for_the_test(caught: Any) -> bool:
-    """Whether the message of an error or a skip is enough; then pytest shows the line of the test, not the kit's code.
+    """Whether pytest shows the line of the test that failed, instead of the code of the kit that raised an error.
 
-    Modules have it as ``__tracebackhide__``. Any other error is shown where it was raised.
+    This is so for errors and skips whose messages are enough. Modules of the kit have this function as
+    ``__tracebackhide__``.
     """
     import pytest  # only pytest calls this
 

@@ -1,4 +1,4 @@
-"""Batches to test with: ragged, drawn from a seed, as NumPy arrays."""
+"""Ragged batches for tests, drawn from a seed, as NumPy arrays."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from unirnn.specs import RecurrentSpec, Spec
 
 from ._tracebacks import is_for_the_test
 
-__all__ = ["Batch", "batch"]
+__all__ = ["Batch", "batch", "zeroed"]
 
 __tracebackhide__ = is_for_the_test
 
@@ -29,23 +29,24 @@ class Batch:
     Parameters
     ----------
     input
-        `(B, T, F)`, or `(B, T)` for tokens; B and T change places unless ``batch_first``.
+        `(B, T, F)`, or `(B, T)` for tokens. B and T are exchanged unless ``batch_first``.
     seq_length
-        `(B,)` integers; None if every step is valid.
+        The length of each sequence, `(B,)` integers. None means that every step is valid.
     hx
-        The initial state, as the model takes it: an array, or tuples of them, each `(.., B, ..)`; None is zeros.
+        The initial state in the form that the model takes: an array, or nested tuples of arrays, each `(.., B, ..)`.
+        None means zeros.
     resets
-        Bools, `(B, T)` or `(T, B)`; None: no sequence begins anew.
+        Where new sequences begin: bools, `(B, T)` or `(T, B)`. None means nowhere.
     batch_first
         Whether the first axis of the input is B.
     num_tokens
-        The number of tokens of an input of tokens; None if it has features.
+        The size of the vocabulary if the input is tokens, else None.
 
     Raises
     ------
     ShapeError
-        If the input has less than two axes, or there are not as many lengths and resets as it says, or a length is not
-        in 0..T.
+        If the input has less than two axes, if the shape of the lengths or resets does not match it, or if a length is
+        not in 0..T.
 
     Examples
     --------
@@ -64,7 +65,7 @@ class Batch:
     num_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if not hasattr(self.input, "shape"):  # the model's framework has arrays of its own
+        if not hasattr(self.input, "shape"):  # a list; arrays of other frameworks are kept
             object.__setattr__(self, "input", np.asarray(self.input))
         if len(self.input.shape) < 2:
             raise ShapeError(f"input: given shape {tuple(self.input.shape)}, expected (B, T, ...), or (T, B, ...)")
@@ -98,18 +99,18 @@ class Batch:
 
     @property
     def padding(self) -> NDArray[np.bool_]:
-        """Where the padding is: `(B, T)`, or `(T, B)`."""
+        """A mask that is True in the padding: `(B, T)`, or `(T, B)`."""
         padding = np.arange(self.steps) >= self.lengths[:, None]
         return padding if self.batch_first else padding.T
 
     def filled(self, value: float) -> "Batch":
-        """The same batch with a value, or with a token, in its padding."""
+        """The same batch with its padding filled with a value or a token."""
         input = self.input.copy()
         input[self.padding] = value
         return replace(self, input=input)
 
     def changed(self, change: Callable[[Any], Any]) -> "Batch":
-        """The same batch with its input and each part of its state changed."""
+        """The same batch with a function applied to its input and to each part of its state."""
         hx = None if self.hx is None else map_arrays(self.hx, change)
         return replace(self, input=change(self.input), hx=hx)
 
@@ -121,7 +122,7 @@ class Batch:
         return replace(self, input=self.input.swapaxes(0, 1), resets=resets, batch_first=batch_first)
 
     def with_more_padding(self, steps: int, value: float = 0) -> "Batch":
-        """The same sequences, with further steps of padding at their end."""
+        """The same batch with further steps of padding at its end."""
         axis = 1 if self.batch_first else 0
 
         def longer(array: Array, value: float) -> Array:
@@ -132,7 +133,7 @@ class Batch:
         return replace(self, input=longer(self.input, value), seq_length=self.lengths, resets=resets)
 
     def alone(self, b: int) -> "Batch":
-        """Sequence b by itself, without its padding: a batch of 1."""
+        """A batch of sequence b alone, without its padding."""
         valid = slice(self.lengths[b])
         at = (slice(b, b + 1), valid) if self.batch_first else (valid, slice(b, b + 1))
         resets = None if self.resets is None else self.resets[at]
@@ -154,40 +155,40 @@ def batch(
     with_state: bool = False,
     with_resets: bool = False,
 ) -> Batch:
-    """Draw a ragged batch: its lengths are in no order, one of them is the least and one is T.
+    """Draw a ragged batch. Its lengths are unsorted, and include ``min_length`` and T.
 
     Parameters
     ----------
     model
-        A spec, or a module that unirnn built, for which the batch is: it says the features or the tokens, the layout
-        and the states. None: the arguments say it.
+        The model for which the batch is drawn: a spec, or a module that unirnn built. It determines the features or
+        tokens, the layout and the states. None means that the other arguments determine them.
     seed
-        Draws the batch.
+        The seed from which the batch is drawn.
     features, num_tokens
-        F, or the number of tokens, where no model says it.
+        F or the size of the vocabulary, for a batch without a model, or with one that determines neither.
     batch_first
-        Whether the input is `(B, T, ...)`. None: as the model takes it, and True without a model.
+        Whether the input is `(B, T, ...)`. None means the layout of the model, and True without a model.
     steps, batch_size
         T and B.
     dtype
-        The name of the input's dtype, if it is not tokens.
+        The name of the input's dtype; ignored for tokens.
     min_length
-        The least length, from 0 to T.
+        The shortest length, from 0 to T.
     with_state
-        Whether there is an initial state; needs a model.
+        Whether the batch has an initial state, which needs a model.
     with_resets
-        Whether sequences begin anew within the batch.
+        Whether the batch has resets.
 
     Returns
     -------
     Batch
-        What stands in its padding is drawn like the rest.
+        The batch. Its padding is drawn like the valid steps.
 
     Raises
     ------
     ArgumentError
-        If neither a model nor the arguments say the features, or if there are both and they differ, or if the model
-        can't take a state or resets.
+        If neither the model nor the arguments determine the features or tokens, if they contradict each other, or if
+        the model can't take a state or resets.
     ShapeError
         If a size is less than 1, or ``min_length`` is not in 0..T.
 
@@ -202,8 +203,8 @@ def batch(
     if spec is not None:
         features, num_tokens, batch_first = _as_the_spec_says(spec, features, num_tokens, batch_first)
     if (features is None) == (num_tokens is None):
-        own = "" if spec is None else f": {type(spec).__name__} does not say what its input is"
-        raise ArgumentError(f"features, num_tokens: given {features}, {num_tokens}, expected one of them{own}")
+        why = "" if spec is None else f", since {type(spec).__name__} does not determine its input"
+        raise ArgumentError(f"features, num_tokens: given {features}, {num_tokens}, expected one of them{why}")
     if steps < 1 or batch_size < 1 or not 0 <= min_length <= steps:
         raise ShapeError(
             f"steps, batch_size, min_length: given {steps}, {batch_size}, {min_length}, expected at least 1, at least "
@@ -230,21 +231,32 @@ def batch(
     return Batch(input, lengths, hx, resets, is_first, num_tokens)
 
 
+def zeroed(array: Array, padding: NDArray[np.bool_]) -> Array:
+    """A copy of an array with zeros in its padding, which is a mask over its leading axes.
+
+    Examples
+    --------
+    >>> zeroed(np.ones((2, 2)), np.array([False, True])).tolist()
+    [[1.0, 1.0], [0.0, 0.0]]
+    """
+    return np.where(padding.reshape(*padding.shape, *[1] * (array.ndim - padding.ndim)), 0, array)
+
+
 def _spec_of(model: Any) -> Spec | None:
-    """The spec of a model, if it is one or has one; raises ArgumentError for anything else but None."""
+    """The spec of a model, which may itself be a spec or None; raises ArgumentError for any other object."""
     spec = getattr(model, "spec", model)
     if spec is None or isinstance(spec, Spec):
         return spec
     raise ArgumentError(
         f"model: given {type(model).__module__}.{type(model).__qualname__}, expected a spec, or a module that unirnn "
-        "built; for any other model, say features= or num_tokens="
+        "built; for any other model, give features= or num_tokens="
     )
 
 
 def _as_the_spec_says(
     spec: Spec, features: int | None, num_tokens: int | None, batch_first: bool | None
 ) -> tuple[int | None, int | None, bool]:
-    """Features, the number of tokens and the layout: those of the spec, and those given where it has none."""
+    """Features, number of tokens and layout of a spec, or the given ones where the spec does not determine them."""
     size = spec.input_features or None
     own = {"features": None if spec.takes_tokens else size, "num_tokens": size if spec.takes_tokens else None}
     own["batch_first"] = is_batch_first(spec)
@@ -256,7 +268,7 @@ def _as_the_spec_says(
 
 
 def _draw_state(spec: Spec | None, batch_size: int, draw: Callable[[tuple[int, ...]], Array]) -> Any:
-    """A state as a model of this spec takes it."""
+    """Draw an initial state in the form that a module of this spec takes."""
     if spec is None or not spec.stateful:
         raise ArgumentError(f"with_state: given {spec!r}, expected a model with a layer that has a state")
     states = tuple(

@@ -1,4 +1,4 @@
-"""How the kit calls a model: what `assert_same` and `padding_is_inert` share."""
+"""Call a model of any framework, for `assert_same` and `padding_is_inert`."""
 
 import inspect
 import re
@@ -25,7 +25,7 @@ __all__ = ["Call", "as_taken_by", "call_model", "gradients_of_module", "in_layou
 __tracebackhide__ = is_for_the_test
 
 Call = Callable[[Any, Any, Any], Any]
-"""``call(model, input, seq_length)``, with native arrays, returns what the model returns."""
+"""``call(model, input, seq_length)`` calls the model with native arrays, and returns its results."""
 
 LENGTHS = (
     "seq_length",
@@ -43,40 +43,41 @@ LENGTHS = (
     "src_lengths",
     "text_lengths",
 )
-"""Names of an argument that takes the lengths, `(B,)`."""
-VALID = ("mask", "attention_mask", "valid_mask")
-"""Names of an argument that takes a mask in which True, or 1, is a valid step."""
+"""Names of arguments that take the lengths, `(B,)`."""
+VALID = ("mask", "valid_mask")
+"""Names of arguments that take a mask in which True marks a valid step; so does ``attention_mask``, with integers."""
 PADDING = ("padding_mask", "key_padding_mask", "src_key_padding_mask", "pad_mask")
-"""Names of an argument that takes a mask in which True is padding; in Keras, True in a ``padding_mask`` is valid."""
+"""Names of arguments that take a mask in which True marks padding. In Keras, a ``padding_mask`` marks valid steps."""
 STATES = ("hx", "initial_state", "h_0", "h0", "hidden", "state")
-"""Names of an argument that takes the initial state."""
+"""Names of arguments that take the initial state."""
 
 
 def call_model(model: Any, batch: Batch, call: Call | None = None) -> Any:
     """Call a model with a batch.
 
-    A module that unirnn built is called with all that the batch has, and returns its final state too. ``torch.nn.RNN``,
-    ``GRU`` and ``LSTM`` get a packed sequence, and their output is padded again. Any other model is called by the names
-    of its arguments: of the lengths, or of a mask.
+    A module that unirnn built is called with everything in the batch, and returns its final state as well.
+    ``torch.nn.RNN``, ``GRU`` and ``LSTM`` get a packed sequence, and their output is padded again. The arguments of any
+    other model are recognised by their names, such as one for the lengths or for a mask.
 
     Parameters
     ----------
     model
         A module or a layer of any framework, or a function.
     batch
-        ``input`` and ``hx`` are arrays of the model's framework, or NumPy's if it computes with these.
+        The arguments. ``input`` and ``hx`` are arrays of the model's framework, or NumPy arrays if the model computes
+        with those.
     call
-        ``call(model, input, seq_length)`` says how the model is called, where its arguments don't.
+        ``call(model, input, seq_length)`` calls a model whose argument names are not recognised.
 
     Returns
     -------
     object
-        What the model returns.
+        The results of the model.
 
     Raises
     ------
     ArgumentError
-        If the model has no argument for what the batch has.
+        If the model has no argument for something that is in the batch.
 
     Examples
     --------
@@ -100,7 +101,7 @@ def call_model(model: Any, batch: Batch, call: Call | None = None) -> Any:
     if not _is_of_keras(model):
         return model(batch.input, **arguments)
     with warnings.catch_warnings():
-        # What Keras says of a model, to which the mask is given, and that returns none.
+        # Keras warns about a model that takes a mask but passes none on.
         warnings.filterwarnings("ignore", f"Layer '{re.escape(model.name)}' .* does not support masking")
         return model(batch.input, **arguments)
 
@@ -108,15 +109,15 @@ def call_model(model: Any, batch: Batch, call: Call | None = None) -> Any:
 def in_layout_of(model: Any, batch: Batch) -> Batch:
     """The batch in the layout that a model takes: `(B, T, ...)` or `(T, B, ...)`.
 
-    A module of unirnn, and a layer with an attribute ``batch_first``, says it. Keras has one layout only. Any other
-    model is taken to want the layout of the batch.
+    The layout is known for modules that unirnn built, for layers with an attribute ``batch_first``, and for Keras,
+    which is always batch-first. Any other model is given the batch as it is.
 
     Parameters
     ----------
     model
         A module or a layer of any framework, or a function.
     batch
-        With arrays of NumPy.
+        A batch of NumPy arrays.
 
     Examples
     --------
@@ -133,16 +134,21 @@ def in_layout_of(model: Any, batch: Batch) -> Batch:
 def gradients_of_module(
     framework: Framework, module: Any, batch: Batch, cotangents: Sequence[NDArray[Any]]
 ) -> dict[str, NDArray[Any]] | None:
-    """The gradients that a backend has of its own modules only, see `Backend.gradients`; None if there are none.
+    """Gradients that a backend computes for its own modules only; see `Backend.gradients`.
 
     Parameters
     ----------
     framework, module
         The module, and its framework.
     batch
-        With arrays of NumPy.
+        A batch of NumPy arrays.
     cotangents
-        One for each array that the module returns.
+        A cotangent for each array that the module returns.
+
+    Returns
+    -------
+    dict or None
+        The gradients by name; None if there are none.
     """
     arguments = _arguments_of_module(module, batch)
     if arguments is None or not isinstance(framework, Backend):
@@ -154,7 +160,7 @@ def gradients_of_module(
 
 
 def _arguments_of_module(model: Any, batch: Batch) -> dict[str, Any] | None:
-    """All arguments of a module that unirnn built from a spec of layers; None of any other model."""
+    """All arguments for a module that unirnn built from a spec other than a `Model`; None for anything else."""
     spec = getattr(model, "spec", None)
     if not isinstance(spec, Spec) or isinstance(spec, Model):
         return None
@@ -163,10 +169,10 @@ def _arguments_of_module(model: Any, batch: Batch) -> dict[str, Any] | None:
 
 
 def as_taken_by(model: Any, batch: Batch, weights: Mapping[Any, NDArray[Any]] | None) -> Batch:
-    """The batch in the layout that a model takes, see `in_layout_of`, and with floats in the dtype of its weights."""
+    """The batch in the layout of a model, see `in_layout_of`, with its floats in the dtype of the model's weights."""
     if not isinstance(batch, Batch) or not isinstance(batch.input, np.ndarray):
         given = type(batch.input if isinstance(batch, Batch) else batch).__qualname__
-        raise ArgumentError(f"batch: given {given}, expected a unirnn.testing.Batch of arrays of NumPy")
+        raise ArgumentError(f"batch: given {given}, expected a unirnn.testing.Batch of NumPy arrays")
     own = in_layout_of(model, batch)
     dtype = next((array.dtype for array in (weights or {}).values() if array.dtype.kind == "f"), None)
     if dtype is None:
@@ -175,7 +181,7 @@ def as_taken_by(model: Any, batch: Batch, weights: Mapping[Any, NDArray[Any]] | 
 
 
 def _named_arguments(model: Any, batch: Batch, lengths: Any) -> dict[str, Any]:
-    """The arguments besides the input, by the names in the signature of the model."""
+    """The arguments other than the input, by the names in the signature of the model."""
     parameters = _parameters(model)
     names = tuple(parameters)
     found: dict[str, Any] = {}
@@ -187,7 +193,7 @@ def _named_arguments(model: Any, batch: Batch, lengths: Any) -> dict[str, Any]:
         else:
             raise ArgumentError(
                 f"call: not given, and {_class_name(model)} has no argument with a known name for the lengths or for a "
-                f"mask: it has {', '.join(names) or 'none'}; give call=lambda model, input, seq_length: ..."
+                f"mask: it has {', '.join(names) or 'no others'}; give call=lambda model, input, seq_length: ..."
             )
     for wanted, value in ((STATES, batch.hx), (("resets",), batch.resets)):
         if value is not None:
@@ -195,7 +201,7 @@ def _named_arguments(model: Any, batch: Batch, lengths: Any) -> dict[str, Any]:
             if not own:
                 raise ArgumentError(
                     f"batch: given with {'hx' if wanted is STATES else 'resets'}, expected a batch without: "
-                    f"{_class_name(model)} has no argument of such a name; it has {', '.join(names) or 'none'}"
+                    f"{_class_name(model)} has no argument of that name; it has {', '.join(names) or 'no others'}"
                 )
             found[own[0]] = value
     given_by_keras = ("training", "mask") if _is_of_keras(model) else ()
@@ -209,27 +215,26 @@ def _named_arguments(model: Any, batch: Batch, lengths: Any) -> dict[str, Any]:
 
 
 def _ways_to_say_lengths(model: Any, batch: Batch, lengths: Any) -> dict[str, Callable[[], Any]]:
-    """The known names of arguments, and what each of them takes."""
+    """For each known name of an argument, a function that makes what it takes."""
     by_sequence = np.arange(batch.steps) < batch.lengths[:, None]  # `(B, T)`
 
     def mask(array: NDArray[Any]) -> Any:
         return _like(np.ascontiguousarray(array), batch.input)
 
-    if _is_of_keras(model):  # Keras calls both of them masks of valid steps
-        return {name: lambda: mask(by_sequence) for name in (*VALID, "padding_mask")} | dict.fromkeys(
-            LENGTHS, lambda: lengths
-        )
+    if _is_of_keras(model):  # in Keras, a padding_mask marks valid steps as well
+        masks = dict.fromkeys((*VALID, "attention_mask", "padding_mask"), lambda: mask(by_sequence))
+        return {**masks, **dict.fromkeys(LENGTHS, lambda: lengths)}
     return {
         **dict.fromkeys(LENGTHS, lambda: lengths),
-        # As in torch.nn, `(B, T)` whatever the input's layout; there, `mask` is of pairs of steps.
+        # In torch.nn, these are `(B, T)` in any layout. They come first: there, `mask` is about pairs of steps.
         **dict.fromkeys(PADDING, lambda: mask(~by_sequence)),
-        "attention_mask": lambda: mask(by_sequence.astype(np.int64)),  # as in transformers, `(B, T)` of 1 and 0
-        **dict.fromkeys([name for name in VALID if name != "attention_mask"], lambda: mask(~batch.padding)),
+        "attention_mask": lambda: mask(by_sequence.astype(np.int64)),  # in transformers, this is `(B, T)` of 0 and 1
+        **dict.fromkeys(VALID, lambda: mask(~batch.padding)),
     }
 
 
 def _parameters(model: Any) -> dict[str, inspect.Parameter]:
-    """The arguments of a call besides the first, by name, as the framework's own methods have them."""
+    """The parameters of a model's call after the input, by name."""
     model = unwrapped(model)
     spec = getattr(model, "spec", None)
     if isinstance(spec, Model):
@@ -237,9 +242,9 @@ def _parameters(model: Any) -> dict[str, inspect.Parameter]:
         skipped = 2  # xp and the input
     else:
         own = next((getattr(model, name) for name in ("forward", "construct") if hasattr(model, name)), model)
-        skipped = 1
-    if _is_of_keras(model):  # of the class, since a layer that is watched has another one for a while
-        own, skipped = type(model).call, 2
+        skipped = 1  # the input
+    if _is_of_keras(model):  # the class has it, since the `call` of a watched layer is replaced
+        own, skipped = type(model).call, 2  # self and the input
     try:
         parameters = list(inspect.signature(own).parameters.values())[skipped:]
     except (TypeError, ValueError):  # a function in C
@@ -249,7 +254,7 @@ def _parameters(model: Any) -> dict[str, inspect.Parameter]:
 
 
 def unwrapped(model: Any) -> Any:
-    """The module within one of torch that passes all arguments on: of `torch.compile`, or for several devices."""
+    """The module inside torch's wrappers, which are those of `torch.compile` and of training on several devices."""
     torch = sys.modules.get("torch")
     while torch is not None and isinstance(model, torch.nn.Module):
         if hasattr(model, "_orig_mod"):
@@ -262,7 +267,7 @@ def unwrapped(model: Any) -> Any:
 
 
 def _call_packed(layer: Any, batch: Batch) -> tuple[Any, Any]:
-    """Output and final state of one of torch's own layers."""
+    """The output and the final state of one of torch's own layers, which is given a packed sequence."""
     if batch.resets is not None:
         raise ArgumentError(f"batch: given with resets, expected a batch without: {_class_name(layer)} has none")
     if batch.seq_length is None:
@@ -270,7 +275,7 @@ def _call_packed(layer: Any, batch: Batch) -> tuple[Any, Any]:
         return result
     if not batch.seq_length.all():
         raise ArgumentError(
-            "seq_length: given a length of 0, expected at least 1, since torch packs no empty sequence; give "
+            "seq_length: given a length of 0, expected at least 1, since torch can't pack an empty sequence; give "
             "batch(..., min_length=1)"
         )
     rnn: Any = sys.modules["torch.nn.utils.rnn"]
@@ -291,8 +296,8 @@ def _is_of_keras(model: Any) -> bool:
 
 
 def _like(array: NDArray[Any], other: Any) -> Any:
-    """A copy of an array of NumPy as an array of the framework, and on the device, of another."""
-    array = array.copy()  # which the model may change
+    """A copy of a NumPy array, as an array of the framework of another one and on its device."""
+    array = array.copy()  # the model may change it in place
     if isinstance(other, np.ndarray):
         return array
     if "mindspore" in registry.packages(other) and array.dtype == np.int64:

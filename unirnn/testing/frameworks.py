@@ -1,4 +1,4 @@
-"""A common way to call a model of any framework, take gradients, and watch its layers."""
+"""Take gradients of a model of any framework, watch its layers, and set its mode, in the same way for all."""
 
 import copy
 import random
@@ -25,7 +25,7 @@ Array = NDArray[Any]
 
 
 class PlainFramework:
-    """A callable of Python that computes with NumPy: it has no gradients, and no layers that can be watched."""
+    """The framework of callables that compute with NumPy. They have no gradients, and no layers to watch."""
 
     name = "numpy"
 
@@ -60,7 +60,7 @@ class PlainFramework:
 
 
 Framework: TypeAlias = "Backend | KerasFramework | PlainFramework"
-"""What the kit asks of the framework of a model: the members that all of them have, of which `Backend` says more."""
+"""The framework of a model. The kit uses only the members that all of these have; `Backend` documents them."""
 
 
 def framework_of(model: Any) -> Framework:
@@ -69,13 +69,13 @@ def framework_of(model: Any) -> Framework:
     Parameters
     ----------
     model
-        A ``torch.nn.Module``, a ``mindspore.nn.Cell``, a layer or a model of Keras, what unirnn built for any backend,
-        or a callable that computes with NumPy.
+        A ``torch.nn.Module``, a ``mindspore.nn.Cell``, a layer or a model of Keras, a module that unirnn built for any
+        backend, or a callable that computes with NumPy.
 
     Raises
     ------
     ArgumentError
-        If it can't be called, or is a class or a spec, which stand for models that are not yet made.
+        If it is not callable, or is a class or a spec instead of a model.
 
     Examples
     --------
@@ -84,13 +84,13 @@ def framework_of(model: Any) -> Framework:
     ('numpy', 'numpy')
     """
     if isinstance(model, Spec):
-        raise ArgumentError(f"model: given the spec {model!r}, expected what its build(...) gives")
+        raise ArgumentError(f"model: given the spec {model!r}, expected a module that its build(...) returns")
     if isinstance(model, type):
-        raise ArgumentError(f"model: given the class {model.__qualname__}, expected an object of it")
+        raise ArgumentError(f"model: given the class {model.__qualname__}, expected an instance of it")
     if not callable(model):
         raise ArgumentError(f"model: given {type(model).__name__}, expected something that can be called")
     own = registry.packages(model)
-    if "keras" in own:  # first, since on PyTorch a layer of Keras is a torch.nn.Module as well
+    if "keras" in own:  # checked first, since on PyTorch a layer of Keras is also a torch.nn.Module
         from ._keras import KerasFramework
 
         return KerasFramework()
@@ -104,18 +104,18 @@ def framework_of(model: Any) -> Framework:
 
 
 def without_cudnn() -> AbstractContextManager[Any]:
-    """A context in which torch does without cuDNN, whose recurrent layers have gradients while training only."""
+    """A context in which torch does not use cuDNN, whose recurrent layers have gradients in training mode only."""
     torch = sys.modules.get("torch")
     return nullcontext() if torch is None else torch.backends.cudnn.flags(enabled=False)
 
 
 def native(array: Any, model: Any) -> Any:
-    """An array as a model takes it: of its framework, and on its device.
+    """Convert an array for a model: to an array of its framework, on its device.
 
     Parameters
     ----------
     array
-        An array of NumPy, or a list.
+        A NumPy array or a list.
     model
         A model of any framework; see `framework_of`.
 
@@ -131,25 +131,26 @@ def native(array: Any, model: Any) -> Any:
 def gradient(
     backend: Backend | str, function: Callable[..., Any], *arrays: Any, module: Any = None
 ) -> tuple[list[Array | None], dict[str, Array]]:
-    """Gradients of ``function(*arrays)``, one number, by the autodiff of a framework.
+    """Differentiate ``function(*arrays)``, a single number, by the autodiff of a framework.
 
     Parameters
     ----------
     backend
         The backend of the framework, or its name.
     function
-        Takes arrays of the framework, and gives one number in an array of the framework.
+        A function that takes arrays of the framework and returns a single number as an array of the framework.
     *arrays
-        Arrays of NumPy, of floats or integers, or lists.
+        NumPy arrays of floats or integers, or lists.
     module
-        A module of the framework whose weights are wanted as well; the arrays are put on its device.
+        A module of the framework. If given, the gradients of its weights are computed as well, and the arrays are put
+        on its device.
 
     Returns
     -------
     list
-        The gradient with respect to each array of floats; None for an array of integers or flags.
+        The gradient with respect to each array of floats; None for an array of integers or bools.
     dict
-        The gradient of each weight of the module that is trained, by its name; empty without a module.
+        The gradient of each trained weight of the module, by name; empty without a module.
 
     Raises
     ------
@@ -158,7 +159,7 @@ def gradient(
 
     Examples
     --------
-    The function may use whatever its framework has::
+    The function may use everything that its framework offers::
 
         gru = unirnn.GRUSpec(3, 4).build("torch")
         (d_x,), weights = gradient("torch", lambda x: gru(x)[0].sum(), np.ones((5, 2, 3), "float32"), module=gru)
@@ -170,7 +171,7 @@ def gradient(
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """A context that restores the random generators of Python, NumPy and torch on exit."""
+    """A context that restores the states of the global random generators of Python, NumPy and torch on exit."""
     own, numpy_state = random.getstate(), np.random.get_state()
     torch = sys.modules.get("torch")
     devices = range(torch.cuda.device_count()) if torch is not None and torch.cuda.is_initialized() else ()

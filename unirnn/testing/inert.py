@@ -1,4 +1,4 @@
-"""Whether the padding of a batch has an influence on a model, of any framework."""
+"""Check that the padding of a batch has no influence on a model of any framework."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -29,13 +29,13 @@ __tracebackhide__ = is_for_the_test
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 Layers = Mapping[tuple[str, int, str], Array]
-"""What layers returned, by their names, the number of the call, and the path of the array."""
+"""The arrays that layers returned, by the layer's name, the number of the call, and the path of the array."""
 
 GARBAGE = 1000.0
 MORE_STEPS = 3
 TOLERANCES = {"float16": 2e-2, "float32": 1e-4, "float64": 1e-9}
-"""The default tolerance by the dtype of the results. A sequence alone is computed by other kernels, which round
-otherwise, and what stands in the padding is large: whatever reads it moves by far more."""
+"""The default tolerance by the dtype of the results. It can be loose, since the padding is filled with large numbers,
+and it has to be, since kernels for a single sequence round differently."""
 
 
 def padding_is_inert(
@@ -50,44 +50,45 @@ def padding_is_inert(
 ) -> None:
     """Check that the padding of a batch has no influence on a model.
 
-    The model runs with zeros in the padding, and then with large numbers and with NaN in it (or with other tokens),
-    with more steps of padding, and on each sequence alone without padding. None of this may move the results at the
-    valid steps, the final states, the gradients, or the running statistics, and the gradient of the padding is exactly
-    0. All of that is checked in evaluation and, but for the sequences alone, in training with the same seed each time.
-    What stands in the results after the end of a sequence may be anything.
+    First, the model runs with zeros in the padding. Then it runs with large numbers and with NaN (or with other tokens)
+    in the padding, with more steps of padding, and on each sequence by itself without padding. None of these changes
+    may move the results at valid steps, the final states, the gradients or the running statistics, and the gradient of
+    the padding has to be exactly 0. All of this is checked in evaluation mode and, except for single sequences, in
+    training mode with the same seed for each run. Results after the end of a sequence are ignored.
 
-    A `UserWarning` says what could not be checked, as of a model that takes one number of steps only. A function of
-    NumPy and a `unirnn.Model` on NumPy have no gradients that could be checked.
+    A `UserWarning` names what could not be checked, for example if the model accepts only one number of steps. A
+    function of NumPy arrays and a `unirnn.Model` on NumPy have no gradients to check.
 
     Parameters
     ----------
     model
-        A ``torch.nn.Module``, a ``mindspore.nn.Cell``, a layer or a model of Keras, what unirnn built for any backend,
-        or a callable that computes with NumPy. Its weights and its running statistics are afterwards as before.
+        A ``torch.nn.Module``, a ``mindspore.nn.Cell``, a layer or a model of Keras, a module that unirnn built for any
+        backend, or a callable that computes with NumPy. The check leaves its weights and running statistics unchanged.
     batch
-        With padding; see `unirnn.testing.batch`.
+        A batch with padding; see `unirnn.testing.batch`.
     call
-        ``call(model, input, seq_length)``, with arrays of the framework, calls the model; by default it is called by
-        the names of its arguments, see `unirnn.testing.calling.call_model`.
+        ``call(model, input, seq_length)``, with arrays of the framework, calls the model. By default, the names of the
+        model's arguments tell how it is called; see `unirnn.testing.calling.call_model`.
     gradients
-        Whether gradients are checked, as far as the framework has them.
+        Whether gradients are checked, provided that the framework has any.
     training
-        Whether the model is checked in training as well.
+        Whether the model is checked in training mode as well.
     nan
-        Whether NaN stands in the padding too. A model that multiplies by a mask is right for finite numbers only, and
-        so are the gradients of the weights of a layer that computes the padding, such as a linear one.
+        Whether the padding is filled with NaN as well. Some models can only pass without it: those that multiply by a
+        mask, and those with a layer, such as a linear one, that also computes the padding, since the gradients of its
+        weights are then NaN.
     tolerance
-        By how much results may differ, relative to the largest of an array. None: 1e-9 for float64, 1e-4 for float32,
-        0.02 for float16.
+        The largest difference that is allowed, relative to the largest value of an array. None means 1e-9 for float64,
+        1e-4 for float32 and 0.02 for float16.
 
     Raises
     ------
     AssertionError
         If the padding has an influence. The message says what moved, by how much, in which sequence and at which step
-        first, which layer moved first, and the usual cause.
+        first, which layer moved first, and the usual cause if it is recognised.
     ArgumentError
-        If the batch has no padding, if it can't be told how the model is called, or if the model returns no arrays, or
-        something else each time that it is called.
+        If the batch has no padding, if the names of the model's arguments don't tell how to call it, if the model
+        returns no arrays, or if its results differ between two calls with the same batch.
 
     Examples
     --------
@@ -107,13 +108,13 @@ def padding_is_inert(
     framework = framework_of(model)
     batch = as_taken_by(model, batch, framework.all_weights(model))
     if not batch.padding.any():
-        raise ArgumentError("batch: all of its sequences have T steps, expected some with padding")
+        raise ArgumentError("batch: all of its sequences have T steps, expected at least one with padding")
     base = batch.filled(0)
     if base.input.dtype.kind == "f" and not np.isfinite(base.input).all():
         raise ArgumentError(
             "batch: given NaN or infinity at valid steps, expected finite numbers, which show what moves"
         )
-    with generators_kept(), framework.restored(model):  # whatever happens in it
+    with generators_kept(), framework.restored(model):  # even if a run raises an error
         check = _Check(model, call, base, gradients, nan, tolerance)
         check.find_places()
         found = check.find(training=False)
@@ -121,13 +122,13 @@ def padding_is_inert(
             found += check.find(training=True)
         if found:
             raise AssertionError(check.text(found))
-    for note in check.words_of_notes():
+    for note in check.describe_notes():
         warnings.warn(note, UserWarning, stacklevel=2)
 
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """What one run gave: results by path, gradients and, after training, weights and statistics by name."""
+    """What one run gave: the results by path, and by name the gradients and, after training, weights and statistics."""
 
     outputs: Arrays
     gradients: Arrays
@@ -135,7 +136,7 @@ class _Run:
 
 
 class _Check(Runner):
-    """The runs of one model, and what differs between them."""
+    """Runs one model on several batches, and finds what differs between the runs."""
 
     def __init__(
         self, model: Any, call: Call | None, base: Batch, gradients: bool, nan: bool, tolerance: float | None
@@ -159,13 +160,13 @@ class _Check(Runner):
     # ---- runs ------------------------------------------------------------------------------------
 
     def find_places(self) -> None:
-        """Run once in evaluation, with other sizes too, to learn which axes of the results are which."""
-        first = self.run(self.base, training=False, gradients=False)  # which may build the layers of the model
+        """Run in evaluation mode with batches of several sizes, to learn what the axes of the results mean."""
+        first = self.run(self.base, training=False, gradients=False)  # the first call may build the model's layers
         for path, kind in self.unread.items():
             self._note(f"an object of the class {kind} has no numbers that can be read", name_of_result(path))
         self.base_outputs, layers = self.watch_layers(self.base, training=False)
         self._check_repeats(first.outputs, self.base_outputs, "in evaluation")
-        # Whatever is wrong with these runs is said by the checks; a model may also refuse other sizes.
+        # A model may refuse other sizes. Wrong results of these runs are found later, by the checks.
         longer, longer_layers = self._try(self.longer)
         alone: dict[int, Arrays] = {}
         alone_layers: dict[int, Any] = {}
@@ -181,12 +182,12 @@ class _Check(Runner):
             else:
                 alone[change.alone], alone_layers[change.alone] = outputs, found
         if longer is None:
-            self.longer = replace(self.longer, batch=self.base)  # nothing to compare
+            self.longer = replace(self.longer, batch=self.base)  # leaves this change out
         for path, array in self.base_outputs.items():
             others = {b: arrays[path] for b, arrays in alone.items() if path in arrays}
             self.places[path] = find_places(array, (longer or {}).get(path), others, self.base)
         self._note_nan()
-        # A cell in a loop is called once for each step, and nobody says for which: it is left out.
+        # A cell in a loop is called once for each step, but it is not known for which one. So it is left out.
         loops = {key[0] for key in {*layers} ^ {*(layers if longer_layers is None else longer_layers)}}
         for key, array in layers.items():
             others = {b: arrays[key] for b, arrays in alone_layers.items() if key in arrays}
@@ -202,50 +203,50 @@ class _Check(Runner):
             return None, None
 
     def _note(self, reason: str, what: str) -> None:
-        """Keep why something was not checked."""
+        """Note that something is not checked, and why."""
         self.notes.setdefault(reason, []).append(what)
 
-    def words_of_notes(self) -> list[str]:
-        """What was not checked, and why."""
+    def describe_notes(self) -> list[str]:
+        """A sentence for each reason why something was not checked."""
         return [f"not checked, since {reason}: {'; '.join(what)}" for reason, what in self.notes.items()]
 
     def _has_whole_batch(self, outputs: Arrays) -> bool:
-        """Whether results for one sequence have as many as the batch, as if a second input had them."""
+        """Whether results for one sequence have the size of the batch, for example because of a second input."""
         axis = 0 if self.base.batch_first else 1
         sizes = {array.shape[axis] for array in outputs.values() if array.ndim > axis}
         return 1 < self.base.batch_size in sizes and 1 not in sizes
 
     def _note_nan(self) -> None:
-        """Where there is NaN without NaN in the padding, nothing can be seen to move."""
+        """Note which results are NaN at valid steps, where nothing can be seen to move, and which are complex."""
         for path, array in self.base_outputs.items():
             places = self.places[path]
             if array.dtype.kind in "fc" and np.isnan(places.split(array, self.base.batch_size)[places.valid()]).any():
-                self._note("it has NaN at valid steps, and numbers alone show what moves", name_of_result(path))
+                self._note("it has NaN at valid steps, where no movement can be seen", name_of_result(path))
             if array.dtype.kind == "c" and self.with_gradients:
                 self._note("it has complex numbers", f"the gradients of {name_of_result(path)}")
 
     def _check_repeats(self, first: Arrays, second: Arrays, when: str) -> None:
         for path, array in first.items():
             other = second.get(path)
-            if other is None or other.shape != array.shape or not np.array_equal(array, other, _has_nan(array)):
+            if other is None or other.shape != array.shape or not np.array_equal(array, other, _may_have_nan(array)):
                 if other is not None and self._is_close(array, other):
                     continue
                 raise ArgumentError(
-                    f"model: given one whose {name_of_result(path)} differs {when} when the same batch is given again, "
-                    "with the same seed, so nothing can be said about the padding; it may keep a state from call to "
+                    f"model: given one whose {name_of_result(path)} differs {when} between two calls with the same "
+                    "batch and seed, so the influence of the padding can't be found; it may keep a state from call to "
                     "call, or draw random numbers that the framework's seed does not determine"
                     + ("; give training=False" if "training" in when else "")
                 )
 
     def _is_close(self, array: Array, other: Array) -> bool:
-        """Whether two runs of the same differ by rounding only, as on some devices."""
+        """Whether two runs on the same batch differ only by rounding, as they do on some devices."""
         if array.shape != other.shape or array.dtype.kind not in "fc":
             return False
         return bool((gaps(array, other) <= self._tolerance(array) * largest(array)).all())
 
     @contextmanager
     def _seeded(self, training: bool, seed: int) -> Iterator[Any]:
-        """The model in a mode, with the seed set."""
+        """A context in which the model is in a mode and the framework's generator has a seed."""
         with self.mode(training) as net:
             if training and self.without_dropout:
                 _switch_off_dropout(net)
@@ -253,7 +254,7 @@ class _Check(Runner):
             yield net
 
     def watch_layers(self, batch: Batch, *, training: bool) -> tuple[Arrays, Layers]:
-        """What the model, and each of its layers at each call, returned."""
+        """Run the model; return its results, and those of each call of each layer."""
         with self._seeded(training, seed=0) as net:
             outputs, layers = self.watch(net, self.native(batch, net))
             self.kinds = {name: layer.kind for (name, _), layer in layers.items()}
@@ -262,7 +263,7 @@ class _Check(Runner):
             return self.numpy(outputs), found
 
     def run(self, batch: Batch, *, training: bool, seed: int = 0, gradients: bool = True) -> _Run:
-        """Results, gradients, and what training changes."""
+        """Run the model; return its results, its gradients, and the weights and statistics that training changes."""
         with self._seeded(training, seed) as net:
             outputs = self.numpy(self.call_on(net, self.native(batch, net)))
             weights = self.framework.all_weights(net) if training else None
@@ -276,7 +277,7 @@ class _Check(Runner):
         return _Run(outputs, found, statistics)
 
     def _cotangents(self, outputs: Arrays) -> dict[str, Array]:
-        """What the results are multiplied with before they are summed: zeros at what is not valid."""
+        """The factors with which the results are multiplied before they are summed; 0 where a result is not valid."""
         rng = np.random.default_rng(0)
         found = {}
         for path, base in self.base_outputs.items():
@@ -295,14 +296,14 @@ class _Check(Runner):
     # ---- what differs ----------------------------------------------------------------------------
 
     def find(self, *, training: bool) -> list[Moved]:
-        """All that moved in one mode."""
+        """Find everything that moves in one mode."""
         base = self.run(self.base, training=training)
         is_random = False
         if training:
             again = self.run(self.base, training=True, gradients=False)
             try:
                 self._check_repeats(base.outputs, again.outputs, "in training")
-            except ArgumentError:  # such as MindSpore's own dropout, which no seed determines
+            except ArgumentError:  # caused, for example, by MindSpore's own dropout, which no seed determines
                 self.without_dropout = True
                 base = self.run(self.base, training=True)
                 again = self.run(self.base, training=True, gradients=False)
@@ -322,13 +323,13 @@ class _Check(Runner):
         return found
 
     def _is_random(self, outputs: Arrays) -> bool:
-        """Whether what the model returns in training is random, as with dropout."""
+        """Whether the results in training mode are random, as with dropout."""
         others = self.base_outputs
         if self.framework.name in ("torch", "mindspore"):
             others = self.run(self.base, training=True, seed=1, gradients=False).outputs
-        # Elsewhere, generators belong to layers, and don't depend on the seed: then evaluation is what differs.
+        # In other frameworks, generators belong to layers and ignore the seed: compare with evaluation mode instead.
         return any(
-            path not in others or not np.array_equal(a, others[path], _has_nan(a)) for path, a in outputs.items()
+            path not in others or not np.array_equal(a, others[path], _may_have_nan(a)) for path, a in outputs.items()
         )
 
     def _changes(self, training: bool, is_random: bool) -> Iterator[Change]:
@@ -343,10 +344,10 @@ class _Check(Runner):
             yield Change(f"{short} is in the padding", short, base.filled(value))
         if base.resets is not None:
             yield Change("resets are in the padding", "resets", replace(base, resets=base.resets ^ base.padding))
-        # Dropout draws other numbers for another size.
+        # With another size, dropout draws different numbers.
         if self.longer.batch is not base and not is_random:
             yield self.longer
-        if not training:  # where the sequences of a batch may have to do with each other
+        if not training:  # in training, the sequences of a batch may depend on each other
             yield from self.alone
 
     def _differences(self, base: _Run, run: _Run, change: Change) -> Iterator[tuple[str, Deviation]]:
@@ -391,7 +392,7 @@ class _Check(Runner):
         yield from self._gradient_of_padding(other, change)
 
     def _gradient_of_padding(self, d_input: Array, change: Change) -> Iterator[tuple[str, Deviation]]:
-        """It is exactly 0, whatever the gradient of the valid part is."""
+        """Yield the gradient of the padding unless it is exactly 0."""
         padding = d_input[change.batch.padding]
         if (padding == 0).all():
             return
@@ -405,16 +406,16 @@ class _Check(Runner):
     def _tolerance(self, array: Array) -> float:
         return TOLERANCES.get(array.dtype.name, 1e-9) if self.given_tolerance is None else self.given_tolerance
 
-    # ---- words -----------------------------------------------------------------------------------
+    # ---- the message -----------------------------------------------------------------------------
 
     def text(self, found: list[Moved]) -> str:
-        """The message."""
+        """Write the message of the AssertionError."""
         name = getattr(self.model, "__name__", type(self.model).__name__)
-        lines = [*sentences(found, self.base), *self._first_layer(found), *self.words_of_notes()]
+        lines = [*sentences(found, self.base), *self._first_layer(found), *self.describe_notes()]
         return "\n  ".join([f"the padding has an influence on {name} ({self.framework.name})", *lines])
 
     def _first_layer(self, found: list[Moved]) -> list[str]:
-        """The first layer that moved, and the usual cause."""
+        """Describe the first layer that moved, and the usual cause."""
         values = [moved for moved in found if "gradient" not in moved.what]
         first = (values or found)[0]
         _, base = self.watch_layers(self.base, training=first.training)
@@ -425,7 +426,7 @@ class _Check(Runner):
             places = self.layer_places.get(key)
             if places is None or (key not in changed and first.change.alone is not None) or self._is_part(key[0]):
                 continue
-            if "flatten" in self.kinds[key[0]].lower():  # it moves the padding along, and reads nothing
+            if "flatten" in self.kinds[key[0]].lower():  # it only moves the padding to another place
                 before.append(key[0])
                 continue
             if self._difference(array, changed.get(key), places, first.change) is not None:
@@ -438,7 +439,7 @@ class _Check(Runner):
         after = f"{earlier[-1]} ({self.kinds[earlier[-1]]})" if earlier else None
         lines = []
         if name is not None:
-            where = f"{name} ({self.kinds[name]})" if name else "none; what the model returns moved"
+            where = f"{name} ({self.kinds[name]})" if name else "none, only the results of the whole model"
             lines.append(f"first layer that moved: {where}" + ("" if after is None else f"; before it: {after}"))
         cause = padding_cause(
             Symptoms(
@@ -457,7 +458,7 @@ class _Check(Runner):
         return [*lines, *([] if cause is None else [f"usual cause: {cause}"])]
 
     def _is_part(self, name: str) -> bool:
-        """Whether a layer is a part of a recurrent one, whose steps may be in another order."""
+        """Whether a layer is part of a recurrent one, which may run its steps in another order."""
         return any(layer and is_recurrent(kind) and _is_within(name, layer) for layer, kind in self.kinds.items())
 
     def _is_of_empty(self, d: Deviation) -> bool:
@@ -465,16 +466,16 @@ class _Check(Runner):
 
 
 def _is_within(name: str, layer: str) -> bool:
-    """Whether a layer is within another one."""
+    """Whether a layer is inside another one."""
     return name != layer and (layer == "" or name.startswith(f"{layer}."))
 
 
-def _has_nan(array: Array) -> bool:
+def _may_have_nan(array: Array) -> bool:
     return array.dtype.kind in "fc"
 
 
 def _switch_off_dropout(model: Any) -> None:
-    """Put the dropout layers of MindSpore into evaluation: their generators take no seed after they are made."""
+    """Put MindSpore's dropout layers into evaluation mode, since their generators can't be seeded again."""
     for _, cell in model.cells_and_names() if hasattr(model, "cells_and_names") else ():
         if "Dropout" in type(cell).__name__:
             cell.set_train(False)

@@ -1,7 +1,7 @@
-"""The oracle of models: each layer on one sequence after another, in float64 and plain NumPy.
+"""The oracle for models: computes each layer on one sequence after another, in float64 and plain NumPy.
 
-Like `unirnn.testing.oracle` it never looks at padding: a sequence of n steps is n rows here. Every function works on
-complex numbers too, whose imaginary part carries the derivative; comparisons look at the real part.
+Like `unirnn.testing.oracle`, it never sees padding: a sequence of length n is an array with n rows. Every function also
+works on complex numbers, whose imaginary parts carry the derivative. Comparisons use the real parts only.
 """
 
 import math
@@ -28,13 +28,13 @@ from unirnn.specs import (
     SumDirectionsSpec,
 )
 
-from .oracle import IMAGINARY_STEP, recurrent
+from .oracle import IMAGINARY_STEP, recurrent, sigmoid
 
 __all__ = ["derivative", "model"]
 
 Array = Any
 Rows = list[Array]
-"""For each sequence `(n, F)`, or `(F,)` after a pooling."""
+"""An array for each sequence, `(n, F)`, or `(F,)` after a pooling."""
 State = tuple[Array, ...]
 
 
@@ -54,28 +54,28 @@ def model(
     Parameters
     ----------
     spec
-        The model; dropout is left out.
+        The model; its dropout is ignored.
     weights
-        By the names and of the shapes of `Spec.weight_shapes`.
+        The weights, with the names and shapes of `Spec.weight_shapes`.
     input
-        `(B, T, F)`, or `(T, B, F)`; without F for tokens.
+        `(B, T, F)`, or `(T, B, F)`; tokens have no axis F.
     states
-        For each layer that has a state its parts, with the batch as their second axis; None is zeros.
+        The parts of the initial state of each layer that has one; their second axis is B. None means zeros.
     lengths
-        `(B,)`; None: all T.
+        The number of valid steps of each sequence, `(B,)`. None means T for all.
     resets
-        Bools, `(B, T)` or `(T, B)`; None: nowhere.
+        Where new sequences begin: bools, `(B, T)` or `(T, B)`. None means nowhere.
     batch_first
         Whether the input is `(B, T, F)`.
     training
-        Whether batches are normalised by their own statistics.
+        Whether batch normalisations use the statistics of the batch instead of the running ones.
 
     Returns
     -------
     output
         `(B, T', F')` or `(T', B, F')`, 0 in the padding; `(B, F')` after a pooling.
     states
-        The final states, as ``states``.
+        The final states, in the form of ``states``.
 
     Examples
     --------
@@ -114,7 +114,7 @@ def derivative(
     direction: Array,
     **options: Any,
 ) -> float:
-    """Differentiate ``sum(output * d_output) + sum(state * d_state)`` along a direction of one array.
+    """Differentiate ``sum(output * d_output) + sum(state * d_state)`` along a direction in one array.
 
     Parameters
     ----------
@@ -125,9 +125,9 @@ def derivative(
     states
         See `model`.
     cotangents
-        ``d_output`` and one for each part of each state.
+        ``d_output``, and a cotangent for each part of each state.
     name, direction
-        Which of the arrays is moved, ``state[k][j]`` for part j of state k, and in which direction.
+        The name of the array that is moved, which is ``state[k][j]`` for part j of state k, and the direction.
     options
         ``lengths``, ``resets``, ``batch_first`` and ``training``; see `model`.
     """
@@ -149,7 +149,7 @@ def derivative(
 
 
 class _Batch:
-    """What the layers share in one call: weights, initial and final states, resets."""
+    """What all layers share in one call: the weights, the initial and final states, the resets and the mode."""
 
     def __init__(
         self,
@@ -221,10 +221,10 @@ class _Batch:
 
 
 def _layer(spec: Spec, weights: Mapping[str, Array], x: Array) -> Array:
-    """A layer that takes each sequence by itself: `(n, F)`, or `(F,)` after a pooling."""
+    """Compute a layer that treats each sequence by itself: `(n, F)`, or `(F,)` after a pooling."""
     if isinstance(spec, EmbeddingSpec):
         rows = [weights["weight"][token] for token in x]
-        if spec.padding_idx is not None:  # this row is not trained
+        if spec.padding_idx is not None:  # the row of this token is not trained, so it has no derivative
             rows = [row.real if token == spec.padding_idx else row for token, row in zip(x, rows, strict=True)]
         return np.array(rows).reshape(len(x), spec.embedding_dim)
     if isinstance(spec, LinearSpec):
@@ -251,11 +251,11 @@ def _activation(function: str, x: Array) -> Array:
     if function == "tanh":
         return np.tanh(x)
     if function == "sigmoid":
-        return _sigmoid(x)
+        return sigmoid(x)
     if function == "gelu":
         return 0.5 * x * (1 + _erf(x / math.sqrt(2)))
     if function == "silu":
-        return x * _sigmoid(x)
+        return x * sigmoid(x)
     if function == "hard_sigmoid":
         line = x / 6 + 0.5
         return np.where(line.real <= 0, 0, np.where(line.real >= 1, 1, line))
@@ -264,19 +264,15 @@ def _activation(function: str, x: Array) -> Array:
     return np.exp(shifted) / total if function == "softmax" else shifted - np.log(total)
 
 
-def _sigmoid(x: Array) -> Array:
-    return 0.5 * np.tanh(0.5 * x) + 0.5  # 1 / (1 + exp(-x)), without the overflow
-
-
 def _erf(x: Array) -> Array:
-    """To first order in the imaginary part, which is what a derivative needs."""
+    """The error function, to first order in the imaginary part, which is enough for the derivative."""
     values = np.array([math.erf(value) for value in x.real.ravel()]).reshape(x.shape)
     slope = 2 / math.sqrt(math.pi) * np.exp(-(x.real**2))
     return values + 1j * slope * x.imag if np.iscomplexobj(x) else values
 
 
 def _convolution(spec: Conv1dSpec, weights: Mapping[str, Array], x: Array) -> Array:
-    """One sequence, one output step after another."""
+    """A convolution of one sequence `(n, F)`, computed one output step after another."""
     weight, (left, right), n = weights["weight"], spec.padded, len(x)
     width, height = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     outputs: list[Array] = []

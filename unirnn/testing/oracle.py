@@ -1,12 +1,12 @@
-"""The oracle: recurrent layers one sequence and one time step at a time, in float64 and plain NumPy.
+"""The oracle: computes recurrent layers one sequence and one time step at a time, in float64 and plain NumPy.
 
-Everything else is compared with it, so it is written to be read, and it shares nothing with the backends but the specs.
-It never looks at padding: a sequence of n steps is n steps here.
+All backends are compared with it. So it is written to be easy to read, and it shares only the specs with them. It never
+sees padding: of a sequence of length n, it is given n steps.
 
-Derivatives come in two independent ways. `gradients` goes backward through the steps, by hand-written equations that
-stand next to the forward ones. `derivative` needs no equations of its own: it runs the forward ones on complex
-numbers, whose imaginary part carries the derivative. For a direction v, ``f(x + i*h*v).imag / h`` is the directional
-derivative to machine precision, since nothing is subtracted and h may be 1e-30 (Squire and Trapp, 1998).
+Derivatives are computed in two independent ways. `gradients` goes backward through the steps, by equations written next
+to the forward ones. `derivative` needs no such equations: it runs the forward ones on complex numbers, whose imaginary
+parts carry the derivative. For a direction v, ``f(x + i*h*v).imag / h`` is the directional derivative to machine
+precision, since nothing is subtracted and h may be as small as 1e-30 (Squire and Trapp, 1998).
 """
 
 import itertools
@@ -24,7 +24,7 @@ Array = NDArray[Any]
 Parts = tuple[Array, ...]
 """A state: `(h,)`, or `(h, c)` for LSTM."""
 Back = Callable[..., tuple[Array, Parts, dict[str, Array]]]
-"""From the gradient of a step's new state to those of its input, its old state and its weights."""
+"""Computes the gradients of a step's input, old state and weights from the gradient of its new state."""
 
 IMAGINARY_STEP = 1e-30
 
@@ -37,29 +37,29 @@ def recurrent(
     lengths: Array | None,
     resets: Array | None = None,
 ) -> tuple[Array, Parts]:
-    """Compute a whole stack of layers.
+    """Compute the forward pass of a stack of layers.
 
     Parameters
     ----------
     spec
-        The layers; dropout is left out.
+        The layers; their dropout is ignored.
     weights
-        By the names and of the shapes of `RecurrentSpec.weight_shapes`.
+        The weights, with the names and shapes of `RecurrentSpec.weight_shapes`.
     input
         `(T, B, I)`, or `(B, T, I)` if ``batch_first``, or `(T, I)` when unbatched.
     hx
         The initial state, ``(h_0,)`` or ``(h_0, c_0)``: `(L*D, B, H)` each, or `(L*D, H)` when unbatched.
     lengths
-        `(B,)`, the number of valid steps of each sequence; None: all T.
+        The number of valid steps of each sequence, `(B,)`. None means T for all.
     resets
-        Bools, of the shape of ``input`` without its last axis: where a new sequence begins; None: nowhere.
+        Where new sequences begin: bools, of the shape of ``input`` without its last axis. None means nowhere.
 
     Returns
     -------
     output
-        `(T, B, D*H)` in the layout of ``input``; 0 in the padding.
+        `(T, B, D*H)`, or the same in the layout of ``input``; 0 in the padding.
     final
-        The final state, as ``hx``.
+        The final state, in the form of ``hx``.
 
     Examples
     --------
@@ -98,18 +98,18 @@ def gradients(
     spec
         The layers.
     arrays
-        ``input``, ``h_0`` (and ``c_0``), and each weight, as `recurrent` takes them, in float64.
+        ``input``, ``h_0`` (and ``c_0``), and each weight, with the shapes that `recurrent` takes, in float64.
     lengths
         See `recurrent`.
     cotangents
-        ``(d_output, d_h_n)``, or ``(d_output, d_h_n, d_c_n)``, of the shapes that `recurrent` returns.
+        ``(d_output, d_h_n)``, or ``(d_output, d_h_n, d_c_n)``, with the shapes that `recurrent` returns.
     resets
         See `recurrent`.
 
     Returns
     -------
     dict
-        A gradient for each of the arrays, by its name and of its shape; 0 in the padding of the input.
+        The gradient of each array, by the array's name and of its shape; 0 in the padding of the input.
 
     Examples
     --------
@@ -135,7 +135,7 @@ def gradients(
 
 
 def names_of_state(spec: RecurrentSpec) -> dict[str, str]:
-    """The names that `gradients` has for the parts of the initial state, by those of `Backend.gradients`.
+    """Map the names of the parts of the initial state in `Backend.gradients` to those in `gradients`.
 
     Examples
     --------
@@ -148,6 +148,19 @@ def names_of_state(spec: RecurrentSpec) -> dict[str, str]:
     return {f"hx[{k}]": f"{name}_0" for k, name in enumerate(spec.states)}
 
 
+def renamed(spec: RecurrentSpec, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the gradients that `Backend.gradients` returns, from its names to those of `gradients`.
+
+    Examples
+    --------
+    >>> import unirnn
+    >>> renamed(unirnn.GRUSpec(3, 4), {"input": 1, "hx": 2})
+    {'input': 1, 'h_0': 2}
+    """
+    names = names_of_state(spec)
+    return {names.get(name, name): gradient for name, gradient in found.items()}
+
+
 def derivative(
     spec: RecurrentSpec,
     arrays: Mapping[str, Array],
@@ -157,14 +170,14 @@ def derivative(
     direction: Array,
     resets: Array | None = None,
 ) -> float:
-    """Differentiate what `gradients` does along a direction of one array, by a complex step.
+    """Differentiate the same sum as `gradients`, along a direction in one of the arrays, by a complex step.
 
     Parameters
     ----------
     spec, arrays, lengths, cotangents
         See `gradients`.
     name, direction
-        Which of the arrays is moved, and in which direction: an array of its shape.
+        The name of the array that is moved, and the direction, which has the same shape.
     resets
         See `recurrent`.
 
@@ -186,11 +199,11 @@ def derivative(
     return float(np.imag(total) / IMAGINARY_STEP)
 
 
-# ---- one step of each cell, and back -------------------------------------------------------------
+# ---- one step of each cell, forward and backward -------------------------------------------------
 
 
 class _Weights(NamedTuple):
-    """The weights of one layer in one direction; a bias that the layer does not have is 0."""
+    """The weights of one layer in one direction. Biases of a layer without any are 0."""
 
     ih: Array
     hh: Array
@@ -211,12 +224,12 @@ def _weights(weights: Mapping[str, Array], suffix: str) -> _Weights:
 
 
 def _d_weights(x: Array, h: Array, d_x: Array, d_h: Array) -> dict[str, Array]:
-    """The gradients of weights and biases from those of ``W_ih x + b_ih`` and ``W_hh h + b_hh``."""
+    """Gradients of the weights and biases, from those of ``W_ih x + b_ih`` and ``W_hh h + b_hh``."""
     return {"weight_ih": np.outer(d_x, x), "weight_hh": np.outer(d_h, h), "bias_ih": d_x, "bias_hh": d_h}
 
 
 def _step(spec: RecurrentSpec, w: _Weights, x: Array, state: Parts) -> tuple[Parts, Back]:
-    """One step from `(I,)` and `(H,)` each: the new state, `(H,)` each, and its backward pass."""
+    """One step from an input `(I,)` and a state with parts `(H,)`: the new state, and the backward pass of the step."""
     if isinstance(spec, RNNSpec):
         return _rnn(spec, w, x, *state)
     if isinstance(spec, GRUSpec):
@@ -244,7 +257,7 @@ def _gru(spec: GRUSpec, w: _Weights, x: Array, h: Array) -> tuple[Parts, Back]:
     new = (1 - z) * n + z * h
 
     def back(d_new: Array) -> tuple[Array, Parts, dict[str, Array]]:
-        # with respect to what the gates' functions and the tanh are taken of
+        # with respect to the arguments of the gates' functions and of tanh
         d_n = d_new * (1 - z) * (1 - n**2)
         d_z = d_new * (h - n) * slope_z
         d_r = d_n * h_n * slope_r
@@ -296,10 +309,15 @@ def _lstm(spec: LSTMSpec, w: _Weights, x: Array, h: Array, c: Array) -> tuple[Pa
     return (new_h, new_c), back
 
 
+def sigmoid(a: Array) -> Array:
+    """The logistic function, of real or complex numbers."""
+    return np.asarray(0.5 * np.tanh(0.5 * a) + 0.5)  # 1 / (1 + exp(-a)) without overflow
+
+
 def _gate(spec: GRUSpec | LSTMSpec, a: Array) -> tuple[Array, Array]:
-    """The gates' function, and its slope."""
+    """The value of the gates' function, and its slope."""
     if spec.gate_activation == "sigmoid":
-        s = 0.5 * np.tanh(0.5 * a) + 0.5  # 1 / (1 + exp(-a)), without the overflow
+        s = sigmoid(a)
         return s, s * (1 - s)
     slope = {"hard_sigmoid": 1 / 6, "hard_sigmoid_0.2": 0.2}[spec.gate_activation]
     line = slope * a + 0.5
@@ -307,23 +325,24 @@ def _gate(spec: GRUSpec | LSTMSpec, a: Array) -> tuple[Array, Array]:
     return np.where(inside, line, line.real >= 1), np.where(inside, slope, 0)
 
 
-# ---- one sequence, and back ----------------------------------------------------------------------
+# ---- one sequence, forward and backward ----------------------------------------------------------
 
 
 def _sequence(
     spec: RecurrentSpec, weights: Mapping[str, Array], x: Array, initial: Parts
 ) -> tuple[Array, Parts, Callable[[Array, Parts, dict[str, Array]], tuple[Array, Parts]]]:
-    """One sequence `(n, I)` through all layers: its output `(n, D*H)`, its final state, and the way back.
+    """Run a sequence `(n, I)` through all layers. Return its output `(n, D*H)`, its final state, and a backward pass.
 
-    The initial and the final state are `(L*D, H)` each. The way back takes the gradients of output and final state,
-    returns those of input and initial state, and adds those of the weights to arrays that it is given, by their names.
+    Each part of the initial and of the final state is `(L*D, H)`. The backward pass takes the gradients of the output
+    and the final state, and a dict with an array for each weight. It returns the gradients of the input and the initial
+    state, and adds those of the weights to the arrays in the dict.
     """
     steps, suffixes = range(len(x)), spec.suffixes()
     finals: list[Parts] = []
     backs: list[list[Any]] = [[None] * len(x) for _ in suffixes]
 
     def order(position: int) -> Any:
-        return reversed(steps) if _is_reverse(spec, position) else steps
+        return reversed(steps) if spec.is_reverse(position) else steps
 
     rows = list(x)
     for first in range(0, len(suffixes), spec.num_directions):
@@ -350,7 +369,7 @@ def _sequence(
                     d_x, d_state, found = backs[position][t](d_state[0] + d_column[t], *d_state[1:])
                     d_rows[t] += d_x
                     for name, gradient in found.items():
-                        if name + suffixes[position] in d_weights:  # no gradient of a bias that is not there
+                        if name + suffixes[position] in d_weights:  # a layer without biases has no gradients of them
                             d_weights[name + suffixes[position]] += gradient
                 for part, value in zip(d_initial, d_state, strict=True):
                     part[position] = value
@@ -360,27 +379,24 @@ def _sequence(
     return output, tuple(np.stack(part) for part in zip(*finals, strict=True)), back
 
 
-def _is_reverse(spec: RecurrentSpec, position: int) -> bool:
-    return spec.reverse or (spec.bidirectional and position % 2 == 1)
-
-
-# ---- the sequences of a column, and back ---------------------------------------------------------
+# ---- the sequences of a column, forward and backward ---------------------------------------------
 
 
 def _column(
     spec: RecurrentSpec, weights: Mapping[str, Array], x: Array, initial: Parts, resets: Array | None
 ) -> tuple[Array, Parts, Callable[[Array, Parts, dict[str, Array]], tuple[Array, Parts]]]:
-    """The valid steps of a column `(n, I)`, cut into its sequences; otherwise as `_sequence`.
+    """Like `_sequence`, for the valid steps `(n, I)` of a column, which resets split into several sequences.
 
-    Forward, the first sequence begins with the initial state, if it has no reset at step 0, and the last one gives the
-    final state; in the reverse direction, the last one begins with it, and the first one gives it.
+    Forward, the first sequence begins with the initial state unless there is a reset at step 0, and the last sequence
+    gives the final state. In the reverse direction, the last sequence begins with the initial state, and the first one
+    gives the final state.
     """
     if resets is None or not resets.any():
         return _sequence(spec, weights, x, initial)
     cuts = [0, *(t for t in range(1, len(x)) if resets[t]), len(x)]
     pieces = list(itertools.pairwise(cuts))
     first, last = 0, len(pieces) - 1
-    reverse = np.array([_is_reverse(spec, position) for position in range(len(initial[0]))])
+    reverse = np.array([spec.is_reverse(position) for position in range(len(initial[0]))])
     takes_initial = [np.where(reverse, k == last, k == first and not resets[0])[:, None] for k in range(len(pieces))]
     gives_final = [np.where(reverse, k == first, k == last)[:, None] for k in range(len(pieces))]
 
@@ -405,7 +421,7 @@ def _column(
 
 
 def _positions(spec: RecurrentSpec, input: Array, lengths: Array | None) -> Iterator[tuple[Any, Any, int]]:
-    """For each sequence: its index in arrays with the layout of the input, its index in the state, and its length."""
+    """Yield the index of each sequence in arrays with the input's layout, its index in the state, and its length."""
     if input.ndim == 2:
         yield (), (), len(input) if lengths is None else int(np.reshape(lengths, ()))
         return

@@ -1,12 +1,12 @@
 """Parity: whether backends compute the same numbers.
 
-Each backend builds one spec with the same weights, runs the same ragged batch, and is compared with
-`unirnn.testing.oracle`, which computes in float64 and shares no code with any backend. Only the members of
-`unirnn.contract.backend.Backend` are used, so a third party's backend is compared like any other.
+Every backend builds the same spec with the same weights and runs the same ragged batch. Its results are compared with
+those of `unirnn.testing.oracle`, which computes in float64 and shares no code with any backend. Only the members of
+`unirnn.contract.backend.Backend` are used, so a third-party backend is compared like any other.
 
-What is compared is the computation, not the rounding of its inputs: weights and batch are drawn once and rounded to the
-dtype under test, and the oracle gets the rounded numbers. The batch is a hard one: its lengths are in no order, one of
-them is 0 and one is T, the initial state is not zero, and the padding is NaN.
+The weights and the batch are rounded to the dtype under test before they are given to the backend and to the oracle.
+So a difference is an error of the computation, not of the rounding of its inputs. The batch is difficult on purpose:
+its lengths are unsorted and include 0 and T, the initial state is not zero, and the padding is NaN.
 """
 
 import functools
@@ -37,28 +37,29 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far one backend is from the oracle, on one device and in one dtype.
+    """How far the results of one backend are from the oracle's, on one device and in one dtype.
 
-    The difference of an array is its largest absolute difference, divided by the oracle's largest absolute value.
-    The difference of several arrays is the largest of theirs. It is NaN where the backend computes a NaN.
+    The difference of an array is the largest absolute difference from the oracle's array, divided by the largest
+    absolute value of that array. The difference of several arrays is the largest of theirs. It is NaN if the backend
+    computes a NaN.
 
     Parameters
     ----------
     backend
         The backend's name.
     device
-        Where it ran: the backend's default device.
+        The device on which it ran, which is the backend's default device.
     dtype
         The name of the dtype in which it computed.
     output, state
-        Differences of the output and of the final state.
+        The differences of the output and of the final state.
     gradients
-        Difference of the gradients with respect to the input, the initial state and each weight. None if the
-        backend has no gradients, or for a relu RNN in half precision: the slope of a relu jumps at 0, where rounding
-        decides on which side a value is.
+        The difference of the gradients with respect to the input, the initial state and each weight. It is None if
+        the backend has no gradients, and for an RNN with relu in half precision: the slope of relu jumps at 0, and
+        rounding decides on which side of 0 a value is.
     cause
-        If a difference is out of tolerance: the usual mistake that explains it, in words, if one does; see
-        `unirnn.testing.causes`.
+        A description of the usual mistake that explains a difference out of tolerance, or None if there is no such
+        difference or no known mistake explains it; see `unirnn.testing.causes`.
     """
 
     backend: str
@@ -76,7 +77,7 @@ class Comparison:
 
     @property
     def within(self) -> bool:
-        """Whether every difference is within the tolerance; a NaN is not."""
+        """Whether every difference is within the tolerance; NaN never is."""
         differences = (self.output, self.state, self.gradients)
         return all(difference <= self.tolerance for difference in differences if difference is not None)
 
@@ -90,7 +91,7 @@ class Note:
     backend
         The backend's name.
     reason
-        The reason, in words.
+        The reason, as text.
     """
 
     backend: str
@@ -99,17 +100,17 @@ class Note:
 
 @dataclass(frozen=True)
 class Parity:
-    """The result of `compare`; iterating over it gives the comparisons.
+    """The result of `compare`; iterating over it yields the comparisons.
 
     Parameters
     ----------
     spec
-        What was built.
+        The spec that was built.
     comparisons
-        One for each backend and dtype that ran.
+        A comparison for each backend and dtype that ran.
     left_out
-        The backends that nobody named and that can't be compared here: one is not installed or broken, lacks the spec
-        or a dtype, or needs further options of `Spec.build`.
+        The backends that were not named explicitly and can't be compared, because they are not installed, are broken,
+        can't build the spec or the dtype, or need further options of `Spec.build`.
     failures
         The backends that raised an error, or returned an array of the wrong shape.
     """
@@ -124,7 +125,7 @@ class Parity:
 
     @property
     def within(self) -> bool:
-        """Whether something was compared, all of it is within tolerance, and nothing failed."""
+        """Whether at least one backend was compared, every comparison is within tolerance, and nothing failed."""
         return bool(self.comparisons) and not self.failures and all(c.within for c in self.comparisons)
 
 
@@ -137,25 +138,26 @@ def compare(
     batch_size: int = 8,
     seed: int = 0,
 ) -> Parity:
-    """Compare backends, each on its default device, with the oracle.
+    """Compare backends with the oracle, each on its default device.
 
     Parameters
     ----------
     spec
-        What to build. Its ``dropout`` is taken as 0, since each framework drops other elements.
+        The layers to build. Their ``dropout`` is replaced by 0, since each framework drops different elements.
     backends
-        Their names; None: every registered backend that is installed and builds without further options.
+        The names of the backends. None means every registered backend that is installed and can build without further
+        options.
     dtypes
-        Names of dtypes; None: float32, and float64 where the backend has it.
+        The names of the dtypes. None means float32, and float64 as well for backends that support it.
     steps, batch_size
         T and B of the batch.
     seed
-        Draws the weights and the batch.
+        The seed from which the weights and the batch are drawn.
 
     Returns
     -------
     Parity
-        The comparisons, and which backends were left out.
+        The comparisons, and the backends that were left out or failed.
 
     Raises
     ------
@@ -201,7 +203,7 @@ def compare(
                 device = backend.default_device()
                 module = Snapshot(spec, trial.weights).build(name, device=device, dtype=dtype)
             except UnirnnError as error:
-                # float64 is tried even where nobody asked for it, and may be a limit of this device.
+                # float64 is also tried when the caller named no dtype, but this device may not support it.
                 if backends is not None and (asked or dtype == "float32"):
                     raise
                 left_out.append(Note(name, _why_not_built(backend, error)))
@@ -214,9 +216,9 @@ def compare(
                 if not comparison.within:
                     comparison = replace(comparison, cause=_cause(backend, module, spec, comparison, seed))
                 comparisons.append(comparison)
-            except Exception as error:  # any error of one backend is a finding, and must not stop the others
+            except Exception as error:  # an error of one backend is a result, and must not stop the others
                 failures.append(_failure(name, dtype, error))
-    # A backend that builds in no dtype says so once.
+    # A backend that builds in none of the dtypes is listed once.
     return Parity(spec, tuple(comparisons), tuple(dict.fromkeys(left_out)), tuple(failures))
 
 
@@ -231,7 +233,7 @@ def _failure(name: str, dtype: str, error: Exception) -> Note:
 
 
 class _Trial(NamedTuple):
-    """What every backend gets, rounded to one dtype; NumPy lacks bfloat16, whose numbers are in float32."""
+    """What every backend is given, rounded to one dtype. NumPy lacks bfloat16, so numbers rounded to it are float32."""
 
     spec: RecurrentSpec
     weights: dict[str, Array]
@@ -241,9 +243,19 @@ class _Trial(NamedTuple):
     d_output: Array
     d_state: tuple[Array, ...]
 
+    def arrays(self) -> dict[str, Array]:
+        """The input, the initial state and the weights in float64, by the oracle's names."""
+        initial = {f"{name}_0": part for name, part in zip(self.spec.states, self.hx, strict=True)}
+        given = {"input": self.input, **initial, **self.weights}
+        return {name: array.astype(np.float64) for name, array in given.items()}
+
+    def cotangents(self) -> tuple[Array, ...]:
+        """The cotangents in float64."""
+        return tuple(d.astype(np.float64) for d in (self.d_output, *self.d_state))
+
 
 class _Results(NamedTuple):
-    """Arrays by name; ``gradients`` is None if there are none to compare."""
+    """The arrays that were computed, by name; ``gradients`` is None if gradients are not compared."""
 
     output: dict[str, Array]
     state: dict[str, Array]
@@ -252,14 +264,14 @@ class _Results(NamedTuple):
 
 def _draw(spec: RecurrentSpec, dtype: str, steps: int, batch_size: int, seed: int) -> _Trial:
     weights = {name: _round(array, dtype) for name, array in _weights.draw(spec, seed).items()}
-    # Another stream, so that the batch repeats none of the numbers of the weights.
+    # A separate random stream, so that the batch repeats none of the numbers of the weights.
     generator = np.random.default_rng([seed, 2])
 
     def normal(shape: tuple[int, ...]) -> Array:
         return _round(generator.standard_normal(shape), dtype)
 
     seq_length = generator.integers(0, steps, batch_size)
-    seq_length[:2] = (0, steps)[-batch_size:]  # 0, then T, then less than T: in no order
+    seq_length[:2] = (0, steps)[-batch_size:]  # 0, then T, then shorter ones: not sorted
     input = normal((steps, batch_size, spec.input_size))
     input[np.arange(steps)[:, None] >= seq_length] = np.nan
     output_shape: tuple[int, ...] = (steps, batch_size, spec.num_directions * spec.output_size)
@@ -285,28 +297,20 @@ def _round(array: Array, dtype: str) -> Array:
 
 
 def _reference(trial: _Trial, dtype: str) -> _Results:
-    """The oracle's results from the trial's numbers."""
-
-    def widen(array: Array) -> Array:
-        return array.astype(np.float64)
-
-    spec, lengths = trial.spec, trial.seq_length
-    weights = {name: widen(array) for name, array in trial.weights.items()}
-    input, hx = widen(trial.input), tuple(map(widen, trial.hx))
-    output, state = oracle.recurrent(spec, weights, input, hx, lengths)
+    """The results that the oracle computes for a trial."""
+    spec, arrays = trial.spec, trial.arrays()
+    hx = tuple(arrays[f"{name}_0"] for name in spec.states)
+    output, state = oracle.recurrent(spec, arrays, arrays["input"], hx, trial.seq_length)
     gradients = None
     if not (isinstance(spec, RNNSpec) and spec.nonlinearity == "relu" and dtype in ("float16", "bfloat16")):
-        names = oracle.names_of_state(spec)
-        initial = dict(zip(names.values(), hx, strict=True))
-        cotangents = (widen(trial.d_output), *map(widen, trial.d_state))
-        found = oracle.gradients(spec, {"input": input, **initial, **weights}, lengths, cotangents)
-        renamed = {own: name for name, own in names.items()}
-        gradients = {renamed.get(name, name): gradient for name, gradient in found.items()}
+        found = oracle.gradients(spec, arrays, trial.seq_length, trial.cotangents())
+        names = {own: name for name, own in oracle.names_of_state(spec).items()}
+        gradients = {names.get(name, name): gradient for name, gradient in found.items()}
     return _Results({"output": output}, _named(spec, state), gradients)
 
 
 def _run(backend: Backend, module: Any, trial: _Trial) -> _Results:
-    """What a module computes."""
+    """The results that a module computes for a trial."""
     spec = trial.spec
     hx = join_state([backend.from_numpy(part, module) for part in trial.hx])
     output, state = module(backend.from_numpy(trial.input, module), hx, trial.seq_length)
@@ -319,7 +323,7 @@ def _run(backend: Backend, module: Any, trial: _Trial) -> _Results:
 
 
 def _cause(backend: Backend, module: Any, spec: RecurrentSpec, comparison: Comparison, seed: int) -> str | None:
-    """The usual mistake that a backend makes, from a small batch: with numbers in its padding, then with NaN."""
+    """Find the usual mistake that a backend makes, on a small batch with numbers in its padding, then with NaN."""
     nan = _draw(spec, comparison.dtype, 6, 4, seed)
     garbage = np.random.default_rng([seed, 4]).standard_normal(nan.input.shape).astype(nan.input.dtype)
     for trial in (nan._replace(input=np.where(np.isnan(nan.input), garbage, nan.input)), nan):
@@ -328,19 +332,12 @@ def _cause(backend: Backend, module: Any, spec: RecurrentSpec, comparison: Compa
         output, state = results.output["output"], list(results.state.values())
         cause = causes.recurrent_cause(spec, trial.weights, batch, output, state, comparison.tolerance)
         if cause is None and results.gradients is not None:
-            cause = _cause_of_gradients(trial, results.gradients, comparison.tolerance)
+            found = oracle.renamed(spec, results.gradients)
+            given = trial.arrays(), trial.seq_length, trial.cotangents()
+            cause = causes.recurrent_gradient_cause(spec, *given, found, comparison.tolerance)
         if cause is not None:
             return cause
     return None
-
-
-def _cause_of_gradients(trial: _Trial, gradients: dict[str, Array], tolerance: float) -> str | None:
-    names = oracle.names_of_state(trial.spec)
-    found = {names.get(name, name): gradient for name, gradient in gradients.items()}
-    given = {"input": trial.input, **dict(zip(names.values(), trial.hx, strict=True)), **trial.weights}
-    arrays = {name: array.astype(np.float64) for name, array in given.items()}
-    cotangents = tuple(d.astype(np.float64) for d in (trial.d_output, *trial.d_state))
-    return causes.recurrent_gradient_cause(trial.spec, arrays, trial.seq_length, cotangents, found, tolerance)
 
 
 def _named(spec: RecurrentSpec, state: Sequence[Array]) -> dict[str, Array]:
@@ -370,4 +367,4 @@ def _difference(arrays: Mapping[str, Array], reference: Mapping[str, Array]) -> 
         if array.shape != expected.shape:
             raise ShapeError(f"{name}: given shape {array.shape}, expected {expected.shape}")
         differences.append(relative_difference(array, expected))
-    return float(np.max(differences))  # unlike Python's max, NumPy's is NaN if one of them is
+    return float(np.max(differences))  # unlike Python's max, NumPy's returns NaN if any of them is NaN

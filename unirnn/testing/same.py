@@ -1,4 +1,4 @@
-"""Whether two models compute the same, of any two frameworks; and if they don't, where and why."""
+"""Compare two models, of any two frameworks, and explain where and why their results differ."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from ._differences import Difference, difference, place_in_state
 from ._explanation import explain
 from ._sides import Gradients, Side
 from ._tracebacks import is_for_the_test
-from .batches import Batch
+from .batches import Batch, zeroed
 from .calling import Call
 from .tolerances import check_tolerance, largest
 
@@ -33,39 +33,42 @@ def assert_same(
     gradients: bool = True,
     call: Call | None = None,
 ) -> None:
-    """Assert that two models or layers compute the same, in evaluation.
+    """Assert that two models or layers compute the same in evaluation mode.
 
-    Compared are the outputs, the final states if both return them, and, if these are the same, the gradients of a
-    weighted sum of them with respect to the input, the initial state, and the weights that both name alike. What stands
-    after the end of a sequence in the output, or in another result `(B, T, ...)`, is compared only if unirnn built
-    both, which makes it 0. Results in dicts and in records are compared by their names, others by their order.
+    The outputs are compared, and the final states if both models return them. If these agree, the gradients of a
+    weighted sum of them are compared too: with respect to the input, the initial state, and each weight that has the
+    same name in both models. Values after the end of a sequence, in the output or in another result `(B, T, ...)`, are
+    compared only if unirnn built both models, since such values are then 0. Results in dicts, named tuples and
+    dataclasses are matched by name, all others by position.
 
-    A `UserWarning` says what could not be compared: a final state that one of the two returns, the gradients if one of
-    the two has none, such as a `unirnn.Model` on NumPy, those of weights that have other names, and numbers that are
-    NaN in both.
+    A `UserWarning` names what could not be compared: a final state that only one model returns, the gradients if one
+    model has none (such as a `unirnn.Model` on NumPy), the gradients of weights whose names differ, and numbers that
+    are NaN in both.
 
-    The batch is given to each in the dtype of its weights, and in its layout where that is known: of what unirnn built,
-    of a layer with an attribute ``batch_first``, and of Keras.
+    Each model is given the batch in the dtype of its weights. It is also given the batch in its own layout if that is
+    known, which is so for modules that unirnn built, for layers with an attribute ``batch_first``, and for Keras.
 
     Parameters
     ----------
     a, b
-        Modules of any framework, built by unirnn or not, or functions of NumPy arrays; ``b`` is taken to be right.
+        Modules of any framework, built by unirnn or not, or functions of NumPy arrays. The results of ``b`` are taken
+        to be right.
     batch
-        What both are called with; see `unirnn.testing.batch`.
+        The arguments with which both are called; see `unirnn.testing.batch`.
     tolerance
-        The largest difference of an array, relative to its largest value in ``b``. None: the looser one of what the two
-        dtypes allow, see `unirnn.testing.tolerance`.
+        The largest difference that is allowed in an array, relative to its largest value in ``b``. None means the
+        tolerance of the less precise of the two dtypes; see `unirnn.testing.tolerance`.
     gradients
         Whether gradients are compared.
     call
-        ``call(model, input, seq_length)``, with arrays of the model's framework, says how both are called, where the
-        names of their arguments don't; see `unirnn.testing.calling.call_model`.
+        ``call(model, input, seq_length)``, with arrays of the model's framework. It calls either model, for models
+        whose argument names don't tell how; see `unirnn.testing.calling.call_model`.
 
     Raises
     ------
     AssertionError
-        If they differ. The message says in what and by how much, where first, in which layer, and the usual cause.
+        If they differ. The message says which results differ, by how much and where first, which layer is the first to
+        differ, and the usual cause if it is recognised.
     ArgumentError
         If a model can't be called with the batch, or returns no arrays.
 
@@ -99,7 +102,7 @@ def assert_same(
 
 
 def _differences_of_results(one: Side, other: Side, tolerance: float) -> Iterator[Difference]:
-    """The differences of the results that both return."""
+    """Yield the differences between the results that both models return."""
     count = min(len(one.results), len(other.results))
     if len(one.results) != len(other.results) and count != 1:
         text = f"a returns {len(one.results)} arrays, and b {len(other.results)}."
@@ -115,12 +118,12 @@ def _differences_of_results(one: Side, other: Side, tolerance: float) -> Iterato
         else:
             valid = one.valid(a, k) if other.valid(b, k) is not None else None
             if valid is not None:
-                a, b = (np.where(valid.reshape(*valid.shape, *[1] * (x.ndim - 2)), x, 0) for x in (a, b))
+                a, b = zeroed(a, ~valid), zeroed(b, ~valid)
             yield from difference(name, a, b, tolerance, lambda at: place_in_state(one.spec or other.spec, at))
 
 
 def _of_one_rank(a: Array, b: Array) -> tuple[Array, Array]:
-    """A state `(B, H)` of one layer, as Keras returns it, and one `(1, B, H)`."""
+    """Give a state `(B, H)`, as a layer of Keras returns it, and a state `(1, B, H)` the same shape."""
     if a.ndim == b.ndim + 1 and len(a) == 1:
         return a[0], b
     return (a, b[0]) if b.ndim == a.ndim + 1 and len(b) == 1 else (a, b)
@@ -139,14 +142,14 @@ def _names_of_results(spec: Spec | None, paths: Sequence[str]) -> list[str]:
 
 
 def _results_not_compared(one: Side, other: Side) -> Iterator[str]:
-    """What of the results says nothing about the models, in words."""
+    """Yield a sentence about each result, or part of one, that was not compared."""
     for side in (one, other):
         for path, kind in side.unread.items():
             yield f"{side.label} returns an object of the class {kind} (result{path}), whose numbers can't be read"
     if len(one.results) != len(other.results) and 1 in (len(one.results), len(other.results)):
         yield (
-            f"more than the first result, since a returns {len(one.results)} arrays, and b {len(other.results)}; "
-            "call=lambda model, input, seq_length: ... may return the same of both"
+            f"any but the first result, since a returns {len(one.results)} arrays, and b {len(other.results)}; give "
+            "call=lambda model, input, seq_length: ..., which returns the same results for both"
         )
     for name, k in zip(_names_of_results(one.spec or other.spec, one.paths), range(len(other.results)), strict=False):
         a, b = _of_one_rank(one.results[k], other.results[k])
@@ -155,25 +158,25 @@ def _results_not_compared(one: Side, other: Side) -> Iterator[str]:
         both = np.isnan(a) & np.isnan(b)
         valid = one.valid(a, k)
         if valid is not None:
-            both &= valid.reshape(*valid.shape, *[1] * (a.ndim - 2))
+            both = zeroed(both, ~valid)
         if both.any():
             yield f"{name}, where both models give NaN, {both.sum()} of its {both.size} numbers"
 
 
 def _gradients_not_compared(one: Side, other: Side) -> Iterator[str]:
-    """Which gradients only one of the two has, in words."""
+    """Yield a sentence about the gradients that were not compared."""
     a, b = one.found, other.found
     if any(array.dtype.kind == "c" for array in other.results):
         yield "the gradients of complex numbers"
     if a is None and b is None:
         return
     if a is None or b is None:
-        yield f"the gradients, since {one if a is None else other} has none; gradients=False asks for none"
+        yield f"the gradients, since {one if a is None else other} has none; give gradients=False to compare none"
         return
     names = [name for name in (*a, *(name for name in b if name not in a)) if not _is_compared(a, b, name)]
     if names:
         shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-        yield f"the gradients that only one of the two has by this name and in this shape: {shown}"
+        yield f"the gradients that only one of the two has by this name and of this shape: {shown}"
 
 
 def _is_compared(a: Gradients, b: Gradients, name: str) -> bool:
@@ -191,13 +194,12 @@ def _differences_of_output(one: Side, other: Side, a: Array, b: Array, tolerance
     if valid is None:
         yield from difference("output", a, b, tolerance, place)
         return
-    where = valid.reshape(*valid.shape, *[1] * (a.ndim - 2))
-    right = np.where(where, b, 0)
-    found = list(difference("output", np.where(where, a, 0), right, tolerance, place))
+    right = zeroed(b, ~valid)
+    found = list(difference("output", zeroed(a, ~valid), right, tolerance, place))
     yield from found
     if not found and one.is_built and other.is_built:
-        padding = np.where(where, 0, a), np.where(where, 0, b)
-        yield from difference("output in the padding", *padding, tolerance, place, largest(right))
+        in_padding = zeroed(a, valid), zeroed(b, valid)
+        yield from difference("output in the padding", *in_padding, tolerance, place, largest(right))
 
 
 def _differences_of_gradients(one: Side, other: Side, tolerance: float) -> Iterator[Difference]:
@@ -207,7 +209,7 @@ def _differences_of_gradients(one: Side, other: Side, tolerance: float) -> Itera
         b = other.results[k]
         d = rng.standard_normal(b.shape) if b.dtype.kind == "f" else np.zeros(b.shape)
         valid = one.valid(b, k) if one.is_built else other.valid(b, k)
-        cotangents.append(d if valid is None else np.where(valid.reshape(*valid.shape, *[1] * (d.ndim - 2)), d, 0))
+        cotangents.append(d if valid is None else zeroed(d, ~valid))
     if not one.with_gradients or not other.with_gradients:
         return
     found = [side.gradients(cotangents) for side in (one, other)]

@@ -39,7 +39,7 @@ hypothesis.settings.register_profile("thorough", deadline=None, max_examples=400
 
 @st.composite
 def specs(draw: st.DrawFn, *, max_layers: int = 3, uncommon: bool = True) -> RecurrentSpec:
-    """Any spec of recurrent layers; with ``uncommon``, also those that torch and MindSpore lack."""
+    """Any spec of recurrent layers; ``uncommon`` includes options that torch or MindSpore lacks."""
     cls, kind_options = KINDS[draw(st.sampled_from(list(KINDS)))]
     options: dict[str, Any] = dict(kind_options)
     hidden_size, num_layers = draw(st.integers(1, 5)), draw(st.integers(1, max_layers))
@@ -75,22 +75,22 @@ def ragged(
     nan_padding: bool = False,
     **arguments: Any,
 ) -> Batch:
-    """Batches of any sizes, with lengths in any order.
+    """Batches of any size, with lengths in any order.
 
     Parameters
     ----------
     model
-        The model that the batches are for; see `unirnn.testing.batch`.
+        The model for which the batches are drawn; see `unirnn.testing.batch`.
     max_steps, max_batch_size
         The largest T and B.
     min_length
-        The least length; 0 for sequences of no step at all.
+        The shortest length; 0 allows sequences without any step.
     with_state, with_resets
         Whether some of the batches have an initial state, or resets.
     nan_padding
         Whether the padding of some of the batches is NaN.
     **arguments
-        ``features``, ``num_tokens``, ``batch_first`` and ``dtype`` of `unirnn.testing.batch`.
+        ``features``, ``num_tokens``, ``batch_first`` and ``dtype``, as `unirnn.testing.batch` takes them.
 
     Examples
     --------
@@ -123,7 +123,7 @@ def ragged(
 
 @st.composite
 def models(draw: st.DrawFn, *, max_layers: int = 5) -> Sequential:
-    """Any model that takes a known size: tokens or features, layers with or without names, and both combinators.
+    """Any model whose input has a known size: of tokens or features, with or without names of layers.
 
     A convolution sees at most 5 steps and at most halves their number. So 128 steps are enough for any 5 layers.
     """
@@ -149,7 +149,7 @@ def models(draw: st.DrawFn, *, max_layers: int = 5) -> Sequential:
 
 
 def _sized(features: int, batch_first: bool) -> st.SearchStrategy[Spec]:
-    """A layer with weights and a fixed input size."""
+    """A layer that has weights and a fixed input size."""
     return st.one_of(
         st.builds(LinearSpec, st.just(features), st.integers(1, 6), st.booleans()),
         _recurrent(features, batch_first),
@@ -182,7 +182,7 @@ def _convolutions(draw: st.DrawFn, features: int) -> Spec:
 
 @st.composite
 def _layers(draw: st.DrawFn, features: int, batch_first: bool, *, has_steps: bool) -> Spec:
-    """Anything that takes a number of features, and needs no steps where there are none."""
+    """Any layer that takes this number of features; without steps, only layers that need none."""
     keeping: list[st.SearchStrategy[Spec]] = [
         st.builds(ActivationSpec, st.sampled_from(get_args(Activation))),
         st.builds(DropoutSpec, st.sampled_from([0.0, 0.25]), st.booleans()),

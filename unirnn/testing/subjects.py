@@ -19,7 +19,7 @@ from unirnn.errors import ArgumentError, BackendError, LimitError, MissingBacken
 from unirnn.specs import Spec
 
 from ._tracebacks import is_for_the_test
-from .oracle import names_of_state
+from .oracle import renamed
 from .tolerances import tolerance
 
 __all__ = ["Missing", "Subject", "checked", "gradients", "launch_blocking", "subjects"]
@@ -40,12 +40,12 @@ class Subject:
     options
         Further arguments of every build, such as ``kernel``. A kernel is left out for a spec that it can't compute.
     device
-        Where modules are built, None: the backend's default device.
+        The device on which modules are built. None means the backend's default device.
     dtype
-        The name of the dtype of modules, and of the arrays that `native` makes.
+        The name of the dtype of the modules, and of the arrays that `native` makes.
     is_brief
-        Whether it takes long, and differs from another subject only in what computes a layer: most cases of the
-        conformance suite are then tested with some kinds of layers only.
+        Whether most cases of the conformance suite run with only some kinds of layers. This is for slow subjects that
+        differ from another one only in the implementation of a layer.
 
     Examples
     --------
@@ -70,7 +70,7 @@ class Subject:
 
     @property
     def label(self) -> str:
-        """The name in the names of tests, such as ``torch`` or ``numpy-fallback``."""
+        """The name that appears in the names of tests, such as ``torch`` or ``numpy-fallback``."""
         parts = [self.name, *(str(value) for value in self.options.values())]
         parts += [] if self.device is None else [str(self.device)]
         parts += [] if self.dtype == "float32" else [self.dtype]
@@ -78,29 +78,29 @@ class Subject:
 
     @property
     def tolerance(self) -> float:
-        """The largest relative difference that is within tolerance for this dtype and device."""
+        """The largest relative difference that is within tolerance for the subject's dtype and device."""
         return self.tolerance_of(self.dtype)
 
     def tolerance_of(self, dtype: str) -> float:
-        """The largest relative difference that is within tolerance for a dtype, on this device."""
+        """The largest relative difference that is within tolerance for a given dtype on the subject's device."""
         return tolerance(dtype, self.device or self.backend.default_device())
 
     def build(self, spec: Spec, **arguments: Any) -> Any:
-        """Build a module, as `Spec.build` does, on this backend, with this device, dtype and these options.
+        """Build a module with `Spec.build`, with the backend, device, dtype and options of the subject.
 
-        A test that builds what the backend can't do is skipped; the reason is the limit's own text.
+        If a limit of the backend refuses the spec, the test is skipped with the text of the limit.
 
         Parameters
         ----------
         spec
-            What to build.
+            The spec to build.
         **arguments
-            Arguments of `Spec.build`, such as ``seed``; they take the place of the subject's own.
+            Arguments of `Spec.build`, such as ``seed``, which take precedence over those of the subject.
 
         Raises
         ------
         ArgumentError, SpecError, DTypeError, DeviceError
-            As `Spec.build`.
+            As for `Spec.build`.
         """
         try:
             return spec.build(self.name, **self._arguments(spec, arguments))
@@ -108,7 +108,7 @@ class Subject:
             _skip(error)
 
     def rebuild(self, snapshot: Snapshot) -> Any:
-        """Build a snapshot, in its own dtype; a test is skipped for a limit, as `build` does it."""
+        """Build a snapshot in its own dtype. Like `build`, it skips the test if a limit refuses the spec."""
         try:
             return snapshot.build(self.name, **self._arguments(snapshot.spec, {"dtype": snapshot.dtype}))
         except LimitError as error:
@@ -132,23 +132,23 @@ class Subject:
 
     @property
     def small_layer(self) -> RecurrentSpec:
-        """A small layer that the backend builds, here and in this dtype; if it builds none, a GRU."""
+        """A small layer that the backend can build on this device in this dtype; if it can build none, a GRU."""
         layers = (GRUSpec(1, 1), LSTMSpec(1, 1), RNNSpec(1, 1), GRUSpec(1, 1, reset_after=False))
         own = (layer for layer in layers if explain(layer, self.name, self.device, dtype=self.dtype).builds)
         return next(own, layers[0])
 
     @functools.cached_property
     def _place(self) -> Any:
-        """A module, to whose device arrays are put."""
+        """A module whose device is that of the arrays that `native` makes."""
         return self.build(self.small_layer, seed=0)
 
     def native(self, array: Any) -> Any:
-        """An array of the framework, on the device.
+        """Convert an array to an array of the framework on the subject's device.
 
         Parameters
         ----------
         array
-            An array or a list; floats get this dtype.
+            A NumPy array or a list; floats are cast to the subject's dtype.
         """
         given = np.asarray(array)
         if given.dtype.kind == "f" and self.dtype != "bfloat16":
@@ -162,25 +162,25 @@ class Subject:
     def gradient(
         self, function: Callable[..., Any], *arrays: Any, module: Any = None
     ) -> tuple[list[Array | None], dict[str, Array]]:
-        """Gradients of ``function(*arrays)``, one number, by the framework's own autodiff.
+        """Differentiate ``function(*arrays)``, a single number, by the framework's own autodiff.
 
-        A test is skipped if the framework has none, as `build` does it.
+        If the framework has no gradients, the test is skipped.
 
         Parameters
         ----------
         function
-            Takes arrays of the framework, and gives one number in an array of the framework.
+            A function that takes arrays of the framework and returns a single number as an array of the framework.
         *arrays
-            Arrays of NumPy or lists, of floats or integers; see `native`.
+            NumPy arrays or lists of floats or integers; see `native`.
         module
-            A module of the framework, whose weights are wanted as well.
+            A module of the framework. If given, the gradients of its weights are computed as well.
 
         Returns
         -------
         list
-            The gradient with respect to each array of floats; None for an array of integers or flags.
+            The gradient with respect to each array of floats; None for an array of integers or bools.
         dict
-            The gradient of each weight of the module, by its name; empty without a module.
+            The gradient of each weight of the module, by name; empty without a module.
 
         Examples
         --------
@@ -195,7 +195,7 @@ class Subject:
             _skip(error)
 
     def array(self, array: Array, module: Any) -> Any:
-        """A NumPy array as an array of the framework, of its own dtype, where a module is."""
+        """Convert a NumPy array to an array of the framework on the device of a module; its dtype is kept."""
         return self.backend.from_numpy(array, module)
 
     def call(
@@ -206,7 +206,7 @@ class Subject:
         seq_length: Any = None,
         resets: Any = None,
     ) -> tuple[Array, tuple[Array, ...]]:
-        """Call a recurrent layer with NumPy arrays: its output, and the parts of its final state."""
+        """Call a recurrent layer with NumPy arrays. Return its output, and the parts of its final state."""
         state = None if hx is None else join_state([self.array(part, module) for part in hx])
         output, final = module(self.array(input, module), state, seq_length, resets)
         parts = state_parts(module.spec, final)
@@ -215,7 +215,7 @@ class Subject:
 
 
 def _skip(limit: LimitError) -> NoReturn:
-    """Skip the test, if there is one: where pytest is not in use, the limit stays the error that it is."""
+    """Skip the running test for a limit. Without pytest, raise the limit as an error."""
     if "pytest" not in sys.modules:
         raise limit
     from .conformance.promises import DeclaredLimit
@@ -233,17 +233,15 @@ def gradients(
     d_state: tuple[Array, ...],
     resets: NDArray[np.bool_] | None = None,
 ) -> dict[str, Array]:
-    """The gradients of a recurrent layer by name: ``input``, ``h_0`` (and ``c_0``), and each weight."""
+    """The gradients of a recurrent layer, by the names ``input``, ``h_0`` (and ``c_0``), and those of the weights."""
     lengths = None if seq_length is None else np.asarray(seq_length)
     arguments = {"input": input, "hx": join_state(hx), "seq_length": lengths, "resets": resets}
-    found = backend.gradients(module, arguments, (d_output, *d_state))
-    names = names_of_state(module.spec)
-    return {names.get(name, name): gradient for name, gradient in found.items()}
+    return renamed(module.spec, backend.gradients(module, arguments, (d_output, *d_state)))
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A backend that can't be tested here, or a device or dtype that it lacks, with the reason."""
+    """A backend that can't be tested here, or not on a device or in a dtype, with the reason."""
 
     name: str
     label: str
@@ -252,10 +250,10 @@ class Missing:
 
 
 def launch_blocking() -> None:
-    """Make MindSpore run each operator at once, which is many times as fast for small ones on a CPU.
+    """Make MindSpore run each operator immediately, which is many times faster for small operators on a CPU.
 
-    It has no effect once MindSpore has run an operator, and a process can't go back from it. Where MindSpore is not
-    installed, nothing happens.
+    This has no effect after MindSpore has run an operator, and can't be undone. If MindSpore is not installed, nothing
+    happens.
 
     Examples
     --------
@@ -263,7 +261,7 @@ def launch_blocking() -> None:
     """
     try:
         import mindspore
-    except Exception:  # building on MindSpore fails with the reason
+    except Exception:  # a later build on MindSpore says why
         return
     if hasattr(mindspore, "runtime"):
         mindspore.runtime.launch_blocking()
@@ -276,31 +274,31 @@ def subjects(
     *,
     is_brief: bool = False,
 ) -> list[Subject | Missing]:
-    """The backends to test, each on each device and in each dtype.
+    """The backends to test, each of them on each device and in each dtype.
 
     Parameters
     ----------
     names
-        Their names, with options of the build in brackets, as in ``"numpy[kernel=fallback]"``. None: all that are
-        installed and need no options. ``"all"``: all that are registered.
+        The names of the backends, with options of the build in brackets, as in ``"numpy[kernel=fallback]"``. None means
+        all that are installed and need no options, ``"all"`` all that are registered.
     devices
-        Names of devices; none: each backend's default device.
+        Names of devices; if empty, each backend's default device.
     dtypes
-        Names of dtypes; none: float32.
+        Names of dtypes; if empty, float32.
     is_brief
-        Whether all of them are to be tested briefly; see `Subject`.
+        Whether all of them are tested briefly; see `Subject`.
 
     Returns
     -------
     list
-        A `Missing` stands for a backend that is not installed, or that lacks the device or the dtype. Without
-        ``names`` those that are not installed are left out.
+        The subjects, and a `Missing` for each backend that is not installed, or that lacks a device or dtype. With
+        ``names=None``, backends that are not installed are left out.
 
     Raises
     ------
     ArgumentError, DeviceError, DTypeError
-        If a name can't be read, or names an option that the backend does not have, or not one that it needs. Whether
-        the values of options are right is told by `checked`.
+        If a name can't be parsed, has an option that the backend lacks, or lacks an option that the backend needs. The
+        values of options are checked by `checked`.
 
     Examples
     --------
@@ -318,7 +316,7 @@ def subjects(
         try:
             backend = registry.load(name)
         except BackendError as error:
-            if names is not None or not isinstance(error, MissingBackendError):  # it may be there, and be broken
+            if names is not None or not isinstance(error, MissingBackendError):  # it may be installed but broken
                 found.append(Missing(name, name, str(error), is_installed=False))
             continue
         _check_options(backend, options)
@@ -332,19 +330,19 @@ def subjects(
         subject = Subject(backend, options, is_brief=is_brief or "kernel" in options)
         try:
             found += _variants(subject, places, kinds)
-        except Exception as error:  # a framework may raise anything, such as for an old driver
+        except Exception as error:  # a framework may raise anything, for example because of an old driver
             reason = f"{name}: its devices or limits can't be listed: {type(error).__name__}: {error}"
             found.append(Missing(name, name, reason, is_installed=False))
     return found
 
 
 def checked(subject: Subject) -> Subject | Missing:
-    """The subject, if a build takes the values of its options; a `Missing` if what they need is not installed.
+    """Check the values of a subject's options by a build; return a `Missing` if they need a package that is missing.
 
     Raises
     ------
     ArgumentError
-        If a build refuses a value.
+        If the build refuses a value.
 
     Examples
     --------
@@ -367,7 +365,7 @@ def checked(subject: Subject) -> Subject | Missing:
 
 
 def _read(text: str) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """A name and its options: of ``numpy[kernel=fallback]``."""
+    """Parse a name and its options, such as ``numpy[kernel=fallback]``."""
     match = re.fullmatch(r"([^\[\]]+)(?:\[([^\[\]]+)\])?", text)
     parts = [] if match is None or match[2] is None else [pair.partition("=") for pair in match[2].split(",")]
     pairs = tuple((key.strip(), value.strip()) for key, _, value in parts)
@@ -392,7 +390,7 @@ def _variants(subject: Subject, devices: Iterable[Device], dtypes: Iterable[str]
 
 
 def _why_not(subject: Subject) -> str | None:
-    """Why a backend can't build anything on this device, or in this dtype."""
+    """The reason why a backend can't build anything on the subject's device or in its dtype; None if it can."""
     present = subject.backend.devices()
     device = subject.device or subject.backend.default_device()
     if not any(device == own or (device.kind == own.kind and device.index is None) for own in present):

@@ -1,4 +1,4 @@
-"""Tolerances, and the measurement of differences."""
+"""Tolerances, and functions that measure differences."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -21,24 +21,24 @@ TOLERANCES: Mapping[str, float] = MappingProxyType(
 )
 """The largest relative difference that is within tolerance on a CPU, by dtype.
 
-Those of float64 and float32 are what unirnn guarantees. Those of float16 and bfloat16 are twenty times the dtype's
-epsilon, since a framework may round after each operation: torch does in its gradients on a CPU, which are up to six
-epsilons off at T = 100.
+unirnn guarantees those of float64 and float32. Those of float16 and bfloat16 are twenty times the dtype's epsilon,
+since a framework may round after each operation. On a CPU, torch does so in its gradients, whose error is up to six
+epsilons at T = 100.
 """
 
 
 def tolerance(dtype: str, device: Device | None = None) -> float:
     """The largest relative difference that is within tolerance.
 
-    On a GPU or an Ascend it is ten times that of `TOLERANCES`: cuDNN's tanh alone is off by 1e-6. On an Ascend it is
-    never less than that of float16, in which the fused operators compute.
+    On a GPU it is ten times that of `TOLERANCES`, since the error of cuDNN's tanh alone is 1e-6. On an Ascend it is at
+    least that of float16, since the fused operators compute in float16.
 
     Parameters
     ----------
     dtype
         The name of a dtype.
     device
-        The device; None is a CPU.
+        The device; None means a CPU.
 
     Examples
     --------
@@ -53,7 +53,7 @@ def tolerance(dtype: str, device: Device | None = None) -> float:
 
 
 def gaps(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
-    """How far each number is from the other array's: 0 where both are NaN, infinity where only one is.
+    """The distances between corresponding numbers of two arrays: 0 where both are NaN, infinite where only one is.
 
     Examples
     --------
@@ -75,7 +75,7 @@ def largest(array: NDArray[Any]) -> float:
 
 
 def check_tolerance(tolerance: float | None) -> None:
-    """Refuse a tolerance that no difference can be compared with."""
+    """Raise ArgumentError for a tolerance that is negative, infinite or NaN."""
     if tolerance is not None and not 0 <= tolerance < np.inf:
         raise ArgumentError(f"tolerance: given {tolerance}, expected a finite number that is not negative, or None")
 
@@ -83,14 +83,14 @@ def check_tolerance(tolerance: float | None) -> None:
 def close(
     actual: NDArray[Any], expected: NDArray[Any], tolerance: float, what: str = "", *, scale: float | None = None
 ) -> None:
-    """Assert equal shapes, no NaN, and differences within a tolerance.
+    """Assert that two arrays have the same shape, no NaN, and no difference larger than a tolerance.
 
     Parameters
     ----------
     actual, expected
         Arrays of any shape.
     tolerance
-        Relative to the largest expected value, or to ``scale`` if it is given.
+        The largest difference that is allowed, relative to the largest expected value, or to ``scale`` if it is given.
     what
         The name of the array, for the message.
     scale
@@ -99,7 +99,7 @@ def close(
     Raises
     ------
     AssertionError
-        If they differ by more.
+        If one of these conditions does not hold.
 
     Examples
     --------

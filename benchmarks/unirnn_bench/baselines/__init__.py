@@ -1,6 +1,7 @@
-"""What each backend's modules are compared with: one module for each backend, of the same name.
+"""The baselines with which the modules of each backend are compared.
 
-Such a module has the members of `Baselines`. A backend without such a module is measured alone.
+Each module in this package has the name of a backend and the members of `Baselines`. A backend without such a module is
+measured without baselines.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,36 +24,36 @@ DESCRIPTIONS = {
     "onnxruntime": "a bare session of ONNX Runtime on dense input, which has no backward pass",
     "floor": "the matrix products alone",
 }
-"""What the time of ours is divided by."""
+"""The baselines by name. The time of ``ours`` is divided by theirs."""
 
 Call = Callable[[], object]
 Calls = Mapping[str, Call]
 
 
 class Baselines(Protocol):
-    """The members of a module of baselines."""
+    """The members that a module of baselines has."""
 
     MODES: tuple[str, ...]
-    """The ways to run that need a process each; ``("eager",)`` if there is only one."""
+    """The modes in which a backend can run, each of which needs a process; ``("eager",)`` if there is only one."""
 
     def calls(self, work: Work, /) -> Calls:
-        """Prepare what computes a row, by name.
+        """Prepare the implementations of a row, by name.
 
-        Each call returns the output or, if the work has ``d_output``, the gradients of the input, unless it is tokens,
-        and of every weight, and returns only when they are computed. If the work has a model, ``ours`` is the module of
-        the model, and ``native`` and ``usual`` are models as people write them.
+        Each call returns the output. If the work has ``d_output``, it returns instead the gradients of every weight
+        and, unless that is tokens, of the input. It returns only when they have been computed. If the work has a model,
+        ``ours`` is the module of the model, and ``native`` and ``usual`` are models written in the usual way.
 
         - ``ours``: the module of unirnn,
-        - ``native``: the framework's own layer on the dense input,
-        - ``usual``: what people write in this framework to get the same result,
-        - ``floor``: the matrix products alone,
-        - ``dense``: the module of unirnn without lengths and resets, if the work has them.
+        - ``native``: the framework's own layer on dense input,
+        - ``usual``: the usual code in this framework that gives the same results,
+        - ``floor``: only the matrix products,
+        - ``dense``: the module of unirnn without lengths and resets, if the work has any.
         """
         ...
 
 
 class OursAlone:
-    """Stands for the baselines of a backend that has none: its modules are measured alone."""
+    """The baselines of a backend that has none: only its modules are measured."""
 
     MODES: tuple[str, ...] = ("eager",)
 
@@ -60,7 +61,7 @@ class OursAlone:
         self._backend = backend
 
     def calls(self, work: Work) -> Calls:
-        """Prepare the call of the backend's module, by the members that every backend has."""
+        """Prepare the call of the backend's module, using only members that every backend has."""
         backend, spec = self._backend, work.spec
         module = (work.model or spec).build(backend.name, seed=0)
         if work.model is not None:
@@ -91,7 +92,7 @@ class OursAlone:
 
 
 def load(backend: Backend) -> Baselines:
-    """Import the baselines of a backend."""
+    """Import the baselines of a backend, or return `OursAlone` if it has none."""
     path = f"{__name__}.{backend.name}"
     if not backend.name.isidentifier() or find_spec(path) is None:
         return OursAlone(backend)

@@ -1,4 +1,4 @@
-"""The baseline ``floor``: the matrix products of a row without anything else, in the arrays of any framework."""
+"""The baseline ``floor``: only the matrix products of a row, with the arrays of any framework."""
 
 import itertools
 from collections.abc import Callable
@@ -17,18 +17,18 @@ def floor(
 ) -> Callable[[], object]:
     """Prepare the matrix products of a row, over its valid steps only.
 
-    For each layer and direction these are one product of the input with its weight, and one product of the state with
-    the recurrent weight at each step. With a backward pass, there is one more product at each step, and one each for
-    the gradients of the input and of the two weights.
+    For each layer and direction, these are one product of the input and its weight, and at each step one product of the
+    state and the recurrent weight. A backward pass adds one more product at each step, and one each for the gradients
+    of the input and of the two weights.
 
     Parameters
     ----------
     work
-        What the row computes.
+        The work of the row.
     array
-        Makes an array of the framework from a NumPy array.
+        A function that makes an array of the framework from a NumPy array.
     multiply
-        ``multiply(a, b, out)`` multiplies two matrices; it may leave ``out`` alone.
+        ``multiply(a, b, out)`` multiplies two matrices; it need not use ``out``.
     """
     active, hidden_size = work.active, work.spec.hidden_size
     rows = sum(active)

@@ -1,11 +1,12 @@
 """MindSpore's baselines: its own layers on dense input, and with their ``seq_length``; for one step, its own cell.
 
-For a model they are the same model with these layers, as people write it.
+For a model, they are the same model written with these layers in the usual way.
 
-There are three modes: ``eager``, which is PyNative with ``launch_blocking``; ``jit``, the same, compiled; and
-``asynchronous``, PyNative without ``launch_blocking``, which needs a process of its own because that call can't be
-undone. MindSpore's own layers take half a minute to compile for each shape, and seconds a call where they are
-asynchronous, so only ``eager`` measures them, up to 100 time steps, unless slow baselines are asked for.
+There are three modes: ``eager``, which is PyNative with ``launch_blocking``; ``jit``, which is the same, compiled; and
+``asynchronous``, which is PyNative without ``launch_blocking``. The last one needs a process of its own because
+``launch_blocking`` can't be undone. MindSpore's own layers take half a minute to compile for each shape, and seconds
+for each asynchronous call. So they are measured only in mode ``eager`` and up to 100 time steps, unless slow baselines
+are requested.
 """
 
 from collections.abc import Callable
@@ -41,7 +42,7 @@ class _Output(ms.nn.Cell):
 
 
 class _Step(ms.nn.Cell):
-    """One step of a layer of ours."""
+    """One step of a layer of unirnn."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -52,7 +53,7 @@ class _Step(ms.nn.Cell):
 
 
 class _Gradients(ms.nn.Cell):
-    """The gradients of a cell's weights, and of its input unless that is tokens."""
+    """The gradients of a cell's weights and, if ``of_input``, of its input."""
 
     def __init__(self, output: ms.nn.Cell, *, of_input: bool) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ def calls(work: Work) -> Calls:
 
 
 def _native(work: Work, ours: Any) -> ms.nn.Cell:
-    """MindSpore's own layer, or the model written with it, with the weights of ours."""
+    """MindSpore's own layer, or the model written with it, with the same weights."""
     weights = snapshot(ours).weights
     if work.model is None:
         layer = getattr(ms.nn, work.spec.kind)(**work.spec.to_kwargs("mindspore"))
@@ -112,7 +113,7 @@ def _native(work: Work, ours: Any) -> ms.nn.Cell:
 
 
 def _synchronized(work: Work, cell: ms.nn.Cell, *arguments: Any) -> Call:
-    """The call of a cell, compiled in mode ``jit``, which returns when its results are there."""
+    """The call of a cell, which returns only when its results have been computed. In mode ``jit``, it is compiled."""
     function: Callable[..., Any] = ms.jit(cell.construct) if work.mode == "jit" else cell
 
     def call() -> Any:
@@ -134,7 +135,7 @@ def _floor_call(work: Work) -> Call:
 
 
 class _Classifier(ms.nn.Cell):
-    """The model of a row as it is written with MindSpore's layers, for input in which time comes first."""
+    """The model of a row, written with MindSpore's layers in the usual way, for time-first input."""
 
     def __init__(self, model: Sequential) -> None:
         super().__init__()
@@ -153,7 +154,7 @@ class _Classifier(ms.nn.Cell):
 
 
 class _Model(ms.nn.Cell):
-    """A model of ours, with the arguments of `_Output`."""
+    """A model of unirnn, called with the arguments of `_Output`."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -177,7 +178,7 @@ class _OwnCell(ms.nn.Cell):
 
 
 def _own_cell(ours: Any) -> ms.nn.Cell:
-    """MindSpore's cell with the weights of a layer of ours."""
+    """MindSpore's own cell, with the weights of a layer of unirnn."""
     spec = ours.spec
     cell = getattr(ms.nn, f"{spec.kind}Cell")(spec.input_size, spec.hidden_size)
     own = {parameter.name: parameter for parameter in cell.get_parameters()}

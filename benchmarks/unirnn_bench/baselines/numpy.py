@@ -1,8 +1,8 @@
 """NumPy's baseline: a simple loop over the time steps.
 
-It computes what our modules compute, the gradients too, one step at a time for all sequences, with `where` for those
-that have ended. Nothing is packed, and no matrix product is shared between steps. A baseline must not run our own
-code, so the equations of the cells are repeated here.
+It computes the same results and gradients as the modules of unirnn, one step at a time for all sequences, with `where`
+for those that have ended. Nothing is packed, and no matrix product spans several steps. A baseline must not run code of
+unirnn, so the equations of the cells are repeated here.
 """
 
 from collections.abc import Callable
@@ -44,13 +44,13 @@ def calls(work: Work) -> Calls:
         found["ours"] = lambda: module.step(one, hx)[0]
     if ns is not None or resets is not None:
         found["dense"] = call()
-    if work.model is None:  # nobody writes a model with NumPy alone
+    if work.model is None:  # it is not usual to write models with NumPy alone
         found["usual"] = lambda: _loop(work, module.weights)
     return found
 
 
 def _loop(work: Work, weights: dict[str, Array]) -> Array | dict[str, Array]:
-    """Run the loop over all layers and directions: the output or, if its gradient is given, all gradients by name."""
+    """Run the loop over all layers and directions. Return the output, or all gradients if there is ``d_output``."""
     spec, d = work.spec, work.d_output
     steps, batch_size, _ = work.input.shape
     initial = work.hx or tuple(np.zeros(shape, np.float32) for shape in spec.state_shapes(batch_size).values())

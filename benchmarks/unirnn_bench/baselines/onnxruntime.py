@@ -1,4 +1,4 @@
-"""ONNX Runtime's baselines: a bare session of the same graph, and a session of one bare recurrent node."""
+"""ONNX Runtime's baselines: a bare session of the same graph, and a session of a single recurrent node."""
 
 from typing import Any
 
@@ -20,8 +20,8 @@ MODES = ("eager",)
 def calls(work: Work) -> Calls:
     """Prepare the calls; see `unirnn_bench.baselines.Baselines`.
 
-    ``native`` is a session of the same graph. ``floor`` is a session of one recurrent node, for a single layer. Models
-    have neither.
+    ``native`` is a session of the same graph. ``floor`` is a session of a single recurrent node, and exists for a
+    single layer only. Models have neither.
     """
     spec, x, ns, resets = work.spec, work.input, work.seq_length, work.resets
     session_options = {"intra_op_num_threads": work.threads}
@@ -49,7 +49,7 @@ def calls(work: Work) -> Calls:
 
 
 def _node(work: Work) -> Any:
-    """Make a model of one recurrent node, without lengths."""
+    """Make an ONNX model of a single recurrent node, without lengths."""
     helper, float32, spec = onnx.helper, onnx.TensorProto.FLOAT, work.spec
     arrays = snapshot(spec.build("numpy", seed=0)).to("onnx")
     options: dict[str, Any] = {"linear_before_reset": 1} if isinstance(spec, GRUSpec) else {}

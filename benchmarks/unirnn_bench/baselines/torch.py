@@ -1,9 +1,10 @@
-"""PyTorch's baselines: its own layers on dense input, and between packing and padding for ragged input.
+"""PyTorch's baselines: its own layers on dense input, and on packed sequences for ragged input.
 
-For a model it is the same model with these layers, as people write it. For resets it is a loop over single steps, as
-stable-baselines3-contrib runs it; for one step, its own cell.
+For a model, they are the same model written with these layers in the usual way. For resets, the baseline is a loop over
+single steps, like that of stable-baselines3-contrib. For one step, it is PyTorch's own cell.
 
-There are two modes: ``eager``, on the CPU, and ``cuda`` if there is a GPU. There, a call waits for its results.
+There are two modes: ``eager``, which is on the CPU, and ``cuda`` if there is a GPU, where each call waits for its
+results.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from unirnn_bench.work import Work
 __all__ = ["MODES", "calls"]
 
 Functions = dict[str, Callable[[Tensor], Tensor]]
-"""What computes the output from the input, by name."""
+"""Functions that compute the output from the input, by name."""
 
 MODES = ("eager", "cuda") if torch.cuda.is_available() else ("eager",)
 
@@ -57,7 +58,7 @@ def calls(work: Work) -> Calls:
 
 
 def _native(work: Work, ours: Any, device: str) -> Any:
-    """PyTorch's own layer, or the model written with it, with the weights of ours."""
+    """PyTorch's own layer, or the model written with it, with the same weights."""
     if work.model is not None:
         model = _Classifier(work.model).to(device)
         model.load_state_dict(ours.state_dict())
@@ -77,7 +78,7 @@ def _of_layers(work: Work, ours: Any, native: Any, ns: Tensor | None, tensor: Ca
         return pad_packed_sequence(output, total_length=len(x))[0]
 
     def one_by_one(x: Tensor) -> Tensor:
-        """The layer once for each step, and zeros in the place of the state where a sequence begins."""
+        """Call the layer once for each step, and set the state to zeros where a sequence begins."""
         shapes = spec.state_shapes(x.shape[1]).values()
         state = join_state([x.new_zeros(shape) for shape in shapes])
         goes_on = (~resets).to(x.dtype)[:, None, :, None]
@@ -105,7 +106,7 @@ def _of_models(ours: Any, native: Any, ns: Tensor | None) -> Functions:
 
 
 class _Classifier(torch.nn.Module):
-    """The model of a row as it is written with PyTorch's layers, for input in which time comes first."""
+    """The model of a row, written with PyTorch's layers in the usual way, for time-first input."""
 
     def __init__(self, model: Sequential) -> None:
         super().__init__()
@@ -128,7 +129,7 @@ class _Classifier(torch.nn.Module):
 
 
 def _steps(ours: Any, native: Any, x: Tensor, state: Any) -> dict[str, Call]:
-    """One step of ours, and of torch's cell with the same weights."""
+    """One step of a layer of unirnn, and of torch's own cell with the same weights."""
     spec = ours.spec
     cell = getattr(torch.nn, f"{spec.kind}Cell")(spec.input_size, spec.hidden_size, device=x.device)
     cell.load_state_dict({name.removesuffix("_l0"): weight for name, weight in native.state_dict().items()})

@@ -1,7 +1,7 @@
 """Find the usual mistake that explains wrong results, weights or gradients.
 
-A table of hypotheses: each is a mistake in plain words, and what the oracle computes if it is made. A mistake is named
-only if its numbers agree with those that were computed, and the right ones do not.
+Each hypothesis is a mistake, described in plain words, and the numbers that the oracle computes if it is made. A
+mistake is named only if its numbers agree with those that were computed, and the right numbers do not.
 """
 
 import itertools
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from unirnn.specs import EmbeddingSpec, RecurrentSpec, Spec
 from unirnn.testing import oracle
+from unirnn.testing.batches import zeroed
 
 from .layers import layer_cause, statistics_cause
 from .numbers import is_close, relative_difference, rounding
@@ -34,19 +35,19 @@ Arrays = Mapping[str, Array]
 
 
 def weights_cause(spec: Spec, a: Arrays, b: Arrays) -> str | None:
-    """How two sets of weights of one spec differ: the usual mistake of a conversion, or which arrays differ.
+    """Explain how two sets of weights of one spec differ: by a usual mistake in converting them, or in which arrays.
 
     Parameters
     ----------
     spec
         The spec of both sets of weights.
     a, b
-        By the names of `Spec.weight_shapes`.
+        The weights, with the names of `Spec.weight_shapes`.
 
     Returns
     -------
     str or None
-        What makes ``b`` from ``a``, in words; None if they are equal.
+        A description of what turns ``a`` into ``b``; None if they are equal.
 
     Examples
     --------
@@ -61,14 +62,14 @@ def weights_cause(spec: Spec, a: Arrays, b: Arrays) -> str | None:
 
 
 def arrays_cause(layers: Mapping[str, Spec], a: Arrays, b: Arrays) -> str | None:
-    """How two sets of weights of any model differ; see `weights_cause`.
+    """Explain how two sets of weights of any model differ; see `weights_cause`.
 
     Parameters
     ----------
     layers
-        The specs of those layers that are known, by their paths: the beginnings of the names of their weights.
+        The specs of the layers, as far as they are known, by path. The names of a layer's weights begin with its path.
     a, b
-        Arrays of the same names and shapes.
+        Arrays with the same names and shapes.
 
     Examples
     --------
@@ -93,7 +94,7 @@ def arrays_cause(layers: Mapping[str, Spec], a: Arrays, b: Arrays) -> str | None
 
 
 def _of_recurrent_layers(layers: Mapping[str, Spec], a: dict[str, Array], b: dict[str, Array]) -> str | None:
-    """A mistake within one of the recurrent layers that explains all differences."""
+    """A mistake in one of the recurrent layers that explains all differences."""
     for path, leaf in layers.items():
         if not isinstance(leaf, RecurrentSpec):
             continue
@@ -139,7 +140,7 @@ def _same(b: dict[str, Array], changed: dict[str, Array]) -> bool:
 
 
 def _of_arrays(names: Sequence[str], a: dict[str, Array], b: dict[str, Array]) -> str | None:
-    """A mistake that explains each of the differing arrays."""
+    """A mistake that explains every one of the differing arrays."""
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     verb = "is" if len(names) == 1 else "are"
     if not any(b[name].any() for name in names):
@@ -160,24 +161,25 @@ def gradient_cause(
     padding: NDArray[np.bool_] | None = None,
     spec: Spec | None = None,
 ) -> str | None:
-    """The usual mistake that explains these gradients.
+    """Find the usual mistake that explains some gradients.
 
     Parameters
     ----------
     found, expected
-        The gradients by name: ``input``, ``hx`` (``hx[0]``, ``h_0``, ...), and the names of weights. None is a gradient
-        that there is not.
+        The gradients by name: ``input``, ``hx`` (or ``hx[0]``, ``h_0``, ...), and the names of weights. None stands for
+        a gradient that is missing.
     tolerance
-        The largest allowed difference, relative to the largest value of an array.
+        The largest difference that is allowed, relative to the largest value of an array.
     padding
-        Where the padding of the input is, in its two leading axes.
+        A mask of the padding, over the two leading axes of the input.
     spec
-        The layer, if it has one.
+        The spec of the layer, or None if it is not known.
 
     Returns
     -------
     str or None
-        The mistake in words. None if the gradients are right, nothing usual explains them, or the right ones are NaN.
+        A description of the mistake. None if the gradients are right, if no usual mistake explains them, or if the
+        right ones are NaN.
 
     Examples
     --------
@@ -190,9 +192,9 @@ def gradient_cause(
         return None
     arrays = {name: found.get(name) for name in wrong}
     if padding is not None and "input" in wrong:
-        own = _without_padding(arrays["input"], padding)
-        if own is not None and _is_right(own, expected["input"], tolerance):
-            wrong_by = "NaN, instead of" if np.isnan(np.asarray(arrays["input"])).any() else "not"
+        own = arrays["input"]
+        if own is not None and _is_right(zeroed(own, padding), expected["input"], tolerance):
+            wrong_by = "NaN, instead of" if np.isnan(own).any() else "not"
             return f"the gradient with respect to the padding of the input is {wrong_by} zero"
     if any(np.isnan(expected[name]).any() for name in wrong):
         return None
@@ -204,7 +206,8 @@ def gradient_cause(
         )
     if isinstance(spec, EmbeddingSpec) and spec.padding_idx is not None and "weight" in wrong:
         own = arrays["weight"]
-        if own is not None and _is_right(_without_row(own, spec.padding_idx), expected["weight"], tolerance):
+        row = np.arange(spec.num_embeddings) == spec.padding_idx
+        if own is not None and _is_right(zeroed(own, row), expected["weight"], tolerance):
             return "padding_idx is ignored: the gradient of its vector is not zero"
     return _of_each_gradient(arrays, expected, len(wrong) == len(expected), tolerance)
 
@@ -212,7 +215,7 @@ def gradient_cause(
 def _of_each_gradient(
     arrays: Mapping[str, Array | None], expected: Arrays, are_all: bool, tolerance: float
 ) -> str | None:
-    """A gradient that is missing, or each a multiple of the right one."""
+    """Say that gradients are missing, that they are the same multiple of the right ones, or that they are rounded."""
     missing = [name for name, array in arrays.items() if array is None or not array.any()]
     names = ", ".join(arrays)
     if len(missing) == len(arrays):
@@ -249,14 +252,14 @@ def recurrent_gradient_cause(
     tolerance: float,
     resets: Array | None = None,
 ) -> str | None:
-    """The usual mistake that gives these gradients of a recurrent layer.
+    """Find the usual mistake that explains some gradients of a recurrent layer.
 
     Parameters
     ----------
     spec, arrays, lengths, cotangents, resets
-        As `unirnn.testing.oracle.gradients` takes them.
+        The arguments of `unirnn.testing.oracle.gradients`.
     found
-        The gradients that were computed, by the names of ``arrays``.
+        The gradients that were computed, with the names of ``arrays``.
     tolerance
         See `gradient_cause`.
 
@@ -299,20 +302,6 @@ def _is_right(found: Array | None, expected: Array, tolerance: float) -> bool:
     if found is None:
         return not expected.any()
     return is_close(np.asarray(found, np.float64), np.asarray(expected, np.float64), tolerance)
-
-
-def _without_padding(array: Array | None, padding: NDArray[np.bool_]) -> Array | None:
-    """The array with zeros in its padding."""
-    if array is None:
-        return None
-    mask = padding.reshape(*padding.shape, *[1] * (array.ndim - padding.ndim))
-    return np.where(mask, 0, array)
-
-
-def _without_row(array: Array, row: int) -> Array:
-    copy = np.array(array)
-    copy[row] = 0
-    return copy
 
 
 def _is_state(name: str) -> bool:

@@ -21,8 +21,9 @@ from unirnn.specs import (
 )
 from unirnn.specs.layers import Activation
 from unirnn.testing import model_oracle
+from unirnn.testing.batches import zeroed
 
-from .numbers import NOT_ZEROED, is_close, rounding
+from .numbers import NAN_FROM_PADDING, NOT_ZEROED, is_close, one_of, rounding
 
 __all__ = ["layer_cause", "layer_hypotheses", "statistics_cause"]
 
@@ -31,7 +32,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class LayerTrial:
-    """What the oracle is given, in float64: an input `(B, T, F)`, or `(B, T)` tokens."""
+    """The arguments of the oracle, in float64 and batch first: the input is `(B, T, F)`, or tokens `(B, T)`."""
 
     spec: Any
     weights: Mapping[str, Array]
@@ -40,36 +41,36 @@ class LayerTrial:
     training: bool = False
 
     def run(self, **changes: Any) -> Array:
-        """The oracle's output, with something changed."""
+        """The oracle's output, with some of the arguments changed."""
         t = replace(self, **changes)
         output: Array = model_oracle.model(t.spec, t.weights, t.input, (None,), t.lengths, training=t.training)[0]
         return output
 
     def padded(self, **changes: Any) -> Array:
-        """The oracle's output over all T steps, the padding included."""
+        """The oracle's output over all T steps, including the padding."""
         return self.run(**{"lengths": np.full_like(self.lengths, self.input.shape[1]), **changes})
 
     @property
     def padding(self) -> NDArray[np.bool_]:
-        """Where the padding of the input is, `(B, T)`."""
+        """A mask of the padding of the input, `(B, T)`."""
         return np.arange(self.input.shape[1]) >= self.lengths[:, None]
 
     @property
     def zeroed(self) -> Array:
-        """The input with zeros in its padding."""
-        return np.where(self.padding[..., None], 0, self.input)
+        """A copy of the input with zeros in its padding."""
+        return zeroed(self.input, self.padding)
 
     def only_valid(self, output: Array) -> Array:
-        """An output with zeros in its padding, as long as it has steps."""
+        """A copy of an output `(B, T', F')` with zeros in its padding."""
         after = self.spec.output_lengths(self.lengths)
-        return np.where((np.arange(output.shape[1]) >= after[:, None])[..., None], 0, output)
+        return zeroed(output, np.arange(output.shape[1]) >= after[:, None])
 
 
 Candidates = Callable[[LayerTrial], Iterable[Array]]
 
 
 class LayerHypothesis(NamedTuple):
-    """A mistake in plain words, and what it computes, in each of its variants."""
+    """A mistake in plain words, and the outputs that it gives, one for each of its variants."""
 
     text: str
     candidates: Candidates
@@ -86,49 +87,46 @@ def layer_cause(
     batch_first: bool = True,
     training: bool = False,
 ) -> str | None:
-    """The usual mistake that explains the results of a non-recurrent layer.
+    """Find the usual mistake that explains the results of a non-recurrent layer.
 
     Parameters
     ----------
     spec
         The layer: a pooling, a normalisation, a convolution, an activation, an embedding or a linear map.
     weights
-        By the names of `Spec.weight_shapes`.
+        The weights, with the names of `Spec.weight_shapes`.
     input
-        `(B, T, F)`, or `(B, T)` for tokens; B and T change places unless ``batch_first``.
+        `(B, T, F)`, or `(B, T)` for tokens. B and T are exchanged unless ``batch_first``.
     lengths
-        `(B,)`; None: all T.
+        The number of valid steps of each sequence, `(B,)`. None means T for all.
     output
-        What it returned.
+        The output of the layer.
     tolerance
-        The largest difference that is no mistake, relative to the largest value.
+        The largest difference that is not a mistake, relative to the largest value.
     batch_first
-        Whether the first axis of input and output is B.
+        Whether the first axis of the input and the output is B.
     training
-        Whether it was called while training.
+        Whether the layer was called in training mode.
 
     Returns
     -------
     str or None
-        As `recurrent_cause`.
+        A description of the mistake, as `recurrent_cause` returns it.
 
     Examples
     --------
     >>> import unirnn
     >>> x = np.arange(8.0).reshape(2, 4, 1)
     >>> print(layer_cause(unirnn.PoolSpec("mean"), {}, x, np.array([2, 4]), x.mean(axis=1), 1e-5))
-    the mean counts the padding: it is taken over all T steps, with what stands in the padding
+    the mean counts the padding: it is taken over all T steps, including the values in the padding
     """
-    kind = np.int64 if spec.takes_tokens else np.float64
-    wide, given = np.asarray(input, kind), np.asarray(output, np.float64)
-    if not batch_first:
-        wide, given = wide.swapaxes(0, 1), given if spec.ends_steps else given.swapaxes(0, 1)
-    ns = np.full(len(wide), wide.shape[1]) if lengths is None else np.asarray(lengths)
-    own = {name: np.asarray(array, np.float64) for name, array in weights.items()}
-    trial = LayerTrial(spec, own, wide, ns, training)
+    trial = _trial(spec, weights, input, lengths, batch_first=batch_first, training=training)
+    given = np.asarray(output, np.float64)
+    if not batch_first and not spec.ends_steps:
+        given = given.swapaxes(0, 1)
     right = trial.run()
-    valid = np.arange(wide.shape[1]) < ns[:, None]
-    if is_close(given, right, tolerance) or not all(np.isfinite(array).all() for array in (wide[valid], *own.values())):
+    arrays = trial.input[~trial.padding], *trial.weights.values()
+    if is_close(given, right, tolerance) or not all(np.isfinite(array).all() for array in arrays):
         return None
     with np.errstate(all="ignore"):
         found = [
@@ -137,24 +135,34 @@ def layer_cause(
             if any(is_close(given, candidate, tolerance) for candidate in candidates(trial))
         ]
     if found:
-        return found[0] if len(found) == 1 else f"one of these: {'; '.join(found)}"
+        return one_of(found)
     if given.shape != right.shape:
         return None
     if not spec.ends_steps and is_close(trial.only_valid(given), right, tolerance):
         return NOT_ZEROED
     if np.isnan(given).any():
-        return "NaN leaks from the padding of the input, as by a multiplication with a mask: 0 * NaN is NaN"
+        return NAN_FROM_PADDING
     return rounding([(given, right)], tolerance)
 
 
+def _trial(
+    spec: Spec, weights: Mapping[str, Array], input: Array, lengths: Array | None, *, batch_first: bool, training: bool
+) -> LayerTrial:
+    x = np.asarray(input, np.int64 if spec.takes_tokens else np.float64)
+    x = x if batch_first else x.swapaxes(0, 1)
+    ns = np.full(len(x), x.shape[1]) if lengths is None else np.asarray(lengths)
+    wide = {name: np.asarray(array, np.float64) for name, array in weights.items()}
+    return LayerTrial(spec, wide, x, ns, training)
+
+
 def layer_hypotheses(spec: Spec) -> Iterator[LayerHypothesis]:
-    """The hypotheses about a layer, the likeliest first."""
+    """Yield the hypotheses about a layer, the likeliest first."""
     if isinstance(spec, PoolSpec):
         yield from OF_POOLING[spec.how]
     elif isinstance(spec, ActivationSpec):
         yield from _of_activation(spec)
     elif isinstance(spec, EmbeddingSpec) and spec.padding_idx is not None:
-        text = "the vector of padding_idx is taken to be zeros, instead of what its weight is"
+        text = "the vector of padding_idx is taken to be zeros, whatever its weight is"
         yield LayerHypothesis(text, _zeros_of_padding_idx)
     for kind, rows in OF_KIND.items():
         if isinstance(spec, kind):
@@ -181,10 +189,6 @@ def _zeros_of_padding_idx(t: LayerTrial) -> list[Array]:
 # ---- poolings ------------------------------------------------------------------------------------
 
 
-def _last(t: LayerTrial) -> Array:
-    return t.input[:, -1]
-
-
 def _after_the_last(t: LayerTrial) -> Array:
     """Step n, the first of the padding."""
     found: Array = t.input[np.arange(len(t.input)), np.minimum(t.lengths, t.input.shape[1] - 1)]
@@ -197,14 +201,14 @@ def _halves(forward: Array, backward: Array) -> Array:
 
 
 def _empty_as(t: LayerTrial, value: float) -> Array:
-    """The right output, except for empty sequences."""
+    """The right output, with another value for empty sequences."""
     return np.where((t.lengths == 0)[:, None], value, t.run())
 
 
 OF_POOLING = {
     "mean": (
         LayerHypothesis(
-            "the mean counts the padding: it is taken over all T steps, with what stands in the padding",
+            "the mean counts the padding: it is taken over all T steps, including the values in the padding",
             lambda t: [t.input.mean(axis=1)],
         ),
         LayerHypothesis(
@@ -217,25 +221,27 @@ OF_POOLING = {
     "max": (
         LayerHypothesis("the maximum counts the padding, which is taken to be zeros", lambda t: [t.zeroed.max(axis=1)]),
         LayerHypothesis(
-            "the maximum counts the padding: it is taken over all T steps, with what stands in the padding",
+            "the maximum counts the padding: it is taken over all T steps, including the values in the padding",
             lambda t: [t.input.max(axis=1)],
         ),
         LayerHypothesis("the maximum of an empty sequence is minus infinity", lambda t: [_empty_as(t, -np.inf)]),
     ),
     "last": (
-        LayerHypothesis("it takes step T-1, which is padding in a shorter sequence", lambda t: [_last(t)]),
+        LayerHypothesis("it takes step T-1, which is padding in a shorter sequence", lambda t: [t.input[:, -1]]),
         LayerHypothesis("it takes step T-1 of an output that is zero in the padding", lambda t: [t.zeroed[:, -1]]),
         LayerHypothesis("it takes step n, which is the first of the padding", lambda t: [_after_the_last(t)]),
     ),
     "first_last": (
         LayerHypothesis(
             "the forward half is that of step T-1, which is padding in a shorter sequence",
-            lambda t: [_halves(_last(t), t.input[:, 0]), _halves(t.zeroed[:, -1], t.zeroed[:, 0])],
+            lambda t: [_halves(t.input[:, -1], t.input[:, 0]), _halves(t.zeroed[:, -1], t.zeroed[:, 0])],
         ),
         LayerHypothesis(
             "both halves are those of the last valid step", lambda t: [t.run(spec=replace(t.spec, how="last"))]
         ),
-        LayerHypothesis("both halves are those of step T-1, in the padding", lambda t: [_last(t), t.zeroed[:, -1]]),
+        LayerHypothesis(
+            "both halves are those of step T-1, in the padding", lambda t: [t.input[:, -1], t.zeroed[:, -1]]
+        ),
         LayerHypothesis(
             "the halves are exchanged: the first half is that of step 0",
             lambda t: [_halves(t.zeroed[:, 0], t.run(spec=replace(t.spec, how="last")))],
@@ -265,7 +271,7 @@ def _of_activation(spec: ActivationSpec) -> Iterator[LayerHypothesis]:
 
 
 def _over_axis(axis: int) -> Candidates:
-    """A softmax over another axis: over the padding too, or over the valid steps only."""
+    """A softmax over another axis, which includes the padding, zeros in its place, or only the valid steps."""
 
     def candidates(t: LayerTrial) -> Iterator[Array]:
         is_log = t.spec.function == "log_softmax"
@@ -285,13 +291,13 @@ def _gelu_by_tanh(t: LayerTrial) -> list[Array]:
 # ---- normalisations, convolutions, linear maps ---------------------------------------------------
 
 
-def _normalized(t: LayerTrial, mean: Array, variance: Array, x: Array | None = None) -> Array:
-    scaled = ((t.input if x is None else x) - mean) / np.sqrt(variance + t.spec.eps)
+def _normalized(t: LayerTrial, mean: Array, variance: Array) -> Array:
+    scaled = (t.input - mean) / np.sqrt(variance + t.spec.eps)
     return t.only_valid(scaled * t.weights["weight"] + t.weights["bias"])
 
 
 def _by_statistics(select: Callable[[LayerTrial], Array], ddof: int = 0) -> Candidates:
-    """Normalised by mean and variance of some steps, `(N, F)`."""
+    """Normalise by the mean and the variance of some steps, `(N, F)`."""
 
     def candidates(t: LayerTrial) -> list[Array]:
         steps = select(t).reshape(-1, t.input.shape[-1])
@@ -314,11 +320,9 @@ def _of_each_sequence(t: LayerTrial) -> list[Array]:
 
 def _layer_norm_unbiased(t: LayerTrial) -> list[Array]:
     x = t.input
-    return (
-        [_normalized(t, x.mean(axis=-1, keepdims=True), x.var(axis=-1, ddof=1, keepdims=True))]
-        if x.shape[-1] > 1
-        else []
-    )
+    if x.shape[-1] == 1:
+        return []
+    return [_normalized(t, x.mean(axis=-1, keepdims=True), x.var(axis=-1, ddof=1, keepdims=True))]
 
 
 def _layer_norm_outside(t: LayerTrial) -> list[Array]:
@@ -336,12 +340,12 @@ def _flipped(t: LayerTrial) -> list[Array]:
 
 
 def _reads_padding(t: LayerTrial) -> list[Array]:
-    """The convolution of the whole input, cut off after the valid steps."""
+    """Convolve the whole input with its padding, and set the padding of the output to zero."""
     return [t.only_valid(t.padded())]
 
 
 def _shifted(t: LayerTrial) -> Iterator[Array]:
-    """Zeros at the left and the right in another proportion."""
+    """Distribute the zeros differently between the left and the right."""
     left, right = t.spec.padded
     for begin in range(left + right + 1):
         if begin != left:
@@ -356,13 +360,13 @@ def _transposed(t: LayerTrial) -> list[Array]:
 
 
 def _undilated(t: LayerTrial) -> list[Array]:
-    return [found for found in [t.run(spec=replace(t.spec, dilation=1))] if t.spec.dilation > 1]
+    return [t.run(spec=replace(t.spec, dilation=1))] if t.spec.dilation > 1 else []
 
 
 OF_KIND: dict[type[Spec], tuple[LayerHypothesis, ...]] = {
     BatchNormSpec: (
         LayerHypothesis(
-            "the statistics of the batch count the padding, with what stands in it", _by_statistics(lambda t: t.input)
+            "the statistics of the batch count the padding, with the values in it", _by_statistics(lambda t: t.input)
         ),
         LayerHypothesis(
             "the statistics of the batch count the padding, which is taken to be zeros",
@@ -375,7 +379,7 @@ OF_KIND: dict[type[Spec], tuple[LayerHypothesis, ...]] = {
             "it uses the running statistics, instead of those of the batch", lambda t: [t.run(training=False)]
         ),
         LayerHypothesis(
-            "it uses the statistics of the batch, instead of the running ones, as while training",
+            "it uses the statistics of the batch, instead of the running ones, as in training",
             lambda t: [t.run(training=True)],
         ),
         LayerHypothesis("each sequence is normalised by its own statistics", _of_each_sequence),
@@ -387,7 +391,7 @@ OF_KIND: dict[type[Spec], tuple[LayerHypothesis, ...]] = {
     ),
     Conv1dSpec: (
         LayerHypothesis("it reads what stands in the padding of the input, instead of zeros", _reads_padding),
-        LayerHypothesis("it is shifted: another number of zeros stands before step 0", _shifted),
+        LayerHypothesis("it is shifted: the number of zeros before step 0 is wrong", _shifted),
         LayerHypothesis("the kernel is flipped", _flipped),
         LayerHypothesis("the bias is missing", _without("bias")),
         LayerHypothesis("the dilation is ignored", _undilated),
@@ -426,14 +430,14 @@ def statistics_cause(
     *,
     batch_first: bool = True,
 ) -> str | None:
-    """The usual mistake that gives the running statistics which a batch normalisation has after a call while training.
+    """Find the usual mistake that explains the running statistics of a batch normalisation after a call in training.
 
     Parameters
     ----------
     spec
         The layer.
     weights
-        Its weights before the call.
+        The weights of the layer before the call.
     input, lengths, batch_first
         See `layer_cause`.
     after
@@ -451,9 +455,7 @@ def statistics_cause(
     >>> print(statistics_cause(spec, before, x, np.array([2]), after, 1e-5))
     the momentum is taken the other way round: running = momentum * running + (1 - momentum) * batch
     """
-    wide = np.asarray(input, np.float64) if batch_first else np.asarray(input, np.float64).swapaxes(0, 1)
-    ns = np.full(len(wide), wide.shape[1]) if lengths is None else np.asarray(lengths)
-    trial = LayerTrial(spec, weights, wide, ns, True)
+    trial = _trial(spec, weights, input, lengths, batch_first=batch_first, training=True)
     m, valid = spec.momentum, trial.input[~trial.padding]
 
     def moved(steps: Array, momentum: float = m, ddof: int = 1) -> tuple[Array, ...]:
@@ -467,10 +469,10 @@ def statistics_cause(
         "the momentum is taken the other way round: running = momentum * running + (1 - momentum) * batch": moved(
             valid, 1 - m
         ),
-        "the running variance gets the one that is divided by N, instead of N - 1": moved(valid, ddof=0),
+        "the running variance is updated with a variance divided by N, instead of N - 1": moved(valid, ddof=0),
         "the running statistics are not changed": moved(valid, 0),
         "the running statistics are replaced by those of the batch": moved(valid, 1),
-        "the running statistics count the padding, with what stands in it": moved(trial.input),
+        "the running statistics count the padding, with the values in it": moved(trial.input),
         "the running statistics count the padding, which is taken to be zeros": moved(trial.zeroed),
     }
     for text, (mean, variance) in variants.items():

@@ -1,4 +1,4 @@
-"""Comparing numbers: whether they are close, how far apart they are, and which rounding explains it."""
+"""Compare numbers: whether they are close, how far apart they are, and which rounding explains the difference."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,16 +8,17 @@ from numpy.typing import NDArray
 
 from unirnn.testing.tolerances import gaps, largest
 
-__all__ = ["NOT_ZEROED", "is_close", "relative_difference", "rounding"]
+__all__ = ["NAN_FROM_PADDING", "NOT_ZEROED", "is_close", "one_of", "relative_difference", "rounding"]
 
 Array = NDArray[Any]
 
+NAN_FROM_PADDING = "NaN leaks from the padding of the input, as when it is multiplied by a mask: 0 * NaN is NaN"
 NOT_ZEROED = "the output is not set to zero in the padding"
-"""The cause that counts only for a model as a whole: a layer within it may leave that to a later one."""
+"""A cause that applies only to a whole model: a layer inside one may rely on a later layer to set the zeros."""
 
 
 def relative_difference(actual: Array, expected: Array) -> float:
-    """The largest difference, relative to the largest expected value; NaN if there is one in either array.
+    """The largest difference, relative to the largest expected value; NaN if either array has a NaN.
 
     Examples
     --------
@@ -31,21 +32,21 @@ def relative_difference(actual: Array, expected: Array) -> float:
 
 
 def is_close(actual: Array, expected: Array, tolerance: float) -> bool:
-    """Whether arrays have the same shape, NaN at the same places, and equal numbers within a relative tolerance."""
+    """Whether two arrays have the same shape, NaN at the same places, and numbers equal within a relative tolerance."""
     if actual.shape != expected.shape:
         return False
     return bool((gaps(actual, expected) <= tolerance * (largest(expected) or 1.0)).all())
 
 
 def rounding(pairs: Sequence[tuple[Array, Array]], tolerance: float) -> str | None:
-    """The dtype whose rounding explains the differences within pairs of arrays, by its numbers or by their size.
+    """Explain the differences of pairs of arrays by the rounding to a dtype, if the numbers or their size suggest it.
 
     Parameters
     ----------
     pairs
-        What was computed, and what is right.
+        The arrays that were computed, each with the right one.
     tolerance
-        The largest difference that is no mistake.
+        The largest relative difference that is not a mistake.
 
     Examples
     --------
@@ -72,8 +73,13 @@ def rounding(pairs: Sequence[tuple[Array, Array]], tolerance: float) -> str | No
     return None
 
 
+def one_of(causes: Sequence[str]) -> str:
+    """The only cause, or a sentence that lists several."""
+    return causes[0] if len(causes) == 1 else f"one of these: {'; '.join(causes)}"
+
+
 def _has_bits(array: Array, bits: int) -> bool:
-    """Whether no number needs more bits of a mantissa."""
+    """Whether the mantissa of every number fits into some bits."""
     mantissa, _ = np.frexp(array)
     scaled = mantissa * 2.0**bits
     return bool((scaled == np.rint(scaled)).all())

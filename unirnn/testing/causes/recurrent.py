@@ -1,7 +1,7 @@
 """Find the usual mistake that explains wrong results of a recurrent layer.
 
-`recurrent_mistakes` has a table of hypotheses. A mistake is named only if its numbers agree with those that were
-computed, and the right ones do not. What no hypothesis explains may still be seen in the numbers themselves.
+The hypotheses are in `recurrent_mistakes`. A mistake is named only if its numbers agree with those that were computed,
+and the right numbers do not. If no hypothesis explains the results, the numbers themselves may still show a cause.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from unirnn.contract.call import state_parts
 from unirnn.specs import RecurrentSpec
 from unirnn.testing.batches import Batch
 
-from .numbers import NOT_ZEROED, is_close, rounding
+from .numbers import NAN_FROM_PADDING, NOT_ZEROED, is_close, one_of, rounding
 from .recurrent_mistakes import Parts, Results, Trial, hypotheses
 
 __all__ = ["agrees", "recurrent_cause", "trial_of"]
@@ -24,7 +24,7 @@ Array = NDArray[Any]
 
 
 class Given(NamedTuple):
-    """What was computed, as `Results`; None is not known."""
+    """The results that were computed, in the form of `Results`; None means that they are not known."""
 
     output: Array | None
     state: Parts | None
@@ -38,28 +38,29 @@ def recurrent_cause(
     state: Sequence[Array] | None,
     tolerance: float,
 ) -> str | None:
-    """The usual mistake that explains the results of a recurrent layer.
+    """Find the usual mistake that explains the results of a recurrent layer.
 
     Parameters
     ----------
     spec
         The layer.
     weights
-        By the names of `RecurrentSpec.weight_shapes`.
+        The weights, with the names of `RecurrentSpec.weight_shapes`.
     batch
-        What it was called with. Two sequences of different lengths at least, and a state, tell most mistakes apart.
+        The arguments of the call. A batch with an initial state and at least two sequences of different lengths can
+        tell most mistakes apart.
     output
-        What it returned, in the layout of the batch; None if that is not known.
+        The output in the layout of the batch; None if it is not known.
     state
-        The parts of the final state, ``(h_n,)`` or ``(h_n, c_n)``; None if that is not known.
+        The parts of the final state, ``(h_n,)`` or ``(h_n, c_n)``; None if it is not known.
     tolerance
-        The largest difference that is no mistake, relative to the largest value.
+        The largest difference that is not a mistake, relative to the largest value.
 
     Returns
     -------
     str or None
-        The mistake in words, or ``one of these: ...`` if this batch can't tell several apart. None if the numbers are
-        right, or nothing usual explains them.
+        A description of the mistake, or ``one of these: ...`` if this batch can't tell several apart. None if the
+        numbers are right, or no usual mistake explains them.
 
     Examples
     --------
@@ -73,7 +74,7 @@ def recurrent_cause(
     >>> print(recurrent_cause(spec, weights, b, output, (h_n,), 1e-5))
     the GRU variant: the reset gate is applied before the product with W_hn, instead of after it
     """
-    with np.errstate(all="ignore"):  # a hypothesis may compute with NaN in the padding
+    with np.errstate(all="ignore"):  # some hypotheses compute with NaN in the padding
         return _cause(trial_of(spec, weights, batch), _given(spec, batch, output, state), tolerance)
 
 
@@ -90,12 +91,12 @@ def _cause(trial: Trial, given: Given, tolerance: float) -> str | None:
         if any(agrees(candidate, given, tolerance) for candidate in hypothesis.candidates(trial))
     ]
     if found:
-        return found[0] if len(found) == 1 else f"one of these: {'; '.join(found)}"
+        return one_of(found)
     return next(filter(None, (check(trial, right, given, tolerance) for check in CHECKS)), None)
 
 
 def trial_of(spec: RecurrentSpec, weights: Mapping[str, Array], batch: Batch) -> Trial:
-    """What the oracle is given for a batch."""
+    """The arguments of the oracle for a batch."""
     spec_of_trial = replace(spec, batch_first=False, dropout=spec.dropout if spec.num_layers > 1 else 0.0)
     parts = state_parts(spec, batch.hx)
     shapes = spec.state_shapes(batch.batch_size).values()
@@ -120,7 +121,7 @@ def _time_first(batch: Batch, array: Array) -> Array:
 
 
 def agrees(results: Results, given: Results | Given, tolerance: float) -> bool:
-    """Whether results are those that were computed, as far as these are known."""
+    """Whether results agree with those that were computed, as far as the latter are known."""
     if given.output is not None and not is_close(given.output, results.output, tolerance):
         return False
     return given.state is None or (
@@ -129,7 +130,7 @@ def agrees(results: Results, given: Results | Given, tolerance: float) -> bool:
     )
 
 
-# ---- what is seen in the numbers themselves -------------------------------------------------------
+# ---- causes that the numbers themselves show -----------------------------------------------------
 
 
 def _axes_exchanged(right: Results, given: Given, tolerance: float) -> str | None:
@@ -152,7 +153,7 @@ def _nan(t: Trial, right: Results, given: Given, tolerance: float) -> str | None
     if not any(np.isnan(array).any() for array in arrays):
         return None
     if np.isnan(t.input[t.padding]).any():
-        return "NaN leaks from the padding of the input, as by a multiplication with a mask: 0 * NaN is NaN"
+        return NAN_FROM_PADDING
     return "there is NaN among the results, but none in the input, the state or the weights"
 
 
@@ -173,7 +174,7 @@ def _dropout(t: Trial, right: Results, given: Given, tolerance: float) -> str | 
 
 
 def _wrong_from_a_layer(t: Trial, right: Results, given: Given, tolerance: float) -> str | None:
-    """A first layer that is right, and others that are not, as dropout between the layers gives."""
+    """Recognise a right first layer below wrong ones, which is the effect of dropout between layers."""
     directions = t.spec.num_directions
     if given.state is None or not t.spec.dropout or len(given.state) != len(right.state):
         return None
@@ -184,7 +185,7 @@ def _wrong_from_a_layer(t: Trial, right: Results, given: Given, tolerance: float
         return None
     if any(is_close(part[directions:], own[directions:], tolerance) for part, own in pairs):
         return None
-    return "the first layer is right and those above it are not, as by dropout between them, which is for training"
+    return "the first layer is right and those above it are not, as with dropout between them, which is for training"
 
 
 def _precision(t: Trial, right: Results, given: Given, tolerance: float) -> str | None:
@@ -196,4 +197,4 @@ def _precision(t: Trial, right: Results, given: Given, tolerance: float) -> str 
 
 
 CHECKS = (_output_in_the_padding, _nan, _dropout, _precision, _wrong_from_a_layer)
-"""What is tried after the hypotheses."""
+"""Checks that are made if no hypothesis explains the results."""

@@ -1,4 +1,4 @@
-"""The usual mistakes of recurrent layers: each in plain words, with what the oracle computes if it is made."""
+"""The usual mistakes in recurrent layers, in plain words, each with the results that it gives."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
 from unirnn.testing import oracle
+from unirnn.testing.batches import zeroed
 
 __all__ = ["Hypothesis", "Parts", "Results", "Trial", "hypotheses", "reordered"]
 
@@ -18,7 +19,7 @@ Parts = tuple[Array, ...]
 
 
 class Results(NamedTuple):
-    """What a recurrent layer returns: `(T, B, D*H)` and the parts of the state, `(L*D, B, H)` each."""
+    """The output of a recurrent layer, `(T, B, D*H)`, and the parts of its final state, `(L*D, B, H)` each."""
 
     output: Array
     state: Parts
@@ -26,7 +27,7 @@ class Results(NamedTuple):
 
 @dataclass(frozen=True)
 class Trial:
-    """What the oracle is given, in float64: an input `(T, B, I)`, the state and the resets as for it."""
+    """The arguments of the oracle, in float64 and time first: the input is `(T, B, I)`."""
 
     spec: RecurrentSpec
     weights: Mapping[str, Array]
@@ -36,7 +37,7 @@ class Trial:
     resets: NDArray[np.bool_] | None
 
     def run(self, **changes: Any) -> Results:
-        """The oracle's results, with something changed."""
+        """The oracle's results, with some of the arguments changed."""
         t = replace(self, **changes)
         return Results(*oracle.recurrent(t.spec, t.weights, t.input, t.hx, t.lengths, t.resets))
 
@@ -50,44 +51,45 @@ class Trial:
 
     @property
     def padding(self) -> NDArray[np.bool_]:
-        """Where the padding is, `(T, B)`."""
+        """A mask of the padding, `(T, B)`."""
         return np.arange(len(self.input))[:, None] >= self.lengths
 
     @property
     def is_finite(self) -> bool:
-        """Whether everything outside the padding is finite; otherwise, any two mistakes may look alike."""
+        """Whether all numbers outside the padding are finite. If not, different mistakes may give the same numbers."""
         arrays = (self.input[~self.padding], *self.hx, *self.weights.values())
         return all(bool(np.isfinite(array).all()) for array in arrays)
 
     def zeroed(self, output: Array) -> Array:
-        """An output with zeros in its padding."""
-        return np.where(self.padding[..., None], 0, output)
+        """A copy of an output with zeros in its padding."""
+        return zeroed(output, self.padding)
 
 
 Candidates = Callable[[Trial], Iterable[Results]]
-"""What is computed if a mistake is made, in each of its variants; none if it can't be made with this layer."""
+"""Yields the results of a mistake, one for each of its variants; none if the mistake can't be made with this layer."""
 
 
 class Hypothesis(NamedTuple):
-    """A mistake in plain words, and what it computes."""
+    """A mistake in plain words, and the results that it gives."""
 
     text: str
     candidates: Candidates
 
 
-# ---- the weights are read in another way ---------------------------------------------------------
+# ---- wrong use of the weights --------------------------------------------------------------------
 
 _ORDERS = {("i", "o", "f", "g"): "ONNX", ("i", "g", "f", "o"): "TensorFlow 1", ("z", "r", "n"): "Keras and ONNX"}
-"""Whose orders of gates some are."""
+"""The frameworks and formats that use other orders of the gates."""
 
 
 def hypotheses(spec: RecurrentSpec, with_resets: bool) -> Iterator[Hypothesis]:
-    """The hypotheses about a layer, the likeliest first."""
+    """Yield the hypotheses about a layer, the likeliest first."""
     yield from _gate_orders(spec)
     if isinstance(spec, GRUSpec):
         now, other = ("before", "after") if spec.reset_after else ("after", "before")
         text = f"the GRU variant: the reset gate is applied {now} the product with W_hn, instead of {other} it"
-        yield Hypothesis(text, lambda t: [t.with_spec(reset_after=not _as_gru(t.spec).reset_after)])
+        is_after = not spec.reset_after
+        yield Hypothesis(text, lambda t: [t.with_spec(reset_after=is_after)])
         yield from OF_GRU
     if isinstance(spec, LSTMSpec):
         yield from OF_LSTM
@@ -117,11 +119,6 @@ def hypotheses(spec: RecurrentSpec, with_resets: bool) -> Iterator[Hypothesis]:
             yield from (*OF_RESETS_IN_REVERSE, *OF_RESETS_OF_DIRECTIONS)
 
 
-def _as_gru(spec: RecurrentSpec) -> GRUSpec:
-    assert isinstance(spec, GRUSpec)
-    return spec
-
-
 def _with_gates(function: str) -> Candidates:
     return lambda t: [t.with_spec(gate_activation=function)]
 
@@ -139,7 +136,7 @@ def _in_order(order: tuple[str, ...]) -> Candidates:
 
 
 def reordered(name: str, array: Array, given: Sequence[str], wanted: Sequence[str]) -> Array:
-    """A weight whose gates are in one order, with its rows in another order of the gates."""
+    """Reorder the rows of a weight from a given order of the gates to the wanted one."""
     if "weight_hr" in name:
         return array
     blocks = dict(zip(given, np.split(array, len(given)), strict=True))
@@ -149,7 +146,7 @@ def reordered(name: str, array: Array, given: Sequence[str], wanted: Sequence[st
 def _rows(
     gate: str, change: Callable[[Array], Array], names: tuple[str, ...] = ("weight_ih", "weight_hh", "bias")
 ) -> Any:
-    """A change of the rows of one gate in the weights whose names begin so."""
+    """Change the rows of one gate, in the weights whose names begin with one of these."""
 
     def candidates(t: Trial) -> list[Results]:
         def changed(name: str, array: Array) -> Array:
@@ -169,7 +166,7 @@ def _without(*names: str) -> Candidates:
 
 
 def _paired(change: Callable[[Array, Array, int], tuple[Array, Array]]) -> Candidates:
-    """A change of the two biases of each layer and direction; its third argument is H."""
+    """Change the two biases of each layer and direction; the third argument of the function is H."""
 
     def candidates(t: Trial) -> list[Results]:
         weights = dict(t.weights)
@@ -187,7 +184,7 @@ def _n_outside(b_ih: Array, b_hh: Array, size: int) -> tuple[Array, Array]:
 
 
 def _transposed(*names: str) -> Candidates:
-    """Each gate's block of these weights is transposed, where it is square."""
+    """Transpose each gate's block in the weights whose names begin with one of these, where the blocks are square."""
 
     def candidates(t: Trial) -> list[Results]:
         def changed(name: str, array: Array) -> Array:
@@ -210,18 +207,17 @@ OF_GRU = (
 )
 OF_LSTM = (
     Hypothesis(
-        "1 is added to the bias of the forget gate, as by TensorFlow's forget_bias",
+        "1 is added to the bias of the forget gate, like TensorFlow's forget_bias",
         lambda t: [t.run(weights=_with_forget_bias(t), spec=replace(t.spec, bias=True))],
     ),
-    Hypothesis("h_0 and c_0 are exchanged", lambda t: [t.run(hx=t.hx[::-1])] if _h_is_like_c(t.spec) else []),
+    Hypothesis(
+        "h_0 and c_0 are exchanged",
+        lambda t: [t.run(hx=t.hx[::-1])] if t.spec.output_size == t.spec.hidden_size else [],
+    ),
     Hypothesis("h_n and c_n are exchanged", lambda t: [Results(t.run().output, t.run().state[::-1])]),
     Hypothesis("h_0 is ignored", lambda t: [t.run(hx=(t.hx[0] * 0, t.hx[1]))]),
     Hypothesis("c_0 is ignored", lambda t: [t.run(hx=(t.hx[0], t.hx[1] * 0))]),
 )
-
-
-def _h_is_like_c(spec: RecurrentSpec) -> bool:
-    return spec.output_size == spec.hidden_size
 
 
 def _with_forget_bias(t: Trial) -> dict[str, Array]:
@@ -235,11 +231,11 @@ def _with_forget_bias(t: Trial) -> dict[str, Array]:
 # ---- states, lengths and the order of the batch ---------------------------------------------------
 
 Run = Callable[[Trial], Results]
-"""What one layer in one direction computes, of a trial of it alone."""
+"""Computes one layer in one direction, given a trial of it alone."""
 
 
 def _walk(trial: Trial, run: Run) -> Results:
-    """Go through the stack, one layer and direction after the other."""
+    """Compute the stack, one layer and direction after another."""
     spec, x = trial.spec, trial.input
     found: list[Results] = []
     for first in range(0, len(spec.suffixes()), spec.num_directions):
@@ -263,13 +259,8 @@ def _walk(trial: Trial, run: Run) -> Results:
 
 
 def _padded(one: Trial) -> Results:
-    """One direction over all T steps, the padding included."""
+    """The results over all T steps, including the padding."""
     return one.run(lengths=np.full_like(one.lengths, len(one.input)))
-
-
-def _lengths_ignored(t: Trial) -> Iterator[Results]:
-    whole = _padded(t)
-    yield whole
 
 
 def _lengths_ignored_but_zeroed(t: Trial) -> Iterator[Results]:
@@ -288,14 +279,13 @@ def _state_after_padding(t: Trial) -> Iterator[Results]:
         return right if one.spec.reverse else Results(right.output, _padded(one).state)
 
     yield _walk(t, run)
-    # and if what the layer before computes in the padding is not zeroed before the next layer
-    outside = _padded(t).state
+    # the variant in which the output of each layer is not zeroed in the padding before the next layer
     if not t.spec.bidirectional and not t.spec.reverse:
-        yield Results(t.run().output, outside)
+        yield Results(t.run().output, _padded(t).state)
 
 
 def _state_from_the_last_step(t: Trial) -> Iterator[Results]:
-    """``output[-1]``, which is 0 in the padding."""
+    """Take ``output[-1]`` as the final state, which is 0 in the padding."""
     right = t.run()
     sizes = np.arange(t.spec.num_directions) * t.spec.output_size
     last = [right.output[-1, :, begin : begin + t.spec.output_size] for begin in sizes]
@@ -309,7 +299,7 @@ def _begins_in_the_padding(t: Trial) -> Iterator[Results]:
         return _zeroed(t, _padded(one)) if one.spec.reverse else one.run()
 
     yield _walk(t, run)
-    if t.spec.bidirectional:  # and if the output is not set to zero in the padding
+    if t.spec.bidirectional:  # the variant in which the output is not set to zero in the padding
         yield _walk(t, lambda one: _padded(one) if one.spec.reverse else one.run())
 
 
@@ -319,7 +309,7 @@ def _empty_is_zeros(t: Trial) -> Iterator[Results]:
 
 
 def _orders(t: Trial) -> list[NDArray[np.int64]]:
-    """Sorted by length, the longest first, and the way back."""
+    """The order of the sequences from the longest to the shortest, and its inverse."""
     order = np.argsort(-t.lengths, kind="stable")
     return [order, np.argsort(order)]
 
@@ -357,7 +347,9 @@ OF_ANY = (
         lambda t: [t.with_weights(lambda name, array: 2 * array if name.startswith("bias") else array)],
     ),
     Hypothesis("the initial state is ignored", lambda t: [t.run(hx=tuple(0 * part for part in t.hx))]),
-    Hypothesis("the lengths (seq_length) are ignored: the padding is computed like valid steps", _lengths_ignored),
+    Hypothesis(
+        "the lengths (seq_length) are ignored: the padding is computed like valid steps", lambda t: [_padded(t)]
+    ),
     Hypothesis("the final state of an empty sequence is zeros, instead of its initial state", _empty_is_zeros),
     Hypothesis(
         "the sequences are sorted by length, and neither the output nor the final state is sorted back",
@@ -392,7 +384,7 @@ OF_SQUARE_INPUTS = (
 
 
 def _backward_in_time(one: Trial, lengths: NDArray[np.int64]) -> Results:
-    """One direction; if it is the reverse one, its output is in the order in which it was computed."""
+    """One direction. The output of a reverse direction is left in the order in which it was computed."""
     output, state = one.run()
     if one.spec.reverse:
         output = output.copy()
@@ -415,7 +407,7 @@ def _halves_exchanged(array: Array, axis: int = -1) -> Array:
 
 
 def _directions_of_weights(t: Trial, starts: tuple[str, ...], layers: range) -> Results:
-    """The weights of the two directions exchanged in some layers."""
+    """Exchange the weights of the two directions in some layers."""
     weights = dict(t.weights)
     for layer in layers:
         for name in [name for name in t.weights if name.startswith(starts) and name.endswith(f"_l{layer}")]:
@@ -424,19 +416,19 @@ def _directions_of_weights(t: Trial, starts: tuple[str, ...], layers: range) -> 
 
 
 def _columns_exchanged(name: str, array: Array) -> Array:
-    """The directions exchanged in what a layer above the first one reads."""
+    """Exchange the two directions in the input of a layer above the first one."""
     above = name.startswith("weight_ih") and "_l0" not in name
     return _halves_exchanged(array) if above else array
 
 
 def _pairs_exchanged(parts: Parts) -> Parts:
-    """The states of the directions exchanged in each layer."""
+    """Exchange the states of the two directions in each layer."""
     order = np.arange(len(parts[0])) ^ 1
     return tuple(part[order] for part in parts)
 
 
 def _direction_major(t: Trial) -> list[NDArray[np.int64]]:
-    """The positions of a state in the order of directions, and the way back."""
+    """The positions of a state ordered by direction and then by layer, and the inverse of this order."""
     order = np.arange(2 * t.spec.num_layers).reshape(-1, 2).T.ravel()
     return [order, np.argsort(order)]
 
@@ -510,7 +502,7 @@ OF_DIRECTIONS = (
 
 
 def _shared(source: int) -> Candidates:
-    """The layers above the first one have the weights of one layer, where these are of the right shape."""
+    """Give the weights of one layer to all layers above it, where the shapes allow it."""
 
     def candidates(t: Trial) -> list[Results]:
         def own(name: str, array: Array) -> Array:
@@ -550,7 +542,7 @@ OF_LAYERS = (
 )
 OF_DIRECTIONS_OF_LAYERS = (
     Hypothesis(
-        "in a layer above the first one the directions are exchanged: its weights, or what it reads",
+        "in a layer above the first one the directions are exchanged, in its weights or in its input",
         _swapped_layers,
     ),
 )
@@ -570,7 +562,7 @@ def _shifted(resets: NDArray[np.bool_] | None, by: int) -> NDArray[np.bool_]:
 
 
 def _in_reverse(change: Callable[[NDArray[np.bool_]], NDArray[np.bool_] | None]) -> Candidates:
-    """Other resets for the reverse direction only."""
+    """Change the resets in the reverse direction only."""
 
     def run(one: Trial) -> Results:
         assert one.resets is not None
@@ -580,7 +572,7 @@ def _in_reverse(change: Callable[[NDArray[np.bool_]], NDArray[np.bool_] | None])
 
 
 def _before_its_own_step(t: Trial) -> Iterator[Results]:
-    """In the reverse direction, the state is zeros before the step of a reset is computed, not after it."""
+    """In the reverse direction, set the state to zeros before the step of a reset instead of after it."""
 
     def run(one: Trial) -> Results:
         return _begun(one, _shifted(one.resets, 1), one.lengths - 1) if one.spec.reverse else one.run()
@@ -589,12 +581,12 @@ def _before_its_own_step(t: Trial) -> Iterator[Results]:
 
 
 def _in_the_padding(t: Trial) -> Iterator[Results]:
-    """The reverse direction begins from zeros if step n, the first of the padding, is a reset."""
+    """Begin the reverse direction with zeros if there is a reset at step n, the first one of the padding."""
     yield _walk(t, lambda one: _begun(one, one.resets, one.lengths) if one.spec.reverse else one.run())
 
 
 def _begun(one: Trial, resets: NDArray[np.bool_] | None, steps: NDArray[np.int64]) -> Results:
-    """One direction with zeros in the place of the initial state where one of these steps is a reset."""
+    """One direction, which begins with zeros in each column that has a reset at the given step."""
     assert one.resets is not None
     within = (steps >= 0) & (steps < len(one.input))
     begins = one.resets[np.where(within, steps, 0), np.arange(len(steps))] & within & (one.lengths > 0)
@@ -607,7 +599,7 @@ def _without_first(resets: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
 
 
 def _to_initial_state(t: Trial) -> Iterator[Results]:
-    """Each sequence of a column by itself, from the column's initial state."""
+    """Begin every sequence of a column with the column's initial state."""
 
     def run(one: Trial) -> Results:
         assert one.resets is not None

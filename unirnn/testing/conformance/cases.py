@@ -1,4 +1,4 @@
-"""The cases of the conformance tests: a table of cases and a matching hypothesis strategy."""
+"""The cases of the conformance tests: a table, and a hypothesis strategy that draws others."""
 
 import re
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from unirnn.contract.call import join_state
 from unirnn.contract.weights import draw as draw_weights
 from unirnn.testing.batches import Batch
 from unirnn.testing.causes import recurrent_cause
-from unirnn.testing.conformance.promises import DeclaredLimit, skip_for_limit
+from unirnn.testing.conformance.promises import DeclaredLimit, promises_of, skip_for_limit
 from unirnn.testing.oracle import recurrent
 from unirnn.testing.subjects import Subject
 from unirnn.testing.tolerances import close
@@ -36,15 +36,14 @@ VARIANTS: dict[str, tuple[type[RecurrentSpec], dict[str, Any]]] = {
     "LSTM-projected": (LSTMSpec, {"proj_size": 1}),
     "LSTM-projected-hard-sigmoid": (LSTMSpec, {"proj_size": 3, "gate_activation": "hard_sigmoid"}),
 }
-"""What not every backend computes; checked with some of the cases."""
-
+"""Layers that not every backend can compute. They are tested with only some of the cases."""
 
 Results = tuple[NDArray[Any], tuple[NDArray[Any], ...]]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A layer, a batch, and the arguments that are passed to the call."""
+    """The options of a layer, the sizes of a batch, and which arguments are passed to the call."""
 
     num_layers: int = 1
     bidirectional: bool = False
@@ -55,7 +54,7 @@ class Case:
     steps: int = 6
     batch_size: int | None = 4
     lengths: tuple[int, ...] | None = None
-    resets: tuple[tuple[int, ...], ...] | None = None  # the steps at which a sequence begins anew, for each column
+    resets: tuple[tuple[int, ...], ...] | None = None  # the steps with a reset, for each column
     state: bool = True
     input_size: int = 3
     hidden_size: int = 4
@@ -76,6 +75,10 @@ class Case:
         )
 
     @property
+    def promises(self) -> tuple[str, ...]:
+        return promises_of(self.lengths, self.steps, with_resets=bool(self.resets))
+
+    @property
     def seq_length(self) -> Any:
         if self.lengths is None or self.batch_size is not None:
             return None if self.lengths is None else list(self.lengths)
@@ -83,7 +86,7 @@ class Case:
 
 
 RAGGED = (3, 6, 0, 5)
-RESETS = ((1, 4), (0, 3, 5), (0, 2), (0, 1, 2, 3, 4, 5))  # those of the columns 0 and 2 are also in the padding
+RESETS = ((1, 4), (0, 3, 5), (0, 2), (0, 1, 2, 3, 4, 5))  # in columns 0 and 2, some are in the padding
 CASES = {
     "dense": Case(),
     "dense, no state": Case(state=False),
@@ -133,11 +136,11 @@ VARIANT_CASES = {
         "reverse, ragged, resets, 2 layers",
     )
 }
-"""The cases of `VARIANTS`, and of most kinds if a subject is brief."""
+"""The cases with which `VARIANTS` are tested and, if a subject is brief, most of `KINDS` as well."""
 
 
 class Arrays:
-    """The arrays of a case: arguments and cotangents in its dtype, weights in float64."""
+    """The arrays of a case: arguments and cotangents in the dtype of the case, weights in float64."""
 
     def __init__(self, case: Case, spec: RecurrentSpec, weights: dict[str, NDArray[Any]]) -> None:
         rng = np.random.default_rng(case.seed)
@@ -175,7 +178,7 @@ class Arrays:
         return recurrent(spec, self.weights, self.input.astype(np.float64), hx, self.lengths, self.resets)
 
     def cause(self, spec: RecurrentSpec, results: Results, tolerance: float) -> str | None:
-        """The usual mistake that explains these results."""
+        """The usual mistake that explains the results of a module; see `unirnn.testing.causes`."""
         output, state = results
         input, hx, resets, axis = self.input, self.hx, self.resets, 0 if spec.batch_first else 1
         if input.ndim == 2:  # a batch of one sequence
@@ -187,23 +190,23 @@ class Arrays:
 
 
 def available(subject: Subject, dtype: str) -> str:
-    """The dtype itself if the backend has it, else the widest that the backend has."""
+    """The dtype itself if the backend supports it, else the widest one that it supports."""
     wanted = (dtype, "float64", "float32", "float16")
     return next(name for name in wanted if name in subject.backend.support.dtypes)
 
 
 def no_gradients(subject: Subject) -> str:
-    """The limit of a backend whose ``support`` has ``derivatives=0``."""
+    """The text of the limit of a backend whose ``support`` has ``derivatives=0``."""
     return f"{subject.backend.support.who} has no gradients"
 
 
 def no_dropout(subject: Subject) -> str:
-    """The limit of a backend whose ``support`` has ``dropout=False``."""
+    """The text of the limit of a backend whose ``support`` has ``dropout=False``."""
     return f"{subject.backend.support.who} applies no dropout"
 
 
 def skip_without_gradients(subject: Subject) -> None:
-    """Skip a test of gradients where the backend declares that it has none."""
+    """Skip a test of gradients if the backend declares that it has none."""
     if not subject.backend.support.derivatives:
         raise DeclaredLimit(no_gradients(subject))
 
@@ -220,18 +223,18 @@ def assert_dropout(subject: Subject, one: NDArray[Any], other: NDArray[Any]) -> 
 
 
 def skip_if_brief(subject: Subject, kind: str) -> None:
-    """Skip a kind that differs only in its cell: the cases of `VARIANTS` and random cases test it."""
+    """Skip most kinds for a brief subject, since `VARIANT_CASES` and random cases test them as well."""
     if subject.is_brief and kind not in ("GRU", "LSTM"):
-        pytest.skip(f"{subject.label} treats all kinds alike but for the cell")
+        pytest.skip(f"{subject.label} treats all kinds alike, except for the cell")
 
 
 def in_its_dtype(subject: Subject, case: Case) -> Case:
-    """The case, with a dtype that the backend has."""
+    """The case with a dtype that the backend supports."""
     return replace(case, dtype=available(subject, case.dtype))
 
 
 def refusal(subject: Subject, spec: Spec, dtype: str) -> str | None:
-    """Why the backend refuses to build a spec, in the words of the limit; None if it builds it."""
+    """The text of the limit for which the backend refuses to build a spec; None if it builds the spec."""
     limits = explain(spec, subject.name, subject.device, dtype=dtype).limits
     return next((limit.text for limit in limits if limit.refuses), None)
 
@@ -244,7 +247,7 @@ def skip_if_refused(subject: Subject, spec: Spec, dtype: str, seed: int, assert_
 
     def build_anyway() -> None:
         if refusal(subject, spec, "float32") != text:
-            raise LookupError("a limit of a dtype, which is not tried")
+            raise LookupError("this is the limit of a dtype, which is not tried")
         assert_right(
             subject.backend.build(
                 spec.copied() if isinstance(spec, Model) else spec,
@@ -260,13 +263,13 @@ def skip_if_refused(subject: Subject, spec: Spec, dtype: str, seed: int, assert_
 
 
 def assume_supported(subject: Subject, kind: str, case: Case) -> None:
-    """Leave out random cases that the backend refuses, though it builds a plain layer of this kind."""
+    """Discard a random case that the backend refuses, provided that it builds a simple layer of this kind."""
     if refusal(subject, Case().spec(kind), case.dtype) is None:
         assume(refusal(subject, case.spec(kind), case.dtype) is None)
 
 
 def built(subject: Subject, kind: str, case: Case) -> tuple[Any, Arrays]:
-    """A module and the arrays of its case; a test is skipped for a limit, see `skip_if_refused`."""
+    """Build a module, and draw the arrays of its case; for a limit, skip the test as `skip_if_refused` does."""
     spec = case.spec(kind)
 
     def arrays(module: Any) -> Arrays:
@@ -310,10 +313,15 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-def in_words_of(array: Any, words: str) -> str:
-    """A pattern of an error's words with the framework's names: of ``{array}``, and of the array's own ``{type}``.
+def zeros(*shape: int, dtype: str = "float32") -> Any:
+    return np.zeros(shape, dtype)
 
-    ``{array}`` may be any class of the array, since frameworks have base classes for arrays, such as ``jax.Array``.
+
+def in_words_of(array: Any, words: str) -> str:
+    """Turn the words of an error into a pattern, with the framework's names in the place of ``{array}`` and ``{type}``.
+
+    ``{type}`` is the name of the array's class. ``{array}`` may be that of any of its base classes, such as
+    ``jax.Array``.
     """
     kinds = "|".join(re.escape(type_name(kind)) for kind in type(array).__mro__[:-1])
     pattern = re.escape(words.replace("{type}", type(array).__name__))

@@ -7,13 +7,15 @@ import hypothesis
 import numpy as np
 import pytest
 
-import unirnn.testing.strategies  # noqa: F401 - it registers the profile
+import unirnn.testing.strategies  # noqa: F401 - registers the profile
 from unirnn import LinearSpec, Sequential
 from unirnn.testing.conformance.cases import available, skip_if_refused
-from unirnn.testing.conformance.promises import findings
+from unirnn.testing.conformance.promises import Findings, recording
 from unirnn.testing.conformance.report import finding
 from unirnn.testing.subjects import Subject
 from unirnn.testing.tolerances import close
+
+FINDINGS = pytest.StashKey[Findings]()
 
 hypothesis.settings.load_profile("unirnn")
 
@@ -27,19 +29,20 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Clear the findings before each test."""
-    findings.clear()
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Collect the findings of each test."""
+    with recording() as item.stash[FINDINGS]:
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add a test's findings to its report, which travels between processes."""
+    """Add the findings of a test to its report, which pytest-xdist passes on to the main process."""
     report = yield
-    found = finding(item, call, report)
+    found = finding(item, call, report, item.stash[FINDINGS])
     if found is not None:
         report.user_properties.append(found)
     return report

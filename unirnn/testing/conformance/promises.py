@@ -1,12 +1,13 @@
 """The promises of a backend, and how a conformance test records whether they hold.
 
 The marker ``promise`` names the promises that a test checks. If it checks several, `checking` records which one is
-broken. A limit is something that the backend declares it can't do. Limits are strict: a test fails if a declared
-limit turns out to work.
+broken. A limit is something that the backend declares it can't do. Limits are strict: if it turns out that the backend
+can do it, the test fails.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -21,7 +22,8 @@ __all__ = [
     "WrongLimitError",
     "checking",
     "declare",
-    "findings",
+    "promises_of",
+    "recording",
     "skip_for_limit",
 ]
 
@@ -45,13 +47,26 @@ PROMISES: Mapping[str, str] = MappingProxyType(
 """The guarantees, and how the report names them."""
 
 CELLS = ("RNN", "GRU", "LSTM", "models")
-"""What each of them holds for: the columns of the report."""
+"""The kinds of layers for which a promise may hold: the columns of the report."""
+
+
+def promises_of(lengths: Sequence[int] | None, steps: int, *, with_resets: bool) -> tuple[str, ...]:
+    """The promises that a call checks. The first one is what its output shows.
+
+    Examples
+    --------
+    >>> promises_of([3, 0], 3, with_resets=False)
+    ('seq_length', 'state', 'gradients', 'padding')
+    """
+    about = "resets" if with_resets else "numbers" if lengths is None else "seq_length"
+    is_ragged = lengths is not None and any(n < steps for n in lengths)
+    return (about, "state", "gradients", *(("padding",) if is_ragged else ()))
 
 
 class DeclaredLimit(Skipped):
     """Skip a test because the backend declares that it can't do what is tested."""
 
-    # pytest shows a class by these names before the reason, and its own as "Skipped"
+    # pytest shows the name of the class before the reason, and that of its own class is "Skipped".
     __module__ = "builtins"
     __qualname__ = "Skipped"
 
@@ -62,27 +77,31 @@ class WrongLimitError(AssertionError):
 
 @dataclass
 class Findings:
-    """What the running test has recorded, besides its outcome.
+    """What a test has recorded besides its outcome.
 
     Parameters
     ----------
     broken
         The promise whose check failed last, and the cell if the test names one.
     limits
-        The texts of the limits that left a promise unchecked.
+        The texts of the limits for which a promise was not checked, by promise.
     """
 
     broken: tuple[str, str | None] | None = None
     limits: dict[str, str] = field(default_factory=dict)
 
-    def clear(self) -> None:
-        """Clear the findings before the next test."""
-        self.broken = None
-        self.limits.clear()
+
+_recorded: ContextVar[Findings] = ContextVar("_recorded")
 
 
-findings = Findings()
-"""Those of the test that runs."""
+@contextmanager
+def recording() -> Iterator[Findings]:
+    """Collect what `checking` and `declare` record within the context."""
+    token = _recorded.set(Findings())
+    try:
+        yield _recorded.get()
+    finally:
+        _recorded.reset(token)
 
 
 @contextmanager
@@ -101,18 +120,20 @@ def checking(promise: str, cell: str | None = None, cause: Callable[[], str | No
 
     Examples
     --------
-    >>> try:
-    ...     with checking("padding", "GRU"):
-    ...         assert False
-    ... except AssertionError:
-    ...     print(findings.broken)
+    >>> with recording() as findings:
+    ...     try:
+    ...         with checking("padding", "GRU"):
+    ...             assert False
+    ...     except AssertionError:
+    ...         pass
+    >>> findings.broken
     ('padding', 'GRU')
     """
     assert promise in PROMISES
     try:
         yield
     except Exception as error:
-        findings.broken = promise, cell
+        _recorded.get(Findings()).broken = promise, cell
         found = cause() if cause is not None and isinstance(error, AssertionError) else None
         if found is not None:
             error.args = (f"{error}\nUsual cause: {found}.",)
@@ -120,7 +141,7 @@ def checking(promise: str, cell: str | None = None, cause: Callable[[], str | No
 
 
 def declare(promise: str, name: str, text: str, works: Callable[[], Any]) -> None:
-    """Leave a promise unchecked because of a declared limit, after verifying that the limit is real.
+    """Record that a promise is not checked because of a declared limit, after verifying that the limit is real.
 
     Parameters
     ----------
@@ -129,9 +150,9 @@ def declare(promise: str, name: str, text: str, works: Callable[[], Any]) -> Non
     name
         The backend's name.
     text
-        The limit.
+        The text of the limit.
     works
-        A function that tries it anyway. It raises if the backend fails or gives wrong numbers.
+        A function that tries what the limit excludes. It raises if the backend fails or gives wrong numbers.
 
     Raises
     ------
@@ -147,8 +168,8 @@ def declare(promise: str, name: str, text: str, works: Callable[[], Any]) -> Non
     """
     try:
         works()
-    except Exception:  # a backend may raise anything for what it does not support
-        findings.limits[promise] = text
+    except Exception:  # a backend may raise anything when asked for something that it does not support
+        _recorded.get(Findings()).limits[promise] = text
         return
     raise WrongLimitError(f"{name} declares {text!r}, but computes it; remove the limit")
 

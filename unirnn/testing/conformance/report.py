@@ -9,7 +9,7 @@ import pytest
 
 from unirnn.specs import RecurrentSpec, Spec
 
-from .promises import CELLS, PROMISES, DeclaredLimit, WrongLimitError, findings
+from .promises import CELLS, PROMISES, DeclaredLimit, Findings, WrongLimitError
 
 __all__ = ["Report", "finding"]
 
@@ -18,24 +18,30 @@ _MOST_FAILURES = 25
 _WIDTH = 400  # longest message of a failure, in characters
 
 
-def finding(item: pytest.Item, call: "pytest.CallInfo[None]", report: pytest.TestReport) -> tuple[str, Any] | None:
-    """A test's findings about the promises, as a user property of its report with JSON types.
+def finding(
+    item: pytest.Item, call: "pytest.CallInfo[None]", report: pytest.TestReport, recorded: Findings
+) -> tuple[str, Any] | None:
+    """Summarise what a test has found out about the promises, as a user property of its report, with JSON types.
 
     Parameters
     ----------
-    item, call, report
-        As pytest's hook ``pytest_runtest_makereport`` has them.
+    item, call
+        The arguments of pytest's hook ``pytest_runtest_makereport``.
+    report
+        The report that this hook returns.
+    recorded
+        What the test has recorded.
 
     Returns
     -------
     tuple or None
-        A key, and the outcome of each promise (``"passed"``, ``"failed"`` or ``"limit"``), the cells, the texts of the
-        limits, and the message of a failure. None for a phase without findings.
+        A key, and a dict with the outcome of each promise (``"passed"``, ``"failed"`` or ``"limit"``), the cells, the
+        texts of the limits, and the message of a failure. None for a setup or teardown that passed.
     """
     if report.passed and report.when != "call":
         return None
     promises = list(dict.fromkeys(name for marker in item.iter_markers("promise") for name in marker.args))
-    cells, limits, message = _cells(item), dict(findings.limits), ""
+    cells, limits, message = _cells(item), dict(recorded.limits), ""
     error = None if call.excinfo is None else call.excinfo.value
     outcomes: dict[str, str] = {}
     if isinstance(error, DeclaredLimit):
@@ -44,8 +50,8 @@ def finding(item: pytest.Item, call: "pytest.CallInfo[None]", report: pytest.Tes
     elif report.passed:
         outcomes = {promise: "limit" if promise in limits else "passed" for promise in promises}
     elif report.failed:
-        # A session fixture raises again for each test, but `findings` belong to one test.
-        broken, cell = ("limits", None) if isinstance(error, WrongLimitError) else findings.broken or (None, None)
+        # A session fixture raises the same error for each of its tests, but `recorded` belongs to only one of them.
+        broken, cell = ("limits", None) if isinstance(error, WrongLimitError) else recorded.broken or (None, None)
         outcomes = dict.fromkeys(promises if broken is None else [broken], "failed")
         cells = cells if cell is None else [cell]
         message = "" if error is None else _message(error)
@@ -54,14 +60,14 @@ def finding(item: pytest.Item, call: "pytest.CallInfo[None]", report: pytest.Tes
 
 
 def _limit(text: str) -> str:
-    """The limits in the text of an explanation, without what was built and where."""
+    """Extract the limits from the text of an explanation, which also says what was built and where."""
     lines = [line.strip() for line in text.splitlines()]
     own = [line.removeprefix("can't: ") for line in lines if line.startswith("can't: ")]
     return "; ".join(own) or " ".join(lines)
 
 
 def _cells(item: pytest.Item) -> list[str]:
-    """The cells that a test checks, from its marker or its parameters; by default all recurrent layers."""
+    """The cells that a test checks, according to its marker or its parameters; by default all recurrent layers."""
     marked = [marker.kwargs["cell"] for marker in item.iter_markers("promise") if "cell" in marker.kwargs]
     if marked:
         return marked[:1]
@@ -77,13 +83,13 @@ def _cells(item: pytest.Item) -> list[str]:
 
 
 def _message(error: BaseException) -> str:
-    """An exception's message in one line; the first one if hypothesis found several."""
+    """The message of an exception in one line; of the first one if hypothesis found several."""
     inner = getattr(error, "exceptions", None)
     if inner:
         return _message(inner[0])
     notes = [note for note in getattr(error, "__notes__", ()) if "alsifying example" in note]
     what, _, cause = str(error).partition("sual cause: ")
-    what = what.removesuffix("U").partition("\nassert ")[0]  # pytest repeats the values after this
+    what = what.removesuffix("U").partition("\nassert ")[0]  # after this, pytest repeats the values
     text = " ".join(" ".join([what, *notes]).split()).removeprefix("Arrays are not equal ")
     if not isinstance(error, AssertionError) or not text:
         text = f"{type(error).__name__}: {text}"
@@ -113,7 +119,7 @@ class Report:
     tests: Counter[str] = field(default_factory=Counter)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add one phase of a test, which may have run in another process."""
+        """Add the report of one phase of a test, which may have run in another process."""
         found: dict[str, Any] = dict(report.user_properties).get(_KEY, {})  # type: ignore[assignment]
         if report.failed:
             self._fail(report.nodeid, found)
@@ -127,7 +133,7 @@ class Report:
                     self.limits[promise, cell][found["limits"][promise]] = None
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Add a file that can't be collected."""
+        """Add a file that could not be collected."""
         if report.failed:
             self._fail(report.nodeid, {"message": " ".join(str(report.longrepr).split())[-_WIDTH:]})
 
@@ -140,7 +146,7 @@ class Report:
 
     @property
     def is_kept(self) -> bool:
-        """Whether something was tested, and nothing failed."""
+        """Whether at least one test passed, and none failed."""
         return not self.tests["failed"] and self.tests["passed"] > 0
 
     def __str__(self) -> str:

@@ -92,7 +92,7 @@ def test_load_weights_replaces_them_in_place(rnn_backend: Subject, spec: Recurre
     for seq_length in (None, [5, 2]):
         expected, _ = rnn_backend.call(fresh, input, seq_length=seq_length)
         output, _ = rnn_backend.call(module, input, seq_length=seq_length)
-        message = "after load_weights, the module computes with other weights: it may keep a copy of earlier ones"
+        message = "after load_weights, the module computes with wrong weights: it may keep a copy of earlier ones"
         np.testing.assert_array_equal(output, expected, message)
 
 
@@ -114,7 +114,7 @@ def test_a_snapshot_is_a_read_only_copy(rnn_backend: Subject) -> None:
     built = rnn_backend.rebuild(taken)
     unirnn.load_weights(built, other)
     for name, array in taken.weights.items():
-        message = f"{name}: the snapshot has changed with a module's weights, with which it shares memory"
+        message = f"{name}: the snapshot has changed together with a module's weights, with which it shares memory"
         np.testing.assert_array_equal(array, before[name], message)
         with pytest.raises(ValueError, match="read-only"):
             array += 1
@@ -127,6 +127,6 @@ def test_argument_names_of_both_frameworks(rnn_backend: Subject, spelling: str, 
     module = rnn_backend.build(GRUSpec(3, 4), seed=0)
     x = rnn_backend.array(np.ones((5, 2, 3), np.float32), module)
     h_0 = rnn_backend.array(np.ones((1, 2, 4), np.float32), module)
-    expected = rnn_backend.backend.to_numpy(module(x, h_0, [5, 0])[0])
+    expected = rnn_backend.to_numpy(module(x, h_0, [5, 0])[0])
     output, _ = module(**{spelling: x, state: h_0, "seq_length": [5, 0]})
-    np.testing.assert_array_equal(rnn_backend.backend.to_numpy(output), expected)
+    np.testing.assert_array_equal(rnn_backend.to_numpy(output), expected)

@@ -105,7 +105,7 @@ def assert_tags(rnn_backend: Subject, net: Any, dtype: str) -> None:
     expected = tagger_by_hand(found[0], weights, x.astype(np.float64), LENGTHS)
     x[np.arange(T) >= LENGTHS[:, None]] = np.nan
     lengths = rnn_backend.array(LENGTHS, net)
-    output = rnn_backend.backend.to_numpy(net(rnn_backend.array(x, net), lengths))
+    output = rnn_backend.to_numpy(net(rnn_backend.array(x, net), lengths))
     close(output, expected, rnn_backend.tolerance_of(dtype))
     assert tuple(net.encode(rnn_backend.array(x, net), lengths).shape) == (B, T, 8)
 
@@ -123,7 +123,7 @@ def test_a_tied_weight_and_a_method(definition_backend: Subject) -> None:
     assert weights.keys() == spec.weight_shapes().keys()
     assert "head.weight" not in weights
     tokens = np.array([[1, 2], [6, 0]])
-    found = definition_backend.backend.to_numpy(net.generate(definition_backend.array(tokens, net), 4))
+    found = definition_backend.to_numpy(net.generate(definition_backend.array(tokens, net), 4))
     whole = tokens
     for _ in range(4):
         embedded = weights["embedding.weight"][whole]
@@ -140,12 +140,12 @@ def test_a_snapshot_is_built_again(definition_backend: Subject) -> None:
     other, _ = built(definition_backend, spec, "float32")
     changed = {name: np.float32(2) * array for name, array in unirnn.snapshot(net).weights.items()}
     unirnn.load_weights(other, unirnn.Snapshot(spec, changed))
-    again = unirnn.snapshot(other).build(definition_backend.backend.name, **definition_backend.options)
+    again = unirnn.snapshot(other).build(definition_backend.name, **definition_backend.options)
     tokens = definition_backend.array(np.array([[1, 2], [6, 0]]), net)
-    one, another = (definition_backend.backend.to_numpy(module(tokens)[0]) for module in (other, again))
+    one, another = (definition_backend.to_numpy(module(tokens)[0]) for module in (other, again))
     np.testing.assert_array_equal(one, another)
     np.testing.assert_array_equal(
-        definition_backend.backend.to_numpy(other.embedding(tokens)), changed["embedding.weight"][[[1, 2], [6, 0]]]
+        definition_backend.to_numpy(other.embedding(tokens)), changed["embedding.weight"][[[1, 2], [6, 0]]]
     )
 
 

@@ -19,6 +19,7 @@ from unirnn import LSTMSpec, RecurrentSpec, RNNSpec, Snapshot, registry
 from unirnn.contract.call import join_state, state_parts
 from unirnn.testing import oracle
 from unirnn.testing.causes import gradient_cause, recurrent_gradient_cause
+from unirnn.testing.causes.numbers import NAN_FROM_PADDING
 from unirnn.testing.conformance.cases import (
     CASES,
     KINDS,
@@ -42,20 +43,13 @@ from unirnn.testing.conformance.promises import checking, declare
 from unirnn.testing.subjects import Subject, gradients
 from unirnn.testing.tolerances import close
 
-# a warning of torch about its own layer
+# torch warns about its own layer
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
-
-
-def promises_of(case: Case) -> tuple[str, ...]:
-    """The promises that a case checks; its main promise, which the output shows, comes first."""
-    about = "numbers" if case.lengths is None else "seq_length"
-    is_ragged = case.lengths is not None and any(n < case.steps for n in case.lengths)
-    return ("resets" if case.resets else about, "state", "gradients", *(("padding",) if is_ragged else ()))
 
 
 def with_promises(rows: dict[str, Case]) -> list[Any]:
     """The cases of a table as pytest parameters, marked with the promises they check."""
-    return [pytest.param(case, id=name, marks=pytest.mark.promise(*promises_of(case))) for name, case in rows.items()]
+    return [pytest.param(case, id=name, marks=pytest.mark.promise(*case.promises)) for name, case in rows.items()]
 
 
 def assert_numbers(rnn_backend: Subject, case: Case, batch: Arrays, spec: RecurrentSpec, results: Results) -> None:
@@ -69,7 +63,7 @@ def assert_numbers(rnn_backend: Subject, case: Case, batch: Arrays, spec: Recurr
     def cause() -> str | None:
         return batch.cause(spec, results, tolerance)
 
-    with checking(promises_of(case)[0], spec.kind, cause):
+    with checking(case.promises[0], spec.kind, cause):
         assert output.dtype == case.dtype, f"output: dtype {output.dtype}, expected {case.dtype}"
         close(output, expected_output, tolerance, f"{spec.kind}: output", scale=scale)
     with checking("padding", spec.kind, cause):
@@ -102,12 +96,12 @@ def arrays_of(spec: RecurrentSpec, batch: Arrays) -> dict[str, NDArray[Any]]:
 def assert_gradients(
     rnn_backend: Subject, case: Case, batch: Arrays, spec: RecurrentSpec, gradients: dict[str, NDArray[Any]]
 ) -> None:
-    """Each number agrees relative to the largest gradient: some are small sums of large numbers."""
+    """Each gradient agrees, relative to the largest of all, since some are small sums of large numbers."""
     cotangents = tuple(d.astype(np.float64) for d in (batch.d_output, *batch.d_state))
     expected = oracle.gradients(spec, arrays_of(spec, batch), batch.lengths, cotangents, batch.resets)
     assert gradients.keys() == expected.keys()
     assert all(np.isfinite(gradient).all() for gradient in gradients.values())
-    if case.scale != 1:  # gradients of saturated gates are rounding errors times a huge input: not comparable
+    if case.scale != 1:  # gradients of saturated gates are only rounding errors, multiplied by a huge input
         return
     largest = max(np.abs(array).max(initial=0) for array in expected.values())
     for name, array in expected.items():
@@ -115,9 +109,9 @@ def assert_gradients(
 
 
 def cause_of_padding(*results: NDArray[Any]) -> str:
-    """The mistake to report if results are right only with other numbers in the padding."""
+    """The mistake to report for results that depend on the numbers in the padding."""
     if any(np.isnan(array).any() for array in results):
-        return "NaN leaks from the padding of the input, as by a multiplication with a mask: 0 * NaN is NaN"
+        return NAN_FROM_PADDING
     return "it reads what stands in the padding"
 
 
@@ -129,7 +123,7 @@ def assert_guarantees(
     module, batch = built(rnn_backend, kind, case)
     spec, tolerance = module.spec, rnn_backend.tolerance_of(case.dtype)
     hx, cell = batch.hx if case.state else None, spec.kind
-    with checking(promises_of(case)[0], cell):
+    with checking(case.promises[0], cell):
         results = rnn_backend.call(module, batch.input, hx, case.seq_length, batch.resets)
     assert_numbers(rnn_backend, case, batch, spec, results)
 
@@ -214,9 +208,9 @@ def test_random_specs(rnn_backend: Subject, kind: str, data: st.DataObject) -> N
     if not kept:
         built(rnn_backend, names[0], plain)  # this skips the test
     name, case = data.draw(st.sampled_from(kept)), in_its_dtype(rnn_backend, data.draw(cases()))
-    # Without a bias, zero inputs give 0, where frameworks define the slope of relu differently.
     assume("projected" not in name or case.hidden_size > 3)
     assume(not is_refused(name, case))
+    # Without a bias, zero inputs give 0, where frameworks define the slope of relu differently.
     known = name != "RNN-relu" or case.bias
     filler = data.draw(st.sampled_from([np.nan, np.inf, -np.inf, 1e30]))
     assert_guarantees(rnn_backend, name, case, filler, gradients_known=known)
@@ -227,9 +221,9 @@ def test_random_specs(rnn_backend: Subject, kind: str, data: st.DataObject) -> N
 def test_gradients_are_not_borrowed(
     rnn_backend: Subject, spec: RecurrentSpec | unirnn.Sequential, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The backend computes its own gradients: the numpy backend's would pass whatever the backend computes."""
+    """The backend computes its gradients itself. Those of the numpy backend would always pass the other tests."""
     if rnn_backend.name == "numpy":
-        pytest.skip("they are its own")
+        pytest.skip("the gradients of the numpy backend are its own")
     skip_without_gradients(rnn_backend)
     module = rnn_backend.build(spec, seed=0)
     input = np.ones((5, 2, 3), np.float32)

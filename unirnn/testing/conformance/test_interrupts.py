@@ -1,8 +1,8 @@
-"""Ctrl-C in the middle of a call leaves nothing behind: the process and the module are as they were before.
+"""Ctrl-C in the middle of a call leaves the process and the module as they were before.
 
-A profiler raises KeyboardInterrupt at one point after another where Python may raise it in unirnn: at the beginning of
-a function, and after a call of a function in C. So the compiled kernels are never interrupted, and the threads that
-they start end with their call.
+A profiler raises KeyboardInterrupt at each point in unirnn where Python itself may raise it: at the beginning of a
+function, and after a call of a C function. The compiled kernels run to their end, and so do the threads that they
+start, since Python raises it only between such calls.
 """
 
 import inspect
@@ -25,7 +25,7 @@ from unirnn.testing.subjects import Subject, gradients
 
 
 def is_ours(frame: FrameType) -> bool:
-    """Whether a frame runs code of unirnn or a backend. Generators are left out, since they may be closing."""
+    """Whether a frame runs code of unirnn or of a backend. Generators don't count, since they may be closing."""
     if frame.f_code.co_flags & inspect.CO_GENERATOR:
         return False
     name = frame.f_globals.get("__name__", "")
@@ -72,8 +72,8 @@ def state_of_the_process() -> dict[str, Any]:
 
 @pytest.mark.promise("errors", cell="GRU")
 def test_an_interrupted_call_changes_nothing(rnn_backend: Subject) -> None:
-    if rnn_backend.backend.name not in ("numpy", "torch", "onnxruntime"):
-        pytest.skip("there are too many points in a namespace in Python, and MindSpore calls Python from C++")
+    if rnn_backend.name not in ("numpy", "torch", "onnxruntime"):
+        pytest.skip("there are too many points in a namespace written in Python, and MindSpore calls Python from C++")
     case = Case(steps=3, lengths=(3, 1, 0, 2), num_layers=2, dtype="float32")
     module, batch = built(rnn_backend, "GRU", case)
 

@@ -9,15 +9,11 @@ import numpy as np
 import pytest
 
 from unirnn import GRUSpec, LinearSpec, LSTMSpec, Sequential, errors
-from unirnn.testing.conformance.cases import in_words_of
+from unirnn.testing.conformance.cases import in_words_of, zeros
 from unirnn.testing.subjects import Subject
 
 T, B, I, H = 5, 3, 2, 4  # noqa: E741
 Mistake = tuple[Callable[[Any, Any], Any], type[errors.UnirnnError], str]
-
-
-def zeros(*shape: int, dtype: str = "float32") -> Any:
-    return np.zeros(shape, dtype)
 
 
 X = zeros(T, B, I)
@@ -327,7 +323,7 @@ def test_an_unknown_option_of_a_build(rnn_backend: Subject) -> None:
 @pytest.mark.parametrize("device", ["cuda:7", "ascend:7"])
 def test_a_device_that_does_not_exist(rnn_backend: Subject, device: str) -> None:
     present = ", ".join(map(str, rnn_backend.backend.devices()))
-    words = f"device: given '{device}', not present; {rnn_backend.backend.name} sees {present} on this machine"
+    words = f"device: given '{device}', not present; {rnn_backend.name} sees {present} on this machine"
     with pytest.raises(errors.DeviceError, match=re.escape(words)):
         rnn_backend.build(GRUSpec(I, H), device=device)
 

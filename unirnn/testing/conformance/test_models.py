@@ -47,7 +47,7 @@ from unirnn.testing.conformance.cases import (
     refusal,
     skip_if_refused,
 )
-from unirnn.testing.conformance.promises import DeclaredLimit, checking, declare
+from unirnn.testing.conformance.promises import DeclaredLimit, checking, declare, promises_of
 from unirnn.testing.strategies import models
 from unirnn.testing.subjects import Subject
 from unirnn.testing.tolerances import close
@@ -116,7 +116,7 @@ STEPS = 6
 
 @dataclass(frozen=True)
 class Case:
-    """How a model is called: the lengths, the steps at which sequences are reset, and whether a state is given."""
+    """How a model is called: the lengths, whether there are resets and an initial state, and the mode."""
 
     lengths: tuple[int, ...] | None = None
     resets: bool = False
@@ -125,6 +125,10 @@ class Case:
     dtype: str = "float64"
     training: bool = False
     seed: int = 0
+
+    @property
+    def promises(self) -> tuple[str, ...]:
+        return promises_of(self.lengths, STEPS, with_resets=self.resets)
 
 
 RAGGED = (3, 6, 0, 5)
@@ -172,7 +176,7 @@ class Call:
             features = spec.input_features or 4
             self.input = rng.standard_normal((*self.leading, features)).astype(case.dtype)
             if isinstance(spec, PoolSpec):
-                self.input -= 3  # so that a maximum which counts the padding as zeros is another number
+                self.input -= 3  # so that zeros in the padding would be the maximum
         self.states: list[tuple[Array, ...] | None] = [
             tuple(rng.standard_normal(shape).astype(case.dtype) for shape in leaf.state_shapes(columns).values())
             if case.state
@@ -190,7 +194,7 @@ class Call:
     @property
     def options(self) -> dict[str, Any]:
         batch_first = is_batch_first(self.spec)
-        # A backend for inference says that train() changes nothing.
+        # For a backend that only does inference, train() changes nothing.
         training = self.case.training and self.rnn_backend.backend.support.dropout
         return {"lengths": self.lengths, "resets": self.resets, "batch_first": batch_first, "training": training}
 
@@ -222,21 +226,19 @@ class Call:
 
     def run(self, input: Array) -> tuple[Array, list[Array]]:
         output, states = self.net(**{name: self.native(value) for name, value in self.arguments(input).items()})
-        return self.rnn_backend.backend.to_numpy(output), [
-            self.rnn_backend.backend.to_numpy(part) for part in flat(states)
-        ]
+        return self.rnn_backend.to_numpy(output), [self.rnn_backend.to_numpy(part) for part in flat(states)]
 
     def gradients(self, input: Array, cotangents: list[Array]) -> dict[str, Array]:
         return self.rnn_backend.backend.gradients(self.net, self.arguments(input), cotangents)
 
     def filled(self) -> Array:
-        """The input with NaN, or with no token, in the padding."""
+        """The input with NaN, or with an invalid token, in the padding."""
         filled = self.input.copy()
         filled[self.padding] = -1 if self.spec.takes_tokens else np.nan
         return filled
 
     def cause(self, output: Array) -> str | None:
-        """The usual mistake that gives this output, if the model is one layer without a state."""
+        """The usual mistake that explains an output, if the model is one layer without a state."""
         spec, batch_first = self.spec, is_batch_first(self.spec)
         if isinstance(spec, ModelSpec) or spec.stateful:
             return None
@@ -279,10 +281,10 @@ def assert_guarantees(rnn_backend: Subject, spec: Spec, case: Case) -> None:
 def assert_results(call: Call) -> None:
     """Output and states equal the oracle's."""
     tolerance, dtype = call.rnn_backend.tolerance_of(call.case.dtype), call.case.dtype
-    with checking(promises_of(call.case)[0], "models"):
+    with checking(call.case.promises[0], "models"):
         output, states = call.run(call.input)
         expected, expected_states = call.expected()
-    with checking(promises_of(call.case)[0], "models", lambda: call.cause(output)):
+    with checking(call.case.promises[0], "models", lambda: call.cause(output)):
         close(output, expected, tolerance, "output", scale=max(1, np.abs(expected).max(initial=0)))
         assert output.dtype == dtype, f"output: dtype {output.dtype}, expected {dtype}"
     with checking("state", "models"):
@@ -309,7 +311,7 @@ def assert_gradients(call: Call) -> None:
             with_nan = call.gradients(call.filled(), [d_output, *d_states])
             assert_equal(list(with_nan.values()), list(found.values()), "gradient with NaN in the padding")
     if call.case.batch_size is None:
-        return  # checked with an axis B, and the results without it
+        return  # the gradients themselves are checked in batched calls
     if "input" in found:
         with checking("padding", "models"):
             assert (found["input"][call.padding] == 0).all(), "gradient of the padding is not exactly 0"
@@ -343,17 +345,10 @@ def assert_slopes(call: Call, found: dict[str, Array], d_results: list[Array], t
         assert abs(actual - slope) <= 4 * tolerance * scale, f"gradient of {name}: {actual}, expected {slope}"
 
 
-def promises_of(case: Case) -> tuple[str, ...]:
-    """The promises that a case checks; its main promise, which the output shows, comes first."""
-    about = "numbers" if case.lengths is None else "seq_length"
-    is_ragged = case.lengths is not None and any(n < STEPS for n in case.lengths)
-    return ("resets" if case.resets else about, "state", "gradients", *(("padding",) if is_ragged else ()))
-
-
 def cases() -> list[Any]:
     """Each spec with each case that is relevant to it, marked with the promises it checks."""
     return [
-        pytest.param(spec, case, id=f"{name}, {how}", marks=pytest.mark.promise(*promises_of(case)))
+        pytest.param(spec, case, id=f"{name}, {how}", marks=pytest.mark.promise(*case.promises))
         for name, spec in SPECS.items()
         for how, case in CASES.items()
         if not (case.resets and not takes_resets(spec)) and not (case.training and is_random(spec))
@@ -395,7 +390,7 @@ def test_steps_and_chunks_are_one_call(model_backend: Subject, spec: Spec) -> No
     axis = 1 if is_batch_first(spec) else 0
     hx = call.arguments(call.input)["hx"]
 
-    to_numpy = model_backend.backend.to_numpy
+    to_numpy = model_backend.to_numpy
     state, outputs = call.native(hx), []
     for t in range(STEPS):
         y, state = call.net.step(call.native(call.input.take(t, axis)), state)
@@ -476,7 +471,7 @@ def test_one_step_has_no_variance_and_changes_no_statistics(
 def test_dropout(model_backend: Subject, locked: bool) -> None:
     call = Call(model_backend, DropoutSpec(0.25, locked), Case(batch_size=2, training=True))
     ones = np.ones((2, 50, 40), call.case.dtype)
-    output = model_backend.backend.to_numpy(call.net(model_backend.array(ones, call.net)))
+    output = model_backend.to_numpy(call.net(model_backend.array(ones, call.net)))
     assert_dropout(model_backend, output, ones)
     values = np.unique(output)
     np.testing.assert_allclose(values, [0, 1 / 0.75], rtol=1e-6)
@@ -492,7 +487,7 @@ def test_lengths_of_the_output(model_backend: Subject, dtype: str) -> None:
     net = model_backend.build(spec, seed=0)
     lengths = np.array([127, 5, 1, 0], dtype)
     after = [net.output_lengths(lengths), net.output_lengths(lengths.tolist())]
-    after.append(model_backend.backend.to_numpy(net.output_lengths(model_backend.array(lengths, net))))
+    after.append(model_backend.to_numpy(net.output_lengths(model_backend.array(lengths, net))))
     assert [numbers.tolist() for numbers in after] == [[63, 2, 0, 0]] * 3
     assert net.output_lengths(5) == 2
     for wrong in ([1.5], None, True, "5"):
@@ -518,7 +513,7 @@ def test_states_of_a_batch(model_backend: Subject) -> None:
         found["detach"] = unirnn.detach(state), [0, 1, 2]
     for name, (result, rows) in found.items():
         for part, whole in zip(flat(result), flat(state), strict=True):
-            actual, expected = map(model_backend.backend.to_numpy, (part, whole))
+            actual, expected = map(model_backend.to_numpy, (part, whole))
             np.testing.assert_array_equal(actual, expected[:, rows], name)
     assert unirnn.state.zeros(model_backend.build(PoolSpec("mean")), 3) == ()
 

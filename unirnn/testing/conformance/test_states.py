@@ -23,7 +23,7 @@ def drawn(spec: RecurrentSpec, seed: int) -> list[NDArray[Any]]:
 
 
 class Held:
-    """A module, and states as arrays of its framework."""
+    """A module, with methods that convert states to its framework and check them."""
 
     def __init__(self, rnn_backend: Subject, spec: RecurrentSpec) -> None:
         self.rnn_backend, self.module = rnn_backend, rnn_backend.build(spec, seed=0)
@@ -37,7 +37,7 @@ class Held:
         for part, other in zip(parts, expected, strict=True):
             assert type(part) is type(kind)
             assert getattr(part, "device", None) == getattr(kind, "device", None)
-            np.testing.assert_array_equal(self.rnn_backend.backend.to_numpy(part), other)
+            np.testing.assert_array_equal(self.rnn_backend.to_numpy(part), other)
 
 
 @pytest.mark.promise("state")
@@ -49,7 +49,7 @@ def test_zeros(rnn_backend: Subject, spec: RecurrentSpec) -> None:
         held.check(state.zeros(held.module, batch_size), [np.zeros(shape, np.float32) for shape in shapes])
     x = rnn_backend.array(np.ones((5, 3, 3), np.float32), held.module)
     output, _ = held.module(x, state.zeros(held.module, 3))
-    np.testing.assert_array_equal(rnn_backend.backend.to_numpy(output), rnn_backend.backend.to_numpy(held.module(x)[0]))
+    np.testing.assert_array_equal(rnn_backend.to_numpy(output), rnn_backend.to_numpy(held.module(x)[0]))
 
 
 @pytest.mark.promise("state", cell="GRU")
@@ -106,8 +106,8 @@ def test_what_comes_out_goes_into_a_step(rnn_backend: Subject) -> None:
     beams = state.select(state.repeat(before, 2), [3, 0])
     after = state.where([True, False], state.zeros(module, 2), beams)
     y, _ = module.step(x, after)
-    expected = [rnn_backend.backend.to_numpy(module.step(x, given)[0]) for given in (None, before)]
-    found = rnn_backend.backend.to_numpy(y)
+    expected = [rnn_backend.to_numpy(module.step(x, given)[0]) for given in (None, before)]
+    found = rnn_backend.to_numpy(y)
     np.testing.assert_allclose(found, [expected[0][0], expected[1][0]], atol=1e-6)
     np.testing.assert_allclose(found, whole[:, 0], atol=1e-6, err_msg="the steps 0 and 1 are not those of one call")
 
@@ -139,7 +139,7 @@ class TestMistakes:
     def test_a_native_index_out_of_range(self, held: Held, pair: Any, outside: int) -> None:
         index = held.rnn_backend.array(np.array([1, outside]), held.module)
         if "cuda" in str(getattr(index, "device", "")):
-            pytest.skip("the device itself stops")
+            pytest.skip("on this device, an index out of range stops the whole process")
         with pytest.raises(errors.ArgumentError, match=r"index.*: .*expected 0 <= i < 3, the number of sequences"):
             state.select(pair, index)
 

@@ -19,6 +19,7 @@ from unirnn.testing.conformance.cases import (
     cases,
     in_words_of,
     skip_if_brief,
+    zeros,
 )
 from unirnn.testing.subjects import Subject
 from unirnn.testing.tolerances import close
@@ -27,7 +28,7 @@ B, I, H = 3, 2, 4  # noqa: E741
 
 
 def call_in_steps(rnn_backend: Subject, module: Any, case: Case, batch: Any) -> Any:
-    """The outputs `(T, B, H)` or `(T, H)`, and the final state, step by step."""
+    """Compute the outputs, `(T, B, H)` or `(T, H)`, and the final state step by step."""
     steps, resets = batch.input, batch.resets
     if case.batch_first and case.batch_size is not None:
         steps, resets = steps.swapaxes(0, 1), None if resets is None else resets.T
@@ -37,8 +38,8 @@ def call_in_steps(rnn_backend: Subject, module: Any, case: Case, batch: Any) -> 
             state = tuple(np.where(resets[t][..., None], 0, part).astype(part.dtype) for part in state)
         given = None if state is None else join_state([rnn_backend.array(part, module) for part in state])
         y, after = module.step(rnn_backend.array(x, module), given)
-        outputs.append(rnn_backend.backend.to_numpy(y))
-        state = tuple(rnn_backend.backend.to_numpy(part) for part in state_parts(module.spec, after) or ())
+        outputs.append(rnn_backend.to_numpy(y))
+        state = tuple(rnn_backend.to_numpy(part) for part in state_parts(module.spec, after) or ())
     return np.stack(outputs), state
 
 
@@ -66,15 +67,11 @@ def test_dropout_of_a_step(rnn_backend: Subject) -> None:
     module = rnn_backend.build(GRUSpec(I, 64, 2, dropout=0.5), seed=0)
     x = rnn_backend.array(np.ones((B, I), np.float32), module)
     rnn_backend.backend.set_training(module, True)
-    first, second = (rnn_backend.backend.to_numpy(module.step(x)[0]) for _ in range(2))
+    first, second = (rnn_backend.to_numpy(module.step(x)[0]) for _ in range(2))
     rnn_backend.backend.set_training(module, False)
-    third, fourth = (rnn_backend.backend.to_numpy(module.step(x)[0]) for _ in range(2))
+    third, fourth = (rnn_backend.to_numpy(module.step(x)[0]) for _ in range(2))
     np.testing.assert_array_equal(third, fourth)
     assert_dropout(rnn_backend, first, second)
-
-
-def zeros(*shape: int, dtype: str = "float32") -> Any:
-    return np.zeros(shape, dtype)
 
 
 X = zeros(B, I)

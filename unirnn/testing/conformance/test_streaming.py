@@ -76,7 +76,7 @@ def test_a_detached_state_has_the_same_numbers(rnn_backend: Subject) -> None:
         parts = (detached, final) if isinstance(final, tuple) else ((detached,), (final,))
         for actual, expected in zip(*parts, strict=True):
             assert type(actual) is type(expected)
-            np.testing.assert_array_equal(rnn_backend.backend.to_numpy(actual), rnn_backend.backend.to_numpy(expected))
+            np.testing.assert_array_equal(rnn_backend.to_numpy(actual), rnn_backend.to_numpy(expected))
         module(rnn_backend.array(np.ones((5, 2, 3), np.float32), module), join_state(parts[0]))
 
 

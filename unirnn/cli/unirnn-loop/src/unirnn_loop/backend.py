@@ -1,4 +1,4 @@
-"""What unirnn asks of the framework: to build modules, and to move arrays."""
+"""The backend: it builds modules, and converts arrays between NumPy and the framework."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ class LoopBackend(Backend):
     """The backend ``loop``."""
 
     name = "loop"
-    support = Support(  # what the framework can compute; the rest is refused with a reason
+    support = Support(  # what the framework can compute; unirnn refuses everything else, and says why
         "loop",
         kinds=tuple(kind for kind in ALL_KINDS if kind != "Model"),
         devices=("cpu",),
@@ -58,7 +58,7 @@ class LoopBackend(Backend):
         return module.spec, {name: self.to_numpy(array) for name, array in module.weights.items()}
 
     def write(self, module: LoopModule | LoopModel, weights: Mapping[str, Array]) -> None:
-        with torch.no_grad():  # arrays that never change are replaced in `module.weights` instead
+        with torch.no_grad():  # if arrays can't be changed in place, replace those in `module.weights`
             for name, array in module.weights.items():
                 array.copy_(torch.tensor(weights[name]))
 

@@ -1,4 +1,4 @@
-"""Models, and the layers around recurrent ones."""
+"""Models and non-recurrent layers."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from unirnn.contract.models import ModelCall, ModelModule, State, check_steps_of
 
 
 class LoopModel(ModelModule):
-    """A model, or a layer that is not recurrent."""
+    """A model, or a non-recurrent layer."""
 
     def __init__(
         self, spec: Spec, weights: dict[str, torch.Tensor], dtype: torch.dtype, generator: torch.Generator

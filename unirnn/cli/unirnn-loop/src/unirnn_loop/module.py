@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import array_api_compat.torch as xp  # any namespace with the names of the array API standard
+import array_api_compat.torch as xp  # any namespace that follows the array API standard will do
 import torch
 from numpy.typing import NDArray
 
