@@ -86,7 +86,7 @@ from .model_layers import (
 from .module import Recurrent
 from .operators import CheckedLengths, CheckedTokens
 
-__all__ = ["Model"]
+__all__ = ["Model", "build"]
 
 Array = NDArray[Any]
 
@@ -492,3 +492,12 @@ def _checked_step(step: Any) -> Any:
 # Not as decorators: automatic mixed precision copies the class to another module, without the functions of this one.
 Model._checked = in_graph(Model._checked)(Model._checked_on_host)  # type: ignore[method-assign]
 Model.step = _checked_step(Model.step)  # type: ignore[method-assign]
+
+
+def build(
+    spec: Spec, weights: Mapping[str, Array], dtype: Any, device: dispatch.DeviceKind, kernel: str
+) -> Recurrent | Model:
+    """Build a recurrent layer, or anything else; the arguments are those of `Model`."""
+    if isinstance(spec, RecurrentSpec):
+        return Recurrent(spec, weights, dtype, device, kernel)
+    return Model(spec, weights, dtype, device, kernel)

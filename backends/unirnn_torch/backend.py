@@ -14,7 +14,7 @@ from unirnn.contract.limits import Kernel
 from unirnn.devices import DTYPES, short_name
 from unirnn.errors import ArgumentError, DeviceError, DTypeError
 from unirnn.snapshots import layouts
-from unirnn.specs import Conv1dSpec, Spec
+from unirnn.specs import Conv1dSpec, Model, Spec
 from unirnn.specs import arguments as names
 
 from . import definitions, dispatch, models
@@ -113,7 +113,8 @@ class TorchBackend(Backend):
         dispatch.check_build(kernel, spec, device.kind, dtype)
         kind: torch.dtype = getattr(torch, dtype)
         name = DEVICE_TYPES[device.kind] + ("" if device.index is None else f":{device.index}")
-        made: torch.nn.Module = definitions.build(spec, device=name, dtype=kind, weights=weights, kernel=kernel)
+        make: Any = definitions.build if isinstance(spec, Model) else models.build
+        made: torch.nn.Module = make(spec, device=name, dtype=kind, weights=weights, kernel=kernel)
         return made
 
     def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:

@@ -1,4 +1,4 @@
-"""What a plain Python backend builds from a `unirnn.Model`: an object with its methods, layers and namespace."""
+"""Models from code, `unirnn.Model`, for a plain Python backend: objects with their methods, layers and namespace."""
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
