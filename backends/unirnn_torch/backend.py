@@ -82,7 +82,7 @@ class TorchBackend(Backend):
         reason = layouts.SUPPORT["torch"].unsupported_reason(spec)
         if reason is not None:
             if dispatch.unsupported_reason("compiled", spec, device.kind, dtype) is None:
-                instead = "the compiled kernel computes it"
+                instead = "the compiled kernels compute it"
             elif dispatch.has_native(spec):
                 instead = "torch's own layer computes it over the steps in the opposite order"
             else:

@@ -1,7 +1,11 @@
-"""The compiled kernels over the memory of tensors: one layer in one direction, on a CPU, in float32 and float64.
+"""The C kernels of `unirnn.kernels` over the memory of tensors, on a CPU, in float32 and float64.
 
-Only tensors that are not contiguous are copied. The kernels read and write memory, so this module checks every shape
-and dtype, whatever calls it.
+They are what ``kernel="compiled"`` names: a C library that comes with unirnn. They have nothing to do with
+`torch.compile`.
+
+`forward` and `backward` compute one layer in one direction, which a `Call` describes. `Prepared` computes a whole stack
+without gradients. The kernels read and write memory, so this module checks every shape and dtype, whatever calls it.
+Only tensors that are not contiguous are copied.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,7 +36,7 @@ class Call(NamedTuple):
     Parameters
     ----------
     cell
-        As the compiled kernels call it; see `unirnn.kernels.compiled.cell_of`.
+        As the C kernels call it; see `unirnn.kernels.compiled.cell_of`.
     x
         `(T, B, I)`.
     lengths
@@ -72,8 +76,14 @@ class Call(NamedTuple):
         """The size of each part of the state."""
         return (self.output_size, self.hidden_size)[: num_states(self.cell)]
 
-    @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
+    @classmethod
+    def of_tensors(cls, cell: str, tensors: Sequence[Any], reverse: bool) -> "Call":
+        """The call whose tensors these are; see `tensors`."""
+        x, lengths, resets, *others = tensors
+        states = num_states(cell)
+        return cls(cell, x, lengths, resets, tuple(others[:states]), reference.Weights(*others[states:]), reverse)
+
+    def tensors(self) -> tuple[Tensor | None, ...]:  # no property, which a graph can't read
         """``(x, lengths, resets, *state, *weights)``."""
         return self.x, self.lengths, self.resets, *self.state, *self.weights[: num_weights(self.cell)]
 
@@ -210,7 +220,7 @@ class Prepared:
 
     @staticmethod
     def can_be_had(weights: Iterable[Tensor], x: Tensor) -> bool:
-        """Whether the compiled kernels, which must be there, can run such calls."""
+        """Whether the C kernels, which must be there, can run such calls."""
         readable = all(w.dtype is x.dtype and w.is_cpu and _in_one_piece(w) is w for w in weights)
         return readable and x.dtype in _DTYPES and x.is_cpu and x.numel() > 0 and x.stride(-1) == 1
 
