@@ -74,6 +74,7 @@ def _gradients(
     *,
     create_graph: bool,
 ) -> list[Tensor | None]:
+    """The gradients of the call's tensors, by autograd through `_run`; None where they are not needed."""
     results = zip(_run(call, direction), d_results, strict=True)
     given = [(result, d) for result, d in results if d is not None]
     tensors = call.tensors()

@@ -227,7 +227,9 @@ def describe(spec: RecurrentSpec, device: str, dtype: str) -> Iterator[Kernel]:
     """The kernels that a spec has there, and when ``"auto"`` takes which."""
     otherwise, but = ("native", ", except under torch.func.vmap") if has_native(spec) else ("reference", "")
     if unsupported_reason("compiled", spec, device, dtype) is None:
-        yield Kernel("compiled", "in all cases, except under autocast, torch.func, torch.jit.trace and in forward mode")
+        yield Kernel(
+            "compiled", "in all cases, except under autocast, torch.func and torch.jit.trace, and in forward mode"
+        )
         yield Kernel(otherwise, f"in all other cases{but}")
     elif device == "cpu" and NO_LIBRARY is not None:
         yield Kernel(otherwise, f"in all cases, since the compiled kernels are missing: {NO_LIBRARY}{but}")
