@@ -1,12 +1,11 @@
 """Models from code, `unirnn.Model`, as cells."""
 
-from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 from mindspore import nn
-from numpy.typing import NDArray
 
+from unirnn.contract.backend import Arrays
 from unirnn.contract.definitions import own_weights
 from unirnn.errors import LimitError
 from unirnn.specs import Model
@@ -14,8 +13,6 @@ from unirnn.specs import Model
 from . import dispatch, models, namespace
 
 __all__ = ["DefinitionCell", "build"]
-
-Arrays = Mapping[str, NDArray[Any]]
 
 
 def build(spec: Model, weights: Arrays, dtype: Any, device: dispatch.DeviceKind, kernel: str) -> "DefinitionCell":

@@ -3,7 +3,6 @@
 import inspect
 import types
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from unirnn.contract.backend import Arrays
+from unirnn.contract.definitions import untied
 from unirnn.errors import LimitError
 from unirnn.reference import functions
-from unirnn.specs import LinearSpec, Model, Spec
+from unirnn.specs import Model
 
 from . import dispatch, models
 
@@ -68,7 +68,7 @@ class DefinitionModule(nn.Module):
         for name, layer in spec.children:
             own = None if weights is None else models.under(weights, name)
             make: Any = build if isinstance(layer, Model) else models.build
-            self.add_module(name, make(_untied(layer), device=device, dtype=dtype, weights=own, kernel=kernel))
+            self.add_module(name, make(untied(layer), device=device, dtype=dtype, weights=own, kernel=kernel))
         models.tie(self, spec)
         for name, value in spec.attributes().items():
             setattr(self, name, value)
@@ -78,11 +78,6 @@ class DefinitionModule(nn.Module):
 
 
 _TAKEN = frozenset((*dir(nn.Module()), "spec", "xp")) - {"forward"}
-
-
-def _untied(layer: Spec) -> Spec:
-    """A layer that has all of its weights."""
-    return replace(layer, tied_to="") if isinstance(layer, LinearSpec) else layer
 
 
 @cache

@@ -56,7 +56,7 @@ __all__ = [
     "valid_steps_are_faster",
 ]
 
-# ---- what each kernel supports -------------------------------------------------------------------
+# ---- the tables ----------------------------------------------------------------------------------
 
 DEVICE_TYPES: dict[Literal["cpu", "gpu", "ascend"], str] = {"cpu": "cpu", "gpu": "cuda", "ascend": "npu"}
 """torch's names of unirnn's kinds of device; an Ascend is an 'npu' of the package torch_npu."""
@@ -86,6 +86,9 @@ SUPPORT = {
 
 NO_LIBRARY = library.why_not()
 """Why the C kernels are missing on this machine, in a sentence; None if they are there."""
+
+
+# ---- what surrounds a call -----------------------------------------------------------------------
 
 # torch has no public way to ask whether torch.func transforms a call.
 _functorch: Any = getattr(torch._C, "_functorch", None)
@@ -154,6 +157,25 @@ def _is_transformed() -> bool:
     return _functorch_level is not None and _functorch_level() is not None
 
 
+def _unsupported_mode(kernel: str) -> str | None:
+    """What surrounds the call and is not supported by one of our operators; None if there is nothing."""
+    by_c_kernels = kernel == "compiled"
+    if by_c_kernels and torch.is_autocast_enabled("cpu"):
+        return "autocast"
+    if is_exporting_to_onnx() and not hasattr(torch.onnx, "ops"):
+        return "torch.onnx.export before torch 2.8"
+    if _is_transformed():
+        return "transforms of torch.func"
+    if getattr(forward_ad, "_current_level", -1) >= 0:
+        return "forward-mode gradients"
+    if by_c_kernels and not torch.compiler.is_compiling() and is_jit_tracing():
+        return "torch.jit.trace"
+    return None
+
+
+# ---- which kernel supports what ------------------------------------------------------------------
+
+
 def unsupported_reason(
     kernel: str, spec: Spec, device: str | None = None, dtype: str | None = None, *, now: bool = False
 ) -> str | None:
@@ -186,22 +208,6 @@ def unsupported_reason(
 @cache
 def _unsupported_spec(kernel: str, spec: Spec, device: str | None, dtype: str | None) -> str | None:
     return SUPPORT[kernel].unsupported_reason(spec, device, dtype)
-
-
-def _unsupported_mode(kernel: str) -> str | None:
-    """What surrounds the call and is not supported by one of our operators; None if there is nothing."""
-    by_c_kernels = kernel == "compiled"
-    if by_c_kernels and torch.is_autocast_enabled("cpu"):
-        return "autocast"
-    if is_exporting_to_onnx() and not hasattr(torch.onnx, "ops"):
-        return "torch.onnx.export before torch 2.8"
-    if _is_transformed():
-        return "transforms of torch.func"
-    if getattr(forward_ad, "_current_level", -1) >= 0:
-        return "forward-mode gradients"
-    if by_c_kernels and not torch.compiler.is_compiling() and is_jit_tracing():
-        return "torch.jit.trace"
-    return None
 
 
 @cache

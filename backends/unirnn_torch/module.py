@@ -198,7 +198,7 @@ class Recurrent(torch.nn.RNNBase):
             x, ns = _without_last_padding(x, ns)
         route, stack = self._decide(x, call.state, ns, begins, weights)
         if x.shape[0] < call.sizes.steps:
-            if route.by_operators:  # an operator skips the padding itself, and writes zeros there
+            if route.by_operators:  # they skip the padding themselves, and write zeros there
                 x, ns = call.input, call.lengths
             elif isinstance(begins, np.ndarray):
                 begins = begins[: x.shape[0]]
