@@ -34,9 +34,9 @@ def run(call: Call, kernel: str) -> tuple[Tensor, ...]:
     Parameters
     ----------
     call
-        The layer; float32 or float64 on the CPU, except for ``"native"``.
+        The layer.
     kernel
-        ``"compiled"`` or ``"native"``.
+        ``"compiled"``, for float32 and float64 on a CPU, or ``"native"``.
 
     Returns
     -------
