@@ -14,8 +14,10 @@ import argparse
 import importlib
 import inspect
 import json
+import re
 import runpy
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -127,12 +129,13 @@ LANGUAGES = (
 
 def names_page(cell: str, language: Language) -> str:
     """The page of one cell in one language, as Markdown."""
+    intro = language.intro.format(cell=cell)
     lines = [
         "<!-- Made by docs/make_tables.py from unirnn/specs/arguments.py. -->",
         "",
         f"# {language.title.format(cell=cell)}",
         "",
-        language.intro.format(cell=cell),
+        _wrapped(intro) if language.code == "en" else intro,
     ]
     for place, title, note in (
         ("constructor", language.constructor, language.positional),
@@ -157,7 +160,8 @@ def _argument(row: names.Argument, language: Language) -> str:
         parts.append(language.comma.join(form.format(framework=where, name=name) for form, where, name in forms))
     if difference:
         parts.append(difference[0].upper() + difference[1:])
-    return language.item.format(name=row.name, text=language.stop.join(parts)) + language.stop.strip()
+    item = language.item.format(name=row.name, text=language.stop.join(parts)) + language.stop.strip()
+    return _wrapped(item) if language.code == "en" else item  # Chinese has no spaces to part it at
 
 
 def names_pages() -> dict[Path, str]:
@@ -236,8 +240,10 @@ def support_list() -> str:
     return "\n\n".join(
         [
             *parts,
-            f"The limits are those that `unirnn.explain` reports for {probes}, for "
-            "[each layer of models](models.md#the-layers), and for a model from code.",
+            _wrapped(
+                f"The limits are those that `unirnn.explain` reports for {probes}, for "
+                "[each layer of models](models.md#the-layers), and for a model from code."
+            ),
         ]
     )
 
@@ -255,8 +261,8 @@ def _backend(name: str) -> list[str]:
         found = (limit for dtype in usable for spec in shown for limit in explain(spec, name, device, dtype=dtype))
         for text in dict.fromkeys(map(str, found)):
             limits.setdefault(text, []).append(device)
-    of_models = "" if model == built else f", and of a model a `{model}`"
-    lines = [f"### {name}", "", f'`build("{name}")` makes a `{built}`{of_models}.', ""]
+    of_models = "" if model == built else f", and for a model a `{model}`"
+    lines = [f"### {name}", "", _wrapped(f'`build("{name}")` returns a `{built}`{of_models}.'), ""]
     lines += [f"- Dtypes on {where}: {usable}" for usable, where in _grouped(dtypes).items()]
     support = registry.load(name).support
     lines += [f"- Gradients: {GRADIENTS[support.derivatives]}"] if support.derivatives else []
@@ -264,7 +270,7 @@ def _backend(name: str) -> list[str]:
     for text, devices in limits.items():
         kind, _, rest = text.partition(": ")
         where = "" if devices == list(dtypes) else f" on {_series(devices)}"
-        lines.append(f"- *{kind.capitalize()}*{where}: {rest}")
+        lines.append(_wrapped(f"- *{kind.capitalize()}*{where}: {rest}"))
     return lines
 
 
@@ -342,7 +348,7 @@ def _weights(spec: Spec) -> str:
 def _child_name(backend: str, spec: Spec) -> str:
     """The framework's class that a layer of a model is, if it has one."""
     name = _native_name(Sequential(layer=spec).build(backend).layer)
-    return {"torch.nn.Module": "a module of ours", "mindspore.nn.Cell": "a cell of ours"}.get(name, f"`{name}`")
+    return {"torch.nn.Module": "a module of `unirnn`", "mindspore.nn.Cell": "a cell of `unirnn`"}.get(name, f"`{name}`")
 
 
 # ---- the code of a backend -----------------------------------------------------------------------
@@ -424,7 +430,7 @@ def _overheads(report: dict[str, Any]) -> str:
 def _measured(report: dict[str, Any], columns: list[str], rows: list[list[str]]) -> str:
     """A table, below what measured it."""
     where = (report["date"][:10], report["cpu"], f"{report['cores']} cores", *report["versions"].values())
-    return "\n".join([f"`{report['command']}`, {', '.join(where)}:", "", *_table(columns, rows)])
+    return "\n".join([_wrapped(f"`{report['command']}`, {', '.join(where)}:"), "", *_table(columns, rows)])
 
 
 def bars_table() -> str:
@@ -446,7 +452,7 @@ def machine() -> str:
     """What measured most pictures of the page for users, in a sentence."""
     reports = [json.loads((FIGURES / f"{name}.json").read_text("utf-8")) for name in ("threads1", "threads1-mindspore")]
     versions = [version.replace("+cpu", "") for report in reports for version in report["versions"].values()]
-    return (
+    return _wrapped(
         f"They were measured in float32 on one thread of this processor: {reports[0]['cpu']}, with {_series(versions)}."
     )
 
@@ -460,6 +466,14 @@ def with_table(page: str, name: str, table: str) -> str:
     before, _, rest = page.partition(begin)
     _, _, after = rest.partition(end)
     return f"{before}{begin}\n\n{table}\n\n{end}{after}"
+
+
+def _wrapped(text: str) -> str:
+    """A paragraph, or an item of a list, in lines of at most 120 characters; short code and links are not parted."""
+    whole = re.sub(r"`[^`]{,80}`|\[[^]]*\]\([^)]*\)", lambda part: part[0].replace(" ", "\0"), text)
+    indent = "  " if text.startswith("- ") else ""
+    lines = textwrap.wrap(whole, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace("\0", " ")
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

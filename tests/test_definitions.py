@@ -234,7 +234,7 @@ def test_calling_a_spec_is_an_error() -> None:
 def test_numpy_has_no_gradients_of_code() -> None:
     net = Base(3).build("numpy", seed=0)
     assert "no gradients" in str(unirnn.explain(Base(3), "numpy"))
-    with pytest.raises(errors.LimitError, match="numpy has no gradients of a Model that is code"):
+    with pytest.raises(errors.LimitError, match="numpy has no gradients of a model from code"):
         unirnn.registry.load("numpy").gradients(net, {}, [])
 
 

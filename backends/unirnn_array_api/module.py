@@ -57,7 +57,7 @@ class ArrayModule(Module):
         # Not the weight's own type, which may be a subclass, such as torch.nn.Parameter.
         return type(self._xp.asarray(0.0)), self.weights["weight_ih_l0"].dtype
 
-    def _native(self, array: NDArray[Any]) -> Any:
+    def _from_numpy(self, array: NDArray[Any]) -> Any:
         device = array_api_compat.device(self.weights["weight_ih_l0"])
         return self._xp.asarray(np.ascontiguousarray(array), device=device)
 

@@ -16,10 +16,11 @@ from unirnn.contract.backend import Arrays, Backend, check_computes_as, leaves, 
 from unirnn.contract.limits import Kernel
 from unirnn.devices import DTYPES, short_name
 from unirnn.errors import DeviceError
+from unirnn.specs import Model as Definition
 
-from . import dispatch
+from . import definitions, dispatch, models
 from .checkpoints import encode, read_checkpoint
-from .definitions import DefinitionCell, build
+from .definitions import DefinitionCell
 from .models import Model
 from .module import Recurrent
 
@@ -98,7 +99,8 @@ class MindSporeBackend(Backend):
         if target == "CPU":
             _hint_at_blocking()
         drawn = _weights.draw_globally(spec) if weights is None else weights
-        made: nn.Cell = build(spec, drawn, getattr(ms, dtype), device.kind, kernel)
+        make: Any = definitions.build if isinstance(spec, Definition) else models.build
+        made: nn.Cell = make(spec, drawn, getattr(ms, dtype), device.kind, kernel)
         return made
 
     def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:

@@ -18,6 +18,7 @@ from mindspore.train.checkpoint_pb2 import Checkpoint
 from numpy.typing import NDArray
 
 from unirnn import Spec
+from unirnn.contract.backend import Arrays
 from unirnn.errors import FileError
 from unirnn.files import floats
 from unirnn.files._header import spec_from_metadata
@@ -25,8 +26,6 @@ from unirnn.snapshots.model_weights import mindspore_names
 from unirnn.specs import Conv1dSpec
 
 __all__ = ["encode", "read_checkpoint"]
-
-Arrays = Mapping[str, NDArray[Any]]
 
 _DTYPES = {"Float16": "float16", "BFloat16": "bfloat16", "Float32": "float32", "Float64": "float64"}
 _CHECKSUM = b"crc_num"  # followed by ten bytes, at the end of a file saved with crc_check=True

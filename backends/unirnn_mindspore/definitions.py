@@ -1,32 +1,22 @@
-"""Models that are code, `unirnn.Model`, as cells."""
+"""Models from code, `unirnn.Model`, as cells."""
 
-from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 from mindspore import nn
-from numpy.typing import NDArray
 
-from unirnn import RecurrentSpec, Spec
+from unirnn.contract.backend import Arrays
 from unirnn.contract.definitions import own_weights
 from unirnn.errors import LimitError
 from unirnn.specs import Model
 
-from . import dispatch, namespace
-from .models import Model as ModelCell
-from .module import Recurrent
+from . import dispatch, models, namespace
 
 __all__ = ["DefinitionCell", "build"]
 
-Arrays = Mapping[str, NDArray[Any]]
 
-
-def build(spec: Spec, weights: Arrays, dtype: Any, device: dispatch.DeviceKind, kernel: str) -> Any:
-    """Build a layer, a model, or a model that is code; see `unirnn_mindspore.models.Model`."""
-    if isinstance(spec, RecurrentSpec):
-        return Recurrent(spec, weights, dtype, device, kernel)
-    if not isinstance(spec, Model):
-        return ModelCell(spec, weights, dtype, device, kernel)
+def build(spec: Model, weights: Arrays, dtype: Any, device: dispatch.DeviceKind, kernel: str) -> "DefinitionCell":
+    """Build a model from code; the arguments are those of `unirnn_mindspore.models.Model`."""
     definition: Any = type(spec)
     return _class_of(definition)(spec, weights, dtype, device, kernel)
 
@@ -73,7 +63,8 @@ class DefinitionCell(nn.Cell):
         tied = spec.tied()
         # The owner of a tied weight comes first, so that the weight has its name.
         for name, layer, own in sorted(own_weights(spec, weights), key=lambda row: f"{row[0]}.weight" in tied):
-            setattr(self, name, build(layer, own, dtype, device, kernel))
+            make: Any = build if isinstance(layer, Model) else models.build
+            setattr(self, name, make(layer, own, dtype, device, kernel))
         parameters = dict(self.parameters_and_names())
         for name, other in tied.items():
             if parameters.get(name) is not None:  # else a layer of layers has tied it

@@ -49,9 +49,12 @@ SUPPORT = {"auto": _ALL, "native": _ALL, **kernels.SUPPORT}
 MODELS = replace(_ALL, kinds=ALL_KINDS)
 """What the backend builds."""
 
+_PLACES = {"gpu": "a GPU", "ascend": "Ascend"}
+"""The devices in a sentence."""
+
 FUSED = {
     ("GRU", "gpu"): Support("CudnnGRU", lacks=_UNCOMMON, dtypes=_NATIVE),
-    ("LSTM", "gpu"): Support("MindSpore's LSTM on a GPU", lacks=_UNCOMMON, dtypes=_NATIVE),
+    ("LSTM", "gpu"): Support("MindSpore's LSTM", lacks=_UNCOMMON, dtypes=_NATIVE),
     ("GRU", "ascend"): Support("DynamicGRUV2", lacks=_UNCOMMON, dtypes=_NATIVE),
     ("LSTM", "ascend"): Support("DynamicRNN", lacks=_UNCOMMON, dtypes=_NATIVE),
     ("LSTM", "cpu"): Support("MindSpore's LSTM on the CPU", lacks=_UNCOMMON, dtypes=("float32",)),
@@ -141,28 +144,35 @@ def limits(spec: Spec, device: DeviceKind, dtype: str) -> Iterator[Limit]:
     if device == "cpu":
         if dtype == "float16":
             yield ROUNDED_FLOAT16
+        yield Limit("there are no second derivatives on a CPU", refuses=False)
         yield Limit(
-            "on the CPU there are no second derivatives; a MindIR file has MindSpore's own operators: an LSTM in "
-            "float32, with resets step by step; everything else, also an LSTM with proj_size or a hard sigmoid, step "
-            "by step, for a fixed T",
+            (
+                "an exported file has MindSpore's own LSTM, which computes in float32, and runs once for each step if "
+                "there are resets"
+                if is_fused(spec, device)
+                else "an exported file computes the layer step by step, for one number of time steps only"
+            ),
             refuses=False,
         )
         if sys.platform != "linux":
             yield Limit(f"MindSpore's custom operators, which run the kernels, need Linux, given {sys.platform}")
         return
     if dtype not in _NATIVE:
-        yield Limit(f"MindSpore's operators on {device} have no {dtype}; build in float32 or float16")
+        yield Limit(f"MindSpore's operators for {_PLACES[device]} have no {dtype}; build in float32 or float16")
     if not is_fused(spec, device):
         variant = "".join(f" with {name}={value!r}" for name, value in spec.uncommon().items() if name in _UNCOMMON)
-        yield Limit(f"{device} has no fused {spec.kind}{variant}: it runs step by step", refuses=False)
+        yield Limit(
+            f"MindSpore has no fused {spec.kind}{variant} for {_PLACES[device]}, so the layer runs step by step",
+            refuses=False,
+        )
         return
     if device == "ascend" and spec.kind == "GRU" and spec.hidden_size % 16:
         yield Limit(
-            f"Ascend's GRU takes hidden sizes that are multiples of 16, given {spec.hidden_size}; "
-            f"{-spec.hidden_size // 16 * -16} is the next"
+            f"hidden_size: given {spec.hidden_size}, but a GRU on Ascend needs a multiple of 16; the next is "
+            f"{-spec.hidden_size // 16 * -16}"
         )
     if device == "ascend":
-        yield Limit(f"Ascend's {spec.kind} is computed in float16", refuses=False)
+        yield Limit(f"{spec.kind} layers are computed in float16 on Ascend", refuses=False)
     fused = FUSED[spec.kind, device].who
     yield Limit(f"in a graph, a call with resets runs {fused} once for each step", refuses=False)
 

@@ -79,7 +79,7 @@ class Stack(nn.Cell):
         self.checked: Any = CheckedLengths() if device == "cpu" else None
         # Attributes, since automatic mixed precision moves `construct` to another module, without the functions of
         # this one.
-        self.runs_compiled, self.checks_lengths = _traced_choices(spec, device, kernel)
+        self.runs_kernels, self.checks_lengths = _traced_choices(spec, device, kernel)
 
     def __call__(self, x: Any, h_0: Any, c_0: Any, seq_length: Any, resets: Any, weights: Any) -> Any:
         """Run the layers in PyNative mode; what MindSpore compiles is `construct`.
@@ -103,9 +103,11 @@ class Stack(nn.Cell):
             The output `(T, B, D*H)` and the final states.
         """
         chosen = dispatch.route(self.spec, self.device, self.kernel, short_name(x.dtype), in_graph=False)
-        if self.layers is None or chosen == "fused" or chosen == "steps":
-            if resets is not None and chosen != "compiled" and chosen != "fallback":
+        if chosen == "fused" or chosen == "steps":
+            if resets is not None:
                 return self._run_sequences(x, h_0, c_0, seq_length, resets, weights)
+            return super().__call__(x, h_0, c_0, seq_length, resets, weights)
+        if self.layers is None:
             return super().__call__(x, h_0, c_0, seq_length, resets, weights)
         noise = None
         if self.dropout and self.training and self.num_layers > 1:
@@ -146,7 +148,7 @@ class Stack(nn.Cell):
             seq_length = self.checked(seq_length, steps)
         if resets is None:
             resets = self.no_resets
-        if self.runs_compiled(x.dtype):
+        if self.runs_kernels(x.dtype):
             return self._run(self.kernels, x, h_0, c_0, seq_length, resets, weights)
         return self._run(self.operators, x, h_0, c_0, seq_length, resets, weights)
 
@@ -183,15 +185,15 @@ class Stack(nn.Cell):
 def _traced_choices(spec: RecurrentSpec, device: dispatch.DeviceKind, kernel: str) -> tuple[Any, Any]:
     """Make two functions that run while MindSpore compiles.
 
-    The first says whether compiled kernels run, rather than MindSpore's operators; the second whether the lengths are
-    checked when the graph runs, which an exported file and other devices can't do.
+    The first says whether the compiled kernels run, rather than MindSpore's operators. The second says whether the
+    lengths are checked when the graph runs, which an exported file and other devices can't do.
     """
 
-    def runs_compiled(dtype: Any) -> bool:
+    def runs_kernels(dtype: Any) -> bool:
         return dispatch.route(spec, device, kernel, short_name(dtype), in_graph=True) == "compiled"
 
     def checks_lengths() -> bool:
         return device == "cpu" and not dispatch.is_exporting()
 
     at_compile_time = ops.constexpr(check=False)
-    return shared(at_compile_time(runs_compiled)), shared(at_compile_time(checks_lengths))
+    return shared(at_compile_time(runs_kernels)), shared(at_compile_time(checks_lengths))

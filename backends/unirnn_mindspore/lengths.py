@@ -1,7 +1,7 @@
 """What depends on the lengths of a model's sequences, in PyNative mode and in graphs.
 
 In PyNative mode an operator costs as much as thousands of additions, and the lengths are known. So NumPy computes what
-depends on them alone. In a graph they are tensors, and for each function another one is compiled.
+depends on them alone. In a graph they are tensors, and MindSpore compiles another function (`in_graph`).
 """
 
 from collections.abc import Callable
@@ -30,11 +30,14 @@ __all__ = [
 Array = NDArray[Any]
 
 
-def in_graph(compiled: Callable[..., Any]) -> Callable[[Any], Any]:
-    """Decorate a function of PyNative mode with the one that is compiled in its place: what ``__wrapped__`` names."""
+def in_graph(other: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Decorate a function of PyNative mode with another one, which MindSpore compiles in its place in a graph.
+
+    MindSpore compiles what ``__wrapped__`` names.
+    """
 
     def decorate(eager: Any) -> Any:
-        eager.__wrapped__ = compiled
+        eager.__wrapped__ = other
         return eager
 
     return decorate
@@ -50,13 +53,13 @@ def is_compiling() -> bool:
     return False
 
 
-def _compiled_valid(lengths: Any, steps: Any, batch_first: bool) -> Any:
+def _valid_in_graph(lengths: Any, steps: Any, batch_first: bool) -> Any:
     at = ops.arange(steps)
     valid = at < lengths.expand_dims(1) if batch_first else at.expand_dims(1) < lengths
     return valid.expand_dims(-1)
 
 
-@in_graph(_compiled_valid)
+@in_graph(_valid_in_graph)
 def valid_steps(lengths: Tensor, steps: int, batch_first: bool) -> Tensor:
     """`(B, T, 1)` or `(T, B, 1)` bool: which steps are valid."""
     at, ns = np.arange(steps), lengths.asnumpy()
@@ -71,14 +74,14 @@ def select(x: Any, lengths: Any, batch_first: bool) -> Any:
     return ops.where(valid, x, 0)
 
 
-def _compiled_after(rules: Any, lengths: Any) -> Any:
+def _after_in_graph(rules: Any, lengths: Any) -> Any:
     for padding, span, stride in rules:
         counted = (lengths + (padding - span)) // stride + 1
         lengths = ops.where(ops.logical_and(lengths > 0, counted > 0), counted, ops.zeros_like(counted))
     return lengths
 
 
-@in_graph(_compiled_after)
+@in_graph(_after_in_graph)
 def lengths_after(rules: Any, lengths: Tensor) -> Tensor:
     """`(B,)`: the lengths after a layer; each rule is the parts of a `LengthRule`."""
     ns = lengths.asnumpy().astype(np.int64)  # small integers overflow
@@ -87,13 +90,13 @@ def lengths_after(rules: Any, lengths: Tensor) -> Tensor:
     return Tensor(ns)
 
 
-def _compiled_rows(lengths: Any, offset: int, count: int, steps: Any, batch_first: bool) -> Any:
+def _rows_in_graph(lengths: Any, offset: int, count: int, steps: Any, batch_first: bool) -> Any:
     at = ops.maximum(lengths + offset, 0) + ops.arange(count).expand_dims(1)
     batch = ops.arange(lengths.shape[0])
     return batch * steps + at if batch_first else at * lengths.shape[0] + batch
 
 
-@in_graph(_compiled_rows)
+@in_graph(_rows_in_graph)
 def rows_at(lengths: Tensor, offset: int, count: int, steps: int, batch_first: bool) -> Tensor:
     """`(count, B)`: where the steps n + offset, n + offset + 1, ... of each sequence are in the rows of x."""
     ns = lengths.asnumpy()
@@ -101,21 +104,21 @@ def rows_at(lengths: Tensor, offset: int, count: int, steps: int, batch_first: b
     return Tensor(batch * steps + at if batch_first else at * len(ns) + batch)
 
 
-def _compiled_counts(lengths: Any, dtype: Any) -> Any:
+def _counts_in_graph(lengths: Any, dtype: Any) -> Any:
     return ops.maximum(lengths, 1).astype(dtype).expand_dims(1)
 
 
-@in_graph(_compiled_counts)
+@in_graph(_counts_in_graph)
 def step_counts(lengths: Tensor, dtype: Any) -> Tensor:
     """`(B, 1)`: how many steps each mean is over; 1 for a sequence of length 0."""
     return Tensor(np.maximum(lengths.asnumpy(), 1)[:, None], dtype)
 
 
-def _compiled_total(lengths: Any, dtype: Any) -> Any:
+def _total_in_graph(lengths: Any, dtype: Any) -> Any:
     return lengths.sum().astype(dtype)
 
 
-@in_graph(_compiled_total)
+@in_graph(_total_in_graph)
 def total_steps(lengths: Tensor, dtype: Any) -> Tensor:
     """How many steps of the batch are valid."""
     return Tensor(int(lengths.asnumpy().sum()), dtype)
@@ -126,11 +129,11 @@ def widened(x: Any) -> Any:
     return x.astype(mstype.float32) if x.dtype == mstype.float16 else x
 
 
-def _compiled_seen(steps: int, size: int, stride: int, dilation: int) -> Any:
+def _seen_in_graph(steps: int, size: int, stride: int, dilation: int) -> Any:
     return ops.arange(steps).expand_dims(1) * stride + ops.arange(size) * dilation
 
 
-@in_graph(_compiled_seen)
+@in_graph(_seen_in_graph)
 def seen_steps(steps: int, size: int, stride: int, dilation: int) -> Tensor:
     """`(T, K)`: the steps that are multiplied for each step of the output."""
     return Tensor(np.arange(steps)[:, None] * stride + np.arange(size) * dilation)

@@ -86,7 +86,7 @@ from .model_layers import (
 from .module import Recurrent
 from .operators import CheckedLengths, CheckedTokens
 
-__all__ = ["Model"]
+__all__ = ["Model", "build"]
 
 Array = NDArray[Any]
 
@@ -447,7 +447,7 @@ class Model(CheckedCell, Layers):
         """Run the layers over what has an axis B; give the output with zeros in the padding, and the final states."""
         if self.takes_tokens:
             if is_compiling():
-                x = self._compiled_tokens(x, lengths)
+                x = self._tokens_in_graph(x, lengths)
         elif self.cleans_input:
             x = select(x, lengths, self.batch_first)
         if lengths is not None and is_compiling() and self.on_cpu and not self.is_exporting():
@@ -455,7 +455,7 @@ class Model(CheckedCell, Layers):
         y, lengths, finals = self._run(0, x, lengths, resets, states)
         return select(y, lengths, self.batch_first) if self.cleans_output else y, finals
 
-    def _compiled_tokens(self, tokens: Any, lengths: Any) -> Any:
+    def _tokens_in_graph(self, tokens: Any, lengths: Any) -> Any:
         """Give the tokens with 0 in the padding. Where nothing else tells, one out of range raises when it is read."""
         tokens = tokens.astype(mstype.int64)
         if lengths is not None:
@@ -492,3 +492,12 @@ def _checked_step(step: Any) -> Any:
 # Not as decorators: automatic mixed precision copies the class to another module, without the functions of this one.
 Model._checked = in_graph(Model._checked)(Model._checked_on_host)  # type: ignore[method-assign]
 Model.step = _checked_step(Model.step)  # type: ignore[method-assign]
+
+
+def build(
+    spec: Spec, weights: Mapping[str, Array], dtype: Any, device: dispatch.DeviceKind, kernel: str
+) -> Recurrent | Model:
+    """Build a recurrent layer, or anything else; the arguments are those of `Model`."""
+    if isinstance(spec, RecurrentSpec):
+        return Recurrent(spec, weights, dtype, device, kernel)
+    return Model(spec, weights, dtype, device, kernel)

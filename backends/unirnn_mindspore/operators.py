@@ -34,7 +34,7 @@ class CompiledDirection(nn.Cell):
 
     def __init__(self, spec: RecurrentSpec, reverse: bool) -> None:
         super().__init__()
-        self.kernel = Kernel(spec, reverse)
+        self.kernel = KernelWithGradient(spec, reverse)
         self.is_lstm = spec.kind == "LSTM"
         self.no_projection = Tensor([0.0])
 
@@ -46,7 +46,7 @@ class CompiledDirection(nn.Cell):
         return results[0], results[1], results[2] if self.is_lstm else results[1]
 
 
-class Kernel(nn.Cell):
+class KernelWithGradient(nn.Cell):
     """The operator and its gradient. The results are the outputs and the final state, an array for each of its parts.
 
     It is a cell since an operator's own ``bprop`` is not called in graph mode if it needs cells. `construct` and

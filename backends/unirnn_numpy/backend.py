@@ -38,7 +38,10 @@ class NumpyBackend(Backend):
         if dtype == "float16":
             yield ROUNDED_FLOAT16
         if isinstance(spec, Model):
-            yield Limit("numpy has no gradients of a Model that is code; a Sequential has them", refuses=False)
+            yield Limit(
+                "numpy has no gradients of a model from code; write it as a Sequential, which has gradients",
+                refuses=False,
+            )
 
     def kernels(self, spec: RecurrentSpec, device: Device, dtype: str) -> Iterable[Kernel]:
         return dispatch.describe(spec, dtype)
@@ -80,7 +83,9 @@ class NumpyBackend(Backend):
 
     def gradients(self, module: Any, arguments: Mapping[str, Any], cotangents: Sequence[Array]) -> dict[str, Array]:
         if isinstance(module, BuiltDefinition):
-            raise LimitError("numpy has no gradients of a Model that is code; a Sequential has them")
+            raise LimitError(
+                "numpy has no gradients of a model from code; write it as a Sequential, which has gradients"
+            )
         if isinstance(module, NumpyModule):
             _, _, pullback = module.vjp(**arguments)
             d_output, *d_state = cotangents

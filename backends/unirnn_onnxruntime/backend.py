@@ -55,13 +55,15 @@ class OnnxRuntimeBackend(Backend):
         reason = oversize_reason(spec.num_weights * (2 if dtype == "float16" else 4))
         if reason is not None:
             yield Limit(reason)
-        yield Limit("onnxruntime is for inference: no gradients, and dropout is never applied", refuses=False)
+        yield Limit("onnxruntime is for inference only: it has no gradients and applies no dropout", refuses=False)
         if isinstance(spec, BatchNormSpec):
-            yield Limit("onnxruntime normalises batches by the running statistics, also after train()", refuses=False)
+            yield Limit("a batch normalisation uses its running statistics, even after train()", refuses=False)
         if device.kind == "cpu" and dtype == "float16":
             yield ROUNDED_FLOAT16
         if device.kind != "cpu":
-            yield Limit(f"through {PROVIDERS[device.kind]}, which no test here has run", refuses=False)
+            yield Limit(
+                f"it runs through {PROVIDERS[device.kind]}, with which unirnn has not been tested", refuses=False
+            )
 
     def build(
         self,

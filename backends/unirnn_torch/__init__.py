@@ -1,4 +1,4 @@
-"""The ``torch`` backend: builds a ``torch.nn.RNNBase``, which runs torch's own layers or kernels for the CPU."""
+"""The ``torch`` backend: builds a ``torch.nn.RNNBase``, which runs torch's own layers or unirnn's C kernels."""
 
 from unirnn_torch.backend import TorchBackend
 from unirnn_torch.module import Recurrent

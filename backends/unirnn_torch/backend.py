@@ -14,7 +14,7 @@ from unirnn.contract.limits import Kernel
 from unirnn.devices import DTYPES, short_name
 from unirnn.errors import ArgumentError, DeviceError, DTypeError
 from unirnn.snapshots import layouts
-from unirnn.specs import Conv1dSpec, Spec
+from unirnn.specs import Conv1dSpec, Model, Spec
 from unirnn.specs import arguments as names
 
 from . import definitions, dispatch, models
@@ -68,27 +68,27 @@ class TorchBackend(Backend):
 
     def limits(self, spec: Spec, device: Device, dtype: str) -> Iterable[Limit]:
         if device.kind == "ascend":
-            yield Limit("it runs through torch_npu, on which unirnn has not been tested", refuses=False)
+            yield Limit("it runs through torch_npu, with which unirnn has not been tested", refuses=False)
         if device.kind == "gpu" and dtype == "float32" and isinstance(spec, (RecurrentSpec, Conv1dSpec)):
             yield Limit(
-                "by default cuDNN uses TensorFloat-32 where the GPU has it, so float32 results agree with a CPU's to "
-                "1e-3 only; torch.backends.cudnn.allow_tf32 = False gives 1e-5",
+                "by default cuDNN computes float32 in TensorFloat-32 where the GPU has it, and then agrees with a CPU "
+                "only to 1e-3; with torch.backends.cudnn.allow_tf32 = False it agrees to 1e-5",
                 refuses=False,
             )
         if not isinstance(spec, RecurrentSpec):
             return
         if device.kind == "gpu" and isinstance(spec, RNNSpec) and spec.nonlinearity == "relu":
-            yield Limit("the gradient of cuDNN's relu at exactly 0 is 1, elsewhere it is 0", refuses=False)
+            yield Limit("cuDNN's relu has the gradient 1 at exactly 0, where it is 0 on other devices", refuses=False)
         reason = layouts.SUPPORT["torch"].unsupported_reason(spec)
         if reason is not None:
             if dispatch.unsupported_reason("compiled", spec, device.kind, dtype) is None:
-                instead = "the compiled kernel computes it"
+                instead = "the compiled kernels compute it"
             elif dispatch.has_native(spec):
                 instead = "torch's own layer computes it over the steps in the opposite order"
             else:
                 instead = "the reference computes it, step by step"
             yield Limit(
-                f"{reason}, so {instead}; torch.nn.{spec.kind} loads its state_dict, but computes the other variant",
+                f"{reason}, so {instead}; torch.nn.{spec.kind} loads its state_dict, but computes something else",
                 refuses=False,
             )
             return
@@ -113,7 +113,8 @@ class TorchBackend(Backend):
         dispatch.check_build(kernel, spec, device.kind, dtype)
         kind: torch.dtype = getattr(torch, dtype)
         name = DEVICE_TYPES[device.kind] + ("" if device.index is None else f":{device.index}")
-        made: torch.nn.Module = definitions.build(spec, device=name, dtype=kind, weights=weights, kernel=kernel)
+        make: Any = definitions.build if isinstance(spec, Model) else models.build
+        made: torch.nn.Module = make(spec, device=name, dtype=kind, weights=weights, kernel=kernel)
         return made
 
     def read(self, module: Any) -> tuple[Spec, dict[str, Array]] | None:

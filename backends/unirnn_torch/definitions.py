@@ -1,9 +1,8 @@
-"""Models that are code, `unirnn.Model`, as modules of torch."""
+"""Models from code, `unirnn.Model`, as modules of torch."""
 
 import inspect
 import types
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -12,19 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from unirnn.contract.backend import Arrays
+from unirnn.contract.definitions import untied
 from unirnn.errors import LimitError
 from unirnn.reference import functions
-from unirnn.specs import LinearSpec, Model, Spec
+from unirnn.specs import Model
 
 from . import dispatch, models
 
 __all__ = ["DefinitionModule", "build"]
 
 
-def build(spec: Spec, *, device: Any, dtype: torch.dtype, weights: Arrays | None, kernel: str) -> Any:
-    """Build a model, a layer, or a model that is code; see `unirnn_torch.models.build`."""
-    if not isinstance(spec, Model):
-        return models.build(spec, device=device, dtype=dtype, weights=weights, kernel=kernel)
+def build(spec: Model, *, device: Any, dtype: torch.dtype, weights: Arrays | None, kernel: str) -> nn.Module:
+    """Build a model from code; the arguments are those of `unirnn_torch.models.build`."""
     definition: Any = type(spec)
     made = _class_of(definition)(spec, device=device, dtype=dtype, weights=weights, kernel=kernel)
     return models.with_tensor(made, device, dtype)
@@ -69,8 +67,8 @@ class DefinitionModule(nn.Module):
         self.spec = spec
         for name, layer in spec.children:
             own = None if weights is None else models.under(weights, name)
-            made = build(_untied(layer), device=device, dtype=dtype, weights=own, kernel=kernel)
-            self.add_module(name, made)
+            make: Any = build if isinstance(layer, Model) else models.build
+            self.add_module(name, make(untied(layer), device=device, dtype=dtype, weights=own, kernel=kernel))
         models.tie(self, spec)
         for name, value in spec.attributes().items():
             setattr(self, name, value)
@@ -80,11 +78,6 @@ class DefinitionModule(nn.Module):
 
 
 _TAKEN = frozenset((*dir(nn.Module()), "spec", "xp")) - {"forward"}
-
-
-def _untied(layer: Spec) -> Spec:
-    """A layer that has all of its weights."""
-    return replace(layer, tied_to="") if isinstance(layer, LinearSpec) else layer
 
 
 @cache

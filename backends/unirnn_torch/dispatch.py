@@ -1,14 +1,15 @@
 """How a call is computed: what each kernel supports, and which of them runs a call.
 
-A module is built with a kernel: ``"compiled"``, ``"native"`` or ``"reference"``; or with ``"auto"``, which chooses at
-each call. `route` decides, in this order:
+A module is built with a kernel: ``"compiled"``, which are the C kernels of `unirnn.kernels` (not `torch.compile`),
+``"native"``, which is torch's own layer, or ``"reference"``; or with ``"auto"``, which chooses at each call. `route`
+decides, in this order:
 
 1. A kernel that was asked for by name is taken, or refused with the reason (`unsupported_reason`).
-2. On a CPU, ``"auto"`` takes the compiled kernels, which are faster than torch's own layers. In a graph
-   (`torch.compile`, `torch.export`) each layer is one operator, with any T and B, where torch's own layers would be
-   unrolled. On a GPU, and on a CPU without the compiled kernels, the operator is torch's own computation.
-3. Otherwise torch's own layer runs the call. Without lengths this is one call; with lengths there
-   are two ways, and `valid_steps_are_faster` chooses. With resets it runs over the valid steps only.
+2. On a CPU, ``"auto"`` takes the C kernels, which are faster than torch's own layers. In a graph (`torch.compile`,
+   `torch.export`) each layer is one operator, with any T and B, where torch's own layers would be unrolled. On a GPU,
+   and on a CPU without the C kernels, the operator runs torch's own layer.
+3. Otherwise torch's own layer runs the call. Without lengths this is one call; with lengths there are two ways, and
+   `valid_steps_are_faster` chooses. With resets it runs over the valid steps only.
 4. If torch has no such layer, or `torch.func.vmap` runs over the call, the reference computes it step by step.
 """
 
@@ -55,7 +56,7 @@ __all__ = [
     "valid_steps_are_faster",
 ]
 
-# ---- what each kernel supports -------------------------------------------------------------------
+# ---- the tables ----------------------------------------------------------------------------------
 
 DEVICE_TYPES: dict[Literal["cpu", "gpu", "ascend"], str] = {"cpu": "cpu", "gpu": "cuda", "ascend": "npu"}
 """torch's names of unirnn's kinds of device; an Ascend is an 'npu' of the package torch_npu."""
@@ -81,10 +82,13 @@ SUPPORT = {
         devices=("cpu", "gpu"),
     ),
 }
-"""The same, and the operator that ``"auto"`` takes in a graph where the compiled kernels can't run."""
+"""The same, and the operator that ``"auto"`` takes in a graph where the C kernels can't run."""
 
 NO_LIBRARY = library.why_not()
-"""Why the compiled kernels are missing on this machine, in a sentence; None if they are there."""
+"""Why the C kernels are missing on this machine, in a sentence; None if they are there."""
+
+
+# ---- what surrounds a call -----------------------------------------------------------------------
 
 # torch has no public way to ask whether torch.func transforms a call.
 _functorch: Any = getattr(torch._C, "_functorch", None)
@@ -145,12 +149,31 @@ def is_projection_for_onnx(spec: RecurrentSpec) -> bool:
 
 
 def is_plain() -> bool:
-    """Whether nothing surrounds the call that the compiled kernels don't support, such as autocast or a transform."""
-    return _unsupported_mode(is_compiled=True) is None
+    """Whether nothing surrounds the call that the C kernels don't support, such as autocast or a transform."""
+    return _unsupported_mode("compiled") is None
 
 
 def _is_transformed() -> bool:
     return _functorch_level is not None and _functorch_level() is not None
+
+
+def _unsupported_mode(kernel: str) -> str | None:
+    """What surrounds the call and is not supported by one of our operators; None if there is nothing."""
+    by_c_kernels = kernel == "compiled"
+    if by_c_kernels and torch.is_autocast_enabled("cpu"):
+        return "autocast"
+    if is_exporting_to_onnx() and not hasattr(torch.onnx, "ops"):
+        return "torch.onnx.export before torch 2.8"
+    if _is_transformed():
+        return "transforms of torch.func"
+    if getattr(forward_ad, "_current_level", -1) >= 0:
+        return "forward-mode gradients"
+    if by_c_kernels and not torch.compiler.is_compiling() and is_jit_tracing():
+        return "torch.jit.trace"
+    return None
+
+
+# ---- which kernel supports what ------------------------------------------------------------------
 
 
 def unsupported_reason(
@@ -177,7 +200,7 @@ def unsupported_reason(
     find = _unsupported_spec.__wrapped__ if torch.compiler.is_compiling() else _unsupported_spec
     reason = find(kernel, spec, device, dtype)
     if reason is None and now and kernel in ("compiled", "native operator"):
-        mode = _unsupported_mode(is_compiled=kernel == "compiled")
+        mode = _unsupported_mode(kernel)
         reason = mode and f"{SUPPORT[kernel].who} does not support {mode}"
     return reason
 
@@ -185,21 +208,6 @@ def unsupported_reason(
 @cache
 def _unsupported_spec(kernel: str, spec: Spec, device: str | None, dtype: str | None) -> str | None:
     return SUPPORT[kernel].unsupported_reason(spec, device, dtype)
-
-
-def _unsupported_mode(*, is_compiled: bool) -> str | None:
-    """What surrounds the call and is not supported by our operators; None if there is nothing."""
-    if is_compiled and torch.is_autocast_enabled("cpu"):
-        return "autocast"
-    if is_exporting_to_onnx() and not hasattr(torch.onnx, "ops"):
-        return "torch.onnx.export before torch 2.8"
-    if _is_transformed():
-        return "transforms of torch.func"
-    if getattr(forward_ad, "_current_level", -1) >= 0:
-        return "forward-mode gradients"
-    if is_compiled and not torch.compiler.is_compiling() and is_jit_tracing():
-        return "torch.jit.trace"
-    return None
 
 
 @cache
@@ -225,7 +233,9 @@ def describe(spec: RecurrentSpec, device: str, dtype: str) -> Iterator[Kernel]:
     """The kernels that a spec has there, and when ``"auto"`` takes which."""
     otherwise, but = ("native", ", except under torch.func.vmap") if has_native(spec) else ("reference", "")
     if unsupported_reason("compiled", spec, device, dtype) is None:
-        yield Kernel("compiled", "in all cases, except under autocast, torch.func, torch.jit.trace and in forward mode")
+        yield Kernel(
+            "compiled", "in all cases, except under autocast, torch.func and torch.jit.trace, and in forward mode"
+        )
         yield Kernel(otherwise, f"in all other cases{but}")
     elif device == "cpu" and NO_LIBRARY is not None:
         yield Kernel(otherwise, f"in all cases, since the compiled kernels are missing: {NO_LIBRARY}{but}")
@@ -255,20 +265,20 @@ class Route(Enum):
     REFERENCE = "reference"
     """The reference, step by step."""
 
-    # One operator for each layer and direction; the values are what `unirnn_torch.operators.layer` calls the kernels.
-    COMPILED = "compiled"
-    NATIVE_OPERATORS = "native"
-    """torch's own computation as an operator: in graphs on a GPU or without the compiled kernels, and with resets where
-    torch's packed form can't run."""
+    C_KERNELS = "C kernels"
+    """The C kernels once for each layer and direction; in a graph, as operators."""
+    NATIVE_OPERATORS = "native operators"
+    """torch's own layer within an operator, for each layer and direction: in graphs on a GPU or without the C kernels,
+    and with resets where torch's packed form can't run."""
 
     @property
     def by_operators(self) -> bool:
-        """Whether it is one operator for each layer and direction."""
+        """Whether the functions of `unirnn_torch.operators` run it, for each layer and direction."""
         return self in _SUPPORT_OF
 
 
-_SUPPORT_OF = {Route.COMPILED: "compiled", Route.NATIVE_OPERATORS: "native operator"}
-"""The routes of one operator for each layer and direction, and the row of `SUPPORT` that each needs."""
+_SUPPORT_OF = {Route.C_KERNELS: "compiled", Route.NATIVE_OPERATORS: "native operator"}
+"""The routes through `unirnn_torch.operators`, and the row of `SUPPORT` that each needs."""
 
 
 def route(
@@ -278,7 +288,7 @@ def route(
     lengths: NDArray[np.int64] | Tensor | None,
     resets: NDArray[np.bool_] | Tensor | None,
     *,
-    native: bool,
+    native_can: bool,
     needs_grad: bool,
 ) -> Route:
     """Decide how a call is computed.
@@ -295,7 +305,7 @@ def route(
         `(B,)`, on the host, or in a graph a tensor; None if every step is valid.
     resets
         `(T, B)`, likewise; None if no sequence begins anew.
-    native
+    native_can
         Whether torch's own layer can compute the call: torch has such a layer (`has_native`), and `torch.func.vmap`
         does not run over the call (`is_batched`).
     needs_grad
@@ -308,14 +318,14 @@ def route(
     """
     if resets is not None and is_exporting_to_onnx():
         return Route.REFERENCE  # ONNX's own layers take no resets
-    wanted = _automatic(x) if kernel == "auto" else Route.COMPILED if kernel == "compiled" else None
+    wanted = _automatic(x) if kernel == "auto" else Route.C_KERNELS if kernel == "compiled" else None
     if wanted is not None:
         reason = _reason_now(_SUPPORT_OF[wanted], spec, x)
         if reason is None:
             return wanted
         if kernel != "auto":
             raise LimitError(f"kernel: built with {kernel!r}, but {reason}; build with 'auto'")
-    if kernel == "reference" or not native:
+    if kernel == "reference" or not native_can:
         return Route.REFERENCE
     if is_projection_for_onnx(spec):
         return Route.NATIVE_OPERATORS if torch.compiler.is_compiling() else Route.DIRECTIONS
@@ -352,7 +362,7 @@ def _route_with_resets(
 def _automatic(x: Tensor) -> Route | None:
     """The operators that ``"auto"`` prefers for a call; None if it prefers none."""
     if x.is_cpu and NO_LIBRARY is None:
-        return Route.COMPILED
+        return Route.C_KERNELS
     return Route.NATIVE_OPERATORS if torch.compiler.is_compiling() else None
 
 

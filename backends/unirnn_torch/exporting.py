@@ -33,13 +33,32 @@ def layer(
     cell: str,
     x: Tensor,
     lengths: Tensor | None,
-    resets: None,
     state: Sequence[Tensor],
     weights: Sequence[reference.Weights],
-    *,
     reverse: Sequence[bool],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run one layer; see `unirnn_torch.operators.layer`. ONNX's nodes know no resets."""
+    """Run one layer, in one direction or in two. ONNX's nodes know no resets.
+
+    Parameters
+    ----------
+    cell
+        As the C kernels call it; see `unirnn.kernels.compiled.cell_of`.
+    x
+        `(T, B, I)`.
+    lengths
+        `(B,)` int64; None if every step is valid.
+    state
+        The initial state, `(D, B, H)` each.
+    weights, reverse
+        Those of each direction, and whether it runs from the last valid step to the first.
+
+    Returns
+    -------
+    output
+        `(T, B, D*H)`, zero in the padding.
+    final_state
+        `(D, B, H)` each.
+    """
     steps = x.shape[0]
     ragged = None if lengths is None else reference.Lengths(xp, lengths, steps)
     if ragged is not None:

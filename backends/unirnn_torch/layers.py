@@ -2,16 +2,17 @@
 
 `unirnn_torch.dispatch.route` decides which one runs a call. Then `run` takes it through these functions:
 
-- COMPILED without gradients: `_infer`, `compiled.forward`; a call like the one before goes by `compiled.Prepared`.
-- COMPILED with gradients: `_layer_by_layer`, `operators.layer`. Going back, `operators._differentiate` and
-  `compiled.backward`.
-- COMPILED or NATIVE_OPERATORS in a graph: `_layer_by_layer`, and one operator for each direction of a layer.
+- C_KERNELS without gradients: `_infer`, `c_kernels.forward`; a call like the one before goes by `c_kernels.Prepared`.
+- C_KERNELS with gradients: `_layer_by_layer`, `operators.run_directly`. Going back, `operators._differentiate` and
+  `c_kernels.backward`.
+- C_KERNELS or NATIVE_OPERATORS in a graph: `_layer_by_layer`, `operators.run`.
 - DENSE: torch's own function for the whole stack.
 - VALID_STEPS: `_valid_steps`, which is the same in torch's packed form.
 - DIRECTIONS: `reference.recurrent` around torch's own function for each direction, `native.direction`.
 - REFERENCE: `reference.recurrent`, step by step.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,8 +27,8 @@ from unirnn.contract.call import join_state
 from unirnn.contract.sequences import sequences
 from unirnn.kernels.compiled import cell_of
 
-from . import compiled, dispatch, exporting, native, operators
-from .compiled import Call
+from . import c_kernels, dispatch, exporting, native, operators
+from .c_kernels import Call
 from .dispatch import Route
 
 __all__ = ["Stack", "run"]
@@ -104,7 +105,7 @@ def run(
     final_state
         `(L*D, B, H)` each.
     """
-    direct = route is Route.COMPILED and not operators.needs_operator(x, state or (), stack.weights.values())
+    direct = route is Route.C_KERNELS and not operators.needs_operator(x, state or (), stack.weights.values())
     if direct and not stack.needs_grad:
         return _infer(stack, x, state, _tensor(lengths), _tensor(resets))
     if state is None:
@@ -120,7 +121,9 @@ def run(
         return _valid_steps(stack, x, state, lengths, resets)
     ns, begins = (None if t is None else t.to(x.device, non_blocking=True) for t in (_tensor(lengths), _tensor(resets)))
     if route.by_operators:
-        return _layer_by_layer(stack, x, state, ns, begins, partial(operators.layer, kernel=route.value, direct=direct))
+        kernel = "compiled" if route is Route.C_KERNELS else "native"
+        run_direction = operators.run_directly if direct else partial(operators.run, kernel=kernel)
+        return _layer_by_layer(stack, x, state, ns, begins, run_direction)
     if route is Route.REFERENCE and dispatch.is_jit_tracing():
         x = _with_as_many_steps_as_traced(x)
     return reference.recurrent(
@@ -174,7 +177,7 @@ def _tensor(array: NDArray[Any] | Tensor | None) -> Tensor | None:
 def _infer(
     stack: Stack, x: Tensor, state: State | None, lengths: Tensor | None, resets: Tensor | None
 ) -> tuple[Tensor, State]:
-    """The compiled kernels without gradients: each direction writes into its part of the results."""
+    """The C kernels without gradients: each direction writes into its part of the results."""
     spec = stack.spec
     cell, width, size = cell_of(spec), spec.num_directions, spec.output_size
     steps, batch_size, _ = x.shape
@@ -188,30 +191,53 @@ def _infer(
             x = _dropout(stack, output) if layer and stack.dropout else output
             output = x.new_empty((steps, batch_size, width * size))
         own = output if width == 1 else output[:, :, column * size : (column + 1) * size]
-        compiled.forward(Call(cell, x, lengths, resets, begins[k], weights[k], spec.is_reverse(k)), own, end, None)
+        c_kernels.forward(Call(cell, x, lengths, resets, begins[k], weights[k], spec.is_reverse(k)), own, end, None)
     return output, final
 
 
 def _layer_by_layer(
-    stack: Stack, x: Tensor, state: State, lengths: Tensor | None, resets: Tensor | None, layer: Any
+    stack: Stack,
+    x: Tensor,
+    state: State,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    run_direction: Callable[[Call], tuple[Tensor, ...]],
 ) -> tuple[Tensor, State]:
-    """One operator for each layer and direction; in an export to ONNX, one node for each layer."""
+    """A function for each layer and direction, such as `operators.run`; in an export to ONNX, a node for each layer."""
     spec = stack.spec
     device = x.device.type
     if native.autocast_is_on(device):
         dtype = torch.get_autocast_dtype(device)
         x, state = x.to(dtype), tuple(part.to(dtype) for part in state)
         stack = stack._replace(weights={name: weight.to(dtype) for name, weight in stack.weights.items()})
-    if dispatch.is_exporting_to_onnx():
-        layer = exporting.layer
     cell, width, weights, reverse, finals = cell_of(spec), spec.num_directions, stack.directions(), stack.reverse(), []
-    for k in range(spec.num_layers):
-        own = slice(k * width, (k + 1) * width)
-        x, final = layer(cell, x, lengths, resets, [part[own] for part in state], weights[own], reverse=reverse[own])
-        finals.append(final)
-        if stack.dropout and k < spec.num_layers - 1:
+    to_onnx = dispatch.is_exporting_to_onnx()
+    for layer in range(spec.num_layers):
+        if layer and stack.dropout:
             x = _dropout(stack, x)
+        first, end = layer * width, (layer + 1) * width
+        if to_onnx:
+            begin = [part[first:end] for part in state]
+            x, final = exporting.layer(cell, x, lengths, begin, weights[first:end], reverse[first:end])
+        else:
+            results = [
+                run_direction(
+                    Call(cell, x, lengths, resets, tuple([part[k] for part in state]), weights[k], reverse[k])
+                )
+                for k in range(first, end)
+            ]
+            x, final = _joined(results)
+        finals.append(final)
     return x, tuple(parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*finals, strict=True))
+
+
+def _joined(results: list[tuple[Tensor, ...]]) -> tuple[Tensor, State]:
+    """What the directions of a layer give, as one output `(T, B, D*H)` and one final state, `(D, B, H)` each."""
+    if len(results) == 1:
+        output, *final = results[0]
+        return output, tuple([part.unsqueeze(0) for part in final])
+    outputs, *finals = zip(*results, strict=True)
+    return torch.cat(outputs, dim=2), tuple([torch.stack(parts) for parts in finals])
 
 
 def _dropout(stack: Stack, x: Tensor) -> Tensor:

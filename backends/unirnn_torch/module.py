@@ -32,7 +32,7 @@ from unirnn.errors import ArgumentError
 from unirnn.specs.arguments import missing_arguments
 
 from . import dispatch, layers, native, operators
-from .compiled import Prepared
+from .c_kernels import Prepared
 from .dispatch import Route
 from .layers import Lengths, Resets, Stack, State
 
@@ -199,7 +199,7 @@ class Recurrent(torch.nn.RNNBase):
             x, ns = _without_last_padding(x, ns)
         route, stack = self._decide(x, call.state, ns, begins, weights)
         if x.shape[0] < call.sizes.steps:
-            if route.by_operators:  # an operator skips the padding itself, and writes zeros there
+            if route.by_operators:  # they skip the padding themselves, and write zeros there
                 x, ns = call.input, call.lengths
             elif isinstance(begins, np.ndarray):
                 begins = begins[: x.shape[0]]
@@ -224,7 +224,7 @@ class Recurrent(torch.nn.RNNBase):
         tensors = (x, *(state or ()), *weights.values())
         needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         native_can = self._has_native and not dispatch.is_batched(lengths, *tensors)
-        route = dispatch.route(self.kernel, self.spec, x, lengths, resets, native=native_can, needs_grad=needs_grad)
+        route = dispatch.route(self.kernel, self.spec, x, lengths, resets, native_can=native_can, needs_grad=needs_grad)
         training = self.training or (needs_grad and native.needs_training_flag(x))
         dropout = self.dropout if self.training else 0.0
         return route, Stack(self.spec, weights, dropout, training, needs_grad)

@@ -18,7 +18,7 @@ from unirnn.contract.call import join_state
 from unirnn.contract.sequences import Sequences, sequences
 
 from . import dispatch
-from .compiled import Call
+from .c_kernels import Call
 
 __all__ = [
     "NATIVE",

@@ -162,7 +162,7 @@ def test_an_unbatched_input(device: dispatch.DeviceKind) -> None:
 
 def test_limits_of_a_device_that_is_absent() -> None:
     explained = str(unirnn.explain(GRUSpec(3, 20), "mindspore", "ascend"))
-    assert "multiples of 16, given 20; 32 is the next" in explained
+    assert "given 20, but a GRU on Ascend needs a multiple of 16; the next is 32" in explained
     assert "can't be built" in explained
     assert "float16" in str(unirnn.explain(LSTMSpec(3, 20), "mindspore", "ascend"))
     assert not unirnn.explain(LSTMSpec(3, 20), "mindspore", "gpu", dtype="float64").builds
@@ -187,4 +187,6 @@ def test_limits_of_a_layer_without_a_fused_operator(device: str) -> None:
         (LSTMSpec(3, 20, proj_size=4), "LSTM with proj_size=4"),
     ):
         explained = unirnn.explain(spec, "mindspore", device)
-        assert [str(limit) for limit in explained] == [f"differs: {device} has no fused {name}: it runs step by step"]
+        place = {"gpu": "a GPU", "ascend": "Ascend"}[device]
+        text = f"MindSpore has no fused {name} for {place}, so the layer runs step by step"
+        assert [str(limit) for limit in explained] == [f"differs: {text}"]

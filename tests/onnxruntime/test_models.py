@@ -361,8 +361,8 @@ def test_nan_in_a_valid_step_reaches_the_result(how: Any, seq_length: Any) -> No
 def test_explain_tells_what_differs_in_training() -> None:
     texts = [str(limit) for limit in unirnn.explain(CLASSIFIER, "onnxruntime")]
     assert texts == [
-        "differs: onnxruntime is for inference: no gradients, and dropout is never applied",
-        "differs: onnxruntime normalises batches by the running statistics, also after train()",
+        "differs: onnxruntime is for inference only: it has no gradients and applies no dropout",
+        "differs: a batch normalisation uses its running statistics, even after train()",
     ]
 
 
@@ -375,7 +375,7 @@ class Code(unirnn.Model):
 
 
 def test_a_model_that_is_code_is_refused() -> None:
-    spec, words = Code(), "has no Model, which is code; build it with torch, and export that$"
+    spec, words = Code(), "has no models from code; build it with torch, and export that$"
     with pytest.raises(errors.LimitError, match=f"can't: onnxruntime {words}"):
         spec.build("onnxruntime")
     with pytest.raises(errors.LimitError, match=f"^onnx {words}"):

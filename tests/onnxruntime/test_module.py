@@ -133,7 +133,7 @@ def texts(spec: RecurrentSpec, **arguments: Any) -> list[str]:
     return [str(limit) for limit in unirnn.explain(spec, "onnxruntime", **arguments)]
 
 
-INFERENCE = "differs: onnxruntime is for inference: no gradients, and dropout is never applied"
+INFERENCE = "differs: onnxruntime is for inference only: it has no gradients and applies no dropout"
 LIMITS: dict[str, tuple[RecurrentSpec, dict[str, Any], list[str]]] = {
     "inference only": (GRUSpec(3, 4), {}, []),
     "a projection": (LSTMSpec(3, 4, proj_size=2), {}, []),
@@ -142,11 +142,15 @@ LIMITS: dict[str, tuple[RecurrentSpec, dict[str, Any], list[str]]] = {
         {"dtype": "float64"},
         ["can't: onnxruntime computes in float16, float32, not in float64"],
     ),
-    "float16": (GRUSpec(3, 4), {"dtype": "float16"}, ["differs: float16 is computed in float32, and rounded"]),
+    "float16": (
+        GRUSpec(3, 4),
+        {"dtype": "float16"},
+        ["differs: float16 is computed in float32, and the results are rounded"],
+    ),
     "a GPU": (
         GRUSpec(3, 4),
         {"device": "cuda:1"},
-        ["differs: through CUDAExecutionProvider, which no test here has run"],
+        ["differs: it runs through CUDAExecutionProvider, with which unirnn has not been tested"],
     ),
     "weights too large for a model": (
         RNNSpec(2**15, 2**15, bias=False),

@@ -74,7 +74,7 @@ class Layers(Module):
     def _like(self) -> tuple[type[Any], Any]:
         return Tensor, self.weights["weight_ih_l0"].dtype
 
-    def _native(self, array: NDArray[Any]) -> Tensor:
+    def _from_numpy(self, array: NDArray[Any]) -> Tensor:
         return torch.tensor(array)
 
     def _run(self, call: Call) -> tuple[Tensor, State]:

@@ -822,7 +822,7 @@ def test_copies_keep_the_kernel() -> None:
 
 def test_explain_says_when_which_kernel_is_taken() -> None:
     assert unirnn.explain(GRUSpec(3, 4), "torch").kernels == (
-        ("compiled", "in all cases, except under autocast, torch.func, torch.jit.trace and in forward mode"),
+        ("compiled", "in all cases, except under autocast, torch.func and torch.jit.trace, and in forward mode"),
         ("native", "in all other cases, except under torch.func.vmap"),
         ("reference", "under torch.func.vmap"),
     )

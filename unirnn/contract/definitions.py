@@ -1,4 +1,4 @@
-"""What a plain Python backend builds from a `unirnn.Model`: an object with its methods, layers and namespace."""
+"""Models from code, `unirnn.Model`, for a plain Python backend: objects with their methods, layers and namespace."""
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +10,7 @@ from unirnn.errors import LimitError
 from unirnn.reference.functions import namespace
 from unirnn.specs import LinearSpec, Model, Spec
 
-__all__ = ["BuiltDefinition", "build_definition", "own_weights"]
+__all__ = ["BuiltDefinition", "build_definition", "own_weights", "untied"]
 
 
 class BuiltDefinition:
@@ -103,9 +103,14 @@ def own_weights(spec: Model, weights: Mapping[str, Any]) -> Iterator[tuple[str, 
     """
     tied = spec.tied()
     for name, layer in spec.children:
-        own = replace(layer, tied_to="") if isinstance(layer, LinearSpec) else layer
+        own = untied(layer)
         names = ((weight, f"{name}.{weight}") for weight in own.weight_shapes())
         yield name, own, {weight: weights[tied.get(full, full)] for weight, full in names}
+
+
+def untied(layer: Spec) -> Spec:
+    """The layer with all of its weights, none of which is another layer's."""
+    return replace(layer, tied_to="") if isinstance(layer, LinearSpec) else layer
 
 
 def build_definition(

@@ -92,8 +92,9 @@ class Support:
         """
         kind = next((kind for kind in _kinds_of_models(spec) if kind not in self.kinds), None)
         if kind is not None:
-            advice = ", which is code; build it with torch, and export that" if kind == "Model" else ""
-            return f"{self.who} has no {kind}{advice}"
+            if kind == "Model":
+                return f"{self.who} has no models from code; build it with torch, and export that"
+            return f"{self.who} has no {kind}"
         for layer, leaf in spec.leaves().items():
             where = f"{layer}: " if layer else ""
             if leaf.kind not in self.kinds:
@@ -135,7 +136,7 @@ class Limit:
         return ("can't: " if self.refuses else "differs: ") + self.text
 
 
-ROUNDED_FLOAT16 = Limit("float16 is computed in float32, and rounded", refuses=False)
+ROUNDED_FLOAT16 = Limit("float16 is computed in float32, and the results are rounded", refuses=False)
 
 
 class Kernel(NamedTuple):

@@ -105,8 +105,8 @@ class Module(ABC):
     def _like(self) -> tuple[type[Any], Any]:
         """The framework's class of an array, and the module's dtype; see `unirnn.contract.call.prepare`."""
 
-    def _native(self, array: NDArray[Any]) -> Any:
-        """The lengths, or the resets, as an array of the framework on the module's device."""
+    def _from_numpy(self, array: NDArray[Any]) -> Any:
+        """The checked lengths, or resets, as an array of the framework on the device of the module."""
         return array
 
     def _swap_axes(self, array: Any) -> Any:
@@ -116,7 +116,7 @@ class Module(ABC):
     def _prepare(self, given: Arguments) -> Call:
         """Check the arguments; see `unirnn.contract.call.prepare`."""
         call = prepare(self.spec, given, like=self._like(), swap=self._swap_axes)
-        ns, begins = (None if array is None else self._native(array) for array in (call.lengths, call.resets))
+        ns, begins = (None if array is None else self._from_numpy(array) for array in (call.lengths, call.resets))
         return call._replace(lengths=ns, resets=begins)
 
     @abstractmethod

@@ -22,7 +22,7 @@ class LoopModule(Module):
     def _like(self) -> tuple[type[Any], Any]:
         return torch.Tensor, self.weights["weight_ih_l0"].dtype
 
-    def _native(self, array: NDArray[Any]) -> torch.Tensor:
+    def _from_numpy(self, array: NDArray[Any]) -> torch.Tensor:
         return torch.tensor(array)
 
     def _run(self, call: Call) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:

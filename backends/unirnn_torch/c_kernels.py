@@ -1,7 +1,11 @@
-"""The compiled kernels over the memory of tensors: one layer in one direction, on a CPU, in float32 and float64.
+"""The C kernels of `unirnn.kernels` over the memory of tensors, on a CPU, in float32 and float64.
 
-Only tensors that are not contiguous are copied. The kernels read and write memory, so this module checks every shape
-and dtype, whatever calls it.
+They are what ``kernel="compiled"`` names: a C library that comes with unirnn. They have nothing to do with
+`torch.compile`.
+
+`forward` and `backward` compute one layer in one direction, which a `Call` describes. `Prepared` computes a whole stack
+without gradients. The kernels read and write memory, so this module checks every shape and dtype, whatever calls it.
+Only tensors that are not contiguous are copied.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,7 +36,7 @@ class Call(NamedTuple):
     Parameters
     ----------
     cell
-        As the compiled kernels call it; see `unirnn.kernels.compiled.cell_of`.
+        As the C kernels call it; see `unirnn.kernels.compiled.cell_of`.
     x
         `(T, B, I)`.
     lengths
@@ -72,8 +76,14 @@ class Call(NamedTuple):
         """The size of each part of the state."""
         return (self.output_size, self.hidden_size)[: num_states(self.cell)]
 
-    @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
+    @classmethod
+    def of_tensors(cls, cell: str, tensors: Sequence[Any], reverse: bool) -> "Call":
+        """The call whose tensors these are; see `tensors`."""
+        x, lengths, resets, *others = tensors
+        states = num_states(cell)
+        return cls(cell, x, lengths, resets, tuple(others[:states]), reference.Weights(*others[states:]), reverse)
+
+    def tensors(self) -> tuple[Tensor | None, ...]:  # no property, which a graph can't read
         """``(x, lengths, resets, *state, *weights)``."""
         return self.x, self.lengths, self.resets, *self.state, *self.weights[: num_weights(self.cell)]
 
@@ -163,13 +173,15 @@ def backward(
     d_output, *d_final = d_results
     steps, batch_size, _ = x.shape
     d_output = (
-        None if d_output is None else _steps("d_output", d_output, (steps, batch_size, call.output_size), x.dtype)
+        None
+        if d_output is None
+        else _checked_steps("d_output", d_output, (steps, batch_size, call.output_size), x.dtype)
     )
     d_final = [
-        None if d is None else _whole("d_state", d, (batch_size, size), x.dtype)
+        None if d is None else _checked("d_state", d, (batch_size, size), x.dtype)
         for d, size in zip(d_final, call.state_sizes, strict=True)
     ]
-    _whole("kept", kept, (steps * batch_size, compiled.KEPT[call.cell] * call.hidden_size), x.dtype)
+    _checked("kept", kept, (steps * batch_size, compiled.KEPT[call.cell] * call.hidden_size), x.dtype)
     d_x = x.new_empty((steps, batch_size, x.shape[2])) if of_x else None
     d_state = [torch.empty_like(part) for part in state]
     d_weights = reference.Weights(*(None if w is None or not of_weights else torch.empty_like(w) for w in call.weights))
@@ -210,8 +222,8 @@ class Prepared:
 
     @staticmethod
     def can_be_had(weights: Iterable[Tensor], x: Tensor) -> bool:
-        """Whether the compiled kernels, which must be there, can run such calls."""
-        readable = all(w.dtype is x.dtype and w.is_cpu and _in_one_piece(w) is w for w in weights)
+        """Whether the C kernels, which must be there, can run such calls."""
+        readable = all(w.dtype is x.dtype and w.is_cpu and _contiguous(w) is w for w in weights)
         return readable and x.dtype in _DTYPES and x.is_cpu and x.numel() > 0 and x.stride(-1) == 1
 
     def fits(self, weights: Iterable[Tensor], x: Tensor, state: Sequence[Tensor]) -> bool:
@@ -229,7 +241,7 @@ class Prepared:
         """Make a call; without a state, start from zeros. Return the output and the final state in the layout of x."""
         y, final = x.new_empty(self._y_shape), tuple([x.new_empty(shape) for shape in self._state_shapes])
         between = x.new_empty(self._between_shape) if self._between_shape[0] else None
-        given = [_in_one_piece(part) for part in state]  # held while its memory is read
+        given = [_contiguous(part) for part in state]  # held while its memory is read
         self._run(
             x.data_ptr(),
             [part.data_ptr() for part in given],
@@ -246,7 +258,8 @@ def _places(tensors: Iterable[Tensor]) -> list[Any]:
     return [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors]
 
 
-def _in_one_piece(tensor: Tensor) -> Tensor:
+def _contiguous(tensor: Tensor) -> Tensor:
+    """The same tensor if its memory can be read as it is, or else a copy."""
     return tensor if tensor.is_contiguous() and not tensor.is_neg() else tensor.resolve_neg().contiguous()
 
 
@@ -271,30 +284,30 @@ def _readable(call: Call) -> Call:
     if (bias_ih is None) != (bias_hh is None):
         raise ShapeError("bias_ih, bias_hh: given one of them, expected both or none")
     if lengths is not None:
-        lengths = _whole("lengths", lengths, (batch_size,), torch.int64)
+        lengths = _checked("lengths", lengths, (batch_size,), torch.int64)
     if resets is not None:
-        resets = _whole("resets", resets, (steps, batch_size), torch.bool)
+        resets = _checked("resets", resets, (steps, batch_size), torch.bool)
     dtype, of_bias = x.dtype, (rows,)
     weights = reference.Weights(
-        _whole("weight_ih", weight_ih, (rows, input_size), dtype),
-        _whole("weight_hh", weight_hh, (rows, call.output_size), dtype),
-        None if bias_ih is None else _whole("bias_ih", bias_ih, of_bias, dtype),
-        None if bias_hh is None else _whole("bias_hh", bias_hh, of_bias, dtype),
-        None if weight_hr is None else _whole("weight_hr", weight_hr, (call.output_size, call.hidden_size), dtype),
+        _checked("weight_ih", weight_ih, (rows, input_size), dtype),
+        _checked("weight_hh", weight_hh, (rows, call.output_size), dtype),
+        None if bias_ih is None else _checked("bias_ih", bias_ih, of_bias, dtype),
+        None if bias_hh is None else _checked("bias_hh", bias_hh, of_bias, dtype),
+        None if weight_hr is None else _checked("weight_hr", weight_hr, (call.output_size, call.hidden_size), dtype),
     )
     sizes = zip(state, call.state_sizes, strict=False)
-    begin = tuple([_whole("state", part, (batch_size, size), dtype) for part, size in sizes])
-    return Call(cell, _steps("x", x, x.shape, dtype), lengths, resets, begin, weights, reverse)
+    begin = tuple([_checked("state", part, (batch_size, size), dtype) for part, size in sizes])
+    return Call(cell, _checked_steps("x", x, x.shape, dtype), lengths, resets, begin, weights, reverse)
 
 
-def _whole(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor in contiguous memory of this machine, after a check of its shape and its dtype."""
+def _checked(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """The tensor in contiguous memory, after a check of its shape, its dtype and its device."""
     if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
         _refuse(name, tensor, shape, dtype)
-    return _in_one_piece(tensor)
+    return _contiguous(tensor)
 
 
-def _steps(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _checked_steps(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """The same for `(T, B, F)`, of which only the last axis need be contiguous."""
     if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
         _refuse(name, tensor, shape, dtype)
