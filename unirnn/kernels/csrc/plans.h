@@ -1,0 +1,68 @@
+/* What each cell consists of, as tables: its gates, and the order of what is stored. `cells.h` has its equations. */
+
+#ifndef PLANS_H
+#define PLANS_H
+
+#include "unirnn.h"
+
+/* The gates, in torch's order. An RNN has one, number 0. */
+enum { GATE_R, GATE_Z, GATE_N };         /* GRU */
+enum { GATE_I, GATE_F, GATE_G, GATE_O }; /* LSTM */
+
+/* The places of the arrays (H,) that a forward step keeps for the backward pass. The state after the step comes first;
+   with a projection, it has P numbers. */
+enum { KEPT_H };
+enum { KEPT_R = 1, KEPT_Z, KEPT_N, KEPT_K };         /* GRU; k = U_n + b_hn only if r multiplies it */
+enum { KEPT_I = 1, KEPT_F, KEPT_G, KEPT_O, KEPT_C }; /* LSTM; c is the cell state after the step */
+
+/* The places of the arrays (H,) that a step back gives: the gradients of the gates' sums W + U, in the order of the
+   gates. Only the GRU has another order, since its r multiplies U_n: the gradients of W_n and of U_n differ. */
+enum { GRU_D_W_N, GRU_D_R, GRU_D_Z, GRU_D_U_N };
+
+/* The gates that are computed after the same product with the state. */
+typedef struct {
+    int num_gates, gates[4]; /* in the order of a panel's vectors */
+    int units;               /* how many vectors of hidden units a panel has */
+} stage_plan;
+
+typedef struct {
+    int num_gates, num_stages;
+    stage_plan stages[2];
+    int num_kept;        /* how many arrays (H,) a step keeps */
+    int num_gradients;   /* how many arrays (H,) of gradients a step back gives */
+    int of_input[4];     /* the gates of W, in the order of their gradients, which begin at the first place */
+    int of_hidden_first; /* the place where the gradients of U begin, in the order of the gates */
+} cell_plan;
+
+/* Only the GRU with the reset gate before the product has two stages, since its n needs r. */
+static const cell_plan PLANS[UNIRNN_CELLS] = {
+    [RNN_TANH] = {1, 1, {{1, {0}, 2}}, KEPT_H + 1, 1, {0}, 0},
+    [RNN_RELU] = {1, 1, {{1, {0}, 2}}, KEPT_H + 1, 1, {0}, 0},
+    [GRU] = {3, 1, {{3, {GATE_R, GATE_Z, GATE_N}, 1}}, KEPT_K + 1, 4, {GATE_N, GATE_R, GATE_Z}, GRU_D_R},
+    [GRU_RESET_BEFORE] =
+        {3, 2, {{2, {GATE_R, GATE_Z}, 1}, {1, {GATE_N}, 2}}, KEPT_N + 1, 3, {GATE_R, GATE_Z, GATE_N}, 0},
+    [LSTM] =
+        {4, 1, {{4, {GATE_I, GATE_F, GATE_G, GATE_O}, 1}}, KEPT_C + 1, 4, {GATE_I, GATE_F, GATE_G, GATE_O}, 0},
+};
+
+/* Each cell of the interface: which of the cells above it is, and the slope of the line that replaces its sigmoids. */
+typedef struct {
+    int cell;
+    double slope; /* 0 for sigmoids */
+} cell_variant;
+
+static const cell_variant VARIANTS[UNIRNN_CELLS] = {
+    [RNN_TANH] = {RNN_TANH, 0},
+    [RNN_RELU] = {RNN_RELU, 0},
+    [GRU] = {GRU, 0},
+    [GRU_HARD_SIGMOID] = {GRU, 1.0 / 6},
+    [GRU_HARD_SIGMOID_02] = {GRU, 0.2},
+    [GRU_RESET_BEFORE] = {GRU_RESET_BEFORE, 0},
+    [GRU_RESET_BEFORE_HARD_SIGMOID] = {GRU_RESET_BEFORE, 1.0 / 6},
+    [GRU_RESET_BEFORE_HARD_SIGMOID_02] = {GRU_RESET_BEFORE, 0.2},
+    [LSTM] = {LSTM, 0},
+    [LSTM_HARD_SIGMOID] = {LSTM, 1.0 / 6},
+    [LSTM_HARD_SIGMOID_02] = {LSTM, 0.2},
+};
+
+#endif
