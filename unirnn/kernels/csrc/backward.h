@@ -2,7 +2,7 @@
    computes some rows of what the chunk adds to the gradients of the weights, and of the gradient of the input. */
 
 /* The first gate of W_hh that multiplies r * h, and not h. */
-static int of_reset_h(const call *c) { return c->cell == GRU_RESET_BEFORE ? GATE_N : c->plan->num_gates; }
+static int first_of_reset_h(const call *c) { return c->cell == GRU_RESET_BEFORE ? GATE_N : c->plan->num_gates; }
 
 static void lay_out_backward(call *c, memory *m) {
     int64_t rows = c->chunk_rows = least_of(c->num_rows, CHUNK + c->active[0]), gates = c->plan->num_gates;
@@ -16,8 +16,8 @@ static void lay_out_backward(call *c, memory *m) {
     c->states = REALS(m, panels_size(rows, c->P));
     c->reset_h = REALS(m, c->cell == GRU_RESET_BEFORE ? panels_size(rows, c->H) : 0);
     c->w_ih_back = REALS(m, c->d->d_input.data ? panels_size(gates * c->H, c->I) : 0);
-    c->w_hh_back[0] = REALS(m, panels_size(of_reset_h(c) * c->H, c->P));
-    c->w_hh_back[1] = REALS(m, panels_size((gates - of_reset_h(c)) * c->H, c->P));
+    c->w_hh_back[0] = REALS(m, panels_size(first_of_reset_h(c) * c->H, c->P));
+    c->w_hh_back[1] = REALS(m, panels_size((gates - first_of_reset_h(c)) * c->H, c->P));
     c->d_h_rows = reserve(m, c->num_sequences, sizeof(real *));
     c->d_reset_rows = reserve(m, c->num_sequences, sizeof(real *));
     c->d_input_rows = reserve(m, rows, sizeof(real *));
@@ -30,11 +30,11 @@ static void lay_out_backward(call *c, memory *m) {
 }
 
 /* One stage of step t, for the n places from `first` on. `chunk_row` is the row in the chunk where the step begins.
-   `is_plain` is a constant of the caller's: the gates are sigmoids, and there is no projection. */
-INLINE void step_back_rows(int cell, int stage, int is_plain, const call *c, int64_t t, int64_t first, int64_t n,
+   `is_usual` is a constant of the caller's: the gates are sigmoids, and there is no projection. */
+INLINE void step_back_rows(int cell, int stage, int is_usual, const call *c, int64_t t, int64_t first, int64_t n,
                            int64_t chunk_row) {
     const int64_t H = c->H, P = c->P, before = c->layer->reverse ? t + 1 : t - 1;
-    const int projected = !is_plain && cell == LSTM && has_projection(c);
+    const int projected = !is_usual && cell == LSTM && has_projection(c);
     for (int64_t place = first; place < first + n; place++) {
         const sequence *s = &c->sequences[place];
         const int64_t row = chunk_row + place;
@@ -53,7 +53,7 @@ INLINE void step_back_rows(int cell, int stage, int is_plain, const call *c, int
             .d_output = c->d->d_output.data && !projected ? step_of(c, &c->d->d_output, t, place) : NULL,
             .gradients = c->d_gates + row * c->d_gates_stride,
             .d_reset = c->d_reset + place * c->stride,
-            .slope = is_plain ? 0 : c->slope,
+            .slope = is_usual ? 0 : c->slope,
             .size = H,
         };
         for (step.first = 0; step.first < H; step.first += LANES) {
@@ -72,17 +72,15 @@ INLINE void step_back_rows(int cell, int stage, int is_plain, const call *c, int
                 vec gate = load_some(step.kept + (projected ? KEPT_O : KEPT_R) * H + i, H - i);
                 vec state = load_some(projected ? step.kept + KEPT_C * H + i : h + i, H - i);
                 vec gated = gate * (projected ? tanh_of(state) : state);
-                int64_t panel = i / (PANEL * LANES), v = i / LANES % PANEL;
-                real *to = projected ? c->gated : c->reset_h;
-                store(to + (panel * c->chunk_rows + row) * PANEL * LANES + v * LANES, gated);
+                store(in_panels(projected ? c->gated : c->reset_h, c->chunk_rows, row, i), gated);
             }
     }
 }
 
 static void step_back_stage(const call *c, int stage, int64_t t, int64_t first, int64_t n, int64_t chunk_row) {
-    const int is_plain = c->slope == 0 && !has_projection(c);
+    const int is_usual = c->slope == 0 && !has_projection(c);
 #define STEP_BACK(CELL, STAGE) \
-    if (is_plain) step_back_rows(CELL, STAGE, 1, c, t, first, n, chunk_row); \
+    if (is_usual) step_back_rows(CELL, STAGE, 1, c, t, first, n, chunk_row); \
     else step_back_rows(CELL, STAGE, 0, c, t, first, n, chunk_row);
     switch (c->cell) {
         case RNN_TANH: step_back_rows(RNN_TANH, 0, 1, c, t, first, n, chunk_row); break;
@@ -117,15 +115,15 @@ static void step_back_share(const call *c, int64_t t, int share, int64_t chunk_r
     const int64_t first = c->shares[share], n = active_in(c, first, c->shares[share + 1], t);
     const int64_t H = c->H, width = c->d_gates_stride;
     if (!n) return;
-    const real *of_hidden = c->d_gates + (chunk_row + first) * width + c->plan->of_hidden_first * H;
-    int of_h = of_reset_h(c);
+    const real *d_u = c->d_gates + (chunk_row + first) * width + c->plan->slot_of_u * H;
+    int of_h = first_of_reset_h(c); /* the gates of U before it are products of h */
     if (has_projection(c)) step_back_projection(c, t, first, n, chunk_row);
     step_back_stage(c, 0, t, first, n, chunk_row);
     if (c->cell == GRU_RESET_BEFORE) {
-        product(n, H, H, of_hidden + GATE_N * H, width, 1, c->w_hh_back[1], H, t % 2, 0, c->d_reset_rows + first);
+        product(n, H, H, d_u + GATE_N * H, width, 1, c->w_hh_back[1], H, t % 2, 0, c->d_reset_rows + first);
         step_back_stage(c, 1, t, first, n, chunk_row);
     }
-    product(n, c->P, of_h * H, of_hidden, width, 1, c->w_hh_back[0], of_h * H, t % 2, 1, c->d_h_rows + first);
+    product(n, c->P, of_h * H, d_u, width, 1, c->w_hh_back[0], of_h * H, t % 2, 1, c->d_h_rows + first);
 }
 
 /* Add what a chunk contributes to the rows [first, end) of the gradients of W_ih, W_hh and W_hr, taken as one
@@ -133,15 +131,15 @@ static void step_back_share(const call *c, int64_t t, int share, int64_t chunk_r
 static void add_to_weights(const call *c, int64_t rows, int64_t first, int64_t end, int add) {
     const int64_t H = c->H, gates = c->plan->num_gates;
     while (first < end) {
-        int of_projection = first >= 2 * gates * H, of_hidden = !of_projection && first >= gates * H;
-        int64_t at = first - (of_projection ? 2 : of_hidden) * gates * H, place = at / H, unit = at % H;
+        int of_hr = first >= 2 * gates * H, of_hh = !of_hr && first >= gates * H;
+        int64_t at = first - (of_hr ? 2 : of_hh) * gates * H, slot = at / H, unit = at % H;
         int64_t count = least_of(least_of(BAND, H - unit), end - first), width = c->d_gates_stride;
-        int64_t gate = of_hidden ? place : c->plan->of_input[place], columns = of_hidden ? c->P : c->I;
-        const real *from = c->d_gates + ((of_hidden ? c->plan->of_hidden_first : 0) + place) * H + unit;
-        real *to = of_hidden ? c->d->d_weight_hh : c->d->d_weight_ih;
-        real *bias = of_hidden ? c->d->d_bias_hh : c->d->d_bias_ih;
-        const real *factor = !of_hidden ? c->inputs : gate >= of_reset_h(c) ? c->reset_h : c->states;
-        if (of_projection) {
+        int64_t gate = of_hh ? slot : c->plan->gates_of_w[slot], columns = of_hh ? c->P : c->I;
+        const real *from = c->d_gates + ((of_hh ? c->plan->slot_of_u : 0) + slot) * H + unit;
+        real *to = of_hh ? c->d->d_weight_hh : c->d->d_weight_ih;
+        real *bias = of_hh ? c->d->d_bias_hh : c->d->d_bias_ih;
+        const real *factor = !of_hh ? c->inputs : gate >= first_of_reset_h(c) ? c->reset_h : c->states;
+        if (of_hr) {
             from = c->d_projected + unit, width = c->stride;
             to = c->d->d_weight_hr, bias = NULL;
             factor = c->gated, columns = H, gate = 0;
@@ -223,11 +221,10 @@ static void run_backward(void *argument, int number, thread_team *team) {
 }
 
 static void pack_backward(call *c) {
-    const int hidden[] = {0, 1, 2, 3};
-    int first = of_reset_h(c), gates = c->plan->num_gates;
-    if (c->d->d_input.data) pack_rows(c->layer->weight_ih, c->I, c->H, c->plan->of_input, gates, c->w_ih_back);
-    pack_rows(c->layer->weight_hh, c->P, c->H, hidden, first, c->w_hh_back[0]);
-    pack_rows(c->layer->weight_hh, c->P, c->H, hidden + first, gates - first, c->w_hh_back[1]);
-    if (has_projection(c)) pack_rows(c->layer->weight_hr, c->H, c->P, hidden, 1, c->w_hr);
+    const int in_order[] = {0, 1, 2, 3};
+    int first = first_of_reset_h(c), gates = c->plan->num_gates;
+    if (c->d->d_input.data) pack_rows(c->layer->weight_ih, c->I, c->H, c->plan->gates_of_w, gates, c->w_ih_back);
+    pack_rows(c->layer->weight_hh, c->P, c->H, in_order, first, c->w_hh_back[0]);
+    pack_rows(c->layer->weight_hh, c->P, c->H, in_order + first, gates - first, c->w_hh_back[1]);
+    if (has_projection(c)) pack_rows(c->layer->weight_hr, c->H, c->P, in_order, 1, c->w_hr);
 }
-

@@ -4,10 +4,10 @@
    sorting, a *row* the number of a valid step, as `layer.c` explains. A *share* is the range [first, end) of the places
    that one thread computes. */
 
-#define CHUNK 256         /* about how many rows a chunk has: forward at most, backward at least, if there are so many */
-#define FEW 3             /* with up to this many rows, packing the weights would cost more than it gains */
-#define THREAD_WORK 4e6   /* how many multiplications are worth a thread of their own */
-#define THREAD_SEQUENCES 4
+#define CHUNK 256          /* about how many rows a chunk has: at most forward, at least backward */
+#define FEW 3              /* with up to this many rows, packing the weights would cost more than it gains */
+#define THREAD_WORK 4e6    /* how many multiplications are worth a thread of their own */
+#define THREAD_SEQUENCES 4 /* how many sequences are */
 
 /* The memory of a call. It is laid out twice: without a base the sizes are only added up, then pointers are given
    out. */
@@ -32,11 +32,11 @@ typedef struct {
 
 /* Forward: what a thread has for its share. The states are by place, counted from the first of the share. */
 typedef struct {
-    real *inputs;            /* of a chunk */
-    real *from_input[2];     /* the products of a chunk's inputs with W_ih, for each stage */
-    real *h, *next;          /* the states before and after a step */
-    real *reset, *update;    /* GRU_RESET_BEFORE: r * h and z, from the first stage to the second */
-    real *gated, **outputs;  /* LSTM with a projection: o * tanh(c'), and where it is projected to */
+    real *inputs;           /* of a chunk */
+    real *from_input[2];    /* the products of a chunk's inputs with W_ih, for each stage */
+    real *h, *next;         /* the states before and after a step */
+    real *reset, *update;   /* GRU_RESET_BEFORE: r * h and z, from the first stage to the second */
+    real *gated, **outputs; /* LSTM with a projection: o * tanh(c'), and where it is projected to */
 } thread_memory;
 
 typedef struct {
@@ -49,12 +49,12 @@ typedef struct {
     int64_t stride;        /* from a state to the next: H, rounded up to whole panels */
     int few, num_threads;  /* few: there are so few rows that no weights are packed */
     int64_t num_sequences, num_rows, num_steps;
-    sequence *sequences;          /* by place */
-    int64_t *active, *first_row;  /* by step */
-    int64_t *shares;              /* where each begins; the last one ends with the sequences */
-    real *zeros;                  /* a state */
-    real *cell_states;            /* by place; in a backward pass, their gradients */
-    real *w_hr;                   /* packed */
+    sequence *sequences;         /* by place */
+    int64_t *active, *first_row; /* by step: how many sequences have it, and its first row */
+    int64_t *shares;             /* where each share begins, and where the last one ends */
+    real *zeros;                 /* a state */
+    real *cell_states;           /* by place; in a backward pass, their gradients */
+    real *w_hr;                  /* packed */
 
     /* Forward. */
     real *w_ih[2], *w_hh[2], *bias[2], *bias_n; /* packed, for each stage; bias_n is b_hn of a GRU */
@@ -63,9 +63,9 @@ typedef struct {
     /* Backward. Of a chunk's rows: the gradients that the steps give, and, in panels, what the weights multiplied. */
     int64_t chunk_rows, d_gates_stride;
     real *d_gates, *inputs, *states, *reset_h;
-    real *w_ih_back, *w_hh_back[2];                   /* in panels, for products with the transposes */
-    real *d_h, *d_reset;                              /* by place; d_reset is the gradient of r * h */
-    real **d_h_rows, **d_reset_rows, **d_input_rows;  /* where products write them */
+    real *w_ih_back, *w_hh_back[2]; /* packed for products with the transposes; [1] are the gates that multiply r * h */
+    real *d_h, *d_reset;            /* by place; d_reset is the gradient of r * h */
+    real **d_h_rows, **d_reset_rows, **d_input_rows; /* where products write gradients */
     /* LSTM with a projection: o * tanh(c') of a chunk, its gradient, and that of the projected state. */
     real *gated, *d_gated, *d_projected;
     real **d_gated_rows;
@@ -139,7 +139,7 @@ static void arrange(call *c) {
     c->shares[c->num_threads] = c->num_sequences;
 }
 
-/* How many sequences of a share [first, end) have a step t; they are its first ones. */
+/* How many sequences of a share have step t; they are its first ones. */
 static int64_t active_in(const call *c, int64_t first, int64_t end, int64_t t) {
     return most_of(0, least_of(c->active[t], end) - first);
 }
@@ -151,7 +151,7 @@ static int64_t stage_size(const call *c, const stage_plan *plan) {
     return panels_of_stage(c, plan) * plan->units * plan->num_gates * LANES;
 }
 
-/* What a step keeps for the backward pass, in the place of its row. */
+/* Where a step keeps what the backward pass needs; see the slots in `plans.h`. */
 static real *kept_row(const call *c, int64_t row) {
     return (real *)c->layer->kept + row * c->plan->num_kept * c->H;
 }
@@ -177,4 +177,3 @@ static void zero_padding(const call *c, const unirnn_steps *array, int64_t size,
 
 /* All shares that a member of a team computes: its own, and those of threads that could not be made. */
 #define FOR_SHARES(c, share, number, team) for (int share = number; share < c->num_threads; share += team->size)
-

@@ -25,8 +25,8 @@ typedef struct {
     int64_t size, first, left; /* H, the first hidden unit of the vector, and how many units follow from it on */
 } cell_step;
 
-INLINE void keep(const cell_step *s, int place, vec x) {
-    if (s->kept) store_some(s->kept + place * s->size + s->first, x, s->left);
+INLINE void keep(const cell_step *s, int slot, vec x) {
+    if (s->kept) store_some(s->kept + slot * s->size + s->first, x, s->left);
 }
 
 INLINE void finish(const cell_step *s, vec h) {
@@ -93,10 +93,12 @@ typedef struct {
     int64_t size, first, left;
 } cell_step_back;
 
-INLINE vec kept_of(const cell_step_back *s, int place) { return load_some(s->kept + place * s->size + s->first, s->left); }
+INLINE vec kept_of(const cell_step_back *s, int slot) {
+    return load_some(s->kept + slot * s->size + s->first, s->left);
+}
 
-INLINE void give(const cell_step_back *s, int place, vec x) {
-    store_some(s->gradients + place * s->size + s->first, x, s->left);
+INLINE void give(const cell_step_back *s, int slot, vec x) {
+    store_some(s->gradients + slot * s->size + s->first, x, s->left);
 }
 
 /* The derivative of s, from the value of s. */

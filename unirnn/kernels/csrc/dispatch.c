@@ -15,7 +15,7 @@ typedef struct {
     peak_function peak[2];
 } instruction_set;
 
-/* hatch_build.py defines INSTRUCTION_SETS(EACH): EACH(name) for each that the library is compiled for, the best first. */
+/* hatch_build.py defines INSTRUCTION_SETS(EACH): EACH(name) for each that the library is compiled for, best first. */
 #define DECLARE(isa) \
     int unirnn_##isa##_float_run(const unirnn_layer *, const unirnn_gradients *); \
     int unirnn_##isa##_double_run(const unirnn_layer *, const unirnn_gradients *); \

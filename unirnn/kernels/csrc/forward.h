@@ -36,14 +36,14 @@ static void lay_out_forward(call *c, memory *m) {
    multiplies. */
 static void pack_bias(const call *c, int stage, real *out) {
     const stage_plan *plan = &c->plan->stages[stage];
-    const real *of_input = c->layer->bias_ih, *of_hidden = c->layer->bias_hh;
+    const real *bias_ih = c->layer->bias_ih, *bias_hh = c->layer->bias_hh;
     for (int64_t first = 0; first < c->H; first += plan->units * LANES)
         for (int u = 0; u < plan->units; u++)
             for (int g = 0; g < plan->num_gates; g++, out += LANES)
                 for (int64_t lane = 0; lane < LANES; lane++) {
                     int64_t unit = first + u * LANES + lane, at = plan->gates[g] * c->H + unit;
                     int added = !(c->cell == GRU && plan->gates[g] == GATE_N);
-                    out[lane] = unit < c->H && of_input ? of_input[at] + (added ? of_hidden[at] : 0) : 0;
+                    out[lane] = unit < c->H && bias_ih ? bias_ih[at] + (added ? bias_hh[at] : 0) : 0;
                 }
 }
 
@@ -71,7 +71,7 @@ typedef struct {
     real *next;             /* where the cell writes h', which is the next state or yet to be projected */
 } share_step;
 
-/* What the cell reads for sequence i of a share, and where it writes. */
+/* What the cell reads for sequence i of the share, and where it writes. */
 INLINE cell_step step_of_sequence(const share_step *s, int64_t i) {
     const call *c = s->c;
     const int64_t at = i * c->stride;
@@ -104,7 +104,8 @@ INLINE void forward_tile(int cell, int stage, int rows, int panels, const share_
                 begin_sum(cell, plan->gates[v % gates], w + i * row_size + (p * width + v) * LANES,
                           c->bias_n + (first_panel + p) * units * LANES, &sums[(p * rows + i) * width + v]);
     const real *factor = (cell == GRU_RESET_BEFORE && stage == 1 ? s->own->reset : s->own->h) + first_row * stride;
-    multiply_add(rows, width, panels, factor, stride, 1, c->w_hh[stage] + first_panel * panel_size, panel_size, P, sums);
+    const real *w_hh = c->w_hh[stage] + first_panel * panel_size;
+    multiply_add(rows, width, panels, factor, stride, 1, w_hh, panel_size, P, sums);
     for (int i = 0; i < rows; i++) {
         cell_step step = step_of_sequence(s, first_row + i);
         for (int p = 0; p < panels; p++)
@@ -142,7 +143,7 @@ static const forward_stage FORWARD_STAGES[UNIRNN_CELLS][2] = {
     [LSTM] = {forward_LSTM_0},
 };
 
-/* The same for few rows, without packed weights. */
+/* The same for few rows, without packed weights. The products of the inputs are computed here too. */
 static void forward_few(const share_step *s, int stage, int64_t count) {
     const call *c = s->c;
     const stage_plan *plan = &c->plan->stages[stage];
@@ -295,4 +296,3 @@ static void run_forward(void *argument, int number, thread_team *team) {
     call *c = argument;
     FOR_SHARES(c, share, number, team) forward_share(c, share);
 }
-

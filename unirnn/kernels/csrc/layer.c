@@ -3,12 +3,9 @@
    Without resets, a column of the batch is one sequence. With resets it holds several, one after another. They are
    independent, so each is computed as if it had a column of its own. The sequences are sorted by length, the longest
    first: those that have a step t are the first `active[t]`. Only valid steps are computed. They are numbered as
-   *rows*, step by step: step t of the sequence at place s is row first_row[t] + s.
+   *rows*, step by step: step t of the sequence at place p is row first_row[t] + p.
 
-   Forward, each thread has its share of the sequences and takes them through all steps. It first multiplies the
-   inputs of a chunk of steps with the weights, and then goes through the chunk step by step. Backward, the threads
-   go back through a chunk of steps, again each with its sequences. Then each computes some rows of what the chunk
-   adds to the gradients of the weights. */
+   `call.h` arranges a call so, `forward.h` and `backward.h` run it. Each of these headers is included here only. */
 
 #include "plans.h"
 

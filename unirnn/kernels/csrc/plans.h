@@ -9,14 +9,14 @@
 enum { GATE_R, GATE_Z, GATE_N };         /* GRU */
 enum { GATE_I, GATE_F, GATE_G, GATE_O }; /* LSTM */
 
-/* The places of the arrays (H,) that a forward step keeps for the backward pass. The state after the step comes first;
+/* The slots of the arrays (H,) that a forward step keeps for the backward pass. The state after the step comes first;
    with a projection, it has P numbers. */
 enum { KEPT_H };
 enum { KEPT_R = 1, KEPT_Z, KEPT_N, KEPT_K };         /* GRU; k = U_n + b_hn only if r multiplies it */
 enum { KEPT_I = 1, KEPT_F, KEPT_G, KEPT_O, KEPT_C }; /* LSTM; c is the cell state after the step */
 
-/* The places of the arrays (H,) that a step back gives: the gradients of the gates' sums W + U, in the order of the
-   gates. Only the GRU has another order, since its r multiplies U_n: the gradients of W_n and of U_n differ. */
+/* The slots of the arrays (H,) that a step back gives: the gradients of the gates' sums W + U, as `cells.h` calls them.
+   The slot is the number of the gate, but for the GRU: its r multiplies U_n, so the gradients of W_n and U_n differ. */
 enum { GRU_D_W_N, GRU_D_R, GRU_D_Z, GRU_D_U_N };
 
 /* The gates that are computed after the same product with the state. */
@@ -28,21 +28,40 @@ typedef struct {
 typedef struct {
     int num_gates, num_stages;
     stage_plan stages[2];
-    int num_kept;        /* how many arrays (H,) a step keeps */
-    int num_gradients;   /* how many arrays (H,) of gradients a step back gives */
-    int of_input[4];     /* the gates of W, in the order of their gradients, which begin at the first place */
-    int of_hidden_first; /* the place where the gradients of U begin, in the order of the gates */
+    int num_kept;      /* how many arrays a step keeps */
+    int num_gradients; /* how many arrays of gradients a step back gives */
+    int gates_of_w[4]; /* the gates whose gradients of W are in the first slots */
+    int slot_of_u;     /* where the gradients of U begin, in the order of the gates */
 } cell_plan;
 
-/* Only the GRU with the reset gate before the product has two stages, since its n needs r. */
 static const cell_plan PLANS[UNIRNN_CELLS] = {
-    [RNN_TANH] = {1, 1, {{1, {0}, 2}}, KEPT_H + 1, 1, {0}, 0},
-    [RNN_RELU] = {1, 1, {{1, {0}, 2}}, KEPT_H + 1, 1, {0}, 0},
-    [GRU] = {3, 1, {{3, {GATE_R, GATE_Z, GATE_N}, 1}}, KEPT_K + 1, 4, {GATE_N, GATE_R, GATE_Z}, GRU_D_R},
-    [GRU_RESET_BEFORE] =
-        {3, 2, {{2, {GATE_R, GATE_Z}, 1}, {1, {GATE_N}, 2}}, KEPT_N + 1, 3, {GATE_R, GATE_Z, GATE_N}, 0},
-    [LSTM] =
-        {4, 1, {{4, {GATE_I, GATE_F, GATE_G, GATE_O}, 1}}, KEPT_C + 1, 4, {GATE_I, GATE_F, GATE_G, GATE_O}, 0},
+    [RNN_TANH] = {.num_gates = 1, .num_stages = 1, .stages = {{1, {0}, 2}}, .num_kept = 1, .num_gradients = 1},
+    [RNN_RELU] = {.num_gates = 1, .num_stages = 1, .stages = {{1, {0}, 2}}, .num_kept = 1, .num_gradients = 1},
+    [GRU] = {
+        .num_gates = 3,
+        .num_stages = 1,
+        .stages = {{3, {GATE_R, GATE_Z, GATE_N}, 1}},
+        .num_kept = KEPT_K + 1,
+        .num_gradients = GRU_D_U_N + 1,
+        .gates_of_w = {GATE_N, GATE_R, GATE_Z},
+        .slot_of_u = GRU_D_R,
+    },
+    [GRU_RESET_BEFORE] = {
+        .num_gates = 3,
+        .num_stages = 2, /* since its n needs r */
+        .stages = {{2, {GATE_R, GATE_Z}, 1}, {1, {GATE_N}, 2}},
+        .num_kept = KEPT_N + 1,
+        .num_gradients = 3,
+        .gates_of_w = {GATE_R, GATE_Z, GATE_N},
+    },
+    [LSTM] = {
+        .num_gates = 4,
+        .num_stages = 1,
+        .stages = {{4, {GATE_I, GATE_F, GATE_G, GATE_O}, 1}},
+        .num_kept = KEPT_C + 1,
+        .num_gradients = 4,
+        .gates_of_w = {GATE_I, GATE_F, GATE_G, GATE_O},
+    },
 };
 
 /* Each cell of the interface: which of the cells above it is, and the slope of the line that replaces its sigmoids. */

@@ -80,9 +80,9 @@ INLINE int64_t panels_at_once(int64_t rows, int width, int64_t left) {
         break;
 
 /* CALL(rows, panels, ...) for all tiles of the rows [0, count) and the panels [0, num_panels). CALL uses `first_row`
-   and `first_panel`, where a tile begins. The tiles have about equally many rows, since a tile of one row would be slow.
-   If `last_first`, the last panels come first: when every other pass does that, the panels that one pass used last are
-   still in the cache when the next pass begins. */
+   and `first_panel`, where a tile begins. The tiles have about equally many rows, since one of a single row would be
+   slow. If `last_first`, the last panels come first: when every other pass does that, the panels that one pass used
+   last are still in the cache when the next pass begins. */
 #define FOR_TILES(count, num_panels, WIDTH, last_first, CALL, ...) \
     do { \
         int64_t tiles_ = divide_up(count, most_rows(WIDTH)), at_once_; \
@@ -121,7 +121,8 @@ static void pack_columns(const real *w, int64_t count, int64_t size, const int *
                 real *to = out + (u * num_gates + g) * LANES;
                 int64_t k = 0;
                 if (lanes == LANES) /* so that it is a constant below */
-                    for (; k + LANES <= count; k += LANES) pack_square(from + k, count, LANES, LANES, to + k * row, row);
+                    for (; k + LANES <= count; k += LANES)
+                        pack_square(from + k, count, LANES, LANES, to + k * row, row);
                 for (; k < count; k += LANES)
                     pack_square(from + k, count, lanes, least_of(LANES, count - k), to + k * row, row);
             }
@@ -135,6 +136,12 @@ INLINE void pack_row(const real *row, int64_t columns, int64_t count, int64_t k,
         for (int v = 0; v < PANEL; v++)
             store(to + v * LANES, load_some(row + first + v * LANES, most_of(0, columns - first - v * LANES)));
     }
+}
+
+/* Where row k has a column, a multiple of LANES, in panels with `count` rows. */
+INLINE real *in_panels(real *panels, int64_t count, int64_t k, int64_t column) {
+    const int64_t width = PANEL * LANES;
+    return panels + column / width * width * count + k * width + column % width;
 }
 
 /* How many numbers the panels of a matrix (count, columns) take. */
@@ -207,8 +214,8 @@ INLINE void product_tile(int rows, int panels, const real *a, int64_t row_stride
     }
 ALL_SIZES(PRODUCT_TILE, )
 
-/* out (rows, columns) = a w, or out += a w, for a (rows, count) at any strides and packed w (count, columns), whose panels
-   are `height` rows high; `last_first` as in FOR_TILES. */
+/* out (rows, columns) = a w, or out += a w, for a (rows, count) at any strides and packed w (count, columns), whose
+   panels are `height` rows high. `out` has the address of each row; `last_first` is as in FOR_TILES. */
 static void product(int64_t rows, int64_t columns, int64_t count, const real *a, int64_t row_stride, int64_t k_stride,
                     const real *w, int64_t height, int last_first, int add, real *const *out) {
     const int64_t width = PANEL * LANES, num_panels = divide_up(columns, width);
