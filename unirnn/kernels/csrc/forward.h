@@ -198,11 +198,11 @@ static void project_step(const share_step *s, int64_t count) {
     }
 }
 
-/* Multiply the inputs of `chunk` steps, in the order in which they are run, with W_ih. */
-static void multiply_inputs(const call *c, thread_memory *own, int64_t first, int64_t end, int64_t from, int64_t chunk,
-                          int64_t direction) {
+/* Multiply the inputs of a chunk of steps, in the order in which they are run, with W_ih. */
+static void multiply_inputs(const call *c, thread_memory *own, int64_t first, int64_t end, int64_t t, int64_t steps,
+                            int64_t direction) {
     int64_t rows = 0;
-    for (int64_t i = 0, t = from; i < chunk; i++, t += direction) {
+    for (int64_t done = 0; done < steps; done++, t += direction) {
         int64_t n = active_in(c, first, end, t);
         for (int64_t place = first; place < first + n; place++, rows++)
             memcpy(own->inputs + rows * c->I, step_of(c, &c->layer->input, t, place), c->I * sizeof(real));
@@ -217,9 +217,9 @@ static void multiply_inputs(const call *c, thread_memory *own, int64_t first, in
     }
 }
 
-/* Read the states with which sequences of a share begin. `h` and `next` change places after each step, and a step
-   writes only the states of the sequences that have it. So a state is read just before its sequence's first step,
-   and is written to its place right after the last one. */
+/* Read the states with which some sequences of a share begin. `h` and `next` are swapped after each step, and a step
+   writes only the states of the sequences that have it. So a state is read just before its sequence's first step, and
+   is written to h_n and c_n right after the last one. */
 static void begin_sequences(call *c, thread_memory *own, int64_t first, int64_t from, int64_t to) {
     for (int64_t i = from; i < to; i++) {
         const sequence *s = &c->sequences[first + i];
@@ -240,7 +240,7 @@ static void end_sequences(const call *c, const thread_memory *own, int64_t first
     }
 }
 
-/* How many steps from t on have together at most CHUNK rows; at least one. */
+/* How many of the `left` steps from t on have together at most CHUNK rows; at least one. */
 static int64_t chunk_from(const call *c, int64_t first, int64_t end, int64_t t, int64_t direction, int64_t left) {
     int64_t steps = 1, rows = active_in(c, first, end, t);
     while (steps < left && rows + active_in(c, first, end, t + steps * direction) <= CHUNK)

@@ -5,7 +5,7 @@
    first: those that have a step t are the first `active[t]`. Only valid steps are computed. They are numbered as
    *rows*, step by step: step t of the sequence at place p is row first_row[t] + p.
 
-   `call.h` arranges a call so, `forward.h` and `backward.h` run it. Each of these headers is included here only. */
+   `call.h` puts a call in this order, `forward.h` and `backward.h` run it. These headers are included here only. */
 
 #include "plans.h"
 
@@ -34,10 +34,10 @@ static int run(const unirnn_layer *layer, const unirnn_gradients *d) {
     memory m = {NULL, 0};
     if (layer->resets) FOR_SEQUENCES(&c, s) c.num_sequences++;
     else c.num_sequences = c.B;
-    char *plan = malloc(c.num_sequences * sizeof(sequence) + (2 * c.T + 1 + MOST_THREADS + 1) * sizeof(int64_t) +
-                        c.stride * sizeof(real));
-    if (!plan) return UNIRNN_NO_MEMORY;
-    c.sequences = (sequence *)plan;
+    char *order = malloc(c.num_sequences * sizeof(sequence) + (2 * c.T + 1 + MOST_THREADS + 1) * sizeof(int64_t) +
+                         c.stride * sizeof(real));
+    if (!order) return UNIRNN_NO_MEMORY;
+    c.sequences = (sequence *)order;
     c.active = (int64_t *)(c.sequences + c.num_sequences);
     c.first_row = c.active + c.T + 1, c.shares = c.first_row + c.T;
     c.zeros = (real *)(c.shares + MOST_THREADS + 1);
@@ -47,7 +47,7 @@ static int run(const unirnn_layer *layer, const unirnn_gradients *d) {
     lay_out(&c, &m);
     char *space = malloc(m.size + 64);
     if (!space) {
-        free(plan);
+        free(order);
         return UNIRNN_NO_MEMORY;
     }
     m = (memory){space + 64 - (uintptr_t)space % 64, 0};
@@ -56,7 +56,7 @@ static int run(const unirnn_layer *layer, const unirnn_gradients *d) {
     else pack_forward(&c);
     run_team(c.num_threads, d ? run_backward : run_forward, &c);
     free(space);
-    free(plan);
+    free(order);
     return UNIRNN_OK;
 }
 
@@ -85,7 +85,7 @@ double NAME(peak)(void) {
         for (int i = 0; i < SUMS; i++) sums[i] = splat(source);
         struct timespec begin, end;
         clock_gettime(CLOCK_MONOTONIC, &begin);
-        for (int k = 0; k < count; k++) {
+        for (int repeat = 0; repeat < count; repeat++) {
 #pragma GCC unroll 24
             for (int i = 0; i < SUMS; i++) sums[i] = sums[i] * factor + factor;
         }

@@ -68,7 +68,7 @@ static void run_team(int size, void (*run)(void *, int, thread_team *), void *ar
     pthread_cond_broadcast(&t.changed);
     pthread_mutex_unlock(&t.lock);
     run(argument, 0, &t);
-    for (int k = 1; k < made; k++) pthread_join(threads[k], NULL);
+    for (int i = 1; i < made; i++) pthread_join(threads[i], NULL);
 }
 
 #endif
