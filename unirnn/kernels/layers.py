@@ -57,7 +57,7 @@ _MODULES: dict[KernelName, Any] = {"compiled": arrays, "fallback": fallback}
 """What computes one layer in one direction: two modules with the same functions."""
 
 
-class _Stack:
+class _Layers:
     """The layers of a call; see `recurrent` for the parameters."""
 
     def __init__(
@@ -178,7 +178,7 @@ def recurrent(
     if resets is not None:
         resets = np.array(resets, order="C") if keep else np.ascontiguousarray(resets)
     kernel = kernel or ("compiled" if is_compiled() else "fallback")
-    stack = _Stack(spec, weights, lengths, resets, noise, kernel)
+    stack = _Layers(spec, weights, lengths, resets, noise, kernel)
     output = stack.forward(rows, initial, final, keep=keep)
 
     def pullback(d_output: Array, d_final: State) -> Gradients:

@@ -116,7 +116,8 @@ static void arrange(call *c) {
         place += count;
     }
     FOR_SEQUENCES(c, s) c->sequences[next_place[c->T - s.length]++] = s;
-    /* Now next_place[T - n] is the number of sequences with at least n steps. */
+    /* Now next_place[T - n] is the number of sequences with at least n steps: these are the numbers of `active`, in
+       another order. Both arrays have the same memory, so the numbers pass through `first_row`. */
     for (int64_t t = 0; t < c->T; t++) c->first_row[t] = next_place[c->T - 1 - t];
     c->num_rows = c->num_steps = 0;
     for (int64_t t = 0; t < c->T; t++) {
@@ -157,8 +158,8 @@ static real *kept_row(const call *c, int64_t row) {
 }
 
 /* The row of a column in a state (B, size), or zeros. */
-static const real *state_of(const call *c, const void *state, int64_t size, int64_t column, int there) {
-    return state && there ? (const real *)state + column * size : c->zeros;
+static const real *state_of(const call *c, const void *state, int64_t size, int64_t column, int is_given) {
+    return state && is_given ? (const real *)state + column * size : c->zeros;
 }
 
 static void write_state(const real *row, int64_t size, int64_t column, void *state) {

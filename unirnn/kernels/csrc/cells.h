@@ -3,14 +3,14 @@
    W stands for W_ih x plus the biases, U for W_hh h, with the state h before the step:
 
      RNN                h' = act(W + U)
-     GRU                r, z = s(W + U)    n = tanh(W_n + r * k)          h' = n + z * (h - n)    with k = U_n + b_hn
-     GRU, reset before  r, z = s(W + U)    n = tanh(W_n + U_n(r * h))     h' = n + z * (h - n)
-     LSTM               i, f, o = s(W + U)   g = tanh(W + U)   c' = f * c + i * g   h' = o * tanh(c')
+     GRU                r, z = gate(W + U)     n = tanh(W_n + r * k)         h' = n + z * (h - n)   with k = U_n + b_hn
+     GRU, reset before  r, z = gate(W + U)     n = tanh(W_n + U_n(r * h))    h' = n + z * (h - n)
+     LSTM               i, f, o = gate(W + U)  g = tanh(W + U)   c' = f * c + i * g   h' = o * tanh(c')
 
-   s is the sigmoid, or the straight line slope * x + 1/2 cut off at 0 and 1. In an LSTM with a projection, this h' is
-   then projected: the state after the step is W_hr h'.
+   gate is the sigmoid, or the straight line slope * x + 1/2 cut off at 0 and 1. In an LSTM with a projection, this h'
+   is then projected: the state after the step is W_hr h'.
 
-   `plans.h` says in which stages and order the gates are computed. */
+   The names of gates and slots, and the stages of a step, are in `plans.h`. */
 
 /* What a step of one sequence reads, and where it writes. */
 typedef struct {
@@ -36,7 +36,7 @@ INLINE void finish(const cell_step *s, vec h) {
     keep(s, KEPT_H, h);
 }
 
-/* The function s of a gate. */
+/* The function `gate`. */
 INLINE vec gate_of(const cell_step *s, vec x) {
     if (s->slope == 0) return sigmoid(x);
     vec line = x * splat(s->slope) + splat((real)0.5);
@@ -101,7 +101,7 @@ INLINE void give(const cell_step_back *s, int slot, vec x) {
     store_some(s->gradients + slot * s->size + s->first, x, s->left);
 }
 
-/* The derivative of s, from the value of s. */
+/* The derivative of `gate`, from its value. */
 INLINE vec slope_of_gate(const cell_step_back *s, vec gate) {
     if (s->slope == 0) return gate * (splat(1) - gate);
     return choose((gate > splat(0)) & (gate < splat(1)), splat(s->slope), splat(0));

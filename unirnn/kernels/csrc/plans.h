@@ -1,4 +1,4 @@
-/* What each cell consists of, as tables: its gates, and the order of what is stored. `cells.h` has its equations. */
+/* Tables of the cells: their gates, and the order of the arrays that a step stores. `cells.h` has the equations. */
 
 #ifndef PLANS_H
 #define PLANS_H
@@ -19,7 +19,7 @@ enum { KEPT_I = 1, KEPT_F, KEPT_G, KEPT_O, KEPT_C }; /* LSTM; c is the cell stat
    The slot is the number of the gate, but for the GRU: its r multiplies U_n, so the gradients of W_n and U_n differ. */
 enum { GRU_D_W_N, GRU_D_R, GRU_D_Z, GRU_D_U_N };
 
-/* The gates that are computed after the same product with the state. */
+/* A step is computed in stages, with one product with the state each: the gates that follow the same product. */
 typedef struct {
     int num_gates, gates[4]; /* in the order of a panel's vectors */
     int units;               /* how many vectors of hidden units a panel has */
@@ -48,7 +48,7 @@ static const cell_plan PLANS[UNIRNN_CELLS] = {
     },
     [GRU_RESET_BEFORE] = {
         .num_gates = 3,
-        .num_stages = 2, /* since its n needs r */
+        .num_stages = 2, /* since n needs r */
         .stages = {{2, {GATE_R, GATE_Z}, 1}, {1, {GATE_N}, 2}},
         .num_kept = KEPT_N + 1,
         .num_gradients = 3,
