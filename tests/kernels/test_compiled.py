@@ -270,16 +270,24 @@ def test_python_and_c_agree_on_how_much_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "cell", "proj_size"),
-    [([3, -1], 2, 0), ([3, 5], 2, 0), ([3, 1], len(compiled.KEPT), 0), ([3, 1], 8, 1), ([3, 1], 8, 2), ([3, 1], 2, 1)],
+    ("lengths", "cell", "proj_size", "has_weight_hr"),
+    [
+        ([3, -1], "GRU", 0, False),
+        ([3, 5], "GRU", 0, False),
+        ([3, 1], "unknown", 0, False),
+        ([3, 1], "GRU", 1, True),
+        ([3, 1], "LSTM", 2, True),  # as large as the hidden size
+        ([3, 1], "LSTM", 1, False),
+    ],
 )
-def test_the_library_refuses_to_read_outside_of_the_arrays(lengths: list[int], cell: int, proj_size: int) -> None:
+def test_the_library_refuses_to_read_outside_of_the_arrays(
+    lengths: list[int], cell: str, proj_size: int, has_weight_hr: bool
+) -> None:
     """Our own callers never pass such arguments; the library refuses them all the same, and computes nothing."""
-    found, ns = library.load(), np.array(lengths)
-    assert found is not None
-    has_weight_hr = proj_size and (cell, proj_size) != (8, 1)  # that case is an LSTM whose projection has no weight
+    ns = np.array(lengths)
+    which, sizes = compiled._CELLS.get(cell, len(compiled.KEPT)), (4, 2, 1, 2, proj_size)
     weight_hr = ns.ctypes.data if has_weight_hr else 0
-    layer = compiled._LAYER.pack(cell, 0, 0, 1, 4, 2, 1, 2, proj_size, ns.ctypes.data, *[0] * 5, weight_hr, *[0] * 11)
+    layer = compiled._LAYER.pack(which, 0, 0, 1, *sizes, ns.ctypes.data, *[0] * 5, weight_hr, *[0] * 11)
     with pytest.raises(RuntimeError, match="the compiled kernels: error"):
         compiled.forward(layer)
 

@@ -11,7 +11,7 @@ from unirnn.reference import Weights
 from unirnn.specs import RecurrentSpec
 
 from . import compiled, library
-from .direction import Array, Direction, State
+from .direction import Array, Direction, State, contiguous
 
 __all__ = ["Prepared", "backward", "forward"]
 
@@ -93,7 +93,7 @@ class Prepared:
             and x.dtype in _NAMES
             and x.size > 0
             and x.strides[-1] == x.itemsize
-            and all(array.dtype == x.dtype and _is_whole(array) for array in weights.values())
+            and all(contiguous(array, x.dtype) is array for array in weights.values())
         )
 
     def fits(self, weights: Mapping[str, Array], x: Any, state: State) -> bool:
@@ -109,7 +109,7 @@ class Prepared:
         """Make a call; without a state, start from zeros. Return the output and the final state in the layout of x."""
         y, final = np.empty(self._y_shape, self._dtype), [np.empty(shape, self._dtype) for shape in self._state_shapes]
         between = np.empty(self._between_shape, self._dtype) if self._between_shape[0] else None
-        given = [part if _is_whole(part) else np.require(part, None, ["C", "A"]) for part in state]
+        given = [contiguous(part, self._dtype) for part in state]  # held while its memory is read
         self._run(
             _address(x),
             [_address(part) for part in given],
@@ -119,9 +119,3 @@ class Prepared:
             compiled.num_threads(),
         )
         return self._layout.restore_steps(y), tuple(final)
-
-
-def _is_whole(array: Array) -> bool:
-    """Whether an array is contiguous in memory, as the kernels need it."""
-    flags = array.flags
-    return flags.c_contiguous and flags.aligned

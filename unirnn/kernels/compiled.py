@@ -40,11 +40,13 @@ KEPT = {
         for gates in _GATES.values()
     },
 }
-"""How many arrays `(H,)` a cell keeps for each valid step: the output, and what its backward pass needs besides."""
+"""How many arrays `(H,)` a cell keeps for each valid step: the output, and what its backward pass needs besides.
+
+The library says the same, ``unirnn_kept``, but where operators are only traced, there may be no library.
+"""
 
 _CELLS = {name: k for k, name in enumerate(KEPT)}  # the order is that of ``enum unirnn_cell``
 _DTYPES = {"float32": 0, "float64": 1}
-
 
 # The structs of ``csrc/unirnn.h``, in their order: P is a pointer, and 0 the null pointer; Pqq is a ``unirnn_steps``.
 _LAYER = struct.Struct("4i 5q 2P 5P Pqq 2P Pqq 2P P")
@@ -234,20 +236,22 @@ class Stack:
         self._run = _library().unirnn_forward
         steps, batch_size, _ = x.shape
         hidden_size, proj_size = _sizes(weights[0])
-        output_size, width, itemsize = spec.output_size, spec.num_directions, 4 if dtype == "float32" else 8
-        self._h_bytes, self._c_bytes = (itemsize * batch_size * size for size in (output_size, hidden_size))
+        width, size, itemsize = spec.num_directions, spec.output_size, 4 if dtype == "float32" else 8
+        self._h_bytes, self._c_bytes = itemsize * batch_size * size, itemsize * batch_size * hidden_size
         self._output_bytes = self._h_bytes * steps * width
+        self._output_strides = batch_size * width * size, width * size
         self._layers = []
+        no_lengths = no_resets = None
         for layer in range(spec.num_layers):
-            strides = memory.strides(x) if not layer else (batch_size * width * output_size, width * output_size)
             directions = []
-            for k in range(layer * width, (layer + 1) * width):
-                own, which = weights[k], (_CELLS[cell_of(spec)], _DTYPES[dtype], spec.is_reverse(k))
-                sizes = (steps, batch_size, own.weight_ih.shape[1], hidden_size, proj_size)
-                column = k % width * output_size * itemsize
-                directions.append((which, (*sizes, 0, 0, *memory._addresses(own)), column))
-            self._layers.append((strides, directions))
-        self._output_strides = batch_size * width * output_size, width * output_size
+            for k in range(width):
+                position = layer * width + k
+                own = weights[position]
+                which = _CELLS[cell_of(spec)], _DTYPES[dtype], spec.is_reverse(position)
+                sizes = steps, batch_size, own.weight_ih.shape[1], hidden_size, proj_size
+                fixed = *sizes, *memory._addresses((no_lengths, no_resets, *own))
+                directions.append((which, fixed, k * size * itemsize))
+            self._layers.append((self._output_strides if layer else memory.strides(x), directions))
 
     def run(self, x: int, state: Sequence[int], between: int, y: int, final: Sequence[int], num_threads: int) -> None:
         """Make a call. All arguments but the last are addresses, and all arrays but the input contiguous.
@@ -269,10 +273,10 @@ class Stack:
         MemoryError
             If there is too little.
         """
-        h, c, left, target = 0, 0, len(self._layers), x
+        h_offset, c_offset, layers_left, target = 0, 0, len(self._layers), x
         for input_strides, directions in self._layers:
-            left -= 1
-            source, target = target, between if left else y
+            layers_left -= 1
+            source, target = target, between if layers_left else y
             between += self._output_bytes
             for which, fixed, column in directions:
                 described = _LAYER.pack(
@@ -281,17 +285,17 @@ class Stack:
                     *fixed,
                     source,
                     *input_strides,
-                    state[0] + h if state else 0,
-                    state[1] + c if len(state) == 2 else 0,
+                    state[0] + h_offset if state else 0,
+                    state[1] + c_offset if len(state) == 2 else 0,
                     target + column,
                     *self._output_strides,
-                    final[0] + h,
-                    final[1] + c if len(final) == 2 else 0,
-                    0,
+                    final[0] + h_offset,
+                    final[1] + c_offset if len(final) == 2 else 0,
+                    0,  # nothing is kept
                 )
                 _check(self._run(described))
-                h += self._h_bytes
-                c += self._c_bytes
+                h_offset += self._h_bytes
+                c_offset += self._c_bytes
 
 
 def _sizes(weights: Weights) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The description of one layer in one direction, for the kernels over NumPy arrays."""
+"""What the kernels over NumPy's arrays are given: one layer in one direction, in contiguous memory."""
 
 from typing import Any, NamedTuple
 
@@ -8,10 +8,18 @@ from numpy.typing import NDArray
 from unirnn.reference import Weights
 from unirnn.specs import RecurrentSpec
 
-__all__ = ["Array", "Direction", "State"]
+__all__ = ["Array", "Direction", "State", "contiguous"]
 
 Array = NDArray[Any]
 State = tuple[Array, ...]
+
+
+def contiguous(array: Array, dtype: np.dtype[Any]) -> Array:
+    """The array in C's order of memory, and in a dtype; itself, if it is."""
+    flags = array.flags
+    if array.dtype == dtype and flags.c_contiguous and flags.aligned:
+        return array
+    return np.require(array, dtype, ["C", "A"])
 
 
 class Direction(NamedTuple):

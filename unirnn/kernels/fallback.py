@@ -164,7 +164,7 @@ def _steps(one: Direction) -> Iterator[tuple[int, slice | Array, slice | Array]]
 class _Gate(NamedTuple):
     """The function of the gates, and its derivative, of its result."""
 
-    of: Callable[[Array], Array]
+    apply: Callable[[Array], Array]
     slope: Callable[[Array], Array]
 
 
@@ -213,7 +213,7 @@ def _gru_forward(
     (h,) = state
     x_r, x_z, x_n = _split(from_input, 3)
     h_r, h_z, h_n = _split(h @ w_hh.T + b_hh, 3)
-    r, z = gate.of(x_r + h_r), gate.of(x_z + h_z)
+    r, z = gate.apply(x_r + h_r), gate.apply(x_z + h_z)
     n = np.tanh(x_n + r * h_n)
     return (n + z * (h - n),), (r, z, n, h_n)
 
@@ -234,7 +234,7 @@ def _gru_reset_before_forward(
     size = h.shape[1]
     x_r, x_z, x_n = _split(from_input + b_hh, 3)
     h_r, h_z = _split(h @ w_hh[: 2 * size].T, 2)
-    r, z = gate.of(x_r + h_r), gate.of(x_z + h_z)
+    r, z = gate.apply(x_r + h_r), gate.apply(x_z + h_z)
     n = np.tanh(x_n + (r * h) @ w_hh[2 * size :].T)
     return (n + z * (h - n),), (r, z, n)
 
@@ -255,7 +255,7 @@ def _lstm_forward(
 ) -> tuple[State, tuple[Array, ...]]:
     h, c = state
     a_i, a_f, a_g, a_o = _split(from_input + (h @ w_hh.T + b_hh), 4)
-    i, f, g, o = gate.of(a_i), gate.of(a_f), np.tanh(a_g), gate.of(a_o)
+    i, f, g, o = gate.apply(a_i), gate.apply(a_f), np.tanh(a_g), gate.apply(a_o)
     c = f * c + i * g
     return (o * np.tanh(c), c), (i, f, g, o)
 

@@ -1,8 +1,8 @@
 """A whole stack of layers on a CPU, over NumPy's arrays: forward and backward.
 
 Each layer in each direction is one call of the compiled kernels (`unirnn.kernels.arrays`), or, if they are not
-available, of their NumPy version (`unirnn.kernels.fallback`). Both compute the valid steps only
-and never read the padding. float16 is computed in float32.
+available, of their NumPy version (`unirnn.kernels.fallback`). Both compute the valid steps only and never read the
+padding. float16 is computed in float32.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from unirnn.reference import Weights
 from unirnn.specs import RecurrentSpec
 
 from . import arrays, fallback, library
-from .direction import Array, Direction, State
+from .direction import Array, Direction, State, contiguous
 
 __all__ = ["SUPPORT", "KernelName", "Pullback", "check_compiled", "is_compiled", "recurrent"]
 
@@ -57,7 +57,7 @@ _MODULES: dict[KernelName, Any] = {"compiled": arrays, "fallback": fallback}
 """What computes one layer in one direction: two modules with the same functions."""
 
 
-class _Stack:
+class _Layers:
     """The layers of a call; see `recurrent` for the parameters."""
 
     def __init__(
@@ -173,18 +173,18 @@ def recurrent(
     if hx is None:
         initial = tuple(np.zeros(shape, computed) for shape in spec.state_shapes(x.shape[1]).values())
     else:
-        initial = tuple([np.array(p, computed, order="C") if keep else _contiguous(p, computed) for p in hx])
+        initial = tuple([np.array(p, computed, order="C") if keep else contiguous(p, computed) for p in hx])
     final = tuple([np.empty(part.shape, computed) for part in initial])
     if resets is not None:
         resets = np.array(resets, order="C") if keep else np.ascontiguousarray(resets)
     kernel = kernel or ("compiled" if is_compiled() else "fallback")
-    stack = _Stack(spec, weights, lengths, resets, noise, kernel)
+    stack = _Layers(spec, weights, lengths, resets, noise, kernel)
     output = stack.forward(rows, initial, final, keep=keep)
 
     def pullback(d_output: Array, d_final: State) -> Gradients:
         d_initial = tuple(np.empty(part.shape, computed) for part in initial)
         gradients = stack.backward(
-            _steps(d_output, computed), tuple(_contiguous(part, computed) for part in d_final), d_initial
+            _steps(d_output, computed), tuple(contiguous(part, computed) for part in d_final), d_initial
         )
         gradients.update({f"{name}_0": part for name, part in zip(spec.states, d_initial, strict=True)})
         return {name: gradient.astype(dtype, copy=False) for name, gradient in gradients.items()}
@@ -201,15 +201,7 @@ def _at(position: int, state: State) -> State:
 
 def _get(weights: Mapping[str, Array], name: str, dtype: np.dtype[Any]) -> Array | None:
     array = weights.get(name)
-    return None if array is None else _contiguous(array, dtype)
-
-
-def _contiguous(array: Array, dtype: np.dtype[Any]) -> Array:
-    """The array in C's order of memory; itself, if it is."""
-    flags = array.flags
-    if array.dtype == dtype and flags.c_contiguous and flags.aligned:
-        return array
-    return np.require(array, dtype, ["C", "A"])
+    return None if array is None else contiguous(array, dtype)
 
 
 def _steps(array: Array, dtype: np.dtype[Any]) -> Array:
@@ -217,4 +209,4 @@ def _steps(array: Array, dtype: np.dtype[Any]) -> Array:
     strides = array.strides
     if array.dtype == dtype and array.flags.aligned and strides[2] == dtype.itemsize:
         return array
-    return _contiguous(array, dtype)
+    return contiguous(array, dtype)

@@ -1,7 +1,7 @@
 /* The library's functions: they refuse what is wrong, and choose the code for the type and the processor. */
 
 #include "cpu.h"
-#include "unirnn.h"
+#include "plans.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +15,7 @@ typedef struct {
     peak_function peak[2];
 } instruction_set;
 
-/* hatch_build.py defines INSTRUCTION_SETS(EACH): EACH(name) for each that the library is compiled for, the best first. */
+/* hatch_build.py defines INSTRUCTION_SETS(EACH): EACH(name) for each that the library is compiled for, best first. */
 #define DECLARE(isa) \
     int unirnn_##isa##_float_run(const unirnn_layer *, const unirnn_gradients *); \
     int unirnn_##isa##_double_run(const unirnn_layer *, const unirnn_gradients *); \
@@ -56,11 +56,10 @@ static const instruction_set *chosen(void) {
     return found = best;
 }
 
-static int is_lstm(int cell) { return cell >= LSTM && cell < UNIRNN_CELLS; }
-
 static int refuse(const unirnn_layer *layer) {
     if (layer->cell < 0 || layer->cell >= UNIRNN_CELLS) return UNIRNN_BAD_CELL;
-    int can_project = is_lstm(layer->cell) && layer->proj_size > 0 && layer->proj_size < layer->hidden_size;
+    int is_lstm = VARIANTS[layer->cell].cell == LSTM;
+    int can_project = is_lstm && layer->proj_size > 0 && layer->proj_size < layer->hidden_size;
     if (layer->weight_hr ? !can_project : layer->proj_size != 0) return UNIRNN_BAD_PROJECTION;
     for (int64_t b = 0; layer->lengths && b < layer->batch_size; b++)
         if (layer->lengths[b] < 0 || layer->lengths[b] > layer->steps) return UNIRNN_BAD_LENGTH;
@@ -80,9 +79,7 @@ int unirnn_backward(const unirnn_layer *layer, const unirnn_gradients *gradients
 }
 
 int unirnn_kept(int cell) {
-    if (cell < 0 || cell >= UNIRNN_CELLS) return 0;
-    if (cell < GRU) return 1;
-    return cell < GRU_RESET_BEFORE ? 5 : cell < LSTM ? 4 : 6;
+    return cell < 0 || cell >= UNIRNN_CELLS ? 0 : PLANS[VARIANTS[cell].cell].num_kept;
 }
 
 const char *unirnn_isa(void) { return chosen()->name; }

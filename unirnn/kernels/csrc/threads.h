@@ -10,12 +10,12 @@
 
 typedef struct {
     int size;
-} team;
+} thread_team;
 
-static inline void wait_for_all(team *t) { (void)t; }
+static inline void wait_for_all(thread_team *t) { (void)t; }
 
-static inline void run_team(int size, void (*run)(void *, int, team *), void *argument) {
-    team t = {1};
+static inline void run_team(int size, void (*run)(void *, int, thread_team *), void *argument) {
+    thread_team t = {1};
     (void)size;
     run(argument, 0, &t);
 }
@@ -24,51 +24,51 @@ static inline void run_team(int size, void (*run)(void *, int, team *), void *ar
 
 #include <pthread.h>
 
-typedef struct team_ {
+typedef struct thread_team {
     pthread_mutex_t lock;
-    pthread_cond_t turn;
+    pthread_cond_t changed;
     int size, next, waiting;
-    unsigned turns;
-    void (*run)(void *, int, struct team_ *);
+    unsigned rounds; /* how often all threads have waited for each other */
+    void (*run)(void *, int, struct thread_team *);
     void *argument;
-} team;
+} thread_team;
 
 /* Wait until all threads of the team have come here. */
-static void wait_for_all(team *t) {
+static void wait_for_all(thread_team *t) {
     if (t->size == 1) return;
     pthread_mutex_lock(&t->lock);
-    unsigned turn = t->turns;
+    unsigned now = t->rounds;
     if (++t->waiting == t->size) {
         t->waiting = 0;
-        t->turns++;
-        pthread_cond_broadcast(&t->turn);
+        t->rounds++;
+        pthread_cond_broadcast(&t->changed);
     }
-    while (t->turns == turn) pthread_cond_wait(&t->turn, &t->lock);
+    while (t->rounds == now) pthread_cond_wait(&t->changed, &t->lock);
     pthread_mutex_unlock(&t->lock);
 }
 
 static void *member(void *argument) {
-    team *t = argument;
+    thread_team *t = argument;
     pthread_mutex_lock(&t->lock);
     int number = t->next++;
-    while (!t->size) pthread_cond_wait(&t->turn, &t->lock);
+    while (!t->size) pthread_cond_wait(&t->changed, &t->lock);
     pthread_mutex_unlock(&t->lock);
     t->run(t->argument, number, t);
     return NULL;
 }
 
 /* Call run(argument, number, team) in `size` threads, or in as many as can be made; the caller's is one of them. */
-static void run_team(int size, void (*run)(void *, int, team *), void *argument) {
-    team t = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 1, 0, 0, run, argument};
+static void run_team(int size, void (*run)(void *, int, thread_team *), void *argument) {
+    thread_team t = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 1, 0, 0, run, argument};
     pthread_t threads[MOST_THREADS];
     int made = 1;
     while (made < size && pthread_create(&threads[made], NULL, member, &t) == 0) made++;
     pthread_mutex_lock(&t.lock);
     t.size = made;
-    pthread_cond_broadcast(&t.turn);
+    pthread_cond_broadcast(&t.changed);
     pthread_mutex_unlock(&t.lock);
     run(argument, 0, &t);
-    for (int k = 1; k < made; k++) pthread_join(threads[k], NULL);
+    for (int i = 1; i < made; i++) pthread_join(threads[i], NULL);
 }
 
 #endif
