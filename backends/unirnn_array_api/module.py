@@ -66,9 +66,7 @@ class ArrayModule(Module):
 
     def _run(self, call: Call) -> tuple[Any, tuple[Any, ...]]:
         dropout = self._dropout if self.training and self.spec.dropout else None
-        return reference.recurrent(
-            self._xp, self.spec, self.weights, call.input, call.state, call.lengths, call.resets, dropout=dropout
-        )
+        return reference.recurrent(self._xp, self.spec, self.weights, call.batch, dropout=dropout)
 
     def _dropout(self, x: Any) -> Any:
         return x * _keep(self._generator, x, tuple(x.shape), self.spec.dropout)

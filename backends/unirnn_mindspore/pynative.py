@@ -14,6 +14,7 @@ import numpy as np
 from mindspore import Tensor, common
 
 from unirnn import RecurrentSpec, kernels
+from unirnn.contract.call import Batch
 from unirnn.contract.lengths import Sizes, parse_lengths
 from unirnn.errors import LimitError
 from unirnn.kernels import KernelName
@@ -59,7 +60,7 @@ def _run(call: Call, x: Any, rest: tuple[Any, ...], *, keep: bool) -> tuple[Any,
     noise = None if call.noise is None else call.noise.asnumpy()
     with _quiet():
         output, final, pullback = kernels.recurrent(
-            spec, weights, input, hx, ns, begins, noise=noise, keep=keep, kernel=call.kernel
+            spec, weights, Batch(input, hx, ns, begins), noise=noise, keep=keep, kernel=call.kernel
         )
     return (output, *final), pullback, ("input", *(f"{name}_0" for name in spec.states[:given]), *weights)
 

@@ -16,6 +16,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from unirnn import kernels, reference
+from unirnn.contract.call import Batch
 from unirnn.reference.cells import sigmoid
 from unirnn.reference.functions import ACTIVATIONS, erf
 from unirnn.specs import (
@@ -307,10 +308,7 @@ def recurrent_noise(
 def recurrent(
     spec: RecurrentSpec,
     weights: Mapping[str, Array],
-    x: Array,
-    state: tuple[Array, ...] | None,
-    lengths: NDArray[np.int64] | None = None,
-    resets: NDArray[np.bool_] | None = None,
+    batch: Batch,
     *,
     kernel: str,
     noise: Array | None = None,
@@ -327,13 +325,13 @@ def recurrent(
         named: Any = None if kernel == "auto" else kernel
         if named == "compiled":
             kernels.check_compiled()  # the module may have been built, and pickled, elsewhere
-        return kernels.recurrent(spec, weights, x, state, lengths, resets, noise=noise, keep=keep, kernel=named)
+        return kernels.recurrent(spec, weights, batch, noise=noise, keep=keep, kernel=named)
 
     import array_api_compat.numpy as xp  # a third of the time that NumPy itself takes, and only needed here
 
-    layers = iter(()) if noise is None else iter(noise.astype(x.dtype))
+    layers = iter(()) if noise is None else iter(noise.astype(batch.input.dtype))
     dropout = None if noise is None else lambda x: x * next(layers)
-    output, final = reference.recurrent(xp, spec, weights, x, state, lengths, resets, dropout=dropout)
+    output, final = reference.recurrent(xp, spec, weights, batch, dropout=dropout)
     return output, final, None
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unirnn import kernels
 from unirnn.contract.backend import leaves
-from unirnn.contract.call import Layout
+from unirnn.contract.call import Batch, Layout
 from unirnn.contract.models import (
     ModelCall,
     ModelModule,
@@ -472,16 +472,9 @@ class _Run:
         state, noise = self._call.states[position], None
         if self._training:
             noise = model_layers.recurrent_noise(self._model._generator, spec, flow.x.shape[:2], self.dtype)
+        batch = Batch(flow.x, state, flow.lengths, self._call.resets)
         y, final, pullback = model_layers.recurrent(
-            spec,
-            weights,
-            flow.x,
-            state,
-            flow.lengths,
-            self._call.resets,
-            kernel=self._model._kernel,
-            noise=noise,
-            keep=self._keep,
+            spec, weights, batch, kernel=self._model._kernel, noise=noise, keep=self._keep
         )
         self.finals.append(tuple(map(self._rounded, final)))
 
@@ -547,7 +540,7 @@ class _Run:
             return y
         can_be_had = kernel in ("auto", "compiled") and kernels.Prepared.can_be_had(weights, x)
         steps[name] = kernels.Prepared(spec, weights, x, _STEP) if can_be_had else None
-        ys, final, _ = model_layers.recurrent(spec, weights, x[None], state, kernel=kernel, noise=noise)
+        ys, final, _ = model_layers.recurrent(spec, weights, Batch(x[None], state), kernel=kernel, noise=noise)
         self.finals.append(tuple(map(self._rounded, final)))
         return ys.reshape(ys.shape[1:])
 

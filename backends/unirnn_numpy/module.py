@@ -157,10 +157,7 @@ class NumpyModule(Module):
             noise = model_layers.recurrent_noise(
                 self._generator, self.spec, x.shape[:2], model_layers.computed(x.dtype)
             )
-        state, ns, begins = call.state, call.lengths, call.resets
-        return model_layers.recurrent(
-            self.spec, self.weights, x, state, ns, begins, kernel=self._kernel, noise=noise, keep=keep
-        )
+        return model_layers.recurrent(self.spec, self.weights, call.batch, kernel=self._kernel, noise=noise, keep=keep)
 
 
 def check_shape(name: str, given: Any, result: Array) -> None:

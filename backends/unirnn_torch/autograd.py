@@ -92,7 +92,7 @@ def _gradients(
 
 def _run(call: Call, direction: reference.Direction) -> tuple[Tensor, ...]:
     """``(output, *final)``, by a function of one direction as in `unirnn.reference.recurrent`."""
-    x, weights, spec = call.x, call.weights, _spec(call)
+    x, spec = call.x, _spec(call)
     if call.resets is not None and direction is native.direction:
         lengths = call.checked_lengths()
         if lengths is None or lengths.any():
@@ -101,9 +101,8 @@ def _run(call: Call, direction: reference.Direction) -> tuple[Tensor, ...]:
     ragged = None if call.lengths is None else reference.Lengths(xp, call.lengths, x.shape[0])
     if ragged is not None:
         x = ragged.select(xp, x)
-    output, final = reference.in_direction(
-        xp, spec, x, call.state, weights, ragged, call.resets, reverse=call.reverse, direction=direction
-    )
+    run = partial(direction, xp, spec, call.weights)
+    output, final = reference.in_direction(xp, run, x, call.state, ragged, call.resets, reverse=call.reverse)
     return output, *final
 
 

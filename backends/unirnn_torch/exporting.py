@@ -88,9 +88,9 @@ def layer(
 def direction(
     _: Any,
     spec: RecurrentSpec,
+    weights: reference.Weights,
     x: Tensor,
     state: tuple[Tensor, ...],
-    weights: reference.Weights,
     ragged: reference.Lengths | None,
     begins: None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -99,7 +99,7 @@ def direction(
     x = torch.cat([x, _at_step(torch.zeros_like(h_0[:, 0], dtype=torch.int64), h_0, x.shape[0])], dim=2)
     other = LSTMSpec(spec.input_size, spec.hidden_size, bias=spec.bias)
     begin, own = (torch.zeros_like(c_0), c_0), _without_projection(weights, 0, 1)
-    output, (r, c) = native.direction(_, other, x, begin, own, ragged, begins)
+    output, (r, c) = native.direction(_, other, own, x, begin, ragged, begins)
     assert weights.weight_hr is not None
     projection = weights.weight_hr.t()
     h = torch.matmul(r, projection)

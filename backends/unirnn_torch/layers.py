@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unirnn import RecurrentSpec, reference
-from unirnn.contract.call import join_state
+from unirnn.contract.call import Batch, join_state
 from unirnn.contract.sequences import sequences
 from unirnn.kernels.compiled import cell_of
 
@@ -126,17 +126,9 @@ def run(
         return _layer_by_layer(stack, x, state, ns, begins, run_direction)
     if route is Route.REFERENCE and dispatch.is_jit_tracing():
         x = _with_as_many_steps_as_traced(x)
-    return reference.recurrent(
-        xp,
-        stack.spec,
-        stack.weights,
-        x,
-        state,
-        ns,
-        begins,
-        dropout=partial(_dropout, stack) if stack.dropout else None,
-        direction=_direction(route, stack.spec),
-    )
+    dropout = partial(_dropout, stack) if stack.dropout else None
+    batch, direction = Batch(x, state, ns, begins), _direction(route, stack.spec)
+    return reference.recurrent(xp, stack.spec, stack.weights, batch, dropout=dropout, direction=direction)
 
 
 def _with_as_many_steps_as_traced(x: Tensor) -> Tensor:

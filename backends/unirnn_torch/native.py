@@ -47,9 +47,9 @@ def mode(spec: RecurrentSpec) -> str:
 def direction(
     _: Any,
     spec: RecurrentSpec,
+    weights: reference.Weights,
     x: Tensor,
     state: tuple[Tensor, ...],
-    weights: reference.Weights,
     ragged: reference.Lengths | None,
     begins: None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, kernels
+from unirnn.contract.call import Batch
 from unirnn.kernels import compiled, library
 from unirnn.testing import oracle
 
@@ -70,7 +71,7 @@ def run(spec: RecurrentSpec, arrays: dict[str, Array], lengths: Sequence[int] | 
     hx = tuple(arrays[f"{name}_0"] for name in spec.states)
     ns = None if lengths is None else np.array(lengths, np.int64)
     output, final, pullback = kernels.recurrent(
-        spec, {n: arrays[n] for n in spec.weight_shapes()}, arrays["input"], hx, ns, keep=True, kernel="compiled"
+        spec, {n: arrays[n] for n in spec.weight_shapes()}, Batch(arrays["input"], hx, ns), keep=True, kernel="compiled"
     )
     gradients = pullback(arrays["d_output"], tuple(arrays[f"d_{name}_n"] for name in spec.states))
     finals = {f"{name}_n": part for name, part in zip(spec.states, final, strict=True)}
@@ -213,7 +214,7 @@ def apply_kernel(function: str, x: Array, factor: float = 1) -> Array:
         gates: Any = function
         spec = GRUSpec(1, 1, bias=False, gate_activation=gates)
         weights = {"weight_ih_l0": np.array([[0], [factor], [0]], x.dtype), "weight_hh_l0": np.zeros((3, 1), x.dtype)}
-    output, _, _ = kernels.recurrent(spec, weights, x[None, :, None], (hx,), None, keep=False, kernel="compiled")
+    output, _, _ = kernels.recurrent(spec, weights, Batch(x[None, :, None], (hx,)), keep=False, kernel="compiled")
     return output[0, :, 0]
 
 

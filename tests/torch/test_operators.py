@@ -28,7 +28,7 @@ from unirnn_torch.dispatch import Route
 
 import unirnn
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, errors, reference
-from unirnn.contract.call import join_state
+from unirnn.contract.call import Batch, join_state
 from unirnn.kernels.compiled import cell_of
 
 KINDS: dict[str, tuple[type[RecurrentSpec], dict[str, Any]]] = {
@@ -108,7 +108,8 @@ def test_random_layers_against_the_reference(kind: str, data: st.DataObject) -> 
     leaves = [part.requires_grad_() for part in (x, *(hx if isinstance(hx, tuple) else (hx,)))]
     weights = dict(module.named_parameters())
     time_major = x.transpose(0, 1) if spec.batch_first else x
-    expected = reference.recurrent(xp, spec, weights, time_major, tuple(leaves[1:]), None if lengths is None else ns)
+    arguments = Batch(time_major, tuple(leaves[1:]), None if lengths is None else ns)
+    expected = reference.recurrent(xp, spec, weights, arguments)
     if spec.batch_first:
         expected = expected[0].transpose(0, 1), expected[1]
     actual = module(x, hx, None if lengths is None else ns)

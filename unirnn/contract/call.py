@@ -21,6 +21,7 @@ from .lengths import Sizes, parse_lengths, parse_resets
 
 __all__ = [
     "Arguments",
+    "Batch",
     "Call",
     "Layout",
     "bind",
@@ -92,8 +93,29 @@ class Arguments(NamedTuple):
     resets: Any = None
 
 
+class Batch(NamedTuple):
+    """What recurrent layers compute from: the arguments of a call, checked, in one layout.
+
+    Parameters
+    ----------
+    input
+        `(T, B, I)`.
+    state
+        The initial state, `(L*D, B, H)` each; None is zeros.
+    lengths
+        `(B,)`; None if every step is valid.
+    resets
+        `(T, B)` bool: whether a new sequence begins at a step; None if none does.
+    """
+
+    input: Any
+    state: tuple[Any, ...] | None = None
+    lengths: Any = None
+    resets: Any = None
+
+
 class Call(NamedTuple):
-    """The arguments of a call, checked, in one layout.
+    """A `Batch`, and how the caller laid it out.
 
     Parameters
     ----------
@@ -117,6 +139,11 @@ class Call(NamedTuple):
     resets: Any
     sizes: Sizes
     layout: Layout
+
+    @property
+    def batch(self) -> Batch:
+        """What the layers compute from."""
+        return Batch(self.input, self.state, self.lengths, self.resets)
 
     def restore(self, output: Any, final: Sequence[Any]) -> tuple[Any, Any]:
         """`(T, B, D*H)` and the final state `(L*D, B, H)` each as the caller gets them."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from unirnn.contract.call import Batch
 from unirnn.contract.limits import Support
 from unirnn.errors import LimitError
 from unirnn.reference import Weights
@@ -123,10 +124,7 @@ class _Layers:
 def recurrent(
     spec: RecurrentSpec,
     weights: Mapping[str, Array],
-    x: Array,
-    hx: State | None,
-    lengths: NDArray[np.int64] | None,
-    resets: NDArray[np.bool_] | None = None,
+    batch: Batch,
     *,
     noise: Array | None = None,
     keep: bool,
@@ -140,14 +138,8 @@ def recurrent(
         The layers.
     weights
         By the names of `Spec.weight_shapes`, of the input's dtype.
-    x
-        `(T, B, I)`; float16, float32 or float64.
-    hx
-        Initial state, by the shapes of `RecurrentSpec.state_shapes`; None is zeros.
-    lengths
-        `(B,)`, checked; None if every step is valid.
-    resets
-        `(T, B)`, checked: whether a new sequence begins at a step; None if none does.
+    batch
+        The input, in float16, float32 or float64, the initial state, the lengths and the resets.
     noise
         `(L-1, T, B, D*H)`: what the output of every layer but the last is multiplied with (dropout).
     keep
@@ -160,11 +152,12 @@ def recurrent(
     output
         `(T, B, D*H)`, zero in the padding.
     final_state
-        As ``hx``.
+        `(L*D, B, H)` each.
     pullback
         ``pullback(d_output, d_final_state)`` gives the gradients by name: ``input`` `(T, B, I)`, ``h_0`` (and
         ``c_0``), and each weight.
     """
+    x, hx, lengths, resets = batch
     dtype = x.dtype
     computed = np.dtype(np.float32) if dtype == np.float16 else dtype
     rows = _steps(x, computed)

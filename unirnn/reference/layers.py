@@ -6,8 +6,10 @@ time-major sequences that run forward, and never a padded value.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+from unirnn.contract.call import Batch
 from unirnn.specs import RecurrentSpec
 
 from .cells import State, Weights, cell, project
@@ -17,16 +19,16 @@ __all__ = ["Direction", "direction", "in_direction", "recurrent"]
 
 Array = Any
 
-Direction = Callable[[Any, RecurrentSpec, Array, State, Weights, "Lengths | None", "Array | None"], tuple[Array, State]]
-"""``(xp, spec, x, state, weights, lengths, begins) -> (outputs, final_state)``: see `direction`."""
+Direction = Callable[[Any, RecurrentSpec, Weights, Array, State, "Lengths | None", "Array | None"], tuple[Array, State]]
+"""``(xp, spec, weights, x, state, lengths, begins) -> (outputs, final_state)``: see `direction`."""
 
 
 def direction(
     xp: Any,
     spec: RecurrentSpec,
+    weights: Weights,
     x: Array,
     state: State,
-    weights: Weights,
     lengths: Lengths | None,
     begins: Array | None = None,
 ) -> tuple[Array, State]:
@@ -38,12 +40,12 @@ def direction(
         The namespace.
     spec
         The layer's spec.
+    weights
+        Of this layer and direction.
     x
         `(T, B, I)`, already in the order in which it is to be read, zero in the padding.
     state
         Initial state, `(B, H)` each.
-    weights
-        Of this layer and direction.
     lengths
         Of the batch; None if every step of every sequence is valid.
     begins
@@ -78,30 +80,31 @@ def direction(
 
 def in_direction(
     xp: Any,
-    spec: RecurrentSpec,
+    run: Callable[[Array, State, Lengths | None, Array | None], tuple[Array, State]],
     x: Array,
     state: State,
-    weights: Weights,
     lengths: Lengths | None,
     resets: Array | None,
     *,
     reverse: bool,
-    direction: Direction = direction,
 ) -> tuple[Array, State]:
     """Run one layer in one direction over an input in its own order.
 
     Parameters
     ----------
-    xp, spec, state, weights, lengths
-        See `direction`.
+    xp
+        The namespace.
+    run
+        ``run(x, state, lengths, begins)`` runs the layer over an input in the order in which it is read: a `Direction`
+        with its first three arguments.
     x
         `(T, B, I)`, zero in the padding.
+    state, lengths
+        See `direction`.
     resets
         `(T, B)` bool; None if no sequence begins anew.
     reverse
         Whether each sequence is read from its end to its beginning.
-    direction
-        What runs it; see `direction`.
 
     Returns
     -------
@@ -118,7 +121,7 @@ def in_direction(
         if begins is not None:  # backward, a sequence begins with the step before a reset
             begins = xp.concat([begins[1:, :], xp.zeros_like(begins[:1, :])])
             begins = turn(xp, begins[..., None], lengths)[..., 0]
-    outputs, final = direction(xp, spec, x, state, weights, lengths, begins)
+    outputs, final = run(x, state, lengths, begins)
     if lengths is not None:
         outputs = lengths.select(xp, outputs)
     return turn(xp, outputs, lengths) if reverse else outputs, final
@@ -128,10 +131,7 @@ def recurrent(
     xp: Any,
     spec: RecurrentSpec,
     weights: Mapping[str, Array],
-    x: Array,
-    hx: State | None,
-    lengths: Array | None,
-    resets: Array | None = None,
+    batch: Batch,
     *,
     dropout: Callable[[Array], Array] | None = None,
     direction: Direction = direction,
@@ -146,14 +146,8 @@ def recurrent(
         The layers.
     weights
         By the names of `Spec.weight_shapes`.
-    x
-        `(T, B, I)`.
-    hx
-        Initial state, `(L*D, B, H)` each; None is zeros.
-    lengths
-        `(B,)` integers on the input's device, checked; None if every step is valid.
-    resets
-        `(T, B)` bool on the input's device: whether a new sequence begins at a step; None if none does.
+    batch
+        The input, the initial state, the lengths and the resets, as arrays on one device.
     dropout
         What is applied between layers; None for nothing.
     direction
@@ -164,8 +158,9 @@ def recurrent(
     output
         `(T, B, D*H)`, zero in the padding.
     final_state
-        As ``hx``.
+        `(L*D, B, H)` each.
     """
+    x, hx, lengths, resets = batch
     if hx is None:
         shapes = spec.state_shapes(x.shape[1]).values()
         hx = tuple(xp.zeros(shape, dtype=x.dtype, device=device_of(x)) for shape in shapes)
@@ -180,8 +175,8 @@ def recurrent(
             suffix = spec.suffixes()[position]
             w = Weights(*(weights.get(name + suffix) for name in Weights._fields))
             state = tuple(part[position, ...] for part in hx)
-            reverse = spec.is_reverse(position)
-            out, final = in_direction(xp, spec, x, state, w, ragged, resets, reverse=reverse, direction=direction)
+            run = partial(direction, xp, spec, w)
+            out, final = in_direction(xp, run, x, state, ragged, resets, reverse=spec.is_reverse(position))
             outputs.append(out)
             finals.append(final)
         x = outputs[0] if len(outputs) == 1 else xp.concat(outputs, axis=2)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from unirnn.contract.call import Batch
 from unirnn.contract.models import ModelCall, is_batch_first
 from unirnn.specs import (
     ActivationSpec,
@@ -170,8 +171,8 @@ class _Run:
     def _recurrent(self, spec: RecurrentSpec, weights: Mapping[str, Array], flow: _Flow) -> _Flow:
         training, p = self.training, spec.dropout
         dropout = None if training is None or not p else lambda x: x * training.keep(tuple(x.shape), p)
-        state = next(self.states)
-        x, final = recurrent(self.xp, spec, weights, flow.x, state, flow.lengths, self.resets, dropout=dropout)
+        batch = Batch(flow.x, next(self.states), flow.lengths, self.resets)
+        x, final = recurrent(self.xp, spec, weights, batch, dropout=dropout)
         self.finals.append(final)
         return replace(flow, x=x)
 

@@ -27,9 +27,7 @@ class LoopModule(Module):
 
     def _run(self, call: Call) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         dropout = self._dropout if self.training and self.spec.dropout else None
-        return reference.recurrent(
-            xp, self.spec, self.weights, call.input, call.state, call.lengths, call.resets, dropout=dropout
-        )
+        return reference.recurrent(xp, self.spec, self.weights, call.batch, dropout=dropout)
 
     def _dropout(self, x: torch.Tensor) -> torch.Tensor:
         kept = torch.rand(x.shape, generator=self._generator) >= self.spec.dropout
