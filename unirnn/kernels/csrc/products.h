@@ -155,8 +155,9 @@ static void pack_rows(const real *w, int64_t columns, int64_t size, const int *g
         pack_row(w + (gates[k / size] * size + k % size) * columns, columns, num_gates * size, k, out);
 }
 
-INLINE void panels_tile(int rows, int panels, int width, const real *a, int64_t stride, const real *w,
-                        int64_t panel_stride, int64_t count, const real *bias, real *out, int64_t out_stride) {
+/* A tile of `product_in_panels`, added to the bias or to what is in `out`. */
+INLINE void tile_in_panels(int rows, int panels, int width, const real *a, int64_t stride, const real *w,
+                           int64_t panel_stride, int64_t count, const real *bias, real *out, int64_t out_stride) {
     vec sums[SUMS];
     for (int p = 0; p < panels; p++)
         for (int i = 0; i < rows; i++)
@@ -176,15 +177,16 @@ INLINE void product_in_panels(int width, int64_t rows, const real *a, int64_t st
     for (int64_t k = 0; k < count; k += DEPTH) {
         int64_t depth = least_of(DEPTH, count - k);
 #define CALL(ROWS, PANELS, ...) \
-    panels_tile(ROWS, PANELS, width, a + first_row * stride + k, stride, \
-                w + (first_panel * count + k) * width * LANES, count * width * LANES, depth, \
-                k ? NULL : bias + first_panel * width * LANES, \
-                out + first_row * out_stride + first_panel * width * LANES, out_stride)
+    tile_in_panels(ROWS, PANELS, width, a + first_row * stride + k, stride, \
+                   w + (first_panel * count + k) * width * LANES, count * width * LANES, depth, \
+                   k ? NULL : bias + first_panel * width * LANES, \
+                   out + first_row * out_stride + first_panel * width * LANES, out_stride)
         FOR_TILES(rows, num_panels, width, 0, CALL, );
 #undef CALL
     }
 }
 
+/* A tile of `product`. `left` is how many columns follow from its first one on. */
 INLINE void product_tile(int rows, int panels, const real *a, int64_t row_stride, int64_t k_stride, const real *w,
                          int64_t panel_stride, int64_t count, int add, real *const *out, int64_t first, int64_t left) {
     vec sums[SUMS];
