@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unirnn import RecurrentSpec, reference
-from unirnn.contract.call import Layout, join_state
+from unirnn.contract.call import Layout
 from unirnn.contract.lengths import Sizes, parse_lengths
 from unirnn.devices import short_name
 from unirnn.errors import DTypeError, ShapeError
@@ -211,11 +211,7 @@ class Prepared:
     def __init__(self, spec: RecurrentSpec, weights: Sequence[reference.Weights], x: Tensor, layout: Layout) -> None:
         self._shape, self._strides, self._dtype = x.shape, x.stride(), x.dtype
         self._weights = _places(w for own in weights for w in own if w is not None)
-        self._layout, steps = layout, layout.canonical_steps(x)
-        size = (*steps.shape[:2], spec.num_directions * spec.output_size)
-        self._y_shape, self._between_shape = size, (spec.num_layers - 1, *size)
-        self._state_shapes = list(spec.state_shapes(size[1] if layout.batched else None).values())
-        self._run = compiled.Stack(_MEMORY, spec, _DTYPES[x.dtype], weights, steps).run
+        self._stack = compiled.Stack(_MEMORY, spec, _DTYPES[x.dtype], weights, x, layout)
 
     def __reduce__(self) -> Any:
         return type(None), ()  # it holds addresses, so a copy of a module begins without one
@@ -232,25 +228,15 @@ class Prepared:
             return False
         if not x.is_cpu or x.is_neg():
             return False
-        for part, shape in zip(state, self._state_shapes, strict=False):
+        for part, shape in zip(state, self._stack.state_shapes, strict=False):
             if part.shape != shape or part.dtype is not self._dtype or not part.is_cpu:
                 return False
         return _places(weights) == self._weights
 
-    def run(self, x: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, Any]:
+    def run(self, x: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Make a call; without a state, start from zeros. Return the output and the final state in the layout of x."""
-        y, final = x.new_empty(self._y_shape), tuple([x.new_empty(shape) for shape in self._state_shapes])
-        between = x.new_empty(self._between_shape) if self._between_shape[0] else None
-        given = [_contiguous(part) for part in state]  # held while its memory is read
-        self._run(
-            x.data_ptr(),
-            [part.data_ptr() for part in given],
-            0 if between is None else between.data_ptr(),
-            y.data_ptr(),
-            [part.data_ptr() for part in final],
-            torch.get_num_threads(),
-        )
-        return self._layout.restore_steps(y), join_state(final)
+        given = [_contiguous(part) for part in state]
+        return self._stack.run(x, given, x.new_empty, torch.get_num_threads())
 
 
 def _places(tensors: Iterable[Tensor]) -> list[Any]:

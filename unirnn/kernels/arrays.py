@@ -1,6 +1,7 @@
 """The compiled kernels over NumPy's arrays; the same functions as those of `unirnn.kernels.fallback`."""
 
 import ctypes
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,12 +76,9 @@ class Prepared:
 
     def __init__(self, spec: RecurrentSpec, weights: Mapping[str, Array], x: Array, layout: Layout) -> None:
         self._weights, self._shape, self._strides, self._dtype = dict(weights), x.shape, x.strides, x.dtype
-        self._layout, steps = layout, layout.canonical_steps(x)
-        size = (*steps.shape[:2], spec.num_directions * spec.output_size)
-        self._y_shape, self._between_shape = size, (spec.num_layers - 1, *size)
-        self._state_shapes = list(spec.state_shapes(size[1] if layout.batched else None).values())
         layers = [Weights(*(weights.get(name + suffix) for name in Weights._fields)) for suffix in spec.suffixes()]
-        self._run = compiled.Stack(_MEMORY, spec, _NAMES[x.dtype], layers, steps).run
+        self._stack = compiled.Stack(_MEMORY, spec, _NAMES[x.dtype], layers, x, layout)
+        self._empty = functools.partial(np.empty, dtype=x.dtype)
 
     def __reduce__(self) -> Any:
         return type(None), ()  # it holds addresses, so a copy of a module begins without one
@@ -100,22 +98,12 @@ class Prepared:
         """Whether it can make a call: with the same weights, and arrays of the same shapes and dtype."""
         if type(x) is not np.ndarray or x.shape != self._shape or x.dtype != self._dtype or x.strides != self._strides:
             return False
-        for part, shape in zip(state, self._state_shapes, strict=False):
+        for part, shape in zip(state, self._stack.state_shapes, strict=False):
             if type(part) is not np.ndarray or part.shape != shape or part.dtype != self._dtype:
                 return False
         return x.flags.aligned and all(weights.get(name) is array for name, array in self._weights.items())
 
     def run(self, x: Array, state: State) -> tuple[Array, State]:
         """Make a call; without a state, start from zeros. Return the output and the final state in the layout of x."""
-        y, final = np.empty(self._y_shape, self._dtype), [np.empty(shape, self._dtype) for shape in self._state_shapes]
-        between = np.empty(self._between_shape, self._dtype) if self._between_shape[0] else None
-        given = [contiguous(part, self._dtype) for part in state]  # held while its memory is read
-        self._run(
-            _address(x),
-            [_address(part) for part in given],
-            0 if between is None else _address(between),
-            _address(y),
-            [_address(part) for part in final],
-            compiled.num_threads(),
-        )
-        return self._layout.restore_steps(y), tuple(final)
+        given = [contiguous(part, self._dtype) for part in state]
+        return self._stack.run(x, given, self._empty, compiled.num_threads())

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from unirnn.contract.call import Layout
 from unirnn.reference import Weights
 from unirnn.specs import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec
 
@@ -221,7 +222,7 @@ class Stack:
     Parameters
     ----------
     memory
-        Where the weights lie; they are read there at each call, and must stay there.
+        Where the arrays lie. The weights are read there at each call, and must stay there.
     spec
         The layers.
     dtype
@@ -229,17 +230,28 @@ class Stack:
     weights
         Of each layer and direction, in the order of the state; contiguous.
     x
-        `(T, B, I)`, laid out in memory as the inputs of all calls.
+        An input, laid out in memory as the inputs of all calls.
+    layout
+        The layout of x.
+
+    Attributes
+    ----------
+    state_shapes
+        The shape of each part of the state, in the layout of x.
     """
 
-    def __init__(self, memory: Memory, spec: RecurrentSpec, dtype: str, weights: Sequence[Weights], x: Any) -> None:
-        self._run = _library().unirnn_forward
+    def __init__(
+        self, memory: Memory, spec: RecurrentSpec, dtype: str, weights: Sequence[Weights], x: Any, layout: Layout
+    ) -> None:
+        self._memory, self._layout, self._run = memory, layout, _library().unirnn_forward
+        x = layout.canonical_steps(x)
         steps, batch_size, _ = x.shape
         hidden_size, proj_size = _sizes(weights[0])
         width, size, itemsize = spec.num_directions, spec.output_size, 4 if dtype == "float32" else 8
-        self._h_bytes, self._c_bytes = itemsize * batch_size * size, itemsize * batch_size * hidden_size
-        self._output_bytes = self._h_bytes * steps * width
+        self._output_shape = steps, batch_size, width * size
         self._output_strides = batch_size * width * size, width * size
+        self.state_shapes = tuple(spec.state_shapes(batch_size if layout.batched else None).values())
+        self._h_bytes, self._c_bytes = itemsize * batch_size * size, itemsize * batch_size * hidden_size
         self._layers = []
         no_lengths = no_resets = None
         for layer in range(spec.num_layers):
@@ -253,31 +265,39 @@ class Stack:
                 directions.append((which, fixed, k * size * itemsize))
             self._layers.append((self._output_strides if layer else memory.strides(x), directions))
 
-    def run(self, x: int, state: Sequence[int], between: int, y: int, final: Sequence[int], num_threads: int) -> None:
-        """Make a call. All arguments but the last are addresses, and all arrays but the input contiguous.
+    def run(
+        self, x: Any, state: Sequence[Any], empty: Callable[[tuple[int, ...]], Any], num_threads: int
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """Make a call.
 
         Parameters
         ----------
-        x, y
-            Of the input, and of the output, `(T, B, D*H)`, which is written.
-        state, final
-            Of the initial state, `(L*D, B, H)` each, empty for zeros; and of the final state, which is written. With a
-            projection, the h of both and the output have its size instead of H.
-        between
-            `(L-1, T, B, D*H)`, for the outputs of all layers but the last; not used if L is 1.
+        x
+            The input.
+        state
+            The initial state, contiguous; empty for zeros.
+        empty
+            Makes an array of a shape.
         num_threads
             How many threads may compute.
+
+        Returns
+        -------
+        output, final_state
+            In the layout of x.
 
         Raises
         ------
         MemoryError
             If there is too little.
         """
-        h_offset, c_offset, layers_left, target = 0, 0, len(self._layers), x
+        address, h_offset, c_offset = self._memory.address, 0, 0
+        final = tuple([empty(shape) for shape in self.state_shapes])
+        before, after = [address(part) for part in state], [address(part) for part in final]
+        outputs, target = [x], address(x)  # the list holds an output while the next layer reads it
         for input_strides, directions in self._layers:
-            layers_left -= 1
-            source, target = target, between if layers_left else y
-            between += self._output_bytes
+            outputs.append(empty(self._output_shape))
+            source, target = target, address(outputs[-1])
             for which, fixed, column in directions:
                 described = _LAYER.pack(
                     *which,
@@ -285,17 +305,18 @@ class Stack:
                     *fixed,
                     source,
                     *input_strides,
-                    state[0] + h_offset if state else 0,
-                    state[1] + c_offset if len(state) == 2 else 0,
+                    before[0] + h_offset if before else 0,
+                    before[1] + c_offset if len(before) == 2 else 0,
                     target + column,
                     *self._output_strides,
-                    final[0] + h_offset,
-                    final[1] + c_offset if len(final) == 2 else 0,
+                    after[0] + h_offset,
+                    after[1] + c_offset if len(after) == 2 else 0,
                     0,  # nothing is kept
                 )
                 _check(self._run(described))
                 h_offset += self._h_bytes
                 c_offset += self._c_bytes
+        return self._layout.restore_steps(outputs[-1]), final
 
 
 def _sizes(weights: Weights) -> tuple[int, int]:
