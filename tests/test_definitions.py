@@ -168,7 +168,7 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
         f"a method with the name {name}, which is taken": (
             lambda name=name: with_member(name, lambda self: 3),
             errors.LimitError,
-            f"numpy: given an attribute named {name!r}, which what is built has itself; rename it",
+            f"numpy: given an attribute named {name!r}, which the built model has itself; rename it",
         )
         for name in ("weights", "layers", "_backend", "__call__")
     },
@@ -185,7 +185,7 @@ MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
     "a name that is taken": (
         lambda: definition(weights=LinearSpec(3, 4)),
         errors.LimitError,
-        "numpy: given an attribute named 'weights', which what is built has itself; rename it",
+        "numpy: given an attribute named 'weights', which the built model has itself; rename it",
     ),
 }
 

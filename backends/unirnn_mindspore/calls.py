@@ -16,12 +16,7 @@ from mindspore.nn import cell as _cells
 
 from unirnn import RecurrentSpec, Spec
 from unirnn.contract.arrays import check_array
-from unirnn.contract.call import (
-    bind,
-    check_call,
-    check_step,
-    state_parts,
-)
+from unirnn.contract.call import bind, check_call, check_step, state_parts
 from unirnn.contract.lengths import Sizes, check_lengths, check_resets, parse_lengths, parse_resets
 from unirnn.contract.models import is_batch_first, prepare_model, prepare_model_step
 from unirnn.devices import short_name

@@ -56,8 +56,8 @@ class DefinitionCell(nn.Cell):
         for name in (*spec.attributes(), *dict(spec.children), *spec.members()):
             if name in ("spec", "xp", "dtype") or (hasattr(nn.Cell, name) or name in vars(self)):
                 raise LimitError(
-                    f"mindspore: given {name!r} in {type(spec).__name__}, which mindspore.nn.Cell, or what is built, "
-                    "has; rename it"
+                    f"mindspore: given {name!r} in {type(spec).__name__}, which mindspore.nn.Cell or the built "
+                    "model has itself; rename it"
                 )
         self.spec, self.dtype = spec, dtype
         tied = spec.tied()

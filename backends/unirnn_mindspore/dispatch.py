@@ -115,8 +115,8 @@ def route(spec: RecurrentSpec, device: DeviceKind, kernel: str, dtype: str, *, i
         raise LimitError("kernel: built with 'fallback', which can't be part of a graph; build with 'auto' or 'native'")
     if native == "fused" and dtype == "float64":
         raise LimitError(
-            "graph mode: without unirnn's compiled kernels, the LSTM is MindSpore's, which computes in float32, given "
-            "float64; build in float32, or call it in PyNative mode"
+            "graph mode: given float64, but without unirnn's compiled kernels a graph has MindSpore's own LSTM, which "
+            "computes in float32; build in float32, or call it in PyNative mode"
         )
     return native
 

@@ -98,8 +98,8 @@ def _undifferentiable_forward(ctx: Any, count: int, *tensors: Any) -> Any:
 
 def _undifferentiable_backward(ctx: Any, *_: Any) -> Any:
     raise LimitError(
-        "second derivatives: the kernels on which mindspore's layers run on the CPU have none; build with the torch "
-        "backend, which has them"
+        "second derivatives: mindspore's layers have none on a CPU; build with the torch backend, whose layers have "
+        "them"
     )
 
 

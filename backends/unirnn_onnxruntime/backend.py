@@ -16,8 +16,9 @@ from unirnn.errors import LimitError
 from unirnn.files import onnx_writer
 from unirnn.files.onnx_writer import oversize_reason
 from unirnn.specs import BatchNormSpec, Spec
-from unirnn_onnxruntime.module import OnnxRuntimeModel, OnnxRuntimeModule
-from unirnn_onnxruntime.sessions import PROVIDERS
+
+from .module import OnnxRuntimeModel, OnnxRuntimeModule
+from .sessions import PROVIDERS
 
 __all__ = ["OnnxRuntimeBackend"]
 

@@ -15,7 +15,8 @@ from unirnn.contract.models import ModelCall, ModelModule, clean_tokens, is_batc
 from unirnn.contract.module import Module
 from unirnn.contract.sequences import run_sequences
 from unirnn.specs import Spec
-from unirnn_onnxruntime.sessions import WithSessions
+
+from .sessions import WithSessions
 
 __all__ = ["OnnxRuntimeModel", "OnnxRuntimeModule"]
 

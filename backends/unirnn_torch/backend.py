@@ -269,8 +269,8 @@ _COMPUTED = {
     "torch.nn.utils.parametrizations.weight_norm",
     "orig": "torch.nn.utils.prune or spectral_norm last computed, maybe out of date; call prune.remove or "
     "remove_spectral_norm",
-    "raw": "was last dropped out of its raw weight; take the snapshot of a plain layer with the raw one, or of the "
-    "state dict, whose raw weights are found",
+    "raw": "the last dropout left of its raw weight; take a snapshot of a plain layer that has the raw weight, or of "
+    "the state dict, in which it is found",
 }
 """What a weight is, by the ends of the names of the parameters from which some hooks compute it at each call."""
 

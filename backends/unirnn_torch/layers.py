@@ -225,11 +225,10 @@ def _layer_by_layer(
 
 def _joined(results: list[tuple[Tensor, ...]]) -> tuple[Tensor, State]:
     """What the directions of a layer give, as one output `(T, B, D*H)` and one final state, `(D, B, H)` each."""
+    outputs, finals = [result[0] for result in results], [result[1:] for result in results]
     if len(results) == 1:
-        output, *final = results[0]
-        return output, tuple([part.unsqueeze(0) for part in final])
-    outputs, *finals = zip(*results, strict=True)
-    return torch.cat(outputs, dim=2), tuple([torch.stack(parts) for parts in finals])
+        return outputs[0], tuple([part.unsqueeze(0) for part in finals[0]])
+    return torch.cat(outputs, dim=2), tuple([torch.stack(parts) for parts in zip(*finals, strict=True)])
 
 
 def _dropout(stack: Stack, x: Tensor) -> Tensor:

@@ -15,16 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from unirnn import LSTMSpec, RecurrentSpec, RNNSpec
 from unirnn.contract.backend import Arrays
-from unirnn.contract.call import (
-    Arguments,
-    Call,
-    Layout,
-    bind,
-    join_state,
-    prepare,
-    prepare_step,
-    state_parts,
-)
+from unirnn.contract.call import Arguments, Call, Layout, bind, join_state, prepare, prepare_step, state_parts
 from unirnn.contract.lengths import Sizes, check_lengths, check_resets, parse_lengths, parse_resets
 from unirnn.contract.module import Module
 from unirnn.devices import short_name

@@ -144,7 +144,7 @@ def test_a_packed_sequence_without_a_native_layer(spec: RecurrentSpec, enforce_s
 def test_explain_and_repr_tell_of_a_variant_that_torch_lacks() -> None:
     told = str(unirnn.explain(RESET_BEFORE, "torch"))
     assert "works, with differences" in told
-    assert "torch has no GRU with reset_after=False, so the compiled kernel computes it" in told
+    assert "torch has no GRU with reset_after=False, so the compiled kernels compute it" in told
     on_a_gpu = str(unirnn.explain(RESET_BEFORE, "torch", "gpu"))
     assert "torch has no GRU with reset_after=False, so the reference computes it, step by step" in on_a_gpu
     assert not list(unirnn.explain(GRUSpec(3, 4), "torch"))

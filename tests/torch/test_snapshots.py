@@ -213,7 +213,7 @@ def dropped_from_above(layer: Any) -> None:
         (torch.nn.utils.weight_norm, "weight_norm last computed, maybe out of date; call remove"),
         (torch.nn.utils.spectral_norm, "spectral_norm last computed, maybe out of date; call prune.remove or remove"),
         (pruned, "prune or spectral_norm last computed"),
-        (lambda layer, _: dropped(layer), "weight_hh_l0 is what was last dropped out of its raw weight; take"),
+        (lambda layer, _: dropped(layer), "weight_hh_l0 is what the last dropout left of its raw weight; take"),
         (lambda layer, _: dropped_from_above(layer), "weight_hh_l0 is no torch.nn.Parameter, so it may have been"),
     ],
 )

@@ -30,7 +30,7 @@ class BuiltDefinition:
         for name in (*spec.attributes(), *layers, *spec.members()):
             if name in ("spec", "xp", "training", "_backend") or hasattr(BuiltDefinition, name):
                 raise LimitError(
-                    f"{backend}: given an attribute named {name!r}, which what is built has itself; rename it"
+                    f"{backend}: given an attribute named {name!r}, which the built model has itself; rename it"
                 )
         vars(self).update(spec.attributes())
         vars(self).update(layers)
