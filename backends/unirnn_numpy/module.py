@@ -81,7 +81,10 @@ class NumpyModule(Module):
     def _run_like_last(
         self, kind: str, x: Any, state: tuple[Any, ...] | None, prepare: Callable[[], Call]
     ) -> tuple[Array, Any]:
-        """Run a call by what was prepared for the last of its kind, if that fits; preparing can take longer than it."""
+        """Run a call without lengths and resets, or a step, by the `Prepared` of the last one if that fits.
+
+        To check and to describe a small call takes longer than to compute it.
+        """
         last = None if self.training and self.spec.dropout else self._last.get(kind)
         if last is not None and last.fits(self.weights, x, state or ()):
             y, final = last.run(x, state or ())

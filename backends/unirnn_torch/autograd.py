@@ -1,7 +1,8 @@
 """One layer in one direction by torch's own operations, and its gradients by torch's autograd.
 
-The operators (`unirnn_torch.operators`) run this where they can't run the C kernels. Second derivatives are computed
-here for every kernel. They are those of the reference, since a fused layer, such as cuDNN's, has none.
+The operators (`unirnn_torch.operators`) run this where they can't run the C kernels. Second derivatives of
+an operator are computed here too, whatever it runs. They are those of the reference, since a fused layer, such as
+cuDNN's, has none.
 """
 
 from collections.abc import Callable, Iterator, Sequence

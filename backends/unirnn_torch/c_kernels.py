@@ -4,8 +4,8 @@ They are what ``kernel="compiled"`` names: a C library that comes with unirnn. T
 `torch.compile`.
 
 `forward` and `backward` compute one layer in one direction, which a `Call` describes. `Prepared` computes a whole stack
-without gradients. The kernels read and write memory, so this module checks every shape and dtype, whatever calls it.
-Only tensors that are not contiguous are copied.
+without gradients. The kernels read and write memory, so this module checks every shape and dtype that it is given,
+whatever calls it, except those of memory from `empty_results`. Only tensors that are not contiguous are copied.
 """
 
 from collections.abc import Iterable, Sequence
@@ -44,7 +44,7 @@ class Call(NamedTuple):
     resets
         `(T, B)` bool; None if no sequence begins anew.
     state
-        The initial state, `(B, H)` each; empty for zeros.
+        The initial state, `(B, H)` each. It may be empty, for zeros, in a forward pass that keeps nothing.
     weights
         Of this layer and direction. With a projection, h and the output have its size instead of H.
     reverse
@@ -114,7 +114,7 @@ def num_weights(cell: str) -> int:
 def empty_kept(call: Call, *, keep: bool) -> Tensor:
     """Memory for what the backward pass needs; empty unless ``keep``.
 
-    A trace can't know the sum N of the lengths, so there are `T*B` rows. Only the first N are written, or ever touched.
+    A graph can't know the sum N of the lengths, so there are `T*B` rows. Only the first N are written, or ever touched.
     """
     steps, batch_size, _ = call.x.shape
     return call.x.new_empty((steps * batch_size if keep else 0, compiled.KEPT[call.cell] * call.hidden_size))
@@ -134,7 +134,7 @@ def forward(call: Call, output: Tensor, final: Sequence[Tensor], kept: Tensor | 
     Parameters
     ----------
     call
-        The layer; its lengths are checked.
+        The layer. Its lengths must have been checked.
     output
         `(T, B, H)`, to be written; a part of a larger tensor's last axis will do.
     final

@@ -53,7 +53,7 @@ class DefinitionModule(nn.Module):
         If the definition has a layer, a method or an attribute of a name that ``torch.nn.Module`` has itself.
     """
 
-    spec: Any  # a Model; what the subclasses have would have to be asked for at each use
+    spec: Any  # a Model, typed as Any since each subclass has its own kind
     xp: Any
     __prepare_scriptable__ = dispatch.refuse_script
 

@@ -4,13 +4,16 @@ A module is built with a kernel: ``"compiled"``, which are the C kernels of `uni
 ``"native"``, which is torch's own layer, or ``"reference"``; or with ``"auto"``, which chooses at each call. `route`
 decides, in this order:
 
-1. A kernel that was asked for by name is taken, or refused with the reason (`unsupported_reason`).
+1. ``"compiled"``, asked for by name, is taken or refused with the reason (`unsupported_reason`). ``"reference"`` is
+   always taken. ``"native"`` is taken as in 3 and 4, and a layer that torch lacks is refused when it is built.
 2. On a CPU, ``"auto"`` takes the C kernels, which are faster than torch's own layers. In a graph (`torch.compile`,
    `torch.export`) each layer is one operator, with any T and B, where torch's own layers would be unrolled. On a GPU,
    and on a CPU without the C kernels, the operator runs torch's own layer.
 3. Otherwise torch's own layer runs the call. Without lengths this is one call; with lengths there are two ways, and
    `valid_steps_are_faster` chooses. With resets it runs over the valid steps only.
-4. If torch has no such layer, or `torch.func.vmap` runs over the call, the reference computes it step by step.
+4. If torch has no such layer, or its layer can't run the call, the reference computes it step by step: under
+   `torch.func.vmap`, with resets under a transform or forward-mode gradients, and with resets in an export to ONNX,
+   whatever the kernel is.
 """
 
 import sys
@@ -43,12 +46,12 @@ __all__ = [
     "check_build",
     "describe",
     "has_native",
+    "hides_values",
     "is_batched",
     "is_exporting_to_onnx",
     "is_jit_tracing",
     "is_plain",
     "is_projection_for_onnx",
-    "is_traced",
     "refuse_script",
     "route",
     "unsupported_reason",
@@ -82,7 +85,7 @@ SUPPORT = {
         devices=("cpu", "gpu"),
     ),
 }
-"""The same, and the operator that ``"auto"`` takes in a graph where the C kernels can't run."""
+"""The same, and our operator that runs torch's own layer (`Route.NATIVE_OPERATORS`)."""
 
 NO_LIBRARY = library.why_not()
 """Why the C kernels are missing on this machine, in a sentence; None if they are there."""
@@ -100,8 +103,8 @@ def is_jit_tracing() -> bool:
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
-def is_traced() -> bool:
-    """Whether the values of a call's tensors can't be read, or must not be."""
+def hides_values() -> bool:
+    """Whether the values of tensors can't be read, or must not be: in a graph, a trace, or a transform."""
     return torch.compiler.is_compiling() or is_jit_tracing() or _is_transformed()
 
 
@@ -149,7 +152,7 @@ def is_projection_for_onnx(spec: RecurrentSpec) -> bool:
 
 
 def is_plain() -> bool:
-    """Whether nothing surrounds the call that the C kernels don't support, such as autocast or a transform."""
+    """Whether the C kernels support all that surrounds the call, so no autocast and no transform."""
     return _unsupported_mode("compiled") is None
 
 
@@ -273,12 +276,12 @@ class Route(Enum):
 
     @property
     def by_operators(self) -> bool:
-        """Whether the functions of `unirnn_torch.operators` run it, for each layer and direction."""
+        """Whether it runs each layer and direction by itself, over lengths and resets as they are given."""
         return self in _SUPPORT_OF
 
 
 _SUPPORT_OF = {Route.C_KERNELS: "compiled", Route.NATIVE_OPERATORS: "native operator"}
-"""The routes through `unirnn_torch.operators`, and the row of `SUPPORT` that each needs."""
+"""The routes that have operators for graphs, and the row of `SUPPORT` that each needs."""
 
 
 def route(
@@ -334,8 +337,8 @@ def route(
     if lengths is None:
         return Route.DENSE
     # The valid steps of a traced call can't be counted, or would become constants of its graph.
-    is_traced = type(x) is not Tensor or is_jit_tracing()
-    if isinstance(lengths, np.ndarray) and not is_traced and lengths.any():
+    can_count = type(x) is Tensor and not is_jit_tracing()
+    if isinstance(lengths, np.ndarray) and can_count and lengths.any():
         return (
             Route.VALID_STEPS if valid_steps_are_faster(spec, x, lengths, needs_grad=needs_grad) else Route.DIRECTIONS
         )

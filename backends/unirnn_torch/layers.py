@@ -2,14 +2,17 @@
 
 `unirnn_torch.dispatch.route` decides which one runs a call. Then `run` takes it through these functions:
 
-- C_KERNELS without gradients: `_infer`, `c_kernels.forward`; a call like the one before goes by `c_kernels.Prepared`.
-- C_KERNELS with gradients: `_layer_by_layer`, `operators.run_directly`. Going back, `operators._differentiate` and
-  `c_kernels.backward`.
-- C_KERNELS or NATIVE_OPERATORS in a graph: `_layer_by_layer`, `operators.run`.
+- C_KERNELS without gradients: `_infer`, `c_kernels.forward`.
+- C_KERNELS with gradients: `_layer_by_layer`, `operators.run_directly`. Going back, `operators._differentiate`, the
+  operator `unirnn::gru_backward`, and `c_kernels.backward`.
+- C_KERNELS in a graph, and NATIVE_OPERATORS: `_layer_by_layer`, `operators.run`.
 - DENSE: torch's own function for the whole stack.
 - VALID_STEPS: `_valid_steps`, which is the same in torch's packed form.
 - DIRECTIONS: `reference.recurrent` around torch's own function for each direction, `native.direction`.
 - REFERENCE: `reference.recurrent`, step by step.
+
+One kind of call does not come here: where gradients are switched off, and there are neither lengths nor resets, a call
+with the shapes of the one before goes from the module to `c_kernels.Prepared`.
 """
 
 from collections.abc import Callable
@@ -195,7 +198,7 @@ def _layer_by_layer(
     resets: Tensor | None,
     run_direction: Callable[[Call], tuple[Tensor, ...]],
 ) -> tuple[Tensor, State]:
-    """A function for each layer and direction, such as `operators.run`; in an export to ONNX, a node for each layer."""
+    """Call `run_direction` for each layer and direction; in an export to ONNX, make one node for each layer."""
     spec = stack.spec
     device = x.device.type
     if native.autocast_is_on(device):

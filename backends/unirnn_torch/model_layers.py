@@ -292,7 +292,7 @@ def _recurrent(layer: Any, spec: Spec, flow: Flow) -> Flow:
 
 def _embedding(layer: Layer, spec: Spec, flow: Flow) -> Flow:
     tokens = flow.x if flow.x.dtype in (torch.int32, torch.int64) else flow.x.long()
-    if dispatch.is_traced():
+    if dispatch.hides_values():
         return flow.to(layer(tokens), is_clean=False)
     try:
         return flow.to(layer(tokens), is_clean=False)

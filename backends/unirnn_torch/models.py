@@ -55,7 +55,7 @@ class ModelModule(nn.Module):
         The spec of the model.
     """
 
-    spec: Any  # a Spec; what the subclasses have would have to be asked for at each use
+    spec: Any  # a Spec, typed as Any since each subclass has its own kind
     __prepare_scriptable__ = dispatch.refuse_script
 
     def forward(
@@ -120,7 +120,7 @@ class ModelModule(nn.Module):
             layer = self.get_submodule(name)
             return layer.training and isinstance(layer, nn.BatchNorm1d)
 
-        if not dispatch.is_traced():
+        if not dispatch.hides_values():
             check_steps_of_batch_norms(self.spec, call, is_training)
 
     def _run(self, flow: Flow) -> Flow:

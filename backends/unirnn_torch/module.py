@@ -77,7 +77,7 @@ class Recurrent(torch.nn.RNNBase):
         weights: Arrays | None = None,
         kernel: str = "auto",
     ) -> None:
-        # Attributes are set only where they differ from the class's, since `Module.__setattr__` is slow.
+        # Attributes are set only where needed, since `torch.nn.Module.__setattr__` is slow.
         if weights is not None:
             self._first_weights = weights
         super().__init__(
@@ -132,23 +132,23 @@ class Recurrent(torch.nn.RNNBase):
             return self._run_packed_sequence(*given)
         weights, parts = self._weights, _parts(given.hx)
 
-        def prepared() -> Call:
+        def check() -> Call:
             like = Tensor, _dtype(weights, given.input, *parts)
             return prepare(self.spec, given, like=like, read_lengths=read_lengths, read_resets=read_resets)
 
         if given.seq_length is None and given.resets is None:
-            return self._run_like_last("call", weights, given.input, given.hx, prepared)
-        return self._run(prepared(), weights)
+            return self._run_like_last("call", weights, given.input, given.hx, check)
+        return self._run(check(), weights)
 
     forward.__doc__ = Module.__call__.__doc__
 
     def step(self, x: Any, state: Any = None) -> tuple[Tensor, Any]:
         weights = self._weights
 
-        def prepared() -> Call:
+        def check() -> Call:
             return prepare_step(self.spec, x, state, like=(Tensor, _dtype(weights, x, *_parts(state))))
 
-        return self._run_like_last("step", weights, x, state, prepared)
+        return self._run_like_last("step", weights, x, state, check)
 
     step.__doc__ = Module.step.__doc__
 
@@ -158,22 +158,25 @@ class Recurrent(torch.nn.RNNBase):
         return join_state([weight.new_zeros(shape) for shape in self.spec.state_shapes(batch_size).values()])
 
     def _run_like_last(
-        self, kind: str, weights: dict[str, Tensor], x: Any, hx: Any, prepare: Callable[[], Call]
+        self, kind: str, weights: dict[str, Tensor], x: Any, hx: Any, check: Callable[[], Call]
     ) -> tuple[Tensor, Any]:
-        """Run a call by what was prepared for the last of its kind, if that fits; preparing can take longer than it."""
+        """Run a call without lengths and resets, or a step, by the `Prepared` of the last one if that fits.
+
+        To check and to describe a small call takes longer than to compute it.
+        """
         parts = state_parts(self.spec, hx, "state" if kind == "step" else "hx") or ()
         if not self._is_simple(weights, x, parts):
-            return self._run(prepare(), weights)
+            return self._run(check(), weights)
         last = self._last.get(kind)
         if last is not None and last.fits(weights.values(), x, parts):
             y, final = last.run(x, parts)
             return y, join_state(final)
-        call = prepare()
+        call = check()
         self._last[kind] = self._prepared(weights, x, call.layout)
         return self._run(call, weights)
 
     def _is_simple(self, weights: dict[str, Tensor], x: Any, state: tuple[Any, ...]) -> bool:
-        """Whether a call needs no gradient, and nothing traces, watches or changes it, as dropout would."""
+        """Whether gradients are switched off, and nothing traces, watches or changes the call, as dropout would."""
         if torch.is_grad_enabled() or (self.training and self.dropout):
             return False
         tensors = isinstance(x, Tensor) and all(isinstance(part, Tensor) for part in state)
@@ -187,7 +190,7 @@ class Recurrent(torch.nn.RNNBase):
 
     def _run(self, call: Call, weights: dict[str, Tensor]) -> tuple[Tensor, Any]:
         x, ns, begins = call.input, call.lengths, call.resets
-        if isinstance(ns, np.ndarray):
+        if isinstance(ns, np.ndarray):  # torch's own layers take less time without the last padding
             x, ns = _without_last_padding(x, ns)
         route, stack = self._decide(x, call.state, ns, begins, weights)
         if x.shape[0] < call.sizes.steps:
@@ -290,9 +293,9 @@ def _without_last_padding(x: Tensor, lengths: NDArray[np.int64]) -> tuple[Tensor
 def read_lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64] | Tensor:
     """Check the lengths, whatever they come in: `(B,)`.
 
-    They are read on the host. In a graph and in a trace they stay a tensor: other lengths will follow. Our operators
-    check the values when they run. They also stay a tensor where `torch.func.vmap` runs over them, with several values
-    for each sequence.
+    They are read on the host. In a graph and in `torch.jit.trace` they stay a tensor, since other lengths will follow;
+    then only the operators check the values, when they run. They also stay a tensor where `torch.func.vmap` runs over
+    them, with several values for each sequence.
     """
     if torch.compiler.is_compiling() or dispatch.is_jit_tracing():
         values = torch.as_tensor(seq_length)
@@ -312,9 +315,10 @@ def read_lengths(seq_length: Any, sizes: Sizes) -> NDArray[np.int64] | Tensor:
 def read_resets(resets: Any, sizes: Sizes, batch_first: bool) -> NDArray[np.bool_] | Tensor | None:
     """Check the resets, whatever they come in: `(T, B)`.
 
-    They are read on the host, except where they can't be: in a graph, and under the transforms of torch.func.
+    They are read on the host, except where they can't be: in a graph, in `torch.jit.trace`, and under the transforms of
+    torch.func.
     """
-    if dispatch.is_traced():
+    if dispatch.hides_values():
         values = resets if isinstance(resets, Tensor) else torch.from_numpy(np.array(resets))
         check_resets(tuple(values.shape), short_name(values.dtype), sizes, batch_first)
         if sizes.batch_size is None:

@@ -211,8 +211,8 @@ def _hold(spec: RecurrentSpec, x: Tensor) -> Tensor | None:
 def _in_one_piece(flat: list[Tensor]) -> list[Tensor]:
     """Copy the weights of one layer and direction into one piece, as cuDNN wants them: matrices, then biases or zeros.
 
-    Left in the memory of the whole stack, where `torch.nn.RNNBase.flatten_parameters` puts them, torch would copy them
-    as well, and warn of it at each call.
+    They lie in the memory of the whole stack, where `torch.nn.RNNBase.flatten_parameters` puts them. From there torch
+    would copy them as well, and warn of it at each call.
     """
     order = sorted(range(len(flat)), key=lambda k: -flat[k].dim())  # stable
     sizes = [flat[k].numel() for k in order]

@@ -214,7 +214,7 @@ def prepare_step(spec: RecurrentSpec, x: Any, state: Any, *, like: tuple[type[An
     Raises
     ------
     ArgumentError
-        If the layers have two directions, an argument is not an array of the framework, or the state has the wrong
+        If a layer runs in reverse, an argument is not an array of the framework, or the state has the wrong
         number of parts.
     ShapeError, DTypeError
         If an array has the wrong shape or dtype.

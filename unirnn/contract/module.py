@@ -96,7 +96,7 @@ class Module(ABC):
         Raises
         ------
         ArgumentError, ShapeError, DTypeError
-            If an argument is wrong, or the layers have two directions; see `unirnn.contract.call.prepare_step`.
+            If an argument is wrong, or a layer runs in reverse; see `unirnn.contract.call.prepare_step`.
         """
         call = prepare_step(self.spec, x, state, like=self._like())
         return call.restore(*self._run(call))

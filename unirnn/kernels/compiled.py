@@ -76,7 +76,7 @@ class Memory(NamedTuple):
         return (0, 0, 0) if array is None else (self.address(array), *self.strides(array))
 
     def _pair(self, state: Sequence[Any]) -> list[int]:
-        """The addresses of h and c; an RNN or GRU has no c, and no state is zeros."""
+        """The addresses of h and c, each 0 if it is not there."""
         return [*self._addresses(state), 0, 0][:2]
 
 
@@ -155,7 +155,7 @@ def layer(
     cell
         See `cell_of`.
     dtype
-        ``"float32"`` or ``"float64"``, of all arrays but the lengths.
+        ``"float32"`` or ``"float64"``, of all arrays but the lengths and the resets.
     call
         The layer, and what it is called with.
     num_threads

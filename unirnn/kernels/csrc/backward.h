@@ -9,7 +9,8 @@ static void lay_out_backward(call *c, memory *m) {
     c->d_h = REALS(m, c->num_sequences * c->stride);
     c->cell_states = REALS(m, c->cell == LSTM ? c->num_sequences * c->stride : 0);
     c->d_reset = REALS(m, c->cell == GRU_RESET_BEFORE ? c->num_sequences * c->stride : 0);
-    /* No multiple of a page: a column's numbers would then share a few sets of the cache, which can't hold them all. */
+    /* 64 bytes more, so that it is no power of two for the usual H: a column's numbers would share a few sets of the
+       cache, which can't hold them all. */
     c->d_gates_stride = divide_up(c->plan->num_gradients * c->H, LANES) * LANES + 64 / sizeof(real);
     c->d_gates = REALS(m, rows * c->d_gates_stride);
     c->inputs = REALS(m, panels_size(rows, c->I));

@@ -1,10 +1,10 @@
 /* A call: its memory, its sequences in the order in which they are computed, and what both passes do with states.
 
-   Names in this file, `forward.h` and `backward.h`: `c` is always the call. A *place* is the number of a sequence after
+   Names in this file, `forward.h` and `backward.h`: `c` as a variable is always the call. A *place* is the number of a sequence after
    sorting, a *row* the number of a valid step, as `layer.c` explains. A *share* is the range [first, end) of the places
    that one thread computes. */
 
-#define CHUNK 256          /* about how many rows a chunk has: at most forward, at least backward */
+#define CHUNK 256          /* how many rows a chunk has: at most so many forward, or a step; about so many backward */
 #define FEW 3              /* with up to this many rows, packing the weights would cost more than it gains */
 #define THREAD_WORK 4e6    /* how many multiplications are worth a thread of their own */
 #define THREAD_SEQUENCES 4 /* how many sequences are */

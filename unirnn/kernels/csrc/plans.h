@@ -16,7 +16,8 @@ enum { KEPT_R = 1, KEPT_Z, KEPT_N, KEPT_K };         /* GRU; k = U_n + b_hn only
 enum { KEPT_I = 1, KEPT_F, KEPT_G, KEPT_O, KEPT_C }; /* LSTM; c is the cell state after the step */
 
 /* The slots of the arrays (H,) that a step back gives: the gradients of the gates' sums W + U, as `cells.h` calls them.
-   The slot is the number of the gate, but for the GRU: its r multiplies U_n, so the gradients of W_n and U_n differ. */
+   For most cells the slot is the number of the gate. A GRU has one slot more, since r multiplies U_n, and so the
+   gradients of W_n and U_n differ. */
 enum { GRU_D_W_N, GRU_D_R, GRU_D_Z, GRU_D_U_N };
 
 /* A step is computed in stages, with one product with the state each: the gates that follow the same product. */

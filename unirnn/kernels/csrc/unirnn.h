@@ -3,7 +3,7 @@
    All sizes are numbers of elements. An array of steps is (T, B, F): its steps and its sequences lie at any distance,
    its F numbers beside each other. All other arrays are contiguous. A pointer to something that is not there is NULL.
 
-   A call returns 0, or a code of `enum unirnn_status`; then nothing has been written. It allocates what it needs and
+   A call returns 0, or an error of `enum unirnn_status`, and has then written nothing. It allocates what it needs and
    frees it before it returns, and calls no other library than C's. */
 
 #ifndef UNIRNN_H
@@ -55,7 +55,7 @@ typedef struct {
 
 typedef struct {
     int32_t cell;        /* enum unirnn_cell */
-    int32_t dtype;       /* enum unirnn_dtype, of all arrays */
+    int32_t dtype;       /* enum unirnn_dtype, of all arrays but the lengths and the resets */
     int32_t reverse;     /* whether it runs from the last valid step to the first */
     int32_t num_threads; /* how many threads may compute; the results do not depend on it */
     int64_t steps, batch_size, input_size, hidden_size;
@@ -76,8 +76,8 @@ typedef struct {
     unirnn_steps d_output;      /* (T, B, P), or NULL */
     const void *d_h_n, *d_c_n;  /* (B, P) and (B, H), or NULL */
     unirnn_steps d_input;       /* (T, B, I), zero in the padding, or NULL if not wanted */
-    void *d_h_0, *d_c_0;        /* (B, P) and (B, H) */
-    /* Those of the weights; NULL if not wanted. */
+    void *d_h_0, *d_c_0;        /* (B, P) and (B, H); never NULL, but for the d_c_0 of a cell without c */
+    /* Those of the weights that the layer has; all NULL if not wanted. */
     void *d_weight_ih, *d_weight_hh, *d_bias_ih, *d_bias_hh, *d_weight_hr;
 } unirnn_gradients;
 
