@@ -58,41 +58,42 @@ class NumpyModule(Module):
         self._generator = generator
         self._kernel = kernel
         self._last: dict[str, kernels.Prepared | None] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
 
     def __call__(
         self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, **aliases: Any
     ) -> tuple[Array, Any]:
         given = bind(self.spec, input, hx, seq_length, resets, aliases)
         if given.seq_length is None and given.resets is None:
-            return self._run_like_last(
-                "call", given.input, state_parts(self.spec, given.hx), lambda: self._prepare(given)
-            )
+            return self._run_like_last("call", given.input, given.hx, lambda: self._prepare(given))
         call = self._prepare(given)
         return call.restore(*self._run(call))
 
     __call__.__doc__ = Module.__call__.__doc__
 
     def step(self, x: Any, state: Any = None) -> tuple[Array, Any]:
-        parts = state_parts(self.spec, state, "state")
-        return self._run_like_last("step", x, parts, lambda: prepare_step(self.spec, x, state, like=self._like()))
+        return self._run_like_last("step", x, state, lambda: prepare_step(self.spec, x, state, like=self._like()))
 
     step.__doc__ = Module.step.__doc__
 
-    def _run_like_last(
-        self, kind: str, x: Any, state: tuple[Any, ...] | None, prepare: Callable[[], Call]
-    ) -> tuple[Array, Any]:
-        """Run a call without lengths and resets, or a step, by the `Prepared` of the last one if that fits.
+    def _run_like_last(self, kind: str, x: Any, hx: Any, prepare: Callable[[], Call]) -> tuple[Array, Any]:
+        """Run a call without lengths and resets, or a step, by what was prepared for those before if that fits.
 
         To check and to describe a small call takes longer than to compute it.
         """
-        last = None if self.training and self.spec.dropout else self._last.get(kind)
-        if last is not None and last.fits(self.weights, x, state or ()):
-            y, final = last.run(x, state or ())
-            return y, join_state(final)
+        last = self._last.get(kind)
+        if last is not None and not (self.training and self.spec.dropout):
+            parts = state_parts(self.spec, hx, "state" if kind == "step" else "hx") or ()
+            if last.fits(self.weights, x, parts):
+                y, final = last.run(x, parts)
+                return y, join_state(final)
         call = prepare()
-        can_be_had = self._kernel in ("auto", "compiled") and kernels.Prepared.can_be_had(self.weights, x)
-        self._last[kind] = kernels.Prepared(self.spec, self.weights, x, call.layout) if can_be_had else None
-        return call.restore(*self._run(call))
+        result = call.restore(*self._run(call))
+        # A shape that comes twice in a row is likely to come again. Preparing for each new one would waste time.
+        before, self._shapes[kind] = self._shapes.get(kind), x.shape
+        if x.shape == before and self._kernel in ("auto", "compiled") and kernels.Prepared.can_be_had(self.weights, x):
+            self._last[kind] = kernels.Prepared(self.spec, self.weights, x, call.layout)
+        return result
 
     def vjp(
         self, input: Any = None, hx: Any = None, seq_length: Any = None, resets: Any = None, **aliases: Any

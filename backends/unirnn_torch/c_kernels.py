@@ -20,7 +20,7 @@ from unirnn import RecurrentSpec, reference
 from unirnn.contract.call import Layout
 from unirnn.contract.lengths import Sizes, parse_lengths
 from unirnn.devices import short_name
-from unirnn.errors import DTypeError, ShapeError
+from unirnn.errors import ArgumentError, DTypeError, ShapeError
 from unirnn.kernels import compiled
 
 __all__ = ["Call", "Prepared", "backward", "empty_kept", "empty_results", "forward", "num_states", "num_weights"]
@@ -142,6 +142,9 @@ def forward(call: Call, output: Tensor, final: Sequence[Tensor], kept: Tensor | 
     kept
         From `empty_kept`, to be written; None if no backward pass will follow.
     """
+    sizes = call.output_size, *call.state_sizes
+    if (output.shape[2], *[part.shape[1] for part in final]) != sizes:
+        raise ShapeError(f"weights: given those of hidden size {call.hidden_size}, expected those of the spec")
     call = _readable(call)  # held while its memory is read
     compiled.forward(_described(call, output=output, final=final, kept=kept))
 
@@ -236,17 +239,27 @@ class Prepared:
     def run(self, x: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Make a call; without a state, start from zeros. Return the output and the final state in the layout of x."""
         given = [_contiguous(part) for part in state]
-        return self._stack.run(x, given, x.new_empty, torch.get_num_threads())
+        return self._stack.run(_in_memory(x), given, x.new_empty, torch.get_num_threads())
 
 
 def _places(tensors: Iterable[Tensor]) -> list[Any]:
     """Where tensors lie, and how: assigning to a parameter's ``data`` changes these, and not the parameter."""
-    return [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors]
+    return [(t.data_ptr(), t.dtype, t.shape, t.stride(), t.is_neg()) for t in tensors]
 
 
 def _contiguous(tensor: Tensor) -> Tensor:
     """The same tensor if its memory can be read as it is, or else a copy."""
-    return tensor if tensor.is_contiguous() and not tensor.is_neg() else tensor.resolve_neg().contiguous()
+    whole = tensor if tensor.is_contiguous() and not tensor.is_neg() else tensor.resolve_neg().contiguous()
+    return _in_memory(whole)
+
+
+def _in_memory(tensor: Tensor) -> Tensor:
+    """The same tensor; an error if it has no memory, which would crash the kernels."""
+    if not tensor.data_ptr() and tensor.numel():
+        raise ArgumentError(
+            "a tensor without memory is given, as a parameter is that FSDP has freed; expected one with its numbers"
+        )
+    return tensor
 
 
 def _described(call: Call, *, output: Tensor | None = None, final: Sequence[Tensor] = (), kept: Tensor | None) -> bytes:
@@ -299,7 +312,7 @@ def _checked_steps(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: tor
         _refuse(name, tensor, shape, dtype)
     if tensor.is_neg():
         tensor = tensor.resolve_neg()
-    return tensor if tensor.stride(2) == 1 or shape[2] == 1 else tensor.contiguous()
+    return _in_memory(tensor if tensor.stride(2) == 1 or shape[2] == 1 else tensor.contiguous())
 
 
 def _refuse(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> NoReturn:

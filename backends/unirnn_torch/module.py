@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from unirnn import LSTMSpec, RecurrentSpec, RNNSpec
 from unirnn.contract.backend import Arrays
-from unirnn.contract.call import Arguments, Call, Layout, bind, join_state, prepare, prepare_step, state_parts
+from unirnn.contract.call import Arguments, Call, bind, join_state, prepare, prepare_step, state_parts
 from unirnn.contract.lengths import Sizes, check_lengths, check_resets, parse_lengths, parse_resets
 from unirnn.contract.module import Module
 from unirnn.devices import short_name
@@ -102,6 +102,7 @@ class Recurrent(torch.nn.RNNBase):
         self._names = tuple(spec.weight_shapes())
         self._has_native = dispatch.has_native(spec)
         self._last: dict[str, Prepared | None] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         if weights is not None:
             self._first_weights = None
 
@@ -160,20 +161,26 @@ class Recurrent(torch.nn.RNNBase):
     def _run_like_last(
         self, kind: str, weights: dict[str, Tensor], x: Any, hx: Any, check: Callable[[], Call]
     ) -> tuple[Tensor, Any]:
-        """Run a call without lengths and resets, or a step, by the `Prepared` of the last one if that fits.
+        """Run a call without lengths and resets, or a step, by what was prepared for those before if that fits.
 
         To check and to describe a small call takes longer than to compute it.
         """
-        parts = state_parts(self.spec, hx, "state" if kind == "step" else "hx") or ()
-        if not self._is_simple(weights, x, parts):
+        if not self._is_simple(weights, x, _parts(hx)):
             return self._run(check(), weights)
         last = self._last.get(kind)
-        if last is not None and last.fits(weights.values(), x, parts):
-            y, final = last.run(x, parts)
-            return y, join_state(final)
+        if last is not None:
+            parts = state_parts(self.spec, hx, "state" if kind == "step" else "hx") or ()
+            if last.fits(weights.values(), x, parts):
+                y, final = last.run(x, parts)
+                return y, join_state(final)
         call = check()
-        self._last[kind] = self._prepared(weights, x, call.layout)
-        return self._run(call, weights)
+        result = self._run(call, weights)
+        # A shape that comes twice in a row is likely to come again. Preparing for each new one would waste time.
+        before, self._shapes[kind] = self._shapes.get(kind), x.shape
+        if x.shape == before and self.kernel in ("auto", "compiled") and self._can_prepare(weights, x):
+            directions = Stack(self.spec, weights, 0.0, False, False).directions()
+            self._last[kind] = Prepared(self.spec, directions, x, call.layout)
+        return result
 
     def _is_simple(self, weights: dict[str, Tensor], x: Any, state: tuple[Any, ...]) -> bool:
         """Whether gradients are switched off, and nothing traces, watches or changes the call, as dropout would."""
@@ -182,11 +189,8 @@ class Recurrent(torch.nn.RNNBase):
         tensors = isinstance(x, Tensor) and all(isinstance(part, Tensor) for part in state)
         return tensors and not operators.needs_operator(x, state, weights.values()) and dispatch.is_plain()
 
-    def _prepared(self, weights: dict[str, Tensor], x: Tensor, layout: Layout) -> Prepared | None:
-        if self.kernel not in ("auto", "compiled") or dispatch.unsupported_reason("compiled", self.spec) is not None:
-            return None
-        stack = Stack(self.spec, weights, 0.0, False, False)
-        return Prepared(self.spec, stack.directions(), x, layout) if Prepared.can_be_had(weights.values(), x) else None
+    def _can_prepare(self, weights: dict[str, Tensor], x: Tensor) -> bool:
+        return dispatch.unsupported_reason("compiled", self.spec) is None and Prepared.can_be_had(weights.values(), x)
 
     def _run(self, call: Call, weights: dict[str, Tensor]) -> tuple[Tensor, Any]:
         x, ns, begins = call.input, call.lengths, call.resets

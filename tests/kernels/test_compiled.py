@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from unirnn import GRUSpec, LSTMSpec, RecurrentSpec, RNNSpec, kernels
 from unirnn.contract.call import Batch
-from unirnn.kernels import compiled, library
+from unirnn.kernels import KernelName, compiled, library
 from unirnn.testing import oracle
 
 Array = NDArray[Any]
@@ -261,6 +261,17 @@ def test_inputs_of_any_strides_give_the_same_results(cell: str) -> None:
         moved = arrays | {name: change(arrays[name]) for name in ("input", "d_output", "h_0", "d_h_n")}
         for name, array in run(spec, moved, lengths).items():
             np.testing.assert_array_equal(array, expected_results[name], err_msg=name)
+
+
+@pytest.mark.parametrize("kernel", ["compiled", "fallback"])
+def test_a_gradient_shows_a_nan_of_relu(kernel: KernelName) -> None:
+    """As in torch, whose gradient of relu is zero where the result is at most 0, which NaN is not."""
+    weights = {"weight_ih_l0": np.ones((1, 1)), "weight_hh_l0": np.ones((1, 1))}
+    spec, x = RNNSpec(1, 1, nonlinearity="relu", bias=False), np.array([[[1.0]], [[np.nan]], [[1.0]]])
+    output, _, pullback = kernels.recurrent(spec, weights, Batch(x), keep=True, kernel=kernel)
+    found = pullback(np.ones_like(output), (np.zeros((1, 1, 1)),))
+    assert np.isnan(found["weight_ih_l0"]).all()
+    np.testing.assert_array_equal(found["input"].ravel(), [3, 2, 1])
 
 
 def test_python_and_c_agree_on_how_much_is_kept() -> None:

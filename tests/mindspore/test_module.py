@@ -329,7 +329,7 @@ class TestWithoutCompiledKernels:
         with pytest.raises(errors.LimitError, match="given 'compiled', but there is no C compiler; build with 'auto'"):
             SPECS[1].build("mindspore", kernel="compiled")
         module = SPECS[2].build("mindspore", dtype="float64")
-        with pytest.raises(errors.LimitError, match="given float64, but .* computes in float32; build in"):
+        with pytest.raises(errors.LimitError, match=r"given float64, but .* computes in float32; build in"):
             compiled(module)(Tensor(np.ones((5, 3, 3))), None, None)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -120,7 +121,7 @@ def test_a_prepared_call_gives_the_same_bits(spec: RecurrentSpec) -> None:
         full = shape[1] if batch_size == shape[0] else shape[0]
         for given, hx in ((x, None), (x, join_state(parts)), (x[::-1], None), (np.asfortranarray(x), None)):
             wanted, final = module(given, hx, full if batch_size is None else [full] * batch_size)
-            for _ in range(2):
+            for _ in range(3):  # the second one is prepared
                 output, found = module(given, hx)
                 np.testing.assert_array_equal(output, wanted)
                 for part, expected in zip(state_parts(spec, found) or (), state_parts(spec, final) or (), strict=True):
@@ -140,6 +141,43 @@ def test_the_current_weights_are_used(steps: int | None) -> None:
     assert len({float(y.sum()) for y in (before, written, replaced)}) == 3
     wanted, _ = gru(x if steps else x[None], state, [steps or 1] * 2)
     close(replaced, wanted if steps else wanted[0], 1e-6)
+
+
+def test_weights_of_other_names_are_used() -> None:
+    gru = GRUSpec(3, 4, bias=False).build("numpy", seed=0)
+    x = np.ones((2, 1, 3), np.float32)
+    before = [gru(x)[0] for _ in range(3)][-1]
+    gru.weights |= {"bias_ih_l0": np.ones(12, np.float32), "bias_hh_l0": np.ones(12, np.float32)}
+    after, _ = gru(x)
+    np.testing.assert_array_equal(after, gru(x, seq_length=[2])[0])
+    assert np.abs(after - before).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_hh_l0"])
+def test_weights_of_a_wrong_shape_are_refused_at_each_call(name: str) -> None:
+    """The kernels would read and write memory of others."""
+    gru = GRUSpec(3, 4).build("numpy", seed=0)
+    x = np.ones((2, 1, 3), np.float32)
+    gru.weights[name] = np.zeros((180, 60)[: gru.weights[name].ndim], np.float32)
+    runs: list[Callable[[], Any]] = [lambda: gru(x), lambda: gru.step(x[0]), lambda: gru.vjp(x)]
+    for run in [*runs, *runs]:
+        with pytest.raises(errors.ShapeError, match=rf"weights\['{name}'\]: given shape \(180"):
+            run()
+    del gru.weights["bias_ih_l0"]
+    gru.weights[name] = GRUSpec(3, 4).build("numpy", seed=0).weights[name]
+    with pytest.raises(errors.ShapeError, match="given one of bias_ih_l0 and bias_hh_l0, expected both or none"):
+        gru(x)
+
+
+def test_numbers_in_the_other_byte_order() -> None:
+    gru = GRUSpec(3, 4).build("numpy", seed=0)
+    x = np.ones((2, 1, 3), np.float32)
+    wanted, _ = gru(x)
+    gru.weights = {name: array.astype(">f4") for name, array in gru.weights.items()}
+    for _ in range(3):
+        output, _ = gru(x.astype(">f4"))
+        assert output.dtype == ">f4"
+        np.testing.assert_array_equal(output, wanted)
 
 
 def test_a_prepared_step_takes_other_shapes_and_layouts() -> None:
@@ -166,8 +204,9 @@ def test_a_prepared_step_takes_other_shapes_and_layouts() -> None:
 def test_a_module_that_has_made_calls_and_steps_can_be_copied() -> None:
     gru = GRUSpec(3, 4).build("numpy", seed=0)
     x = np.ones((2, 3), np.float32)
-    gru(x[None])
-    wanted, _ = gru.step(x)
+    for _ in range(2):
+        gru(x[None])
+        wanted, _ = gru.step(x)
     for other in (copy.deepcopy(gru), pickle.loads(pickle.dumps(gru))):
         np.testing.assert_array_equal(other.step(x)[0], wanted)
         other.weights["weight_ih_l0"][...] = 0

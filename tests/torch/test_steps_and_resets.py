@@ -253,13 +253,19 @@ def _load(module: nn.Module) -> None:
     module.load_state_dict({name: value * 0.5 for name, value in module.state_dict().items()}, assign=True)
 
 
+def _negate(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        parameter.data = torch._neg_view(parameter.data)
+
+
 @pytest.mark.parametrize("steps", [None, 2], ids=["step", "call"])
-@pytest.mark.parametrize("change", [_assign, _write, _replace, _load], ids=lambda change: change.__name__)
+@pytest.mark.parametrize("change", [_assign, _write, _replace, _load, _negate], ids=lambda change: change.__name__)
 @torch.no_grad()
 def test_the_current_weights_are_used(change: Callable[[nn.Module], None], steps: int | None) -> None:
     gru = GRUSpec(3, 4, 2).build("torch", seed=0)
     run, x = (gru, torch.ones(steps, 2, 3)) if steps else (gru.step, torch.ones(2, 3))
     _, state = run(x)
+    before, _ = run(x, state)
     before, _ = run(x, state)
     change(gru)
     after, _ = run(x, state)
@@ -288,7 +294,7 @@ def test_a_prepared_call_gives_the_same_bits(spec: RecurrentSpec) -> None:
         other = x.movedim(-1, 0).contiguous().movedim(0, -1)  # in another order of memory
         for given, state in ((x, None), (x, hx), (other, None), (torch.complex(x, -x).conj().imag, None)):
             wanted = module(given, state, full if batch_size is None else [full] * batch_size)
-            for _ in range(2):
+            for _ in range(3):  # the second one is prepared
                 torch.testing.assert_close(module(given, state), wanted, rtol=0, atol=0)
 
 
@@ -320,11 +326,41 @@ def test_mistakes_after_a_prepared_call() -> None:
     ):
         module, x = spec.build("torch", seed=0), torch.ones(2, 3)
         for name, run, given in (("hx", module, x.unsqueeze(0)), ("state", module.step, x)):
-            run(given)
+            for _ in range(2):
+                run(given)
             with pytest.raises(errors.ArgumentError, match=f"{name}: {expected}"):
                 run(given, wrong)
             with pytest.raises(errors.UnirnnError, match="given"):
                 run(given.tolist())
+
+
+@torch.no_grad()
+def test_weights_of_a_wrong_shape_are_refused_at_each_call() -> None:
+    """The kernels would read and write memory of others."""
+    changes: list[Callable[[Any], Any]] = [
+        lambda gru: gru.register_parameter("weight_ih_l0", nn.Parameter(torch.zeros(2, 2))),
+        lambda gru: gru.register_parameter("weight_hh_l0", nn.Parameter(torch.zeros(18, 200))),
+        lambda gru: gru.register_parameter("bias_hh_l0", nn.Parameter(torch.zeros(1))),
+        lambda gru: gru.__dict__.update(_parameters=dict(GRUSpec(3, 8).build("torch").named_parameters())),
+    ]
+    x = torch.ones(5, 2, 3)
+    for change in changes:
+        gru = GRUSpec(3, 6).build("torch", seed=0)
+        change(gru)
+        for run, given in ((gru, x), (gru, x), (gru.step, x[0]), (gru.step, x[0])):
+            with pytest.raises(errors.ShapeError, match="given"):
+                run(given)
+
+
+def test_tensors_without_memory_are_refused() -> None:
+    gru, x = GRUSpec(3, 4).build("torch", seed=0), torch.ones(5, 2, 3)
+    for _ in range(3):
+        with torch.no_grad():
+            gru(x)
+    gru.weight_hh_l0.untyped_storage().resize_(0)  # as FSDP does
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad), pytest.raises(errors.ArgumentError, match="a tensor without memory is"):
+            gru(x)
 
 
 @torch.no_grad()
@@ -361,7 +397,9 @@ def test_threads_make_steps_at_the_same_time() -> None:
 def test_a_module_that_has_made_calls_and_steps_can_be_copied() -> None:
     gru = GRUSpec(3, 4).build("torch", seed=0)
     x = torch.ones(2, 3)
-    gru(x.unsqueeze(0))
+    for _ in range(2):
+        gru(x.unsqueeze(0))
+        gru.step(x)
     wanted, _ = gru.step(x)
     for other in (copy.deepcopy(gru), pickle.loads(pickle.dumps(gru))):
         torch.testing.assert_close(other.step(x)[0], wanted)

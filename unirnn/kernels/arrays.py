@@ -101,7 +101,8 @@ class Prepared:
         for part, shape in zip(state, self._stack.state_shapes, strict=False):
             if type(part) is not np.ndarray or part.shape != shape or part.dtype != self._dtype:
                 return False
-        return x.flags.aligned and all(weights.get(name) is array for name, array in self._weights.items())
+        has_same = all(weights.get(name) is array for name, array in self._weights.items())
+        return has_same and len(weights) == len(self._weights) and x.flags.aligned
 
     def run(self, x: Array, state: State) -> tuple[Array, State]:
         """Make a call; without a state, start from zeros. Return the output and the final state in the layout of x."""

@@ -294,10 +294,10 @@ class Stack:
         address, h_offset, c_offset = self._memory.address, 0, 0
         final = tuple([empty(shape) for shape in self.state_shapes])
         before, after = [address(part) for part in state], [address(part) for part in final]
-        outputs, target = [x], address(x)  # the list holds an output while the next layer reads it
+        held, target = [x], address(x)
         for input_strides, directions in self._layers:
-            outputs.append(empty(self._output_shape))
-            source, target = target, address(outputs[-1])
+            held = [held[-1], empty(self._output_shape)]  # what the layer reads, and what it writes
+            source, target = target, address(held[1])
             for which, fixed, column in directions:
                 described = _LAYER.pack(
                     *which,
@@ -316,7 +316,7 @@ class Stack:
                 _check(self._run(described))
                 h_offset += self._h_bytes
                 c_offset += self._c_bytes
-        return self._layout.restore_steps(outputs[-1]), final
+        return self._layout.restore_steps(held[-1]), final
 
 
 def _sizes(weights: Weights) -> tuple[int, int]:

@@ -272,7 +272,7 @@ def _lstm_backward(gate: _Gate, step: _Step, d_state: State, w_hh: Array) -> tup
 
 _RNN = {
     "tanh": _rnn(np.tanh, lambda h: 1 - h * h),
-    "relu": _rnn(lambda a: np.maximum(a, 0), lambda h: (h > 0).astype(h.dtype)),
+    "relu": _rnn(lambda a: np.maximum(a, 0), lambda h: (~(h <= 0)).astype(h.dtype)),
 }
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from unirnn.contract.call import Batch
 from unirnn.contract.limits import Support
-from unirnn.errors import LimitError
+from unirnn.errors import LimitError, ShapeError
 from unirnn.reference import Weights
 from unirnn.specs import RecurrentSpec
 
@@ -84,6 +84,7 @@ class _Layers:
                 position = layer * width + k
                 suffix = spec.suffixes()[position]
                 weights = Weights(*[_get(self._weights, name + suffix, x.dtype) for name in _NAMES])
+                _check_shapes(spec, suffix, weights, x.shape[2])
                 one = Direction(
                     spec, weights, spec.is_reverse(position), x, _at(position, initial), self._lengths, self._resets
                 )
@@ -156,10 +157,15 @@ def recurrent(
     pullback
         ``pullback(d_output, d_final_state)`` gives the gradients by name: ``input`` `(T, B, I)`, ``h_0`` (and
         ``c_0``), and each weight.
+
+    Raises
+    ------
+    ShapeError
+        If a weight has the wrong shape.
     """
     x, hx, lengths, resets = batch
     dtype = x.dtype
-    computed = np.dtype(np.float32) if dtype == np.float16 else dtype
+    computed = np.dtype(np.float32) if dtype == np.float16 else dtype.newbyteorder("=")
     rows = _steps(x, computed)
     if keep and np.may_share_memory(rows, x):
         rows = rows.copy()  # the caller may write over it before the backward pass
@@ -190,6 +196,17 @@ def recurrent(
 def _at(position: int, state: State) -> State:
     """`(B, H)` each of the `(L*D, B, H)` of all layers and directions."""
     return tuple([part[position] for part in state])
+
+
+def _check_shapes(spec: RecurrentSpec, suffix: str, weights: Weights, input_size: int) -> None:
+    """Refuse weights that don't fit the spec, as the kernels would read and write other memory; raises ShapeError."""
+    rows, size = len(spec.gates) * spec.hidden_size, spec.output_size
+    expected = (rows, input_size), (rows, size), (rows,), (rows,), (size, spec.hidden_size)
+    for name, array, shape in zip(_NAMES, weights, expected, strict=True):
+        if array is not None and array.shape != shape:
+            raise ShapeError(f"weights[{name + suffix!r}]: given shape {array.shape}, expected {shape}")
+    if (weights.bias_ih is None) != (weights.bias_hh is None):
+        raise ShapeError(f"weights: given one of bias_ih{suffix} and bias_hh{suffix}, expected both or none")
 
 
 def _get(weights: Mapping[str, Array], name: str, dtype: np.dtype[Any]) -> Array | None:

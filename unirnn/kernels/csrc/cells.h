@@ -113,7 +113,7 @@ INLINE void step_backward(int cell, int stage, const cell_step_back *s) {
     vec d_h = load(s->d_h + s->first);
     if (stage == 0 && s->d_output) d_h += load_some(s->d_output + s->first, s->left);
     if (cell == RNN_TANH) give(s, 0, d_h * slope_of_tanh(kept_of(s, KEPT_H)));
-    if (cell == RNN_RELU) give(s, 0, choose(kept_of(s, KEPT_H) > splat(0), d_h, splat(0)));
+    if (cell == RNN_RELU) give(s, 0, choose(kept_of(s, KEPT_H) <= splat(0), splat(0), d_h)); /* NaN passes it */
     if (cell == RNN_TANH || cell == RNN_RELU || cell == LSTM) store(s->d_h + s->first, splat(0));
     if (cell == GRU || (cell == GRU_RESET_BEFORE && stage == 0)) {
         vec z = kept_of(s, KEPT_Z), n = kept_of(s, KEPT_N);

@@ -83,6 +83,13 @@ MISTAKES = {
         "step: given layers in two directions, expected layers that run forward only; the reverse direction begins at "
         "the end of a sequence, so call the module on the whole sequence",
     ),
+    "two directions, and a pair": (
+        GRUSpec(I, H, bidirectional=True),
+        lambda module, to: module.step(to(X), (to(zeros(2, B, H)), to(zeros(2, B, H)))),
+        errors.ArgumentError,
+        "step: given layers in two directions, expected layers that run forward only; the reverse direction begins at "
+        "the end of a sequence, so call the module on the whole sequence",
+    ),
     "x with an axis T": (
         GRUSpec(I, H),
         lambda module, to: module.step(to(zeros(1, B, I))),
