@@ -119,14 +119,8 @@ class Call(NamedTuple):
 
     Parameters
     ----------
-    input
-        `(T, B, I)`.
-    state
-        The initial state, `(L*D, B, H)` each; None is zeros.
-    lengths
-        `(B,)`, as `read_lengths` returned them; None if every step is valid.
-    resets
-        `(T, B)`, as `read_resets` returned them; None if no sequence begins anew.
+    input, state, lengths, resets
+        See `Batch`; the lengths and the resets are as `read_lengths` and `read_resets` of `prepare` returned them.
     sizes
         T and B, as the caller gave them.
     layout
