@@ -1,7 +1,7 @@
 """One spec for RNN, GRU and LSTM layers; native modules on NumPy, PyTorch, MindSpore and others.
 
 Importing unirnn imports no framework: a backend is imported when it is first used. Snapshots, files and `explain` are
-imported when they are first used, too.
+also imported when they are first used.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -125,7 +125,7 @@ def migrate(source: Any, *, to: Any, rename: Rename | None = None, strict: bool 
     """
     arrays, layers = _opened(source)
     backend, owned = _owned(to)
-    # A module that drops weights itself has the raw one, too.
+    # A module that drops weights itself also has the raw one.
     drops = any(name.endswith("_raw") for names in owned for name in names)
     named = {name: name for name in arrays} if drops else without_dropped(arrays)
     floats = {name: array for name, array in arrays.items() if array.dtype in DTYPES}

@@ -168,7 +168,7 @@ class _Known:
 
 
 class _Other:
-    """Stands for anything else that was given in the place of a tensor."""
+    """Stands for anything else that was given instead of a tensor."""
 
 
 # What the messages of the core call them.

@@ -339,7 +339,7 @@ def batch_norm(layer: Any, spec: Spec, flow: Flow, module: Any = None) -> Flow:
         return flow.to(layer(x.reshape(-1, x.shape[-1])).view(x.shape), is_clean=False)
     if isinstance(padding.lengths, Tensor):
         return flow.to(_masked_batch_norm(module, flow.cleaned().x, padding), is_clean=False)
-    # The layer sees the valid steps only, so its statistics are right, and those over processes, too.
+    # The layer sees the valid steps only, so its statistics are right, also those over several processes.
     step = np.arange(padding.steps)
     is_valid = step < padding.lengths[:, None] if flow.axis == 1 else step[:, None] < padding.lengths
     rows = torch.from_numpy(np.flatnonzero(is_valid)).to(x.device, non_blocking=True)

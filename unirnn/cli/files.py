@@ -82,7 +82,7 @@ def show(file: _File, format: _Format = None, as_json: AsJson = False) -> None:
 
 
 def _others(found: files.Contents) -> list[str]:
-    """Describe what else is in the file: arrays of no recurrent layer, or the reason why there is no array."""
+    """Describe what else is in the file: arrays that are not of a recurrent layer, or the reason why there are none."""
     prefixes = tuple(filter(None, found.layers))
     of_whole = found.layers[""].weights if "" in found.layers else {}
     others = [

@@ -24,7 +24,7 @@ _MAX_CHAIN = 100  # of nodes, each of which computes from the one before
 _RUNTIME = "com.microsoft"  # ONNX Runtime, whose operators of a name of ONNX's compute the same
 _DOMAINS = ("", "ai.onnx", _RUNTIME)
 _CONSTANTS = (["value_float"], ["value_floats"], ["value_int"], ["value_ints"])
-_OPSET = 21  # of ONNX, in the place of one that a model doesn't say
+_OPSET = 21  # of ONNX, instead of one that a model doesn't say
 
 Arrays = Sequence[Array]
 Attributes = Mapping[str, Any]

@@ -102,7 +102,7 @@ class Scope:
         return scope, name
 
     def attributes(self, node: Any) -> list[Any]:
-        """The attributes of a node, those that a function passes on in the place of their references."""
+        """The attributes of a node, those that a function passes on instead of their references."""
         found = []
         for attribute in node.attribute:
             if not attribute.ref_attr_name:

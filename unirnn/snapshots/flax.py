@@ -168,12 +168,12 @@ def translate(arrays: "Mapping[str, StoredArray]") -> "dict[str, StoredArray]":
     Parameters
     ----------
     arrays
-        By the names of `flatten`, ``params.LSTMCell_0.ii.kernel``, or with slashes in the place of dots.
+        By the names of `flatten`, ``params.LSTMCell_0.ii.kernel``, or with slashes instead of dots.
 
     Returns
     -------
     dict
-        ``params.LSTMCell_0.weight_ih_l0`` and so on in the place of the arrays of each cell.
+        ``params.LSTMCell_0.weight_ih_l0`` and so on instead of the arrays of each cell.
 
     Examples
     --------

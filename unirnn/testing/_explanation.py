@@ -234,7 +234,7 @@ def _cause_of_layer(snapshot: Snapshot, batch: Batch, results: list[Array], tole
     if spec.takes_tokens != is_given_tokens or (
         not is_given_tokens and spec.input_features not in (0, input.shape[-1])
     ):
-        return None  # the layer before does not give its input, so the model is no chain
+        return None  # the layer before does not give its input, so the model is not a chain
     if isinstance(spec, RecurrentSpec):
         parts = results[1 : 1 + len(spec.states)]
         is_known = [part.shape for part in parts] == list(spec.state_shapes(batch.batch_size).values())

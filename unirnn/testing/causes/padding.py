@@ -16,7 +16,7 @@ OF_NAN = (
 )
 OF_CODE = (
     "reads the padding: a mean, a maximum or a softmax over all T steps, a sequence that was reversed together with "
-    "its padding, or step -1 in the place of step n - 1"
+    "its padding, or step -1 instead of step n - 1"
 )
 OF_FINAL_STATE = (
     "its final state is that of step T, after the padding, instead of that of step n - 1; pack the batch, or give the "

@@ -318,7 +318,7 @@ def zeros(*shape: int, dtype: str = "float32") -> Any:
 
 
 def in_words_of(array: Any, words: str) -> str:
-    """Turn the words of an error into a pattern, with the framework's names in the place of ``{array}`` and ``{type}``.
+    """Turn the words of an error into a pattern, with the framework's names instead of ``{array}`` and ``{type}``.
 
     ``{type}`` is the name of the array's class. ``{array}`` may be that of any of its base classes, such as
     ``jax.Array``.
