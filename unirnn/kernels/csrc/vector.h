@@ -13,6 +13,7 @@
 #if DOUBLE
 typedef double real;
 typedef int64_t whole;
+typedef uint64_t natural;
 #define MANTISSA 52
 #define ROUNDING 6755399441055744.0 /* 1.5 * 2**52: adding it rounds to a whole number */
 #define EXP_LEAST -746.0            /* below it, exp is 0 */
@@ -22,6 +23,7 @@ typedef int64_t whole;
 #else
 typedef float real;
 typedef int32_t whole;
+typedef uint32_t natural;
 #define MANTISSA 23
 #define ROUNDING 12582912.0f
 #define EXP_LEAST -105.0f
@@ -49,6 +51,7 @@ typedef int32_t whole;
 
 typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
 typedef whole ivec __attribute__((vector_size(VECTOR_BYTES)));
+typedef natural uvec __attribute__((vector_size(VECTOR_BYTES))); /* for sums that may overflow */
 typedef real vec_in_memory __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
 INLINE vec splat(real x) { return x - (vec){0}; }
@@ -129,7 +132,7 @@ INLINE void transpose(vec *rows) {
 }
 
 /* 2**n, for n whose result is a normal number. */
-INLINE vec power_of_two(ivec n) { return (vec)((n + isplat(DOUBLE ? 1023 : 127)) << MANTISSA); }
+INLINE vec power_of_two(ivec n) { return (vec)(((uvec)n + (uvec)isplat(DOUBLE ? 1023 : 127)) << MANTISSA); }
 
 /* exp(r) - 1 = r + r^2 q(r) for |r| <= ln(2) / 2, with the polynomial q of the least relative error (Remez). */
 INLINE vec exp_less_1_near_0(vec r) {
@@ -152,7 +155,7 @@ INLINE vec exp_less_1_near_0(vec r) {
 INLINE vec reduce(vec x, ivec *n) {
     vec shifted = x * splat((real)1.4426950408889634074) + splat(ROUNDING);
     vec whole_part = shifted - splat(ROUNDING);
-    *n = (ivec)shifted - (ivec)splat(ROUNDING);
+    *n = (ivec)((uvec)shifted - (uvec)splat(ROUNDING)); /* of use only if it does not overflow */
     return (x - whole_part * splat(LN2_HIGH)) - whole_part * splat(LN2_LOW);
 }
 
