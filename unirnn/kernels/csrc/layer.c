@@ -7,6 +7,8 @@
 
    `call.h` puts a call in this order, `forward.h` and `backward.h` run it. These headers are included here only. */
 
+#define _GNU_SOURCE /* for the processors of a thread, in `threads.h` */
+
 #include "plans.h"
 
 #include <stdlib.h>

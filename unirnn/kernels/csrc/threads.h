@@ -23,6 +23,23 @@ static inline void run_team(int size, void (*run)(void *, int, thread_team *), v
 #else
 
 #include <pthread.h>
+#include <sched.h>
+
+/* Let a new thread begin on another processor than this one, where some Linux systems would let it wait for us. */
+static void move_away(pthread_t thread) {
+#if defined(__linux__)
+    cpu_set_t all, others;
+    int here = sched_getcpu();
+    if (here < 0 || pthread_getaffinity_np(thread, sizeof(all), &all)) return;
+    others = all;
+    CPU_CLR(here, &others);
+    if (!CPU_COUNT(&others)) return;
+    pthread_setaffinity_np(thread, sizeof(others), &others);
+    pthread_setaffinity_np(thread, sizeof(all), &all);
+#else
+    (void)thread;
+#endif
+}
 
 typedef struct thread_team {
     pthread_mutex_t lock;
@@ -62,7 +79,7 @@ static void run_team(int size, void (*run)(void *, int, thread_team *), void *ar
     thread_team t = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 1, 0, 0, run, argument};
     pthread_t threads[MOST_THREADS];
     int made = 1;
-    while (made < size && pthread_create(&threads[made], NULL, member, &t) == 0) made++;
+    while (made < size && pthread_create(&threads[made], NULL, member, &t) == 0) move_away(threads[made++]);
     pthread_mutex_lock(&t.lock);
     t.size = made;
     pthread_cond_broadcast(&t.changed);
